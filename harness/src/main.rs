@@ -1,0 +1,2 @@
+//! The binary `hydra`.
+fn main() {}

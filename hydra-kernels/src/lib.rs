@@ -1,0 +1,2 @@
+//! HydraLoRA kernels.
+#![no_std]

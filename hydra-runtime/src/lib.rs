@@ -1,0 +1,1 @@
+//! LLaMA runtime with an adapter.
