@@ -1,2 +1,42 @@
-//! HydraLoRA kernels.
+//! HydraLoRA's arithmetic on the CPU: `no_std`, no allocation, single-threaded and pure.
+//!
+//! A frozen linear layer with a HydraLoRA adapter computes, for row-major `x` [tokens, d_in],
+//!
+//! ```text
+//! y = x Wᵀ + scale · Σ_e gate_e ∘ (x Aᵀ) B_eᵀ,      gate = softmax(x Rᵀ) per token
+//! ```
+//!
+//! [`hydra`] is that operator, forward and backward. It is composed of pieces that a threaded engine may
+//! compose differently: [`gemm`] (packed panels, tiles, frozen weights in their own format through
+//! [`quant`]), [`gate`], [`softmax`] and [`dropout`].
+//!
+//! Conventions: matrices are row-major f32; an instruction set is a value ([`Isa`]) passed first; memory comes
+//! from the caller ([`workspace`]); a function that returns an error has written nothing.
 #![no_std]
+
+pub mod dropout;
+pub mod error;
+pub mod gate;
+pub mod gemm;
+pub mod hydra;
+pub mod isa;
+pub mod math;
+pub mod matvec;
+pub mod quant;
+
+pub mod shape;
+pub mod softmax;
+pub mod workspace;
+
+pub use dropout::{Dropout, dropout, dropout_accumulate};
+pub use error::Error;
+pub use gate::{Gate, activate, mix, mix_backward};
+pub use gemm::{
+    Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, gemm, pack, panels_len, to_bf16,
+};
+pub use hydra::AdapterRef;
+pub use isa::{Bf16Isa, Isa};
+pub use matvec::matvec;
+pub use quant::{Format, RowOrder, Weight};
+pub use shape::HydraShape;
+pub use workspace::{Scratch, Workspace};

@@ -1,0 +1,204 @@
+//! C = Σ_t A_t · B_t in tiles: A is read where it lies, B from packed panels, and sums are f32.
+//!
+//! ```text
+//! C [m, n] row-major, A_t [m, k_t] at any strides, B_t [k_t, n] packed by `pack` (which decodes frozen weights)
+//! ```
+//!
+//! **Panels.** NR columns of B lie together, zero-padded: f32 as [n/NR][k][NR], bf16 as [n/NR][k/2][NR][2], neighbours
+//! along k adjacent, as VDPBF16PS wants them (and an AMX tile, in sixteen columns).
+//!
+//! **Blocks.** k is cut into equal blocks of at most KC, so that a tile of A (MR × KC, copied to the stack) stays in L1,
+//! and n into groups of panels that stay in L2 while all the tiles of A pass over them.
+//!
+//! **Order.** An element of C is the sum over terms and blocks in order, each block summed in order of k: for a given
+//! instruction set it doesn't depend on m, on n, or on how a caller cuts C into rows and panels.
+
+mod convert;
+mod drive;
+mod pack;
+mod portable;
+
+pub use convert::to_bf16;
+pub use pack::pack;
+
+use crate::error::{Error, at_least, extent};
+use crate::isa::{Bf16Isa, Isa};
+use crate::quant::Weight;
+use half::bf16;
+
+/// Columns that are a whole number of panels on every instruction set: where to cut n.
+pub const PANEL_ALIGN: usize = 32;
+
+/// Rows of k that are a whole number of steps on every instruction set, for scratch sizes that don't depend on one.
+pub const K_ALIGN: usize = 32;
+
+/// A matrix that is read in place: element (i, p) is `data[i · row_stride + p · col_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a, E> {
+    /// The elements.
+    pub data: &'a [E],
+    /// From a row to the next.
+    pub row_stride: usize,
+    /// From a column to the next.
+    pub col_stride: usize,
+}
+
+impl<'a, E> Rows<'a, E> {
+    /// Row-major with `cols` columns.
+    pub fn row_major(data: &'a [E], cols: usize) -> Self {
+        Rows {
+            data,
+            row_stride: cols,
+            col_stride: 1,
+        }
+    }
+
+    /// The transpose of a row-major matrix with `cols` columns.
+    pub fn transposed(data: &'a [E], cols: usize) -> Self {
+        Rows {
+            data,
+            row_stride: 1,
+            col_stride: cols,
+        }
+    }
+}
+
+/// B [k, n] as [`pack`] left it.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a, E> {
+    /// At least [`panels_len`] elements.
+    pub data: &'a [E],
+    /// Rows.
+    pub k: usize,
+    /// Columns.
+    pub n: usize,
+}
+
+/// One product A · B of a sum.
+#[derive(Clone, Copy, Debug)]
+pub struct Term<'a, E> {
+    /// [m, k].
+    pub a: Rows<'a, E>,
+    /// [k, n].
+    pub b: Panels<'a, E>,
+}
+
+/// What happens to the old C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// C = sum.
+    Overwrite,
+    /// C += sum.
+    Accumulate,
+}
+
+/// Where [`pack`] finds B [k, n].
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// B[p, j] = `data[p · k_stride + j · n_stride]`.
+    Dense {
+        /// The elements.
+        data: &'a [f32],
+        /// From a row of B to the next.
+        k_stride: usize,
+        /// From a column of B to the next.
+        n_stride: usize,
+    },
+    /// B[p, j] = W[first + j, p]: for X Wᵀ. k is W's columns.
+    WeightRows {
+        /// W.
+        weight: Weight<'a>,
+        /// The row of W that is column 0 of B.
+        first: usize,
+    },
+    /// B[p, j] = W[p, first + j]: for dY W. k is W's rows.
+    WeightCols {
+        /// W.
+        weight: Weight<'a>,
+        /// The column of W that is column 0 of B; a multiple of 32 in block formats.
+        first: usize,
+    },
+}
+
+/// An element type that [`gemm`] multiplies: f32, or bf16 (half the memory traffic; products and sums in f32).
+pub trait Multiplicand: bytemuck::Pod + drive::Kernel {
+    /// The instruction sets that multiply it.
+    type Isa: Copy + core::fmt::Debug + PartialEq;
+}
+
+impl Multiplicand for f32 {
+    type Isa = Isa;
+}
+
+impl Multiplicand for bf16 {
+    type Isa = Bf16Isa;
+}
+
+/// Elements that B [k, n] takes when packed. Saturates.
+pub fn panels_len<E: Multiplicand>(isa: E::Isa, k: usize, n: usize) -> usize {
+    let tile = E::tile(isa);
+    let columns = n.checked_next_multiple_of(tile.nr).unwrap_or(usize::MAX);
+    let rows = k
+        .checked_next_multiple_of(tile.k_step)
+        .unwrap_or(usize::MAX);
+    rows.saturating_mul(columns)
+}
+
+/// At least [`panels_len`] on every instruction set.
+pub const fn panels_bound(k: usize, n: usize) -> usize {
+    k.div_ceil(K_ALIGN)
+        .saturating_mul(K_ALIGN)
+        .saturating_mul(n.div_ceil(PANEL_ALIGN).saturating_mul(PANEL_ALIGN))
+}
+
+/// `c` [m, n], rows `c_stride` apart, = or += Σ_t A_t · B_t.
+///
+/// Every term has n columns; m, n, k and the number of terms may be 0. Writes nothing if it returns an error.
+pub fn gemm<E: Multiplicand>(
+    isa: E::Isa,
+    c: &mut [f32],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    store: Store,
+    terms: &[Term<'_, E>],
+) -> Result<(), Error> {
+    if m > 1 && c_stride < n {
+        return Err(Error::Range {
+            operand: "n",
+            limit: c_stride,
+            got: n,
+        });
+    }
+    at_least("c", extent(m, n, c_stride, 1)?, c.len())?;
+    for Term { a, b } in terms {
+        if b.n != n {
+            return Err(Error::Length {
+                operand: "columns of b",
+                want: n,
+                got: b.n,
+            });
+        }
+        at_least(
+            "a",
+            extent(m, b.k, a.row_stride, a.col_stride)?,
+            a.data.len(),
+        )?;
+        at_least("b", panels_len::<E>(isa, b.k, n), b.data.len())?;
+    }
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let mut store = store;
+    if store == Store::Overwrite && terms.iter().all(|term| term.b.k == 0) {
+        c.chunks_mut(c_stride.max(n))
+            .take(m)
+            .for_each(|row| row[..n].fill(0.0));
+        return Ok(());
+    }
+    for term in terms.iter().filter(|term| term.b.k > 0) {
+        E::multiply(isa, c, c_stride, m, n, store, term);
+        store = Store::Accumulate;
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! The loops around a micro-kernel, the same for every element type and instruction set.
+
+use super::portable::{PortableBf16, PortableF32};
+use super::{Multiplicand, Store, Term};
+use crate::error::Error;
+use crate::isa::{Bf16Isa, Isa};
+use crate::workspace::Workspace;
+use half::bf16;
+
+/// Most rows in a tile of C on any instruction set.
+pub(super) const MR_MAX: usize = 12;
+
+/// A tile of A takes at most this many bytes a row: 12 of them are 18 KiB of a 32 KiB L1, the rest is for B's stream.
+pub(super) const A_ROW_BYTES: usize = 1536;
+
+/// 64 bytes more from row to row, so that the rows of a tile fall into different sets of the cache.
+const A_STRIDE: usize = A_ROW_BYTES / 4 + 16;
+
+/// B's panels that stay in L2 (of 1 MiB or more) while tiles of A pass: half of it.
+const B_BYTES: usize = 512 * 1024;
+
+/// How an element type is tiled on one instruction set.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Columns of a panel.
+    pub(super) nr: usize,
+    /// Panels are padded to a multiple of this many rows.
+    pub(super) k_step: usize,
+}
+
+/// What [`Multiplicand`] seals: the dispatch to micro-kernels and the panel's arrangement.
+pub trait Kernel: Sized {
+    /// Neighbours along k that lie side by side in a panel.
+    #[doc(hidden)]
+    const ADJACENT: usize;
+    #[doc(hidden)]
+    fn narrow(x: f32) -> Self;
+    /// The f32 instruction set that `isa` contains.
+    #[doc(hidden)]
+    fn widened(isa: Self::Isa) -> Isa
+    where
+        Self: Multiplicand;
+    /// `x` in this type: itself, or converted into the workspace.
+    #[doc(hidden)]
+    fn stage<'a>(
+        isa: Self::Isa,
+        x: &'a [f32],
+        workspace: &mut Workspace<'a>,
+    ) -> Result<&'a [Self], Error>
+    where
+        Self: Multiplicand;
+    #[doc(hidden)]
+    fn tile(isa: Self::Isa) -> Tile
+    where
+        Self: Multiplicand;
+    #[doc(hidden)]
+    fn multiply(
+        isa: Self::Isa,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        store: Store,
+        term: &Term<'_, Self>,
+    ) where
+        Self: Multiplicand;
+}
+
+/// A micro-kernel: `rows` × NR of C from a tile of A and a panel of B.
+pub(super) trait Micro: Copy {
+    /// The type of A and of the panels.
+    type E: Multiplicand;
+    /// What a tile of A holds: E, or f32 where the instruction set has no product of E.
+    type A: bytemuck::Pod;
+    const MR: usize;
+    const NR: usize;
+    const K_STEP: usize;
+
+    fn widen(a: Self::E) -> Self::A;
+
+    /// `c[i · c_stride + j]` = or += Σ_p `a[i · a_stride + p]` · b[p, j], for i < `rows` ≤ MR, j < `cols` ≤ NR, p < `k`
+    /// (a multiple of K_STEP).
+    fn tile(self, k: usize, a: &[Self::A], a_stride: usize, b: &[Self::E], c: CTile<'_>);
+}
+
+/// Where a tile of C lies.
+pub(super) struct CTile<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) store: Store,
+}
+
+impl CTile<'_> {
+    /// True if every element that the tile writes is inside `data`.
+    pub(super) fn fits(&self) -> bool {
+        self.rows > 0 && self.data.len() >= (self.rows - 1) * self.stride + self.cols
+    }
+}
+
+#[repr(align(64))]
+struct ATile([f32; MR_MAX * A_STRIDE]);
+
+/// One term: blocks of k, groups of panels, tiles of A, panels.
+pub(super) fn drive<K: Micro>(
+    kernel: K,
+    c: &mut [f32],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    store: Store,
+    term: &Term<'_, K::E>,
+) {
+    const { assert!(K::MR <= MR_MAX) };
+    let k_total = term.b.k;
+    let k_padded = k_total.next_multiple_of(K::K_STEP);
+    let k_most = A_ROW_BYTES / size_of::<K::A>();
+    let k_block = k_padded
+        .div_ceil(k_padded.div_ceil(k_most))
+        .next_multiple_of(K::K_STEP);
+    let a_stride = A_STRIDE * size_of::<f32>() / size_of::<K::A>();
+    let n_block = (B_BYTES / (k_block * size_of::<K::E>())).max(K::NR) / K::NR * K::NR;
+    let mut tile = ATile([0.0; MR_MAX * A_STRIDE]);
+    let a_tile: &mut [K::A] = bytemuck::cast_slice_mut(&mut tile.0);
+    let mut store = store;
+    for p in (0..k_total).step_by(k_block) {
+        let k_real = k_block.min(k_total - p);
+        let k = k_real.next_multiple_of(K::K_STEP);
+        for first in (0..n).step_by(n_block) {
+            let last = n.min(first + n_block);
+            for i in (0..m).step_by(K::MR) {
+                let rows = K::MR.min(m - i);
+                load::<K>(a_tile, a_stride, term, i, rows, p, k_real, k);
+                for j in (first..last).step_by(K::NR) {
+                    let panel = &term.b.data[j * k_padded + p * K::NR..][..k * K::NR];
+                    kernel.tile(
+                        k,
+                        a_tile,
+                        a_stride,
+                        panel,
+                        CTile {
+                            data: &mut c[i * c_stride + j..],
+                            stride: c_stride,
+                            rows,
+                            cols: K::NR.min(n - j),
+                            store,
+                        },
+                    );
+                }
+            }
+        }
+        store = Store::Accumulate;
+    }
+}
+
+/// Copies A[i .. i + rows, p .. p + k_real] into a tile, zeros up to column `k`.
+#[allow(clippy::too_many_arguments)]
+fn load<K: Micro>(
+    tile: &mut [K::A],
+    stride: usize,
+    term: &Term<'_, K::E>,
+    i: usize,
+    rows: usize,
+    p: usize,
+    k_real: usize,
+    k: usize,
+) {
+    let a = &term.a;
+    if a.row_stride == 1 && a.col_stride != 1 {
+        // A transpose: along its contiguous direction first.
+        for q in 0..k_real {
+            let from = &a.data[i + (p + q) * a.col_stride..][..rows];
+            for (row, &a) in from.iter().enumerate() {
+                tile[row * stride + q] = K::widen(a);
+            }
+        }
+    } else {
+        for (row, out) in tile.chunks_mut(stride).take(rows).enumerate() {
+            let from = &a.data[(i + row) * a.row_stride + p * a.col_stride..];
+            if a.col_stride == 1 {
+                for (out, &a) in out.iter_mut().zip(&from[..k_real]) {
+                    *out = K::widen(a);
+                }
+            } else {
+                for (q, out) in out[..k_real].iter_mut().enumerate() {
+                    *out = K::widen(from[q * a.col_stride]);
+                }
+            }
+        }
+    }
+    for out in tile.chunks_mut(stride).take(rows) {
+        out[k_real..k].fill(bytemuck::Zeroable::zeroed());
+    }
+}
+
+const fn tile_of<K: Micro>() -> Tile {
+    Tile {
+        nr: K::NR,
+        k_step: K::K_STEP,
+    }
+}
+
+impl Kernel for f32 {
+    const ADJACENT: usize = 1;
+
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn widened(isa: Isa) -> Isa {
+        isa
+    }
+
+    fn stage<'a>(
+        _isa: Isa,
+        x: &'a [f32],
+        _workspace: &mut Workspace<'a>,
+    ) -> Result<&'a [f32], Error> {
+        Ok(x)
+    }
+
+    fn tile(isa: Isa) -> Tile {
+        match isa {
+            Isa::Portable => tile_of::<PortableF32>(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => tile_of::<PortableF32>(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => tile_of::<PortableF32>(),
+        }
+    }
+
+    fn multiply(
+        isa: Isa,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        store: Store,
+        term: &Term<'_, f32>,
+    ) {
+        match isa {
+            Isa::Portable => drive(PortableF32, c, c_stride, m, n, store, term),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => drive(PortableF32, c, c_stride, m, n, store, term),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => drive(PortableF32, c, c_stride, m, n, store, term),
+        }
+    }
+}
+
+impl Kernel for bf16 {
+    const ADJACENT: usize = 2;
+
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        super::convert::round(x)
+    }
+
+    #[inline(always)]
+    fn widened(isa: Bf16Isa) -> Isa {
+        isa.widened()
+    }
+
+    fn stage<'a>(
+        isa: Bf16Isa,
+        x: &'a [f32],
+        workspace: &mut Workspace<'a>,
+    ) -> Result<&'a [bf16], Error> {
+        let out = workspace.take::<bf16>(x.len())?;
+        super::convert::to_bf16(isa.widened(), out, x)?;
+        Ok(out)
+    }
+
+    fn tile(isa: Bf16Isa) -> Tile {
+        match isa {
+            Bf16Isa::Portable => tile_of::<PortableBf16>(),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx2(_) => tile_of::<PortableBf16>(),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512(_) => tile_of::<PortableBf16>(),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512Bf16(_) => tile_of::<PortableBf16>(),
+        }
+    }
+
+    fn multiply(
+        isa: Bf16Isa,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        store: Store,
+        term: &Term<'_, bf16>,
+    ) {
+        match isa {
+            Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, term),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx2(_) => drive(PortableBf16, c, c_stride, m, n, store, term),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512(_) => drive(PortableBf16, c, c_stride, m, n, store, term),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::Avx512Bf16(_) => drive(PortableBf16, c, c_stride, m, n, store, term),
+        }
+    }
+}

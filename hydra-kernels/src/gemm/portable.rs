@@ -1,0 +1,89 @@
+//! Micro-kernels in plain Rust, for any architecture.
+
+use super::Store;
+use super::drive::{CTile, Micro};
+use half::bf16;
+
+/// 4 × 8: eight accumulators of four floats, in the sixteen registers of SSE2 or the 32 of NEON.
+const MR: usize = 4;
+const NR: usize = 8;
+
+#[derive(Clone, Copy)]
+pub(super) struct PortableF32;
+
+impl Micro for PortableF32 {
+    type E = f32;
+    type A = f32;
+    const MR: usize = MR;
+    const NR: usize = NR;
+    const K_STEP: usize = 1;
+
+    #[inline(always)]
+    fn widen(a: f32) -> f32 {
+        a
+    }
+
+    fn tile(self, k: usize, a: &[f32], a_stride: usize, b: &[f32], c: CTile<'_>) {
+        let (b, _) = b.as_chunks::<NR>();
+        sum(k, a, a_stride, |p| b[p], c);
+    }
+}
+
+/// A is widened as it is copied, B as it is used.
+#[derive(Clone, Copy)]
+pub(super) struct PortableBf16;
+
+impl Micro for PortableBf16 {
+    type E = bf16;
+    type A = f32;
+    const MR: usize = MR;
+    const NR: usize = NR;
+    const K_STEP: usize = 2;
+
+    #[inline(always)]
+    fn widen(a: bf16) -> f32 {
+        a.to_f32()
+    }
+
+    fn tile(self, k: usize, a: &[f32], a_stride: usize, b: &[bf16], c: CTile<'_>) {
+        let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
+        sum(
+            k,
+            a,
+            a_stride,
+            |p| {
+                core::array::from_fn(|j| {
+                    f32::from_bits(u32::from(pairs[p / 2][2 * j + p % 2].to_bits()) << 16)
+                })
+            },
+            c,
+        );
+    }
+}
+
+#[inline(always)]
+fn sum(k: usize, a: &[f32], a_stride: usize, b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
+    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i * a_stride..][..k]);
+    let mut sums = [[0.0f32; NR]; MR];
+    for p in 0..k {
+        let b = b(p);
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum += row[p] * b;
+            }
+        }
+    }
+    for (row, sums) in c
+        .data
+        .chunks_mut(c.stride.max(c.cols))
+        .zip(sums)
+        .take(c.rows)
+    {
+        for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
+            match c.store {
+                Store::Overwrite => *c_element = sum,
+                Store::Accumulate => *c_element += sum,
+            }
+        }
+    }
+}

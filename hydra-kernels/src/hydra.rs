@@ -1,0 +1,518 @@
+//! The whole operator, forward and backward, on one thread: for embedders, and the model of how engines compose it.
+//!
+//! With x [T, d_in], the stacked \[A; R\] [a_rows + N, d_in], B [d_out, N·r], s the scale and D the dropout mask:
+//!
+//! ```text
+//! hidden = [ D(x) Aᵀ | softmax(x Rᵀ) ]           y   = x Wᵀ + s · mixed Bᵀ          mixed = gate ∘ down
+//! dmixed = s · dy B                              dB += s · dyᵀ mixed
+//! [ddown | dlogits] from dmixed                  dA += ddownᵀ D(x)                  dR += dlogitsᵀ x
+//!                                                dx += dy W + D(ddown A) + dlogits R
+//! ```
+//!
+//! The products with W run in `E` (f32 or bf16), the adapter's and the router's always in f32. Dropout acts on A's input,
+//! never on the router's. What backward needs of forward is `hidden` alone.
+
+use crate::dropout::{Dropout, dropout as mask, dropout_accumulate};
+use crate::error::{Error, exact, product};
+use crate::gate::{Gate, activate, mix, mix_backward};
+use crate::gemm::{
+    Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, gemm, pack, panels_bound,
+    panels_len,
+};
+use crate::isa::Isa;
+use crate::quant::Weight;
+use crate::shape::HydraShape;
+use crate::workspace::{Scratch, Workspace};
+
+/// Columns of W (or of Wᵀ) that are packed together: eight panels of 32.
+const CHUNK: usize = 8 * PANEL_ALIGN;
+
+/// An adapter's parameters, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterRef<'a> {
+    /// \[A; R\], [stacked_rows, d_in].
+    pub a: &'a [f32],
+    /// B, [d_out, heads·rank]: head e owns columns e·rank .. (e+1)·rank.
+    pub b: &'a [f32],
+    /// alpha / rank.
+    pub scale: f32,
+}
+
+/// What [`forward`] needs.
+pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
+    let down = panels::<f32>(shape.d_in, shape.stacked_rows());
+    let frozen = panels::<E>(shape.d_in, chunk(shape.d_out));
+    let up = panels::<f32>(shape.mixed(), chunk(shape.d_out));
+    Scratch::matrix::<f32>(shape.tokens, shape.mixed())
+        .and(masked(shape, dropout))
+        .and(staged::<E>(shape.tokens, shape.d_in))
+        .and(down.or(frozen).or(up))
+}
+
+/// `y` [tokens, d_out] = x Wᵀ + s · mixed Bᵀ, and `hidden` [tokens, hidden] = [down | gate].
+///
+/// `x` [tokens, d_in], `weight` [d_out, d_in]. Scratch: [`forward_scratch`]. Writes nothing if it returns an error.
+#[allow(clippy::too_many_arguments)]
+pub fn forward<E: Multiplicand>(
+    isa: E::Isa,
+    shape: &HydraShape,
+    y: &mut [f32],
+    hidden: &mut [f32],
+    x: &[f32],
+    weight: Weight<'_>,
+    adapter: AdapterRef<'_>,
+    gate: Gate<'_>,
+    dropout: Option<Dropout>,
+    workspace: &mut Workspace<'_>,
+) -> Result<(), Error> {
+    check(shape, &weight, adapter, gate)?;
+    exact("y", product(shape.tokens, shape.d_out)?, y.len())?;
+    exact(
+        "hidden",
+        product(shape.tokens, shape.hidden())?,
+        hidden.len(),
+    )?;
+    exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
+    workspace.require(forward_scratch::<E>(shape, dropout.is_some()))?;
+
+    let mut workspace = workspace.reborrow();
+    let plain = E::widened(isa);
+    let &HydraShape {
+        tokens,
+        d_in,
+        d_out,
+        ..
+    } = shape;
+    let mixed = workspace.take::<f32>(tokens * shape.mixed())?;
+    let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
+
+    let (a, r) = adapter.a.split_at(shape.a_rows() * d_in);
+    let columns = |data, n| Matrix {
+        source: Source::Dense {
+            data,
+            k_stride: 1,
+            n_stride: d_in,
+        },
+        k: d_in,
+        n,
+        scale: 1.0,
+    };
+    let width = shape.hidden();
+    let down = columns(a, shape.a_rows());
+    add(
+        plain,
+        hidden,
+        width,
+        Rows::row_major(masked, d_in),
+        down,
+        tokens,
+        Store::Overwrite,
+        workspace.reborrow(),
+    )?;
+    if shape.router {
+        let logits = &mut hidden[shape.a_rows().min(tokens * width)..];
+        let router = columns(r, shape.heads);
+        add(
+            plain,
+            logits,
+            width,
+            Rows::row_major(x, d_in),
+            router,
+            tokens,
+            Store::Overwrite,
+            workspace.reborrow(),
+        )?;
+    }
+    activate(plain, shape, hidden, gate)?;
+    mix(plain, shape, mixed, hidden)?;
+
+    let staged = E::stage(isa, x, &mut workspace)?;
+    for first in (0..d_out).step_by(CHUNK) {
+        let n = CHUNK.min(d_out - first);
+        let y = &mut y[first.min(tokens * d_out)..];
+        let frozen = Matrix {
+            source: Source::WeightRows { weight, first },
+            k: d_in,
+            n,
+            scale: 1.0,
+        };
+        add(
+            isa,
+            y,
+            d_out,
+            Rows::row_major(staged, d_in),
+            frozen,
+            tokens,
+            Store::Overwrite,
+            workspace.reborrow(),
+        )?;
+        let data = &adapter.b[first * shape.mixed()..];
+        let source = Source::Dense {
+            data,
+            k_stride: 1,
+            n_stride: shape.mixed(),
+        };
+        let up = Matrix {
+            source,
+            k: shape.mixed(),
+            n,
+            scale: adapter.scale,
+        };
+        let mixed = Rows::row_major(&*mixed, shape.mixed());
+        add(
+            plain,
+            y,
+            d_out,
+            mixed,
+            up,
+            tokens,
+            Store::Accumulate,
+            workspace.reborrow(),
+        )?;
+    }
+    Ok(())
+}
+
+/// What [`backward`] needs.
+pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
+    let frozen = panels::<E>(shape.d_out, chunk(shape.d_in));
+    let b = panels::<f32>(shape.d_out, shape.mixed());
+    let mixed = panels::<f32>(shape.tokens, shape.mixed());
+    let x = panels::<f32>(shape.tokens, chunk(shape.d_in));
+    let a = panels::<f32>(shape.stacked_rows(), chunk(shape.d_in));
+    Scratch::matrix::<f32>(shape.tokens, shape.mixed())
+        .and(Scratch::matrix::<f32>(shape.tokens, shape.mixed()))
+        .and(Scratch::matrix::<f32>(shape.tokens, shape.hidden()))
+        .and(masked(shape, dropout))
+        .and(staged::<E>(shape.tokens, shape.d_out))
+        .and(frozen.or(b).or(mixed).or(x).or(a))
+}
+
+/// Adds the gradients: `dx` [tokens, d_in], `da` [stacked_rows, d_in] and `db` [d_out, heads·rank] += theirs.
+///
+/// `dy` [tokens, d_out]; `x`, `gate` and `dropout` are forward's, `hidden` what it left.
+/// Scratch: [`backward_scratch`]. Writes nothing if it returns an error.
+#[allow(clippy::too_many_arguments)]
+pub fn backward<E: Multiplicand>(
+    isa: E::Isa,
+    shape: &HydraShape,
+    dx: &mut [f32],
+    da: &mut [f32],
+    db: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    weight: Weight<'_>,
+    adapter: AdapterRef<'_>,
+    hidden: &[f32],
+    gate: Gate<'_>,
+    dropout: Option<Dropout>,
+    workspace: &mut Workspace<'_>,
+) -> Result<(), Error> {
+    check(shape, &weight, adapter, gate)?;
+    exact("dx", product(shape.tokens, shape.d_in)?, dx.len())?;
+    exact("da", adapter.a.len(), da.len())?;
+    exact("db", adapter.b.len(), db.len())?;
+    exact("dy", product(shape.tokens, shape.d_out)?, dy.len())?;
+    exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
+    exact(
+        "hidden",
+        product(shape.tokens, shape.hidden())?,
+        hidden.len(),
+    )?;
+    workspace.require(backward_scratch::<E>(shape, dropout.is_some()))?;
+
+    let mut workspace = workspace.reborrow();
+    let plain = E::widened(isa);
+    let &HydraShape {
+        tokens,
+        d_in,
+        d_out,
+        ..
+    } = shape;
+    let (a_rows, width, mixed_width) = (shape.a_rows(), shape.hidden(), shape.mixed());
+    let mixed = workspace.take::<f32>(tokens * mixed_width)?;
+    let dmixed = workspace.take::<f32>(tokens * mixed_width)?;
+    let dhidden = workspace.take::<f32>(tokens * width)?;
+
+    let source = Source::Dense {
+        data: adapter.b,
+        k_stride: mixed_width,
+        n_stride: 1,
+    };
+    let b = Matrix {
+        source,
+        k: d_out,
+        n: mixed_width,
+        scale: adapter.scale,
+    };
+    let dy_rows = Rows::row_major(dy, d_out);
+    add(
+        plain,
+        dmixed,
+        mixed_width,
+        dy_rows,
+        b,
+        tokens,
+        Store::Overwrite,
+        workspace.reborrow(),
+    )?;
+    mix_backward(plain, shape, dhidden, dmixed, hidden, gate)?;
+
+    mix(plain, shape, mixed, hidden)?;
+    let source = Source::Dense {
+        data: mixed,
+        k_stride: mixed_width,
+        n_stride: 1,
+    };
+    let mixed = Matrix {
+        source,
+        k: tokens,
+        n: mixed_width,
+        scale: adapter.scale,
+    };
+    let dy_columns = Rows::transposed(dy, d_out);
+    add(
+        plain,
+        db,
+        mixed_width,
+        dy_columns,
+        mixed,
+        d_out,
+        Store::Accumulate,
+        workspace.reborrow(),
+    )?;
+
+    // The two halves of the stacked matrix, each with its own input: [`Half`].
+    let (da, dr) = da.split_at_mut(a_rows * d_in);
+    let (a, r) = adapter.a.split_at(a_rows * d_in);
+    let dlogits = &dhidden[a_rows.min(tokens * width)..];
+    let router_rows = if shape.router { shape.heads } else { 0 };
+    {
+        let mut workspace = workspace.reborrow();
+        let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
+        for (dw, rows, dh, input) in [
+            (da, a_rows, &*dhidden, masked),
+            (dr, router_rows, dlogits, x),
+        ] {
+            for first in (0..d_in).step_by(CHUNK) {
+                let data = &input[first.min(input.len())..];
+                let source = Source::Dense {
+                    data,
+                    k_stride: d_in,
+                    n_stride: 1,
+                };
+                let input = Matrix {
+                    source,
+                    k: tokens,
+                    n: CHUNK.min(d_in - first),
+                    scale: 1.0,
+                };
+                let dw = &mut dw[first.min(rows * d_in)..];
+                let dh = Rows::transposed(dh, width);
+                add(
+                    plain,
+                    dw,
+                    d_in,
+                    dh,
+                    input,
+                    rows,
+                    Store::Accumulate,
+                    workspace.reborrow(),
+                )?;
+            }
+        }
+    }
+
+    if let Some(dropout) = dropout {
+        let mut workspace = workspace.reborrow();
+        let dmasked = workspace.take::<f32>(tokens * d_in)?;
+        product_with_rows(
+            plain,
+            dmasked,
+            shape,
+            dhidden,
+            a,
+            a_rows,
+            Store::Overwrite,
+            workspace.reborrow(),
+        )?;
+        dropout_accumulate(plain, dx, dmasked, d_in, dropout)?;
+    } else {
+        product_with_rows(
+            plain,
+            dx,
+            shape,
+            dhidden,
+            a,
+            a_rows,
+            Store::Accumulate,
+            workspace.reborrow(),
+        )?;
+    }
+    product_with_rows(
+        plain,
+        dx,
+        shape,
+        dlogits,
+        r,
+        router_rows,
+        Store::Accumulate,
+        workspace.reborrow(),
+    )?;
+
+    let staged = E::stage(isa, dy, &mut workspace)?;
+    for first in (0..d_in).step_by(CHUNK) {
+        let frozen = Matrix {
+            source: Source::WeightCols { weight, first },
+            k: d_out,
+            n: CHUNK.min(d_in - first),
+            scale: 1.0,
+        };
+        let dx = &mut dx[first.min(tokens * d_in)..];
+        add(
+            isa,
+            dx,
+            d_in,
+            Rows::row_major(staged, d_out),
+            frozen,
+            tokens,
+            Store::Accumulate,
+            workspace.reborrow(),
+        )?;
+    }
+    Ok(())
+}
+
+/// `out` [tokens, d_in] = or += `dh` (the first `rows` columns of rows as wide as hidden) · `w` [rows, d_in].
+#[allow(clippy::too_many_arguments)]
+fn product_with_rows(
+    isa: Isa,
+    out: &mut [f32],
+    shape: &HydraShape,
+    dh: &[f32],
+    w: &[f32],
+    rows: usize,
+    store: Store,
+    mut workspace: Workspace<'_>,
+) -> Result<(), Error> {
+    let d_in = shape.d_in;
+    for first in (0..d_in).step_by(CHUNK) {
+        let data = &w[first.min(w.len())..];
+        let source = Source::Dense {
+            data,
+            k_stride: d_in,
+            n_stride: 1,
+        };
+        let w = Matrix {
+            source,
+            k: rows,
+            n: CHUNK.min(d_in - first),
+            scale: 1.0,
+        };
+        let out = &mut out[first.min(shape.tokens * d_in)..];
+        let dh = Rows::row_major(dh, shape.hidden());
+        add(
+            isa,
+            out,
+            d_in,
+            dh,
+            w,
+            shape.tokens,
+            store,
+            workspace.reborrow(),
+        )?;
+    }
+    Ok(())
+}
+
+/// The right operand of a product, not yet packed.
+struct Matrix<'a> {
+    source: Source<'a>,
+    k: usize,
+    n: usize,
+    scale: f32,
+}
+
+/// `c` = or += `a` [m, k] · `b`, packed into the workspace.
+#[allow(clippy::too_many_arguments)]
+fn add<E: Multiplicand>(
+    isa: E::Isa,
+    c: &mut [f32],
+    c_stride: usize,
+    a: Rows<'_, E>,
+    b: Matrix<'_>,
+    m: usize,
+    store: Store,
+    mut workspace: Workspace<'_>,
+) -> Result<(), Error> {
+    let panels = workspace.take::<E>(panels_len::<E>(isa, b.k, b.n))?;
+    pack(isa, panels, b.k, b.n, b.source, b.scale)?;
+    let b = Panels {
+        data: &*panels,
+        k: b.k,
+        n: b.n,
+    };
+    gemm(isa, c, c_stride, m, b.n, store, &[Term { a, b }])
+}
+
+/// D(x), or x itself without dropout.
+fn masked_input<'a>(
+    isa: Isa,
+    x: &'a [f32],
+    shape: &HydraShape,
+    dropout: Option<Dropout>,
+    workspace: &mut Workspace<'a>,
+) -> Result<&'a [f32], Error> {
+    let Some(dropout) = dropout else { return Ok(x) };
+    let masked = workspace.take::<f32>(x.len())?;
+    mask(isa, masked, x, shape.d_in, dropout)?;
+    Ok(masked)
+}
+
+const fn masked(shape: &HydraShape, dropout: bool) -> Scratch {
+    Scratch::matrix::<f32>(if dropout { shape.tokens } else { 0 }, shape.d_in)
+}
+
+/// f32 operands are read where they are, others converted.
+const fn staged<E>(rows: usize, cols: usize) -> Scratch {
+    Scratch::matrix::<E>(
+        if size_of::<E>() == size_of::<f32>() {
+            0
+        } else {
+            rows
+        },
+        cols,
+    )
+}
+
+const fn panels<E>(k: usize, n: usize) -> Scratch {
+    Scratch::matrix::<E>(1, panels_bound(k, n))
+}
+
+const fn chunk(n: usize) -> usize {
+    if n < CHUNK { n } else { CHUNK }
+}
+
+fn check(
+    shape: &HydraShape,
+    weight: &Weight<'_>,
+    adapter: AdapterRef<'_>,
+    gate: Gate<'_>,
+) -> Result<(), Error> {
+    shape.validate()?;
+    exact("rows of weight", shape.d_out, weight.rows())?;
+    exact("columns of weight", shape.d_in, weight.cols())?;
+    exact(
+        "a",
+        product(shape.stacked_rows(), shape.d_in)?,
+        adapter.a.len(),
+    )?;
+    exact("b", product(shape.d_out, shape.mixed())?, adapter.b.len())?;
+    match gate {
+        Gate::Label(labels) => exact("labels", shape.tokens, labels.len()),
+        Gate::Router if !shape.router => {
+            Err(Error::Shape("the router gate needs a shape with a router"))
+        }
+        _ => Ok(()),
+    }
+}

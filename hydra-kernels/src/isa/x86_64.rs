@@ -1,0 +1,123 @@
+//! Tokens that exist only if the CPU has the instructions and the OS saves their registers.
+
+use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use core::sync::atomic::{AtomicU8, Ordering};
+
+const KNOWN: u8 = 1;
+const AVX2: u8 = 2;
+const AVX512: u8 = 4;
+const AVX512_BF16: u8 = 8;
+
+/// What [`probe`] found, or 0 before the first question. Every thread would find the same, so races are harmless.
+static FOUND: AtomicU8 = AtomicU8::new(0);
+
+fn found(level: u8) -> bool {
+    let mut levels = FOUND.load(Ordering::Relaxed);
+    if levels == 0 {
+        levels = probe();
+        FOUND.store(levels, Ordering::Relaxed);
+    }
+    levels & level != 0
+}
+
+fn probe() -> u8 {
+    const fn all(register: u32, bits: &[u32]) -> bool {
+        let mut i = 0;
+        while i < bits.len() {
+            if register >> bits[i] & 1 == 0 {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    }
+    let highest = __cpuid(0).eax;
+    if highest < 7 {
+        return KNOWN;
+    }
+    let one = __cpuid(1).ecx;
+    // FMA, XSAVE, OSXSAVE, AVX, F16C
+    if !all(one, &[12, 26, 27, 28, 29]) {
+        return KNOWN;
+    }
+    // SAFETY: CPUID just said that the CPU has XSAVE and the OS has enabled it.
+    let xcr0 = unsafe { xcr0() };
+    let seven = __cpuid_count(7, 0);
+    // XMM and YMM state saved; AVX2
+    if xcr0 & 0x06 != 0x06 || !all(seven.ebx, &[5]) {
+        return KNOWN;
+    }
+    // mask registers and ZMM state saved; AVX-512 F, DQ, BW, VL
+    if xcr0 & 0xe6 != 0xe6 || !all(seven.ebx, &[16, 17, 30, 31]) {
+        return KNOWN | AVX2;
+    }
+    let bf16 = seven.eax >= 1 && all(__cpuid_count(7, 1).eax, &[5]);
+    KNOWN | AVX2 | AVX512 | if bf16 { AVX512_BF16 } else { 0 }
+}
+
+/// Which registers the OS saves.
+#[target_feature(enable = "xsave")]
+fn xcr0() -> u64 {
+    // SAFETY: XCR0 exists wherever XGETBV does; the caller vouches for the feature.
+    unsafe { _xgetbv(0) }
+}
+
+/// Proof of AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The proof, if this machine has it.
+    pub fn detect() -> Option<Self> {
+        found(AVX2).then_some(Avx2(()))
+    }
+
+    /// See [`crate::Isa::vectorize`].
+    #[inline(always)]
+    pub(crate) fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn run<R>(op: impl FnOnce() -> R) -> R {
+            op()
+        }
+        // SAFETY: `self` exists only if CPU and OS support these features.
+        unsafe { run(op) }
+    }
+}
+
+/// Proof of AVX-512 F, BW, DQ and VL (and of AVX2, FMA and F16C).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The proof, if this machine has it.
+    pub fn detect() -> Option<Self> {
+        found(AVX512).then_some(Avx512(()))
+    }
+
+    /// See [`crate::Isa::vectorize`].
+    #[inline(always)]
+    pub(crate) fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn run<R>(op: impl FnOnce() -> R) -> R {
+            op()
+        }
+        // SAFETY: `self` exists only if CPU and OS support these features.
+        unsafe { run(op) }
+    }
+}
+
+/// Proof of AVX-512 BF16 (and of [`Avx512`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512Bf16(());
+
+impl Avx512Bf16 {
+    /// The proof, if this machine has it.
+    pub fn detect() -> Option<Self> {
+        found(AVX512_BF16).then_some(Avx512Bf16(()))
+    }
+
+    /// The weaker proof.
+    pub fn avx512(self) -> Avx512 {
+        Avx512(())
+    }
+}

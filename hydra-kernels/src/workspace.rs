@@ -1,0 +1,90 @@
+//! Memory comes from the caller: [`Scratch`] says how much, [`Workspace`] hands it out.
+//!
+//! ```
+//! use hydra_kernels::{Scratch, Workspace};
+//! let need = Scratch::floats(3).and(Scratch::floats(5).or(Scratch::floats(4)));
+//! assert_eq!(need.0, 8);
+//! let mut memory = [0.0f32; 8];
+//! let mut workspace = Workspace::new(&mut memory);
+//! let three = workspace.take::<f32>(3).unwrap();
+//! assert_eq!(three.len(), 3);
+//! assert!(workspace.take::<f32>(6).is_err());
+//! ```
+
+use crate::error::Error;
+use bytemuck::{AnyBitPattern, NoUninit};
+
+/// A need for memory, in f32 elements. Sums saturate, so that an absurd shape asks for more than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Scratch(pub usize);
+
+impl Scratch {
+    /// Room for `count` floats.
+    pub const fn floats(count: usize) -> Self {
+        Scratch(count)
+    }
+
+    /// Room for `rows · cols` elements of `E`, rounded up to whole floats.
+    pub const fn matrix<E>(rows: usize, cols: usize) -> Self {
+        let bytes = rows.saturating_mul(cols).saturating_mul(size_of::<E>());
+        Scratch(bytes.div_ceil(size_of::<f32>()))
+    }
+
+    /// Both at the same time.
+    pub const fn and(self, other: Self) -> Self {
+        Scratch(self.0.saturating_add(other.0))
+    }
+
+    /// One after the other.
+    pub const fn or(self, other: Self) -> Self {
+        if self.0 > other.0 { self } else { other }
+    }
+
+    /// The size in bytes.
+    pub const fn bytes(self) -> usize {
+        self.0.saturating_mul(size_of::<f32>())
+    }
+}
+
+/// A bump allocator over the caller's floats. What it hands out is not cleared.
+pub struct Workspace<'a> {
+    free: &'a mut [f32],
+}
+
+impl<'a> Workspace<'a> {
+    /// Over `memory`, of any content.
+    pub fn new(memory: &'a mut [f32]) -> Self {
+        Workspace { free: memory }
+    }
+
+    /// Floats left.
+    pub fn left(&self) -> usize {
+        self.free.len()
+    }
+
+    /// `Ok` if `need` is there.
+    pub fn require(&self, need: Scratch) -> Result<(), Error> {
+        if self.free.len() >= need.0 {
+            Ok(())
+        } else {
+            Err(Error::Workspace {
+                want: need.0,
+                got: self.free.len(),
+            })
+        }
+    }
+
+    /// `len` elements of `E` (f32 or a type that divides it), of any content.
+    pub fn take<E: NoUninit + AnyBitPattern>(&mut self, len: usize) -> Result<&'a mut [E], Error> {
+        let need = Scratch::matrix::<E>(1, len);
+        self.require(need)?;
+        let (taken, free) = core::mem::take(&mut self.free).split_at_mut(need.0);
+        self.free = free;
+        Ok(&mut bytemuck::cast_slice_mut(taken)[..len])
+    }
+
+    /// A workspace over what is left, given back when it is dropped.
+    pub fn reborrow(&mut self) -> Workspace<'_> {
+        Workspace { free: self.free }
+    }
+}
