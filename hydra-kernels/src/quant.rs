@@ -205,6 +205,20 @@ impl<'a> Weight<'a> {
         )
     }
 
+    /// Rows `first .. first + rows` as a weight of their own, for work by blocks of rows. Refuses rows that are stored in
+    /// another order.
+    pub fn slice_rows(&self, first: usize, rows: usize) -> Result<Self, Error> {
+        if self.order != RowOrder::Natural {
+            return Err(Error::Shape("rows in another order can't be sliced"));
+        }
+        let end = first.saturating_add(rows);
+        if end > self.rows {
+            return Err(Error::Range { operand: "rows", limit: self.rows, got: end });
+        }
+        let data = &self.data[first * self.row_bytes..end * self.row_bytes];
+        Ok(Self { rows, data, ..*self })
+    }
+
     /// Output features.
     pub fn rows(&self) -> usize {
         self.rows
