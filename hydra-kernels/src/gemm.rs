@@ -123,7 +123,7 @@ pub enum Source<'a> {
 /// An element type that [`gemm`] multiplies: f32, or bf16 (half the memory traffic; products and sums in f32).
 pub trait Multiplicand: bytemuck::Pod + drive::Kernel {
     /// The instruction sets that multiply it.
-    type Isa: Copy + core::fmt::Debug + PartialEq;
+    type Isa: Copy + core::fmt::Debug + PartialEq + Send + Sync;
 }
 
 impl Multiplicand for f32 {
