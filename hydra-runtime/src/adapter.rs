@@ -1,0 +1,142 @@
+//! A HydraLoRA adapter in memory: its configuration and, for each adapted projection of each layer,
+//!
+//! ```text
+//! a [a_rows (+ heads), d_in]     A (rank rows, or heads·rank with one A per head), then the router's rows if there is one
+//! b [d_out, heads·rank]          head e owns columns e·rank .. (e+1)·rank
+//! ```
+//! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`.
+
+mod config;
+mod file;
+
+pub use config::{AdapterConfig, GateKind, Method};
+
+use crate::config::Config;
+use crate::projection::Projection;
+use crate::{Error, Result};
+use hydra_kernels::shape::HydraShape;
+
+/// One projection's trainable matrices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterPair {
+    /// Columns of the projection's weight.
+    pub d_in: usize,
+    /// Rows of the projection's weight.
+    pub d_out: usize,
+    /// The stacked `[A; R]`, [a_rows (+ heads with a router), d_in].
+    pub a: Vec<f32>,
+    /// [d_out, heads * rank].
+    pub b: Vec<f32>,
+}
+
+/// An adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// Kind, sizes, targets.
+    pub config: AdapterConfig,
+    /// A pair for each target of each layer, indexed by `Projection as usize`.
+    pub layers: Vec<[Option<AdapterPair>; 7]>,
+}
+
+impl Adapter {
+    /// A new adapter, which changes nothing yet: A and R uniform in ±1/√d_in (Kaiming with a = √5), B zero.
+    ///
+    /// Values come from SplitMix64, one stream for each layer and projection, so that they depend on the seed and the
+    /// place alone: stream `p + 7·layer` starts at the `p + 7·layer`-th output of the stream that `seed` starts; the upper
+    /// 24 bits u of each output give the value (2 (u + ½) / 2²⁴ − 1) / √d_in; A first, row by row, then R.
+    pub fn init(model: &Config, config: AdapterConfig, seed: u64) -> Result<Self> {
+        config.check().map_err(Error::Invalid)?;
+        let mut seeds = SplitMix64(seed);
+        let mut layers = Vec::with_capacity(model.layers);
+        for _ in 0..model.layers {
+            layers.push(Projection::ALL.map(|projection| {
+                let mut stream = SplitMix64(seeds.next());
+                config.targets.contains(&projection).then(|| {
+                    let shape = config.shape(model, projection, 0);
+                    let bound = 1.0 / (shape.d_in as f64).sqrt();
+                    let a = (0..shape.stacked_rows() * shape.d_in).map(|_| (stream.symmetric() * bound) as f32);
+                    let b = vec![0.0; shape.d_out * shape.mixed()];
+                    AdapterPair { d_in: shape.d_in, d_out: shape.d_out, a: a.collect(), b }
+                })
+            }));
+        }
+        Ok(Self { config, layers })
+    }
+
+    /// Number of trainable parameters, the router's among them.
+    pub fn parameters(&self) -> u64 {
+        self.pairs().map(|(_, _, pair)| (pair.a.len() + pair.b.len()) as u64).sum()
+    }
+
+    /// The pairs in order: layer, projection, pair.
+    fn pairs(&self) -> impl Iterator<Item = (usize, Projection, &AdapterPair)> {
+        self.layers.iter().enumerate().flat_map(|(layer, pairs)| {
+            Projection::ALL.into_iter().filter_map(move |p| Some((layer, p, pairs[p as usize].as_ref()?)))
+        })
+    }
+
+    /// An error unless the adapter has exactly the pairs, of the sizes, that its configuration calls for on this model.
+    pub fn fits(&self, model: &Config) -> Result<()> {
+        self.config.check().map_err(Error::Invalid)?;
+        if self.layers.len() != model.layers {
+            let (got, want) = (self.layers.len(), model.layers);
+            return Err(Error::Invalid(format!("an adapter of {got} layers on a model of {want}")));
+        }
+        for (layer, pairs) in self.layers.iter().enumerate() {
+            for projection in Projection::ALL {
+                let shape = self.config.shape(model, projection, 0);
+                let wanted = self.config.targets.contains(&projection);
+                let want = (shape.d_in, shape.d_out, shape.stacked_rows() * shape.d_in, shape.d_out * shape.mixed());
+                let got = pairs[projection as usize].as_ref().map(|p| (p.d_in, p.d_out, p.a.len(), p.b.len()));
+                if got != wanted.then_some(want) {
+                    let place = format!("layer {layer} {}", projection.name());
+                    return Err(Error::Invalid(format!(
+                        "the adapter of {place} doesn't fit its configuration and model"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AdapterConfig {
+    /// The sizes of the adapter on one projection.
+    pub fn shape(&self, model: &Config, projection: Projection, tokens: usize) -> HydraShape {
+        let (d_out, d_in) = projection.dims(model);
+        HydraShape { tokens, ..self.shape_of(d_in, d_out) }
+    }
+
+    fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
+        let (rank, heads) = (self.rank, self.heads);
+        let (per_head_a, router) = (self.method == Method::Split, self.gate == GateKind::Router);
+        HydraShape { tokens: 0, d_in, d_out, rank, heads, per_head_a, router }
+    }
+
+    /// Number of trainable parameters on a model, the router's among them.
+    pub fn parameters(&self, model: &Config) -> u64 {
+        let pair = |&projection: &Projection| {
+            let shape = self.shape(model, projection, 0);
+            (shape.stacked_rows() * shape.d_in + shape.d_out * shape.mixed()) as u64
+        };
+        model.layers as u64 * self.targets.iter().map(pair).sum::<u64>()
+    }
+}
+
+/// Steele, Lea and Flood's generator (OOPSLA 2014).
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// In (-1, 1).
+    fn symmetric(&mut self) -> f64 {
+        let upper = (self.next() >> 40) as f64;
+        2.0 * (upper + 0.5) / (1u64 << 24) as f64 - 1.0
+    }
+}

@@ -1,0 +1,187 @@
+//! Adapter files: `adapter_model.safetensors` beside `adapter_config.json`, in the names of the reference implementation.
+//!
+//! ```text
+//! base_model.model.model.layers.{L}.{self_attn|mlp}.{projection}.
+//!     hydra  lora_A.weight [rank, d_in]     lora_B{e}.weight [d_out, rank]     lora_route.weight [heads, d_in]
+//!     split  lora_A{e}.weight               lora_B{e}.weight
+//!     lora   lora_A.weight                  lora_B.weight                      (HF PEFT's names)
+//! ```
+
+use super::{Adapter, AdapterConfig, AdapterPair, Method};
+use crate::atomic::write_all_atomically;
+use crate::config::Config;
+use crate::error::printable;
+use crate::projection::Projection;
+use crate::{Error, Result};
+use half::{bf16, f16};
+use hydra_kernels::shape::HydraShape;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::Path;
+
+const TENSORS: &str = "adapter_model.safetensors";
+const CONFIG: &str = "adapter_config.json";
+
+/// Which part of a pair one tensor of the file is.
+enum Part {
+    /// These rows of the stacked `[A; R]`.
+    Rows(Range<usize>),
+    /// These columns of B.
+    Columns(Range<usize>),
+}
+
+/// The tensors that make up one pair: the last part of the name, and the place.
+fn parts(method: Method, shape: &HydraShape) -> Vec<(String, Part)> {
+    let (rank, a_rows) = (shape.rank, shape.a_rows());
+    let of_head = |head: usize| head * rank..(head + 1) * rank;
+    let mut parts = Vec::new();
+    if method == Method::Split {
+        parts.extend((0..shape.heads).map(|head| (format!("lora_A{head}"), Part::Rows(of_head(head)))));
+    } else {
+        parts.push(("lora_A".into(), Part::Rows(0..a_rows)));
+    }
+    if method == Method::Lora {
+        parts.push(("lora_B".into(), Part::Columns(of_head(0))));
+    } else {
+        parts.extend((0..shape.heads).map(|head| (format!("lora_B{head}"), Part::Columns(of_head(head)))));
+    }
+    if shape.router {
+        parts.push(("lora_route".into(), Part::Rows(a_rows..a_rows + shape.heads)));
+    }
+    parts
+}
+
+fn name(layer: usize, projection: Projection, part: &str) -> String {
+    format!("base_model.model.model.layers.{layer}.{}.{part}.weight", projection.hf_path())
+}
+
+impl Adapter {
+    /// Reads an adapter's folder for a model. Every tensor that is missing, surplus, misshapen or not finite is named.
+    pub fn load(dir: &Path, model: &Config) -> Result<Self> {
+        let path = dir.join(TENSORS);
+        let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
+        if !path.is_file() && dir.join("adapter_model.bin").is_file() {
+            let how = "save it again with save_pretrained(.., safe_serialization=True)";
+            return Err(invalid(format!("not there; adapter_model.bin is a pickle, which isn't read: {how}")));
+        }
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let file = SafeTensors::deserialize(&bytes);
+        let file = file.map_err(|e| invalid(format!("not safetensors: {}", printable(&e.to_string()))))?;
+        let config = AdapterConfig::read(&dir.join(CONFIG), &file.names())?;
+        let mut found = BTreeMap::new();
+        for (name, view) in file.iter() {
+            // PEFT's name of an adapter among several.
+            let plain = name.replace(".default.weight", ".weight");
+            if found.insert(plain, view).is_some() {
+                return Err(invalid(format!("{} twice, with and without .default", printable(name))));
+            }
+        }
+        let (mut missing, mut wrong) = (Vec::new(), Vec::new());
+        let mut layers = Vec::new();
+        for layer in 0..model.layers {
+            let mut pairs = [const { None }; 7];
+            for &projection in &config.targets {
+                let shape = config.shape(model, projection, 0);
+                let mut tensors = Vec::new();
+                for (part, place) in parts(config.method, &shape) {
+                    let name = name(layer, projection, &part);
+                    match found.remove(&name).map(|view| values(&view, dims(&shape, &place))) {
+                        None => missing.push(name),
+                        Some(Err(why)) => wrong.push(format!("{name} {why}")),
+                        Some(Ok(values)) => tensors.push((place, values)),
+                    }
+                }
+                // Nothing is allocated by the configuration's word alone: the file has had all of it.
+                if missing.is_empty() && wrong.is_empty() {
+                    pairs[projection as usize] = Some(assemble(&shape, tensors));
+                }
+            }
+            layers.push(pairs);
+        }
+        let surplus: Vec<_> = found.into_keys().map(|name| printable(&name)).collect();
+        if !(missing.is_empty() && surplus.is_empty() && wrong.is_empty()) {
+            return Err(Error::Tensors { path, missing, surplus, wrong });
+        }
+        Ok(Self { config, layers })
+    }
+
+    /// Writes both files into `dir`, which is made if need be; both or neither are replaced.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        self.config.check().map_err(Error::Invalid)?;
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
+        let path = dir.join(TENSORS);
+        let invalid = |e| Error::Invalid(format!("{}: {e}", path.display()));
+        let tensors: Vec<_> = self.tensors().collect();
+        let mut views = Vec::with_capacity(tensors.len());
+        for (name, shape, values) in &tensors {
+            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values));
+            views.push((name, view.map_err(invalid)?));
+        }
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(invalid)?;
+        let config = format!("{:#}\n", self.config.to_json());
+        let config_path = dir.join(CONFIG);
+        write_all_atomically(&[(path.clone(), &bytes), (config_path, config.as_bytes())])
+    }
+
+    /// The file's tensors: name, shape, values; layer by layer.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Vec<f32>)> {
+        self.pairs().flat_map(move |(layer, projection, pair)| {
+            let (config, d_in, d_out) = (&self.config, pair.d_in, pair.d_out);
+            let shape = config.shape_of(d_in, d_out);
+            let tensor = move |(part, place): (String, Part)| {
+                let dims = dims(&shape, &place);
+                let values = match place {
+                    Part::Rows(rows) => pair.a[rows.start * d_in..rows.end * d_in].to_vec(),
+                    Part::Columns(columns) => {
+                        pair.b.chunks_exact(shape.mixed()).flat_map(|row| &row[columns.clone()]).copied().collect()
+                    }
+                };
+                (name(layer, projection, &part), dims, values)
+            };
+            parts(config.method, &shape).into_iter().map(tensor)
+        })
+    }
+}
+
+fn dims(shape: &HydraShape, place: &Part) -> [usize; 2] {
+    match place {
+        Part::Rows(rows) => [rows.len(), shape.d_in],
+        Part::Columns(columns) => [shape.d_out, columns.len()],
+    }
+}
+
+/// A tensor's values as f32; the text says what is wrong with it.
+fn values(view: &TensorView, want: [usize; 2]) -> Result<Vec<f32>, String> {
+    if view.shape() != want {
+        return Err(format!("is {:?}, wanted {want:?}", view.shape()));
+    }
+    let pairs = || view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
+    let values: Vec<f32> = match view.dtype() {
+        Dtype::F32 => bytemuck::pod_collect_to_vec(view.data()),
+        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        other => return Err(format!("has type {other}, wanted F32, F16 or BF16")),
+    };
+    match values.iter().find(|x| !x.is_finite()) {
+        Some(x) => Err(format!("holds {x}")),
+        None => Ok(values),
+    }
+}
+
+fn assemble(shape: &HydraShape, tensors: Vec<(Part, Vec<f32>)>) -> AdapterPair {
+    let mut a = vec![0.0; shape.stacked_rows() * shape.d_in];
+    let mut b = vec![0.0; shape.d_out * shape.mixed()];
+    for (place, values) in tensors {
+        match place {
+            Part::Rows(rows) => a[rows.start * shape.d_in..rows.end * shape.d_in].copy_from_slice(&values),
+            Part::Columns(columns) => {
+                for (row, values) in b.chunks_exact_mut(shape.mixed()).zip(values.chunks_exact(columns.len())) {
+                    row[columns.clone()].copy_from_slice(values);
+                }
+            }
+        }
+    }
+    AdapterPair { d_in: shape.d_in, d_out: shape.d_out, a, b }
+}

@@ -1,0 +1,104 @@
+//! A Hugging Face folder: `config.json` beside `model.safetensors`, or beside shards that `model.safetensors.index.json`
+//! lists. The header's own consistency (lengths, overlaps, gaps) is checked by the safetensors crate.
+
+use super::{Kind, Listing, RawTensor, TensorId, map};
+use crate::config::Config;
+use crate::error::printable;
+use crate::json::Object;
+use crate::{Error, Result};
+use hydra_kernels::quant::{Format, RowOrder};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+const ONE_FILE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+pub(super) fn open(folder: &Path) -> Result<Listing> {
+    let config = Config::open(folder)?;
+    let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
+    if folder.join(ONE_FILE).is_file() {
+        add(folder, ONE_FILE, &mut files, &mut tensors)?;
+    } else if folder.join(INDEX).is_file() {
+        let placed = index(folder)?;
+        for shard in placed.values().collect::<BTreeSet<_>>() {
+            add(folder, shard, &mut files, &mut tensors)?;
+        }
+        let missing: Vec<_> = placed.keys().filter(|name| !tensors.contains_key(*name)).map(|n| printable(n)).collect();
+        if !missing.is_empty() {
+            return Err(Error::Tensors { path: folder.into(), missing, surplus: Vec::new(), wrong: Vec::new() });
+        }
+    } else {
+        let pickled =
+            folder.join("pytorch_model.bin").is_file() || folder.join("pytorch_model.bin.index.json").is_file();
+        let hint = if pickled {
+            "; pytorch_model.bin isn't read, save the model again with safe_serialization=True"
+        } else {
+            ""
+        };
+        let message = format!("neither {ONE_FILE} nor {INDEX} in it{hint}");
+        return Err(Error::Format { path: folder.into(), offset: None, message });
+    }
+    let attention_rows = RowOrder::Natural;
+    Ok(Listing { path: folder.into(), config, files, tensors, name, relevant, attention_rows, kind: Kind::HuggingFace })
+}
+
+fn name(id: TensorId) -> String {
+    match id {
+        TensorId::Embedding => "model.embed_tokens.weight".into(),
+        TensorId::FinalNorm => "model.norm.weight".into(),
+        TensorId::Head => "lm_head.weight".into(),
+        TensorId::AttentionNorm(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
+        TensorId::FfnNorm(layer) => format!("model.layers.{layer}.post_attention_layernorm.weight"),
+        TensorId::Projection(layer, projection) => format!("model.layers.{layer}.{}.weight", projection.hf_path()),
+    }
+}
+
+/// Biases, more norms, more layers; not the rotary tables that old files hold.
+fn relevant(name: &str) -> bool {
+    let of_model = name.starts_with("model.layers.") || name == "lm_head.bias";
+    of_model && !name.ends_with("rotary_emb.inv_freq")
+}
+
+/// Which shard holds which tensor. A shard is a file of this folder and of no other.
+fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let file = Object::read(&folder.join(INDEX))?;
+    let placed = file.object("weight_map")?.ok_or_else(|| file.refuse("weight_map", "an object"))?;
+    let mut shards = BTreeMap::new();
+    for tensor in placed.map.keys() {
+        let shard = placed.string(tensor)?.unwrap_or_default();
+        let mut parts = Path::new(shard).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == shard) {
+            return Err(placed.refuse(&printable(tensor), "the name of a file in the same folder"));
+        }
+        shards.insert(tensor.clone(), shard.to_string());
+    }
+    Ok(shards)
+}
+
+/// Maps a file and lists its tensors.
+fn add(folder: &Path, name: &str, files: &mut Vec<Mmap>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
+    let path = folder.join(name);
+    let mapped = map(&path)?;
+    let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
+    let parsed = SafeTensors::deserialize(&mapped)
+        .map_err(|e| invalid(format!("not safetensors: {}", printable(&e.to_string()))))?;
+    let base = mapped.as_ptr() as usize;
+    for (name, view) in parsed.iter() {
+        let start = view.data().as_ptr() as usize - base;
+        let format = match view.dtype() {
+            Dtype::F32 => Ok(Format::F32),
+            Dtype::F16 => Ok(Format::F16),
+            Dtype::BF16 => Ok(Format::Bf16),
+            other => Err(other.to_string()),
+        };
+        let bytes = start..start + view.data().len();
+        let raw = RawTensor { file: files.len(), bytes, format, shape: view.shape().to_vec() };
+        if tensors.insert(name.to_string(), raw).is_some() {
+            return Err(invalid(format!("{} is in two shards", printable(name))));
+        }
+    }
+    files.push(mapped);
+    Ok(())
+}

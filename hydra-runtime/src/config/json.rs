@@ -1,0 +1,101 @@
+//! `config.json` of a Hugging Face folder.
+
+use super::{Config, Llama3Scaling, Rope, RopeScaling};
+use crate::Result;
+use crate::json::Object;
+use std::path::Path;
+
+impl Config {
+    /// Reads `config.json` (and the end tokens of `generation_config.json`, if that is there) in `folder`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let file = Object::read(&path)?;
+        let mut config = parse(&file)?;
+        let generation = folder.join("generation_config.json");
+        if generation.is_file() {
+            let more = Object::read(&generation)?.token_ids("eos_token_id")?;
+            config.eos.extend(more);
+        }
+        let mut seen = std::collections::HashSet::new();
+        config.eos.retain(|&id| seen.insert(id));
+        Ok(config)
+    }
+}
+
+fn parse(file: &Object) -> Result<Config> {
+    let model_type = file.string("model_type")?.unwrap_or("llama");
+    if !matches!(model_type, "llama" | "mistral") {
+        return Err(file.refuse("model_type", "\"llama\" or \"mistral\""));
+    }
+    refuse_other_architectures(file)?;
+    let need = |key: &str| file.size(key)?.ok_or_else(|| file.refuse(key, "a positive whole number"));
+    let (d_model, heads) = (need("hidden_size")?, need("num_attention_heads")?);
+    let head_dim = match file.size("head_dim")? {
+        Some(head_dim) => head_dim,
+        None if heads > 0 && d_model.is_multiple_of(heads) => d_model / heads,
+        None => return Err(file.error(format!("hidden_size {d_model}, wanted a multiple of the {heads} heads"))),
+    };
+    let context = file.size("max_position_embeddings")?.unwrap_or(2048);
+    let config = Config {
+        vocab: need("vocab_size")?,
+        d_model,
+        d_ffn: need("intermediate_size")?,
+        layers: need("num_hidden_layers")?,
+        heads,
+        kv_heads: file.size("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        norm_eps: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rope: rope(file, context)?,
+        context,
+        tied: file.boolean("tie_word_embeddings")?.unwrap_or(false),
+        bos: file.token_ids("bos_token_id")?.first().copied(),
+        eos: file.token_ids("eos_token_id")?,
+    };
+    config.check().map_err(|message| file.error(message))?;
+    Ok(config)
+}
+
+/// Options that change the arithmetic into one that isn't implemented.
+fn refuse_other_architectures(file: &Object) -> Result<()> {
+    for key in ["attention_bias", "mlp_bias"] {
+        if file.boolean(key)?.unwrap_or(false) {
+            return Err(file.refuse(key, "false"));
+        }
+    }
+    if !matches!(file.string("hidden_act")?, None | Some("silu" | "swish")) {
+        return Err(file.refuse("hidden_act", "\"silu\""));
+    }
+    for key in ["sliding_window", "quantization_config"] {
+        if file.get(key).is_some() {
+            return Err(file.refuse(key, "null"));
+        }
+    }
+    if file.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
+        return Err(file.refuse("partial_rotary_factor", "1"));
+    }
+    Ok(())
+}
+
+/// `rope_theta` and `rope_scaling`, or both in one `rope_parameters`.
+fn rope(file: &Object, context: usize) -> Result<Rope> {
+    let parameters = file.object("rope_parameters")?;
+    let nested_theta = parameters.as_ref().map(|p| p.number("rope_theta")).transpose()?.flatten();
+    let theta = file.number("rope_theta")?.or(nested_theta).unwrap_or(10_000.0) as f32;
+    let Some(scaling) = file.object("rope_scaling")?.or(parameters) else {
+        return Ok(Rope { theta, scaling: RopeScaling::None });
+    };
+    let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
+    let need = |key: &str| scaling.number(key)?.map(|x| x as f32).ok_or_else(|| scaling.refuse(key, "a number"));
+    let scaling = match scaling.string(key)? {
+        None | Some("default") => RopeScaling::None,
+        Some("linear") => RopeScaling::Linear(need("factor")?),
+        Some("llama3") => RopeScaling::Llama3(Llama3Scaling {
+            factor: need("factor")?,
+            low_freq_factor: need("low_freq_factor")?,
+            high_freq_factor: need("high_freq_factor")?,
+            original_context: scaling.size("original_max_position_embeddings")?.unwrap_or(context),
+        }),
+        Some(_) => return Err(scaling.refuse(key, "\"default\", \"linear\" or \"llama3\"")),
+    };
+    Ok(Rope { theta, scaling })
+}

@@ -1,0 +1,102 @@
+//! Rotary position embedding: how fast each pair of a head's columns turns.
+//!
+//! Pair i of a head of d columns turns by `position · f_i`, with `f_i = θ^(-2i/d)`, scaled by one of the ways in which
+//! models are stretched to longer contexts.
+
+use std::f64::consts::PI;
+
+/// Rotary positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// The base θ.
+    pub theta: f32,
+    /// What stretches the positions.
+    pub scaling: RopeScaling,
+}
+
+/// How the frequencies are stretched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All divided by this factor.
+    Linear(f32),
+    /// Low frequencies divided, high ones kept, those between blended (LLaMA 3.1).
+    Llama3(Llama3Scaling),
+    /// Each divided by its own factor, [head_dim / 2]: the `rope_freqs` tensor of GGUF.
+    Factors(Vec<f32>),
+}
+
+/// LLaMA 3.1's numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Llama3Scaling {
+    /// What low frequencies are divided by.
+    pub factor: f32,
+    /// Wavelengths above `original_context / low_freq_factor` are low frequencies.
+    pub low_freq_factor: f32,
+    /// Wavelengths below `original_context / high_freq_factor` are high ones.
+    pub high_freq_factor: f32,
+    /// The context before stretching.
+    pub original_context: usize,
+}
+
+impl Rope {
+    /// Radians per position of each pair, [head_dim / 2].
+    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
+        let theta = f64::from(self.theta);
+        let plain = (0..head_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64));
+        let scaled = plain.enumerate().map(|(i, frequency)| match &self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear(factor) => frequency / f64::from(*factor),
+            RopeScaling::Llama3(scaling) => scaling.apply(frequency),
+            RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
+        });
+        scaled.map(|frequency| frequency as f32).collect()
+    }
+
+    /// Whether the numbers can be computed with.
+    pub(super) fn check(&self, head_dim: usize) -> Result<(), String> {
+        let positive = |what: &str, value: f32| {
+            let good = value.is_finite() && value > 0.0;
+            if good { Ok(()) } else { Err(format!("{what} {value}, wanted a positive number")) }
+        };
+        positive("rope theta", self.theta)?;
+        match &self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear(factor) => positive("rope scaling factor", *factor),
+            RopeScaling::Llama3(s) => {
+                positive("rope scaling factor", s.factor)?;
+                positive("rope low_freq_factor", s.low_freq_factor)?;
+                positive("rope high_freq_factor", s.high_freq_factor)?;
+                if s.high_freq_factor <= s.low_freq_factor {
+                    let (high, low) = (s.high_freq_factor, s.low_freq_factor);
+                    return Err(format!("rope high_freq_factor {high}, wanted more than low_freq_factor {low}"));
+                }
+                positive("rope original_max_position_embeddings", s.original_context as f32)
+            }
+            RopeScaling::Factors(factors) => {
+                if factors.len() != head_dim / 2 {
+                    return Err(format!("{} rope factors, wanted {}", factors.len(), head_dim / 2));
+                }
+                factors.iter().try_for_each(|&factor| positive("rope factor", factor))
+            }
+        }
+    }
+}
+
+impl Llama3Scaling {
+    fn apply(&self, frequency: f64) -> f64 {
+        let context = self.original_context as f64;
+        let (low, high) = (f64::from(self.low_freq_factor), f64::from(self.high_freq_factor));
+        let divided = frequency / f64::from(self.factor);
+        let wavelength = 2.0 * PI / frequency;
+        if wavelength > context / low {
+            divided
+        } else if wavelength < context / high {
+            frequency
+        } else {
+            let smooth = (context / wavelength - low) / (high - low);
+            (1.0 - smooth) * divided + smooth * frequency
+        }
+    }
+}

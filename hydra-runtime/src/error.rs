@@ -1,0 +1,111 @@
+//! What can go wrong, each in one line that says where, what was wanted and what was found.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// The result of anything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something was refused.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// A file that isn't what it should be.
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The byte at which reading it stopped, where there is one.
+        offset: Option<u64>,
+        /// What was wanted and what was found.
+        message: String,
+    },
+    /// Tensors that don't fit the model: all of them, by name.
+    Tensors {
+        /// The file or folder.
+        path: PathBuf,
+        /// Wanted and not there.
+        missing: Vec<String>,
+        /// There and not wanted.
+        surplus: Vec<String>,
+        /// Of another shape or type, or with values that aren't finite: "name is .., wanted ..".
+        wrong: Vec<String>,
+    },
+    /// A configuration that can't be run.
+    Config {
+        /// The file it came from.
+        path: PathBuf,
+        /// The key, what was wanted and what was found.
+        message: String,
+    },
+    /// A tokenizer that can't be built, doesn't fit the model, or refused a text.
+    Tokenizer(String),
+    /// The kernels refused a shape.
+    Kernel(hydra_kernels::Error),
+    /// A wrong argument.
+    Invalid(String),
+}
+
+/// Names listed before the rest is only counted.
+const LISTED: usize = 8;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Error::Format { path, offset: Some(offset), message } => {
+                write!(f, "{}: byte {offset}: {message}", path.display())
+            }
+            Error::Format { path, offset: None, message } | Error::Config { path, message } => {
+                write!(f, "{}: {message}", path.display())
+            }
+            Error::Tensors { path, missing, surplus, wrong } => {
+                write!(f, "{}: tensors don't fit", path.display())?;
+                for (what, names) in [("missing", missing), ("surplus", surplus), ("wrong", wrong)] {
+                    if !names.is_empty() {
+                        let listed = &names[..names.len().min(LISTED)];
+                        write!(f, "; {} {what}: {}", names.len(), listed.join(", "))?;
+                        if names.len() > LISTED {
+                            write!(f, " and {} more", names.len() - LISTED)?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Error::Tokenizer(message) => write!(f, "tokenizer: {message}"),
+            Error::Kernel(error) => error.fmt(f),
+            Error::Invalid(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            Error::Kernel(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<hydra_kernels::Error> for Error {
+    fn from(error: hydra_kernels::Error) -> Self {
+        Error::Kernel(error)
+    }
+}
+
+/// A name out of a file, fit for one line: control characters escaped, cut at 100 characters.
+pub(crate) fn printable(name: &str) -> String {
+    let mut line: String = name.chars().take(100).flat_map(char::escape_debug).collect();
+    if name.chars().nth(100).is_some() {
+        line.push('…');
+    }
+    line
+}

@@ -1,0 +1,85 @@
+//! The seven linear layers of a block that an adapter may sit on.
+
+use crate::config::Config;
+
+/// A projection; `projection as usize` is its place in [`Projection::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Projection {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// The attention's output.
+    O,
+    /// The feed-forward's gate.
+    Gate,
+    /// The feed-forward's input.
+    Up,
+    /// The feed-forward's output.
+    Down,
+}
+
+use Projection::{Down, Gate, K, O, Q, Up, V};
+
+impl Projection {
+    /// All of them, in canonical order.
+    pub const ALL: [Projection; 7] = [Q, K, V, O, Gate, Up, Down];
+
+    /// The name in adapter files and on the command line: "q_proj".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Q => "q_proj",
+            K => "k_proj",
+            V => "v_proj",
+            O => "o_proj",
+            Gate => "gate_proj",
+            Up => "up_proj",
+            Down => "down_proj",
+        }
+    }
+
+    /// The name inside a Hugging Face layer: "self_attn.q_proj".
+    pub const fn hf_path(self) -> &'static str {
+        match self {
+            Q => "self_attn.q_proj",
+            K => "self_attn.k_proj",
+            V => "self_attn.v_proj",
+            O => "self_attn.o_proj",
+            Gate => "mlp.gate_proj",
+            Up => "mlp.up_proj",
+            Down => "mlp.down_proj",
+        }
+    }
+
+    /// The name inside a GGUF block: "attn_q".
+    pub const fn gguf_name(self) -> &'static str {
+        match self {
+            Q => "attn_q",
+            K => "attn_k",
+            V => "attn_v",
+            O => "attn_output",
+            Gate => "ffn_gate",
+            Up => "ffn_up",
+            Down => "ffn_down",
+        }
+    }
+
+    /// `(d_out, d_in)` of its weight.
+    pub const fn dims(self, config: &Config) -> (usize, usize) {
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        match self {
+            Q => (q, config.d_model),
+            K | V => (kv, config.d_model),
+            O => (config.d_model, q),
+            Gate | Up => (config.d_ffn, config.d_model),
+            Down => (config.d_model, config.d_ffn),
+        }
+    }
+
+    /// From "q_proj" or "q".
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| name == p.name() || p.name().strip_suffix("_proj") == Some(name))
+    }
+}

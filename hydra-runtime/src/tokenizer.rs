@@ -1,0 +1,177 @@
+//! Text to token ids and back: `tokenizer.json` of a Hugging Face folder, or the vocabulary inside a GGUF file, which
+//! `tokenizer/bpe.rs` and `tokenizer/spm.rs` turn into the same kind of pipeline.
+
+pub(crate) mod bpe;
+pub(crate) mod spm;
+
+use crate::config::Config;
+use crate::json::Object;
+use crate::{Error, Result};
+use serde_json::Value;
+use std::path::Path;
+
+/// A model's tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos_to_add: Option<u32>,
+    eos: Option<u32>,
+    chat_template: Option<String>,
+}
+
+impl Tokenizer {
+    /// Around a pipeline made from GGUF metadata.
+    pub(crate) fn new(
+        inner: tokenizers::Tokenizer,
+        bos_to_add: Option<u32>,
+        eos: Option<u32>,
+        chat_template: Option<String>,
+    ) -> Self {
+        Self { inner, bos_to_add, eos, chat_template }
+    }
+
+    /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
+    /// the tokenizer's own, else the model's.
+    pub(crate) fn from_folder(folder: &Path, config: &Config) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let invalid = |e| Error::Format { path: path.clone(), offset: None, message: format!("not a tokenizer: {e}") };
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
+        // Both would change what a text means; a length is the caller's to choose.
+        inner.with_padding(None).with_truncation(None).map_err(invalid)?;
+        let mut eos = config.eos.first().copied();
+        let mut chat_template = None;
+        let options = folder.join("tokenizer_config.json");
+        if options.is_file() {
+            let options = Object::read(&options)?;
+            let token = options.get("eos_token").and_then(|token| token.as_str().or(token.get("content")?.as_str()));
+            eos = token.and_then(|text| inner.token_to_id(text)).or(eos);
+            chat_template = options.get("chat_template").and_then(template);
+        }
+        let separate = folder.join("chat_template.jinja");
+        if separate.is_file() {
+            let text = std::fs::read_to_string(&separate).map_err(|source| Error::Io { path: separate, source })?;
+            chat_template = Some(text);
+        }
+        let bos_to_add = leading_token(&inner)?;
+        Ok(Self { inner, bos_to_add, eos, chat_template })
+    }
+
+    /// The ids of a text. No special token is added; special tokens written in the text are recognised.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec())
+    }
+
+    /// The text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(refused)
+    }
+
+    /// Decodes ids one at a time, as they are generated.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: Vec::new(), emitted: 0 }
+    }
+
+    /// The token with which the tokenizer itself begins a text, if it does.
+    pub fn bos_to_add(&self) -> Option<u32> {
+        self.bos_to_add
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// The id of a token's exact text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of one token as the vocabulary has it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The model's chat template, in Jinja.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// An error if a token has no row in an embedding of `vocab` rows.
+    pub(crate) fn fits(&self, vocab: usize) -> Result<()> {
+        let special = [self.eos, self.bos_to_add].into_iter().flatten().max().map_or(0, |id| id as usize + 1);
+        let size = self.vocab_size().max(special);
+        if size > vocab {
+            let message =
+                format!("doesn't fit the model: its ids go up to {}, the embedding has {vocab} rows", size - 1);
+            return Err(Error::Tokenizer(message));
+        }
+        if size == 0 {
+            return Err(Error::Tokenizer("doesn't fit the model: it has no tokens".into()));
+        }
+        Ok(())
+    }
+}
+
+/// An error of the tokenizers crate, on one line.
+pub(crate) fn refused(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(error.to_string().replace('\n', " "))
+}
+
+/// A template is a string, or a list of named ones of which "default" is taken.
+fn template(value: &Value) -> Option<String> {
+    let named = |list: &Vec<Value>| {
+        let default = list.iter().find(|one| one["name"] == "default")?;
+        default["template"].as_str().map(str::to_owned)
+    };
+    value.as_str().map(str::to_owned).or_else(|| value.as_array().and_then(named))
+}
+
+/// What the post-processor puts before a text.
+fn leading_token(inner: &tokenizers::Tokenizer) -> Result<Option<u32>> {
+    let ids = |add| Ok::<_, Error>(inner.encode_fast("a", add).map_err(refused)?.get_ids().to_vec());
+    let (with, without) = (ids(true)?, ids(false)?);
+    let leads = with.len() > without.len() && !with.starts_with(&without);
+    Ok(if leads { with.first().copied() } else { None })
+}
+
+/// Text as it is generated: characters whose bytes are spread over several tokens come out whole.
+pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
+    /// The last tokens that gave text (what follows is decoded in their context), then the pending ones.
+    ids: Vec<u32>,
+    /// How many of `ids` have given their text.
+    emitted: usize,
+}
+
+/// A character has at most four bytes, so more pending tokens than this are not one.
+const MAX_PENDING: usize = 8;
+
+impl TextStream<'_> {
+    /// Takes a token; returns the text that became complete, often that of this token, sometimes none.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let text = self.pending()?;
+        if text.is_empty() || (text.ends_with('\u{FFFD}') && self.ids.len() - self.emitted < MAX_PENDING) {
+            return Ok(String::new());
+        }
+        self.ids.drain(..self.emitted);
+        self.emitted = self.ids.len();
+        Ok(text)
+    }
+
+    /// The rest, be it the beginning of a character only.
+    pub fn finish(self) -> Result<String> {
+        self.pending()
+    }
+
+    fn pending(&self) -> Result<String> {
+        let before = self.tokenizer.decode(&self.ids[..self.emitted])?;
+        let now = self.tokenizer.decode(&self.ids)?;
+        Ok(now.strip_prefix(&before).unwrap_or(&now).to_string())
+    }
+}
