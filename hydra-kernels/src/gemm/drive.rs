@@ -42,7 +42,11 @@ pub trait Kernel: Sized {
         Self: Multiplicand;
     /// `x` in this type: itself, or converted into the workspace.
     #[doc(hidden)]
-    fn stage<'a>(isa: Self::Isa, x: &'a [f32], workspace: &mut Workspace<'a>) -> Result<&'a [Self], Error>
+    fn stage<'a>(
+        isa: Self::Isa,
+        x: &'a [f32],
+        workspace: &mut Workspace<'a>,
+    ) -> Result<&'a [Self], Error>
     where
         Self: Multiplicand;
     #[doc(hidden)]
@@ -112,7 +116,9 @@ pub(super) fn drive<K: Micro>(
     let k_total = term.b.k;
     let k_padded = k_total.next_multiple_of(K::K_STEP);
     let k_most = A_ROW_BYTES / size_of::<K::A>();
-    let k_block = k_padded.div_ceil(k_padded.div_ceil(k_most)).next_multiple_of(K::K_STEP);
+    let k_block = k_padded
+        .div_ceil(k_padded.div_ceil(k_most))
+        .next_multiple_of(K::K_STEP);
     let a_stride = A_STRIDE * size_of::<f32>() / size_of::<K::A>();
     let n_block = (B_BYTES / (k_block * size_of::<K::E>())).max(K::NR) / K::NR * K::NR;
     let mut tile = ATile([0.0; MR_MAX * A_STRIDE]);
@@ -189,7 +195,10 @@ fn load<K: Micro>(
 }
 
 const fn tile_of<K: Micro>() -> Tile {
-    Tile { nr: K::NR, k_step: K::K_STEP }
+    Tile {
+        nr: K::NR,
+        k_step: K::K_STEP,
+    }
 }
 
 impl Kernel for f32 {
@@ -205,7 +214,11 @@ impl Kernel for f32 {
         isa
     }
 
-    fn stage<'a>(_isa: Isa, x: &'a [f32], _workspace: &mut Workspace<'a>) -> Result<&'a [f32], Error> {
+    fn stage<'a>(
+        _isa: Isa,
+        x: &'a [f32],
+        _workspace: &mut Workspace<'a>,
+    ) -> Result<&'a [f32], Error> {
         Ok(x)
     }
 
@@ -219,7 +232,15 @@ impl Kernel for f32 {
         }
     }
 
-    fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, term: &Term<'_, f32>) {
+    fn multiply(
+        isa: Isa,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        store: Store,
+        term: &Term<'_, f32>,
+    ) {
         match isa {
             Isa::Portable => drive(PortableF32, c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]
@@ -243,7 +264,11 @@ impl Kernel for bf16 {
         isa.widened()
     }
 
-    fn stage<'a>(isa: Bf16Isa, x: &'a [f32], workspace: &mut Workspace<'a>) -> Result<&'a [bf16], Error> {
+    fn stage<'a>(
+        isa: Bf16Isa,
+        x: &'a [f32],
+        workspace: &mut Workspace<'a>,
+    ) -> Result<&'a [bf16], Error> {
         let out = workspace.take::<bf16>(x.len())?;
         super::convert::to_bf16(isa.widened(), out, x)?;
         Ok(out)
@@ -261,7 +286,15 @@ impl Kernel for bf16 {
         }
     }
 
-    fn multiply(isa: Bf16Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, term: &Term<'_, bf16>) {
+    fn multiply(
+        isa: Bf16Isa,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        store: Store,
+        term: &Term<'_, bf16>,
+    ) {
         match isa {
             Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]

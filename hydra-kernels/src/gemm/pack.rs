@@ -31,7 +31,11 @@ pub fn pack<E: Multiplicand>(
     let len = panels_len::<E>(isa, k, n);
     at_least("panels", len, out.len())?;
     match source {
-        Source::Dense { data, k_stride, n_stride } => {
+        Source::Dense {
+            data,
+            k_stride,
+            n_stride,
+        } => {
             at_least("b", extent(k, n, k_stride, n_stride)?, data.len())?;
         }
         Source::WeightRows { weight, first } => {
@@ -43,7 +47,11 @@ pub fn pack<E: Multiplicand>(
             inside("weight rows", weight.rows(), 0, k)?;
             let block = weight.format().first_col_multiple();
             if !first.is_multiple_of(block) {
-                return Err(Error::Block { operand: "first", block, got: first });
+                return Err(Error::Block {
+                    operand: "first",
+                    block,
+                    got: first,
+                });
             }
         }
     }
@@ -55,7 +63,11 @@ pub fn pack<E: Multiplicand>(
     E::widened(isa).vectorize(
         #[inline(always)]
         || match source {
-            Source::Dense { data, k_stride, n_stride: 1 } => {
+            Source::Dense {
+                data,
+                k_stride,
+                n_stride: 1,
+            } => {
                 across(
                     out,
                     panel,
@@ -68,7 +80,11 @@ pub fn pack<E: Multiplicand>(
                     },
                 );
             }
-            Source::Dense { data, k_stride, n_stride } => {
+            Source::Dense {
+                data,
+                k_stride,
+                n_stride,
+            } => {
                 along(
                     out,
                     panel,
@@ -118,7 +134,11 @@ pub fn pack<E: Multiplicand>(
 fn inside(operand: &'static str, limit: usize, first: usize, count: usize) -> Result<(), Error> {
     match first.checked_add(count) {
         Some(end) if end <= limit => Ok(()),
-        end => Err(Error::Range { operand, limit, got: end.unwrap_or(usize::MAX) }),
+        end => Err(Error::Range {
+            operand,
+            limit,
+            got: end.unwrap_or(usize::MAX),
+        }),
     }
 }
 
@@ -138,7 +158,11 @@ fn across<E: Multiplicand>(
         let panels = &mut out[first * (panel_len / nr)..];
         for p in (0..k.next_multiple_of(k_step)).step_by(E::ADJACENT) {
             let mut rows = [[0.0; STRETCH]; ADJACENT_MAX];
-            for (q, row) in rows.iter_mut().enumerate().take(E::ADJACENT.min(k.saturating_sub(p))) {
+            for (q, row) in rows
+                .iter_mut()
+                .enumerate()
+                .take(E::ADJACENT.min(k.saturating_sub(p)))
+            {
                 read(p + q, first, &mut row[..len]);
             }
             for (panel, j) in panels.chunks_exact_mut(panel_len).zip((0..len).step_by(nr)) {
@@ -163,7 +187,10 @@ fn along<E: Multiplicand>(
 ) {
     let k_padded = k.next_multiple_of(k_step);
     for (panel, first) in out.chunks_exact_mut(k_padded * nr).zip((0..n).step_by(nr)) {
-        for (part, p) in panel.chunks_mut(STRETCH * nr).zip((0..k_padded).step_by(STRETCH)) {
+        for (part, p) in panel
+            .chunks_mut(STRETCH * nr)
+            .zip((0..k_padded).step_by(STRETCH))
+        {
             let mut columns = [[0.0; STRETCH]; NR_MAX];
             let len = STRETCH.min(k - p.min(k));
             for (j, column) in columns.iter_mut().enumerate().take(nr.min(n - first)) {
@@ -171,7 +198,9 @@ fn along<E: Multiplicand>(
             }
             for (group, out) in part.chunks_exact_mut(E::ADJACENT * nr).enumerate() {
                 for (i, out) in out.iter_mut().enumerate() {
-                    *out = E::narrow(scale * columns[i / E::ADJACENT][group * E::ADJACENT + i % E::ADJACENT]);
+                    *out = E::narrow(
+                        scale * columns[i / E::ADJACENT][group * E::ADJACENT + i % E::ADJACENT],
+                    );
                 }
             }
         }

@@ -51,7 +51,11 @@ impl Micro for PortableBf16 {
             k,
             a,
             a_stride,
-            |p| core::array::from_fn(|j| f32::from_bits(u32::from(pairs[p / 2][2 * j + p % 2].to_bits()) << 16)),
+            |p| {
+                core::array::from_fn(|j| {
+                    f32::from_bits(u32::from(pairs[p / 2][2 * j + p % 2].to_bits()) << 16)
+                })
+            },
             c,
         );
     }
@@ -69,7 +73,12 @@ fn sum(k: usize, a: &[f32], a_stride: usize, b: impl Fn(usize) -> [f32; NR], c: 
             }
         }
     }
-    for (row, sums) in c.data.chunks_mut(c.stride.max(c.cols)).zip(sums).take(c.rows) {
+    for (row, sums) in c
+        .data
+        .chunks_mut(c.stride.max(c.cols))
+        .zip(sums)
+        .take(c.rows)
+    {
         for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
             match c.store {
                 Store::Overwrite => *c_element = sum,
