@@ -44,13 +44,7 @@ impl Dropout {
 }
 
 /// `out` [rows, cols] = mask ∘ `x` / (1 − p).
-pub fn dropout(
-    isa: Isa,
-    out: &mut [f32],
-    x: &[f32],
-    cols: usize,
-    mask: Dropout,
-) -> Result<(), Error> {
+pub fn dropout(isa: Isa, out: &mut [f32], x: &[f32], cols: usize, mask: Dropout) -> Result<(), Error> {
     apply(
         isa,
         out,
@@ -63,13 +57,7 @@ pub fn dropout(
 }
 
 /// `dx` [rows, cols] += mask ∘ `dy` / (1 − p).
-pub fn dropout_accumulate(
-    isa: Isa,
-    dx: &mut [f32],
-    dy: &[f32],
-    cols: usize,
-    mask: Dropout,
-) -> Result<(), Error> {
+pub fn dropout_accumulate(isa: Isa, dx: &mut [f32], dy: &[f32], cols: usize, mask: Dropout) -> Result<(), Error> {
     apply(
         isa,
         dx,
@@ -92,19 +80,13 @@ fn apply(
 ) -> Result<(), Error> {
     exact("out", x.len(), out.len())?;
     if !x.len().is_multiple_of(cols.max(1)) || (cols == 0 && !x.is_empty()) {
-        return Err(Error::Block {
-            operand: "x",
-            block: cols,
-            got: x.len(),
-        });
+        return Err(Error::Block { operand: "x", block: cols, got: x.len() });
     }
     let (threshold, scale) = (mask.threshold(), mask.scale());
     isa.vectorize(
         #[inline(always)]
         || {
-            let rows = out
-                .chunks_exact_mut(cols.max(1))
-                .zip(x.chunks_exact(cols.max(1)));
+            let rows = out.chunks_exact_mut(cols.max(1)).zip(x.chunks_exact(cols.max(1)));
             for ((out, x), row) in rows.zip(0u64..) {
                 let key = row_key(mask.seed, mask.first_row.wrapping_add(row));
                 let (out_whole, out_rest) = out.as_chunks_mut::<LANES>();
@@ -121,24 +103,10 @@ fn apply(
 }
 
 #[inline(always)]
-fn put_group(
-    out: &mut [f32],
-    x: &[f32],
-    bits: u64,
-    threshold: u32,
-    scale: f32,
-    put: &impl Fn(&mut f32, f32),
-) {
+fn put_group(out: &mut [f32], x: &[f32], bits: u64, threshold: u32, scale: f32, put: &impl Fn(&mut f32, f32)) {
     for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
         // A choice, not a product: 0 · ∞ would be NaN.
-        put(
-            out,
-            if lane(bits, i) >= threshold {
-                x * scale
-            } else {
-                0.0
-            },
-        );
+        put(out, if lane(bits, i) >= threshold { x * scale } else { 0.0 });
     }
 }
 

@@ -54,21 +54,10 @@ impl fmt::Display for Error {
             Error::Workspace { want, got } => {
                 write!(f, "workspace of {got} floats where {want} are needed")
             }
-            Error::Block {
-                operand,
-                block,
-                got,
-            } => {
-                write!(
-                    f,
-                    "{operand}: {got} is not a multiple of the block of {block}"
-                )
+            Error::Block { operand, block, got } => {
+                write!(f, "{operand}: {got} is not a multiple of the block of {block}")
             }
-            Error::Range {
-                operand,
-                limit,
-                got,
-            } => {
+            Error::Range { operand, limit, got } => {
                 write!(f, "{operand}: {got} is beyond {limit}")
             }
             Error::Overflow => write!(f, "a size overflows the address space"),
@@ -81,20 +70,12 @@ impl core::error::Error for Error {}
 
 /// `Ok` if `got` is exactly `want`.
 pub(crate) fn exact(operand: &'static str, want: usize, got: usize) -> Result<(), Error> {
-    if want == got {
-        Ok(())
-    } else {
-        Err(Error::Length { operand, want, got })
-    }
+    if want == got { Ok(()) } else { Err(Error::Length { operand, want, got }) }
 }
 
 /// `Ok` if `got` is at least `want`.
 pub(crate) fn at_least(operand: &'static str, want: usize, got: usize) -> Result<(), Error> {
-    if want <= got {
-        Ok(())
-    } else {
-        Err(Error::Length { operand, want, got })
-    }
+    if want <= got { Ok(()) } else { Err(Error::Length { operand, want, got }) }
 }
 
 /// `a · b`, or [`Error::Overflow`].
@@ -103,19 +84,11 @@ pub(crate) fn product(a: usize, b: usize) -> Result<usize, Error> {
 }
 
 /// Elements from the first to the last of `rows` rows of `cols`, `stride` apart.
-pub(crate) fn extent(
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-) -> Result<usize, Error> {
+pub(crate) fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Result<usize, Error> {
     if rows == 0 || cols == 0 {
         return Ok(0);
     }
     let last_row = product(rows - 1, row_stride)?;
     let last_col = product(cols - 1, col_stride)?;
-    last_row
-        .checked_add(last_col)
-        .and_then(|last| last.checked_add(1))
-        .ok_or(Error::Overflow)
+    last_row.checked_add(last_col).and_then(|last| last.checked_add(1)).ok_or(Error::Overflow)
 }

@@ -31,12 +31,7 @@ pub enum Gate<'a> {
 
 /// Turns the gate's columns of `hidden` [tokens, hidden] into weights: softmax in place of the logits that are there
 /// (`Router`), or writes what the gate says.
-pub fn activate(
-    isa: Isa,
-    shape: &HydraShape,
-    hidden: &mut [f32],
-    gate: Gate<'_>,
-) -> Result<(), Error> {
+pub fn activate(isa: Isa, shape: &HydraShape, hidden: &mut [f32], gate: Gate<'_>) -> Result<(), Error> {
     check(shape, hidden.len(), None, gate)?;
     let uniform = 1.0 / shape.heads as f32;
     let a_rows = shape.a_rows();
@@ -70,17 +65,11 @@ pub fn mix(isa: Isa, shape: &HydraShape, mixed: &mut [f32], hidden: &[f32]) -> R
     isa.vectorize(
         #[inline(always)]
         || {
-            let rows = mixed
-                .chunks_exact_mut(shape.mixed())
-                .zip(hidden.chunks_exact(shape.hidden()));
+            let rows = mixed.chunks_exact_mut(shape.mixed()).zip(hidden.chunks_exact(shape.hidden()));
             for (mixed, hidden) in rows {
                 let (down, gate) = hidden.split_at(a_rows);
                 for (e, (mixed, &gate)) in mixed.chunks_exact_mut(rank).zip(gate).enumerate() {
-                    let down = if shape.per_head_a {
-                        &down[e * rank..][..rank]
-                    } else {
-                        down
-                    };
+                    let down = if shape.per_head_a { &down[e * rank..][..rank] } else { down };
                     for (mixed, down) in mixed.iter_mut().zip(down) {
                         *mixed = gate * down;
                     }
@@ -134,12 +123,7 @@ pub fn mix_backward(
     Ok(())
 }
 
-fn check(
-    shape: &HydraShape,
-    hidden: usize,
-    mixed: Option<usize>,
-    gate: Gate<'_>,
-) -> Result<(), Error> {
+fn check(shape: &HydraShape, hidden: usize, mixed: Option<usize>, gate: Gate<'_>) -> Result<(), Error> {
     shape.validate()?;
     exact("hidden", product(shape.tokens, shape.hidden())?, hidden)?;
     if let Some(mixed) = mixed {
@@ -147,9 +131,7 @@ fn check(
     }
     match gate {
         Gate::Label(labels) => exact("labels", shape.tokens, labels.len()),
-        Gate::Router if !shape.router => {
-            Err(Error::Shape("the router gate needs a shape with a router"))
-        }
+        Gate::Router if !shape.router => Err(Error::Shape("the router gate needs a shape with a router")),
         _ => Ok(()),
     }
 }

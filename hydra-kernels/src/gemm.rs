@@ -13,6 +13,12 @@
 //! **Order.** An element of C is the sum over terms and blocks in order, each block summed in order of k: for a given
 //! instruction set it doesn't depend on m, on n, or on how a caller cuts C into rows and panels.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod convert;
 mod drive;
 mod pack;
@@ -46,20 +52,12 @@ pub struct Rows<'a, E> {
 impl<'a, E> Rows<'a, E> {
     /// Row-major with `cols` columns.
     pub fn row_major(data: &'a [E], cols: usize) -> Self {
-        Rows {
-            data,
-            row_stride: cols,
-            col_stride: 1,
-        }
+        Rows { data, row_stride: cols, col_stride: 1 }
     }
 
     /// The transpose of a row-major matrix with `cols` columns.
     pub fn transposed(data: &'a [E], cols: usize) -> Self {
-        Rows {
-            data,
-            row_stride: 1,
-            col_stride: cols,
-        }
+        Rows { data, row_stride: 1, col_stride: cols }
     }
 }
 
@@ -138,17 +136,13 @@ impl Multiplicand for bf16 {
 pub fn panels_len<E: Multiplicand>(isa: E::Isa, k: usize, n: usize) -> usize {
     let tile = E::tile(isa);
     let columns = n.checked_next_multiple_of(tile.nr).unwrap_or(usize::MAX);
-    let rows = k
-        .checked_next_multiple_of(tile.k_step)
-        .unwrap_or(usize::MAX);
+    let rows = k.checked_next_multiple_of(tile.k_step).unwrap_or(usize::MAX);
     rows.saturating_mul(columns)
 }
 
 /// At least [`panels_len`] on every instruction set.
 pub const fn panels_bound(k: usize, n: usize) -> usize {
-    k.div_ceil(K_ALIGN)
-        .saturating_mul(K_ALIGN)
-        .saturating_mul(n.div_ceil(PANEL_ALIGN).saturating_mul(PANEL_ALIGN))
+    k.div_ceil(K_ALIGN).saturating_mul(K_ALIGN).saturating_mul(n.div_ceil(PANEL_ALIGN).saturating_mul(PANEL_ALIGN))
 }
 
 /// `c` [m, n], rows `c_stride` apart, = or += Σ_t A_t · B_t.
@@ -164,26 +158,14 @@ pub fn gemm<E: Multiplicand>(
     terms: &[Term<'_, E>],
 ) -> Result<(), Error> {
     if m > 1 && c_stride < n {
-        return Err(Error::Range {
-            operand: "n",
-            limit: c_stride,
-            got: n,
-        });
+        return Err(Error::Range { operand: "n", limit: c_stride, got: n });
     }
     at_least("c", extent(m, n, c_stride, 1)?, c.len())?;
     for Term { a, b } in terms {
         if b.n != n {
-            return Err(Error::Length {
-                operand: "columns of b",
-                want: n,
-                got: b.n,
-            });
+            return Err(Error::Length { operand: "columns of b", want: n, got: b.n });
         }
-        at_least(
-            "a",
-            extent(m, b.k, a.row_stride, a.col_stride)?,
-            a.data.len(),
-        )?;
+        at_least("a", extent(m, b.k, a.row_stride, a.col_stride)?, a.data.len())?;
         at_least("b", panels_len::<E>(isa, b.k, n), b.data.len())?;
     }
     if m == 0 || n == 0 {
@@ -191,9 +173,7 @@ pub fn gemm<E: Multiplicand>(
     }
     let mut store = store;
     if store == Store::Overwrite && terms.iter().all(|term| term.b.k == 0) {
-        c.chunks_mut(c_stride.max(n))
-            .take(m)
-            .for_each(|row| row[..n].fill(0.0));
+        c.chunks_mut(c_stride.max(n)).take(m).for_each(|row| row[..n].fill(0.0));
         return Ok(());
     }
     for term in terms.iter().filter(|term| term.b.k > 0) {

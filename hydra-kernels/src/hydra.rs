@@ -15,10 +15,7 @@
 use crate::dropout::{Dropout, dropout as mask, dropout_accumulate};
 use crate::error::{Error, exact, product};
 use crate::gate::{Gate, activate, mix, mix_backward};
-use crate::gemm::{
-    Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, gemm, pack, panels_bound,
-    panels_len,
-};
+use crate::gemm::{Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, gemm, pack, panels_bound, panels_len};
 use crate::isa::Isa;
 use crate::quant::Weight;
 use crate::shape::HydraShape;
@@ -67,61 +64,26 @@ pub fn forward<E: Multiplicand>(
 ) -> Result<(), Error> {
     check(shape, &weight, adapter, gate)?;
     exact("y", product(shape.tokens, shape.d_out)?, y.len())?;
-    exact(
-        "hidden",
-        product(shape.tokens, shape.hidden())?,
-        hidden.len(),
-    )?;
+    exact("hidden", product(shape.tokens, shape.hidden())?, hidden.len())?;
     exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
     workspace.require(forward_scratch::<E>(shape, dropout.is_some()))?;
 
     let mut workspace = workspace.reborrow();
     let plain = E::widened(isa);
-    let &HydraShape {
-        tokens,
-        d_in,
-        d_out,
-        ..
-    } = shape;
+    let &HydraShape { tokens, d_in, d_out, .. } = shape;
     let mixed = workspace.take::<f32>(tokens * shape.mixed())?;
     let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
 
     let (a, r) = adapter.a.split_at(shape.a_rows() * d_in);
-    let columns = |data, n| Matrix {
-        source: Source::Dense {
-            data,
-            k_stride: 1,
-            n_stride: d_in,
-        },
-        k: d_in,
-        n,
-        scale: 1.0,
-    };
+    let columns =
+        |data, n| Matrix { source: Source::Dense { data, k_stride: 1, n_stride: d_in }, k: d_in, n, scale: 1.0 };
     let width = shape.hidden();
     let down = columns(a, shape.a_rows());
-    add(
-        plain,
-        hidden,
-        width,
-        Rows::row_major(masked, d_in),
-        down,
-        tokens,
-        Store::Overwrite,
-        workspace.reborrow(),
-    )?;
+    add(plain, hidden, width, Rows::row_major(masked, d_in), down, tokens, Store::Overwrite, workspace.reborrow())?;
     if shape.router {
         let logits = &mut hidden[shape.a_rows().min(tokens * width)..];
         let router = columns(r, shape.heads);
-        add(
-            plain,
-            logits,
-            width,
-            Rows::row_major(x, d_in),
-            router,
-            tokens,
-            Store::Overwrite,
-            workspace.reborrow(),
-        )?;
+        add(plain, logits, width, Rows::row_major(x, d_in), router, tokens, Store::Overwrite, workspace.reborrow())?;
     }
     activate(plain, shape, hidden, gate)?;
     mix(plain, shape, mixed, hidden)?;
@@ -130,45 +92,13 @@ pub fn forward<E: Multiplicand>(
     for first in (0..d_out).step_by(CHUNK) {
         let n = CHUNK.min(d_out - first);
         let y = &mut y[first.min(tokens * d_out)..];
-        let frozen = Matrix {
-            source: Source::WeightRows { weight, first },
-            k: d_in,
-            n,
-            scale: 1.0,
-        };
-        add(
-            isa,
-            y,
-            d_out,
-            Rows::row_major(staged, d_in),
-            frozen,
-            tokens,
-            Store::Overwrite,
-            workspace.reborrow(),
-        )?;
+        let frozen = Matrix { source: Source::WeightRows { weight, first }, k: d_in, n, scale: 1.0 };
+        add(isa, y, d_out, Rows::row_major(staged, d_in), frozen, tokens, Store::Overwrite, workspace.reborrow())?;
         let data = &adapter.b[first * shape.mixed()..];
-        let source = Source::Dense {
-            data,
-            k_stride: 1,
-            n_stride: shape.mixed(),
-        };
-        let up = Matrix {
-            source,
-            k: shape.mixed(),
-            n,
-            scale: adapter.scale,
-        };
+        let source = Source::Dense { data, k_stride: 1, n_stride: shape.mixed() };
+        let up = Matrix { source, k: shape.mixed(), n, scale: adapter.scale };
         let mixed = Rows::row_major(&*mixed, shape.mixed());
-        add(
-            plain,
-            y,
-            d_out,
-            mixed,
-            up,
-            tokens,
-            Store::Accumulate,
-            workspace.reborrow(),
-        )?;
+        add(plain, y, d_out, mixed, up, tokens, Store::Accumulate, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -214,73 +144,28 @@ pub fn backward<E: Multiplicand>(
     exact("db", adapter.b.len(), db.len())?;
     exact("dy", product(shape.tokens, shape.d_out)?, dy.len())?;
     exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
-    exact(
-        "hidden",
-        product(shape.tokens, shape.hidden())?,
-        hidden.len(),
-    )?;
+    exact("hidden", product(shape.tokens, shape.hidden())?, hidden.len())?;
     workspace.require(backward_scratch::<E>(shape, dropout.is_some()))?;
 
     let mut workspace = workspace.reborrow();
     let plain = E::widened(isa);
-    let &HydraShape {
-        tokens,
-        d_in,
-        d_out,
-        ..
-    } = shape;
+    let &HydraShape { tokens, d_in, d_out, .. } = shape;
     let (a_rows, width, mixed_width) = (shape.a_rows(), shape.hidden(), shape.mixed());
     let mixed = workspace.take::<f32>(tokens * mixed_width)?;
     let dmixed = workspace.take::<f32>(tokens * mixed_width)?;
     let dhidden = workspace.take::<f32>(tokens * width)?;
 
-    let source = Source::Dense {
-        data: adapter.b,
-        k_stride: mixed_width,
-        n_stride: 1,
-    };
-    let b = Matrix {
-        source,
-        k: d_out,
-        n: mixed_width,
-        scale: adapter.scale,
-    };
+    let source = Source::Dense { data: adapter.b, k_stride: mixed_width, n_stride: 1 };
+    let b = Matrix { source, k: d_out, n: mixed_width, scale: adapter.scale };
     let dy_rows = Rows::row_major(dy, d_out);
-    add(
-        plain,
-        dmixed,
-        mixed_width,
-        dy_rows,
-        b,
-        tokens,
-        Store::Overwrite,
-        workspace.reborrow(),
-    )?;
+    add(plain, dmixed, mixed_width, dy_rows, b, tokens, Store::Overwrite, workspace.reborrow())?;
     mix_backward(plain, shape, dhidden, dmixed, hidden, gate)?;
 
     mix(plain, shape, mixed, hidden)?;
-    let source = Source::Dense {
-        data: mixed,
-        k_stride: mixed_width,
-        n_stride: 1,
-    };
-    let mixed = Matrix {
-        source,
-        k: tokens,
-        n: mixed_width,
-        scale: adapter.scale,
-    };
+    let source = Source::Dense { data: mixed, k_stride: mixed_width, n_stride: 1 };
+    let mixed = Matrix { source, k: tokens, n: mixed_width, scale: adapter.scale };
     let dy_columns = Rows::transposed(dy, d_out);
-    add(
-        plain,
-        db,
-        mixed_width,
-        dy_columns,
-        mixed,
-        d_out,
-        Store::Accumulate,
-        workspace.reborrow(),
-    )?;
+    add(plain, db, mixed_width, dy_columns, mixed, d_out, Store::Accumulate, workspace.reborrow())?;
 
     // The two halves of the stacked matrix, each with its own input: [`Half`].
     let (da, dr) = da.split_at_mut(a_rows * d_in);
@@ -290,35 +175,14 @@ pub fn backward<E: Multiplicand>(
     {
         let mut workspace = workspace.reborrow();
         let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
-        for (dw, rows, dh, input) in [
-            (da, a_rows, &*dhidden, masked),
-            (dr, router_rows, dlogits, x),
-        ] {
+        for (dw, rows, dh, input) in [(da, a_rows, &*dhidden, masked), (dr, router_rows, dlogits, x)] {
             for first in (0..d_in).step_by(CHUNK) {
                 let data = &input[first.min(input.len())..];
-                let source = Source::Dense {
-                    data,
-                    k_stride: d_in,
-                    n_stride: 1,
-                };
-                let input = Matrix {
-                    source,
-                    k: tokens,
-                    n: CHUNK.min(d_in - first),
-                    scale: 1.0,
-                };
+                let source = Source::Dense { data, k_stride: d_in, n_stride: 1 };
+                let input = Matrix { source, k: tokens, n: CHUNK.min(d_in - first), scale: 1.0 };
                 let dw = &mut dw[first.min(rows * d_in)..];
                 let dh = Rows::transposed(dh, width);
-                add(
-                    plain,
-                    dw,
-                    d_in,
-                    dh,
-                    input,
-                    rows,
-                    Store::Accumulate,
-                    workspace.reborrow(),
-                )?;
+                add(plain, dw, d_in, dh, input, rows, Store::Accumulate, workspace.reborrow())?;
             }
         }
     }
@@ -326,59 +190,19 @@ pub fn backward<E: Multiplicand>(
     if let Some(dropout) = dropout {
         let mut workspace = workspace.reborrow();
         let dmasked = workspace.take::<f32>(tokens * d_in)?;
-        product_with_rows(
-            plain,
-            dmasked,
-            shape,
-            dhidden,
-            a,
-            a_rows,
-            Store::Overwrite,
-            workspace.reborrow(),
-        )?;
+        product_with_rows(plain, dmasked, shape, dhidden, a, a_rows, Store::Overwrite, workspace.reborrow())?;
         dropout_accumulate(plain, dx, dmasked, d_in, dropout)?;
     } else {
-        product_with_rows(
-            plain,
-            dx,
-            shape,
-            dhidden,
-            a,
-            a_rows,
-            Store::Accumulate,
-            workspace.reborrow(),
-        )?;
+        product_with_rows(plain, dx, shape, dhidden, a, a_rows, Store::Accumulate, workspace.reborrow())?;
     }
-    product_with_rows(
-        plain,
-        dx,
-        shape,
-        dlogits,
-        r,
-        router_rows,
-        Store::Accumulate,
-        workspace.reborrow(),
-    )?;
+    product_with_rows(plain, dx, shape, dlogits, r, router_rows, Store::Accumulate, workspace.reborrow())?;
 
     let staged = E::stage(isa, dy, &mut workspace)?;
     for first in (0..d_in).step_by(CHUNK) {
-        let frozen = Matrix {
-            source: Source::WeightCols { weight, first },
-            k: d_out,
-            n: CHUNK.min(d_in - first),
-            scale: 1.0,
-        };
+        let frozen =
+            Matrix { source: Source::WeightCols { weight, first }, k: d_out, n: CHUNK.min(d_in - first), scale: 1.0 };
         let dx = &mut dx[first.min(tokens * d_in)..];
-        add(
-            isa,
-            dx,
-            d_in,
-            Rows::row_major(staged, d_out),
-            frozen,
-            tokens,
-            Store::Accumulate,
-            workspace.reborrow(),
-        )?;
+        add(isa, dx, d_in, Rows::row_major(staged, d_out), frozen, tokens, Store::Accumulate, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -398,29 +222,11 @@ fn product_with_rows(
     let d_in = shape.d_in;
     for first in (0..d_in).step_by(CHUNK) {
         let data = &w[first.min(w.len())..];
-        let source = Source::Dense {
-            data,
-            k_stride: d_in,
-            n_stride: 1,
-        };
-        let w = Matrix {
-            source,
-            k: rows,
-            n: CHUNK.min(d_in - first),
-            scale: 1.0,
-        };
+        let source = Source::Dense { data, k_stride: d_in, n_stride: 1 };
+        let w = Matrix { source, k: rows, n: CHUNK.min(d_in - first), scale: 1.0 };
         let out = &mut out[first.min(shape.tokens * d_in)..];
         let dh = Rows::row_major(dh, shape.hidden());
-        add(
-            isa,
-            out,
-            d_in,
-            dh,
-            w,
-            shape.tokens,
-            store,
-            workspace.reborrow(),
-        )?;
+        add(isa, out, d_in, dh, w, shape.tokens, store, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -447,11 +253,7 @@ fn add<E: Multiplicand>(
 ) -> Result<(), Error> {
     let panels = workspace.take::<E>(panels_len::<E>(isa, b.k, b.n))?;
     pack(isa, panels, b.k, b.n, b.source, b.scale)?;
-    let b = Panels {
-        data: &*panels,
-        k: b.k,
-        n: b.n,
-    };
+    let b = Panels { data: &*panels, k: b.k, n: b.n };
     gemm(isa, c, c_stride, m, b.n, store, &[Term { a, b }])
 }
 
@@ -475,14 +277,7 @@ const fn masked(shape: &HydraShape, dropout: bool) -> Scratch {
 
 /// f32 operands are read where they are, others converted.
 const fn staged<E>(rows: usize, cols: usize) -> Scratch {
-    Scratch::matrix::<E>(
-        if size_of::<E>() == size_of::<f32>() {
-            0
-        } else {
-            rows
-        },
-        cols,
-    )
+    Scratch::matrix::<E>(if size_of::<E>() == size_of::<f32>() { 0 } else { rows }, cols)
 }
 
 const fn panels<E>(k: usize, n: usize) -> Scratch {
@@ -493,26 +288,15 @@ const fn chunk(n: usize) -> usize {
     if n < CHUNK { n } else { CHUNK }
 }
 
-fn check(
-    shape: &HydraShape,
-    weight: &Weight<'_>,
-    adapter: AdapterRef<'_>,
-    gate: Gate<'_>,
-) -> Result<(), Error> {
+fn check(shape: &HydraShape, weight: &Weight<'_>, adapter: AdapterRef<'_>, gate: Gate<'_>) -> Result<(), Error> {
     shape.validate()?;
     exact("rows of weight", shape.d_out, weight.rows())?;
     exact("columns of weight", shape.d_in, weight.cols())?;
-    exact(
-        "a",
-        product(shape.stacked_rows(), shape.d_in)?,
-        adapter.a.len(),
-    )?;
+    exact("a", product(shape.stacked_rows(), shape.d_in)?, adapter.a.len())?;
     exact("b", product(shape.d_out, shape.mixed())?, adapter.b.len())?;
     match gate {
         Gate::Label(labels) => exact("labels", shape.tokens, labels.len()),
-        Gate::Router if !shape.router => {
-            Err(Error::Shape("the router gate needs a shape with a router"))
-        }
+        Gate::Router if !shape.router => Err(Error::Shape("the router gate needs a shape with a router")),
         _ => Ok(()),
     }
 }

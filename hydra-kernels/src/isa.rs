@@ -29,11 +29,7 @@ impl Isa {
     /// All that this machine has, worst first.
     pub fn available() -> impl Iterator<Item = Isa> {
         #[cfg(target_arch = "x86_64")]
-        let found = [
-            Some(Isa::Portable),
-            Avx2::detect().map(Isa::Avx2),
-            Avx512::detect().map(Isa::Avx512),
-        ];
+        let found = [Some(Isa::Portable), Avx2::detect().map(Isa::Avx2), Avx512::detect().map(Isa::Avx512)];
         #[cfg(not(target_arch = "x86_64"))]
         let found = [Some(Isa::Portable)];
         found.into_iter().flatten()

@@ -69,11 +69,7 @@ pub fn ln(x: f32) -> f32 {
         return x;
     }
     // Subnormals scaled by 2²⁵.
-    let (x, bias) = if x < f32::MIN_POSITIVE {
-        (x * 33_554_432.0, 25)
-    } else {
-        (x, 0)
-    };
+    let (x, bias) = if x < f32::MIN_POSITIVE { (x * 33_554_432.0, 25) } else { (x, 0) };
     // x = 2ᵉ · m with m in [√½, √2), and ln m = 2 artanh(s), s = (m − 1) / (m + 1).
     let shifted = x.to_bits().wrapping_add(0x3f80_0000 - 0x3f35_04f3);
     let e = (shifted >> 23) as i32 - 127 - bias;

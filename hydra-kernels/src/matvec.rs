@@ -13,23 +13,13 @@ const STRETCH: usize = 256;
 /// `y[i]` = Σ_p W[first + i, p] · `x[p]`, with `x` [W's columns].
 ///
 /// Writes nothing if it returns an error.
-pub fn matvec(
-    isa: Isa,
-    y: &mut [f32],
-    weight: Weight<'_>,
-    first: usize,
-    x: &[f32],
-) -> Result<(), Error> {
+pub fn matvec(isa: Isa, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[f32]) -> Result<(), Error> {
     exact("x", weight.cols(), x.len())?;
     match first.checked_add(y.len()) {
         Some(end) if end <= weight.rows() => {}
         end => {
             let got = end.unwrap_or(usize::MAX);
-            return Err(Error::Range {
-                operand: "y",
-                limit: weight.rows(),
-                got,
-            });
+            return Err(Error::Range { operand: "y", limit: weight.rows(), got });
         }
     }
     isa.vectorize(

@@ -153,56 +153,27 @@ pub struct Weight<'a> {
 
 impl<'a> Weight<'a> {
     /// Checks that `data` is exactly the matrix, that rows are whole blocks and that interleaved heads divide them.
-    pub fn new(
-        format: Format,
-        rows: usize,
-        cols: usize,
-        data: &'a [u8],
-        order: RowOrder,
-    ) -> Result<Self, Error> {
+    pub fn new(format: Format, rows: usize, cols: usize, data: &'a [u8], order: RowOrder) -> Result<Self, Error> {
         if !cols.is_multiple_of(format.block_len()) {
-            return Err(Error::Block {
-                operand: "weight columns",
-                block: format.block_len(),
-                got: cols,
-            });
+            return Err(Error::Block { operand: "weight columns", block: format.block_len(), got: cols });
         }
         let row_bytes = format.row_bytes(cols).ok_or(Error::Overflow)?;
         exact("weight bytes", product(rows, row_bytes)?, data.len())?;
         if let RowOrder::Interleaved { head_dim } = order {
             if head_dim == 0 || !head_dim.is_multiple_of(2) {
-                return Err(Error::Shape(
-                    "interleaved heads have an even number of rows",
-                ));
+                return Err(Error::Shape("interleaved heads have an even number of rows"));
             }
             if !rows.is_multiple_of(head_dim) {
-                return Err(Error::Block {
-                    operand: "weight rows",
-                    block: head_dim,
-                    got: rows,
-                });
+                return Err(Error::Block { operand: "weight rows", block: head_dim, got: rows });
             }
         }
-        Ok(Weight {
-            format,
-            rows,
-            cols,
-            row_bytes,
-            data,
-            order,
-        })
+        Ok(Weight { format, rows, cols, row_bytes, data, order })
     }
 
     /// A row-major f32 matrix.
     pub fn from_f32(rows: usize, cols: usize, data: &'a [f32]) -> Result<Self, Error> {
         exact("weight", product(rows, cols)?, data.len())?;
-        Weight::new(
-            Format::F32,
-            rows,
-            cols,
-            bytemuck::cast_slice(data),
-            RowOrder::Natural,
-        )
+        Weight::new(Format::F32, rows, cols, bytemuck::cast_slice(data), RowOrder::Natural)
     }
 
     /// Rows `first .. first + rows` as a weight of their own, for work by blocks of rows. Refuses rows that are stored in
@@ -252,11 +223,6 @@ impl<'a> Weight<'a> {
         assert!(row < self.rows && first_col <= self.cols && out.len() <= self.cols - first_col);
         assert!(first_col.is_multiple_of(self.format.first_col_multiple()));
         let start = self.order.stored_row(row) * self.row_bytes;
-        blocks::decode(
-            self.format,
-            &self.data[start..start + self.row_bytes],
-            first_col,
-            out,
-        );
+        blocks::decode(self.format, &self.data[start..start + self.row_bytes], first_col, out);
     }
 }

@@ -27,17 +27,12 @@ pub struct HydraShape {
 impl HydraShape {
     /// Rows of A: `rank`, or `heads · rank` with one A per head.
     pub const fn a_rows(&self) -> usize {
-        if self.per_head_a {
-            self.mixed()
-        } else {
-            self.rank
-        }
+        if self.per_head_a { self.mixed() } else { self.rank }
     }
 
     /// Rows of the stacked `[A; R]`.
     pub const fn stacked_rows(&self) -> usize {
-        self.a_rows()
-            .saturating_add(if self.router { self.heads } else { 0 })
+        self.a_rows().saturating_add(if self.router { self.heads } else { 0 })
     }
 
     /// Columns of the saved state `[down | gate]`.
@@ -55,15 +50,9 @@ impl HydraShape {
         if self.heads == 0 || self.rank == 0 {
             return Err(Error::Shape("an adapter has at least one head and rank 1"));
         }
-        let widest = self
-            .d_in
-            .max(self.d_out)
-            .max(self.hidden())
-            .max(self.mixed());
+        let widest = self.d_in.max(self.d_out).max(self.hidden()).max(self.mixed());
         let tallest = self.tokens.max(widest);
-        let bytes = widest
-            .checked_mul(tallest)
-            .and_then(|n| n.checked_mul(size_of::<f32>()));
+        let bytes = widest.checked_mul(tallest).and_then(|n| n.checked_mul(size_of::<f32>()));
         if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
             return Err(Error::Overflow);
         }

@@ -25,21 +25,13 @@ pub fn softmax_rows(isa: Isa, x: &mut [f32], cols: usize) -> Result<(), Error> {
 }
 
 /// `dp` [rows, cols] becomes dx, given the probabilities `p` [rows, cols].
-pub fn softmax_backward_rows(
-    isa: Isa,
-    dp: &mut [f32],
-    p: &[f32],
-    cols: usize,
-) -> Result<(), Error> {
+pub fn softmax_backward_rows(isa: Isa, dp: &mut [f32], p: &[f32], cols: usize) -> Result<(), Error> {
     whole_rows("dp", dp.len(), cols)?;
     exact("p", dp.len(), p.len())?;
     isa.vectorize(
         #[inline(always)]
         || {
-            for (dp, p) in dp
-                .chunks_exact_mut(cols.max(1))
-                .zip(p.chunks_exact(cols.max(1)))
-            {
+            for (dp, p) in dp.chunks_exact_mut(cols.max(1)).zip(p.chunks_exact(cols.max(1))) {
                 softmax_backward_row(dp, p);
             }
         },
@@ -67,11 +59,7 @@ fn whole_rows(operand: &'static str, len: usize, cols: usize) -> Result<(), Erro
     if len.is_multiple_of(cols.max(1)) && (cols > 0 || len == 0) {
         Ok(())
     } else {
-        Err(Error::Block {
-            operand,
-            block: cols,
-            got: len,
-        })
+        Err(Error::Block { operand, block: cols, got: len })
     }
 }
 
@@ -115,9 +103,7 @@ pub(crate) fn softmax_backward_row(dp: &mut [f32], p: &[f32]) {
 #[inline(always)]
 fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    fold(&mut lanes, x, |max, x| {
-        *max = if x > *max { x } else { *max }
-    });
+    fold(&mut lanes, x, |max, x| *max = if x > *max { x } else { *max });
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 

@@ -64,14 +64,7 @@ impl<'a> Workspace<'a> {
 
     /// `Ok` if `need` is there.
     pub fn require(&self, need: Scratch) -> Result<(), Error> {
-        if self.free.len() >= need.0 {
-            Ok(())
-        } else {
-            Err(Error::Workspace {
-                want: need.0,
-                got: self.free.len(),
-            })
-        }
+        if self.free.len() >= need.0 { Ok(()) } else { Err(Error::Workspace { want: need.0, got: self.free.len() }) }
     }
 
     /// `len` elements of `E` (f32 or a type that divides it), of any content.

@@ -25,9 +25,5 @@ pub(super) fn round(x: f32) -> bf16 {
     let even = 0x7fff + (bits >> 16 & 1);
     let rounded = (bits.wrapping_add(even) >> 16) as u16;
     let quiet = (bits >> 16) as u16 | 0x40;
-    bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 {
-        quiet
-    } else {
-        rounded
-    })
+    bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded })
 }

@@ -1,7 +1,14 @@
 //! The loops around a micro-kernel, the same for every element type and instruction set.
 
+use super::convert::{round, to_bf16};
 use super::portable::{PortableBf16, PortableF32};
 use super::{Multiplicand, Store, Term};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    avx2::{Avx2F32, Avx2Widened},
+    avx512::{Avx512F32, Avx512Widened},
+    avx512bf16::Avx512Pairs,
+};
 use crate::error::Error;
 use crate::isa::{Bf16Isa, Isa};
 use crate::workspace::Workspace;
@@ -33,8 +40,9 @@ pub trait Kernel: Sized {
     /// Neighbours along k that lie side by side in a panel.
     #[doc(hidden)]
     const ADJACENT: usize;
+    /// `x` and its neighbour along k (the same `x` where a panel has none), as they lie in a panel.
     #[doc(hidden)]
-    fn narrow(x: f32) -> Self;
+    fn unit(x: f32, next: f32) -> u32;
     /// The f32 instruction set that `isa` contains.
     #[doc(hidden)]
     fn widened(isa: Self::Isa) -> Isa
@@ -42,11 +50,7 @@ pub trait Kernel: Sized {
         Self: Multiplicand;
     /// `x` in this type: itself, or converted into the workspace.
     #[doc(hidden)]
-    fn stage<'a>(
-        isa: Self::Isa,
-        x: &'a [f32],
-        workspace: &mut Workspace<'a>,
-    ) -> Result<&'a [Self], Error>
+    fn stage<'a>(isa: Self::Isa, x: &'a [f32], workspace: &mut Workspace<'a>) -> Result<&'a [Self], Error>
     where
         Self: Multiplicand;
     #[doc(hidden)]
@@ -78,9 +82,9 @@ pub(super) trait Micro: Copy {
 
     fn widen(a: Self::E) -> Self::A;
 
-    /// `c[i · c_stride + j]` = or += Σ_p `a[i · a_stride + p]` · b[p, j], for i < `rows` ≤ MR, j < `cols` ≤ NR, p < `k`
+    /// C[i, j] = or += Σ_p `a[i · a_stride + p]` · b[p, j], for i < `rows` ≤ MR, j < `cols` ≤ NR, p < `k`
     /// (a multiple of K_STEP).
-    fn tile(self, k: usize, a: &[Self::A], a_stride: usize, b: &[Self::E], c: CTile<'_>);
+    fn tile(self, k: usize, a: &[Self::A], b: &[Self::E], c: CTile<'_>);
 }
 
 /// Where a tile of C lies.
@@ -93,10 +97,19 @@ pub(super) struct CTile<'a> {
 }
 
 impl CTile<'_> {
-    /// True if every element that the tile writes is inside `data`.
-    pub(super) fn fits(&self) -> bool {
-        self.rows > 0 && self.data.len() >= (self.rows - 1) * self.stride + self.cols
+    /// The bounds contract of [`Micro::tile`], once per tile.
+    #[inline(always)]
+    pub(super) fn check<K: Micro>(&self, k: usize, a: &[K::A], b: &[K::E]) {
+        assert!((1..=K::MR).contains(&self.rows) && (1..=K::NR).contains(&self.cols));
+        assert!(self.data.len() >= (self.rows - 1) * self.stride + self.cols);
+        assert!(k.is_multiple_of(K::K_STEP) && b.len() >= k * K::NR);
+        assert!(k <= a_stride::<K::A>() && a.len() >= self.rows * a_stride::<K::A>());
     }
+}
+
+/// From a row of a tile of A to the next.
+pub(super) const fn a_stride<A>() -> usize {
+    A_STRIDE * size_of::<f32>() / size_of::<A>()
 }
 
 #[repr(align(64))]
@@ -116,10 +129,7 @@ pub(super) fn drive<K: Micro>(
     let k_total = term.b.k;
     let k_padded = k_total.next_multiple_of(K::K_STEP);
     let k_most = A_ROW_BYTES / size_of::<K::A>();
-    let k_block = k_padded
-        .div_ceil(k_padded.div_ceil(k_most))
-        .next_multiple_of(K::K_STEP);
-    let a_stride = A_STRIDE * size_of::<f32>() / size_of::<K::A>();
+    let k_block = k_padded.div_ceil(k_padded.div_ceil(k_most)).next_multiple_of(K::K_STEP);
     let n_block = (B_BYTES / (k_block * size_of::<K::E>())).max(K::NR) / K::NR * K::NR;
     let mut tile = ATile([0.0; MR_MAX * A_STRIDE]);
     let a_tile: &mut [K::A] = bytemuck::cast_slice_mut(&mut tile.0);
@@ -131,13 +141,12 @@ pub(super) fn drive<K: Micro>(
             let last = n.min(first + n_block);
             for i in (0..m).step_by(K::MR) {
                 let rows = K::MR.min(m - i);
-                load::<K>(a_tile, a_stride, term, i, rows, p, k_real, k);
+                load::<K>(a_tile, term, i, rows, p, k_real, k);
                 for j in (first..last).step_by(K::NR) {
                     let panel = &term.b.data[j * k_padded + p * K::NR..][..k * K::NR];
                     kernel.tile(
                         k,
                         a_tile,
-                        a_stride,
                         panel,
                         CTile {
                             data: &mut c[i * c_stride + j..],
@@ -156,16 +165,8 @@ pub(super) fn drive<K: Micro>(
 
 /// Copies A[i .. i + rows, p .. p + k_real] into a tile, zeros up to column `k`.
 #[allow(clippy::too_many_arguments)]
-fn load<K: Micro>(
-    tile: &mut [K::A],
-    stride: usize,
-    term: &Term<'_, K::E>,
-    i: usize,
-    rows: usize,
-    p: usize,
-    k_real: usize,
-    k: usize,
-) {
+fn load<K: Micro>(tile: &mut [K::A], term: &Term<'_, K::E>, i: usize, rows: usize, p: usize, k_real: usize, k: usize) {
+    let stride = a_stride::<K::A>();
     let a = &term.a;
     if a.row_stride == 1 && a.col_stride != 1 {
         // A transpose: along its contiguous direction first.
@@ -195,18 +196,15 @@ fn load<K: Micro>(
 }
 
 const fn tile_of<K: Micro>() -> Tile {
-    Tile {
-        nr: K::NR,
-        k_step: K::K_STEP,
-    }
+    Tile { nr: K::NR, k_step: K::K_STEP }
 }
 
 impl Kernel for f32 {
     const ADJACENT: usize = 1;
 
     #[inline(always)]
-    fn narrow(x: f32) -> f32 {
-        x
+    fn unit(x: f32, _next: f32) -> u32 {
+        x.to_bits()
     }
 
     #[inline(always)]
@@ -214,11 +212,7 @@ impl Kernel for f32 {
         isa
     }
 
-    fn stage<'a>(
-        _isa: Isa,
-        x: &'a [f32],
-        _workspace: &mut Workspace<'a>,
-    ) -> Result<&'a [f32], Error> {
+    fn stage<'a>(_isa: Isa, x: &'a [f32], _workspace: &mut Workspace<'a>) -> Result<&'a [f32], Error> {
         Ok(x)
     }
 
@@ -226,27 +220,19 @@ impl Kernel for f32 {
         match isa {
             Isa::Portable => tile_of::<PortableF32>(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => tile_of::<PortableF32>(),
+            Isa::Avx2(_) => tile_of::<Avx2F32>(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => tile_of::<PortableF32>(),
+            Isa::Avx512(_) => tile_of::<Avx512F32>(),
         }
     }
 
-    fn multiply(
-        isa: Isa,
-        c: &mut [f32],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        term: &Term<'_, f32>,
-    ) {
+    fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, term: &Term<'_, f32>) {
         match isa {
             Isa::Portable => drive(PortableF32, c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => drive(PortableF32, c, c_stride, m, n, store, term),
+            Isa::Avx2(isa) => drive(Avx2F32(isa), c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => drive(PortableF32, c, c_stride, m, n, store, term),
+            Isa::Avx512(isa) => drive(Avx512F32(isa), c, c_stride, m, n, store, term),
         }
     }
 }
@@ -255,8 +241,10 @@ impl Kernel for bf16 {
     const ADJACENT: usize = 2;
 
     #[inline(always)]
-    fn narrow(x: f32) -> bf16 {
-        super::convert::round(x)
+    fn unit(x: f32, next: f32) -> u32 {
+        let (x, next) = (u32::from(round(x).to_bits()), u32::from(round(next).to_bits()));
+        // `x` at the lower address.
+        if cfg!(target_endian = "big") { x << 16 | next } else { next << 16 | x }
     }
 
     #[inline(always)]
@@ -264,13 +252,9 @@ impl Kernel for bf16 {
         isa.widened()
     }
 
-    fn stage<'a>(
-        isa: Bf16Isa,
-        x: &'a [f32],
-        workspace: &mut Workspace<'a>,
-    ) -> Result<&'a [bf16], Error> {
+    fn stage<'a>(isa: Bf16Isa, x: &'a [f32], workspace: &mut Workspace<'a>) -> Result<&'a [bf16], Error> {
         let out = workspace.take::<bf16>(x.len())?;
-        super::convert::to_bf16(isa.widened(), out, x)?;
+        to_bf16(isa.widened(), out, x)?;
         Ok(out)
     }
 
@@ -278,31 +262,23 @@ impl Kernel for bf16 {
         match isa {
             Bf16Isa::Portable => tile_of::<PortableBf16>(),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx2(_) => tile_of::<PortableBf16>(),
+            Bf16Isa::Avx2(_) => tile_of::<Avx2Widened>(),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512(_) => tile_of::<PortableBf16>(),
+            Bf16Isa::Avx512(_) => tile_of::<Avx512Widened>(),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512Bf16(_) => tile_of::<PortableBf16>(),
+            Bf16Isa::Avx512Bf16(_) => tile_of::<Avx512Pairs>(),
         }
     }
 
-    fn multiply(
-        isa: Bf16Isa,
-        c: &mut [f32],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        term: &Term<'_, bf16>,
-    ) {
+    fn multiply(isa: Bf16Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, term: &Term<'_, bf16>) {
         match isa {
             Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx2(_) => drive(PortableBf16, c, c_stride, m, n, store, term),
+            Bf16Isa::Avx2(isa) => drive(Avx2Widened(isa), c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512(_) => drive(PortableBf16, c, c_stride, m, n, store, term),
+            Bf16Isa::Avx512(isa) => drive(Avx512Widened(isa), c, c_stride, m, n, store, term),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512Bf16(_) => drive(PortableBf16, c, c_stride, m, n, store, term),
+            Bf16Isa::Avx512Bf16(isa) => drive(Avx512Pairs(isa), c, c_stride, m, n, store, term),
         }
     }
 }

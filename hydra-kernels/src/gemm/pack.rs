@@ -17,6 +17,9 @@ const NR_MAX: usize = 32;
 /// Most neighbours along k in a panel.
 const ADJACENT_MAX: usize = 2;
 
+/// The neighbours along k of one column, as they lie in a panel: an f32 or two bf16.
+pub(super) type Unit = [u8; 4];
+
 /// Packs `scale` · B [k, n] from `source` into `out`, which has at least [`panels_len`] elements.
 ///
 /// Writes nothing if it returns an error.
@@ -31,11 +34,7 @@ pub fn pack<E: Multiplicand>(
     let len = panels_len::<E>(isa, k, n);
     at_least("panels", len, out.len())?;
     match source {
-        Source::Dense {
-            data,
-            k_stride,
-            n_stride,
-        } => {
+        Source::Dense { data, k_stride, n_stride } => {
             at_least("b", extent(k, n, k_stride, n_stride)?, data.len())?;
         }
         Source::WeightRows { weight, first } => {
@@ -47,11 +46,7 @@ pub fn pack<E: Multiplicand>(
             inside("weight rows", weight.rows(), 0, k)?;
             let block = weight.format().first_col_multiple();
             if !first.is_multiple_of(block) {
-                return Err(Error::Block {
-                    operand: "first",
-                    block,
-                    got: first,
-                });
+                return Err(Error::Block { operand: "first", block, got: first });
             }
         }
     }
@@ -59,16 +54,12 @@ pub fn pack<E: Multiplicand>(
         return Ok(());
     }
     let panel = E::tile(isa);
-    let out = &mut out[..len];
+    let (out, _) = bytemuck::cast_slice_mut::<E, u8>(&mut out[..len]).as_chunks_mut::<4>();
     E::widened(isa).vectorize(
         #[inline(always)]
         || match source {
-            Source::Dense {
-                data,
-                k_stride,
-                n_stride: 1,
-            } => {
-                across(
+            Source::Dense { data, k_stride, n_stride: 1 } => {
+                across::<E>(
                     out,
                     panel,
                     k,
@@ -80,12 +71,8 @@ pub fn pack<E: Multiplicand>(
                     },
                 );
             }
-            Source::Dense {
-                data,
-                k_stride,
-                n_stride,
-            } => {
-                along(
+            Source::Dense { data, k_stride, n_stride } => {
+                along::<E>(
                     out,
                     panel,
                     k,
@@ -101,7 +88,7 @@ pub fn pack<E: Multiplicand>(
                 );
             }
             Source::WeightRows { weight, first } => {
-                along(
+                along::<E>(
                     out,
                     panel,
                     k,
@@ -114,7 +101,7 @@ pub fn pack<E: Multiplicand>(
                 );
             }
             Source::WeightCols { weight, first } => {
-                across(
+                across::<E>(
                     out,
                     panel,
                     k,
@@ -134,41 +121,40 @@ pub fn pack<E: Multiplicand>(
 fn inside(operand: &'static str, limit: usize, first: usize, count: usize) -> Result<(), Error> {
     match first.checked_add(count) {
         Some(end) if end <= limit => Ok(()),
-        end => Err(Error::Range {
-            operand,
-            limit,
-            got: end.unwrap_or(usize::MAX),
-        }),
+        end => Err(Error::Range { operand, limit, got: end.unwrap_or(usize::MAX) }),
     }
 }
 
 /// Rows of B, a stretch of columns at a time: `read(p, j, row)` fills B[p, j .. j + row.len()].
 #[inline(always)]
 fn across<E: Multiplicand>(
-    out: &mut [E],
+    out: &mut [Unit],
     Tile { nr, k_step }: Tile,
     k: usize,
     n: usize,
     scale: f32,
     read: impl Fn(usize, usize, &mut [f32]),
 ) {
-    let panel_len = k.next_multiple_of(k_step) * nr;
+    let steps = k.next_multiple_of(k_step) / E::ADJACENT;
+    let mut rows = [[0.0; STRETCH]; ADJACENT_MAX];
     for first in (0..n).step_by(STRETCH) {
         let len = STRETCH.min(n - first);
-        let panels = &mut out[first * (panel_len / nr)..];
-        for p in (0..k.next_multiple_of(k_step)).step_by(E::ADJACENT) {
-            let mut rows = [[0.0; STRETCH]; ADJACENT_MAX];
-            for (q, row) in rows
-                .iter_mut()
-                .enumerate()
-                .take(E::ADJACENT.min(k.saturating_sub(p)))
-            {
-                read(p + q, first, &mut row[..len]);
+        let panels = &mut out[first * steps..];
+        rows.iter_mut().for_each(|row| row[len..].fill(0.0));
+        for step in 0..steps {
+            for (q, row) in rows.iter_mut().enumerate().take(E::ADJACENT) {
+                let p = step * E::ADJACENT + q;
+                if p < k {
+                    read(p, first, &mut row[..len]);
+                } else {
+                    row.fill(0.0);
+                }
             }
-            for (panel, j) in panels.chunks_exact_mut(panel_len).zip((0..len).step_by(nr)) {
-                let group = &mut panel[p * nr..][..E::ADJACENT * nr];
-                for (i, out) in group.iter_mut().enumerate() {
-                    *out = E::narrow(scale * rows[i % E::ADJACENT][j + i / E::ADJACENT]);
+            for (panel, j) in panels.chunks_exact_mut(steps * nr).zip((0..len).step_by(nr)) {
+                let group = &mut panel[step * nr..][..nr];
+                let [row, next] = &rows;
+                for ((out, &x), &next) in group.iter_mut().zip(&row[j..j + nr]).zip(&next[j..j + nr]) {
+                    *out = E::unit(scale * x, scale * next).to_ne_bytes();
                 }
             }
         }
@@ -178,31 +164,67 @@ fn across<E: Multiplicand>(
 /// Columns of B, a stretch of rows at a time: `read(j, p, column)` fills B[p .. p + column.len(), j].
 #[inline(always)]
 fn along<E: Multiplicand>(
-    out: &mut [E],
-    Tile { nr, k_step }: Tile,
+    out: &mut [Unit],
+    tile: Tile,
     k: usize,
     n: usize,
     scale: f32,
     read: impl Fn(usize, usize, &mut [f32]),
 ) {
-    let k_padded = k.next_multiple_of(k_step);
-    for (panel, first) in out.chunks_exact_mut(k_padded * nr).zip((0..n).step_by(nr)) {
-        for (part, p) in panel
-            .chunks_mut(STRETCH * nr)
-            .zip((0..k_padded).step_by(STRETCH))
-        {
-            let mut columns = [[0.0; STRETCH]; NR_MAX];
-            let len = STRETCH.min(k - p.min(k));
-            for (j, column) in columns.iter_mut().enumerate().take(nr.min(n - first)) {
-                read(first + j, p, &mut column[..len]);
-            }
-            for (group, out) in part.chunks_exact_mut(E::ADJACENT * nr).enumerate() {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = E::narrow(
-                        scale * columns[i / E::ADJACENT][group * E::ADJACENT + i % E::ADJACENT],
-                    );
+    // A width that the compiler knows makes the transposition straight-line code.
+    match tile.nr {
+        8 => along_width::<E, 8>(out, tile.k_step, k, n, scale, read),
+        16 => along_width::<E, 16>(out, tile.k_step, k, n, scale, read),
+        _ => along_width::<E, NR_MAX>(out, tile.k_step, k, n, scale, read),
+    }
+}
+
+#[inline(always)]
+fn along_width<E: Multiplicand, const NR: usize>(
+    out: &mut [Unit],
+    k_step: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    read: impl Fn(usize, usize, &mut [f32]),
+) {
+    let steps = k.next_multiple_of(k_step) / E::ADJACENT;
+    // Rows of the buffer are a cache line more than 1 KiB apart, or they would share four sets of L1.
+    let mut columns = [[0u32; STRETCH + 16]; NR];
+    for (panel, first) in out.chunks_exact_mut(steps * NR).zip((0..n).step_by(NR)) {
+        for (part, p) in panel.chunks_mut(STRETCH / E::ADJACENT * NR).zip((0..).step_by(STRETCH)) {
+            let len = STRETCH.min(k - k.min(p));
+            for (j, column) in columns.iter_mut().enumerate() {
+                let mut decoded = [0.0; STRETCH];
+                if first + j < n {
+                    read(first + j, p, &mut decoded[..len]);
+                }
+                for (unit, x) in column.iter_mut().zip(decoded.chunks_exact(E::ADJACENT)) {
+                    *unit = E::unit(scale * x[0], scale * x[E::ADJACENT - 1]);
                 }
             }
+            let (rows, _) = part.as_chunks_mut::<NR>();
+            transpose(rows, &columns);
+        }
+    }
+}
+
+/// `rows[i][j]` = `columns[j][i]`, in blocks of 4 × 4 that the compiler keeps in registers and shuffles.
+#[inline(always)]
+fn transpose<const NR: usize>(rows: &mut [[Unit; NR]], columns: &[[u32; STRETCH + 16]; NR]) {
+    let (fours, rest) = rows.as_chunks_mut::<4>();
+    for (four, rows) in fours.iter_mut().enumerate() {
+        for (column_group, j) in columns.as_chunks::<4>().0.iter().zip((0..NR).step_by(4)) {
+            let block: [[u32; 4]; 4] = core::array::from_fn(|c| column_group[c].as_chunks::<4>().0[four]);
+            for (i, row) in rows.iter_mut().enumerate() {
+                let out: [u32; 4] = core::array::from_fn(|c| block[c][i]);
+                row[j..j + 4].copy_from_slice(&out.map(u32::to_ne_bytes));
+            }
+        }
+    }
+    for (i, row) in rest.iter_mut().enumerate() {
+        for (unit, column) in row.iter_mut().zip(columns) {
+            *unit = column[fours.len() * 4 + i].to_ne_bytes();
         }
     }
 }

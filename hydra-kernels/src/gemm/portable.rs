@@ -1,7 +1,7 @@
 //! Micro-kernels in plain Rust, for any architecture.
 
 use super::Store;
-use super::drive::{CTile, Micro};
+use super::drive::{CTile, Micro, a_stride};
 use half::bf16;
 
 /// 4 × 8: eight accumulators of four floats, in the sixteen registers of SSE2 or the 32 of NEON.
@@ -23,9 +23,9 @@ impl Micro for PortableF32 {
         a
     }
 
-    fn tile(self, k: usize, a: &[f32], a_stride: usize, b: &[f32], c: CTile<'_>) {
+    fn tile(self, k: usize, a: &[f32], b: &[f32], c: CTile<'_>) {
         let (b, _) = b.as_chunks::<NR>();
-        sum(k, a, a_stride, |p| b[p], c);
+        sum(k, a, |p| b[p], c);
     }
 }
 
@@ -45,25 +45,20 @@ impl Micro for PortableBf16 {
         a.to_f32()
     }
 
-    fn tile(self, k: usize, a: &[f32], a_stride: usize, b: &[bf16], c: CTile<'_>) {
+    fn tile(self, k: usize, a: &[f32], b: &[bf16], c: CTile<'_>) {
         let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
         sum(
             k,
             a,
-            a_stride,
-            |p| {
-                core::array::from_fn(|j| {
-                    f32::from_bits(u32::from(pairs[p / 2][2 * j + p % 2].to_bits()) << 16)
-                })
-            },
+            |p| core::array::from_fn(|j| f32::from_bits(u32::from(pairs[p / 2][2 * j + p % 2].to_bits()) << 16)),
             c,
         );
     }
 }
 
 #[inline(always)]
-fn sum(k: usize, a: &[f32], a_stride: usize, b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
-    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i * a_stride..][..k]);
+fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
+    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i * a_stride::<f32>()..][..k]);
     let mut sums = [[0.0f32; NR]; MR];
     for p in 0..k {
         let b = b(p);
@@ -73,12 +68,7 @@ fn sum(k: usize, a: &[f32], a_stride: usize, b: impl Fn(usize) -> [f32; NR], c: 
             }
         }
     }
-    for (row, sums) in c
-        .data
-        .chunks_mut(c.stride.max(c.cols))
-        .zip(sums)
-        .take(c.rows)
-    {
+    for (row, sums) in c.data.chunks_mut(c.stride.max(c.cols)).zip(sums).take(c.rows) {
         for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
             match c.store {
                 Store::Overwrite => *c_element = sum,

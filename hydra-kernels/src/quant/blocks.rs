@@ -35,12 +35,7 @@ pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) 
 }
 
 #[inline(always)]
-fn plain<const BYTES: usize>(
-    row: &[u8],
-    first: usize,
-    out: &mut [f32],
-    widen: impl Fn([u8; BYTES]) -> f32,
-) {
+fn plain<const BYTES: usize>(row: &[u8], first: usize, out: &mut [f32], widen: impl Fn([u8; BYTES]) -> f32) {
     let (elements, _) = row[first * BYTES..].as_chunks::<BYTES>();
     for (out, &bytes) in out.iter_mut().zip(elements) {
         *out = widen(bytes);
@@ -75,11 +70,7 @@ pub(super) fn f16_to_f32(half: u16) -> f32 {
     let bits = u32::from(half);
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     // Infinity and NaN have the largest exponent, in f32 too.
-    let special = if bits & 0x7c00 == 0x7c00 {
-        0x7f80_0000
-    } else {
-        0
-    };
+    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
 
@@ -168,10 +159,7 @@ fn scale_and_min(packed: &[u8; 12], sub: usize) -> (f32, f32) {
     let (scale, min) = if sub < 4 {
         (packed[sub] & 63, packed[sub + 4] & 63)
     } else {
-        (
-            packed[sub + 4] & 15 | packed[sub - 4] >> 6 << 4,
-            packed[sub + 4] >> 4 | packed[sub] >> 6 << 4,
-        )
+        (packed[sub + 4] & 15 | packed[sub - 4] >> 6 << 4, packed[sub + 4] >> 4 | packed[sub] >> 6 << 4)
     };
     (f32::from(scale), f32::from(min))
 }
