@@ -50,6 +50,15 @@ pub enum Error {
     Kernel(hydra_kernels::Error),
     /// A wrong argument.
     Invalid(String),
+    /// Training went out of bounds; the parameters are those before the step.
+    NotFinite {
+        /// "loss" or "gradient norm".
+        what: &'static str,
+        /// Infinite or not a number.
+        value: f64,
+        /// The step, counted from 1.
+        step: u64,
+    },
 }
 
 /// Names listed before the rest is only counted.
@@ -81,6 +90,9 @@ impl fmt::Display for Error {
             Error::Tokenizer(message) => write!(f, "tokenizer: {message}"),
             Error::Kernel(error) => error.fmt(f),
             Error::Invalid(message) => f.write_str(message),
+            Error::NotFinite { what, value, step } => {
+                write!(f, "step {step}: the {what} is {value}; a lower learning rate or clipping may help")
+            }
         }
     }
 }

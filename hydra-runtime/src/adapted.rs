@@ -1,0 +1,105 @@
+//! An adapter on a device: all its parameters in one flat buffer, and where each projection's lie.
+
+use crate::Result;
+use crate::adapter::{Adapter, AdapterConfig, AdapterPair};
+use crate::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey};
+use crate::config::Config;
+use crate::projection::Projection;
+
+/// The places of an adapter's parameters in a flat buffer: layer by layer, projection by projection, `[A; R]` before `B`.
+#[derive(Clone, Debug)]
+pub(crate) struct Slots {
+    layers: Vec<[Option<AdapterSlot>; 7]>,
+    /// Number of parameters.
+    pub len: usize,
+}
+
+impl Slots {
+    pub fn new(config: &Config, adapter: &AdapterConfig) -> Self {
+        let mut len = 0;
+        let mut take = |values: usize| {
+            len += values;
+            len - values..len
+        };
+        let mut slot = |projection| {
+            let shape = adapter.shape(config, projection, 0);
+            let a = take(shape.stacked_rows() * shape.d_in);
+            let b = take(shape.d_out * shape.mixed());
+            AdapterSlot { shape, gate: adapter.gate, scale: adapter.alpha / adapter.rank as f32, a, b }
+        };
+        let layers = (0..config.layers)
+            .map(|_| Projection::ALL.map(|p| adapter.targets.contains(&p).then(|| slot(p))))
+            .collect();
+        Self { layers, len }
+    }
+
+    pub fn get(&self, layer: usize, projection: Projection) -> Option<&AdapterSlot> {
+        self.layers[layer][projection as usize].as_ref()
+    }
+}
+
+/// An adapter whose parameters are on the device.
+pub(crate) struct Adapted<B: Backend> {
+    pub config: AdapterConfig,
+    pub slots: Slots,
+    pub params: B::Buffer,
+}
+
+impl<B: Backend> Adapted<B> {
+    pub fn upload(backend: &B, config: &Config, adapter: &Adapter) -> Result<Self> {
+        adapter.fits(config)?;
+        let slots = Slots::new(config, &adapter.config);
+        let mut flat = vec![0.0; slots.len];
+        for (layer, pairs) in adapter.layers.iter().enumerate() {
+            for projection in Projection::ALL {
+                if let (Some(slot), Some(pair)) = (slots.get(layer, projection), &pairs[projection as usize]) {
+                    flat[slot.a.clone()].copy_from_slice(&pair.a);
+                    flat[slot.b.clone()].copy_from_slice(&pair.b);
+                }
+            }
+        }
+        let mut params = backend.buffer(slots.len)?;
+        backend.upload(&mut params, &flat)?;
+        Ok(Self { config: adapter.config.clone(), slots, params })
+    }
+
+    /// What a flat buffer of this layout holds, as an adapter: the parameters, or their gradients.
+    pub fn download(&self, backend: &B, flat: &B::Buffer) -> Result<Adapter> {
+        let mut values = vec![0.0; self.slots.len];
+        backend.download(&mut values, flat)?;
+        let pair = |slot: &AdapterSlot| AdapterPair {
+            d_in: slot.shape.d_in,
+            d_out: slot.shape.d_out,
+            a: values[slot.a.clone()].to_vec(),
+            b: values[slot.b.clone()].to_vec(),
+        };
+        let layers =
+            self.slots.layers.iter().map(|slots| slots.each_ref().map(|slot| slot.as_ref().map(pair))).collect();
+        Ok(Adapter { config: self.config.clone(), layers })
+    }
+
+    /// The arguments of one projection's linear operation; `dropout_seed` is the pass's, if it is one that drops.
+    pub fn args<'a>(
+        &'a self,
+        layer: usize,
+        projection: Projection,
+        heads: &'a [u32],
+        dropout_seed: Option<u64>,
+    ) -> Option<AdapterArgs<'a, B>> {
+        let slot = self.slots.get(layer, projection)?;
+        let p = self.config.dropout;
+        let dropout = dropout_seed.filter(|_| p > 0.0).map(|seed| {
+            let place = (layer * Projection::ALL.len() + projection as usize) as u64;
+            DropoutKey { p, seed: mix(seed ^ mix(place + 1)) }
+        });
+        Some(AdapterArgs { slot, params: &self.params, heads, dropout })
+    }
+}
+
+/// SplitMix64's finaliser (Steele et al., OOPSLA 2014): seeds that differ in a bit become unrelated ones.
+pub(crate) fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,392 @@
+//! Causal attention over packed segments, by blocks with a running softmax (Dao et al., arXiv 2205.14135; Dao, 2307.08691).
+//!
+//! Forward: a task is one block of queries of one segment, with all heads. The query heads that share a key head share its
+//! packed blocks. Backward: a task is one key head of one segment, so that dq, dk and dv each have one writer; scores are
+//! recomputed from `lse`. Gradients are written head-major and laid out row-major afterwards.
+
+use super::Cpu;
+use crate::Result;
+use crate::backend::{AttentionShape, Store};
+use crate::batch::Segment;
+use hydra_kernels::gemm::{self, Panels, Rows, Source, Term};
+use hydra_kernels::isa::Isa;
+use hydra_kernels::math;
+use rayon::prelude::*;
+
+/// Keys in a block: with 64 queries the scores take 64 KiB, a part of L2.
+const KEYS: usize = 256;
+/// Keys and queries in a block of the backward pass, which holds two score blocks.
+const BACKWARD: usize = 128;
+
+/// Queries in a block: enough rows, over the heads of a group, to pay for packing the keys (some 200).
+fn query_block(shape: AttentionShape) -> usize {
+    (192 / shape.group()).next_multiple_of(64).max(64)
+}
+
+/// A rectangle inside a row-major matrix.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    data: &'a [f32],
+    stride: usize,
+}
+
+impl<'a> Block<'a> {
+    fn new(matrix: &'a [f32], stride: usize, row: usize, column: usize) -> Self {
+        Self { data: &matrix[row * stride + column..], stride }
+    }
+
+    fn rows(&self) -> Rows<'a, f32> {
+        Rows { data: self.data, row_stride: self.stride, col_stride: 1 }
+    }
+
+    /// As the operand B [k, n] whose columns are this block's rows.
+    fn as_columns(&self) -> Source<'a> {
+        Source::Dense { data: self.data, k_stride: 1, n_stride: self.stride }
+    }
+
+    /// As the operand B [k, n] itself.
+    fn as_rows(&self) -> Source<'a> {
+        Source::Dense { data: self.data, k_stride: self.stride, n_stride: 1 }
+    }
+}
+
+fn pack<'p>(
+    isa: Isa,
+    out: &'p mut [f32],
+    k: usize,
+    n: usize,
+    source: Source<'_>,
+    scale: f32,
+) -> Result<Panels<'p, f32>> {
+    let out = &mut out[..gemm::panels_len::<f32>(isa, k, n)];
+    gemm::pack(isa, out, k, n, source, scale)?;
+    Ok(Panels { data: out, k, n })
+}
+
+fn multiply(isa: Isa, c: &mut [f32], m: usize, store: Store, a: Rows<'_, f32>, b: &Panels<'_, f32>) -> Result<()> {
+    let term = Term { a, b: Panels { data: b.data, k: b.k, n: b.n } };
+    Ok(gemm::gemm(isa, c, b.n, m, b.n, store, &[term])?)
+}
+
+/// One task of the forward pass: rows `first .. first + rows` of a segment.
+struct QueryTask<'a> {
+    segment: Segment,
+    first: usize,
+    o: &'a mut [f32],
+    lse: &'a mut [f32],
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn forward(
+    cpu: &Cpu,
+    o: &mut [f32],
+    lse: &mut [f32],
+    shape: AttentionShape,
+    segments: &[Segment],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    prefix: Option<(&[f32], &[f32], usize)>,
+) -> Result<()> {
+    let block = query_block(shape);
+    let (mut o, mut lse, mut tasks) = (o, lse, Vec::new());
+    for &segment in segments {
+        for first in (0..segment.len).step_by(block) {
+            let rows = block.min(segment.len - first);
+            let (o_rows, lse_rows);
+            (o_rows, o) = o.split_at_mut(rows * shape.q_width());
+            (lse_rows, lse) = lse.split_at_mut(rows * shape.heads);
+            tasks.push(QueryTask { segment, first, o: o_rows, lse: lse_rows });
+        }
+    }
+    // The longest first: the later a block, the more keys it sees.
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
+    cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| query_task(cpu, task, shape, q, k, v, prefix)))
+}
+
+fn query_task(
+    cpu: &Cpu,
+    task: QueryTask<'_>,
+    shape: AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    prefix: Option<(&[f32], &[f32], usize)>,
+) -> Result<()> {
+    let (isa, d) = (cpu.isa, shape.head_dim);
+    let rows = task.lse.len() / shape.heads;
+    let k_len = gemm::panels_len::<f32>(isa, d, KEYS);
+    let v_len = gemm::panels_len::<f32>(isa, KEYS, d);
+    let per_head = rows * d + 2 * rows;
+    cpu.with_scratch(k_len + v_len + rows * KEYS + shape.group() * per_head, |scratch| {
+        let (k_panels, rest) = scratch.split_at_mut(k_len);
+        let (v_panels, rest) = rest.split_at_mut(v_len);
+        let (scores, heads) = rest.split_at_mut(rows * KEYS);
+        for kv_head in 0..shape.kv_heads {
+            for head in heads.chunks_exact_mut(per_head) {
+                head[..rows * d].fill(0.0);
+                head[rows * d..][..rows].fill(f32::NEG_INFINITY);
+                head[rows * d + rows..].fill(0.0);
+            }
+            let own = (k, v, task.segment.start, task.first + rows);
+            let sources = [prefix.map(|(k, v, len)| (k, v, 0, len)), Some(own)];
+            for (is_own, (k, v, start, len)) in sources.into_iter().enumerate().filter_map(|(i, s)| Some((i == 1, s?)))
+            {
+                for key in (0..len).step_by(KEYS) {
+                    let n = KEYS.min(len - key);
+                    let kv = |x| Block::new(x, shape.kv_width(), start + key, kv_head * d);
+                    let scale = 1.0 / (d as f32).sqrt();
+                    let k_panels = pack(isa, k_panels, d, n, kv(k).as_columns(), scale)?;
+                    let v_panels = pack(isa, v_panels, n, d, kv(v).as_rows(), 1.0)?;
+                    for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
+                        let q_head = kv_head * shape.group() + i;
+                        let q = Block::new(q, shape.q_width(), task.segment.start + task.first, q_head * d);
+                        let scores = &mut scores[..rows * n];
+                        multiply(isa, scores, rows, Store::Overwrite, q.rows(), &k_panels)?;
+                        let (o, state) = head.split_at_mut(rows * d);
+                        let (max, sum) = state.split_at_mut(rows);
+                        // Row i of the block may see keys up to its own place in the segment.
+                        let visible =
+                            |row: usize| if is_own { (task.first + row + 1).saturating_sub(key).min(n) } else { n };
+                        isa.vectorize(
+                            #[inline(always)]
+                            || soften(scores, n, d, o, max, sum, visible),
+                        );
+                        let p = Rows { data: &*scores, row_stride: n, col_stride: 1 };
+                        multiply(isa, o, rows, Store::Accumulate, p, &v_panels)?;
+                    }
+                }
+            }
+            for (i, head) in heads.chunks_exact(per_head).enumerate() {
+                let q_head = kv_head * shape.group() + i;
+                let (o, state) = head.split_at(rows * d);
+                for row in 0..rows {
+                    let (max, sum) = (state[row], state[rows + row]);
+                    let out = &mut task.o[row * shape.q_width() + q_head * d..][..d];
+                    out.iter_mut().zip(&o[row * d..]).for_each(|(out, o)| *out = o / sum);
+                    task.lse[row * shape.heads + q_head] = max + sum.ln();
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Turns a block of scores [rows, n] into unnormalised probabilities, and rescales what earlier blocks left in `o` and `sum`.
+#[inline(always)]
+fn soften(
+    scores: &mut [f32],
+    n: usize,
+    d: usize,
+    o: &mut [f32],
+    max: &mut [f32],
+    sum: &mut [f32],
+    visible: impl Fn(usize) -> usize,
+) {
+    for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
+        let (seen, hidden) = scores.split_at_mut(visible(row));
+        hidden.fill(0.0);
+        if seen.is_empty() {
+            continue;
+        }
+        let new_max = lanes(seen, max[row], f32::max);
+        let shrink = math::exp(max[row] - new_max);
+        for x in seen.iter_mut() {
+            *x = math::exp(*x - new_max);
+        }
+        sum[row] = sum[row] * shrink + lanes(seen, 0.0, |a, b| a + b);
+        max[row] = new_max;
+        if shrink != 1.0 {
+            o[row * d..][..d].iter_mut().for_each(|o| *o *= shrink);
+        }
+    }
+}
+
+/// A reduction over 16 lanes that all begin with `start`, so that it vectorises; the order is fixed.
+#[inline(always)]
+pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut acc = [start; 16];
+    let chunks = x.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (acc, &x) in acc.iter_mut().zip(chunk) {
+            *acc = join(*acc, x);
+        }
+    }
+    for (acc, &x) in acc.iter_mut().zip(rest) {
+        *acc = join(*acc, x);
+    }
+    acc.into_iter().reduce(join).expect("16 lanes")
+}
+
+/// What the forward pass left, and the gradient of its result.
+#[derive(Clone, Copy)]
+pub(super) struct Saved<'a> {
+    pub d_o: &'a [f32],
+    pub o: &'a [f32],
+    pub lse: &'a [f32],
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+}
+
+/// One task of the backward pass: one key head of a segment; outputs are [group][len][head_dim], [len][head_dim] twice.
+struct KeyTask<'a> {
+    segment: Segment,
+    kv_head: usize,
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
+pub(super) fn backward(
+    cpu: &Cpu,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    shape: AttentionShape,
+    segments: &[Segment],
+    saved: Saved<'_>,
+) -> Result<()> {
+    let tokens: usize = segments.iter().map(|s| s.len).sum();
+    let (d, group) = (shape.head_dim, shape.group());
+    let workspace = &mut *cpu.workspace();
+    let area = workspace.gradient.take::<f32>(tokens * (shape.q_width() + 2 * shape.kv_width()));
+    area.fill(0.0);
+    let (dq_area, rest) = area.split_at_mut(tokens * shape.q_width());
+    let (dk_area, dv_area) = rest.split_at_mut(tokens * shape.kv_width());
+    {
+        let (mut dq, mut dk, mut dv, mut tasks) = (&mut *dq_area, &mut *dk_area, &mut *dv_area, Vec::new());
+        for kv_head in 0..shape.kv_heads {
+            for &segment in segments {
+                let (q_part, k_part, v_part);
+                (q_part, dq) = dq.split_at_mut(group * segment.len * d);
+                (k_part, dk) = dk.split_at_mut(segment.len * d);
+                (v_part, dv) = dv.split_at_mut(segment.len * d);
+                tasks.push(KeyTask { segment, kv_head, dq: q_part, dk: k_part, dv: v_part });
+            }
+        }
+        tasks.sort_by_key(|task| std::cmp::Reverse(task.segment.len));
+        cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| key_task(cpu, task, shape, saved)))?;
+    }
+    for &segment in segments {
+        to_rows(cpu, dq, dq_area, tokens, segment, shape.kv_heads, group, d);
+        to_rows(cpu, dk, dk_area, tokens, segment, shape.kv_heads, 1, d);
+        to_rows(cpu, dv, dv_area, tokens, segment, shape.kv_heads, 1, d);
+    }
+    Ok(())
+}
+
+/// [kv_heads][segment][group][len][d] → rows of width kv_heads · group · d.
+#[allow(clippy::too_many_arguments)]
+fn to_rows(
+    cpu: &Cpu,
+    out: &mut [f32],
+    area: &[f32],
+    tokens: usize,
+    segment: Segment,
+    kv_heads: usize,
+    group: usize,
+    d: usize,
+) {
+    let width = kv_heads * group * d;
+    let rows = &mut out[segment.start * width..][..segment.len * width];
+    let chunk = cpu.row_chunk(segment.len);
+    cpu.pool.install(|| {
+        rows.par_chunks_mut(chunk * width).enumerate().for_each(|(i, rows)| {
+            for (row, out) in rows.chunks_exact_mut(width).enumerate() {
+                for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                    let (kv_head, q_head) = (head / group, head % group);
+                    let start = (kv_head * tokens + segment.start) * group + q_head * segment.len;
+                    out.copy_from_slice(&area[(start + i * chunk + row) * d..][..d]);
+                }
+            }
+        })
+    });
+}
+
+fn key_task(cpu: &Cpu, task: KeyTask<'_>, shape: AttentionShape, saved: Saved<'_>) -> Result<()> {
+    let (isa, d, group, len) = (cpu.isa, shape.head_dim, shape.group(), task.segment.len);
+    let scale = 1.0 / (d as f32).sqrt();
+    let blocks = len.div_ceil(BACKWARD);
+    let by_d = gemm::panels_len::<f32>(isa, BACKWARD, d); // a block's rows as the operand [rows, d]
+    let by_rows = gemm::panels_len::<f32>(isa, d, BACKWARD); // the same as [d, rows]
+    let per_head = 2 * blocks * by_d + len;
+    let need = group * per_head + 2 * by_rows + by_d + 2 * BACKWARD * BACKWARD;
+    cpu.with_scratch(need, |scratch| {
+        let (heads, rest) = scratch.split_at_mut(group * per_head);
+        let (kt_panels, rest) = rest.split_at_mut(by_rows);
+        let (vt_panels, rest) = rest.split_at_mut(by_rows);
+        let (k_panels, rest) = rest.split_at_mut(by_d);
+        let (p, ds) = rest.split_at_mut(BACKWARD * BACKWARD);
+        let start = task.segment.start;
+        let q_block = |x, row, i| Block::new(x, shape.q_width(), start + row, (task.kv_head * group + i) * d);
+        // The queries and dO of each head packed once, and Σ dO∘O of each row.
+        for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
+            let (panels, delta) = head.split_at_mut(2 * blocks * by_d);
+            for (b, panels) in panels.chunks_exact_mut(2 * by_d).enumerate() {
+                let (row, rows) = (b * BACKWARD, BACKWARD.min(len - b * BACKWARD));
+                let (q_panels, do_panels) = panels.split_at_mut(by_d);
+                pack(isa, q_panels, rows, d, q_block(saved.q, row, i).as_rows(), scale)?;
+                pack(isa, do_panels, rows, d, q_block(saved.d_o, row, i).as_rows(), 1.0)?;
+            }
+            for (row, delta) in delta.iter_mut().enumerate() {
+                let (d_o, o) = (q_block(saved.d_o, row, i).data, q_block(saved.o, row, i).data);
+                *delta = d_o[..d].iter().zip(&o[..d]).map(|(a, b)| a * b).sum();
+            }
+        }
+        for (b, key) in (0..len).step_by(BACKWARD).enumerate() {
+            let n = BACKWARD.min(len - key);
+            let kv = |x| Block::new(x, shape.kv_width(), start + key, task.kv_head * d);
+            let kt = pack(isa, kt_panels, d, n, kv(saved.k).as_columns(), scale)?;
+            let vt = pack(isa, vt_panels, d, n, kv(saved.v).as_columns(), 1.0)?;
+            let k = pack(isa, k_panels, n, d, kv(saved.k).as_rows(), scale)?;
+            for (i, head) in heads.chunks_exact(per_head).enumerate() {
+                let (panels, delta) = head.split_at(2 * blocks * by_d);
+                for (qb, panels) in panels.chunks_exact(2 * by_d).enumerate().skip(b) {
+                    let (row, rows) = (qb * BACKWARD, BACKWARD.min(len - qb * BACKWARD));
+                    let used = gemm::panels_len::<f32>(isa, rows, d);
+                    let q_panels = Panels { data: &panels[..used], k: rows, n: d };
+                    let do_panels = Panels { data: &panels[by_d..][..used], k: rows, n: d };
+                    let (p, ds) = (&mut p[..rows * n], &mut ds[..rows * n]);
+                    multiply(isa, p, rows, Store::Overwrite, q_block(saved.q, row, i).rows(), &kt)?;
+                    multiply(isa, ds, rows, Store::Overwrite, q_block(saved.d_o, row, i).rows(), &vt)?;
+                    let q_head = task.kv_head * group + i;
+                    let lse = |r: usize| saved.lse[(start + row + r) * shape.heads + q_head];
+                    let visible = |r: usize| (row + r + 1).saturating_sub(key).min(n);
+                    isa.vectorize(
+                        #[inline(always)]
+                        || score_gradients(p, ds, n, &delta[row..], lse, visible),
+                    );
+                    let transposed = |data| Rows { data, row_stride: 1, col_stride: n };
+                    multiply(isa, &mut task.dv[key * d..], n, Store::Accumulate, transposed(p), &do_panels)?;
+                    multiply(isa, &mut task.dk[key * d..], n, Store::Accumulate, transposed(ds), &q_panels)?;
+                    let dq = &mut task.dq[(i * len + row) * d..];
+                    multiply(isa, dq, rows, Store::Accumulate, Rows { data: ds, row_stride: n, col_stride: 1 }, &k)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out.
+#[inline(always)]
+fn score_gradients(
+    p: &mut [f32],
+    ds: &mut [f32],
+    n: usize,
+    delta: &[f32],
+    lse: impl Fn(usize) -> f32,
+    visible: impl Fn(usize) -> usize,
+) {
+    for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+        let (seen, lse, delta) = (visible(row), lse(row), delta[row]);
+        p[seen..].fill(0.0);
+        ds[seen..].fill(0.0);
+        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+            *p = math::exp(*p - lse);
+            *ds = *p * (*ds - delta);
+        }
+    }
+}

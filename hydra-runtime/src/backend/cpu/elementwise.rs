@@ -1,0 +1,212 @@
+//! Row by row and value by value: norms, rotations, SwiGLU, the embedding, AdamW.
+
+use super::attention::lanes;
+use super::{Cpu, Weight};
+use crate::backend::AdamW;
+use hydra_kernels::math;
+use rayon::prelude::*;
+
+/// Values of a task where there are no rows.
+const CHUNK: usize = 16 * 1024;
+
+impl Cpu {
+    pub(super) fn embed_rows(&self, out: &mut [f32], table: &Weight<'_>, tokens: &[u32]) {
+        let rows = out.par_chunks_mut(table.cols()).zip(tokens);
+        self.pool.install(|| rows.for_each(|(out, &token)| table.decode_row(self.isa, token as usize, 0, out)));
+    }
+
+    pub(super) fn rms_norm_rows(
+        &self,
+        y: &mut [f32],
+        inv_rms: &mut [f32],
+        tokens: usize,
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+    ) {
+        let (d, rows) = (weight.len(), self.row_chunk(tokens));
+        let outputs = y[..tokens * d].par_chunks_mut(rows * d).zip(inv_rms[..tokens].par_chunks_mut(rows));
+        self.pool.install(|| {
+            outputs.zip(x.par_chunks(rows * d)).for_each(|((y, inv_rms), x)| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    || rms_norm(y, inv_rms, x, weight, eps),
+                );
+            })
+        });
+    }
+
+    pub(super) fn rms_norm_backward_rows(
+        &self,
+        dx: &mut [f32],
+        tokens: usize,
+        dy: &[f32],
+        x: &[f32],
+        inv_rms: &[f32],
+        weight: &[f32],
+    ) {
+        let (d, rows) = (weight.len(), self.row_chunk(tokens));
+        let outputs = dx[..tokens * d].par_chunks_mut(rows * d).zip(dy.par_chunks(rows * d));
+        let inputs = x.par_chunks(rows * d).zip(inv_rms.par_chunks(rows));
+        self.pool.install(|| {
+            outputs.zip(inputs).for_each(|((dx, dy), (x, inv_rms))| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    || rms_norm_backward(dx, dy, x, inv_rms, weight),
+                );
+            })
+        });
+    }
+
+    pub(super) fn rope_rows(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        table: &[f32],
+        positions: &[u32],
+        inverse: bool,
+    ) {
+        let (width, rows) = (heads * head_dim, self.row_chunk(positions.len()));
+        let x = x[..positions.len() * width].par_chunks_mut(rows * width);
+        self.pool.install(|| {
+            x.zip(positions.par_chunks(rows)).for_each(|(x, positions)| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    || rope(x, width, head_dim, table, positions, inverse),
+                );
+            })
+        });
+    }
+
+    pub(super) fn swiglu_values(&self, out: &mut [f32], gate: &[f32], up: &[f32]) {
+        let values = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)));
+        self.pool.install(|| {
+            values.for_each(|(out, (gate, up))| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        out.iter_mut().zip(gate).zip(up).for_each(|((out, &g), &u)| *out = g * math::sigmoid(g) * u);
+                    },
+                );
+            })
+        });
+    }
+
+    pub(super) fn swiglu_backward_values(&self, dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32]) {
+        let gradients = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
+        let values = gradients.zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)));
+        self.pool.install(|| {
+            values.for_each(|((dgate, dup), (gate, up))| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    || swiglu_backward(dgate, dup, gate, up),
+                )
+            });
+        });
+    }
+
+    pub(super) fn sum_of_squares_values(&self, x: &[f32]) -> f64 {
+        let sum = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        let parts: Vec<f64> = self.pool.install(|| x.par_chunks(CHUNK).map(sum).collect());
+        parts.into_iter().sum()
+    }
+
+    pub(super) fn adamw_values(
+        &self,
+        (params, m, v): (&mut [f32], &mut [f32], &mut [f32]),
+        grads: &[f32],
+        adam: AdamW,
+        t: u64,
+        lr: f32,
+        grad_scale: f32,
+    ) {
+        // Powers in f64: beta2^t is close to 1 for the first thousand steps.
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
+        let step = (f64::from(lr) / correction(adam.beta1)) as f32;
+        let root = correction(adam.beta2).sqrt() as f32;
+        let state = params.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+        self.pool.install(|| {
+            state.zip(grads.par_chunks(CHUNK)).for_each(|(((params, m), v), grads)| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        for (((p, m), v), &g) in params.iter_mut().zip(m).zip(v).zip(grads) {
+                            let g = g * grad_scale;
+                            *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
+                            *v = adam.beta2 * *v + (1.0 - adam.beta2) * g * g;
+                            *p = *p * (1.0 - lr * adam.weight_decay) - step * *m / (v.sqrt() / root + adam.eps);
+                        }
+                    },
+                );
+            })
+        });
+    }
+}
+
+#[inline(always)]
+fn rms_norm(y: &mut [f32], inv_rms: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+    let d = weight.len();
+    for ((y, inv_rms), x) in y.chunks_exact_mut(d).zip(inv_rms).zip(x.chunks_exact(d)) {
+        *inv_rms = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * *inv_rms * w;
+        }
+    }
+}
+
+#[inline(always)]
+fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], weight: &[f32]) {
+    let d = weight.len();
+    let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(inv_rms);
+    for (((dx, dy), x), &inv_rms) in rows {
+        let mut acc = [0.0; 16];
+        for (i, ((dy, x), w)) in dy.iter().zip(x).zip(weight).enumerate() {
+            acc[i % 16] += dy * x * w;
+        }
+        let mean = acc.iter().sum::<f32>() / d as f32;
+        let along = inv_rms * inv_rms * mean;
+        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+            *dx += inv_rms * (dy * w - x * along);
+        }
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = [0.0; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for i in 0..16 {
+            acc[i] += a[i] * b[i];
+        }
+    }
+    lanes(&acc, 0.0, |a, b| a + b) + rest
+}
+
+/// Each pair (x[i], x[i + d/2]) turned by its angle; see `Backend::rope`.
+#[inline(always)]
+fn rope(x: &mut [f32], width: usize, head_dim: usize, table: &[f32], positions: &[u32], inverse: bool) {
+    let half = head_dim / 2;
+    let sign = if inverse { -1.0 } else { 1.0 };
+    for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
+        let (cos, sin) = table[position as usize * head_dim..][..head_dim].split_at(half);
+        for head in x.chunks_exact_mut(head_dim) {
+            let (left, right) = head.split_at_mut(half);
+            for (((l, r), c), s) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+                let s = s * sign;
+                (*l, *r) = (*l * c - *r * s, *r * c + *l * s);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32]) {
+    for (((dgate, dup), &g), &u) in dgate.iter_mut().zip(dup).zip(gate).zip(up) {
+        let (d, sigmoid) = (*dgate, math::sigmoid(g));
+        *dup = d * g * sigmoid;
+        *dgate = d * u * sigmoid * (1.0 + g * (1.0 - sigmoid));
+    }
+}

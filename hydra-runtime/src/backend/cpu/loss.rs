@@ -1,0 +1,174 @@
+//! The head and the cross-entropy in one pass over the vocabulary, by blocks, with a running softmax.
+//!
+//! With unnormalised weights e_v = exp(l_v − max), nll = max + ln Σ e − l_target and dx = scale · (Σ e_v w_v / Σ e − w_target):
+//! the same recurrence as attention's, with the head's rows as keys and as values. So each block of logits is computed once,
+//! used for the loss and for its gradient, and forgotten.
+
+use super::attention::lanes;
+use super::product::{Addend, Element};
+use super::workspace::PANEL_VALUES;
+use super::{Cpu, Weight};
+use crate::Result;
+use crate::backend::Store;
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term};
+use hydra_kernels::math;
+use hydra_kernels::matvec;
+use rayon::prelude::*;
+
+/// Rows of a task: with a block's logits beside them they stay in L2.
+const ROWS: usize = 96;
+
+/// Running softmax of one row.
+#[derive(Clone, Copy)]
+struct State {
+    max: f32,
+    sum: f32,
+    target: f32,
+}
+
+/// One task: some rows, their states, and their gradients if wanted.
+struct RowTask<'a> {
+    first: usize,
+    states: &'a mut [State],
+    dx: Option<&'a mut [f32]>,
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn head_loss<E: Element>(
+    cpu: &Cpu,
+    isa: E::Isa,
+    nll: &mut [f32],
+    dx: Option<&mut [f32]>,
+    x: &[f32],
+    head: &Weight<'_>,
+    targets: &[u32],
+    scale: f32,
+) -> Result<()> {
+    let (d, vocab) = (head.cols(), head.rows());
+    let workspace = &mut *cpu.workspace();
+    let x = E::operand(cpu, &mut workspace.rows, &x[..targets.len() * d])?;
+    let mut states = vec![State { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; targets.len()];
+    let mut dx = dx.map(|dx| &mut dx[..targets.len() * d]);
+    if let Some(dx) = &mut dx {
+        dx.fill(0.0);
+    }
+    let block = (PANEL_VALUES / d).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN);
+    for first in (0..vocab).step_by(block) {
+        let rows = block.min(vocab - first);
+        let part = head.slice_rows(first, rows)?;
+        let as_columns = |column| Source::WeightRows { weight: part, first: column };
+        let as_rows = |column| Source::WeightCols { weight: part, first: column };
+        let addend = |k, source| Addend { rows: x, row_stride: d, k, source, scale: 1.0 };
+        let to_logits = addend(d, &as_columns).pack(cpu, isa, &mut workspace.panels, 0, rows)?;
+        let to_dx = match dx {
+            Some(_) => Some(addend(rows, &as_rows).pack(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
+            None => None,
+        };
+        let mut dx_chunks = dx.as_mut().map(|dx| dx.chunks_mut(ROWS * d));
+        let tasks: Vec<_> = states
+            .chunks_mut(ROWS)
+            .enumerate()
+            .map(|(i, states)| {
+                let dx = dx_chunks.as_mut().and_then(Iterator::next);
+                RowTask { first: i * ROWS, states, dx }
+            })
+            .collect();
+        cpu.pool.install(|| {
+            tasks.into_par_iter().try_for_each(|task| {
+                let targets = &targets[task.first..][..task.states.len()];
+                let x = Rows { data: &x[task.first * d..], row_stride: d, col_stride: 1 };
+                block_task(cpu, isa, task, x, &to_logits, to_dx.as_ref(), targets, first as u32)
+            })
+        })?;
+    }
+    for (nll, state) in nll.iter_mut().zip(&states) {
+        *nll = state.max + state.sum.ln() - state.target;
+    }
+    let Some(dx) = dx else { return Ok(()) };
+    cpu.pool.install(|| {
+        dx.par_chunks_mut(d).zip(&states).zip(targets).for_each(|((dx, state), &target)| {
+            cpu.with_scratch(d, |wanted| {
+                head.decode_row(cpu.isa, target as usize, 0, wanted);
+                dx.iter_mut().zip(wanted).for_each(|(dx, w)| *dx = scale * (*dx / state.sum - *w));
+            })
+        })
+    });
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn block_task<E: Element>(
+    cpu: &Cpu,
+    isa: E::Isa,
+    task: RowTask<'_>,
+    x: Rows<'_, E>,
+    to_logits: &Panels<'_, E>,
+    to_dx: Option<&Panels<'_, E>>,
+    targets: &[u32],
+    first_id: u32,
+) -> Result<()> {
+    let (rows, n) = (task.states.len(), to_logits.n);
+    let mut dx = task.dx;
+    // The weights as operands of the second product need at most as much room again.
+    cpu.with_scratch(2 * rows * n, |scratch| {
+        let (logits, operands) = scratch.split_at_mut(rows * n);
+        let term = Term { a: x, b: Panels { data: to_logits.data, k: to_logits.k, n } };
+        gemm::gemm(isa, logits, n, rows, n, Store::Overwrite, &[term])?;
+        cpu.isa.vectorize(
+            #[inline(always)]
+            || soften(logits, n, task.states, dx.as_deref_mut(), targets, first_id),
+        );
+        if let (Some(dx), Some(to_dx)) = (dx, to_dx) {
+            let data = E::convert(cpu, operands, logits)?;
+            let term = Term {
+                a: Rows { data, row_stride: n, col_stride: 1 },
+                b: Panels { data: to_dx.data, k: to_dx.k, n: to_dx.n },
+            };
+            gemm::gemm(isa, dx, to_dx.n, rows, to_dx.n, Store::Accumulate, &[term])?;
+        }
+        Ok(())
+    })
+}
+
+/// Logits of a block of ids → unnormalised weights; the running state and what earlier blocks left in dx are rescaled.
+#[inline(always)]
+fn soften(
+    logits: &mut [f32],
+    n: usize,
+    states: &mut [State],
+    mut dx: Option<&mut [f32]>,
+    targets: &[u32],
+    first_id: u32,
+) {
+    let rows = states.len();
+    for (row, ((logits, state), &target)) in logits.chunks_exact_mut(n).zip(states).zip(targets).enumerate() {
+        if let Some(&logit) = target.checked_sub(first_id).and_then(|i| logits.get(i as usize)) {
+            state.target = logit;
+        }
+        let max = lanes(logits, state.max, f32::max);
+        let shrink = math::exp(state.max - max);
+        for logit in logits.iter_mut() {
+            *logit = math::exp(*logit - max);
+        }
+        state.sum = state.sum * shrink + lanes(logits, 0.0, |a, b| a + b);
+        state.max = max;
+        if let Some(dx) = &mut dx {
+            let d = dx.len() / rows;
+            dx[row * d..][..d].iter_mut().for_each(|dx| *dx *= shrink);
+        }
+    }
+}
+
+/// out [rows, ids]: the logits of some ids only.
+pub(super) fn head_rows(cpu: &Cpu, out: &mut [f32], x: &[f32], head: &Weight<'_>, ids: &[u32]) -> Result<()> {
+    let d = head.cols();
+    let mut wanted = vec![0.0; ids.len() * d];
+    for (row, &id) in wanted.chunks_exact_mut(d).zip(ids) {
+        head.decode_row(cpu.isa, id as usize, 0, row);
+    }
+    let wanted = Weight::from_f32(ids.len(), d, &wanted)?;
+    for (out, x) in out.chunks_exact_mut(ids.len()).zip(x.chunks_exact(d)) {
+        matvec(cpu.isa, out, wanted, 0, x)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! Memory that the CPU backend reuses from one operation to the next.
+
+use bytemuck::Pod;
+
+/// Packed panels of one block of a weight: about this many values, a share of L3 that leaves room for the rows.
+pub(super) const PANEL_VALUES: usize = 256 * 1024;
+
+/// Storage that grows to the largest size asked for, and holds f32 or bf16.
+#[derive(Default)]
+pub(super) struct Area(Vec<u64>);
+
+impl Area {
+    /// `len` values; what they hold is not specified.
+    pub fn take<T: Pod>(&mut self, len: usize) -> &mut [T] {
+        let words = (len * size_of::<T>()).div_ceil(8);
+        if self.0.len() < words {
+            // A fresh allocation, so that growing does not copy what nobody will read.
+            self.0 = vec![0; words];
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
+    }
+}
+
+/// One area for each thing that is alive at the same time.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// Panels of the frozen weight.
+    pub panels: Area,
+    /// Panels of the adapter.
+    pub adapter_panels: Area,
+    /// x or dy, as the product's operand type.
+    pub rows: Area,
+    /// The mixed heads, [tokens, heads * rank].
+    pub mixed: Area,
+    /// Gradient of `hidden`.
+    pub dhidden: Area,
+    /// `mixed` or `hidden`'s gradient as the product's operand type.
+    pub small_rows: Area,
+    /// The adapter's input after dropout, or its gradient.
+    pub dropped: Area,
+    /// Head-major gradients of attention, or a transposed gradient of A.
+    pub gradient: Area,
+}
+
+impl Workspace {
+    /// An estimate of what a model whose widest matrix dimension is `widest` makes of it at `tokens` rows.
+    pub fn bytes(tokens: usize, widest: usize, threads: usize) -> u64 {
+        let rows = 2 * tokens * widest;
+        let panels = 2 * PANEL_VALUES.max(64 * widest);
+        let scratch = threads * PANEL_VALUES;
+        4 * (rows + panels + scratch) as u64
+    }
+}

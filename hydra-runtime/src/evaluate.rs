@@ -1,0 +1,206 @@
+//! Scores: losses of whole sequences, and logits of a few tokens after a prompt that many sequences share.
+
+use crate::activations::{Activations, Purpose};
+use crate::adapted::Adapted;
+use crate::adapter::Adapter;
+use crate::backend::Backend;
+use crate::batch::{self, Packed, Sequence};
+use crate::model::{Cached, KvCache, Model, Pass};
+use crate::projection::Projection;
+use crate::{Error, Result};
+
+/// A sequence's negative log-likelihood.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SequenceLoss {
+    /// Summed over its targets.
+    pub nll: f64,
+    /// Number of targets.
+    pub targets: usize,
+}
+
+/// Mean gate of one adapted projection over some sequences' tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateMean {
+    /// The layer.
+    pub layer: usize,
+    /// The projection.
+    pub projection: Projection,
+    /// Mean weight of each head; they add up to 1.
+    pub heads: Vec<f64>,
+}
+
+/// Runs a model forward, with or without an adapter.
+pub struct Evaluator<'m, 'w, B: Backend> {
+    model: &'m Model<'w, B>,
+    adapted: Option<Adapted<B>>,
+    activations: Activations<B::Buffer>,
+    rope: B::Buffer,
+    /// Positions the rope table has.
+    positions: usize,
+    prefix: Option<KvCache<B>>,
+}
+
+impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
+    /// An evaluator that takes up to `max_tokens` tokens in one pass.
+    pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_tokens: usize) -> Result<Self> {
+        let (backend, config) = (&model.backend, &model.config);
+        let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
+        let adapter = adapter.map(|adapter| &adapter.config);
+        let activations = Activations::plan(config, adapter, max_tokens, Purpose::Forward).allocate(backend)?;
+        let rope = model.rope_table(max_tokens)?;
+        Ok(Self { model, adapted, activations, rope, positions: max_tokens, prefix: None })
+    }
+
+    /// Losses of `sequences`, in order; each continues the prefix, if there is one.
+    pub fn losses(&mut self, sequences: &[Sequence]) -> Result<Vec<SequenceLoss>> {
+        let mut losses = Vec::with_capacity(sequences.len());
+        let mut nll = Vec::new();
+        self.each_pack(sequences, |pass, activations, sequences| {
+            nll.resize(pass.packed.targets.len(), 0.0);
+            pass.loss(activations, &mut nll, None)?;
+            let mut rest = nll.as_slice();
+            for sequence in sequences {
+                let targets = sequence.targets.iter().filter(|&&id| id != batch::NO_TARGET).count();
+                let (own, others) = rest.split_at(targets);
+                losses.push(SequenceLoss { nll: own.iter().map(|&x| f64::from(x)).sum(), targets });
+                rest = others;
+            }
+            Ok(())
+        })?;
+        Ok(losses)
+    }
+
+    /// Computes `prompt` once: sequences given later continue it. An empty one takes the prefix away.
+    pub fn set_prefix(&mut self, prompt: &[u32]) -> Result<()> {
+        self.prefix = None;
+        if prompt.is_empty() {
+            return Ok(());
+        }
+        self.reserve_positions(prompt.len())?;
+        let mut cache = KvCache::new(self.model, prompt.len())?;
+        // A prompt longer than a pass goes in by parts, each continuing the ones before.
+        for part in prompt.chunks(self.activations.tokens) {
+            let packed = Packed::new([&Sequence::prompt(part)], cache.len, self.model.config.vocab)?;
+            let pass = Pass {
+                model: self.model,
+                adapted: self.adapted.as_ref(),
+                packed: &packed,
+                rope: &self.rope,
+                dropout_seed: None,
+            };
+            pass.forward(&mut self.activations, Cached::Append(&mut cache))?;
+        }
+        self.prefix = Some(cache);
+        Ok(())
+    }
+
+    /// Logits of the tokens `ids` at the last position of each sequence.
+    pub fn last_logits(&mut self, sequences: &[Sequence], ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.model.config.vocab) {
+            return Err(Error::Invalid(format!("token {id} in a vocabulary of {}", self.model.config.vocab)));
+        }
+        let mut logits = Vec::with_capacity(sequences.len());
+        self.each_pack(sequences, |pass, activations, _| {
+            let rows: Vec<u32> = pass.packed.segments.iter().map(|s| (s.start + s.len - 1) as u32).collect();
+            pass.read_rows(activations, &rows)?;
+            let mut out = vec![0.0; rows.len() * ids.len()];
+            let model = pass.model;
+            model.backend.head_rows(&mut out, &activations.read.normed, rows.len(), &model.head, ids)?;
+            logits.extend(out.chunks(ids.len().max(1)).map(<[f32]>::to_vec));
+            Ok(())
+        })?;
+        Ok(logits)
+    }
+
+    /// Logits of the whole vocabulary at every position of one sequence, [tokens, vocab]: large, for comparisons.
+    pub fn logits(&mut self, sequence: &Sequence) -> Result<Vec<f32>> {
+        let mut out = Vec::new();
+        self.each_pack(std::slice::from_ref(sequence), |pass, activations, _| {
+            let rows: Vec<u32> = (0..pass.packed.len() as u32).collect();
+            pass.read_rows(activations, &rows)?;
+            let (model, vocab) = (pass.model, pass.model.config.vocab);
+            let mut logits = model.backend.buffer(rows.len() * vocab)?;
+            let store = crate::backend::Store::Overwrite;
+            model.backend.linear(&mut logits, store, rows.len(), &activations.read.normed, &model.head, None)?;
+            out.resize(rows.len() * vocab, 0.0);
+            model.backend.download(&mut out, &logits)
+        })?;
+        Ok(out)
+    }
+
+    /// The mean gate of each adapted projection over all tokens of `sequences`.
+    pub fn gate_means(&mut self, sequences: &[Sequence]) -> Result<Vec<GateMean>> {
+        let Some(adapted) = &self.adapted else { return Ok(Vec::new()) };
+        let (heads, layers) = (adapted.config.heads, self.model.config.layers);
+        let targets = adapted.config.targets.clone();
+        let mut means: Vec<GateMean> = (0..layers)
+            .flat_map(|layer| targets.iter().map(move |&projection| (layer, projection)))
+            .map(|(layer, projection)| GateMean { layer, projection, heads: vec![0.0; heads] })
+            .collect();
+        let mut tokens = 0;
+        self.packs(sequences, |pass, activations, cached, _| {
+            tokens += pass.packed.len();
+            pass.forward_by_layer(activations, cached, |activations, layer| {
+                let adapted = pass.adapted.expect("checked above");
+                for mean in means.iter_mut().filter(|mean| mean.layer == layer) {
+                    let slot = adapted.slots.get(layer, mean.projection).expect("a target");
+                    let shape = slot.shape(pass.packed.len());
+                    let hidden = activations.layers[0].hidden[mean.projection as usize].as_ref().expect("a target");
+                    let mut rows = vec![0.0; shape.tokens * shape.hidden()];
+                    pass.model.backend.download(&mut rows, hidden)?;
+                    for row in rows.chunks_exact(shape.hidden()) {
+                        let gate = &row[shape.a_rows()..];
+                        mean.heads.iter_mut().zip(gate).for_each(|(sum, &gate)| *sum += f64::from(gate));
+                    }
+                }
+                Ok(())
+            })
+        })?;
+        means.iter_mut().flat_map(|mean| &mut mean.heads).for_each(|sum| *sum /= tokens.max(1) as f64);
+        Ok(means)
+    }
+
+    fn each_pack(
+        &mut self,
+        sequences: &[Sequence],
+        mut read: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B::Buffer>, &[Sequence]) -> Result<()>,
+    ) -> Result<()> {
+        self.packs(sequences, |pass, activations, cached, sequences| {
+            pass.forward(activations, cached)?;
+            read(pass, activations, sequences)
+        })
+    }
+
+    /// Hands each group of sequences that fits one pass to `run`.
+    fn packs(
+        &mut self,
+        sequences: &[Sequence],
+        mut run: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B::Buffer>, Cached<'_, B>, &[Sequence]) -> Result<()>,
+    ) -> Result<()> {
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
+        let start = self.prefix.as_ref().map_or(0, |prefix| prefix.len);
+        self.reserve_positions(start + lengths.iter().copied().max().unwrap_or(0))?;
+        for group in batch::groups(&lengths, self.activations.tokens)? {
+            let sequences = &sequences[group];
+            let packed = Packed::new(sequences, start, self.model.config.vocab)?;
+            let cached = self.prefix.as_ref().map_or(Cached::No, Cached::Read);
+            let pass = Pass {
+                model: self.model,
+                adapted: self.adapted.as_ref(),
+                packed: &packed,
+                rope: &self.rope,
+                dropout_seed: None,
+            };
+            run(&pass, &mut self.activations, cached, sequences)?;
+        }
+        Ok(())
+    }
+
+    fn reserve_positions(&mut self, positions: usize) -> Result<()> {
+        if positions > self.positions {
+            self.rope = self.model.rope_table(positions)?;
+            self.positions = positions;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! Text: one token after another with a key-value cache, and how the next one is drawn.
+
+use crate::activations::{Activations, Purpose};
+use crate::adapted::{Adapted, mix};
+use crate::adapter::Adapter;
+use crate::backend::{Backend, Store};
+use crate::batch::{Packed, Sequence};
+use crate::model::{Cached, KvCache, Model, Pass};
+use crate::{Error, Result};
+
+/// Tokens of a prompt that go through the model at once.
+const PROMPT_CHUNK: usize = 512;
+
+/// A growing sequence: what has been fed is remembered as keys and values.
+pub struct Generator<'m, 'w, B: Backend> {
+    model: &'m Model<'w, B>,
+    adapted: Option<Adapted<B>>,
+    activations: Activations<B::Buffer>,
+    rope: B::Buffer,
+    cache: KvCache<B>,
+    on_device: B::Buffer,
+    logits: Vec<f32>,
+}
+
+impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
+    /// Room for `max_len` tokens, prompt and answer.
+    pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_len: usize) -> Result<Self> {
+        let (backend, config) = (&model.backend, &model.config);
+        let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
+        let tokens = PROMPT_CHUNK.min(max_len.max(1));
+        let adapter = adapter.map(|adapter| &adapter.config);
+        Ok(Self {
+            activations: Activations::plan(config, adapter, tokens, Purpose::Forward).allocate(backend)?,
+            rope: model.rope_table(max_len)?,
+            cache: KvCache::new(model, max_len)?,
+            on_device: backend.buffer(config.vocab)?,
+            logits: vec![0.0; config.vocab],
+            adapted,
+            model,
+        })
+    }
+
+    /// Appends `tokens`; returns the logits [vocab] of what may follow.
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        if tokens.is_empty() {
+            return Err(Error::Invalid("nothing to feed".into()));
+        }
+        if self.cache.len + tokens.len() > self.cache.capacity {
+            let (len, more, room) = (self.cache.len, tokens.len(), self.cache.capacity);
+            return Err(Error::Invalid(format!("{len} tokens and {more} more in a cache for {room}")));
+        }
+        for part in tokens.chunks(self.activations.tokens) {
+            let packed = Packed::new([&Sequence::prompt(part)], self.cache.len, self.model.config.vocab)?;
+            let pass = Pass {
+                model: self.model,
+                adapted: self.adapted.as_ref(),
+                packed: &packed,
+                rope: &self.rope,
+                dropout_seed: None,
+            };
+            pass.forward(&mut self.activations, Cached::Append(&mut self.cache))?;
+            pass.read_rows(&mut self.activations, &[part.len() as u32 - 1])?;
+        }
+        let (backend, head) = (&self.model.backend, &self.model.head);
+        backend.linear(&mut self.on_device, Store::Overwrite, 1, &self.activations.read.normed, head, None)?;
+        backend.download(&mut self.logits, &self.on_device)?;
+        Ok(&self.logits)
+    }
+
+    /// Tokens fed so far.
+    pub fn len(&self) -> usize {
+        self.cache.len
+    }
+
+    /// Whether nothing has been fed.
+    pub fn is_empty(&self) -> bool {
+        self.cache.len == 0
+    }
+
+    /// Forgets all tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.cache.len = self.cache.len.min(len);
+    }
+}
+
+/// Draws tokens: greedy at temperature 0, else from softmax(logits / temperature) cut to the nucleus of mass `top_p`
+/// (Holtzman et al., arXiv 1904.09751). Seeded: the same seed draws the same text.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    temperature: f32,
+    top_p: f32,
+    state: u64,
+}
+
+impl Sampler {
+    /// Fails unless temperature ≥ 0 and 0 < top_p ≤ 1.
+    pub fn new(temperature: f32, top_p: f32, seed: u64) -> Result<Self> {
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return Err(Error::Invalid(format!("temperature {temperature}, wanted a number from 0 on")));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::Invalid(format!("top-p {top_p}, wanted a number above 0, at most 1")));
+        }
+        Ok(Self { temperature, top_p, state: seed })
+    }
+
+    /// The next token's id.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
+        if self.temperature == 0.0 {
+            return best as u32;
+        }
+        let max = logits[best];
+        let weight = |&logit: &f32| f64::from((logit - max) / self.temperature).exp();
+        let mut candidates: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();
+        candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let total: f64 = candidates.iter().map(|(_, w)| w).sum();
+        let mut mass = 0.0;
+        let nucleus = candidates.iter().position(|(_, w)| {
+            mass += w;
+            mass >= f64::from(self.top_p) * total
+        });
+        candidates.truncate(nucleus.map_or(candidates.len(), |last| last + 1));
+        let kept: f64 = candidates.iter().map(|(_, w)| w).sum();
+        let mut left = self.uniform() * kept;
+        for &(id, weight) in &candidates {
+            left -= weight;
+            if left < 0.0 {
+                return id as u32;
+            }
+        }
+        best as u32
+    }
+
+    fn uniform(&mut self) -> f64 {
+        self.state = self.state.wrapping_add(1);
+        (mix(self.state) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_largest() {
+        let mut sampler = Sampler::new(0.0, 1.0, 7).unwrap();
+        assert_eq!(sampler.sample(&[0.1, 3.0, -1.0]), 1);
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax_within_the_nucleus() {
+        let logits = [0.0, 1.0f32, 2.0, -9.0];
+        let mut sampler = Sampler::new(1.0, 1.0, 3).unwrap();
+        let mut counts = [0usize; 4];
+        (0..20_000).for_each(|_| counts[sampler.sample(&logits) as usize] += 1);
+        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        for (count, logit) in counts.iter().zip(logits) {
+            assert!((*count as f64 / 20_000.0 - f64::from(logit).exp() / total).abs() < 0.01);
+        }
+        let mut nucleus = Sampler::new(1.0, 0.6, 3).unwrap();
+        assert!((0..1000).all(|_| nucleus.sample(&logits) == 2), "0.665 of the mass is in token 2");
+    }
+
+    #[test]
+    fn bad_settings_are_refused() {
+        assert!(Sampler::new(-1.0, 1.0, 0).is_err());
+        assert!(Sampler::new(f32::NAN, 1.0, 0).is_err());
+        assert!(Sampler::new(1.0, 0.0, 0).is_err());
+    }
+}

@@ -1,0 +1,232 @@
+//! LLaMA: frozen weights, and a pass over them forward and backward.
+//!
+//! x₀ = embedding; each layer adds attention(norm(x)) and then ffn(norm(x)) to the residual stream; the head reads the
+//! normalised last one. The backward pass ends at the lowest adapted projection.
+
+mod block;
+
+use crate::Result;
+use crate::activations::Activations;
+use crate::adapted::Adapted;
+use crate::backend::{AttentionShape, Backend, Prefix};
+use crate::batch::Packed;
+use crate::checkpoint::{Checkpoint, TensorId};
+use crate::config::Config;
+use crate::projection::Projection;
+
+impl AttentionShape {
+    /// The attention of a model.
+    pub fn of(config: &Config) -> Self {
+        Self { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
+    }
+}
+
+/// One layer's frozen weights.
+pub(crate) struct Layer<'w, B: Backend> {
+    pub attention_norm: B::Buffer,
+    pub ffn_norm: B::Buffer,
+    /// By `Projection as usize`.
+    pub projections: [B::Matrix<'w>; 7],
+}
+
+/// A model on a device. Its weights are the checkpoint's: they stay in their own format and, on the CPU, in the mapping.
+pub struct Model<'w, B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) config: Config,
+    pub(crate) embedding: B::Matrix<'w>,
+    pub(crate) head: B::Matrix<'w>,
+    pub(crate) final_norm: B::Buffer,
+    pub(crate) layers: Vec<Layer<'w, B>>,
+}
+
+impl<'w, B: Backend> Model<'w, B> {
+    /// Takes a checkpoint's weights to a device.
+    pub fn load(backend: B, checkpoint: &'w Checkpoint) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let norm = |id| {
+            let values = checkpoint.vector(id);
+            let mut buffer = backend.buffer(values.len())?;
+            backend.upload(&mut buffer, &values)?;
+            Ok::<_, crate::Error>(buffer)
+        };
+        let matrix = |id| backend.matrix(checkpoint.weight(id));
+        let mut layers = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let projection = |p| matrix(TensorId::Projection(layer, p));
+            use Projection::*;
+            layers.push(Layer {
+                attention_norm: norm(TensorId::AttentionNorm(layer))?,
+                ffn_norm: norm(TensorId::FfnNorm(layer))?,
+                projections: [
+                    projection(Q)?,
+                    projection(K)?,
+                    projection(V)?,
+                    projection(O)?,
+                    projection(Gate)?,
+                    projection(Up)?,
+                    projection(Down)?,
+                ],
+            });
+        }
+        let (embedding, head) = (matrix(TensorId::Embedding)?, matrix(TensorId::Head)?);
+        let final_norm = norm(TensorId::FinalNorm)?;
+        Ok(Self { config, embedding, head, final_norm, layers, backend })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Cosines and sines for `positions` positions, [positions, head_dim]: see [`Backend::rope`].
+    pub(crate) fn rope_table(&self, positions: usize) -> Result<B::Buffer> {
+        let frequencies = self.config.rope.inverse_frequencies(self.config.head_dim);
+        let angles = |position: usize| frequencies.iter().map(move |&f| position as f64 * f64::from(f));
+        let row = |position| angles(position).map(f64::cos).chain(angles(position).map(f64::sin));
+        let table: Vec<f32> = (0..positions).flat_map(row).map(|x| x as f32).collect();
+        let mut buffer = self.backend.buffer(table.len())?;
+        self.backend.upload(&mut buffer, &table)?;
+        Ok(buffer)
+    }
+}
+
+/// Keys and values of tokens already seen, a buffer a layer.
+pub(crate) struct KvCache<B: Backend> {
+    k: Vec<B::Buffer>,
+    v: Vec<B::Buffer>,
+    /// Tokens in the cache.
+    pub len: usize,
+    /// Tokens it has room for.
+    pub capacity: usize,
+}
+
+impl<B: Backend> KvCache<B> {
+    pub fn new(model: &Model<'_, B>, capacity: usize) -> Result<Self> {
+        let width = AttentionShape::of(&model.config).kv_width();
+        let buffers =
+            || (0..model.config.layers).map(|_| model.backend.buffer(capacity * width)).collect::<Result<_>>();
+        Ok(Self { k: buffers()?, v: buffers()?, len: 0, capacity })
+    }
+
+    fn prefix(&self, layer: usize) -> Option<Prefix<'_, B>> {
+        (self.len > 0).then(|| Prefix { k: &self.k[layer], v: &self.v[layer], len: self.len })
+    }
+}
+
+/// What a pass does with the cache.
+pub(crate) enum Cached<'a, B: Backend> {
+    /// There is none.
+    No,
+    /// All segments continue what is in it.
+    Read(&'a KvCache<B>),
+    /// The one segment continues what is in it and is added to it.
+    Append(&'a mut KvCache<B>),
+}
+
+/// One pass over a packed batch.
+pub(crate) struct Pass<'a, 'w, B: Backend> {
+    pub model: &'a Model<'w, B>,
+    pub adapted: Option<&'a Adapted<B>>,
+    pub packed: &'a Packed,
+    pub rope: &'a B::Buffer,
+    /// Seeds the adapter's dropout masks; `None` in evaluation.
+    pub dropout_seed: Option<u64>,
+}
+
+impl<B: Backend> Pass<'_, '_, B> {
+    /// Runs all layers; the last one's output is then `acts.inputs[layers % inputs.len()]`.
+    pub fn forward(&self, acts: &mut Activations<B::Buffer>, cached: Cached<'_, B>) -> Result<()> {
+        self.forward_by_layer(acts, cached, |_, _| Ok(()))
+    }
+
+    /// The same, and `after` sees the activations after each layer.
+    pub fn forward_by_layer(
+        &self,
+        acts: &mut Activations<B::Buffer>,
+        mut cached: Cached<'_, B>,
+        mut after: impl FnMut(&mut Activations<B::Buffer>, usize) -> Result<()>,
+    ) -> Result<()> {
+        self.model.backend.embed(&mut acts.inputs[0], &self.model.embedding, &self.packed.tokens)?;
+        for layer in 0..self.model.config.layers {
+            self.layer_forward(acts, layer, &mut cached)?;
+            after(acts, layer)?;
+        }
+        if let Cached::Append(cache) = cached {
+            cache.len += self.packed.len();
+        }
+        Ok(())
+    }
+
+    fn layer_forward(&self, acts: &mut Activations<B::Buffer>, layer: usize, cached: &mut Cached<'_, B>) -> Result<()> {
+        let set = layer % acts.layers.len();
+        let (x, out) = Activations::input_and_output(&mut acts.inputs, layer);
+        self.block_forward(layer, out, x, &mut acts.layers[set], &mut acts.work, cached)
+    }
+
+    /// Final norm of the rows that are read, into `acts.read.normed`.
+    pub fn read_rows(&self, acts: &mut Activations<B::Buffer>, rows: &[u32]) -> Result<()> {
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        let last = &acts.inputs[config.layers % acts.inputs.len()];
+        backend.gather(&mut acts.read.x, last, rows, config.d_model)?;
+        let read = &mut acts.read;
+        let weight = &self.model.final_norm;
+        backend.rms_norm(&mut read.normed, &mut read.inv_rms, rows.len(), &read.x, weight, config.norm_eps)
+    }
+
+    /// The loss at the batch's targets, after [`Pass::forward`]: `nll` [targets]; and, where training, the gradient of
+    /// `scale` · Σ nll in the adapter, added to `dparams`.
+    pub fn loss(
+        &self,
+        acts: &mut Activations<B::Buffer>,
+        nll: &mut [f32],
+        gradient: Option<(&mut B::Buffer, f32)>,
+    ) -> Result<()> {
+        if self.packed.targets.is_empty() {
+            return Ok(());
+        }
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        self.read_rows(acts, &self.packed.target_rows)?;
+        let read = &mut acts.read;
+        let (targets, head) = (&self.packed.targets, &self.model.head);
+        let Some((dparams, scale)) = gradient else {
+            backend.head_loss(&mut read.nll, None, &read.normed, head, targets, 1.0)?;
+            return backend.download(nll, &read.nll);
+        };
+        let [dnormed, dx] = read.gradients.as_mut().expect("activations planned for training");
+        backend.head_loss(&mut read.nll, Some(dnormed), &read.normed, head, targets, scale)?;
+        backend.download(nll, &read.nll)?;
+        backend.zero(dx, targets.len() * config.d_model)?;
+        backend.rms_norm_backward(dx, targets.len(), dnormed, &read.x, &read.inv_rms, &self.model.final_norm)?;
+        let gradients = acts.gradients.as_mut().expect("activations planned for training");
+        backend.scatter(&mut gradients.dx, self.packed.len(), dx, &self.packed.target_rows, config.d_model)?;
+        self.backward(acts, dparams)
+    }
+
+    fn backward(&self, acts: &mut Activations<B::Buffer>, dparams: &mut B::Buffer) -> Result<()> {
+        let Some(adapted) = self.adapted else { return Ok(()) };
+        let recompute = acts.layers.len() < self.model.config.layers;
+        for layer in (0..self.model.config.layers).rev() {
+            // The last layer's activations are still there.
+            if recompute && layer + 1 < self.model.config.layers {
+                self.layer_forward(acts, layer, &mut Cached::No)?;
+            }
+            let set = layer % acts.layers.len();
+            let gradients = acts.gradients.as_mut().expect("activations planned for training");
+            self.block_backward(
+                layer,
+                adapted,
+                gradients,
+                dparams,
+                &acts.inputs[layer],
+                &acts.layers[set],
+                &mut acts.work,
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! One transformer layer, forward and backward.
+//!
+//!     middle = x + O(attention(rope(Q n), rope(K n), V n))     n = norm(x)
+//!     out    = middle + Down(silu(Gate m) ∘ Up m)              m = norm(middle)
+//!
+//! Normalised streams and silu(gate) ∘ up are computed again in the backward pass: cheaper than the memory they would take.
+
+use super::{Cached, Pass};
+use crate::Result;
+use crate::activations::{Gradients, LayerActivations, Work};
+use crate::adapted::Adapted;
+use crate::backend::{AttentionShape, Backend, Store};
+use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
+
+impl<B: Backend> Pass<'_, '_, B> {
+    /// `out` = layer(`x`); see the module's heading.
+    pub(super) fn block_forward(
+        &self,
+        layer: usize,
+        out: &mut B::Buffer,
+        x: &B::Buffer,
+        acts: &mut LayerActivations<B::Buffer>,
+        work: &mut Work<B::Buffer>,
+        cached: &mut Cached<'_, B>,
+    ) -> Result<()> {
+        let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
+        let (weights, attention) = (&self.model.layers[layer], AttentionShape::of(config));
+        let residual = tokens * config.d_model;
+        let hidden = &mut acts.hidden;
+        let mut project = |projection: Projection, y: &mut B::Buffer, store, x: &B::Buffer| {
+            let args = self.adapted.and_then(|a| a.args(layer, projection, &self.packed.heads, self.dropout_seed));
+            let adapter = args.as_ref().zip(hidden[projection as usize].as_mut());
+            backend.linear(y, store, tokens, x, &weights.projections[projection as usize], adapter)
+        };
+
+        let norm = &weights.attention_norm;
+        backend.rms_norm(&mut work.normed, &mut acts.attention_inv_rms, tokens, x, norm, config.norm_eps)?;
+        project(Q, &mut acts.q, Store::Overwrite, &work.normed)?;
+        project(K, &mut acts.k, Store::Overwrite, &work.normed)?;
+        project(V, &mut acts.v, Store::Overwrite, &work.normed)?;
+        let positions = &self.packed.positions;
+        backend.rope(&mut acts.q, config.heads, config.head_dim, self.rope, positions, false)?;
+        backend.rope(&mut acts.k, config.kv_heads, config.head_dim, self.rope, positions, false)?;
+        let prefix = match &*cached {
+            Cached::No => None,
+            Cached::Read(cache) => cache.prefix(layer),
+            Cached::Append(cache) => cache.prefix(layer),
+        };
+        let segments = &self.packed.segments;
+        backend.attention(&mut acts.o, &mut acts.lse, attention, segments, &acts.q, &acts.k, &acts.v, prefix)?;
+        if let Cached::Append(cache) = cached {
+            let width = attention.kv_width();
+            backend.copy(&mut cache.k[layer], cache.len * width, &acts.k, tokens * width)?;
+            backend.copy(&mut cache.v[layer], cache.len * width, &acts.v, tokens * width)?;
+        }
+        backend.copy(&mut acts.middle, 0, x, residual)?;
+        project(O, &mut acts.middle, Store::Accumulate, &acts.o)?;
+
+        let norm = &weights.ffn_norm;
+        backend.rms_norm(&mut work.normed, &mut acts.ffn_inv_rms, tokens, &acts.middle, norm, config.norm_eps)?;
+        project(Gate, &mut acts.gate, Store::Overwrite, &work.normed)?;
+        project(Up, &mut acts.up, Store::Overwrite, &work.normed)?;
+        backend.swiglu(&mut work.act, tokens * config.d_ffn, &acts.gate, &acts.up)?;
+        backend.copy(out, 0, &acts.middle, residual)?;
+        project(Down, out, Store::Accumulate, &work.act)
+    }
+
+    /// Turns `gradients.dx` from the gradient of the layer's output into that of its input, adding to `dparams` on the way;
+    /// leaves off where nothing below is adapted.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn block_backward(
+        &self,
+        layer: usize,
+        adapted: &Adapted<B>,
+        gradients: &mut Gradients<B::Buffer>,
+        dparams: &mut B::Buffer,
+        x: &B::Buffer,
+        acts: &LayerActivations<B::Buffer>,
+        work: &mut Work<B::Buffer>,
+    ) -> Result<()> {
+        let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
+        let (weights, attention) = (&self.model.layers[layer], AttentionShape::of(config));
+        let positions = &self.packed.positions;
+        // Whether something that these projections' input depends on is trained.
+        let wanted = |below: &[Projection]| layer > 0 || below.iter().any(|p| adapted.config.targets.contains(p));
+        let mut project =
+            |projection: Projection, dx: Option<(&mut B::Buffer, Store)>, dy: &B::Buffer, x: &B::Buffer| {
+                let args = adapted.args(layer, projection, &self.packed.heads, self.dropout_seed);
+                let adapter = args.as_ref().zip(acts.hidden[projection as usize].as_ref());
+                let weight = &weights.projections[projection as usize];
+                backend.linear_backward(dx, Some(&mut *dparams), tokens, dy, x, weight, adapter)
+            };
+        let Gradients { dx, dnormed, d_o, dq, dk, dv, dact } = gradients;
+
+        backend.swiglu(&mut work.act, tokens * config.d_ffn, &acts.gate, &acts.up)?;
+        let go_on = wanted(&[Q, K, V, O, Gate, Up]);
+        project(Down, go_on.then_some((&mut *dact, Store::Overwrite)), dx, &work.act)?;
+        if !go_on {
+            return Ok(());
+        }
+        let (dgate, dup) = (dact, &mut work.act);
+        backend.swiglu_backward(dgate, dup, tokens * config.d_ffn, &acts.gate, &acts.up)?;
+        backend.rms_norm(
+            &mut work.normed,
+            &mut work.inv_rms,
+            tokens,
+            &acts.middle,
+            &weights.ffn_norm,
+            config.norm_eps,
+        )?;
+        let go_on = wanted(&[Q, K, V, O]);
+        project(Gate, go_on.then_some((&mut *dnormed, Store::Overwrite)), dgate, &work.normed)?;
+        project(Up, go_on.then_some((&mut *dnormed, Store::Accumulate)), dup, &work.normed)?;
+        if !go_on {
+            return Ok(());
+        }
+        backend.rms_norm_backward(dx, tokens, dnormed, &acts.middle, &acts.ffn_inv_rms, &weights.ffn_norm)?;
+
+        let go_on = wanted(&[Q, K, V]);
+        project(O, go_on.then_some((&mut *d_o, Store::Overwrite)), dx, &acts.o)?;
+        if !go_on {
+            return Ok(());
+        }
+        let segments = &self.packed.segments;
+        let (q, k, v) = (&acts.q, &acts.k, &acts.v);
+        backend.attention_backward(dq, dk, dv, attention, segments, d_o, &acts.o, &acts.lse, q, k, v)?;
+        backend.rope(dq, config.heads, config.head_dim, self.rope, positions, true)?;
+        backend.rope(dk, config.kv_heads, config.head_dim, self.rope, positions, true)?;
+        backend.rms_norm(&mut work.normed, &mut work.inv_rms, tokens, x, &weights.attention_norm, config.norm_eps)?;
+        let go_on = wanted(&[]);
+        project(Q, go_on.then_some((&mut *dnormed, Store::Overwrite)), dq, &work.normed)?;
+        project(K, go_on.then_some((&mut *dnormed, Store::Accumulate)), dk, &work.normed)?;
+        project(V, go_on.then_some((&mut *dnormed, Store::Accumulate)), dv, &work.normed)?;
+        if !go_on {
+            return Ok(());
+        }
+        backend.rms_norm_backward(dx, tokens, dnormed, x, &acts.attention_inv_rms, &weights.attention_norm)
+    }
+}

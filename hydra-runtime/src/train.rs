@@ -1,0 +1,169 @@
+//! Training: the mean negative log-likelihood of a step's targets, its gradient in the adapter, and AdamW.
+
+mod state;
+
+pub use state::STATE_FILE;
+
+use crate::activations::{Activations, Keep, Purpose};
+use crate::adapted::{Adapted, Slots, mix};
+use crate::adapter::{Adapter, AdapterConfig};
+use crate::backend::{AdamW, Backend};
+use crate::batch::{self, Packed, Sequence};
+use crate::config::Config;
+use crate::model::{Cached, Model, Pass};
+use crate::{Error, Result};
+
+/// What stays the same through a run.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainOptions {
+    /// Memory against time.
+    pub keep: Keep,
+    /// The most tokens in one pass over the model; a step with more takes several, and no sequence may be longer.
+    pub max_tokens: usize,
+    /// Gradients are scaled down to this norm where theirs is larger.
+    pub clip: Option<f32>,
+    /// The optimiser's constants.
+    pub adam: AdamW,
+    /// Seeds the dropout masks.
+    pub seed: u64,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean negative log-likelihood over the step's targets, before the update.
+    pub loss: f64,
+    /// Norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// Targets among them.
+    pub targets: usize,
+}
+
+/// Trains one adapter on one model.
+pub struct Trainer<'m, 'w, B: Backend> {
+    model: &'m Model<'w, B>,
+    adapted: Adapted<B>,
+    options: TrainOptions,
+    activations: Activations<B::Buffer>,
+    rope: B::Buffer,
+    grads: B::Buffer,
+    exp_avg: B::Buffer,
+    exp_avg_sq: B::Buffer,
+    steps: u64,
+}
+
+impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
+    /// Bytes that a trainer takes beside the weights: known before anything is allocated.
+    pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> u64 {
+        let activations = Activations::plan(config, Some(adapter), options.max_tokens, Purpose::Training(options.keep));
+        let rope = options.max_tokens * config.head_dim;
+        let adapter = 4 * Slots::new(config, adapter).len;
+        let workspace = backend.workspace_bytes(options.max_tokens, config.d_ffn.max(config.d_model));
+        activations.bytes() + 4 * (rope + adapter) as u64 + workspace
+    }
+
+    /// Allocates all that training takes. Fails if the adapter does not fit the model or memory does not suffice.
+    pub fn new(model: &'m Model<'w, B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
+        if options.max_tokens == 0 {
+            return Err(Error::Invalid("training with max_tokens 0".into()));
+        }
+        let (backend, config) = (&model.backend, &model.config);
+        let adapted = Adapted::upload(backend, config, adapter)?;
+        let purpose = Purpose::Training(options.keep);
+        let activations =
+            Activations::plan(config, Some(&adapter.config), options.max_tokens, purpose).allocate(backend)?;
+        let parameters = || backend.buffer(adapted.slots.len);
+        Ok(Self {
+            rope: model.rope_table(options.max_tokens)?,
+            grads: parameters()?,
+            exp_avg: parameters()?,
+            exp_avg_sq: parameters()?,
+            model,
+            adapted,
+            options,
+            activations,
+            steps: 0,
+        })
+    }
+
+    /// One optimiser step at learning rate `lr`. The loss is the mean over all targets of `sequences`, however many passes
+    /// they take. If it or the gradient is not finite, that is an error and the adapter is as before.
+    pub fn step(&mut self, sequences: &[Sequence], lr: f32) -> Result<StepReport> {
+        let seed = mix(self.options.seed ^ mix(self.steps));
+        let mut report = self.accumulate(sequences, Some(seed))?;
+        let (backend, len) = (&self.model.backend, self.adapted.slots.len);
+        report.grad_norm = backend.sum_of_squares(&self.grads, len)?.sqrt();
+        for (what, value) in [("loss", report.loss), ("gradient norm", report.grad_norm)] {
+            if !value.is_finite() {
+                return Err(Error::NotFinite { what, value, step: self.steps + 1 });
+            }
+        }
+        let scale = match self.options.clip {
+            // PyTorch's clip_grad_norm_.
+            Some(clip) => (f64::from(clip) / (report.grad_norm + 1e-6)).min(1.0) as f32,
+            None => 1.0,
+        };
+        self.steps += 1;
+        backend.adamw(
+            &mut self.adapted.params,
+            &mut self.exp_avg,
+            &mut self.exp_avg_sq,
+            &self.grads,
+            len,
+            self.options.adam,
+            self.steps,
+            lr,
+            scale,
+        )?;
+        Ok(report)
+    }
+
+    /// Loss and gradients of `sequences` without an update and without dropout; gradients come in the adapter's shape.
+    pub fn gradients(&mut self, sequences: &[Sequence]) -> Result<(StepReport, Adapter)> {
+        let mut report = self.accumulate(sequences, None)?;
+        let backend = &self.model.backend;
+        report.grad_norm = backend.sum_of_squares(&self.grads, self.adapted.slots.len)?.sqrt();
+        Ok((report, self.adapted.download(backend, &self.grads)?))
+    }
+
+    fn accumulate(&mut self, sequences: &[Sequence], dropout_seed: Option<u64>) -> Result<StepReport> {
+        let config = &self.model.config;
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
+        let groups = batch::groups(&lengths, self.options.max_tokens)?;
+        let packs = groups.into_iter().map(|group| Packed::new(&sequences[group], 0, config.vocab));
+        let packs = packs.collect::<Result<Vec<_>>>()?;
+        let targets: usize = packs.iter().map(|packed| packed.targets.len()).sum();
+        if targets == 0 {
+            return Err(Error::Invalid("a step without a single target".into()));
+        }
+        self.model.backend.zero(&mut self.grads, self.adapted.slots.len)?;
+        let (mut nll, mut sum) = (Vec::new(), 0.0);
+        for (i, packed) in packs.iter().enumerate() {
+            let pass = Pass {
+                model: self.model,
+                adapted: Some(&self.adapted),
+                packed,
+                rope: &self.rope,
+                dropout_seed: dropout_seed.map(|seed| mix(seed ^ mix(i as u64))),
+            };
+            nll.resize(packed.targets.len(), 0.0);
+            pass.forward(&mut self.activations, Cached::No)?;
+            pass.loss(&mut self.activations, &mut nll, Some((&mut self.grads, 1.0 / targets as f32)))?;
+            sum += nll.iter().map(|&x| f64::from(x)).sum::<f64>();
+        }
+        let tokens = lengths.iter().sum();
+        Ok(StepReport { loss: sum / targets as f64, grad_norm: 0.0, tokens, targets })
+    }
+
+    /// The adapter as it is now.
+    pub fn adapter(&self) -> Result<Adapter> {
+        self.adapted.download(&self.model.backend, &self.adapted.params)
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+}

@@ -1,0 +1,220 @@
+//! What must hold of any model: the cache, prefixes and packing change nothing, and gradients are the loss's slope.
+
+use hydra_runtime::activations::Keep;
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::backend::AdamW;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::generate::Generator;
+use hydra_runtime::model::Model;
+use hydra_runtime::projection::Projection;
+use hydra_runtime::train::{STATE_FILE, TrainOptions, Trainer};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::HashMap;
+use std::path::Path;
+
+fn case() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra")
+}
+
+fn cpu(precision: Precision) -> Cpu {
+    Cpu::new(CpuOptions { threads: Some(2), precision, ..CpuOptions::default() }).unwrap()
+}
+
+/// `len` tokens of no meaning.
+fn tokens(len: usize, seed: u32) -> Vec<u32> {
+    (0..len as u32).map(|i| (i * 131 + seed * 977 + i * i * 7) % 512).collect()
+}
+
+/// Predicts every next token.
+fn sequence(len: usize, seed: u32) -> Sequence {
+    let tokens = tokens(len, seed);
+    let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
+    Sequence { tokens, targets, head: Some(seed % 3) }
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len());
+    let scale = want.iter().fold(0f32, |max, x| max.max(x.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= tolerance * scale, "[{i}]: {got}, wanted {want}");
+    }
+}
+
+#[test]
+fn the_cache_changes_nothing() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    // bf16 rounds a prompt's operands and not a single token's: only its own rounding apart.
+    for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
+        let model = Model::load(cpu(precision), &checkpoint).unwrap();
+        let tokens = tokens(600, 1);
+        let mut evaluator = Evaluator::new(&model, Some(&adapter), 600).unwrap();
+        let all = evaluator.logits(&Sequence::prompt(&tokens)).unwrap();
+        let mut generator = Generator::new(&model, Some(&adapter), 600).unwrap();
+        // A prompt in two chunks, two tokens at once, then one by one.
+        let mut fed = 0;
+        for len in [590, 2].into_iter().chain([1; 8]) {
+            let logits = generator.feed(&tokens[fed..fed + len]).unwrap();
+            fed += len;
+            assert_close(logits, &all[(fed - 1) * 512..fed * 512], tolerance);
+        }
+        assert!(generator.feed(&[1]).is_err(), "the cache is full");
+        generator.truncate(595);
+        let logits = generator.feed(&tokens[595..596]).unwrap();
+        assert_close(logits, &all[595 * 512..596 * 512], tolerance);
+    }
+}
+
+#[test]
+fn a_prefix_is_as_good_as_the_whole_prompt() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let prefix = tokens(300, 9);
+    let tails: Vec<_> = [1, 7, 64, 65, 130].iter().map(|&len| sequence(len, len as u32)).collect();
+    let whole: Vec<_> = tails
+        .iter()
+        .map(|tail| Sequence {
+            tokens: [&prefix[..], &tail.tokens].concat(),
+            targets: [&vec![NO_TARGET; 300][..], &tail.targets].concat(),
+            head: tail.head,
+        })
+        .collect();
+    let ids = [3, 500, 42];
+    let mut plain = Evaluator::new(&model, Some(&adapter), 500).unwrap();
+    let (want, want_losses) = (plain.last_logits(&whole, &ids).unwrap(), plain.losses(&whole).unwrap());
+    // 140 tokens a pass: the prefix goes in by three parts, the tails take several passes.
+    let mut shared = Evaluator::new(&model, Some(&adapter), 140).unwrap();
+    shared.set_prefix(&prefix).unwrap();
+    for (got, want) in shared.last_logits(&tails, &ids).unwrap().iter().zip(&want) {
+        assert_close(got, want, 1e-4);
+    }
+    for (got, want) in shared.losses(&tails).unwrap().iter().zip(&want_losses) {
+        assert_eq!(got.targets, want.targets);
+        assert!((got.nll - want.nll).abs() <= 1e-4 * want.nll.max(1.0), "{} {}", got.nll, want.nll);
+    }
+    shared.set_prefix(&[]).unwrap();
+    assert_eq!(shared.losses(&tails[1..3]).unwrap(), plain.losses(&tails[1..3]).unwrap());
+}
+
+#[test]
+fn packing_keeps_sequences_apart() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let sequences: Vec<_> = [5, 70, 1, 33, 128].iter().map(|&len| sequence(len, len as u32)).collect();
+    let mut evaluator = Evaluator::new(&model, None, 512).unwrap();
+    let packed = evaluator.losses(&sequences).unwrap();
+    for (sequence, packed) in sequences.iter().zip(packed) {
+        let alone = evaluator.losses(std::slice::from_ref(sequence)).unwrap()[0];
+        assert!((alone.nll - packed.nll).abs() <= 1e-4 * alone.nll.max(1.0), "{} {}", alone.nll, packed.nll);
+    }
+}
+
+#[test]
+fn gate_means_are_distributions() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let means =
+        Evaluator::new(&model, Some(&adapter), 64).unwrap().gate_means(&[sequence(40, 1), sequence(60, 2)]).unwrap();
+    assert_eq!(means.len(), 7 * model.config().layers);
+    assert!(means.iter().all(|mean| (mean.heads.iter().sum::<f64>() - 1.0).abs() < 1e-5));
+    assert!(means.iter().any(|mean| (mean.heads[0] - mean.heads[1]).abs() > 1e-3), "a router that does not route");
+}
+
+/// State files are how a test reads the gradient of a step with dropout (the first moment after one step is a tenth of
+/// it), and how it moves the parameters.
+fn read_state(dir: &Path, name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(dir.join(STATE_FILE)).unwrap();
+    bytemuck::pod_collect_to_vec(SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data())
+}
+
+fn write_state(dir: &Path, params: &[f32]) {
+    let zeros = vec![0f32; params.len()];
+    let view = |values| TensorView::new(Dtype::F32, vec![params.len()], bytemuck::cast_slice(values)).unwrap();
+    let views = [("params", view(params)), ("exp_avg", view(&zeros)), ("exp_avg_sq", view(&zeros))];
+    let metadata = HashMap::from([("steps".to_string(), "0".to_string())]);
+    std::fs::write(dir.join(STATE_FILE), safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
+}
+
+#[test]
+fn gradients_are_the_slope_of_the_loss() {
+    use Projection::*;
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let sequences: Vec<_> = [9, 40, 70].iter().map(|&len| sequence(len, len as u32)).collect();
+    let kinds = [
+        (Method::Hydra, GateKind::Router, 3),
+        (Method::Hydra, GateKind::Label, 3),
+        (Method::Hydra, GateKind::Uniform, 2),
+        (Method::Lora, GateKind::One, 1),
+        (Method::Split, GateKind::Label, 3),
+    ];
+    let targets = [Projection::ALL.to_vec(), vec![Gate, Up, Down], vec![Down], vec![O], vec![V]];
+    for (method, gate, heads) in kinds {
+        for (targets, dropout) in targets.iter().flat_map(|t| [(t, 0.0), (t, 0.3)]) {
+            let config = AdapterConfig {
+                method,
+                gate,
+                rank: 3,
+                heads,
+                alpha: 6.0,
+                dropout,
+                targets: targets.clone(),
+                labels: (0..heads).map(|i| format!("label {i}")).collect(),
+                base_model: None,
+                extra: Default::default(),
+            };
+            let adapter = Adapter::init(model.config(), config, 5).unwrap();
+            let options = TrainOptions { keep: Keep::All, max_tokens: 80, clip: None, adam: AdamW::default(), seed: 8 };
+            let dir = tempfile::tempdir().unwrap();
+            // B is zero at first: a few steps, so that every gradient is exercised.
+            let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
+            for _ in 0..5 {
+                trainer.step(&sequences, 0.02).unwrap();
+            }
+            trainer.save_state(dir.path()).unwrap();
+            let params = read_state(dir.path(), "params");
+            let mut loss_at = |params: &[f32]| {
+                write_state(dir.path(), params);
+                trainer.load_state(dir.path()).unwrap();
+                let loss = trainer.step(&sequences, 0.0).unwrap().loss;
+                trainer.save_state(dir.path()).unwrap();
+                (loss, read_state(dir.path(), "exp_avg"))
+            };
+            let gradient: Vec<f64> = loss_at(&params).1.iter().map(|&m| f64::from(m) * 10.0).collect();
+            let square: f64 = gradient.iter().map(|g| g * g).sum();
+            // Far enough for f32 to see, near enough for the slope: the loss moves by about 2e-3 each way.
+            let step = 2e-3 / square;
+            let moved = |sign: f64| -> Vec<f32> {
+                params.iter().zip(&gradient).map(|(&p, g)| (f64::from(p) + sign * step * g) as f32).collect()
+            };
+            let slope = (loss_at(&moved(1.0)).0 - loss_at(&moved(-1.0)).0) / (2.0 * step);
+            let case = format!("{method:?} {gate:?} {targets:?} dropout {dropout}");
+            assert!((slope / square - 1.0).abs() < 0.01, "{case}: slope {slope}, |gradient|² {square}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let options = TrainOptions { keep: Keep::All, max_tokens: 16, clip: None, adam: AdamW::default(), seed: 0 };
+    let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
+    assert!(trainer.step(&[sequence(17, 1)], 1e-3).is_err(), "longer than planned for");
+    assert!(trainer.step(&[], 1e-3).is_err(), "nothing to learn from");
+    assert!(trainer.step(&[Sequence::prompt(&[1, 2])], 1e-3).is_err(), "no target");
+    assert!(trainer.step(&[Sequence::prompt(&[512])], 1e-3).is_err(), "outside the vocabulary");
+    // A gradient that is not finite leaves the adapter alone.
+    let mut wild = adapter.clone();
+    wild.layers[0][0].as_mut().unwrap().b.fill(3e38);
+    let mut trainer = Trainer::new(&model, &wild, options).unwrap();
+    assert!(trainer.step(&[sequence(10, 1)], 1e-3).unwrap_err().to_string().contains("step 1"));
+    assert!(trainer.adapter().unwrap() == wild);
+}

@@ -1,0 +1,181 @@
+//! The runtime against PyTorch: logits, losses, gradients and ten steps of AdamW, for each kind of adapter.
+//!
+//! The cases in `golden/` were computed by PyTorch in f32 from a tiny random LLaMA (see `golden/README.md`). A folder with
+//! more of them can be named in `HYDRA_GOLDEN`.
+
+use hydra_runtime::activations::Keep;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::AdamW;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::model::Model;
+use hydra_runtime::train::{TrainOptions, Trainer};
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+
+/// Rounding of two f32 implementations that sum in different orders, relative to the largest value of a tensor.
+const RELATIVE: f32 = 1e-4;
+
+struct Case {
+    dir: PathBuf,
+    golden: Vec<u8>,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
+        folders.extend(std::env::var_os("HYDRA_GOLDEN").map(PathBuf::from));
+        let dirs =
+            folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+        let cases: Vec<_> = dirs
+            .filter(|dir| dir.is_dir())
+            .map(|dir| Self { golden: std::fs::read(dir.join("golden.safetensors")).unwrap(), dir })
+            .collect();
+        assert!(cases.len() >= 3, "found {} cases", cases.len());
+        cases
+    }
+
+    fn tensor(&self, name: &str) -> Option<Vec<f32>> {
+        let file = SafeTensors::deserialize(&self.golden).unwrap();
+        Some(bytemuck::pod_collect_to_vec(file.tensor(name).ok()?.data()))
+    }
+
+    fn integers(&self, name: &str) -> Option<Vec<i64>> {
+        let file = SafeTensors::deserialize(&self.golden).unwrap();
+        Some(bytemuck::pod_collect_to_vec(file.tensor(name).ok()?.data()))
+    }
+
+    fn adapter(&self, checkpoint: &Checkpoint) -> Adapter {
+        Adapter::load(&self.dir.join("adapter"), checkpoint.config()).unwrap()
+    }
+
+    fn sequences(&self, adapter: &Adapter) -> Vec<Sequence> {
+        let records = std::fs::read_to_string(self.dir.join("data.jsonl")).unwrap();
+        let records = records.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records
+            .enumerate()
+            .map(|(n, record)| {
+                let target = |id: &i64| if *id < 0 { NO_TARGET } else { *id as u32 };
+                let category = record["category"].as_str().unwrap();
+                Sequence {
+                    tokens: self.integers(&format!("ids.{n}")).unwrap().iter().map(|&id| id as u32).collect(),
+                    targets: self.integers(&format!("targets.{n}")).unwrap().iter().map(target).collect(),
+                    head: adapter.config.labels.iter().position(|label| label == category).map(|i| i as u32),
+                }
+            })
+            .collect()
+    }
+}
+
+fn cpu(threads: usize) -> Cpu {
+    Cpu::new(CpuOptions { threads: Some(threads), precision: Precision::F32, ..CpuOptions::default() }).unwrap()
+}
+
+fn options(keep: Keep, max_tokens: usize) -> TrainOptions {
+    TrainOptions { keep, max_tokens, clip: None, adam: AdamW::default(), seed: 0 }
+}
+
+#[track_caller]
+fn assert_close(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(1e-6f32, |max, x| max.max(x.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= RELATIVE * scale, "{what}[{i}]: {got}, PyTorch {want}, largest {scale}");
+    }
+}
+
+fn assert_adapters_close(case: &Case, kind: &str, adapter: &Adapter) {
+    for (name, _, values) in adapter.tensors() {
+        let name = format!("{kind}.{name}");
+        assert_close(&name, &values, &case.tensor(&name).unwrap_or_else(|| panic!("no {name} in the golden file")));
+    }
+}
+
+#[test]
+fn logits_and_losses() {
+    for case in Case::all() {
+        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let model = Model::load(cpu(2), &checkpoint).unwrap();
+        let adapter = case.adapter(&checkpoint);
+        let sequences = case.sequences(&adapter);
+        // 70 tokens: the examples take several passes.
+        let mut evaluator = Evaluator::new(&model, Some(&adapter), 70).unwrap();
+        let losses = evaluator.losses(&sequences).unwrap();
+        for (n, (sequence, loss)) in sequences.iter().zip(&losses).enumerate() {
+            let name = format!("{} {n}", case.dir.display());
+            assert_close(&name, &[(loss.nll / loss.targets as f64) as f32], &case.tensor(&format!("nll.{n}")).unwrap());
+            if let Some(want) = case.tensor(&format!("logits.{n}")) {
+                assert_close(&format!("logits of {name}"), &evaluator.logits(sequence).unwrap(), &want);
+            }
+        }
+        let nll: f64 = losses.iter().map(|loss| loss.nll).sum();
+        let targets: usize = losses.iter().map(|loss| loss.targets).sum();
+        assert_close("loss", &[(nll / targets as f64) as f32], &case.tensor("loss").unwrap());
+    }
+}
+
+#[test]
+fn gradients() {
+    for case in Case::all() {
+        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let model = Model::load(cpu(2), &checkpoint).unwrap();
+        let adapter = case.adapter(&checkpoint);
+        let sequences = case.sequences(&adapter);
+        for (keep, max_tokens) in [(Keep::All, 512), (Keep::Inputs, 512), (Keep::All, 70)] {
+            let mut trainer = Trainer::new(&model, &adapter, options(keep, max_tokens)).unwrap();
+            let (report, gradients) = trainer.gradients(&sequences).unwrap();
+            assert_close("loss", &[report.loss as f32], &case.tensor("loss").unwrap());
+            assert_adapters_close(&case, "grad", &gradients);
+        }
+    }
+}
+
+#[test]
+fn ten_steps() {
+    for case in Case::all() {
+        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let model = Model::load(cpu(1), &checkpoint).unwrap();
+        let adapter = case.adapter(&checkpoint);
+        let sequences = case.sequences(&adapter);
+        let mut trainer = Trainer::new(&model, &adapter, options(Keep::All, 512)).unwrap();
+        let losses: Vec<f32> = (0..10).map(|_| trainer.step(&sequences, 1e-3).unwrap().loss as f32).collect();
+        assert_close("trajectory", &losses, &case.tensor("trajectory").unwrap());
+        assert_adapters_close(&case, "final", &trainer.adapter().unwrap());
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_and_a_run_resumes() {
+    for case in Case::all() {
+        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let mut adapter = case.adapter(&checkpoint);
+        adapter.config.dropout = 0.1;
+        let sequences = case.sequences(&adapter);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let run = |threads, keep, interrupted: bool| {
+                let options_cpu = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
+                let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
+                let mut trainer = Trainer::new(&model, &adapter, options(keep, 96)).unwrap();
+                let mut losses = Vec::new();
+                for step in 0..4 {
+                    if interrupted && step == 2 {
+                        let dir = tempfile::tempdir().unwrap();
+                        trainer.save_state(dir.path()).unwrap();
+                        trainer = Trainer::new(&model, &adapter, options(keep, 96)).unwrap();
+                        trainer.load_state(dir.path()).unwrap();
+                    }
+                    losses.push(trainer.step(&sequences, 1e-3).unwrap().loss.to_bits());
+                }
+                let adapter = trainer.adapter().unwrap();
+                let bits: Vec<u32> = adapter.tensors().flat_map(|(_, _, x)| x.into_iter().map(f32::to_bits)).collect();
+                (losses, bits)
+            };
+            let one = run(1, Keep::All, false);
+            assert!(one == run(2, Keep::All, false), "2 threads");
+            assert!(one == run(3, Keep::Inputs, false), "3 threads, recomputed");
+            assert!(one == run(2, Keep::All, true), "resumed");
+        }
+    }
+}
