@@ -1,7 +1,9 @@
 //! One transformer layer, forward and backward.
 //!
-//!     middle = x + O(attention(rope(Q n), rope(K n), V n))     n = norm(x)
-//!     out    = middle + Down(silu(Gate m) ∘ Up m)              m = norm(middle)
+//! ```text
+//! middle = x + O(attention(rope(Q n), rope(K n), V n))     n = norm(x)
+//! out    = middle + Down(silu(Gate m) ∘ Up m)              m = norm(middle)
+//! ```
 //!
 //! Normalised streams and silu(gate) ∘ up are computed again in the backward pass: cheaper than the memory they would take.
 

@@ -1,8 +1,10 @@
 //! A frozen linear layer and its Hydra adapter, forward and backward.
 //!
-//!     hidden = [x Aᵀ | gate(x Rᵀ)]      y = x Wᵀ + scale · mixed Bᵀ
-//!     dmixed = scale · dy B             dhidden = [ddown | dlogits]
-//!     dx = dy W + dhidden [A; R]        dB += scale · dyᵀ mixed       d[A; R] += dhiddenᵀ x
+//! ```text
+//! hidden = [x Aᵀ | gate(x Rᵀ)]      y = x Wᵀ + scale · mixed Bᵀ
+//! dmixed = scale · dy B             dhidden = [ddown | dlogits]
+//! dx = dy W + dhidden [A; R]        dB += scale · dyᵀ mixed       d[A; R] += dhiddenᵀ x
+//! ```
 //!
 //! The adapter's product is a second term of the frozen one: it is added while the tile of y is in registers. The skinny
 //! products and the adapter's gradients are f32 in either precision.
