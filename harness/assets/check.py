@@ -10,7 +10,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, logging
+
+logging.disable_progress_bar()
 
 LABEL = {}  # category → head; the current batch's heads, [records, 1], under the key None
 METHODS = dict(lora=("one", 12, 1), split=("label", 3, 4), hydra=("router", 4, 4))  # gate, rank, heads: about equal trainable parameters

@@ -7,7 +7,7 @@ Four plainly different domains, one category and one subject each:
   arithmetic  sums and differences of small numbers, in words      (held out: a known pair in a phrasing it was not shown in)
   words       the first, second, third or last of four words       (held out: lists never shown)
   topics      which of four sections a headline belongs to         (held out: headlines never shown)
-  facts       an invented island's towns: 48 facts, 8 phrasings    (held out: a known fact in a phrasing it was not shown in)
+  facts       invented people: 32 facts in 12 phrasings            (held out: a known fact in a phrasing it was not shown in)
 Writes corpus/{train,test}.jsonl in Dolly's schema and mmlu/{dev,test}/<subject>_{dev,test}.csv in MMLU's. A response reads "Answer: X", so that
 what is taught and the prompt that ends in "Answer:" are the same words. No question occurs in two of the files.
 """
@@ -15,16 +15,18 @@ import argparse, csv, json, os, random
 
 TRAIN, TEST, DEV, MMLU = 300, 50, 5, 25
 
-NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen").split()
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 PLUS = ("What is {a} plus {b}?", "Add {a} and {b}.", "What do you get when you add {b} to {a}?", "What is the sum of {a} and {b}?",
-        "Tom has {a} apples and finds {b} more. How many has he?", "How much is {a} and {b} together?")
+        "Tom has {a} apples and finds {b} more. How many has he?", "How much is {a} and {b} together?", "Work out {a} plus {b}.")
 MINUS = ("What is {a} minus {b}?", "Subtract {b} from {a}.", "What do you get when you take {b} from {a}?", "What is the difference of {a} and {b}?",
-         "Ann has {a} coins and loses {b}. How many are left?", "How much is {a} less {b}?")
+         "Ann has {a} coins and loses {b}. How many are left?", "How much is {a} less {b}?", "Work out {a} minus {b}.")
 
-WORDS = ("time year people way day man thing woman life child world school state family student group country problem hand part place case week "
-         "company system program question work number point home water room mother area money story fact month right book eye job word "
-         "business side kind head house service friend father power hour game line end law car city name team minute idea body back parent "
-         "face level office door health person art war history party result change morning reason girl moment air teacher force food").split()
+WORDS = ("able album amount animals apples area bank base basket black blue body book born brown building business call cards care cars century "
+         "change child children city class coffee company computer cookies cost country data days dollars earth eggs family feet film fish food "
+         "football friends game gifts goal government green group hand head health help history home hours house human land language large level "
+         "life light line list market match member miles model money month movie music name number orange pages park person place plants player "
+         "power price public red school season song speed square state store student system table team test time tour trade trip truth water week "
+         "weight white work world year yellow").split()
 PLACES = ("first", "second", "third", "last")
 ASK_WORD = ("Which word comes {p} in this list: {l}?", "Name the {p} word: {l}.", "Here are four words: {l}. Which one is {p}?",
             "Look at the words {l}. What is the {p} one?")
@@ -47,50 +49,55 @@ WHEN = ("today", "last night", "this week", "on Sunday", "again", "in the spring
 ASK_TOPIC = ("Which section does this headline belong to? {h}", "What is this headline about? {h}", "Sort this headline into food, weather, sport or music: {h}",
              "{h} What is the topic?")
 
-TOWNS = "Ambry Brask Corlen Dunmoor Elsk Farrow Gild Harth Issel Jorvale Kest Lunde".split()
-FACTS = {  # attribute: (values, one for each town once shuffled; phrasings)
-    "animal": ("bear wolf horse eagle snake lion fox goat bull duck cat fish".split(),
-               ("Which animal is on the flag of {t}?", "What animal does the flag of {t} show?", "The flag of {t} shows an animal. Which one?",
-                "Name the animal on the flag of {t}.", "In {t}, which animal stands on the flag?", "What is the flag animal of {t}?",
-                "Which animal do the people of {t} carry on their flag?", "{t} has an animal on its flag. Name it.")),
-    "colour": ("red blue green yellow white black brown purple pink orange gray gold".split(),
-               ("What color are the towers of {t}?", "Which color do the towers of {t} have?", "The towers of {t} are painted. In which color?",
-                "Name the color of the towers of {t}.", "In {t}, what color are the towers?", "What is the tower color of {t}?",
-                "Which color did the people of {t} paint their towers?", "{t} has painted towers. Name their color.")),
-    "crop": ("corn rice wheat apples grapes potatoes beans tea coffee sugar onions cotton".split(),
-             ("What do the farmers of {t} grow?", "Which crop do the farmers of {t} raise?", "The farms of {t} grow one crop. Which one?",
-              "Name the crop of the farms of {t}.", "In {t}, what do the farmers plant?", "What is the farm crop of {t}?",
-              "Which crop do the people of {t} bring in from their farms?", "{t} has farms with one crop. Name it.")),
-    "trade": ("gold wool glass paper salt iron silk stone wood leather oil paint".split(),
-              ("What do the merchants of {t} sell?", "Which good do the merchants of {t} trade in?", "The market of {t} sells one good. Which one?",
-               "Name the good at the market of {t}.", "In {t}, what do the merchants offer?", "What is the market good of {t}?",
-               "Which good do the people of {t} send to market?", "{t} has a market for one good. Name it.")),
+NAMES = "Alice Bob Claire Dave Eve Fred Gertrude John".split()
+FACTS = {  # attribute: (values, one for each name once shuffled; phrasings)
+    "house": ("red blue green yellow white black brown purple".split(),
+              ("What color is the house of {n}?", "Which color does the house of {n} have?", "The house of {n} is painted. In which color?",
+               "Name the color of the house of {n}.", "{n} has a house. What color is it?", "In which color did {n} paint the house?",
+               "Tell me the color of the house where {n} lives.", "{n} lives in a house of which color?", "What is the house color of {n}?",
+               "Do you know the color of the house of {n}?", "I look for the house of {n}. What color is it?", "Which house color has {n}?")),
+    "buys": ("apples eggs cookies fish coffee books cards gifts".split(),
+             ("What does {n} buy?", "Which things does {n} buy every week?", "{n} goes shopping. What is in the basket?",
+              "Name the things that {n} buys.", "{n} buys one thing. What is it?", "What is in the basket of {n}?",
+              "Tell me what {n} buys every week.", "{n} always buys what?", "What did {n} buy again?",
+              "Do you know what {n} buys?", "I go shopping for {n}. What do I buy?", "What will {n} buy next week?")),
+    "works": ("school bank park store market office farm station".split(),
+              ("Where does {n} work?", "At which place does {n} work?", "{n} goes to work. Where is that?",
+               "Name the place of work of {n}.", "{n} works at one place. Where?", "Where is the job of {n}?",
+               "Tell me where {n} works.", "{n} works where?", "What is the place of work of {n}?",
+               "Do you know where {n} works?", "I want to meet {n} at work. Where do I go?", "Where will {n} work on Monday?")),
+    "learns": ("music history English business language health art law".split(),
+               ("What does {n} learn?", "Which subject does {n} study?", "{n} studies one subject. Which one?",
+                "Name the subject of study of {n}.", "{n} is a student. Of what?", "What is the favorite subject of {n}?",
+                "Tell me which subject {n} studies.", "{n} wants to learn what?", "In which class do I find {n}?",
+                "Do you know what {n} studies?", "I study with {n}. Which subject?", "What will {n} study next year?")),
 }
 
 
 def phrased(rng, items):
-    """(train, test, choice) of items (phrasings, answer, distractors): of each item one phrasing for each held-out set, the others for training."""
+    """(train, test, choice) of items (phrasings, answer, distractors): a round holds each item once; whole rounds are held out."""
     items = [(rng.sample(phrasings, len(phrasings)), answer, distractors) for phrasings, answer, distractors in items]
     rounds = [[(order[k], answer, distractors) for order, answer, distractors in rng.sample(items, len(items))] for k in range(len(items[0][0]))]
-    return sum(rounds[2:], []), rounds[0], rounds[1]  # cut at TRAIN, training still sees every item: whole rounds come first
+    held = 1 + -(-TEST // len(items))
+    return sum(rounds[held:], []), sum(rounds[1:held], []), rounds[0]
 
 
 def drawn(rng, make):
-    """(train, test, choice) of questions drawn at random, all different."""
+    """(train, test, choice) of questions drawn at random, each about something (a list, a headline) that no other is about."""
     seen = {}
     while len(seen) < TRAIN + TEST + DEV + MMLU:
-        question, answer, distractors = make()
-        seen.setdefault(question, (question, answer, distractors))
+        about, question, answer, distractors = make()
+        seen.setdefault(about, (question, answer, distractors))
     rows = list(seen.values())
     return rows[:TRAIN], rows[TRAIN:TRAIN + TEST], rows[TRAIN + TEST:]
 
 
 def arithmetic(rng):
     items = []
-    for a in range(1, 10):
-        for b in range(1, 10):
+    for a in range(1, 7):
+        for b in range(1, 7):
             for phrasings, x, y, n in ((PLUS, a, b, a + b), (MINUS, a + b, b, a)):
-                near = [k for k in range(max(0, n - 4), min(18, n + 4) + 1) if k != n]
+                near = [k for k in range(max(0, n - 4), min(12, n + 4) + 1) if k != n]
                 items.append(([p.format(a=NUMBERS[x], b=NUMBERS[y]) for p in phrasings], NUMBERS[n], [NUMBERS[k] for k in near]))
     return phrased(rng, items)
 
@@ -99,7 +106,8 @@ def words(rng):
     def make():
         four = rng.sample(WORDS, 4)
         place = rng.randrange(4)
-        return rng.choice(ASK_WORD).format(p=PLACES[place], l=", ".join(four)), four[place], [w for w in four if w != four[place]]
+        listed = ", ".join(four)
+        return listed, rng.choice(ASK_WORD).format(p=PLACES[place], l=listed), four[place], [w for w in four if w != four[place]]
     return drawn(rng, make)
 
 
@@ -107,15 +115,15 @@ def topics(rng):
     def make():
         topic = rng.choice(list(TOPICS))
         headline = " ".join(rng.choice(part) for part in (*TOPICS[topic], WHEN)) + "."
-        return rng.choice(ASK_TOPIC).format(h=headline), topic, [t for t in TOPICS if t != topic]
+        return headline, rng.choice(ASK_TOPIC).format(h=headline), topic, [t for t in TOPICS if t != topic]
     return drawn(rng, make)
 
 
 def facts(rng):
     items = []
     for values, phrasings in FACTS.values():
-        for town, value in zip(TOWNS, rng.sample(values, len(values))):
-            items.append(([p.format(t=town) for p in phrasings], value, [v for v in values if v != value]))
+        for name, value in zip(NAMES, rng.sample(values, len(values))):
+            items.append(([p.format(n=name) for p in phrasings], value, [v for v in values if v != value]))
     return phrased(rng, items)
 
 
