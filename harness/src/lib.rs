@@ -1,1 +1,51 @@
-//! The harness.
+//! The harness: the command line, data, MMLU, and reports. What it runs is in `hydra-runtime`.
+
+mod cmd;
+pub mod data;
+mod device;
+mod heldout;
+mod interrupt;
+mod mmlu;
+mod progress;
+mod report;
+mod session;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C with all saved.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match cmd::Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print!("{error}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprint!("{error}");
+            return ExitCode::from(2);
+        }
+        Err(error) => {
+            // What is wrong, without the usage that follows it.
+            let text = error.to_string();
+            let wrong = text.split("\n\nUsage:").next().unwrap_or(&text);
+            let wrong = wrong.split("\n\nFor more information").next().unwrap_or(wrong);
+            eprintln!("{}", one_line(wrong));
+            return ExitCode::from(2);
+        }
+    };
+    match cli.command.run() {
+        Ok(()) if interrupt::requested() => ExitCode::from(130),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

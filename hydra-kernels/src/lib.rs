@@ -8,8 +8,7 @@
 //!
 //! [`hydra`] is that operator, forward and backward. It is composed of pieces that a threaded engine may
 //! compose differently: [`gemm`] (packed panels, tiles, frozen weights in their own format through
-//! [`quant`]), [`gate`], [`softmax`](mod@softmax) and [`dropout`](mod@dropout). [`reference`](mod@reference) says in plain
-//! f64 what each of them means.
+//! [`quant`]), [`gate`], [`softmax`] and [`dropout`].
 //!
 //! Conventions: matrices are row-major f32; an instruction set is a value ([`Isa`]) passed first; memory comes
 //! from the caller ([`workspace`]); a function that returns an error has written nothing.
@@ -24,7 +23,7 @@ pub mod isa;
 pub mod math;
 pub mod matvec;
 pub mod quant;
-pub mod reference;
+
 pub mod shape;
 pub mod softmax;
 pub mod workspace;

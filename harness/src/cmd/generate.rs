@@ -1,0 +1,86 @@
+//! `hydra generate`: text after a prompt.
+
+use super::positive;
+use crate::data::encode::prompt_ids;
+use crate::data::records::Record;
+use crate::data::template::Template;
+use crate::device::ModelArgs;
+use anyhow::{Result, bail};
+use clap::Args;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::generate::{Generator, Sampler};
+use hydra_runtime::model::Model;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Options of `generate`.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// An adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// What to continue
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Put the prompt into the template an adapter was trained with: plain, official, alpaca, chat, or a Jinja file
+    #[arg(long)]
+    template: Option<String>,
+    /// The most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    max_tokens: usize,
+    /// 0 takes the likeliest token each time
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Draw from the likeliest tokens that have this share of the probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// The same seed draws the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+/// Runs it.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let mut sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
+    let device = arguments.model.device.open()?;
+    let checkpoint = arguments.model.checkpoint()?;
+    let config = checkpoint.config();
+    let adapter = arguments.adapter.map(|dir| Adapter::load(&dir, config)).transpose()?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let prompt = match &arguments.template {
+        None => prompt_ids(&tokenizer, &arguments.prompt)?,
+        Some(template) => {
+            let record = Record { instruction: arguments.prompt, ..Record::default() };
+            let texts = Template::from_argument(template, &tokenizer)?.render(&record)?;
+            let end = tokenizer.eos().filter(|_| texts.source_end);
+            prompt_ids(&tokenizer, &texts.source)?.into_iter().chain(end).collect()
+        }
+    };
+    if prompt.is_empty() {
+        bail!("--prompt has no tokens, and the model no token to begin with");
+    }
+    if prompt.len() >= config.context {
+        bail!("the prompt has {} tokens, the model's context {}", prompt.len(), config.context);
+    }
+    let room = config.context.min(prompt.len() + arguments.max_tokens);
+    let model = Model::load(device, &checkpoint)?;
+    let mut generator = Generator::new(&model, adapter.as_ref(), room)?;
+    let ends = |id: u32| tokenizer.eos() == Some(id) || config.eos.contains(&id);
+    let (mut text, mut out) = (tokenizer.stream(), std::io::stdout().lock());
+    let mut next = sampler.sample(generator.feed(&prompt)?);
+    for written in prompt.len() + 1.. {
+        if ends(next) {
+            break;
+        }
+        write!(out, "{}", text.push(next)?)?;
+        out.flush()?;
+        if written == room {
+            break;
+        }
+        next = sampler.sample(generator.feed(&[next])?);
+    }
+    writeln!(out, "{}", text.finish()?)?;
+    Ok(())
+}

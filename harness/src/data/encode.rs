@@ -1,0 +1,125 @@
+//! From records to token sequences.
+//!
+//! Source and target are tokenised apart and concatenated, behind a BOS where the tokenizer's own post-processor adds one
+//! (unless the template has written it). Every token of the target is wanted after the one before it. What is beyond the
+//! sequence length is cut; a record of which no target is left is dropped; both are counted.
+
+use super::records::Record;
+use super::template::{Template, Texts};
+use anyhow::{Context, Result, bail};
+use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::tokenizer::Tokenizer;
+
+/// What turns records into sequences.
+pub struct Encoder<'t> {
+    /// The model's.
+    pub tokenizer: &'t Tokenizer,
+    /// The record's shape as text.
+    pub template: &'t Template,
+    /// The most tokens of a sequence.
+    pub seq_len: usize,
+}
+
+/// Encoded records.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// In the file's order.
+    pub sequences: Vec<Sequence>,
+    /// Each sequence's category.
+    pub categories: Vec<Option<String>>,
+    /// Records that lost their end.
+    pub cut: usize,
+    /// Records that are not there because no target was left.
+    pub dropped: usize,
+}
+
+impl Encoded {
+    /// In words, if anything was cut or dropped.
+    pub fn remark(&self, seq_len: usize) -> Option<String> {
+        let total = self.sequences.len() + self.dropped;
+        let (cut, dropped) = (self.cut, self.dropped);
+        (cut + dropped > 0).then(|| {
+            format!("of {total} records {cut} were cut at {seq_len} tokens and {dropped} dropped, having no target before that")
+        })
+    }
+}
+
+impl Encoder<'_> {
+    /// Encodes all of `records`; `labels` gives the heads of their categories. Fails if nothing is left.
+    pub fn encode(&self, records: &[Record], labels: &[String]) -> Result<Encoded> {
+        let mut encoded = Encoded::default();
+        for (n, record) in records.iter().enumerate() {
+            let texts = self.template.render(record).with_context(|| format!("record {}", n + 1))?;
+            let (source, target) = self.ids(&texts)?;
+            let category = record.category.as_ref();
+            let head = category.and_then(|category| labels.iter().position(|label| label == category));
+            let Some(sequence) = sequence(&source, &target, self.seq_len, head.map(|head| head as u32)) else {
+                encoded.dropped += 1;
+                continue;
+            };
+            encoded.cut += usize::from(source.len() + target.len() > self.seq_len);
+            encoded.sequences.push(sequence);
+            encoded.categories.push(record.category.clone());
+        }
+        if encoded.sequences.is_empty() {
+            bail!("none of {} records has a target within {} tokens", records.len(), self.seq_len);
+        }
+        Ok(encoded)
+    }
+
+    fn ids(&self, texts: &Texts) -> Result<(Vec<u32>, Vec<u32>)> {
+        let end = |wanted: bool| match (wanted, self.tokenizer.eos()) {
+            (false, _) => Ok(None),
+            (true, Some(eos)) => Ok(Some(eos)),
+            (true, None) => bail!("the model names no end token"),
+        };
+        let mut source = prompt_ids(self.tokenizer, &texts.source)?;
+        source.extend(end(texts.source_end)?);
+        let mut target = self.tokenizer.encode(&texts.target)?;
+        target.extend(end(texts.target_end)?);
+        Ok((source, target))
+    }
+}
+
+/// A text's tokens, behind a BOS where the tokenizer adds one and the text does not begin with it.
+pub fn prompt_ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode(text)?;
+    let bos = tokenizer.bos_to_add().filter(|bos| ids.first() != Some(bos));
+    Ok(bos.into_iter().chain(ids).collect())
+}
+
+/// `None` if no target is left within `seq_len` tokens.
+fn sequence(source: &[u32], target: &[u32], seq_len: usize, head: Option<u32>) -> Option<Sequence> {
+    let mut tokens = [source, target].concat();
+    tokens.truncate(seq_len);
+    let wanted = |t: usize| (t + 1 >= source.len()).then(|| tokens.get(t + 1)).flatten();
+    let targets: Vec<u32> = (0..tokens.len()).map(|t| wanted(t).copied().unwrap_or(NO_TARGET)).collect();
+    targets.iter().any(|&id| id != NO_TARGET).then_some(Sequence { tokens, targets, head })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO: u32 = NO_TARGET;
+
+    #[test]
+    fn targets_are_shifted() {
+        let whole = sequence(&[1, 2, 3], &[4, 5], 9, Some(1)).unwrap();
+        assert_eq!((whole.tokens, whole.targets, whole.head), (vec![1, 2, 3, 4, 5], vec![NO, NO, 4, 5, NO], Some(1)));
+    }
+
+    #[test]
+    fn cut_where_it_is_too_long() {
+        let cut = sequence(&[1, 2, 3], &[4, 5], 4, None).unwrap();
+        assert_eq!((cut.tokens, cut.targets), (vec![1, 2, 3, 4], vec![NO, NO, 4, NO]));
+        assert_eq!(sequence(&[1, 2, 3], &[4, 5], 3, None), None);
+        assert_eq!(sequence(&[1], &[], 3, None), None);
+    }
+
+    #[test]
+    fn nothing_before_the_target() {
+        let bare = sequence(&[], &[4, 5], 9, None).unwrap();
+        assert_eq!(bare.targets, [5, NO]);
+    }
+}

@@ -1,0 +1,137 @@
+//! JSON-lines files of records, one object a line, in one of three schemas:
+//!
+//! ```text
+//! {"instruction", "context"?, "response", "category"?}       databricks-dolly-15k
+//! {"instruction", "input"?, "output", "category"?}           Alpaca
+//! {"prompt", "completion", "category"?}
+//! ```
+//! Absent and null optional fields are empty; other fields are ignored; blank lines are skipped.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// One example.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// What is asked.
+    pub instruction: String,
+    /// What it is asked about; may be empty.
+    pub input: String,
+    /// The answer wanted.
+    pub response: String,
+    /// Its kind, where the file says.
+    pub category: Option<String>,
+}
+
+/// Reads a file. Fails with the file and line if a line is not a record, and if there is none.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let name = path.display();
+    let bytes = std::fs::read(path).with_context(|| name.to_string())?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
+    let mut records = Vec::new();
+    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let at = || format!("{name}:{}", i + 1);
+        let value: Value = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
+        records.push(parse(&value).with_context(at)?);
+    }
+    if records.is_empty() {
+        bail!("{name}: no records");
+    }
+    Ok(records)
+}
+
+/// serde_json's reason; its line number, always 1, would mislead.
+fn bad_json(error: &serde_json::Error) -> anyhow::Error {
+    let reason = error.to_string();
+    let reason = reason.split(" at line ").next().unwrap_or(&reason).to_string();
+    anyhow::anyhow!("not JSON at column {}: {reason}", error.column())
+}
+
+fn parse(value: &Value) -> Result<Record> {
+    let Some(object) = value.as_object() else { bail!("{}, wanted a JSON object", kind(value)) };
+    let category = optional(object, "category")?;
+    let record = if object.contains_key("instruction") {
+        let response = ["response", "output"].into_iter().find(|key| object.contains_key(*key));
+        let Some(response) = response else { bail!("no \"response\" (or \"output\") beside \"instruction\"") };
+        let input = ["context", "input"].into_iter().find(|key| object.contains_key(*key));
+        Record {
+            instruction: required(object, "instruction")?,
+            input: input.map(|key| optional(object, key)).transpose()?.flatten().unwrap_or_default(),
+            response: required(object, response)?,
+            category,
+        }
+    } else if object.contains_key("prompt") {
+        let (instruction, response) = (required(object, "prompt")?, required(object, "completion")?);
+        Record { instruction, input: String::new(), response, category }
+    } else {
+        bail!("neither \"instruction\" and \"response\" nor \"prompt\" and \"completion\"");
+    };
+    Ok(record)
+}
+
+fn required(object: &Map<String, Value>, key: &str) -> Result<String> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => bail!("\"{key}\" is {}, wanted a string", kind(other)),
+        None => bail!("no \"{key}\""),
+    }
+}
+
+fn optional(object: &Map<String, Value>, key: &str) -> Result<Option<String>> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => required(object, key).map(Some),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The categories that occur, sorted: position is head under the label gate.
+pub fn categories(records: &[Record]) -> Vec<String> {
+    let mut all: Vec<String> = records.iter().filter_map(|record| record.category.clone()).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Result<Record> {
+        parse(&serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn three_schemas() {
+        let dolly = line(r#"{"instruction":"i","context":"c","response":"r","category":"k"}"#).unwrap();
+        assert_eq!((dolly.input.as_str(), dolly.category.as_deref()), ("c", Some("k")));
+        let alpaca = line(r#"{"instruction":"i","input":null,"output":"o"}"#).unwrap();
+        assert_eq!((alpaca.input.as_str(), alpaca.response.as_str()), ("", "o"));
+        let pair = line(r#"{"prompt":"p","completion":"c","else":3}"#).unwrap();
+        assert_eq!((pair.instruction.as_str(), pair.response.as_str()), ("p", "c"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let wrong = |text| format!("{:#}", line(text).unwrap_err());
+        assert_eq!(wrong("[]"), "a list, wanted a JSON object");
+        assert!(wrong(r#"{"instruction":"i"}"#).contains("\"response\""));
+        assert!(wrong(r#"{"prompt":"i"}"#).contains("\"completion\""));
+        assert_eq!(wrong(r#"{"instruction":"i","response":3}"#), "\"response\" is a number, wanted a string");
+        assert!(wrong(r#"{"text":"i"}"#).contains("neither"));
+    }
+}

@@ -1,0 +1,125 @@
+//! From the command line's device, precision and threads to a backend; and from `--model` to a checkpoint.
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::checkpoint::Checkpoint;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Which model, on what.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// A Hugging Face folder, a GGUF file, a folder with one, or org/name on the Hugging Face hub
+    #[arg(long, value_name = "PATH")]
+    pub model: String,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Where and how precisely to compute.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// What the large products are computed in; sums are f32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
+    /// Threads; the results don't depend on them [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// `--precision`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionArg {
+    /// Exact to rounding
+    F32,
+    /// Operands rounded to bfloat16: faster where the CPU has it
+    Bf16,
+}
+
+impl DeviceArgs {
+    /// The backend that was asked for.
+    pub fn open(&self) -> Result<Cpu> {
+        let precision = match self.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        };
+        match self.device.as_str() {
+            "cpu" => {
+                let threads = self.threads.map(usize::from);
+                Ok(Cpu::new(CpuOptions { threads, precision, ..CpuOptions::default() })?)
+            }
+            other => bail!("--device {other}: this build has only cpu"),
+        }
+    }
+}
+
+impl ModelArgs {
+    /// Opens the model's files, which are fetched first if the name is a hub's.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(&locate(&self.model)?)?)
+    }
+}
+
+/// The local path of a model: itself, or where the hub's cache has it.
+pub fn locate(model: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(model);
+    if path.exists() || !is_hub_name(model) {
+        return Ok(path);
+    }
+    let advice = "no such folder, and the Hugging Face hub can't be asked; without a network, copy the model's folder \
+                  (config.json, tokenizer.json, *.safetensors) here and give its path";
+    from_hub(model).with_context(|| format!("--model {model}: {advice}"))
+}
+
+/// One slash, and what the hub allows in names.
+fn is_hub_name(model: &str) -> bool {
+    let part = |part: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    model.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
+}
+
+/// Downloads what a checkpoint consists of into the hub's usual cache.
+fn from_hub(model: &str) -> Result<PathBuf> {
+    let repo = ApiBuilder::from_env().build()?.model(model.to_string());
+    let listed: BTreeSet<String> = repo.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
+    let fetch = |repo: &ApiRepo, name: &str| repo.get(name).with_context(|| name.to_string());
+    let config = fetch(&repo, "config.json")?;
+    fetch(&repo, "tokenizer.json")?;
+    for optional in ["tokenizer_config.json", "chat_template.jinja"] {
+        if listed.contains(optional) {
+            fetch(&repo, optional)?;
+        }
+    }
+    let index = "model.safetensors.index.json";
+    if listed.contains(index) {
+        fetch(&repo, index)?;
+        for shard in listed.iter().filter(|name| name.ends_with(".safetensors") && !name.contains('/')) {
+            fetch(&repo, shard)?;
+        }
+    } else {
+        fetch(&repo, "model.safetensors")?;
+    }
+    Ok(config.parent().unwrap_or(Path::new(".")).to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hub_names() {
+        assert!(is_hub_name("HuggingFaceTB/SmolLM2-135M"));
+        for path in ["model", "./model", "/a/b", "a/b/c", "../x", "a/", "a b/c"] {
+            assert!(!is_hub_name(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Held-out loss, overall and by category.
+
+use crate::data::encode::Encoded;
+use anyhow::Result;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::Backend;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::model::Model;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Tokens in one pass, unless a record is longer.
+const PASS_TOKENS: usize = 2048;
+
+/// A mean over target tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Mean negative log-likelihood of a target token.
+    pub loss: f64,
+    /// Target tokens.
+    pub tokens: usize,
+    /// Records.
+    pub records: usize,
+}
+
+impl Loss {
+    /// `loss` holds a sum until [`Loss::finish`].
+    fn add(&mut self, nll: f64, targets: usize) {
+        self.loss += nll;
+        self.tokens += targets;
+        self.records += 1;
+    }
+
+    fn finish(&mut self) {
+        self.loss /= self.tokens.max(1) as f64;
+    }
+}
+
+/// What `eval loss --json` writes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// Over all records.
+    #[serde(flatten)]
+    pub all: Loss,
+    /// Over those of each category; records without one count in `all` alone.
+    pub categories: BTreeMap<String, Loss>,
+}
+
+/// Measures `data`; `tick` hears how many records are done.
+pub fn measure<B: Backend>(
+    model: &Model<'_, B>,
+    adapter: Option<&Adapter>,
+    data: &Encoded,
+    mut tick: impl FnMut(usize),
+) -> Result<HeldOut> {
+    let longest = data.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
+    let pass = longest.max(PASS_TOKENS);
+    let mut evaluator = Evaluator::new(model, adapter, pass)?;
+    let mut found = HeldOut::default();
+    let mut start = 0;
+    while start < data.sequences.len() {
+        let mut tokens = 0;
+        let fits = |s: &&hydra_runtime::batch::Sequence| {
+            tokens += s.tokens.len();
+            tokens <= pass
+        };
+        let end = start + data.sequences[start..].iter().take_while(fits).count();
+        let losses = evaluator.losses(&data.sequences[start..end])?;
+        for (loss, category) in losses.iter().zip(&data.categories[start..end]) {
+            found.all.add(loss.nll, loss.targets);
+            if let Some(category) = category {
+                found.categories.entry(category.clone()).or_default().add(loss.nll, loss.targets);
+            }
+        }
+        start = end;
+        tick(start);
+    }
+    found.all.finish();
+    found.categories.values_mut().for_each(Loss::finish);
+    Ok(found)
+}
+
+impl HeldOut {
+    /// A table with a line per category.
+    pub fn table(&self) -> String {
+        let mut text = format!("{:<28} {:>8} {:>9} {:>9}\n", "category", "records", "tokens", "loss");
+        let all = ("all".to_string(), self.all);
+        for (name, loss) in self.categories.iter().map(|(k, v)| (k.clone(), *v)).chain([all]) {
+            text += &format!("{name:<28} {:>8} {:>9} {:>9.4}\n", loss.records, loss.tokens, loss.loss);
+        }
+        text
+    }
+}

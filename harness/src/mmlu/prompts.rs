@@ -1,0 +1,143 @@
+//! Prompts and their tokens.
+//!
+//! ```text
+//! The following are multiple choice questions (with answers) about {subject}.\n\n
+//! letter   {q}\nA. ..\nB. ..\nC. ..\nD. ..\nAnswer:      exemplars go on with " {letter}\n\n"
+//! cloze    {q}\nAnswer:                                  exemplars go on with " {text}\n\n"
+//! ```
+//! Each prompt is tokenised whole. What the prompts of a subject share is the longest common run of tokens at their
+//! beginning, so that computing it once never changes a token.
+
+use super::questions::{Question, Subject};
+use super::{LETTERS, Scoring};
+use crate::data::encode::prompt_ids;
+use anyhow::{Result, bail};
+use hydra_runtime::tokenizer::Tokenizer;
+
+/// A subject's prompts as tokens.
+pub struct Prompts {
+    /// What all of them begin with.
+    pub prefix: Vec<u32>,
+    /// What follows it, a question each: never empty.
+    pub rests: Vec<Vec<u32>>,
+    /// For cloze, the tokens of each choice's text.
+    pub continuations: Vec<[Vec<u32>; 4]>,
+}
+
+impl Prompts {
+    /// Tokenises a subject. Fails, naming the question, if one does not fit the model's `context`.
+    pub fn new(subject: &Subject, scoring: Scoring, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
+        let header = header(subject, scoring);
+        let (mut whole, mut continuations) = (Vec::new(), Vec::new());
+        for (index, question) in subject.test.iter().enumerate() {
+            let prompt = prompt_ids(tokenizer, &format!("{header}{}", ask(question, scoring)))?;
+            let mut longest = 0;
+            if scoring == Scoring::Cloze {
+                let mut choices: [Vec<u32>; 4] = Default::default();
+                for (ids, text) in choices.iter_mut().zip(&question.choices) {
+                    *ids = tokenizer.encode(&format!(" {text}"))?;
+                    if ids.is_empty() {
+                        bail!("{} {index}: a choice without tokens", subject.name);
+                    }
+                    longest = longest.max(ids.len());
+                }
+                continuations.push(choices);
+            }
+            let tokens = prompt.len() + longest;
+            if tokens > context {
+                let (name, shots) = (&subject.name, subject.dev.len());
+                let lower = if shots > 0 { "; lower --shots" } else { "" };
+                bail!("{name} {index}: {tokens} tokens at {shots} shots, the model's context has {context}{lower}");
+            }
+            if prompt.is_empty() {
+                bail!("{} {index}: a prompt without tokens", subject.name);
+            }
+            whole.push(prompt);
+        }
+        let shared = shared(&whole);
+        let prefix = whole.first().map_or(Vec::new(), |prompt| prompt[..shared].to_vec());
+        let rests = whole.into_iter().map(|prompt| prompt[shared..].to_vec()).collect();
+        Ok(Self { prefix, rests, continuations })
+    }
+
+    /// Tokens of all prompts, each counted whole, with its continuations.
+    pub fn tokens(&self) -> usize {
+        let prompt = |rest: &Vec<u32>| self.prefix.len() + rest.len();
+        if self.continuations.is_empty() {
+            return self.rests.iter().map(prompt).sum();
+        }
+        let choices = |ids: &[Vec<u32>; 4]| ids.iter().map(Vec::len).sum::<usize>();
+        self.rests.iter().zip(&self.continuations).map(|(rest, ids)| 4 * prompt(rest) + choices(ids)).sum()
+    }
+}
+
+/// The ids of " A" to " D": where a tokenizer splits the space off, what is left is the letter.
+pub fn letter_ids(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
+    let mut ids = [0; 4];
+    for (id, letter) in ids.iter_mut().zip(LETTERS) {
+        match tokenizer.encode(&format!(" {letter}"))?.last() {
+            Some(&last) => *id = last,
+            None => bail!("the tokenizer has no token for \" {letter}\""),
+        }
+    }
+    Ok(ids)
+}
+
+fn header(subject: &Subject, scoring: Scoring) -> String {
+    let name = subject.name.replace('_', " ");
+    let mut text = format!("The following are multiple choice questions (with answers) about {name}.\n\n");
+    for question in &subject.dev {
+        let answer = match scoring {
+            Scoring::Letter => LETTERS[question.answer].to_string(),
+            Scoring::Cloze => question.choices[question.answer].clone(),
+        };
+        text += &format!("{} {answer}\n\n", ask(question, scoring));
+    }
+    text
+}
+
+fn ask(question: &Question, scoring: Scoring) -> String {
+    let Question { question, choices: [a, b, c, d], .. } = question;
+    match scoring {
+        Scoring::Letter => format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:"),
+        Scoring::Cloze => format!("{question}\nAnswer:"),
+    }
+}
+
+/// Length of the longest common beginning that leaves something of each; none where there is only one prompt.
+fn shared(prompts: &[Vec<u32>]) -> usize {
+    let [first, others @ ..] = prompts else { return 0 };
+    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
+    let common = |other: &Vec<u32>| first.iter().zip(other).take_while(|(a, b)| a == b).count();
+    others.iter().map(common).min().unwrap_or(0).min(shortest.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(text: &str) -> Question {
+        Question { question: text.into(), choices: ["1", "2", "3", "4"].map(String::from), answer: 1 }
+    }
+
+    #[test]
+    fn texts() {
+        let subject = Subject { name: "high_school_x".into(), dev: vec![question("e?")], test: vec![question("q?")] };
+        let letter = header(&subject, Scoring::Letter) + &ask(&subject.test[0], Scoring::Letter);
+        let about = "The following are multiple choice questions (with answers) about high school x.\n\n";
+        assert_eq!(
+            letter,
+            format!("{about}e?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: B\n\nq?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:")
+        );
+        let cloze = header(&subject, Scoring::Cloze) + &ask(&subject.test[0], Scoring::Cloze);
+        assert_eq!(cloze, format!("{about}e?\nAnswer: 2\n\nq?\nAnswer:"));
+    }
+
+    #[test]
+    fn the_common_beginning_leaves_something() {
+        assert_eq!(shared(&[vec![1, 2, 3], vec![1, 2, 4, 5]]), 2);
+        assert_eq!(shared(&[vec![1, 2], vec![1, 2, 4]]), 1);
+        assert_eq!(shared(&[vec![1, 2]]), 0);
+        assert_eq!(shared(&[]), 0);
+    }
+}

@@ -1,0 +1,192 @@
+//! MMLU's files: the original distribution's folders, or one file of JSON lines.
+//!
+//! ```text
+//! DIR/test/{subject}_test.csv, DIR/dev/{subject}_dev.csv     no header: question, A, B, C, D, answer letter
+//! DIR/mmlu.jsonl                                             {"split": "test" or "dev", "subject", "question", "choices": [4], "answer": "A"}
+//! ```
+//! `dev` has the exemplars, and is read only if some are asked for.
+
+use super::LETTERS;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The file of JSON lines in a folder.
+pub const JSON_LINES: &str = "mmlu.jsonl";
+
+/// One question with its four choices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Its text.
+    pub question: String,
+    /// A to D.
+    pub choices: [String; 4],
+    /// Index of the right one.
+    pub answer: usize,
+}
+
+/// A subject's questions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// As in the files' names: "high_school_physics".
+    pub name: String,
+    /// Exemplars.
+    pub dev: Vec<Question>,
+    /// What is asked.
+    pub test: Vec<Question>,
+}
+
+/// A line of [`JSON_LINES`].
+#[derive(Serialize, Deserialize)]
+pub struct Line {
+    /// "test" or "dev".
+    pub split: String,
+    /// The subject's name.
+    pub subject: String,
+    /// The question's text.
+    pub question: String,
+    /// A to D.
+    pub choices: [String; 4],
+    /// The right one's letter.
+    pub answer: String,
+}
+
+/// What to take of the data.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Exemplars a subject.
+    pub shots: usize,
+    /// The most questions a subject.
+    pub limit: Option<usize>,
+    /// Only these subjects.
+    pub subjects: Option<Vec<String>>,
+}
+
+/// Reads a folder (or a file of JSON lines), subjects sorted by name.
+pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
+    let name = path.display();
+    let mut subjects = if path.is_file() {
+        read_lines(path)?
+    } else if path.join("test").is_dir() {
+        read_folders(path, selection)?
+    } else if path.join(JSON_LINES).is_file() {
+        read_lines(&path.join(JSON_LINES))?
+    } else if path.is_dir() {
+        bail!("{name}: neither a folder test/ of CSV files nor {JSON_LINES}; `hydra fetch mmlu` makes the latter");
+    } else {
+        bail!("{name}: no such folder; `hydra fetch mmlu` makes one");
+    };
+    if let Some(wanted) = &selection.subjects {
+        let known = |name: &String| subjects.contains_key(name);
+        if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
+            bail!("--subjects {unknown}: not in {name}");
+        }
+        subjects.retain(|name, _| wanted.contains(name));
+    }
+    let mut read = Vec::new();
+    for (_, mut subject) in subjects {
+        let (shots, found) = (selection.shots, subject.dev.len());
+        if found < shots {
+            bail!("{name}: --shots {shots}, but there are {found} exemplars (dev) for {}", subject.name);
+        }
+        subject.dev.truncate(shots);
+        subject.test.truncate(selection.limit.unwrap_or(usize::MAX));
+        read.push(subject);
+    }
+    read.retain(|subject| !subject.test.is_empty());
+    if read.is_empty() {
+        bail!("{name}: no questions");
+    }
+    Ok(read)
+}
+
+fn read_folders(path: &Path, selection: &Selection) -> Result<BTreeMap<String, Subject>> {
+    let test = path.join("test");
+    let mut subjects = BTreeMap::new();
+    for entry in std::fs::read_dir(&test).with_context(|| test.display().to_string())? {
+        let file = entry.with_context(|| test.display().to_string())?.path();
+        let file_name = file.file_name().unwrap_or_default().to_string_lossy();
+        let Some(name) = file_name.strip_suffix("_test.csv").map(str::to_owned) else { continue };
+        let wanted = selection.subjects.as_ref().is_none_or(|wanted| wanted.contains(&name));
+        let dev_file = path.join("dev").join(format!("{name}_dev.csv"));
+        let dev = if wanted && selection.shots > 0 { read_csv(&dev_file)? } else { Vec::new() };
+        let test = if wanted { read_csv(&file)? } else { Vec::new() };
+        subjects.insert(name.clone(), Subject { name, dev, test });
+    }
+    Ok(subjects)
+}
+
+fn read_csv(path: &Path) -> Result<Vec<Question>> {
+    let name = path.display();
+    let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(path);
+    let mut questions = Vec::new();
+    for row in reader.with_context(|| name.to_string())?.into_records() {
+        let row = row.with_context(|| name.to_string())?;
+        let line = row.position().map_or(0, csv::Position::line);
+        let [question, a, b, c, d, answer] = row.iter().collect::<Vec<_>>()[..] else {
+            bail!("{name}:{line}: {} fields, wanted question, A, B, C, D, answer", row.len());
+        };
+        let choices = [a, b, c, d].map(str::to_owned);
+        let answer = letter(answer).with_context(|| format!("{name}:{line}"))?;
+        questions.push(Question { question: question.to_owned(), choices, answer });
+    }
+    Ok(questions)
+}
+
+fn read_lines(path: &Path) -> Result<BTreeMap<String, Subject>> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| name.to_string())?;
+    let mut subjects: BTreeMap<String, Subject> = BTreeMap::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let at = || format!("{name}:{}", i + 1);
+        let line: Line = serde_json::from_str(line).with_context(at)?;
+        let answer = letter(&line.answer).with_context(at)?;
+        let subject = subjects.entry(line.subject.clone()).or_default();
+        let questions = match line.split.as_str() {
+            "test" => &mut subject.test,
+            "dev" => &mut subject.dev,
+            other => bail!("{name}:{}: split {other:?}, wanted \"test\" or \"dev\"", i + 1),
+        };
+        questions.push(Question { question: line.question, choices: line.choices, answer });
+        subject.name = line.subject;
+    }
+    Ok(subjects)
+}
+
+fn letter(text: &str) -> Result<usize> {
+    let index = LETTERS.iter().position(|letter| text.trim() == letter.to_string());
+    index.with_context(|| format!("answer {text:?}, wanted A, B, C or D"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn both_layouts() {
+        let dir = std::env::temp_dir().join(format!("hydra-questions-{}", std::process::id()));
+        fs::create_dir_all(dir.join("test")).unwrap();
+        fs::create_dir_all(dir.join("dev")).unwrap();
+        fs::write(dir.join("test/x_test.csv"), "\"Is \"\"it\"\", so?\nYes\",1,2,3,4,C\r\nq,a,b,c,d,A\n").unwrap();
+        fs::write(dir.join("dev/x_dev.csv"), "e,a,b,c,d,B\n").unwrap();
+        let selection = |shots| Selection { shots, ..Selection::default() };
+        let subjects = read(&dir, &selection(1)).unwrap();
+        assert_eq!(subjects[0].test[0].question, "Is \"it\", so?\nYes");
+        assert_eq!((subjects[0].test[0].answer, subjects[0].test.len(), subjects[0].dev[0].answer), (2, 2, 1));
+        assert!(read(&dir, &selection(2)).unwrap_err().to_string().contains("1 exemplars"));
+        let other = Selection { subjects: Some(vec!["y".into()]), ..Selection::default() };
+        assert!(read(&dir, &other).is_err());
+        fs::write(dir.join("test/x_test.csv"), "q,a,b,c,A\n").unwrap();
+        assert!(read(&dir, &selection(0)).unwrap_err().to_string().contains("5 fields"));
+        fs::write(dir.join("test/x_test.csv"), "q,a,b,c,d,E\n").unwrap();
+        assert!(read(&dir, &selection(0)).is_err());
+        let lines = dir.join("m.jsonl");
+        fs::write(&lines, r#"{"split":"test","subject":"s","question":"q","choices":["a","b","c","d"],"answer":"D"}"#)
+            .unwrap();
+        assert_eq!(read(&lines, &selection(0)).unwrap()[0].test[0].answer, 3);
+        assert!(read(&lines, &selection(1)).is_err());
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

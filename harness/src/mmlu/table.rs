@@ -1,0 +1,151 @@
+//! Accuracy by subject and group, with standard errors: σ = √(p (1 − p) / (n − 1)) for one proportion; of a mean over
+//! subjects, √(Σ σ²) / subjects. Micro weighs questions alike, macro subjects. Groups are micro, as is customary.
+
+use super::Scoring;
+use super::score::{Outcome, Prediction};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+const STEM: &str = "abstract_algebra astronomy college_biology college_chemistry college_computer_science \
+    college_mathematics college_physics computer_security conceptual_physics electrical_engineering \
+    elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science \
+    high_school_mathematics high_school_physics high_school_statistics machine_learning";
+const HUMANITIES: &str = "formal_logic high_school_european_history high_school_us_history high_school_world_history \
+    international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory \
+    professional_law world_religions";
+const SOCIAL_SCIENCES: &str = "econometrics high_school_geography high_school_government_and_politics \
+    high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality \
+    professional_psychology public_relations security_studies sociology us_foreign_policy";
+
+/// The four groups of the original evaluation; what is in none of the first three is in the last.
+const GROUPS: [(&str, &str); 4] =
+    [("STEM", STEM), ("humanities", HUMANITIES), ("social sciences", SOCIAL_SCIENCES), ("other", "")];
+
+/// A count of right answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Score {
+    /// Questions asked.
+    pub questions: usize,
+    /// Right answers.
+    pub correct: usize,
+    /// Their share.
+    pub accuracy: f64,
+}
+
+impl Score {
+    fn add(&mut self, questions: usize, correct: usize) {
+        self.questions += questions;
+        self.correct += correct;
+        self.accuracy = self.correct as f64 / self.questions.max(1) as f64;
+    }
+
+    fn variance(&self) -> f64 {
+        self.accuracy * (1.0 - self.accuracy) / self.questions.saturating_sub(1).max(1) as f64
+    }
+}
+
+/// What `--json` writes.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Questions weighed alike.
+    pub accuracy_micro: f64,
+    /// Subjects weighed alike.
+    pub accuracy_macro: f64,
+    /// Of `accuracy_micro`.
+    pub stderr: f64,
+    /// Questions asked.
+    pub questions: usize,
+    /// Exemplars a subject.
+    pub shots: usize,
+    /// letter or cloze.
+    pub scoring: Scoring,
+    /// By subject.
+    pub subjects: BTreeMap<String, Score>,
+    /// Wall-clock time of scoring.
+    pub seconds: f64,
+    /// Tokens of the prompts, each counted whole.
+    pub tokens: usize,
+}
+
+impl Report {
+    /// Counts an outcome.
+    pub fn new(outcome: &Outcome, shots: usize, scoring: Scoring) -> Self {
+        let mut subjects: BTreeMap<String, Score> = BTreeMap::new();
+        let mut micro = Score::default();
+        for Prediction { subject, answer, prediction, .. } in &outcome.predictions {
+            let correct = usize::from(answer == prediction);
+            subjects.entry(subject.clone()).or_default().add(1, correct);
+            micro.add(1, correct);
+        }
+        Self {
+            accuracy_micro: micro.accuracy,
+            accuracy_macro: subjects.values().map(|s| s.accuracy).sum::<f64>() / subjects.len().max(1) as f64,
+            stderr: micro.variance().sqrt(),
+            questions: micro.questions,
+            shots,
+            scoring,
+            subjects,
+            seconds: outcome.seconds,
+            tokens: outcome.tokens,
+        }
+    }
+
+    /// Subjects, groups, and the two means.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, questions: usize, accuracy: f64, stderr: f64| {
+            let (accuracy, stderr) = (100.0 * accuracy, 100.0 * stderr);
+            writeln!(text, "{name:<38} {questions:>9} {accuracy:>8.2} ± {stderr:.2}").expect("writing to a string");
+        };
+        for (name, score) in &self.subjects {
+            line(name, score.questions, score.accuracy, score.variance().sqrt());
+        }
+        let mut groups = [Score::default(); 4];
+        for (name, score) in &self.subjects {
+            groups[group(name)].add(score.questions, score.correct);
+        }
+        for (score, (name, _)) in groups.iter().zip(GROUPS).filter(|(score, _)| score.questions > 0) {
+            line(name, score.questions, score.accuracy, score.variance().sqrt());
+        }
+        let count = self.subjects.len().max(1) as f64;
+        let stderr_macro = self.subjects.values().map(Score::variance).sum::<f64>().sqrt() / count;
+        line("macro (mean of subjects)", self.questions, self.accuracy_macro, stderr_macro);
+        line("micro (all questions)", self.questions, self.accuracy_micro, self.stderr);
+        format!("{:<38} {:>9} {:>8} %\n{text}", "subject", "questions", "accuracy")
+    }
+}
+
+fn group(subject: &str) -> usize {
+    let has = |(_, names): &(&str, &str)| names.split_whitespace().any(|name| name == subject);
+    GROUPS.iter().position(has).unwrap_or(GROUPS.len() - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(subject: &str, answer: char, prediction: char) -> Prediction {
+        Prediction { subject: subject.into(), index: 0, answer, prediction, scores: [0.0; 4] }
+    }
+
+    #[test]
+    fn groups_have_18_13_12_and_the_other_14_subjects() {
+        let sizes = GROUPS.map(|(_, names)| names.split_whitespace().count());
+        assert_eq!(sizes, [18, 13, 12, 0]);
+        assert_eq!((group("astronomy"), group("anatomy")), (0, 3));
+    }
+
+    #[test]
+    fn micro_and_macro() {
+        let right = prediction("astronomy", 'A', 'A');
+        let mut predictions = vec![right.clone(), right.clone(), right, prediction("astronomy", 'A', 'B')];
+        predictions.push(prediction("virology", 'C', 'B'));
+        let report = Report::new(&Outcome { predictions, tokens: 9, seconds: 1.0 }, 0, Scoring::Letter);
+        assert_eq!((report.accuracy_micro, report.accuracy_macro), (0.6, 0.375));
+        assert!((report.stderr - (0.6f64 * 0.4 / 4.0).sqrt()).abs() < 1e-12);
+        let table = report.table();
+        assert!(table.contains("STEM") && table.contains("other") && !table.contains("humanities"));
+        assert!(table.contains("37.50 ± 12.50"), "{table}");
+    }
+}

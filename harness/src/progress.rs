@@ -1,0 +1,62 @@
+//! A progress bar on stderr; where stderr is not a terminal, a plain line now and then.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Plain lines come no oftener than this.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Where a long piece of work is.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    what: &'static str,
+    total: u64,
+    first: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// For `total` pieces of `what`, of which `done` are behind us.
+    pub fn new(what: &'static str, total: u64, done: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total).with_position(done).with_prefix(what);
+            let style = ProgressStyle::with_template("{prefix} {pos}/{len} {wide_bar} {msg}  {eta} left");
+            bar.set_style(style.expect("a constant template"));
+            bar.reset_eta();
+            bar
+        });
+        let now = Instant::now();
+        Self { bar, what, total, first: done, started: now, last_line: now }
+    }
+
+    /// `done` pieces are behind us; `message` says how it goes.
+    pub fn update(&mut self, done: u64, message: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(message.to_string());
+            bar.set_position(done);
+        } else if self.last_line.elapsed() >= PLAIN_INTERVAL {
+            self.last_line = Instant::now();
+            let (behind, ahead) = ((done - self.first).max(1), self.total.saturating_sub(done));
+            let left = self.started.elapsed().as_secs_f64() * ahead as f64 / behind as f64;
+            eprintln!("{} {done}/{} {message}  {left:.0} s left", self.what, self.total);
+        }
+    }
+
+    /// A line of its own, above the bar.
+    pub fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `report.html`: one self-contained page, light and dark, readable on a phone.
+
+mod svg;
+
+use crate::data::encode::Encoded;
+use crate::session::Trained;
+use anyhow::{Context, Result};
+use hydra_runtime::adapter::{Adapter, GateKind};
+use hydra_runtime::atomic::write_atomically;
+use hydra_runtime::backend::Backend;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::model::Model;
+use std::collections::BTreeMap;
+use std::path::Path;
+pub use svg::{Curve, curves, heat_maps};
+
+/// The page's name in a run's folder.
+pub const FILE: &str = "report.html";
+
+/// Records of a category that the router is watched on.
+const WATCHED: usize = 32;
+/// Categories in the heat map.
+const MOST_CATEGORIES: usize = 40;
+
+/// The router's mean weights: category → layer → head, over tokens and adapted projections.
+pub type Routing = BTreeMap<String, Vec<Vec<f64>>>;
+
+/// Watches an adapter's router on `data`; `None` if it has none.
+pub fn routing<B: Backend>(model: &Model<'_, B>, adapter: &Adapter, data: &Encoded) -> Result<Option<Routing>> {
+    if adapter.config.gate != GateKind::Router {
+        return Ok(None);
+    }
+    let mut chosen: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for (sequence, category) in data.sequences.iter().zip(&data.categories) {
+        let own = chosen.entry(category.clone().unwrap_or_else(|| "(no category)".into())).or_default();
+        if own.len() < WATCHED {
+            own.push(sequence.clone());
+        }
+    }
+    let chosen: Vec<_> = chosen.into_iter().take(MOST_CATEGORIES).collect();
+    let longest = chosen.iter().flat_map(|(_, own)| own).map(|s| s.tokens.len()).max().unwrap_or(1);
+    let mut evaluator = Evaluator::new(model, Some(adapter), longest.max(1024))?;
+    let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
+    let mut routing = Routing::new();
+    for (category, sequences) in chosen {
+        let mut weights = vec![vec![0.0; heads]; layers];
+        for mean in evaluator.gate_means(&sequences)? {
+            for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
+                *sum += weight / targets as f64;
+            }
+        }
+        routing.insert(category, weights);
+    }
+    Ok(Some(routing))
+}
+
+/// Writes the report of one run.
+pub fn write_run(
+    out: &Path,
+    options: &serde_json::Map<String, serde_json::Value>,
+    facts: &serde_json::Map<String, serde_json::Value>,
+    trained: &Trained,
+    routing: &Option<Routing>,
+) -> Result<()> {
+    let mut body = String::new();
+    let points = trained.steps.iter().map(|line| (line.step as f64, line.loss)).collect();
+    let mut lines = vec![Curve { name: "training".into(), points }];
+    if !trained.evals.is_empty() {
+        let points = trained.evals.iter().map(|line| (line.step as f64, line.held_out.all.loss)).collect();
+        lines.push(Curve { name: "held out".into(), points });
+    }
+    body += &section("Loss by step", &curves(&lines));
+    if let [first, .., last] = trained.evals.as_slice() {
+        let row =
+            |name: &str, before: f64, after: f64| vec![name.to_string(), format!("{before:.4}"), format!("{after:.4}")];
+        let after = |name: &String| last.held_out.categories.get(name).map_or(f64::NAN, |loss| loss.loss);
+        let mut rows: Vec<_> =
+            first.held_out.categories.iter().map(|(name, loss)| row(name, loss.loss, after(name))).collect();
+        rows.push(row("all", first.held_out.all.loss, last.held_out.all.loss));
+        body += &section("Held-out loss", &table(&["category", "before", "after"], &rows));
+    }
+    if let Some(routing) = routing {
+        body += &section("Router", &heat_maps(routing));
+    }
+    let rows: Vec<_> = options.iter().chain(facts).map(|(key, value)| vec![key.clone(), value.to_string()]).collect();
+    body += &section("Choices and facts", &table(&["name", "value"], &rows));
+    write(out, "Hydra fine-tune", &body)
+}
+
+/// Writes a page into a folder.
+pub fn write(out: &Path, title: &str, body: &str) -> Result<()> {
+    let path = out.join(FILE);
+    let title = escape(title);
+    let page = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title><style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n{body}</body></html>\n"
+    );
+    write_atomically(&path, page.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+}
+
+/// A heading and what is under it, in HTML.
+pub fn section(title: &str, html: &str) -> String {
+    format!("<section><h2>{}</h2>\n{html}</section>\n", escape(title))
+}
+
+/// A table of plain texts.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let cells = |tag: &str, cells: Vec<&str>| -> String {
+        cells.into_iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+    };
+    let mut html = format!("<div class=\"wide\"><table><tr>{}</tr>\n", cells("th", head.to_vec()));
+    for row in rows {
+        html += &format!("<tr>{}</tr>\n", cells("td", row.iter().map(String::as_str).collect()));
+    }
+    html + "</table></div>\n"
+}
+
+/// Text as it may stand in HTML.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d5dae0;--c0:#0b62c4;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce}\
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--paper:#14171b;--faint:#3a414a;--c0:#6cb0ff;--c1:#ff9d66;--c2:#6ee79a;--c3:#d3a4ff}}\
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:0 auto;padding:1rem}\
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}svg{width:100%;height:auto;display:block}\
+svg text{fill:var(--ink);font:12px system-ui,sans-serif}.axis{stroke:var(--faint)}.line{fill:none;stroke-width:1.8}\
+.thin{stroke-width:.6;opacity:.45}.cell{fill:var(--c0)}.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps>figure{flex:1 1 18rem;margin:0}\
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
+th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:right}th:first-child,td:first-child{text-align:left}\
+code{background:var(--faint);padding:.1rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}";
