@@ -13,26 +13,33 @@ use std::path::Path;
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    vocab_size: usize,
     bos_to_add: Option<u32>,
     eos: Option<u32>,
     chat_template: Option<String>,
 }
 
 impl Tokenizer {
-    /// Around a pipeline made from GGUF metadata.
+    /// Around a pipeline.
     pub(crate) fn new(
         inner: tokenizers::Tokenizer,
         bos_to_add: Option<u32>,
         eos: Option<u32>,
         chat_template: Option<String>,
     ) -> Self {
-        Self { inner, bos_to_add, eos, chat_template }
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        Self { inner, vocab_size, bos_to_add, eos, chat_template }
     }
 
     /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
     /// the tokenizer's own, else the model's.
     pub(crate) fn from_folder(folder: &Path, config: &Config) -> Result<Self> {
         let path = folder.join("tokenizer.json");
+        if !path.is_file() && folder.join("tokenizer.model").is_file() {
+            let how = "AutoTokenizer.from_pretrained(..).save_pretrained(..) writes it";
+            let message = format!("not there, and tokenizer.model alone isn't read: {how}");
+            return Err(Error::Format { path, offset: None, message });
+        }
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let invalid = |e| Error::Format { path: path.clone(), offset: None, message: format!("not a tokenizer: {e}") };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
@@ -43,7 +50,8 @@ impl Tokenizer {
         let options = folder.join("tokenizer_config.json");
         if options.is_file() {
             let options = Object::read(&options)?;
-            let token = options.get("eos_token").and_then(|token| token.as_str().or(token.get("content")?.as_str()));
+            let token =
+                options.get("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
             eos = token.and_then(|text| inner.token_to_id(text)).or(eos);
             chat_template = options.get("chat_template").and_then(template);
         }
@@ -53,7 +61,7 @@ impl Tokenizer {
             chat_template = Some(text);
         }
         let bos_to_add = leading_token(&inner)?;
-        Ok(Self { inner, bos_to_add, eos, chat_template })
+        Ok(Self::new(inner, bos_to_add, eos, chat_template))
     }
 
     /// The ids of a text. No special token is added; special tokens written in the text are recognised.
@@ -83,7 +91,7 @@ impl Tokenizer {
 
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+        self.vocab_size
     }
 
     /// The id of a token's exact text.
@@ -104,7 +112,7 @@ impl Tokenizer {
     /// An error if a token has no row in an embedding of `vocab` rows.
     pub(crate) fn fits(&self, vocab: usize) -> Result<()> {
         let special = [self.eos, self.bos_to_add].into_iter().flatten().max().map_or(0, |id| id as usize + 1);
-        let size = self.vocab_size().max(special);
+        let size = self.vocab_size.max(special);
         if size > vocab {
             let message =
                 format!("doesn't fit the model: its ids go up to {}, the embedding has {vocab} rows", size - 1);

@@ -175,7 +175,12 @@ impl<'a> Container<'a> {
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", |value| if let Value::Float(x) = value { Some(*x) } else { None })
+        self.typed(key, "a number", |value| match *value {
+            Value::Float(x) => Some(x),
+            Value::Unsigned(n) => Some(n as f64),
+            Value::Signed(n) => Some(n as f64),
+            _ => None,
+        })
     }
 
     fn tensor(&self, name: &str) -> Result<&container::Tensor> {

@@ -28,6 +28,11 @@ fn parse(file: &Object) -> Result<Config> {
         return Err(file.refuse("model_type", "\"llama\" or \"mistral\""));
     }
     refuse_other_architectures(file)?;
+    let context = file.size("max_position_embeddings")?.unwrap_or(2048);
+    // A window that no text can outgrow is none.
+    if file.size("sliding_window")?.is_some_and(|window| window < context) {
+        return Err(file.refuse("sliding_window", &format!("null, or at least the {context} positions")));
+    }
     let need = |key: &str| file.size(key)?.ok_or_else(|| file.refuse(key, "a positive whole number"));
     let (d_model, heads) = (need("hidden_size")?, need("num_attention_heads")?);
     let head_dim = match file.size("head_dim")? {
@@ -35,7 +40,6 @@ fn parse(file: &Object) -> Result<Config> {
         None if heads > 0 && d_model.is_multiple_of(heads) => d_model / heads,
         None => return Err(file.error(format!("hidden_size {d_model}, wanted a multiple of the {heads} heads"))),
     };
-    let context = file.size("max_position_embeddings")?.unwrap_or(2048);
     let config = Config {
         vocab: need("vocab_size")?,
         d_model,
@@ -65,10 +69,8 @@ fn refuse_other_architectures(file: &Object) -> Result<()> {
     if !matches!(file.string("hidden_act")?, None | Some("silu" | "swish")) {
         return Err(file.refuse("hidden_act", "\"silu\""));
     }
-    for key in ["sliding_window", "quantization_config"] {
-        if file.get(key).is_some() {
-            return Err(file.refuse(key, "null"));
-        }
+    if file.get("quantization_config").is_some() {
+        return Err(file.refuse("quantization_config", "null"));
     }
     if file.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
         return Err(file.refuse("partial_rotary_factor", "1"));

@@ -1,0 +1,14 @@
+//! The runtime's files: checkpoints in both containers, tokenizers, adapters, and what is said about bad ones.
+
+#[path = "files/adapter.rs"]
+mod adapter;
+#[path = "files/builder.rs"]
+mod builder;
+#[path = "files/checkpoint.rs"]
+mod checkpoint;
+#[path = "files/hostile.rs"]
+mod hostile;
+#[path = "files/real.rs"]
+mod real;
+#[path = "files/tokenizer.rs"]
+mod tokenizer;

@@ -1,0 +1,233 @@
+//! Adapters: files of all three methods load and save unchanged, bad ones are complained about by name.
+
+use crate::builder::{config_json, safetensors};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::config::Config;
+use hydra_runtime::projection::Projection;
+use serde_json::{Value, json};
+use std::path::Path;
+use tempfile::tempdir;
+
+fn model() -> Config {
+    let dir = tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config_json().to_string()).unwrap();
+    Config::open(dir.path()).unwrap()
+}
+
+/// An adapter in which every value differs.
+fn adapter(method: Method, gate: GateKind, heads: usize) -> Adapter {
+    let targets = vec![Projection::K, Projection::Down];
+    let config = AdapterConfig { method, gate, rank: 2, heads, targets, ..AdapterConfig::default() };
+    let mut adapter = Adapter::init(&model(), config, 7).unwrap();
+    let mut count = 0;
+    for pair in adapter.layers.iter_mut().flatten().flatten() {
+        for x in &mut pair.b {
+            count += 1;
+            *x = count as f32 / 64.0;
+        }
+    }
+    adapter
+}
+
+const KINDS: [(Method, GateKind, usize); 5] = [
+    (Method::Hydra, GateKind::Router, 3),
+    (Method::Hydra, GateKind::Uniform, 3),
+    (Method::Lora, GateKind::One, 1),
+    (Method::Split, GateKind::Label, 3),
+    (Method::Split, GateKind::Router, 2),
+];
+
+#[test]
+fn what_was_saved_is_loaded() {
+    for (method, gate, heads) in KINDS {
+        let (dir, again) = (tempdir().unwrap(), tempdir().unwrap());
+        let mut adapter = adapter(method, gate, heads);
+        adapter.config.base_model = Some("a/b".into());
+        adapter.save(dir.path()).unwrap();
+        let loaded = Adapter::load(dir.path(), &model()).unwrap();
+        assert_eq!(loaded.layers, adapter.layers);
+        loaded.fits(&model()).unwrap();
+        assert_eq!(loaded.parameters(), adapter.config.parameters(&model()));
+        loaded.save(again.path()).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            let read = |dir: &Path| std::fs::read(dir.join(file)).unwrap();
+            assert!(read(dir.path()) == read(again.path()), "{method:?} {gate:?} {file}");
+        }
+        let left = std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(left, 2, "temporary files are gone");
+    }
+}
+
+#[test]
+fn heads_are_columns_of_b_and_rows_of_a() {
+    let adapter = adapter(Method::Split, GateKind::Router, 2);
+    let pair = adapter.layers[0][Projection::K as usize].as_ref().unwrap();
+    let tensors: Vec<_> = adapter.tensors().take(5).collect();
+    let prefix = "base_model.model.model.layers.0.self_attn.k_proj";
+    let names: Vec<_> = tensors.iter().map(|(name, shape, _)| (name.clone(), *shape)).collect();
+    let want =
+        [("lora_A0", [2, 8]), ("lora_A1", [2, 8]), ("lora_B0", [4, 2]), ("lora_B1", [4, 2]), ("lora_route", [2, 8])];
+    assert_eq!(names, want.map(|(part, shape)| (format!("{prefix}.{part}.weight"), shape)));
+    assert_eq!(tensors[1].2, pair.a[16..32]);
+    assert_eq!(tensors[4].2, pair.a[32..48]);
+    assert_eq!(tensors[3].2, [2, 3, 6, 7, 10, 11, 14, 15].map(|i| pair.b[i]));
+}
+
+#[test]
+fn a_new_adapter_is_seeded_and_does_nothing() {
+    let config = AdapterConfig::default();
+    let one = Adapter::init(&model(), config.clone(), 1).unwrap();
+    assert_eq!(one, Adapter::init(&model(), config.clone(), 1).unwrap());
+    assert_ne!(one, Adapter::init(&model(), config.clone(), 2).unwrap());
+    let fewer = AdapterConfig { targets: vec![Projection::Up], ..config };
+    let fewer = Adapter::init(&model(), fewer, 1).unwrap();
+    assert_eq!(fewer.layers[1][Projection::Up as usize], one.layers[1][Projection::Up as usize]);
+    let pair = one.layers[1][Projection::Up as usize].as_ref().unwrap();
+    let bound = 1.0 / 8f32.sqrt();
+    assert!(pair.a.iter().all(|x| x.abs() <= bound) && pair.a.iter().any(|x| x.abs() > bound / 2.0));
+    assert!(pair.b.iter().all(|&x| x == 0.0));
+}
+
+/// The reference implementation's files, as PyTorch wrote them (`tests/golden`).
+#[test]
+fn files_of_the_reference_load_and_save_unchanged() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut cases = 0;
+    for case in std::fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+        cases += 1;
+        let again = tempdir().unwrap();
+        let model = Config::open(&case.join("model")).unwrap();
+        Adapter::load(&case.join("adapter"), &model).unwrap().save(again.path()).unwrap();
+        let read = |dir: &Path, file: &str| std::fs::read(dir.join(file)).unwrap();
+        let tensors = "adapter_model.safetensors";
+        assert!(read(&case.join("adapter"), tensors) == read(again.path(), tensors), "{}", case.display());
+        let json = |dir: &Path| serde_json::from_slice::<Value>(&read(dir, "adapter_config.json")).unwrap();
+        let (before, after) = (json(&case.join("adapter")), json(again.path()));
+        for (key, value) in before.as_object().unwrap() {
+            let same = after[key] == *value || after[key].as_f64().is_some_and(|x| value.as_f64() == Some(x));
+            assert!(same, "{}: {key} was {value}, is {}", case.display(), after[key]);
+        }
+    }
+    assert!(cases >= 3, "{cases} cases");
+}
+
+fn rewrite(dir: &Path, change: impl FnOnce(&mut Value)) {
+    let path = dir.join("adapter_config.json");
+    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn files_of_others() {
+    for (method, gate, heads) in [KINDS[0], KINDS[2], KINDS[3]] {
+        let (dir, again) = (tempdir().unwrap(), tempdir().unwrap());
+        let adapter = adapter(method, gate, heads);
+        adapter.save(dir.path()).unwrap();
+        rewrite(dir.path(), |config| {
+            let config = config.as_object_mut().unwrap();
+            for key in ["method", "gate", "labels", "base_model_name_or_path"] {
+                config.remove(key);
+            }
+            config.insert("inference_mode".into(), json!(true));
+            config.insert("target_modules".into(), json!(["down_proj", "k_proj"]));
+            config.insert("lora_alpha".into(), json!(32.0));
+        });
+        let named = adapter
+            .tensors()
+            .map(|(name, shape, values)| (name.replace(".weight", ".default.weight"), shape.to_vec(), values));
+        std::fs::write(dir.path().join("adapter_model.safetensors"), safetensors(&named.collect::<Vec<_>>())).unwrap();
+        let loaded = Adapter::load(dir.path(), &model()).unwrap();
+        assert_eq!(loaded.layers, adapter.layers);
+        assert_eq!((loaded.config.method, loaded.config.gate), (method, gate));
+        loaded.save(again.path()).unwrap();
+        rewrite(again.path(), |config| assert_eq!(config["inference_mode"], json!(true)));
+    }
+}
+
+fn complaint(dir: &Path) -> String {
+    let message = Adapter::load(dir, &model()).map(|_| ()).unwrap_err().to_string();
+    assert!(!message.contains('\n') && message.len() < 2000, "{message}");
+    message
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let dir = tempdir().unwrap();
+    let adapter = adapter(Method::Hydra, GateKind::Router, 3);
+    adapter.save(dir.path()).unwrap();
+    let mut tensors: Vec<_> = adapter.tensors().map(|(name, shape, values)| (name, shape.to_vec(), values)).collect();
+    let missing = tensors.remove(0).0;
+    tensors[0].2[3] = f32::NAN;
+    tensors[1].1 = vec![2, 4];
+    tensors.push(("base_model.model.lm_head.lora_A.weight".into(), vec![1], vec![0.0]));
+    std::fs::write(dir.path().join("adapter_model.safetensors"), safetensors(&tensors)).unwrap();
+    let message = complaint(dir.path());
+    for part in [
+        format!("1 missing: {missing};"),
+        "1 surplus: base_model.model.lm_head.lora_A.weight;".into(),
+        format!("2 wrong: {} holds NaN, {} is [2, 4], wanted [4, 2]", tensors[0].0, tensors[1].0),
+    ] {
+        assert!(message.contains(&part), "{message}\n{part}");
+    }
+}
+
+#[test]
+fn variants_that_compute_something_else_are_refused() {
+    let dir = tempdir().unwrap();
+    let cases = [
+        ("use_rslora", json!(true)),
+        ("use_dora", json!(true)),
+        ("fan_in_fan_out", json!(true)),
+        ("bias", json!("all")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("peft_type", json!("ADALORA")),
+        ("target_modules", json!(["lm_head"])),
+        ("target_modules", json!([])),
+        ("rank_pattern", json!({"k_proj": 8})),
+        ("init_lora_weights", json!("pissa")),
+        ("method", json!("other")),
+        ("gate", json!("other")),
+        ("gate", json!("one")),
+        ("r", json!(0)),
+        ("r", json!("2")),
+        ("lora_alpha", Value::Null),
+        ("lora_nums", json!(-1)),
+        ("lora_nums", json!(1u64 << 62)),
+        ("lora_dropout", json!(1.5)),
+        ("labels", json!([1])),
+    ];
+    for (key, bad) in cases {
+        adapter(Method::Hydra, GateKind::Router, 3).save(dir.path()).unwrap();
+        rewrite(dir.path(), |config| config[key] = bad.clone());
+        let message = complaint(dir.path());
+        assert!(message.contains("adapter_config.json"), "{key} {bad}: {message}");
+    }
+    // A rank that the tensors don't have.
+    rewrite(dir.path(), |config| {
+        *config = json!({"r": 65536, "lora_alpha": 1, "lora_nums": 4096, "target_modules": "all-linear"})
+    });
+    assert!(complaint(dir.path()).contains("wrong"));
+}
+
+#[test]
+fn pickles_and_nothing() {
+    let dir = tempdir().unwrap();
+    assert!(complaint(dir.path()).contains("adapter_model.safetensors"));
+    std::fs::write(dir.path().join("adapter_model.bin"), "x").unwrap();
+    assert!(complaint(dir.path()).contains("safe_serialization"));
+}
+
+#[test]
+fn a_failed_save_leaves_what_was_there() {
+    let dir = tempdir().unwrap();
+    let first = adapter(Method::Lora, GateKind::One, 1);
+    first.save(dir.path()).unwrap();
+    // The second file can't be written beside a folder of its temporary name: nothing may be renamed.
+    let config = dir.path().join(format!(".adapter_config.json.{}.tmp", std::process::id()));
+    std::fs::create_dir(&config).unwrap();
+    assert!(adapter(Method::Hydra, GateKind::Router, 3).save(dir.path()).is_err());
+    std::fs::remove_dir(&config).unwrap();
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap().layers, first.layers);
+    assert!(Adapter::save(&first, Path::new("/dev/null/adapter")).is_err());
+}

@@ -1,0 +1,208 @@
+//! Good checkpoints in every packaging, and named complaints about bad ones.
+
+use crate::builder::{Gguf, config_json, model_tensors, safetensors, tensors, value, write_folder};
+use hydra_kernels::isa::Isa;
+use hydra_runtime::checkpoint::{Checkpoint, TensorId};
+use hydra_runtime::config::{Config, Llama3Scaling, Rope, RopeScaling};
+use hydra_runtime::projection::Projection;
+use serde_json::json;
+use std::path::Path;
+use tempfile::tempdir;
+
+/// Every weight of the tiny model, read through the checkpoint, in the order of `tensors()`.
+fn assert_tiny(checkpoint: &Checkpoint) {
+    let sizes = tensors().into_iter().map(|(_, shape)| shape.iter().product::<usize>() as u64);
+    assert_eq!(checkpoint.parameters(), sizes.sum::<u64>());
+    let matrix = |t: usize, id| {
+        let weight = checkpoint.weight(id);
+        let mut row = vec![0.0; weight.cols()];
+        for r in 0..weight.rows() {
+            weight.decode_row(Isa::Portable, r, 0, &mut row);
+            let want: Vec<f32> = (0..weight.cols()).map(|c| value(t, r * weight.cols() + c)).collect();
+            assert_eq!(row, want, "{id:?} row {r}");
+        }
+    };
+    let vector = |t: usize, id| {
+        assert_eq!(checkpoint.vector(id), (0..8).map(|i| value(t, i)).collect::<Vec<_>>(), "{id:?}");
+    };
+    matrix(0, TensorId::Embedding);
+    vector(1, TensorId::FinalNorm);
+    matrix(2, TensorId::Head);
+    for layer in 0..2 {
+        let t = 3 + 9 * layer;
+        vector(t, TensorId::AttentionNorm(layer));
+        vector(t + 1, TensorId::FfnNorm(layer));
+        for (i, projection) in Projection::ALL.into_iter().enumerate() {
+            matrix(t + 2 + i, TensorId::Projection(layer, projection));
+        }
+    }
+}
+
+fn complaint(path: &Path) -> String {
+    let message = Checkpoint::open(path).map(|_| ()).unwrap_err().to_string();
+    assert!(!message.contains('\n') && message.len() < 2000, "{message}");
+    message
+}
+
+#[test]
+fn one_file() {
+    let dir = tempdir().unwrap();
+    write_folder(dir.path(), &config_json(), &model_tensors());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_tiny(&checkpoint);
+    let config = checkpoint.config();
+    assert_eq!((config.head_dim, config.kv_heads, config.bos, config.eos.as_slice()), (4, 1, Some(0), &[1][..]));
+}
+
+#[test]
+fn shards() {
+    let dir = tempdir().unwrap();
+    let all = model_tensors();
+    std::fs::write(dir.path().join("config.json"), config_json().to_string()).unwrap();
+    let mut placed = serde_json::Map::new();
+    for (n, half) in all.chunks(10).enumerate() {
+        let shard = format!("model-0000{n}.safetensors");
+        std::fs::write(dir.path().join(&shard), safetensors(half)).unwrap();
+        placed.extend(half.iter().map(|(name, ..)| (name.clone(), json!(shard))));
+    }
+    let index = dir.path().join("model.safetensors.index.json");
+    let write = |placed: &serde_json::Map<_, _>| {
+        std::fs::write(&index, json!({"weight_map": placed}).to_string()).unwrap();
+    };
+    write(&placed);
+    assert_tiny(&Checkpoint::open(dir.path()).unwrap());
+
+    placed.insert("model.norm.weight".into(), json!("../secret.safetensors"));
+    write(&placed);
+    assert!(complaint(dir.path()).contains("../secret.safetensors"));
+    placed.insert("model.norm.weight".into(), json!("model-00000.safetensors"));
+    write(&placed);
+    std::fs::remove_file(dir.path().join("model-00001.safetensors")).unwrap();
+    assert!(complaint(dir.path()).contains("model-00001.safetensors"));
+}
+
+#[test]
+fn gguf() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("tiny.gguf");
+    for version in [2, 3] {
+        let gguf = Gguf { version, ..Gguf::model() };
+        std::fs::write(&file, gguf.bytes()).unwrap();
+        assert_tiny(&Checkpoint::open(&file).unwrap());
+        assert_tiny(&Checkpoint::open(dir.path()).unwrap());
+    }
+    std::fs::copy(&file, dir.path().join("other.gguf")).unwrap();
+    assert!(complaint(dir.path()).contains("2 .gguf files"));
+}
+
+#[test]
+fn a_tied_head_is_the_embedding() {
+    let dir = tempdir().unwrap();
+    let mut config = config_json();
+    config["tie_word_embeddings"] = json!(true);
+    let tensors: Vec<_> = model_tensors().into_iter().filter(|(name, ..)| name != "lm_head.weight").collect();
+    write_folder(dir.path(), &config, &tensors);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let mut row = [0.0; 8];
+    checkpoint.weight(TensorId::Head).decode_row(Isa::Portable, 3, 0, &mut row);
+    assert_eq!(row[2], value(0, 26));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let dir = tempdir().unwrap();
+    let mut tensors = model_tensors();
+    tensors.retain(|(name, ..)| !name.contains("layers.1.mlp.up_proj"));
+    tensors[1] = ("model.norm.weight".into(), vec![7], vec![1.0; 7]);
+    tensors.push(("model.layers.0.self_attn.q_proj.bias".into(), vec![8], vec![0.0; 8]));
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![2], vec![0.0; 2]));
+    tensors.push(("unrelated".into(), vec![2], vec![0.0; 2]));
+    write_folder(dir.path(), &config_json(), &tensors);
+    let message = complaint(dir.path());
+    assert!(message.contains("1 missing: model.layers.1.mlp.up_proj.weight;"), "{message}");
+    assert!(message.contains("1 surplus: model.layers.0.self_attn.q_proj.bias;"), "{message}");
+    assert!(message.contains("1 wrong: model.norm.weight is [7], wanted [8]"), "{message}");
+}
+
+#[test]
+fn configurations_that_cannot_run_are_refused_by_key() {
+    let dir = tempdir().unwrap();
+    let cases = [
+        ("model_type", json!("gemma")),
+        ("hidden_act", json!("gelu")),
+        ("attention_bias", json!(true)),
+        ("hidden_size", json!(-8)),
+        ("hidden_size", json!("8")),
+        ("num_attention_heads", json!(0)),
+        ("num_attention_heads", json!(3)),
+        ("num_key_value_heads", json!(3)),
+        ("head_dim", json!(3)),
+        ("num_hidden_layers", json!(1u64 << 60)),
+        ("rms_norm_eps", json!("small")),
+        ("rope_theta", json!(0.0)),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
+        ("rope_scaling", json!({"rope_type": "llama3", "factor": 2.0})),
+        ("sliding_window", json!(16)),
+        ("eos_token_id", json!("</s>")),
+    ];
+    for (key, bad) in cases {
+        let mut config = config_json();
+        config[key] = bad.clone();
+        write_folder(dir.path(), &config, &model_tensors());
+        let message = complaint(dir.path());
+        assert!(message.contains("config.json") && message.contains("wanted"), "{key} {bad}: {message}");
+    }
+}
+
+#[test]
+fn rope_of_llama_3() {
+    let scaling = Llama3Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+    let rope = Rope { theta: 500_000.0, scaling: RopeScaling::Llama3(scaling) };
+    let frequencies = rope.inverse_frequencies(128);
+    // transformers 5.23, LLaMA-3.1-8B's configuration: pairs 0, 16, 28, 29, 30, 32, 34, 35, 40, 63.
+    let want: [(usize, f64); 10] = [
+        (0, 1.0),
+        (16, 0.03760603070259094),
+        (28, 0.0032114461064338684),
+        (29, 0.0021665706299245358),
+        (30, 0.0013718936825171113),
+        (32, 0.0005248460220173001),
+        (34, 0.0001785077911335975),
+        (35, 9.556212171446532e-05),
+        (40, 3.428102354519069e-05),
+        (63, 3.068925877869333e-07),
+    ];
+    for (pair, want) in want {
+        let got = f64::from(frequencies[pair]);
+        assert!((got - want).abs() <= 1e-6 * want, "pair {pair}: {got}, wanted {want}");
+    }
+}
+
+#[test]
+fn rope_scalings_are_read() {
+    let dir = tempdir().unwrap();
+    let read = |changes: serde_json::Value| {
+        let mut config = config_json();
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Config::open(dir.path()).unwrap().rope
+    };
+    let linear = read(json!({"rope_scaling": {"type": "linear", "factor": 4.0}}));
+    assert_eq!(linear.inverse_frequencies(4), [0.25, 0.0025]);
+    let new_style = read(json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}));
+    assert_eq!(new_style.inverse_frequencies(4), [1.0, 0.1]);
+    let mut gguf = Gguf::model();
+    gguf.tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
+    let file = dir.path().join("m.gguf");
+    std::fs::write(&file, gguf.bytes()).unwrap();
+    let factors = Checkpoint::open(&file).unwrap().config().rope.inverse_frequencies(4);
+    assert_eq!(factors, [1.0, 0.01 / 8.0]);
+}
+
+#[test]
+fn end_tokens_of_both_files() {
+    let dir = tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config_json().to_string()).unwrap();
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [1, 5]}"#).unwrap();
+    assert_eq!(Config::open(dir.path()).unwrap().eos, [1, 5]);
+}
