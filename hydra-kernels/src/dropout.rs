@@ -118,7 +118,7 @@ fn lane(bits: u64, i: usize) -> u32 {
 /// The start of a row's stream.
 #[inline(always)]
 fn row_key(seed: u64, row: u64) -> u64 {
-    mix(mix(seed, 0x6879_6472_61), row)
+    mix(mix(seed, 0), row)
 }
 
 /// Splitmix64's finaliser (Steele, Lea and Flood 2014) over a Weyl sequence from `key`.

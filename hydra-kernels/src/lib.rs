@@ -8,7 +8,8 @@
 //!
 //! [`hydra`] is that operator, forward and backward. It is composed of pieces that a threaded engine may
 //! compose differently: [`gemm`] (packed panels, tiles, frozen weights in their own format through
-//! [`quant`]), [`gate`], [`softmax`] and [`dropout`].
+//! [`quant`]), [`gate`], [`softmax`](mod@softmax) and [`dropout`](mod@dropout). [`reference`](mod@reference) says in plain
+//! f64 what each of them means.
 //!
 //! Conventions: matrices are row-major f32; an instruction set is a value ([`Isa`]) passed first; memory comes
 //! from the caller ([`workspace`]); a function that returns an error has written nothing.
@@ -23,7 +24,7 @@ pub mod isa;
 pub mod math;
 pub mod matvec;
 pub mod quant;
-
+pub mod reference;
 pub mod shape;
 pub mod softmax;
 pub mod workspace;

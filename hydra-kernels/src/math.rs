@@ -45,13 +45,15 @@ pub fn sigmoid(x: f32) -> f32 {
 /// x · sigmoid(x); 0 at −∞.
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
-    // x / ∞ is −0 for finite x; at −∞ the quotient would be NaN.
-    x.max(-1000.0) / (1.0 + exp(-x)) + (x - x)
+    // −∞ / ∞ would be NaN; for NaN the denominator is.
+    x.max(-1000.0) / (1.0 + exp(-x))
 }
 
 /// The derivative of [`silu`].
 #[inline(always)]
 pub fn silu_derivative(x: f32) -> f32 {
+    // Beyond ±1000 the slope is 0 or 1; ±∞ times the vanished factor would be NaN.
+    let x = x.clamp(-1000.0, 1000.0);
     let s = sigmoid(x);
     s * (1.0 + x * (1.0 - s))
 }

@@ -1,0 +1,219 @@
+//! Single-core products at the projections' real sizes, with the frozen weight decoded and packed in the time, beside this
+//! core's peak: a loop of independent FMAs (or VDPBF16PS) in registers, measured in the same run.
+//!
+//! Before a shape is timed, sampled elements are held to an f64 sum.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
+use hydra_kernels::{
+    Bf16Isa, Format, Isa, Multiplicand, Panels, RowOrder, Rows, Source, Store, Term, Weight, gemm, matvec, pack,
+    panels_len,
+};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// (name, tokens, d_out, d_in)
+const SHAPES: [(&str, usize, usize, usize); 7] = [
+    ("SmolLM2-135M q,o", 512, 576, 576),
+    ("SmolLM2-135M k,v", 512, 192, 576),
+    ("SmolLM2-135M gate,up", 512, 1536, 576),
+    ("SmolLM2-135M down", 512, 576, 1536),
+    ("LLaMA-2-7B q,k,v,o", 512, 4096, 4096),
+    ("LLaMA-2-7B gate,up", 512, 11008, 4096),
+    ("LLaMA-2-7B down", 512, 4096, 11008),
+];
+
+/// Columns packed together, as the engine does.
+const CHUNK: usize = 512;
+
+/// Small values, exact in bf16.
+fn value(i: usize) -> f32 {
+    (i.wrapping_mul(2_654_435_761) >> 16 & 15) as f32 / 8.0 - 1.0
+}
+
+fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
+    match format {
+        Format::Bf16 => (0..elements).flat_map(|i| bf16::from_f32(value(i)).to_le_bytes()).collect(),
+        // Q4_1 and Q4_K begin with two f16 scales: 1/4 and 1/8; whatever follows is valid.
+        _ => (0..elements / format.block_len())
+            .flat_map(|block| {
+                let rest = (4..format.block_bytes()).map(move |i| ((block + i).wrapping_mul(37) >> 2) as u8);
+                [0x00, 0x34, 0x00, 0x30].into_iter().chain(rest)
+            })
+            .collect(),
+    }
+}
+
+/// One X Wᵀ by chunks of columns, packing included.
+#[allow(clippy::too_many_arguments)]
+fn product<E: Multiplicand>(isa: E::Isa, y: &mut [f32], x: &[E], m: usize, weight: Weight<'_>, panels: &mut [E]) {
+    let (n, k) = (weight.rows(), weight.cols());
+    for first in (0..n).step_by(CHUNK) {
+        let columns = CHUNK.min(n - first);
+        pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
+        let term = Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
+        gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
+    }
+}
+
+/// Holds 64 elements of `y` to the f64 sum over decoded rows.
+fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
+    let (n, k) = (weight.rows(), weight.cols());
+    let mut row = vec![0.0; k];
+    for sample in 0..64 {
+        let (i, j) = (sample * 7919 % m, sample * 104_729 % n);
+        weight.decode_row(Isa::Portable, j, 0, &mut row);
+        let (mut want, mut size) = (0.0, 0.0);
+        for (p, &w) in row.iter().enumerate() {
+            let product = f64::from(x(i * k + p)) * f64::from(w);
+            want += product;
+            size += product.abs();
+        }
+        // Quantised weights are rounded to bf16 where the product is bf16's.
+        let tolerance = if exact { (k + 8) as f64 * 6e-8 } else { 4e-3 };
+        let got = f64::from(y[i * n + j]);
+        assert!((got - want).abs() <= tolerance * size, "[{i}, {j}]: {got} where {want} is right");
+    }
+}
+
+/// Seconds of the fastest of `tries`.
+fn fastest<R>(tries: usize, mut op: impl FnMut() -> R) -> f64 {
+    let times = (0..tries).map(|_| {
+        let start = Instant::now();
+        black_box(op());
+        start.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
+
+/// Floating-point operations a second of one core: (f32, bf16), zero where the instruction is missing.
+fn peaks() -> (f64, f64) {
+    // Many short tries: on a busy machine some of them run undisturbed.
+    const ROUNDS: u64 = 200_000;
+    const TRIES: usize = 500;
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f")]
+        fn fma512() -> f32 {
+            let mut sums = [_mm512_set1_ps(1.0); 16]; // 16 chains cover 4 cycles on 2 ports, twice
+            let (x, y) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(1e-3)));
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, x, y));
+            }
+            sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn fma256() -> f32 {
+            let mut sums = [_mm256_set1_ps(1.0); 12]; // as many as 16 registers allow
+            let (x, y) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(1e-3)));
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, x, y));
+            }
+            sums.iter().map(|&s| _mm256_cvtss_f32(s)).sum()
+        }
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn pairs512() -> f32 {
+            let mut sums = [_mm512_set1_ps(1.0); 16];
+            let x = _mm512_cvtne2ps_pbh(_mm512_set1_ps(black_box(1e-3)), _mm512_set1_ps(black_box(1e-3)));
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, x, x));
+            }
+            sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
+        }
+        let rounds = ROUNDS as f64;
+        let f32_peak = if Isa::by_name("avx512").is_some() {
+            // SAFETY: the kernels' detection found AVX-512.
+            rounds * 16.0 * 16.0 * 2.0 / fastest(TRIES, || unsafe { fma512() })
+        } else if Isa::by_name("avx2").is_some() {
+            // SAFETY: the kernels' detection found AVX2 and FMA.
+            rounds * 12.0 * 8.0 * 2.0 / fastest(TRIES, || unsafe { fma256() })
+        } else {
+            0.0
+        };
+        let bf16_peak = if Bf16Isa::by_name("avx512bf16").is_some() {
+            // SAFETY: the kernels' detection found AVX-512 BF16.
+            rounds * 16.0 * 16.0 * 4.0 / fastest(TRIES, || unsafe { pairs512() })
+        } else {
+            f32_peak
+        };
+        (f32_peak, bf16_peak)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        (0.0, 0.0)
+    }
+}
+
+fn shapes(criterion: &mut Criterion) {
+    let (f32_peak, bf16_peak) = peaks();
+    println!("peak of one core: {:.1} GFLOP/s f32, {:.1} bf16", f32_peak * 1e-9, bf16_peak * 1e-9);
+    for (name, m, n, k) in SHAPES {
+        let mut group = criterion.benchmark_group(format!("{name} {m}x{n}x{k}"));
+        group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
+        let operations = (2 * m * n * k) as f64;
+        group.throughput(Throughput::Elements(operations as u64));
+        for format in [Format::Bf16, Format::Q4_1, Format::Q4K] {
+            if k % format.block_len() != 0 {
+                continue; // K-formats need rows of whole super-blocks
+            }
+            let bytes = weight_bytes(format, n * k);
+            let weight = Weight::new(format, n, k, &bytes, RowOrder::Natural).unwrap();
+            let mut y = vec![0.0; m * n];
+
+            let x: Vec<f32> = (0..m * k).map(value).collect();
+            let isa = Isa::detect();
+            let mut panels = vec![0.0; panels_len::<f32>(isa, k, CHUNK.min(n))];
+            let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, &mut panels));
+            check(&y, value, m, weight, true);
+            let share = 100.0 * operations / seconds / f32_peak;
+            println!(
+                "{name}, {}: f32 {:.1} GFLOP/s, {share:.0} % of the peak",
+                format.name(),
+                operations / seconds * 1e-9
+            );
+            group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
+                bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, &mut panels));
+            });
+
+            let x: Vec<bf16> = x.into_iter().map(bf16::from_f32).collect();
+            let isa = Bf16Isa::detect();
+            let mut panels = vec![bf16::ZERO; panels_len::<bf16>(isa, k, CHUNK.min(n))];
+            let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, &mut panels));
+            check(&y, value, m, weight, format == Format::Bf16);
+            let share = 100.0 * operations / seconds / bf16_peak;
+            println!(
+                "{name}, {}: bf16 {:.1} GFLOP/s, {share:.0} % of the peak",
+                format.name(),
+                operations / seconds * 1e-9
+            );
+            group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
+                bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, &mut panels));
+            });
+        }
+        group.finish();
+    }
+}
+
+/// One token against SmolLM2-135M's head: bytes of weight a second.
+fn token(criterion: &mut Criterion) {
+    let (n, k) = (49_152, 576);
+    let mut group = criterion.benchmark_group(format!("SmolLM2-135M head, one token {n}x{k}"));
+    group.sample_size(10).measurement_time(Duration::from_secs(1));
+    for format in [Format::Bf16, Format::Q4_1] {
+        let bytes = weight_bytes(format, n * k);
+        let weight = Weight::new(format, n, k, &bytes, RowOrder::Natural).unwrap();
+        let x: Vec<f32> = (0..k).map(value).collect();
+        let mut y = vec![0.0; n];
+        matvec(Isa::detect(), &mut y, weight, 0, &x).unwrap();
+        check(&y, value, 1, weight, true);
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function(format.name(), |bench| {
+            bench.iter(|| matvec(Isa::detect(), &mut y, weight, 0, black_box(&x)).unwrap());
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, shapes, token);
+criterion_main!(benches);

@@ -1,0 +1,208 @@
+//! What each public operation means, in plain f64 loops: the oracle of the tests, never optimised.
+//!
+//! Nothing is checked beyond slice bounds; matrices are row-major.
+
+use crate::gate::Gate;
+use crate::shape::HydraShape;
+
+/// eˣ to 10⁻¹⁵: halved until small, a Taylor series, squared back.
+pub fn exp(x: f64) -> f64 {
+    if x.is_nan() {
+        return x;
+    }
+    if x < -745.2 {
+        return 0.0;
+    }
+    if x > 709.8 {
+        return f64::INFINITY;
+    }
+    let n = (x / core::f64::consts::LN_2) as i32;
+    let r = x - f64::from(n) * 0.693_147_180_369_123_8 - f64::from(n) * 1.908_214_929_270_587_7e-10;
+    let (mut term, mut sum) = (1.0, 1.0);
+    for i in 1..30 {
+        term *= r / f64::from(i);
+        sum += term;
+    }
+    let power = |n: i32| f64::from_bits(((n + 1023) as u64) << 52);
+    sum * power(n / 2) * power(n - n / 2)
+}
+
+/// ln x for positive x: Newton's iteration on [`exp`].
+pub fn ln(x: f64) -> f64 {
+    if x <= 0.0 || !x.is_finite() {
+        return if x == 0.0 {
+            f64::NEG_INFINITY
+        } else if x == f64::INFINITY {
+            x
+        } else {
+            f64::NAN
+        };
+    }
+    let mut y = f64::from((x.to_bits() >> 52) as i32 - 1023) * core::f64::consts::LN_2;
+    for _ in 0..8 {
+        y += x / exp(y) - 1.0;
+    }
+    y
+}
+
+/// `c` [m, n] += Σ_p a(i, p) · b(p, j).
+pub fn gemm(
+    c: &mut [f64],
+    m: usize,
+    k: usize,
+    n: usize,
+    a: impl Fn(usize, usize) -> f64,
+    b: impl Fn(usize, usize) -> f64,
+) {
+    for i in 0..m {
+        for j in 0..n {
+            for p in 0..k {
+                c[i * n + j] += a(i, p) * b(p, j);
+            }
+        }
+    }
+}
+
+/// Softmax of one row in place; a row of −∞ becomes zeros.
+pub fn softmax_row(x: &mut [f64]) {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY {
+        x.fill(0.0);
+        return;
+    }
+    x.iter_mut().for_each(|x| *x = exp(*x - max));
+    let sum: f64 = x.iter().sum();
+    x.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// `dp` becomes p ∘ (dp − Σ p ∘ dp).
+pub fn softmax_backward_row(dp: &mut [f64], p: &[f64]) {
+    let dot: f64 = dp.iter().zip(p).map(|(dp, p)| dp * p).sum();
+    dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - dot));
+}
+
+/// log Σ exp x.
+pub fn log_sum_exp(x: &[f64]) -> f64 {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY { max } else { max + ln(x.iter().map(|x| exp(x - max)).sum()) }
+}
+
+/// The weights of the heads for token `t`, in place of its logits.
+pub fn activate_row(gate: Gate<'_>, t: usize, weights: &mut [f64]) {
+    let uniform = 1.0 / weights.len() as f64;
+    match gate {
+        Gate::Router => softmax_row(weights),
+        Gate::Label(labels) if (labels[t] as usize) < weights.len() => {
+            weights.fill(0.0);
+            weights[labels[t] as usize] = 1.0;
+        }
+        Gate::Label(_) | Gate::Uniform => weights.fill(uniform),
+        Gate::One => weights.fill(1.0),
+    }
+}
+
+/// The parameters of [`forward`] and [`backward`], as in [`crate::hydra`].
+#[derive(Clone, Copy)]
+pub struct Parameters<'a> {
+    /// W [d_out, d_in].
+    pub weight: &'a [f64],
+    /// \[A; R\] [stacked_rows, d_in].
+    pub a: &'a [f64],
+    /// B [d_out, heads·rank].
+    pub b: &'a [f64],
+    /// alpha / rank.
+    pub scale: f64,
+    /// The gate.
+    pub gate: Gate<'a>,
+    /// What dropout multiplies each element of x with, [tokens, d_in].
+    pub mask: &'a [f64],
+}
+
+/// `y` [tokens, d_out] and `hidden` [tokens, hidden] = [down | gate].
+pub fn forward(shape: &HydraShape, y: &mut [f64], hidden: &mut [f64], x: &[f64], parameters: &Parameters<'_>) {
+    let (d_in, d_out, a_rows) = (shape.d_in, shape.d_out, shape.a_rows());
+    for t in 0..shape.tokens {
+        let x = &x[t * d_in..][..d_in];
+        let mask = &parameters.mask[t * d_in..][..d_in];
+        let hidden = &mut hidden[t * shape.hidden()..][..shape.hidden()];
+        hidden.fill(0.0);
+        for (row, hidden) in hidden.iter_mut().take(shape.stacked_rows()).enumerate() {
+            for c in 0..d_in {
+                let masked = if row < a_rows { x[c] * mask[c] } else { x[c] };
+                *hidden += parameters.a[row * d_in + c] * masked;
+            }
+        }
+        activate_row(parameters.gate, t, &mut hidden[a_rows..]);
+        for o in 0..d_out {
+            let mut sum: f64 = (0..d_in).map(|c| parameters.weight[o * d_in + c] * x[c]).sum();
+            for column in 0..shape.mixed() {
+                sum += parameters.scale * parameters.b[o * shape.mixed() + column] * mixed(shape, hidden, column);
+            }
+            y[t * d_out + o] = sum;
+        }
+    }
+}
+
+/// gate_e · down, for column e·rank + j.
+fn mixed(shape: &HydraShape, hidden: &[f64], column: usize) -> f64 {
+    hidden[shape.a_rows() + column / shape.rank] * hidden[down(shape, column)]
+}
+
+/// The column of `hidden` that column e·rank + j of `mixed` scales.
+fn down(shape: &HydraShape, column: usize) -> usize {
+    if shape.per_head_a { column } else { column % shape.rank }
+}
+
+/// The gradients that [`backward`] adds to.
+pub struct Gradients<'a> {
+    /// [tokens, d_in].
+    pub dx: &'a mut [f64],
+    /// [stacked_rows, d_in].
+    pub da: &'a mut [f64],
+    /// [d_out, heads·rank].
+    pub db: &'a mut [f64],
+    /// [tokens, hidden], overwritten: [ddown | dlogits].
+    pub dhidden: &'a mut [f64],
+}
+
+/// Adds the gradients for `dy` [tokens, d_out], given forward's `hidden`.
+pub fn backward(
+    shape: &HydraShape,
+    gradients: Gradients<'_>,
+    dy: &[f64],
+    x: &[f64],
+    hidden: &[f64],
+    parameters: &Parameters<'_>,
+) {
+    let Gradients { dx, da, db, dhidden } = gradients;
+    let (d_in, d_out, a_rows, width) = (shape.d_in, shape.d_out, shape.a_rows(), shape.mixed());
+    for t in 0..shape.tokens {
+        let at = t * shape.hidden()..(t + 1) * shape.hidden();
+        let (hidden, dhidden) = (&hidden[at.clone()], &mut dhidden[at]);
+        let dy = &dy[t * d_out..][..d_out];
+        dhidden.fill(0.0);
+        for column in 0..width {
+            let mut dmixed = 0.0;
+            for o in 0..d_out {
+                dmixed += parameters.scale * dy[o] * parameters.b[o * width + column];
+                db[o * width + column] += parameters.scale * dy[o] * mixed(shape, hidden, column);
+            }
+            let head = a_rows + column / shape.rank;
+            dhidden[head] += dmixed * hidden[down(shape, column)];
+            dhidden[down(shape, column)] += dmixed * hidden[head];
+        }
+        match parameters.gate {
+            Gate::Router => softmax_backward_row(&mut dhidden[a_rows..], &hidden[a_rows..]),
+            _ => dhidden[a_rows..].fill(0.0),
+        }
+        for c in 0..d_in {
+            let at = t * d_in + c;
+            dx[at] += (0..d_out).map(|o| dy[o] * parameters.weight[o * d_in + c]).sum::<f64>();
+            for row in 0..shape.stacked_rows() {
+                let mask = if row < a_rows { parameters.mask[at] } else { 1.0 };
+                dx[at] += dhidden[row] * parameters.a[row * d_in + c] * mask;
+                da[row * d_in + c] += dhidden[row] * x[at] * mask;
+            }
+        }
+    }
+}
