@@ -28,8 +28,7 @@ WORDS = ("able album amount animals apples area bank base basket black blue body
          "power price public red school season song speed square state store student system table team test time tour trade trip truth water week "
          "weight white work world year yellow").split()
 PLACES = ("first", "second", "third", "last")
-ASK_WORD = ("Which word comes {p} in this list: {l}?", "Name the {p} word: {l}.", "Here are four words: {l}. Which one is {p}?",
-            "Look at the words {l}. What is the {p} one?")
+ASK_WORD = ("List: {l}. {P}?", "List: {l}. Which word is this? {P}", "List: {l}. Name this one: {P}", "List: {l}. Say the {p} one.")
 
 TOPICS = {
     "food": (("The chef", "A baker", "The new restaurant", "Our cook", "The village kitchen", "A small cafe"),
@@ -107,7 +106,7 @@ def words(rng):
         four = rng.sample(WORDS, 4)
         place = rng.randrange(4)
         listed = ", ".join(four)
-        return listed, rng.choice(ASK_WORD).format(p=PLACES[place], l=listed), four[place], [w for w in four if w != four[place]]
+        return listed, rng.choice(ASK_WORD).format(p=PLACES[place], P=PLACES[place].capitalize(), l=listed), four[place], [w for w in four if w != four[place]]
     return drawn(rng, make)
 
 
