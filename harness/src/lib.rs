@@ -40,10 +40,19 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&format!("{error:#}")));
+            eprintln!("error: {}", one_line(&chain(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, without those that the text before them has in it already.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        text if text.contains(&cause) => text.to_string(),
+        text => format!("{text}: {cause}"),
+    })
 }
 
 fn one_line(text: &str) -> String {

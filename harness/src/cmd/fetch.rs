@@ -81,7 +81,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let fetched = member(&source, &download);
     // Whatever is left of the download is of no use; an error in fetching is the one to report.
     let _ = fs::remove_dir_all(&download);
-    let bytes = fetched?;
+    let bytes = fetched.inspect_err(|_| {
+        // Likewise of the folder, unless it has something in it.
+        let _ = fs::remove_dir(&folder);
+    })?;
     let bytes = match arguments.what {
         What::Smollm2 => bytes,
         What::Mmlu => convert(&bytes)?,

@@ -60,12 +60,12 @@ pub struct Arguments {
     /// Cut sequences at this many tokens [default: 1024, or the model's context]
     #[arg(long, value_name = "L", value_parser = positive)]
     seq_len: Option<usize>,
-    /// Records that go through the model together
-    #[arg(long, value_name = "RECORDS", default_value_t = 1, value_parser = positive)]
-    batch: usize,
-    /// Batches a step
-    #[arg(long, value_name = "K", default_value_t = 8, value_parser = positive)]
-    grad_accum: usize,
+    /// Records that go through the model together [default: 1]
+    #[arg(long, value_name = "RECORDS", value_parser = positive)]
+    batch: Option<usize>,
+    /// Batches a step [default: 8, or 1 where --batch is given]
+    #[arg(long, value_name = "K", value_parser = positive)]
+    grad_accum: Option<usize>,
     /// The highest learning rate
     #[arg(long, value_name = "X", default_value_t = 2e-4, value_parser = not_negative)]
     lr: f64,
@@ -256,7 +256,10 @@ fn from_file(arguments: &Arguments, dir: &Path, model: &Config, categories: &[St
 }
 
 fn recipe(arguments: &Arguments, records: usize) -> Result<Recipe> {
-    let Arguments { batch, grad_accum, lr, schedule, seed, .. } = *arguments;
+    let Arguments { lr, schedule, seed, .. } = *arguments;
+    // The published setting is single records, eight a step.
+    let batch = arguments.batch.unwrap_or(1);
+    let grad_accum = arguments.grad_accum.unwrap_or(if arguments.batch.is_none() { 8 } else { 1 });
     let Some(each) = batch.checked_mul(grad_accum) else { bail!("--batch times --grad-accum is too large") };
     let taken = match (arguments.steps, arguments.epochs) {
         (Some(steps), _) => steps.checked_mul(each).context("--steps is too large for such batches")?,

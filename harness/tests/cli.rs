@@ -1,0 +1,10 @@
+//! The binary as its users meet it, on the tiny models of the runtime's golden cases.
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/evaluate.rs"]
+mod evaluate;
+#[path = "cli/runs.rs"]
+mod runs;
+#[path = "cli/support.rs"]
+mod support;

@@ -1,0 +1,135 @@
+//! Whatever is wrong: one line on stderr, exit code 1 or 2, nothing written over.
+
+use super::support::{Scratch, fails, finetune, golden};
+use std::fs;
+
+#[test]
+fn usage() {
+    fails(2, "finetune --model m --out o", &["--data"]);
+    fails(2, "finetune --model m --data d --out o --batch 0", &["--batch", "from 1 on"]);
+    fails(2, "finetune --model m --data d --out o --lr nan", &["--lr"]);
+    fails(2, "finetune --model m --data d --out o --steps 1 --epochs 2", &["--epochs"]);
+    fails(2, "eval mmlu --model m --data d --scoring guess", &["letter", "cloze"]);
+    fails(2, "train", &["train"]);
+}
+
+#[test]
+fn records() {
+    let scratch = Scratch::new("records");
+    let model = golden("hydra").join("model");
+    let out = scratch.path("run");
+    let try_data = |text: &str, wanted: &[&str]| {
+        let data = scratch.write("d.jsonl", text);
+        fails(1, &format!("finetune --model {} --data {data} --out {out}", model.display()), wanted);
+        assert!(!fs::exists(&out).unwrap(), "nothing is written for bad data");
+    };
+    let good = r#"{"instruction":"i","response":"r","category":"k"}"#;
+    try_data("", &["d.jsonl", "no records"]);
+    try_data("\n \n", &["no records"]);
+    try_data(&format!("{good}\n{{\"instruction\": \"x\"\n"), &["d.jsonl:2", "not JSON"]);
+    try_data(&format!("{good}\n\n[1]\n"), &["d.jsonl:3", "JSON object"]);
+    try_data(r#"{"instruction":"i"}"#, &["d.jsonl:1", "response"]);
+    try_data(r#"{"instruction":1,"response":"r"}"#, &["d.jsonl:1", "a number, wanted a string"]);
+    try_data("\u{0}\u{1}", &["d.jsonl:1"]);
+    let data = scratch.write("d.jsonl", good);
+    let long = format!("finetune --model {} --data {data} --out {out}", model.display());
+    fails(1, &format!("{long} --seq-len 1"), &["none of 1 records", "1 tokens"]);
+    fails(1, &format!("{long} --seq-len 100000"), &["--seq-len", "256"]);
+    fails(1, &format!("{long} --data {}", scratch.path("absent.jsonl")), &["absent.jsonl"]);
+}
+
+#[test]
+fn options_that_do_not_go_together() {
+    let scratch = Scratch::new("options");
+    let out = scratch.path("run");
+    let try_options = |options: &str, wanted: &[&str]| {
+        fails(1, &finetune("hydra", &out, options), wanted);
+        assert!(!fs::exists(&out).unwrap());
+    };
+    try_options("--targets q,z", &["--targets z"]);
+    try_options("--method lora --heads 2", &["heads"]);
+    try_options("--method lora --gate router", &["lora"]);
+    try_options("--method split --heads 2", &["6 labels", "2 heads"]);
+    try_options("--dropout 1.5", &["dropout"]);
+    try_options("--device cuda", &["--device cuda", "cpu"]);
+    try_options("--template chat", &["no chat template"]);
+    try_options("--template absent.jinja", &["absent.jinja"]);
+    try_options("--epochs 0", &["--epochs"]);
+    try_options("--resume", &["no run"]);
+    try_options(&format!("--init-adapter {} --rank 7", golden("hydra").join("adapter").display()), &["--rank"]);
+    try_options(&format!("--init-adapter {}", scratch.path("none")), &["none"]);
+    let template = scratch.write("t.jinja", "{{ question }}");
+    try_options(&format!("--template {template}"), &["t.jinja"]);
+}
+
+#[test]
+fn models_and_adapters() {
+    let scratch = Scratch::new("models");
+    let data = golden("hydra").join("data.jsonl");
+    let data = data.display();
+    fails(1, &format!("eval loss --model {} --data {data}", scratch.path("absent")), &["absent"]);
+    let empty = scratch.path("empty");
+    fs::create_dir(&empty).unwrap();
+    fails(1, &format!("eval loss --model {empty} --data {data}"), &["config.json"]);
+    let gguf = scratch.write("bad.gguf", b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
+    fails(1, &format!("info {gguf}"), &["bad.gguf"]);
+
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let bytes = fs::read(golden("hydra").join("model").join(name)).unwrap();
+        scratch.write(
+            &format!("cut/{name}"),
+            if name == "model.safetensors" { &bytes[..bytes.len() / 2] } else { &bytes },
+        );
+    }
+    let cut = scratch.path("cut");
+    fails(1, &format!("generate --model {cut} --prompt x"), &["model.safetensors"]);
+    let adapter = scratch.path("adapter");
+    fs::create_dir(&adapter).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden("lora").join("adapter").join(name), format!("{adapter}/{name}")).unwrap();
+    }
+    let config = fs::read_to_string(format!("{adapter}/adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["r"] = 99.into();
+    scratch.write("adapter/adapter_config.json", config.to_string());
+    let model = golden("lora").join("model");
+    fails(
+        1,
+        &format!("eval loss --model {} --adapter {adapter} --data {data}", model.display()),
+        &["lora_A", "wanted"],
+    );
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let scratch = Scratch::new("places");
+    let kept = scratch.write("kept/file.txt", "mine");
+    fails(1, &finetune("hydra", &scratch.path("kept"), ""), &["not empty"]);
+    fails(1, &finetune("hydra", &kept, ""), &["file.txt"]);
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+    fails(1, &format!("demo --out {}", scratch.path("kept")), &["not an earlier demo's"]);
+    assert_eq!(fs::read_dir(scratch.path("kept")).unwrap().count(), 1);
+    let case = golden("hydra");
+    let (model, data) = (case.join("model"), case.join("data.jsonl"));
+    let loss = format!("eval loss --model {} --data {}", model.display(), data.display());
+    let output = super::support::hydra(&format!("{loss} --json {kept}/x.json"));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn questions() {
+    let scratch = Scratch::new("questions");
+    let model = golden("hydra").join("model");
+    let mmlu = |data: &str, more: &str| format!("eval mmlu --model {} --data {data} {more}", model.display());
+    fails(1, &mmlu(&scratch.path("absent"), ""), &["absent", "hydra fetch mmlu"]);
+    scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\nq,a,b,c,A\n");
+    let data = scratch.path("data");
+    fails(1, &mmlu(&data, ""), &["x_test.csv:2", "5 fields"]);
+    scratch.write("data/test/x_test.csv", "q,a,b,c,d,E\n");
+    fails(1, &mmlu(&data, ""), &["x_test.csv:1", "\"E\""]);
+    scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\n");
+    fails(1, &mmlu(&data, "--shots 1"), &["x_dev.csv"]);
+    fails(1, &mmlu(&data, "--subjects y"), &["--subjects y"]);
+    scratch.write("data/test/x_test.csv", format!("{},a,b,c,d,A\n", "long ".repeat(300)));
+    fails(1, &mmlu(&data, ""), &["x 0", "context has 256"]);
+}

@@ -1,0 +1,105 @@
+//! Held-out loss, MMLU and generation.
+
+use super::support::{Scratch, golden, succeeds};
+use serde_json::Value;
+use std::fs;
+
+fn json(path: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn case(method: &str) -> String {
+    let case = golden(method);
+    format!("--model {} --adapter {}", case.join("model").display(), case.join("adapter").display())
+}
+
+#[test]
+fn losses_are_those_of_pytorch() {
+    for method in ["hydra", "lora", "split"] {
+        let scratch = Scratch::new(&format!("loss-{method}"));
+        let file = scratch.path("loss.json");
+        let data = golden(method).join("data.jsonl");
+        succeeds(&format!("eval loss {} --data {} --json {file} --precision f32", case(method), data.display()));
+        let bytes = fs::read(golden(method).join("golden.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let value =
+            |name: &str| f64::from(f32::from_le_bytes(tensors.tensor(name).unwrap().data().try_into().unwrap()));
+        let found = json(&file);
+        assert!((found["loss"].as_f64().unwrap() - value("loss")).abs() < 1e-4);
+        assert_eq!(found["records"], 6);
+        for (n, line) in fs::read_to_string(data).unwrap().lines().enumerate() {
+            let record: Value = serde_json::from_str(line).unwrap();
+            let loss = found["categories"][record["category"].as_str().unwrap()]["loss"].as_f64().unwrap();
+            assert!((loss - value(&format!("nll.{n}"))).abs() < 1e-4, "{method} {n}");
+        }
+    }
+}
+
+const QUESTIONS: &str =
+    "What is a fish?,Tope,Rope,Hope,Nope,A\n\"Add 17, and 25.\",40,41,42,43,C\nTwo tides?,day,week,sea,moon,A\n";
+
+fn questions(scratch: &Scratch) -> String {
+    for subject in ["anatomy", "virology"] {
+        scratch.write(&format!("data/test/{subject}_test.csv"), QUESTIONS);
+        scratch
+            .write(&format!("data/dev/{subject}_dev.csv"), "Colour?,Red,Two,Three,Four,A\nTide?,Sea,Sun,Sand,Soil,A\n");
+    }
+    scratch.path("data")
+}
+
+#[test]
+fn mmlu_reports_and_predictions() {
+    let scratch = Scratch::new("mmlu");
+    let (data, file, lines) = (questions(&scratch), scratch.path("m.json"), scratch.path("p.jsonl"));
+    for (scoring, shots) in [("letter", 0), ("letter", 1), ("cloze", 0)] {
+        let how = format!("--scoring {scoring} --shots {shots} --json {file} --predictions {lines}");
+        let table = succeeds(&format!("eval mmlu {} --data {data} {how}", case("hydra")));
+        assert!(table.contains("anatomy") && table.contains("micro"));
+        let report = json(&file);
+        let keys: Vec<_> = report.as_object().unwrap().keys().cloned().collect();
+        let want = "accuracy_micro accuracy_macro stderr questions shots scoring subjects seconds tokens";
+        assert_eq!(keys.join(" "), want);
+        assert_eq!((report["questions"].as_u64(), report["shots"].as_u64()), (Some(6), Some(shots)));
+        let predictions = fs::read_to_string(&lines).unwrap();
+        assert_eq!(predictions.lines().count(), 6);
+        let first: Value = serde_json::from_str(predictions.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            (first["subject"].as_str(), first["index"].as_u64(), first["answer"].as_str()),
+            (Some("anatomy"), Some(0), Some("A"))
+        );
+        assert_eq!(first["scores"].as_array().unwrap().len(), 4);
+    }
+}
+
+#[test]
+fn a_shared_prefix_changes_no_score() {
+    let scratch = Scratch::new("prefix");
+    let (data, lines) = (questions(&scratch), scratch.path("p.jsonl"));
+    let run = |limit: &str| {
+        succeeds(&format!("eval mmlu {} --data {data} --shots 1 --predictions {lines} {limit}", case("hydra")));
+        let text = fs::read_to_string(&lines).unwrap();
+        let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        first["scores"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    // A subject of one question has nothing to share.
+    for (alone, shared) in run("--limit 1").iter().zip(run("")) {
+        assert!((alone - shared).abs() < 1e-4, "{alone} {shared}");
+    }
+}
+
+#[test]
+fn generation_is_repeatable() {
+    let model = case("hydra");
+    let text = |more: &str| succeeds(&format!("generate {model} --prompt Name --max-tokens 12 {more}"));
+    assert_eq!(text(""), text(""));
+    assert_eq!(text("--temperature 0.9 --top-p 0.9 --seed 3"), text("--temperature 0.9 --top-p 0.9 --seed 3"));
+    assert_ne!(text("--temperature 2 --seed 3"), text("--temperature 2 --seed 4"));
+}
+
+#[test]
+fn models_are_described() {
+    let text = succeeds(&format!("info {}", golden("hydra").join("model").display()));
+    for word in ["parameters", "vocabulary", "512", "trainable", "memory to train", "F32"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+}

@@ -1,0 +1,162 @@
+//! Fine-tunes: PyTorch's losses, resuming, stopping, full disks.
+
+use super::support::{Scratch, column, command, fails, finetune, golden, hydra, succeeds};
+use safetensors::SafeTensors;
+use std::fs;
+
+const AS_PYTORCH: &str = "--batch 6 --grad-accum 1 --steps 10 --lr 1e-3 --schedule constant --warmup 0 --clip 0 --dropout 0 \
+                          --no-shuffle --precision f32 --template plain";
+const SHORT: &str = "--targets all --batch 2 --grad-accum 2 --steps 8 --lr 1e-3 --dropout 0.1 --seed 5";
+
+fn golden_tensor(method: &str, name: &str) -> Vec<f32> {
+    let bytes = fs::read(golden(method).join("golden.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+#[test]
+fn ten_steps_are_those_of_pytorch() {
+    for method in ["hydra", "lora", "split"] {
+        let scratch = Scratch::new(&format!("golden-{method}"));
+        let out = scratch.path("run");
+        let adapter = golden(method).join("adapter");
+        succeeds(&finetune(method, &out, &format!("--init-adapter {} {AS_PYTORCH}", adapter.display())));
+        let losses = column(&format!("{out}/metrics.jsonl"), "loss");
+        let want = golden_tensor(method, "trajectory");
+        assert_eq!(losses.len(), 10);
+        for (got, want) in losses.iter().zip(want) {
+            assert!((got - f64::from(want)).abs() < 1e-4, "{method}: {losses:?}");
+        }
+        let saved = fs::read(format!("{out}/adapter_model.safetensors")).unwrap();
+        for (name, view) in SafeTensors::deserialize(&saved).unwrap().iter() {
+            let want = golden_tensor(method, &format!("final.{name}"));
+            let scale = want.iter().fold(1e-6f32, |max, x| max.max(x.abs()));
+            for (b, want) in view.data().chunks_exact(4).zip(want) {
+                let got = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                assert!((got - want).abs() <= 1e-4 * scale, "{method} {name}: {got}, wanted {want}");
+            }
+        }
+    }
+}
+
+fn adapter_bytes(out: &str) -> Vec<u8> {
+    fs::read(format!("{out}/adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let scratch = Scratch::new("threads");
+    let (one, two) = (scratch.path("one"), scratch.path("two"));
+    succeeds(&finetune("hydra", &one, &format!("{SHORT} --threads 1")));
+    succeeds(&finetune("hydra", &two, &format!("{SHORT} --threads 2")));
+    assert_eq!(adapter_bytes(&one), adapter_bytes(&two));
+    assert_eq!(column(&format!("{one}/metrics.jsonl"), "loss"), column(&format!("{two}/metrics.jsonl"), "loss"));
+}
+
+#[test]
+fn a_resumed_run_is_the_same_run() {
+    let scratch = Scratch::new("resume");
+    let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
+    succeeds(&finetune("hydra", &whole, SHORT));
+    // Step 3 is saved; then the records of the fourth are gone as the process is.
+    let saved = finetune("hydra", &broken, &format!("{SHORT} --save-every 3"));
+    succeeds(&saved);
+    let state = fs::read(format!("{broken}/trainer_state.safetensors")).unwrap();
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
+    fails(1, &finetune("hydra", &broken, &SHORT.replace("--seed 5", "--seed 6 --resume")), &["--seed", "6", "5"]);
+    fails(1, &finetune("hydra", &broken, &SHORT.replace("1e-3", "1e-2 --resume")), &["--lr"]);
+    fails(1, &finetune("hydra", &broken, SHORT), &["not empty", "--resume"]);
+    assert_eq!(state, fs::read(format!("{broken}/trainer_state.safetensors")).unwrap());
+    succeeds(&format!("{saved} --resume"));
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
+    assert_eq!(column(&format!("{broken}/metrics.jsonl"), "loss").len(), 8);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_the_run_goes_on() {
+    use std::process::Stdio;
+    let scratch = Scratch::new("ctrl-c");
+    let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
+    let long = SHORT.replace("--steps 8", "--steps 300");
+    let mut child =
+        command(&finetune("hydra", &broken, &long)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let metrics = format!("{broken}/metrics.jsonl");
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
+    let sent = unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    assert_eq!(sent, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let done = column(&metrics, "step").len();
+    assert!((3..300).contains(&done));
+    succeeds(&format!("{} --resume", finetune("hydra", &broken, &long)));
+    succeeds(&finetune("hydra", &whole, &long));
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
+    assert_eq!(column(&metrics, "loss"), column(&format!("{whole}/metrics.jsonl"), "loss"));
+}
+
+#[test]
+fn what_was_chosen_is_written_down() {
+    let scratch = Scratch::new("manifest");
+    let out = scratch.path("run");
+    let data = golden("hydra").join("data.jsonl");
+    let eval = format!("{SHORT} --eval-data {} --eval-every 3 --method split --targets q,down", data.display());
+    let table = succeeds(&finetune("hydra", &out, &eval.replace("--targets all ", "")));
+    assert!(table.contains("math") && table.contains("before"));
+    let text = fs::read_to_string(format!("{out}/run.json")).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(run["options"]["method"], "split");
+    assert_eq!(run["options"]["heads"], 6);
+    assert_eq!(run["options"]["targets"], serde_json::json!(["q_proj", "down_proj"]));
+    assert_eq!(run["options"]["data"][0]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(column(&format!("{out}/evals.jsonl"), "step"), [0.0, 3.0, 6.0, 8.0]);
+    assert!(fs::read_to_string(format!("{out}/report.html")).unwrap().contains("<svg"));
+    let listed = succeeds(&format!("info {out}"));
+    assert!(listed.contains("lora_A0") && listed.contains("parameters"));
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_the_run_and_the_last_good_adapter_stays() {
+    let scratch = Scratch::new("nan");
+    let out = scratch.path("run");
+    let output = hydra(&finetune(
+        "hydra",
+        &out,
+        "--batch 6 --grad-accum 1 --steps 50 --lr 1e30 --schedule constant --warmup 0 --clip 0",
+    ));
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{said}");
+    assert!(fs::metadata(format!("{out}/adapter_model.safetensors")).unwrap().len() > 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_what_was_saved() {
+    use std::process::Command;
+    let scratch = Scratch::new("full");
+    let small = scratch.path("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=300k", "tmpfs", &small]).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: a small file system can't be mounted here");
+        return;
+    }
+    let out = format!("{small}/run");
+    let first = hydra(&finetune("hydra", &out, "--rank 1 --heads 2 --targets q --steps 2"));
+    let before = fs::read(format!("{out}/adapter_model.safetensors")).ok();
+    fs::write(format!("{small}/ballast"), vec![0; 1 << 20]).unwrap_err();
+    let second = hydra(&finetune("hydra", &out, "--rank 1 --heads 2 --targets q --steps 2 --resume"));
+    let after = fs::read(format!("{out}/adapter_model.safetensors")).ok();
+    let third = hydra(&finetune("hydra", &format!("{small}/other"), "--steps 2"));
+    Command::new("umount").arg(&small).status().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    assert_eq!((second.status.code(), third.status.code()), (Some(1), Some(1)));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("No space left"));
+    assert_eq!(before, after);
+    assert!(before.is_some());
+}

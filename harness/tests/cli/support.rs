@@ -1,0 +1,79 @@
+//! A scratch folder, the golden cases, and the binary.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A golden case's folder: model/, adapter/, data.jsonl.
+pub fn golden(method: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hydra-runtime/tests/golden").join(method)
+}
+
+/// A folder that goes when its test ends.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("hydra-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        std::fs::create_dir_all(self.0.join(name).parent().unwrap()).unwrap();
+        std::fs::write(self.0.join(name), text).unwrap();
+        self.path(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn command(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hydra"));
+    command.args(arguments.split_whitespace());
+    command
+}
+
+pub fn hydra(arguments: &str) -> Output {
+    command(arguments).output().unwrap()
+}
+
+#[track_caller]
+pub fn succeeds(arguments: &str) -> String {
+    let output = hydra(arguments);
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Fails with `code` and one line that has all of `wanted` in it.
+#[track_caller]
+pub fn fails(code: i32, arguments: &str, wanted: &[&str]) {
+    let output = hydra(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments}: {said}");
+    assert_eq!(said.lines().count(), 1, "{arguments}: {said}");
+    assert!(said.starts_with("error: "), "{said}");
+    for word in wanted {
+        assert!(said.contains(word), "{word:?} in {said}");
+    }
+}
+
+/// A fine-tune of a golden case as PyTorch did it.
+pub fn finetune(method: &str, out: &str, more: &str) -> String {
+    let case = golden(method);
+    let (model, data) = (case.join("model"), case.join("data.jsonl"));
+    format!("finetune --model {} --data {} --out {out} {more}", model.display(), data.display())
+}
+
+/// The numbers of a key in a file of JSON lines.
+pub fn column(path: &str, key: &str) -> Vec<f64> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()[key].as_f64().unwrap()).collect()
+}
