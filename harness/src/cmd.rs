@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::projection::Projection;
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// HydraLoRA: fine-tune a LLaMA with one shared A, several B and a learned router; evaluate it; look inside
 #[derive(Parser)]
@@ -100,6 +100,16 @@ fn seq_len(asked: Option<usize>, context: usize) -> Result<usize> {
         Some(length) => Ok(length),
         None => Ok(context.min(1024)),
     }
+}
+
+/// Fails before the work is done, not after it, if a result can't be put there.
+fn writable(path: Option<&PathBuf>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() || !parent.is_dir() {
+        bail!("can't write {}: {}", path.display(), if path.is_dir() { "it is a folder" } else { "no such folder" });
+    }
+    Ok(())
 }
 
 /// Writes JSON for people and programs, whole or not at all.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 static INSTALL: Once = Once::new();
 
-/// From now on Ctrl-C (and SIGTERM) is a request.
+/// From now on Ctrl-C is a request.
 pub fn listen() -> Result<()> {
     let mut installed = Ok(());
     INSTALL.call_once(|| {

@@ -192,6 +192,14 @@ pub fn train<B: Backend>(
     let mut progress = Progress::new("step", recipe.steps as u64, first as u64);
     let mut saved = first;
     for s in first..=recipe.steps {
+        let due = keeping.every.is_some_and(|every| s > saved && s % every == 0);
+        if due || s == recipe.steps || interrupt::requested() {
+            save(&trainer, keeping.out)?;
+            saved = s;
+        }
+        if interrupt::requested() {
+            break;
+        }
         if let Some(held) = held {
             let due = s == 0 || s == recipe.steps || held.every.is_some_and(|every| s % every == 0);
             if due && evals.lines.last().is_none_or(|line| line.step < s) {
@@ -200,12 +208,7 @@ pub fn train<B: Backend>(
                 evals.push(EvalLine { step: s, held_out })?;
             }
         }
-        let due = keeping.every.is_some_and(|every| s > saved && s % every == 0);
-        if due || s == recipe.steps || interrupt::requested() {
-            save(&trainer, keeping.out)?;
-            saved = s;
-        }
-        if s == recipe.steps || interrupt::requested() {
+        if s == recipe.steps {
             break;
         }
         let sequences: Vec<_> = recipe.of_step(&stream, s).iter().map(|&i| data.sequences[i].clone()).collect();

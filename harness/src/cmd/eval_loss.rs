@@ -1,6 +1,6 @@
 //! `hydra eval loss`: the mean loss on the targets of a file's records.
 
-use super::{positive, seq_len, write_json};
+use super::{positive, seq_len, writable, write_json};
 use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
@@ -37,6 +37,7 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
+    writable(arguments.json.as_ref())?;
     let device = arguments.model.device.open()?;
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();

@@ -1,6 +1,6 @@
 //! `hydra eval mmlu`: accuracy on multiple choice questions.
 
-use super::{positive, write_json};
+use super::{positive, writable, write_json};
 use crate::device::ModelArgs;
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection};
@@ -47,6 +47,8 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let Arguments { model, adapter, data, shots, scoring, subjects, limit, json, predictions } = arguments;
+    writable(json.as_ref())?;
+    writable(predictions.as_ref())?;
     let device = model.device.open()?;
     let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
     let checkpoint = model.checkpoint()?;

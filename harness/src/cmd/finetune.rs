@@ -273,7 +273,7 @@ fn recipe(arguments: &Arguments, records: usize) -> Result<Recipe> {
     }
     let steps = taken.div_ceil(each);
     let warmup = match arguments.warmup {
-        share if share == 0.0 => 0,
+        0.0 => 0,
         share if share < 1.0 => ((share * steps as f64).round_ties_even() as usize).max(1),
         warmup => warmup.round() as usize,
     };

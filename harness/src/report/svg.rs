@@ -88,7 +88,7 @@ fn running_mean(line: &[(f64, f64)]) -> Option<Vec<(f64, f64)>> {
 }
 
 fn path(line: &[(f64, f64)], place: impl Fn(&(f64, f64)) -> (f64, f64)) -> String {
-    let points: Vec<_> = line.iter().map(|point| place(point)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let points: Vec<_> = line.iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
     points.join(" ")
 }
 

@@ -112,8 +112,7 @@ fn places_that_cannot_be_written() {
     let case = golden("hydra");
     let (model, data) = (case.join("model"), case.join("data.jsonl"));
     let loss = format!("eval loss --model {} --data {}", model.display(), data.display());
-    let output = super::support::hydra(&format!("{loss} --json {kept}/x.json"));
-    assert_eq!(output.status.code(), Some(1));
+    fails(1, &format!("{loss} --json {kept}/x.json"), &["x.json"]);
 }
 
 #[test]

@@ -54,13 +54,14 @@ impl Manifest {
         let init = arguments.init_adapter.as_ref().map(|dir| describe(&dir.join("adapter_model.safetensors")));
         let template = Path::new(&arguments.template);
         let template_file = template.is_file().then(|| describe(template)).transpose()?;
+        let epochs = arguments.steps.is_none().then(|| arguments.epochs.unwrap_or(1.0));
         let options = object(json!({
             "model": arguments.model.model, "data": digests, "template": arguments.template,
             "template-file": template_file, "seq-len": seq_len,
             "method": config.method.name(), "gate": config.gate.name(), "rank": config.rank, "heads": config.heads,
             "alpha": config.alpha, "dropout": config.dropout, "targets": names, "init-adapter": init.transpose()?,
             "batch": recipe.batch, "grad-accum": recipe.grad_accum, "lr": recipe.lr, "schedule": recipe.schedule,
-            "warmup": arguments.warmup, "clip": recipe.clip, "steps": arguments.steps, "epochs": arguments.epochs,
+            "warmup": arguments.warmup, "clip": recipe.clip, "steps": arguments.steps, "epochs": epochs,
             "seed": recipe.seed, "no-shuffle": !recipe.shuffle, "precision": arguments.model.device.precision,
         }));
         let eval_data = arguments.eval_data.as_ref().map(|path| describe(path)).transpose()?;
