@@ -27,7 +27,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "hydra-demo")]
     out: PathBuf,
     /// Steps of each fine-tune
-    #[arg(long, value_name = "S", default_value_t = 225, value_parser = positive)]
+    #[arg(long, value_name = "S", default_value_t = 400, value_parser = positive)]
     steps: usize,
     #[command(flatten)]
     device: DeviceArgs,
@@ -49,7 +49,7 @@ const METHODS: [Method; 3] = [
 
 /// The other settings of all three, chosen on the tiny model.
 const SETTINGS: &str =
-    "--targets all --batch 16 --grad-accum 1 --lr 5e-3 --alpha 32 --dropout 0 --warmup 10 --clip 1 --seed 0";
+    "--targets all --batch 16 --grad-accum 1 --lr 3e-3 --alpha 32 --dropout 0 --warmup 10 --clip 1 --seed 0";
 
 /// The tiny model can't name letters; it can tell which text fits.
 const SCORING: Scoring = Scoring::Cloze;

@@ -120,6 +120,35 @@ fn what_was_chosen_is_written_down() {
 }
 
 #[test]
+fn the_demo_compares_three_methods_and_replaces_an_earlier_one() {
+    let scratch = Scratch::new("demo");
+    let out = scratch.path("a demo");
+    for _ in 0..2 {
+        let output = command("demo --steps 2 --out").arg(&out).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let table = String::from_utf8(output.stdout).unwrap();
+        for method in ["before", "LoRA ", "LoRA-Split", "HydraLoRA"] {
+            assert!(table.contains(method), "{table}");
+        }
+    }
+    let page = fs::read_to_string(format!("{out}/report.html")).unwrap();
+    assert!(page.contains("polyline") && page.contains("head 3") && !page.contains("http"));
+}
+
+#[test]
+fn bf16_learns_too() {
+    let scratch = Scratch::new("bf16");
+    let out = scratch.path("run");
+    succeeds(&finetune(
+        "hydra",
+        &out,
+        "--precision bf16 --batch 6 --steps 20 --lr 1e-2 --targets all --dropout 0 --warmup 0",
+    ));
+    let losses = column(&format!("{out}/metrics.jsonl"), "loss");
+    assert!(losses[19] < losses[0] - 0.1, "{losses:?}");
+}
+
+#[test]
 fn a_loss_that_is_not_a_number_stops_the_run_and_the_last_good_adapter_stays() {
     let scratch = Scratch::new("nan");
     let out = scratch.path("run");
