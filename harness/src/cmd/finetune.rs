@@ -43,10 +43,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = positive)]
     heads: Option<usize>,
     /// The adapter's output is scaled by alpha / rank [default: 32]
-    #[arg(long, value_name = "A")]
+    #[arg(long, allow_negative_numbers = true, value_name = "A")]
     alpha: Option<f32>,
     /// Probability of dropping a value of the adapter's input [default: 0.05]
-    #[arg(long, value_name = "P")]
+    #[arg(long, allow_negative_numbers = true, value_name = "P")]
     dropout: Option<f32>,
     /// all, or some of q,k,v,o,gate,up,down [default: gate,up,down]
     #[arg(long, value_name = "LIST")]
@@ -67,22 +67,22 @@ pub struct Arguments {
     #[arg(long, value_name = "K", value_parser = positive)]
     grad_accum: Option<usize>,
     /// The highest learning rate
-    #[arg(long, value_name = "X", default_value_t = 2e-4, value_parser = not_negative)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 2e-4, value_parser = not_negative)]
     lr: f64,
     /// Its course after the warm-up
     #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
     schedule: Schedule,
     /// Steps of warm-up, or below 1 their share of all
-    #[arg(long, value_name = "S", default_value_t = 0.03, value_parser = not_negative)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0.03, value_parser = not_negative)]
     warmup: f64,
     /// The largest gradient norm; 0 for any
-    #[arg(long, value_name = "C", default_value_t = 1.0, value_parser = not_negative)]
+    #[arg(long, allow_negative_numbers = true, value_name = "C", default_value_t = 1.0, value_parser = not_negative)]
     clip: f64,
     /// Stop after this many steps
     #[arg(long, value_name = "S", value_parser = positive, conflicts_with = "epochs")]
     steps: Option<usize>,
     /// How often each record is seen [default: 1]
-    #[arg(long, value_name = "E", value_parser = not_negative)]
+    #[arg(long, allow_negative_numbers = true, value_name = "E", value_parser = not_negative)]
     epochs: Option<f64>,
     /// Of the adapter's start, the order of the records and the dropout
     #[arg(long, value_name = "S", default_value_t = 41)]

@@ -31,10 +31,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
     max_tokens: usize,
     /// 0 takes the likeliest token each time
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
     /// Draw from the likeliest tokens that have this share of the probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// The same seed draws the same text
     #[arg(long, value_name = "S", default_value_t = 0)]

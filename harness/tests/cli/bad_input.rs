@@ -10,6 +10,8 @@ fn usage() {
     fails(2, "finetune --model m --data d --out o --lr nan", &["--lr"]);
     fails(2, "finetune --model m --data d --out o --steps 1 --epochs 2", &["--epochs"]);
     fails(2, "eval mmlu --model m --data d --scoring guess", &["letter", "cloze"]);
+    fails(2, "finetune --model m --data d --out o --lr -1", &["--lr", "from 0 on"]);
+    fails(1, "generate --model m --prompt p --temperature -1", &["temperature -1"]);
     fails(2, "train", &["train"]);
 }
 
