@@ -222,7 +222,10 @@ impl AdapterConfig {
         if self.method != Method::Lora || !self.labels.is_empty() {
             map.insert("labels".into(), json!(self.labels));
         }
-        Value::Object(map)
+        // In one order whatever serde_json's features in the program at hand: the same adapter, the same bytes.
+        let mut json = Value::Object(map);
+        json.sort_all_objects();
+        json
     }
 }
 
