@@ -3,6 +3,9 @@
 //!
 //! Before a shape is timed, sampled elements of y are held to an f64 sum, and both orders to each other.
 
+mod common;
+
+use common::{fastest, peaks};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
@@ -132,6 +135,7 @@ impl Problem {
 }
 
 fn projections(criterion: &mut Criterion) {
+    let (peak, _) = peaks();
     for (name, tokens, d_out, d_in) in SHAPES {
         let problem = Problem::new(tokens, d_out, d_in);
         let shape = &problem.shape;
@@ -149,6 +153,16 @@ fn projections(criterion: &mut Criterion) {
         problem.check(&y, 1e-3);
         problem.forward::<bf16>(bf16_isa, &mut y, &mut hidden, &mut memory);
         problem.check(&y, 5e-2);
+
+        let alone = fastest(5, || {
+            linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Store::Overwrite, &mut panels)
+        });
+        let adapted = fastest(5, || problem.forward::<f32>(isa, &mut y, &mut hidden, &mut memory));
+        let share = 100.0 * (2 * tokens * d_out * d_in) as f64 / alone / peak;
+        println!(
+            "{name}: frozen at {share:.0} % of the f32 peak; Hydra forward over frozen alone {:.2}",
+            adapted / alone
+        );
 
         let mut group = criterion.benchmark_group(format!("{name} {tokens}x{d_out}x{d_in}"));
         group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));

@@ -4,6 +4,9 @@
 //!
 //! Before anything is timed, the gradient is held to the slope of the loss.
 
+mod common;
+
+use common::{fastest, peaks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
@@ -71,7 +74,7 @@ fn write_checkpoint(dir: &Path) {
     std::fs::write(dir.join("config.json"), config).unwrap();
 }
 
-/// Multiply-adds of a step: each frozen weight once forward and once for dX; the head's likewise, at every position.
+/// Floating-point operations of a step in its frozen products: each frozen weight once forward and once for dX; the head's likewise, at every position.
 fn operations(tokens: usize) -> f64 {
     let block = 2 * D * D + 2 * KV * D + 3 * FFN * D;
     (tokens * 4 * (LAYERS * block + VOCAB * D)) as f64
@@ -142,11 +145,12 @@ fn train_step(c: &mut Criterion) {
     let batch = sequences(4, 512);
     let tokens = 4 * 512;
     group.throughput(Throughput::Elements(tokens as u64));
-    for (name, precision, tolerance) in [("f32", Precision::F32, 0.02), ("bf16", Precision::Bf16, 0.2)] {
+    let (f32_peak, bf16_peak) = peaks();
+    let kinds = [("f32", Precision::F32, 0.02, f32_peak), ("bf16", Precision::Bf16, 0.2, bf16_peak)];
+    for (name, precision, tolerance, peak) in kinds {
         let options_cpu = CpuOptions { precision, ..CpuOptions::default() };
         let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
         check(&model, tolerance);
-        println!("{name}: {:.1} GFLOP a step in frozen products", operations(tokens) / 1e9);
         let adapter = adapter(&model);
         let mut evaluator = Evaluator::new(&model, Some(&adapter), tokens).unwrap();
         group.bench_function(BenchmarkId::new("forward", name), |b| {
@@ -154,6 +158,9 @@ fn train_step(c: &mut Criterion) {
         });
         for (kept, keep) in [("keep all", Keep::All), ("keep inputs", Keep::Inputs)] {
             let mut trainer = Trainer::new(&model, &adapter, options(keep, tokens)).unwrap();
+            let rate = operations(tokens) / fastest(3, || trainer.step(&batch, 1e-4).unwrap());
+            let share = 100.0 * rate / (peak * model.backend().threads() as f64);
+            println!("step, {kept}, {name}: {:.1} GFLOP/s, {share:.0} % of the cores' peak", rate * 1e-9);
             group.bench_function(BenchmarkId::new(format!("step, {kept}"), name), |b| {
                 b.iter(|| black_box(trainer.step(&batch, 1e-4).unwrap()));
             });

@@ -98,7 +98,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let (head, cells) = comparison(&domains, &rows);
     println!("\n{}", text_table(&head, &cells));
     let mut body = format!(
-        "<p>Three ways to fine-tune a LLaMA of two million parameters on four domains, at about equal numbers of trainable \
+        "<p>Three ways to fine-tune a LLaMA of one million parameters on four domains, at about equal numbers of trainable \
          parameters. Loss is held out, by domain; accuracy is over {} multiple-choice questions, 25 % by chance.</p>",
         subjects.iter().map(|subject| subject.test.len()).sum::<usize>()
     );

@@ -32,25 +32,23 @@ pub fn curves(curves: &[Curve]) -> String {
     if all().next().is_none() {
         return "<p>No steps.</p>".into();
     }
-    let ((x0, x1), (y0, y1)) = (range(|p| p.0), range(|p| p.1));
+    let (x_ticks, y_ticks) = (ticks(range(|p| p.0)), ticks(range(|p| p.1)));
+    let ends = |ticks: &[f64]| (ticks[0], ticks[ticks.len() - 1]);
+    let ((x0, x1), (y0, y1)) = (ends(&x_ticks), ends(&y_ticks));
     let (left, right, top, bottom) = PLOT;
     let place = |&(x, y): &(f64, f64)| {
         (left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top))
     };
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
-    for tick in 0..=4 {
-        let part = f64::from(tick) / 4.0;
-        let (y, x) = (bottom - part * (bottom - top), left + part * (right - left));
-        let (value, step) = (y0 + part * (y1 - y0), x0 + part * (x1 - x0));
+    for value in &y_ticks {
+        let y = place(&(x0, *value)).1;
         put(&mut svg, format_args!("<line class=\"axis\" x1=\"{left}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>"));
-        put(
-            &mut svg,
-            format_args!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.2}</text>", left - 6.0, y + 4.0),
-        );
-        put(
-            &mut svg,
-            format_args!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{step:.0}</text>", bottom + 16.0),
-        );
+        let (x, y) = (left - 6.0, y + 4.0);
+        put(&mut svg, format_args!("<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{}</text>", number(*value)));
+    }
+    for step in &x_ticks {
+        let (x, y) = (place(&(*step, y0)).0, bottom + 16.0);
+        put(&mut svg, format_args!("<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{}</text>", number(*step)));
     }
     for (i, (line, curve)) in lines.iter().zip(curves).enumerate() {
         let colour = format!("stroke=\"var(--c{})\"", i % COLOURS);
@@ -73,6 +71,22 @@ pub fn curves(curves: &[Curve]) -> String {
         put(&mut svg, format_args!("<text x=\"{}\" y=\"{y}\">{}</text>", x + 24.0, escape(&curve.name)));
     }
     svg + "</svg>\n"
+}
+
+/// Some round numbers, from at or below the range's start to at or above its end.
+fn ticks((low, high): (f64, f64)) -> Vec<f64> {
+    let rough = (high - low) / 4.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let mut step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * power).filter(|&step| step <= rough * 1.001);
+    let step = step.next_back().unwrap_or(power);
+    let (first, last) = ((low / step).floor() as i64, (high / step).ceil() as i64);
+    (first..=last).map(|i| i as f64 * step).collect()
+}
+
+/// To four decimals, without the zeros at the end.
+fn number(value: f64) -> String {
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
 /// Lines of a length at which single steps hide the trend get one that shows it.
@@ -127,7 +141,7 @@ fn heat_map(routing: &Routing, head: usize, low: f64, range: f64) -> String {
             );
         }
     }
-    for layer in (0..layers).step_by(5) {
+    for layer in (0..layers).step_by(if layers <= 12 { 1 } else { 5 }) {
         let x = NAMES + layer as f64 * CELL + CELL / 2.0;
         put(&mut svg, format_args!("<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{layer}</text>", height - 4.0));
     }
@@ -136,4 +150,22 @@ fn heat_map(routing: &Routing, head: usize, low: f64, range: f64) -> String {
 
 fn put(svg: &mut String, element: std::fmt::Arguments<'_>) {
     writeln!(svg, "{element}").expect("writing to a string");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{number, ticks};
+
+    #[test]
+    fn ticks_are_round_and_cover_the_range() {
+        for (range, want) in [
+            ((1.0, 400.0), "0 50 100 150 200 250 300 350 400"),
+            ((0.01, 5.08), "0 1 2 3 4 5 6"),
+            ((2.31, 2.35), "2.31 2.32 2.33 2.34 2.35"),
+            ((-1.0, 1.0), "-1 -0.5 0 0.5 1"),
+        ] {
+            let got: Vec<_> = ticks(range).into_iter().map(number).collect();
+            assert_eq!(got.join(" "), want);
+        }
+    }
 }

@@ -1,0 +1,74 @@
+//! What the benches share: the machine's peak, measured in the same run as what is held against it.
+
+use hydra_kernels::{Bf16Isa, Isa};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Seconds of the fastest of `tries`.
+pub fn fastest<R>(tries: usize, mut op: impl FnMut() -> R) -> f64 {
+    let times = (0..tries).map(|_| {
+        let start = Instant::now();
+        black_box(op());
+        start.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
+
+/// Floating-point operations a second of one core: (f32, bf16), zero where the instruction is missing.
+pub fn peaks() -> (f64, f64) {
+    // Many short tries: on a busy machine some of them run undisturbed.
+    const ROUNDS: u64 = 200_000;
+    const TRIES: usize = 500;
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f")]
+        fn fma512() -> f32 {
+            let mut sums = [_mm512_set1_ps(1.0); 16]; // 16 chains cover 4 cycles on 2 ports, twice
+            let (x, y) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(1e-3)));
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, x, y));
+            }
+            sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn fma256() -> f32 {
+            let mut sums = [_mm256_set1_ps(1.0); 12]; // as many as 16 registers allow
+            let (x, y) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(1e-3)));
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, x, y));
+            }
+            sums.iter().map(|&s| _mm256_cvtss_f32(s)).sum()
+        }
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn pairs512() -> f32 {
+            let mut sums = [_mm512_set1_ps(1.0); 16];
+            let x = _mm512_cvtne2ps_pbh(_mm512_set1_ps(black_box(1e-3)), _mm512_set1_ps(black_box(1e-3)));
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, x, x));
+            }
+            sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
+        }
+        let rounds = ROUNDS as f64;
+        let f32_peak = if Isa::by_name("avx512").is_some() {
+            // SAFETY: the kernels' detection found AVX-512.
+            rounds * 16.0 * 16.0 * 2.0 / fastest(TRIES, || unsafe { fma512() })
+        } else if Isa::by_name("avx2").is_some() {
+            // SAFETY: the kernels' detection found AVX2 and FMA.
+            rounds * 12.0 * 8.0 * 2.0 / fastest(TRIES, || unsafe { fma256() })
+        } else {
+            0.0
+        };
+        let bf16_peak = if Bf16Isa::by_name("avx512bf16").is_some() {
+            // SAFETY: the kernels' detection found AVX-512 BF16.
+            rounds * 16.0 * 16.0 * 4.0 / fastest(TRIES, || unsafe { pairs512() })
+        } else {
+            f32_peak
+        };
+        (f32_peak, bf16_peak)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        (0.0, 0.0)
+    }
+}
