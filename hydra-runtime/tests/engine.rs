@@ -1,5 +1,6 @@
 //! What must hold of any model: the cache, prefixes and packing change nothing, and gradients are the loss's slope.
 
+use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
@@ -95,7 +96,7 @@ fn a_prefix_is_as_good_as_the_whole_prompt() {
     }
     for (got, want) in shared.losses(&tails).unwrap().iter().zip(&want_losses) {
         assert_eq!(got.targets, want.targets);
-        assert!((got.nll - want.nll).abs() <= 1e-4 * want.nll.max(1.0), "{} {}", got.nll, want.nll);
+        assert_relative_eq!(got.nll, want.nll, max_relative = 1e-4, epsilon = 1e-4);
     }
     shared.set_prefix(&[]).unwrap();
     assert_eq!(shared.losses(&tails[1..3]).unwrap(), plain.losses(&tails[1..3]).unwrap());
@@ -110,7 +111,7 @@ fn packing_keeps_sequences_apart() {
     let packed = evaluator.losses(&sequences).unwrap();
     for (sequence, packed) in sequences.iter().zip(packed) {
         let alone = evaluator.losses(std::slice::from_ref(sequence)).unwrap()[0];
-        assert!((alone.nll - packed.nll).abs() <= 1e-4 * alone.nll.max(1.0), "{} {}", alone.nll, packed.nll);
+        assert_relative_eq!(alone.nll, packed.nll, max_relative = 1e-4, epsilon = 1e-4);
     }
 }
 
@@ -122,7 +123,7 @@ fn gate_means_are_distributions() {
     let means =
         Evaluator::new(&model, Some(&adapter), 64).unwrap().gate_means(&[sequence(40, 1), sequence(60, 2)]).unwrap();
     assert_eq!(means.len(), 7 * model.config().layers);
-    assert!(means.iter().all(|mean| (mean.heads.iter().sum::<f64>() - 1.0).abs() < 1e-5));
+    assert!(means.iter().all(|mean| abs_diff_eq!(mean.heads.iter().sum::<f64>(), 1.0, epsilon = 1e-5)));
     assert!(means.iter().any(|mean| (mean.heads[0] - mean.heads[1]).abs() > 1e-3), "a router that does not route");
 }
 
@@ -195,7 +196,7 @@ fn gradients_are_the_slope_of_the_loss() {
             };
             let slope = (loss_at(&moved(1.0)).0 - loss_at(&moved(-1.0)).0) / (2.0 * step);
             let case = format!("{method:?} {gate:?} {targets:?} dropout {dropout}");
-            assert!((slope / square - 1.0).abs() < 0.01, "{case}: slope {slope}, |gradient|² {square}");
+            assert!(relative_eq!(slope, square, max_relative = 0.01), "{case}: slope {slope}, |gradient|² {square}");
         }
     }
 }
