@@ -21,7 +21,7 @@ use crate::softmax::{softmax_backward_row, softmax_row};
 pub enum Gate<'a> {
     /// Softmax of the router's logits: HydraLoRA.
     Router,
-    /// One-hot: the head of each token, [tokens]. A label that isn't a head (`u32::MAX`, say) means uniform.
+    /// One-hot: the head of each token, `[tokens]`. A label that isn't a head (`u32::MAX`, say) means uniform.
     Label(&'a [u32]),
     /// 1/N each.
     Uniform,

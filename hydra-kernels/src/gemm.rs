@@ -4,7 +4,7 @@
 //! C [m, n] row-major, A_t [m, k_t] at any strides, B_t [k_t, n] packed by `pack` (which decodes frozen weights)
 //! ```
 //!
-//! **Panels.** NR columns of B lie together, zero-padded: f32 as [n/NR][k][NR], bf16 as [n/NR][k/2][NR][2], neighbours
+//! **Panels.** NR columns of B lie together, zero-padded: f32 as `[n/NR][k][NR]`, bf16 as `[n/NR][k/2][NR][2]`, neighbours
 //! along k adjacent, as VDPBF16PS wants them (and an AMX tile, in sixteen columns).
 //!
 //! **Blocks.** k is cut into equal blocks of at most KC, so that a tile of A (MR × KC, copied to the stack) stays in L1,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`hydra`] is that operator, forward and backward. It is composed of pieces that a threaded engine may
-//! compose differently: [`gemm`] (packed panels, tiles, frozen weights in their own format through
+//! compose differently: [`mod@gemm`] (packed panels, tiles, frozen weights in their own format through
 //! [`quant`]), [`gate`], [`softmax`](mod@softmax) and [`dropout`](mod@dropout). [`reference`](mod@reference) says in plain
 //! f64 what each of them means.
 //!

@@ -31,7 +31,7 @@ pub enum Purpose {
 /// One layer's activations, for a row of `tokens`.
 #[derive(Clone, Debug)]
 pub struct LayerActivations<T> {
-    /// 1/rms of the layer's input, [tokens].
+    /// 1/rms of the layer's input, `[tokens]`.
     pub attention_inv_rms: T,
     /// Rotated queries, [tokens, heads * head_dim].
     pub q: T,
@@ -45,7 +45,7 @@ pub struct LayerActivations<T> {
     pub lse: T,
     /// The residual stream between attention and feed-forward, [tokens, d_model].
     pub middle: T,
-    /// 1/rms of `middle`, [tokens].
+    /// 1/rms of `middle`, `[tokens]`.
     pub ffn_inv_rms: T,
     /// The gate projection's result, [tokens, d_ffn].
     pub gate: T,
@@ -60,7 +60,7 @@ pub struct LayerActivations<T> {
 pub struct Work<T> {
     /// A normalised residual stream, [tokens, d_model].
     pub normed: T,
-    /// Its 1/rms, where the backward pass computes it again, [tokens].
+    /// Its 1/rms, where the backward pass computes it again, `[tokens]`.
     pub inv_rms: T,
     /// silu(gate) ∘ up, [tokens, d_ffn].
     pub act: T,
@@ -90,11 +90,11 @@ pub struct Gradients<T> {
 pub struct Read<T> {
     /// Their rows of the last layer's output, [tokens, d_model].
     pub x: T,
-    /// 1/rms, [tokens].
+    /// 1/rms, `[tokens]`.
     pub inv_rms: T,
     /// Normalised, [tokens, d_model].
     pub normed: T,
-    /// Negative log-likelihoods, [tokens].
+    /// Negative log-likelihoods, `[tokens]`.
     pub nll: T,
     /// Gradient of `normed`, and then of `x`, [tokens, d_model]; training only.
     pub gradients: Option<[T; 2]>,

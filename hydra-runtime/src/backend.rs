@@ -139,7 +139,7 @@ pub trait Backend {
     /// `out[t] = table[tokens[t]]`; table [vocab, d], out [tokens, d].
     fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix<'_>, tokens: &[u32]) -> Result<()>;
 
-    /// y = x · inv_rms · weight, with inv_rms[t] = 1/√(mean(x[t]²) + eps); x, y [tokens, d] with d = weight's length.
+    /// y = x · inv_rms · weight, with `inv_rms[t]` = 1/√(mean over a row of x² + eps); x, y [tokens, d] with d = weight's length.
     fn rms_norm(
         &self,
         y: &mut Self::Buffer,
@@ -247,7 +247,7 @@ pub trait Backend {
     fn scatter(&self, out: &mut Self::Buffer, tokens: usize, x: &Self::Buffer, rows: &[u32], d: usize) -> Result<()>;
 
     /// Head and cross-entropy in one, by vocabulary blocks, without a [rows, vocab] buffer: `nll[i]` is the negative log-likelihood
-    /// of `targets[i]` given x[i]; `dx`, if wanted, is `scale` times its gradient. x, dx [targets, d]; head [vocab, d].
+    /// of `targets[i]` given row i of x; `dx`, if wanted, is `scale` times its gradient. x, dx [targets, d]; head [vocab, d].
     fn head_loss(
         &self,
         nll: &mut Self::Buffer,

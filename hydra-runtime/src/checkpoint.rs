@@ -1,7 +1,7 @@
 //! A model's frozen weights: mapped into memory, checked once, left in their own format.
 //!
 //! Two containers hold the same model under different names: a Hugging Face folder (`checkpoint/safetensors.rs`) and a
-//! GGUF file (`checkpoint/gguf.rs`). Each hands over a [`Listing`] of raw tensors; this file asks it for the tensors that
+//! GGUF file (`checkpoint/gguf.rs`). Each hands over a `Listing` of raw tensors; this file asks it for the tensors that
 //! the [`Config`] calls for and names every one that is missing, misshapen, or would change the result if it were ignored.
 
 mod gguf;
@@ -25,13 +25,13 @@ use std::path::{Path, PathBuf};
 pub enum TensorId {
     /// Token embeddings, [vocab, d_model].
     Embedding,
-    /// The last norm, [d_model].
+    /// The last norm, `[d_model]`.
     FinalNorm,
     /// The output head, [vocab, d_model]; the embedding, if tied.
     Head,
-    /// A layer's norm before attention, [d_model].
+    /// A layer's norm before attention, `[d_model]`.
     AttentionNorm(usize),
-    /// A layer's norm before the feed-forward, [d_model].
+    /// A layer's norm before the feed-forward, `[d_model]`.
     FfnNorm(usize),
     /// A layer's projection, [d_out, d_in].
     Projection(usize, Projection),
@@ -194,7 +194,7 @@ impl Checkpoint {
         weight.expect("checked when it was opened")
     }
 
-    /// A norm's weights, [d_model].
+    /// A norm's weights, `[d_model]`.
     ///
     /// # Panics
     /// If `id` is a matrix, or beyond the model's layers.

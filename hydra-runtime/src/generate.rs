@@ -40,7 +40,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         })
     }
 
-    /// Appends `tokens`; returns the logits [vocab] of what may follow.
+    /// Appends `tokens`; returns the logits `[vocab]` of what may follow.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         if tokens.is_empty() {
             return Err(Error::Invalid("nothing to feed".into()));
