@@ -8,12 +8,12 @@ mod finetune;
 mod generate;
 mod info;
 
-use anyhow::{Context, Result, bail};
+use crate::output;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::projection::Projection;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// HydraLoRA: fine-tune a LLaMA with one shared A, several B and a learned router; evaluate it; look inside
 #[derive(Parser)]
@@ -70,10 +70,11 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "wanted a whole number from 1 on".to_string())
 }
 
-/// A finite number from 0 on.
+/// A number from 0 on that f32 can hold, too.
 fn not_negative(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
-    number.ok_or_else(|| "wanted a number from 0 on".to_string())
+    let holds = |x: &f64| (*x as f32).is_finite() && *x >= 0.0 && (*x == 0.0 || *x as f32 > 0.0);
+    let number = text.parse().ok().filter(holds);
+    number.ok_or_else(|| "wanted a number from 0 on, within the range of f32".to_string())
 }
 
 /// "all", or names with commas between them; in canonical order.
@@ -102,18 +103,8 @@ fn seq_len(asked: Option<usize>, context: usize) -> Result<usize> {
     }
 }
 
-/// Fails before the work is done, not after it, if a result can't be put there.
-fn writable(path: Option<&PathBuf>) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.is_dir() || !parent.is_dir() {
-        bail!("can't write {}: {}", path.display(), if path.is_dir() { "it is a folder" } else { "no such folder" });
-    }
-    Ok(())
-}
-
 /// Writes JSON for people and programs, whole or not at all.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)? + "\n";
-    write_atomically(path, text.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+    output::write(path, &text)
 }

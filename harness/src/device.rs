@@ -1,5 +1,6 @@
 //! From the command line's device, precision and threads to a backend; and from `--model` to a checkpoint.
 
+use crate::session::mib;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
@@ -29,7 +30,7 @@ pub struct DeviceArgs {
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub precision: PrecisionArg,
     /// Threads; the results don't depend on them [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }
 
@@ -65,6 +66,18 @@ impl ModelArgs {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(Checkpoint::open(&locate(&self.model)?)?)
     }
+}
+
+/// Fails if `what` takes more memory than the system says there is; where it says nothing, all is well.
+pub fn room(bytes: u64, what: &str) -> Result<()> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: Option<u64> = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    let there = kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024));
+    if bytes > there {
+        bail!("{what} takes {:.1} MiB, and {:.1} MiB of memory are free", mib(bytes), mib(there));
+    }
+    Ok(())
 }
 
 /// The local path of a model: itself, or where the hub's cache has it.

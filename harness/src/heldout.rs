@@ -1,6 +1,7 @@
 //! Held-out loss, overall and by category.
 
 use crate::data::encode::Encoded;
+use crate::output::printable;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
@@ -86,6 +87,7 @@ impl HeldOut {
         let mut text = format!("{:<28} {:>8} {:>9} {:>9}\n", "category", "records", "tokens", "loss");
         let all = ("all".to_string(), self.all);
         for (name, loss) in self.categories.iter().map(|(k, v)| (k.clone(), *v)).chain([all]) {
+            let name = printable(&name);
             text += &format!("{name:<28} {:>8} {:>9} {:>9.4}\n", loss.records, loss.tokens, loss.loss);
         }
         text

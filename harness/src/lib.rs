@@ -6,6 +6,7 @@ mod device;
 mod heldout;
 mod interrupt;
 mod mmlu;
+mod output;
 mod progress;
 mod report;
 mod session;
@@ -20,8 +21,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match cmd::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            print!("{error}");
-            return ExitCode::SUCCESS;
+            return match output::print(error) {
+                Ok(_) => ExitCode::SUCCESS,
+                Err(error) => failure(&error),
+            };
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             eprint!("{error}");
@@ -39,11 +42,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command.run() {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", one_line(&chain(&error)));
-            ExitCode::FAILURE
-        }
+        Err(error) => failure(&error),
     }
+}
+
+fn failure(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {}", one_line(&chain(error)));
+    ExitCode::FAILURE
 }
 
 /// An error and its causes, without those that the text before them has in it already.

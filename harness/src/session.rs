@@ -10,11 +10,13 @@
 
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
+use crate::device::room;
 use crate::heldout::{self, HeldOut};
 use crate::interrupt;
 use crate::progress::Progress;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use hydra_runtime::Error;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::write_atomically;
@@ -165,7 +167,7 @@ impl Recipe {
     }
 }
 
-/// Trains `adapter` on `model`. On an error in a step what was reached before it is saved first.
+/// Trains `adapter` on `model`. On an error in a step the last good adapter is saved first.
 pub fn train<B: Backend>(
     model: &Model<'_, B>,
     adapter: &Adapter,
@@ -182,15 +184,21 @@ pub fn train<B: Backend>(
         options.max_tokens,
         mib(bytes)
     );
+    room(bytes, "training")?;
     let mut trainer = Trainer::new(model, adapter, options)?;
     if keeping.resume {
         trainer.load_state(keeping.out)?;
     }
     let first = trainer.steps() as usize;
+    if first > recipe.steps {
+        bail!("{}: {first} steps were taken there, the run has {}", keeping.out.display(), recipe.steps);
+    }
     let mut steps: Log<StepLine> = Log::open(keeping.out.join(METRICS), |line: &StepLine| line.step <= first)?;
     let mut evals: Log<EvalLine> = Log::open(keeping.out.join(EVALS), |line: &EvalLine| line.step <= first)?;
     let mut progress = Progress::new("step", recipe.steps as u64, first as u64);
     let mut saved = first;
+    // The last state that is known to give a finite loss.
+    let mut good = None;
     for s in first..=recipe.steps {
         let due = keeping.every.is_some_and(|every| s > saved && s % every == 0);
         if due || s == recipe.steps || interrupt::requested() {
@@ -213,14 +221,20 @@ pub fn train<B: Backend>(
         }
         let sequences: Vec<_> = recipe.of_step(&stream, s).iter().map(|&i| data.sequences[i].clone()).collect();
         let (lr, started) = (recipe.rate(s), Instant::now());
+        let before = trainer.snapshot()?;
         let report = match trainer.step(&sequences, lr as f32) {
             Ok(report) => report,
             Err(error) => {
+                // If the loss is not finite, the adapter it was measured with is none to keep.
+                let spoilt = matches!(error, Error::NotFinite { what: "loss", .. });
+                trainer.restore(good.as_ref().filter(|_| spoilt).unwrap_or(&before))?;
                 save(&trainer, keeping.out)?;
-                let kept = format!("stopped at step {}; the adapter before it is in {}", s + 1, keeping.out.display());
+                let (steps, out) = (trainer.steps(), keeping.out.display());
+                let kept = format!("stopped at step {}; the adapter after {steps} steps is in {out}", s + 1);
                 return Err(anyhow::Error::new(error).context(kept));
             }
         };
+        good = Some(before);
         let tokens_per_second = report.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let (loss, grad_norm, tokens) = (report.loss, report.grad_norm, report.tokens);
         steps.push(StepLine { step: s + 1, loss, lr, grad_norm, tokens, tokens_per_second })?;

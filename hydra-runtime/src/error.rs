@@ -50,9 +50,9 @@ pub enum Error {
     Kernel(hydra_kernels::Error),
     /// A wrong argument.
     Invalid(String),
-    /// Training went out of bounds; the parameters are those before the step.
+    /// Training went out of bounds.
     NotFinite {
-        /// "loss" or "gradient norm".
+        /// "loss", "gradient norm", or "sum of the adapter's squares" after the step.
         what: &'static str,
         /// Infinite or not a number.
         value: f64,
@@ -115,7 +115,8 @@ impl From<hydra_kernels::Error> for Error {
 
 /// A name out of a file, fit for one line: control characters escaped, cut at 100 characters.
 pub(crate) fn printable(name: &str) -> String {
-    let mut line: String = name.chars().take(100).flat_map(char::escape_debug).collect();
+    let escape = |c: char| if matches!(c, '"' | '\'') { c.to_string() } else { c.escape_debug().to_string() };
+    let mut line: String = name.chars().take(100).map(escape).collect();
     if name.chars().nth(100).is_some() {
         line.push('…');
     }

@@ -2,7 +2,7 @@
 
 mod state;
 
-pub use state::STATE_FILE;
+pub use state::{STATE_FILE, Snapshot};
 
 use crate::activations::{Activations, Keep, Purpose};
 use crate::adapted::{Adapted, Slots, mix};
@@ -89,7 +89,8 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     /// One optimiser step at learning rate `lr`. The loss is the mean over all targets of `sequences`, however many passes
-    /// they take. If it or the gradient is not finite, that is an error and the adapter is as before.
+    /// they take. If it or the gradient is not finite, that is an error and the adapter is as before; if the step has made
+    /// the adapter overflow, that is an error too, and a [`Snapshot`] the way back.
     pub fn step(&mut self, sequences: &[Sequence], lr: f32) -> Result<StepReport> {
         let seed = mix(self.options.seed ^ mix(self.steps));
         let mut report = self.accumulate(sequences, Some(seed))?;
@@ -117,6 +118,10 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             lr,
             scale,
         )?;
+        let value = backend.sum_of_squares(&self.adapted.params, len)?;
+        if !value.is_finite() {
+            return Err(Error::NotFinite { what: "sum of the adapter's squares", value, step: self.steps });
+        }
         Ok(report)
     }
 

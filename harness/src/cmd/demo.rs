@@ -10,7 +10,7 @@ use crate::mmlu::questions::{self, Selection, Subject};
 use crate::mmlu::score::score;
 use crate::mmlu::table::Report;
 use crate::report::{self, Curve, curves, heat_maps, section, table};
-use crate::{interrupt, session};
+use crate::{interrupt, output, session};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
 use hydra_runtime::adapter::Adapter;
@@ -27,7 +27,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "hydra-demo")]
     out: PathBuf,
     /// Steps of each fine-tune
-    #[arg(long, value_name = "S", default_value_t = 400, value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 400, value_parser = positive)]
     steps: usize,
     #[command(flatten)]
     device: DeviceArgs,
@@ -96,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         routing = done.routing.or(routing);
     }
     let (head, cells) = comparison(&domains, &rows);
-    println!("\n{}", text_table(&head, &cells));
+    output::print(format_args!("\n{}\n", text_table(&head, &cells)))?;
     let mut body = format!(
         "<p>Three ways to fine-tune a LLaMA of one million parameters on four domains, at about equal numbers of trainable \
          parameters. Loss is held out, by domain; accuracy is over {} multiple-choice questions, 25 % by chance.</p>",
@@ -111,11 +111,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let commands: String = commands.iter().map(|c| format!("<p><code>{}</code></p>", report::escape(c))).collect();
     body += &section("The same by hand", &commands);
     report::write(out, "Hydra demo", &body)?;
-    println!(
-        "{:.0} s; curves and the router's heat map are in {}",
-        started.elapsed().as_secs_f64(),
-        out.join(report::FILE).display()
-    );
+    let (seconds, page) = (started.elapsed().as_secs_f64(), out.join(report::FILE));
+    output::print(format_args!("{seconds:.0} s; curves and the router's heat map are in {}\n", page.display()))?;
     Ok(())
 }
 

@@ -1,11 +1,12 @@
 //! `hydra eval loss`: the mean loss on the targets of a file's records.
 
-use super::{positive, seq_len, writable, write_json};
+use super::{positive, seq_len, write_json};
 use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
 use crate::device::ModelArgs;
 use crate::heldout;
+use crate::output::{self, writable};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -28,7 +29,7 @@ pub struct Arguments {
     #[arg(long, default_value = "plain")]
     template: String,
     /// Cut sequences at this many tokens [default: 1024, or the model's context]
-    #[arg(long, value_name = "L", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "L", value_parser = positive)]
     seq_len: Option<usize>,
     /// Write the result there
     #[arg(long, value_name = "FILE")]
@@ -57,8 +58,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let found = heldout::measure(&model, adapter.as_ref(), &encoded, |done| progress.update(done as u64, ""))?;
     drop(progress);
     if !found.all.loss.is_finite() {
-        bail!("the loss is {}", found.all.loss);
+        bail!(
+            "{}: the loss is {}; the model or the adapter has values that are not finite",
+            arguments.data.display(),
+            found.all.loss
+        );
     }
-    print!("{}", found.table());
+    output::print(found.table())?;
     arguments.json.map_or(Ok(()), |path| write_json(&path, &found))
 }

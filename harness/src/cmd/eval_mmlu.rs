@@ -1,15 +1,15 @@
 //! `hydra eval mmlu`: accuracy on multiple choice questions.
 
-use super::{positive, writable, write_json};
+use super::{positive, write_json};
 use crate::device::ModelArgs;
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection};
 use crate::mmlu::score::score;
 use crate::mmlu::table::Report;
-use anyhow::{Context, Result};
+use crate::output::{self, writable};
+use anyhow::Result;
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
-use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Exemplars a subject
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "K", default_value_t = 0)]
     shots: usize,
     /// What counts as the answer
     #[arg(long, value_enum, default_value_t)]
@@ -34,7 +34,7 @@ pub struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     subjects: Option<Vec<String>>,
     /// The most questions a subject
-    #[arg(long, value_name = "PER_SUBJECT", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "PER_SUBJECT", value_parser = positive)]
     limit: Option<usize>,
     /// Write the result there
     #[arg(long, value_name = "FILE")]
@@ -57,11 +57,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let model = Model::load(device, &checkpoint)?;
     let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, scoring)?;
     let report = Report::new(&outcome, shots, scoring);
-    print!("{}", report.table());
+    output::print(report.table())?;
     if let Some(path) = predictions {
         let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
         let text: String = lines.into_iter().map(|line| line + "\n").collect();
-        write_atomically(&path, text.as_bytes()).with_context(|| format!("can't write {}", path.display()))?;
+        output::write(&path, &text)?;
     }
     json.map_or(Ok(()), |path| write_json(&path, &report))
 }

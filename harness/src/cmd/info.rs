@@ -1,6 +1,7 @@
 //! `hydra info`: what a model or an adapter consists of, and what training it takes.
 
 use crate::device::{DeviceArgs, locate};
+use crate::output::{self, printable};
 use crate::session::mib;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -29,74 +30,96 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let path = locate(&arguments.path)?;
+    let mut page = Page::default();
     if path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
-        return adapter(&path);
+        adapter(&mut page, &path)?;
+    } else {
+        let checkpoint = Checkpoint::open(&path)?;
+        model(&mut page, &checkpoint);
+        page.line("");
+        training(&mut page, &checkpoint, "the default adapter", &AdapterConfig::default(), &arguments.device)?;
+        if let Some(dir) = arguments.adapter {
+            let adapter = hydra_runtime::adapter::Adapter::load(&dir, checkpoint.config())?;
+            page.line("");
+            training(&mut page, &checkpoint, &dir.display().to_string(), &adapter.config, &arguments.device)?;
+        }
     }
-    let checkpoint = Checkpoint::open(&path)?;
-    model(&checkpoint);
-    println!();
-    training(&checkpoint, "the default adapter", &AdapterConfig::default(), &arguments.device)?;
-    if let Some(dir) = arguments.adapter {
-        let adapter = hydra_runtime::adapter::Adapter::load(&dir, checkpoint.config())?;
-        println!();
-        training(&checkpoint, &dir.display().to_string(), &adapter.config, &arguments.device)?;
-    }
+    output::print(page.0)?;
     Ok(())
 }
 
-fn row(name: &str, value: impl std::fmt::Display) {
-    println!("{name:<22} {value}");
+/// Rows of names and values.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn row(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.line(format_args!("{name:<22} {}", printable(&value.to_string())));
+    }
+
+    fn line(&mut self, text: impl std::fmt::Display) {
+        self.0 += &format!("{text}\n");
+    }
 }
 
-fn model(checkpoint: &Checkpoint) {
+fn model(page: &mut Page, checkpoint: &Checkpoint) {
     let config = checkpoint.config();
-    row("model", checkpoint.path().display());
-    row("parameters", checkpoint.parameters());
-    row("size", format!("{:.1} MiB", mib(checkpoint.bytes())));
+    page.row("model", checkpoint.path().display());
+    page.row("parameters", checkpoint.parameters());
+    page.row("size", format!("{:.1} MiB", mib(checkpoint.bytes())));
     for (format, tensors, bytes) in checkpoint.formats() {
-        row("", format!("{} in {tensors} tensors, {:.1} MiB", format.name(), mib(bytes)));
+        page.row("", format!("{} in {tensors} tensors, {:.1} MiB", format.name(), mib(bytes)));
     }
-    row("layers", config.layers);
-    row("width", config.d_model);
-    row("feed-forward", config.d_ffn);
-    row("heads", format!("{} of {}, {} for keys and values", config.heads, config.head_dim, config.kv_heads));
-    row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", the head is the embedding" } else { "" }));
-    row("context", config.context);
+    page.row("layers", config.layers);
+    page.row("width", config.d_model);
+    page.row("feed-forward", config.d_ffn);
+    page.row("heads", format!("{} of {}, {} for keys and values", config.heads, config.head_dim, config.kv_heads));
+    page.row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", the head is the embedding" } else { "" }));
+    page.row("context", config.context);
     for projection in Projection::ALL {
         let (d_out, d_in) = projection.dims(config);
-        row(projection.name(), format!("[{d_out}, {d_in}]"));
+        page.row(projection.name(), format!("[{d_out}, {d_in}]"));
     }
 }
 
-fn training(checkpoint: &Checkpoint, name: &str, adapter: &AdapterConfig, device: &DeviceArgs) -> Result<()> {
+fn training(
+    page: &mut Page,
+    checkpoint: &Checkpoint,
+    name: &str,
+    adapter: &AdapterConfig,
+    device: &DeviceArgs,
+) -> Result<()> {
     let (trainable, frozen) = (adapter.parameters(checkpoint.config()), checkpoint.parameters());
-    row("adapter", name);
-    describe(adapter);
-    row("trainable", format!("{trainable} ({:.3} % of all)", 100.0 * trainable as f64 / (trainable + frozen) as f64));
+    page.row("adapter", name);
+    describe(page, adapter);
+    page.row(
+        "trainable",
+        format!("{trainable} ({:.3} % of all)", 100.0 * trainable as f64 / (trainable + frozen) as f64),
+    );
     let device = device.open()?;
     for tokens in [512, 2048] {
         for (keep, how) in [(Keep::All, ""), (Keep::Inputs, ", --recompute")] {
             let options = TrainOptions { keep, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
             let bytes = Trainer::plan_bytes(&device, checkpoint.config(), adapter, &options);
             let what = format!("{:.1} MiB beside the weights, {tokens} tokens in a pass{how}", mib(bytes));
-            row("memory to train", what);
+            page.row("memory to train", what);
         }
     }
     Ok(())
 }
 
-fn describe(adapter: &AdapterConfig) {
-    row("method", format!("{}, gate {}", adapter.method.name(), adapter.gate.name()));
-    row("rank, heads", format!("{}, {}", adapter.rank, adapter.heads));
-    row("alpha, dropout", format!("{}, {}", adapter.alpha, adapter.dropout));
-    row("targets", adapter.targets.iter().map(|p| p.name()).collect::<Vec<_>>().join(", "));
+fn describe(page: &mut Page, adapter: &AdapterConfig) {
+    page.row("method", format!("{}, gate {}", adapter.method.name(), adapter.gate.name()));
+    page.row("rank, heads", format!("{}, {}", adapter.rank, adapter.heads));
+    page.row("alpha, dropout", format!("{}, {}", adapter.alpha, adapter.dropout));
+    page.row("targets", adapter.targets.iter().map(|p| p.name()).collect::<Vec<_>>().join(", "));
     if !adapter.labels.is_empty() {
-        row("labels", adapter.labels.join(", "));
+        page.row("labels", adapter.labels.join(", "));
     }
 }
 
 /// An adapter without its model: what its files say.
-fn adapter(dir: &Path) -> Result<()> {
+fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let config_path = dir.join("adapter_config.json");
     let at = || config_path.display().to_string();
     let text = std::fs::read_to_string(&config_path).with_context(at)?;
@@ -104,17 +127,17 @@ fn adapter(dir: &Path) -> Result<()> {
     let path = dir.join("adapter_model.safetensors");
     let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
     let Ok(file) = SafeTensors::deserialize(&bytes) else { bail!("{}: not safetensors", path.display()) };
-    row("adapter", dir.display());
+    page.row("adapter", dir.display());
     for (key, value) in &config {
-        row(key, value);
+        page.row(&printable(key), value);
     }
     let count = |shape: &[usize]| shape.iter().product::<usize>() as u64;
-    row("parameters", file.iter().map(|(_, view)| count(view.shape())).sum::<u64>());
-    row("size", format!("{:.1} MiB", mib(bytes.len() as u64)));
+    page.row("parameters", file.iter().map(|(_, view)| count(view.shape())).sum::<u64>());
+    page.row("size", format!("{:.1} MiB", mib(bytes.len() as u64)));
     let mut tensors: Vec<_> = file.iter().collect();
     tensors.sort_by_key(|(name, _)| name.to_string());
     for (name, view) in tensors {
-        println!("{name} {:?} {:?}", view.dtype(), view.shape());
+        page.line(format_args!("{} {:?} {:?}", printable(name), view.dtype(), view.shape()));
     }
     Ok(())
 }

@@ -28,13 +28,9 @@ pub struct Record {
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| name.to_string())?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
     let mut records = Vec::new();
-    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let at = || format!("{name}:{}", i + 1);
+    for (number, line) in lines(&bytes) {
+        let at = || format!("{name}:{number}");
         let value: Value = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
         records.push(parse(&value).with_context(at)?);
     }
@@ -44,11 +40,19 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
+/// A file's lines that aren't blank, numbered from 1, without a byte order mark.
+pub fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let lines = (1..).zip(bytes.split(|&b| b == b'\n'));
+    lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
+}
+
 /// serde_json's reason; its line number, always 1, would mislead.
-fn bad_json(error: &serde_json::Error) -> anyhow::Error {
+pub fn bad_json(error: &serde_json::Error) -> anyhow::Error {
     let reason = error.to_string();
     let reason = reason.split(" at line ").next().unwrap_or(&reason).to_string();
-    anyhow::anyhow!("not JSON at column {}: {reason}", error.column())
+    let what = if error.is_data() { "not as wanted" } else { "not JSON, an object a line," };
+    anyhow::anyhow!("{what} at column {}: {reason}", error.column())
 }
 
 fn parse(value: &Value) -> Result<Record> {

@@ -7,7 +7,8 @@
 //! `dev` has the exemplars, and is read only if some are asked for.
 
 use super::LETTERS;
-use anyhow::{Context, Result, bail};
+use crate::data::records::{bad_json, lines};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,7 +76,7 @@ pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
     } else if path.is_dir() {
         bail!("{name}: neither a folder test/ of CSV files nor {JSON_LINES}; `hydra fetch mmlu` makes the latter");
     } else {
-        bail!("{name}: no such folder; `hydra fetch mmlu` makes one");
+        bail!("{name}: neither a folder nor a file of JSON lines; `hydra fetch mmlu` makes a folder");
     };
     if let Some(wanted) = &selection.subjects {
         let known = |name: &String| subjects.contains_key(name);
@@ -122,7 +123,13 @@ fn read_csv(path: &Path) -> Result<Vec<Question>> {
     let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(path);
     let mut questions = Vec::new();
     for row in reader.with_context(|| name.to_string())?.into_records() {
-        let row = row.with_context(|| name.to_string())?;
+        let row = row.map_err(|error| match error.kind() {
+            csv::ErrorKind::Utf8 { pos, err } => {
+                let line = pos.as_ref().map_or(0, csv::Position::line);
+                anyhow!("{name}:{line}: field {} isn't UTF-8", err.field() + 1)
+            }
+            _ => anyhow::Error::new(error).context(name.to_string()),
+        })?;
         let line = row.position().map_or(0, csv::Position::line);
         let [question, a, b, c, d, answer] = row.iter().collect::<Vec<_>>()[..] else {
             bail!("{name}:{line}: {} fields, wanted question, A, B, C, D, answer", row.len());
@@ -136,17 +143,17 @@ fn read_csv(path: &Path) -> Result<Vec<Question>> {
 
 fn read_lines(path: &Path) -> Result<BTreeMap<String, Subject>> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| name.to_string())?;
+    let bytes = std::fs::read(path).with_context(|| name.to_string())?;
     let mut subjects: BTreeMap<String, Subject> = BTreeMap::new();
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = || format!("{name}:{}", i + 1);
-        let line: Line = serde_json::from_str(line).with_context(at)?;
+    for (number, line) in lines(&bytes) {
+        let at = || format!("{name}:{number}");
+        let line: Line = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
         let answer = letter(&line.answer).with_context(at)?;
         let subject = subjects.entry(line.subject.clone()).or_default();
         let questions = match line.split.as_str() {
             "test" => &mut subject.test,
             "dev" => &mut subject.dev,
-            other => bail!("{name}:{}: split {other:?}, wanted \"test\" or \"dev\"", i + 1),
+            other => bail!("{name}:{number}: split {other:?}, wanted \"test\" or \"dev\""),
         };
         questions.push(Question { question: line.question, choices: line.choices, answer });
         subject.name = line.subject;

@@ -4,7 +4,7 @@ use super::prompts::{Prompts, letter_ids};
 use super::questions::Subject;
 use super::{LETTERS, Scoring};
 use crate::progress::Progress;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::batch::{NO_TARGET, Sequence};
@@ -79,6 +79,10 @@ pub fn score<B: Backend>(
                 Scoring::Cloze => cloze_scores(&mut evaluator, prompts, chunk, own, head)?,
             };
             for (&index, scores) in chunk.iter().zip(scores) {
+                if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
+                    let why = "the model or the adapter has values that are not finite";
+                    bail!("{} {index}: a score is {score}; {why}", subject.name);
+                }
                 let answer = subject.test[index].answer;
                 let best = first_largest(&scores);
                 correct += usize::from(best == answer);

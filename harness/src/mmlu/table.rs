@@ -3,6 +3,7 @@
 
 use super::Scoring;
 use super::score::{Outcome, Prediction};
+use crate::output::printable;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -99,7 +100,7 @@ impl Report {
             writeln!(text, "{name:<38} {questions:>9} {accuracy:>8.2} ± {stderr:.2}").expect("writing to a string");
         };
         for (name, score) in &self.subjects {
-            line(name, score.questions, score.accuracy, score.variance().sqrt());
+            line(&printable(name), score.questions, score.accuracy, score.variance().sqrt());
         }
         let mut groups = [Score::default(); 4];
         for (name, score) in &self.subjects {

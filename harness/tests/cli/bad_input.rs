@@ -11,6 +11,9 @@ fn usage() {
     fails(2, "finetune --model m --data d --out o --steps 1 --epochs 2", &["--epochs"]);
     fails(2, "eval mmlu --model m --data d --scoring guess", &["letter", "cloze"]);
     fails(2, "finetune --model m --data d --out o --lr -1", &["--lr", "from 0 on"]);
+    fails(2, "finetune --model m --data d --out o --lr 1e39", &["--lr", "f32"]);
+    fails(2, "finetune --model m --data d --out o --rank -1", &["--rank", "from 1 on"]);
+    fails(2, "eval mmlu --model m --data d --shots -1", &["--shots"]);
     fails(1, "generate --model m --prompt p --temperature -1", &["temperature -1"]);
     fails(2, "train", &["train"]);
 }
@@ -133,4 +136,61 @@ fn questions() {
     fails(1, &mmlu(&data, "--subjects y"), &["--subjects y"]);
     scratch.write("data/test/x_test.csv", format!("{},a,b,c,d,A\n", "long ".repeat(300)));
     fails(1, &mmlu(&data, ""), &["x 0", "context has 256"]);
+}
+
+#[test]
+fn a_model_of_values_that_are_not_finite() {
+    let scratch = Scratch::new("nan-model");
+    let case = golden("hydra");
+    for file in ["config.json", "tokenizer.json"] {
+        scratch.write(&format!("m/{file}"), fs::read(case.join("model").join(file)).unwrap());
+    }
+    let mut bytes = fs::read(case.join("model/model.safetensors")).unwrap();
+    // The last tensor of the file, a norm or a projection: all of it is used.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let model = scratch.write("m/model.safetensors", bytes).replace("/model.safetensors", "");
+    let data = case.join("data.jsonl");
+    let row = "q,a,b,c,d,A\n";
+    scratch.write("mmlu/test/x_test.csv", row);
+    fails(1, &format!("generate --model {model} --prompt x"), &["NaN"]);
+    fails(1, &format!("eval loss --model {model} --data {}", data.display()), &["data.jsonl", "NaN"]);
+    fails(1, &format!("eval mmlu --model {model} --data {}", scratch.path("mmlu")), &["x 0", "NaN"]);
+}
+
+#[test]
+fn an_adapter_beyond_memory() {
+    let scratch = Scratch::new("memory");
+    let out = scratch.path("run");
+    fails(1, &finetune("hydra", &out, "--rank 65536 --heads 4096"), &["rank 65536", "MiB"]);
+    assert!(!fs::exists(&out).unwrap());
+}
+
+#[test]
+fn lines_of_questions() {
+    let scratch = Scratch::new("lines");
+    let model = golden("hydra").join("model");
+    let good = r#"{"split":"test","subject":"s","question":"q","choices":["a","b","c","d"],"answer":"D"}"#;
+    let data = scratch.write("q.jsonl", format!("\u{feff}{good}\n\n{}\n", good.replace(",\"d\"", "")));
+    let eval = format!("eval mmlu --model {} --data ", model.display());
+    fails(1, &(eval.clone() + &data), &["q.jsonl:3", "length 3"]);
+    scratch.write("c/test/x_test.csv", b"q,a,b,c,d,A\nq,\xff,b,c,d,A\n");
+    fails(1, &(eval + &scratch.path("c")), &["x_test.csv:2", "field 2", "UTF-8"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn stdout_that_is_closed_or_full() {
+    use super::support::command;
+    use std::fs::File;
+    let info = format!("info {}", golden("hydra").join("model").display());
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = command(&info).stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: can't write to stdout: No space left"), "{said}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command(&info).stdout(writer).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
 }

@@ -1,0 +1,60 @@
+//! What goes to stdout, and into the files that options name.
+
+use anyhow::{Context, Result, bail};
+use hydra_runtime::atomic::write_atomically;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// Prints. Whether anybody still reads: a reader that has gone (`| head -1`) is no error, a full disk is one.
+pub fn print(text: impl Display) -> Result<bool> {
+    let mut out = std::io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("can't write to stdout"),
+    }
+}
+
+/// A text out of a file, fit for one line of a terminal: control characters are escaped.
+pub fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+/// Fails before the work is done, not after it, if a result can't be put there.
+pub fn writable(path: Option<&PathBuf>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() || !parent.is_dir() {
+        bail!("can't write {}: {}", path.display(), if path.is_dir() { "it is a folder" } else { "no such folder" });
+    }
+    Ok(())
+}
+
+/// Writes a file, whole or not at all; what is there and no file (a pipe, /dev/stdout) is written into, not replaced.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let at = || format!("can't write {}", path.display());
+    if path.exists() && !path.is_file() {
+        return std::fs::write(path, text).with_context(at);
+    }
+    write_atomically(path, text.as_bytes()).with_context(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_on_their_line() {
+        assert_eq!(printable("ü 漢\n\u{1b}[31m"), "ü 漢\\n\\u{1b}[31m");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        use std::os::unix::fs::FileTypeExt;
+        write(Path::new("/dev/null"), "x").unwrap();
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    }
+}
