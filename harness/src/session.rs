@@ -18,9 +18,10 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use hydra_runtime::Error;
 use hydra_runtime::activations::Keep;
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::{AdamW, Backend};
+use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
 use hydra_runtime::train::{TrainOptions, Trainer};
 use serde::de::DeserializeOwned;
@@ -147,6 +148,23 @@ impl Recipe {
             }
     }
 
+    /// All records of the run, in order.
+    fn stream(&self, data: &Encoded) -> Vec<usize> {
+        Order::new(data.sequences.len(), self.shuffle.then_some(self.seed)).take(0, self.records)
+    }
+
+    /// Fails if training on `data` takes more memory than there is.
+    pub fn check_room<B: Backend>(
+        &self,
+        backend: &B,
+        config: &Config,
+        adapter: &AdapterConfig,
+        data: &Encoded,
+    ) -> Result<()> {
+        let options = self.options(&self.stream(data), data);
+        room(Trainer::plan_bytes(backend, config, adapter, &options), "training")
+    }
+
     /// The records of step `s` in `stream`.
     fn of_step<'s>(&self, stream: &'s [usize], s: usize) -> &'s [usize] {
         let each = self.batch * self.grad_accum;
@@ -176,7 +194,7 @@ pub fn train<B: Backend>(
     held: Option<Held<'_>>,
     keeping: Keeping<'_>,
 ) -> Result<Trained> {
-    let stream = Order::new(data.sequences.len(), recipe.shuffle.then_some(recipe.seed)).take(0, recipe.records);
+    let stream = recipe.stream(data);
     let options = recipe.options(&stream, data);
     let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options);
     eprintln!(
@@ -184,7 +202,6 @@ pub fn train<B: Backend>(
         options.max_tokens,
         mib(bytes)
     );
-    room(bytes, "training")?;
     let mut trainer = Trainer::new(model, adapter, options)?;
     if keeping.resume {
         trainer.load_state(keeping.out)?;

@@ -158,6 +158,7 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
     let held_out = eval_records.map(|records| encode("--eval-data", &records)).transpose()?;
 
     let recipe = recipe(&arguments, data.sequences.len())?;
+    recipe.check_room(&device, config, &adapter.config, &data)?;
     let manifest = Manifest::new(&arguments, &checkpoint, &adapter, &recipe, &data, seq_len)?;
     let out = &arguments.out;
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;

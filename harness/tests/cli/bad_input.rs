@@ -163,6 +163,7 @@ fn an_adapter_beyond_memory() {
     let scratch = Scratch::new("memory");
     let out = scratch.path("run");
     fails(1, &finetune("hydra", &out, "--rank 65536 --heads 4096"), &["rank 65536", "MiB"]);
+    fails(1, &finetune("hydra", &out, "--batch 10000000 --steps 1"), &["training takes", "MiB"]);
     assert!(!fs::exists(&out).unwrap());
 }
 
