@@ -8,6 +8,8 @@ mod elementwise;
 mod gemm;
 #[path = "kernels/isa.rs"]
 mod isa;
+#[path = "kernels/matvec.rs"]
+mod matvec;
 #[path = "kernels/memory.rs"]
 mod memory;
 #[path = "kernels/operator.rs"]

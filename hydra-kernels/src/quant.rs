@@ -6,6 +6,9 @@
 
 mod blocks;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use blocks::f16_to_f32;
+
 use crate::error::{Error, exact, product};
 use crate::isa::Isa;
 
@@ -222,7 +225,13 @@ impl<'a> Weight<'a> {
     pub(crate) fn decode(&self, row: usize, first_col: usize, out: &mut [f32]) {
         assert!(row < self.rows && first_col <= self.cols && out.len() <= self.cols - first_col);
         assert!(first_col.is_multiple_of(self.format.first_col_multiple()));
+        blocks::decode(self.format, self.stored(row), first_col, out);
+    }
+
+    /// The bytes of a logical row.
+    #[inline(always)]
+    pub(crate) fn stored(&self, row: usize) -> &'a [u8] {
         let start = self.order.stored_row(row) * self.row_bytes;
-        blocks::decode(self.format, &self.data[start..start + self.row_bytes], first_col, out);
+        &self.data[start..start + self.row_bytes]
     }
 }

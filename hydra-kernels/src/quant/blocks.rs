@@ -66,7 +66,7 @@ fn groups<const BYTES: usize, const SUBS: usize>(
 
 /// Branch-free, so that it vectorises: the exponent is moved by multiplying with 2¹¹², which also normalises subnormals.
 #[inline(always)]
-pub(super) fn f16_to_f32(half: u16) -> f32 {
+pub(crate) fn f16_to_f32(half: u16) -> f32 {
     let bits = u32::from(half);
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     // Infinity and NaN have the largest exponent, in f32 too.

@@ -55,7 +55,7 @@ pub struct Cpu {
     isa: Isa,
     bf16_isa: Bf16Isa,
     workspace: Mutex<Workspace>,
-    /// One a thread; taken for the length of one task.
+    /// One a thread, the last for callers that aren't of the pool; taken for the length of one task.
     scratch: Vec<Mutex<Vec<f32>>>,
 }
 
@@ -79,7 +79,7 @@ impl Cpu {
             isa: options.isa.unwrap_or_else(Isa::detect),
             bf16_isa: options.bf16_isa.unwrap_or_else(Bf16Isa::detect),
             workspace: Mutex::default(),
-            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            scratch: (0..=threads).map(|_| Mutex::default()).collect(),
         })
     }
 
@@ -100,12 +100,33 @@ impl Cpu {
 
     /// `len` floats of this thread's scratch; what they hold is not specified.
     fn with_scratch<R>(&self, len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
-        let slot = rayon::current_thread_index().unwrap_or(0) % self.scratch.len();
+        let slot = self.pool.current_thread_index().unwrap_or(self.threads);
         let mut scratch = self.scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
         if scratch.len() < len {
             scratch.resize(len, 0.0);
         }
         body(&mut scratch[..len])
+    }
+
+    /// Runs `op` on parts of `len` values of `y` and their places, the first of them here: a small result takes no other thread.
+    fn in_parts(&self, y: &mut [f32], len: usize, op: impl Fn(usize, &mut [f32]) -> Result<()> + Sync) -> Result<()> {
+        let (here, others) = y.split_at_mut(len.min(y.len()));
+        if others.is_empty() {
+            return op(0, here);
+        }
+        let failed = Mutex::new(None);
+        let done = self.pool.in_place_scope(|scope| {
+            for (i, part) in others.chunks_mut(len).enumerate() {
+                let (op, failed) = (&op, &failed);
+                scope.spawn(move |_| {
+                    if let Err(error) = op((i + 1) * len, part) {
+                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    }
+                });
+            }
+            op(0, here)
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(done, Err)
     }
 
     /// Rows a task takes: four tasks a thread to even out the load, a multiple of every ISA's tile height, and few enough
@@ -350,5 +371,53 @@ impl Backend for Cpu {
 
     fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
         Workspace::bytes(tokens, widest, self.threads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hydra_kernels::{Format, RowOrder};
+
+    fn cpu(threads: usize) -> Cpu {
+        Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
+    }
+
+    #[test]
+    fn parts_know_their_places_and_their_errors() {
+        let cpu = cpu(3);
+        for len in [1, 3, 4, 10, 11] {
+            let mut y = vec![0.0; 10];
+            let number = |first: usize, y: &mut [f32]| {
+                y.iter_mut().enumerate().for_each(|(i, y)| *y = (first + i) as f32);
+                Ok(())
+            };
+            cpu.in_parts(&mut y, len, number).unwrap();
+            assert!(y.iter().enumerate().all(|(i, &y)| y == i as f32), "{y:?}");
+            for bad in (0..10).step_by(len) {
+                let fail = |first, _: &mut [f32]| if first == bad { Err(Error::Invalid("bad".into())) } else { Ok(()) };
+                assert!(cpu.in_parts(&mut y, len, fail).is_err());
+            }
+        }
+    }
+
+    /// A weight that is worth several threads: the same bits from any number of them.
+    #[test]
+    fn one_token_has_the_same_bits_on_any_number_of_threads() {
+        let (rows, cols) = (1001, 1024);
+        let data: Vec<u8> = (0..rows * cols).flat_map(|i| ((i % 251) as f32 - 125.0).to_le_bytes()).collect();
+        let weight = Weight::new(Format::F32, rows, cols, &data, RowOrder::Natural).unwrap();
+        let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.7).sin()).collect();
+        let run = |threads: usize, store: Store| {
+            let mut y = vec![0.5; rows];
+            cpu(threads).linear(&mut y, store, 1, &x, &weight, None).unwrap();
+            y
+        };
+        let (set, added) = (run(1, Store::Overwrite), run(1, Store::Accumulate));
+        assert!(set.iter().zip(&added).all(|(set, added)| 0.5 + set == *added));
+        for threads in [2, 3, 8] {
+            assert_eq!(run(threads, Store::Overwrite), set);
+            assert_eq!(run(threads, Store::Accumulate), added);
+        }
     }
 }

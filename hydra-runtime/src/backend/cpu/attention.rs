@@ -99,6 +99,9 @@ pub(super) fn forward(
             tasks.push(QueryTask { segment, first, o: o_rows, lse: lse_rows });
         }
     }
+    if tasks.len() == 1 {
+        return tasks.into_iter().try_for_each(|task| query_task(cpu, task, shape, q, k, v, prefix));
+    }
     // The longest first: the later a block, the more keys it sees.
     tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
     cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| query_task(cpu, task, shape, q, k, v, prefix)))

@@ -1,4 +1,6 @@
 //! Row by row and value by value: norms, rotations, SwiGLU, the embedding, AdamW.
+//!
+//! What is one task's worth in the forward pass runs on the calling thread: a token is done before another thread wakes.
 
 use super::attention::lanes;
 use super::{Cpu, Weight};
@@ -11,6 +13,9 @@ const CHUNK: usize = 16 * 1024;
 
 impl Cpu {
     pub(super) fn embed_rows(&self, out: &mut [f32], table: &Weight<'_>, tokens: &[u32]) {
+        if let [token] = tokens {
+            return table.decode_row(self.isa, *token as usize, 0, &mut out[..table.cols()]);
+        }
         let rows = out.par_chunks_mut(table.cols()).zip(tokens);
         self.pool.install(|| rows.for_each(|(out, &token)| table.decode_row(self.isa, token as usize, 0, out)));
     }
@@ -25,15 +30,18 @@ impl Cpu {
         eps: f32,
     ) {
         let (d, rows) = (weight.len(), self.row_chunk(tokens));
-        let outputs = y[..tokens * d].par_chunks_mut(rows * d).zip(inv_rms[..tokens].par_chunks_mut(rows));
-        self.pool.install(|| {
-            outputs.zip(x.par_chunks(rows * d)).for_each(|((y, inv_rms), x)| {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    || rms_norm(y, inv_rms, x, weight, eps),
-                );
-            })
-        });
+        let (y, inv_rms) = (&mut y[..tokens * d], &mut inv_rms[..tokens]);
+        let task = |((y, inv_rms), x): ((&mut [f32], &mut [f32]), &[f32])| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || rms_norm(y, inv_rms, x, weight, eps),
+            );
+        };
+        if tokens <= rows {
+            return task(((y, inv_rms), x));
+        }
+        let outputs = y.par_chunks_mut(rows * d).zip(inv_rms.par_chunks_mut(rows));
+        self.pool.install(|| outputs.zip(x.par_chunks(rows * d)).for_each(task));
     }
 
     pub(super) fn rms_norm_backward_rows(
@@ -68,29 +76,31 @@ impl Cpu {
         inverse: bool,
     ) {
         let (width, rows) = (heads * head_dim, self.row_chunk(positions.len()));
-        let x = x[..positions.len() * width].par_chunks_mut(rows * width);
-        self.pool.install(|| {
-            x.zip(positions.par_chunks(rows)).for_each(|(x, positions)| {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    || rope(x, width, head_dim, table, positions, inverse),
-                );
-            })
-        });
+        let x = &mut x[..positions.len() * width];
+        let task = |(x, positions): (&mut [f32], &[u32])| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || rope(x, width, head_dim, table, positions, inverse),
+            );
+        };
+        if positions.len() <= rows {
+            return task((x, positions));
+        }
+        self.pool.install(|| x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).for_each(task));
     }
 
     pub(super) fn swiglu_values(&self, out: &mut [f32], gate: &[f32], up: &[f32]) {
+        let task = |(out, (gate, up)): (&mut [f32], (&[f32], &[f32]))| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(gate).zip(up).for_each(|((out, &g), &u)| *out = g * math::sigmoid(g) * u),
+            );
+        };
+        if out.len() <= CHUNK {
+            return task((out, (gate, up)));
+        }
         let values = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)));
-        self.pool.install(|| {
-            values.for_each(|(out, (gate, up))| {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    || {
-                        out.iter_mut().zip(gate).zip(up).for_each(|((out, &g), &u)| *out = g * math::sigmoid(g) * u);
-                    },
-                );
-            })
-        });
+        self.pool.install(|| values.for_each(task));
     }
 
     pub(super) fn swiglu_backward_values(&self, dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32]) {

@@ -23,6 +23,9 @@ use rayon::prelude::*;
 /// Up to this many tokens the weights are read as they are stored, row by row; above, packing panels pays.
 const FEW_TOKENS: usize = 4;
 
+/// Weight that is worth waking a thread for: some 20 µs of reading.
+const TASK_BYTES: usize = 128 * 1024;
+
 type Args<'a> = AdapterArgs<'a, Cpu>;
 
 #[allow(clippy::too_many_arguments)]
@@ -154,7 +157,6 @@ fn forward_few(
     mut adapter: Option<(&Args<'_>, &mut [f32])>,
 ) -> Result<()> {
     let (d_out, d_in) = (weight.rows(), weight.cols());
-    let rows = d_out.div_ceil(cpu.threads).next_multiple_of(PANEL_ALIGN);
     for (t, (y, x)) in y.chunks_exact_mut(d_out).zip(x.chunks_exact(d_in)).enumerate() {
         let workspace = &mut *cpu.workspace();
         let mut heads = None;
@@ -170,20 +172,22 @@ fn forward_few(
             let b = Weight::from_f32(d_out, shape.mixed(), &args.params[args.slot.b.clone()])?;
             heads = Some((b, &*mixed));
         }
-        cpu.pool.install(|| {
-            y.par_chunks_mut(rows).enumerate().try_for_each(|(i, y)| {
-                cpu.with_scratch(y.len(), |product| {
-                    if store == Store::Overwrite {
-                        y.fill(0.0);
-                    }
-                    matvec(cpu.isa, product, *weight, i * rows, x)?;
-                    add(y, product);
-                    if let Some((b, mixed)) = heads {
-                        matvec(cpu.isa, product, b, i * rows, mixed)?;
+        let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
+        let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads));
+        cpu.in_parts(y, rows, |first, y| {
+            cpu.with_scratch(y.len(), |product| {
+                match store {
+                    Store::Overwrite => matvec(cpu.isa, y, *weight, first, x)?,
+                    Store::Accumulate => {
+                        matvec(cpu.isa, product, *weight, first, x)?;
                         add(y, product);
                     }
-                    Ok::<_, crate::Error>(())
-                })
+                }
+                if let Some((b, mixed)) = heads {
+                    matvec(cpu.isa, product, b, first, mixed)?;
+                    add(y, product);
+                }
+                Ok(())
             })
         })?;
     }
