@@ -1,0 +1,110 @@
+//! One token against a weight: bytes of stored weight a second on one core, beside a plain read of a large buffer in the
+//! same run, which is what memory allows.
+//!
+//! Before a format is timed, sampled rows are held to an f64 sum over the decoded row.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// (name, d_out, d_in): the head, whose weights come from memory, and layers that a cache may hold.
+const SHAPES: [(&str, usize, usize); 3] =
+    [("SmolLM2-135M head", 49_152, 576), ("SmolLM2-135M down", 576, 1536), ("LLaMA-2-7B q,k,v,o", 4096, 4096)];
+
+/// Larger than any cache of the machine at hand.
+const BUFFER: usize = 256 << 20;
+
+/// Seconds of the fastest of `tries`.
+fn fastest<R>(tries: usize, mut op: impl FnMut() -> R) -> f64 {
+    let times = (0..tries).map(|_| {
+        let start = Instant::now();
+        black_box(op());
+        start.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
+
+/// Bytes a second of one core that combines the words of a large buffer.
+fn bandwidth() -> f64 {
+    let buffer = vec![1u64; BUFFER / 8];
+    let mix = |x: &[u64]| {
+        Isa::detect().vectorize(
+            #[inline(always)]
+            || x.iter().fold(0u64, |mix, x| mix ^ x),
+        )
+    };
+    BUFFER as f64 / fastest(5, || mix(black_box(&buffer)))
+}
+
+/// Blocks of small numbers: scales where the format has them, and otherwise any bits.
+fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
+    let eighth = [0x00, 0x30]; // f16
+    let scales: &[usize] = match format {
+        Format::F32 => return (0..elements).flat_map(|i| value(i).to_le_bytes()).collect(),
+        Format::F16 => return (0..elements).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect(),
+        Format::Bf16 => return (0..elements).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect(),
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => &[0],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q6K => &[208],
+    };
+    let mut bytes: Vec<u8> = (0..elements / format.block_len() * format.block_bytes())
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        scales.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&eighth));
+    }
+    bytes
+}
+
+/// Small, exact in bf16.
+fn value(i: usize) -> f32 {
+    (i.wrapping_mul(2_654_435_761) >> 16 & 15) as f32 / 8.0 - 1.0
+}
+
+fn check(y: &[f32], x: &[f32], weight: Weight<'_>) {
+    let mut row = vec![0.0; weight.cols()];
+    for sample in 0..64 {
+        let at = sample * 104_729 % weight.rows();
+        weight.decode_row(Isa::Portable, at, 0, &mut row);
+        let terms = row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+        let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        let error = (f64::from(y[at]) - want).abs();
+        assert!(error <= (x.len() + 8) as f64 * 6e-8 * size, "row {at}: {} where {want} is right", y[at]);
+    }
+}
+
+fn decode(criterion: &mut Criterion) {
+    let memory = bandwidth();
+    println!("a plain read: {:.1} GB/s", memory * 1e-9);
+    for (name, rows, cols) in SHAPES {
+        let mut group = criterion.benchmark_group(format!("{name} {rows}x{cols}"));
+        group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(500));
+        let x: Vec<f32> = (0..cols).map(value).collect();
+        let mut y = vec![0.0; rows];
+        for format in Format::ALL.into_iter().filter(|format| cols.is_multiple_of(format.block_len())) {
+            let bytes = weight_bytes(format, rows * cols);
+            let weight = Weight::new(format, rows, cols, &bytes, RowOrder::Natural).unwrap();
+            group.throughput(Throughput::Bytes(bytes.len() as u64));
+            for isa in Isa::available().filter(|&isa| isa != Isa::Portable || Isa::detect() == Isa::Portable) {
+                matvec(isa, &mut y, weight, 0, &x).unwrap();
+                check(&y, &x, weight);
+                let speed = bytes.len() as f64 / fastest(10, || matvec(isa, &mut y, weight, 0, &x).unwrap());
+                println!(
+                    "{name}, {} on {}: {:.1} GB/s, {:.0} % of a plain read",
+                    format.name(),
+                    isa.name(),
+                    speed * 1e-9,
+                    100.0 * speed / memory
+                );
+                group.bench_function(BenchmarkId::new(isa.name(), format.name()), |bench| {
+                    bench.iter(|| matvec(isa, &mut y, weight, 0, black_box(&x)).unwrap());
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);
