@@ -81,13 +81,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         // A prompt longer than a pass goes in by parts, each continuing the ones before.
         for part in prompt.chunks(self.activations.tokens) {
             let packed = Packed::new([&Sequence::prompt(part)], cache.len, self.model.config.vocab)?;
-            let pass = Pass {
-                model: self.model,
-                adapted: self.adapted.as_ref(),
-                packed: &packed,
-                rope: &self.rope,
-                dropout_seed: None,
-            };
+            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
             pass.forward(&mut self.activations, Cached::Append(&mut cache))?;
         }
         self.prefix = Some(cache);
@@ -184,13 +178,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             let sequences = &sequences[group];
             let packed = Packed::new(sequences, start, self.model.config.vocab)?;
             let cached = self.prefix.as_ref().map_or(Cached::No, Cached::Read);
-            let pass = Pass {
-                model: self.model,
-                adapted: self.adapted.as_ref(),
-                packed: &packed,
-                rope: &self.rope,
-                dropout_seed: None,
-            };
+            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
             run(&pass, &mut self.activations, cached, sequences)?;
         }
         Ok(())

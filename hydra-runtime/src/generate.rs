@@ -51,13 +51,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         }
         for part in tokens.chunks(self.activations.tokens) {
             let packed = Packed::new([&Sequence::prompt(part)], self.cache.len, self.model.config.vocab)?;
-            let pass = Pass {
-                model: self.model,
-                adapted: self.adapted.as_ref(),
-                packed: &packed,
-                rope: &self.rope,
-                dropout_seed: None,
-            };
+            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
             pass.forward(&mut self.activations, Cached::Append(&mut self.cache))?;
             pass.read_rows(&mut self.activations, &[part.len() as u32 - 1])?;
         }

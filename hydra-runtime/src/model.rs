@@ -138,6 +138,18 @@ pub(crate) struct Pass<'a, 'w, B: Backend> {
     pub dropout_seed: Option<u64>,
 }
 
+impl<'a, 'w, B: Backend> Pass<'a, 'w, B> {
+    /// A pass that drops nothing.
+    pub fn evaluating(
+        model: &'a Model<'w, B>,
+        adapted: Option<&'a Adapted<B>>,
+        packed: &'a Packed,
+        rope: &'a B::Buffer,
+    ) -> Self {
+        Self { model, adapted, packed, rope, dropout_seed: None }
+    }
+}
+
 impl<B: Backend> Pass<'_, '_, B> {
     /// Runs all layers; the last one's output is then `acts.inputs[layers % inputs.len()]`.
     pub fn forward(&self, acts: &mut Activations<B::Buffer>, cached: Cached<'_, B>) -> Result<()> {
