@@ -6,6 +6,7 @@
 //! ```
 
 use crate::error::{Error, exact};
+use crate::gemm::Float;
 use crate::isa::Isa;
 
 /// A mask and its scale.
@@ -44,7 +45,7 @@ impl Dropout {
 }
 
 /// `out` [rows, cols] = mask ∘ `x` / (1 − p).
-pub fn dropout(isa: Isa, out: &mut [f32], x: &[f32], cols: usize, mask: Dropout) -> Result<(), Error> {
+pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: Dropout) -> Result<(), Error> {
     apply(
         isa,
         out,
@@ -52,12 +53,18 @@ pub fn dropout(isa: Isa, out: &mut [f32], x: &[f32], cols: usize, mask: Dropout)
         cols,
         mask,
         #[inline(always)]
-        |out, x| *out = x,
+        |out: &mut f32, x| *out = x,
     )
 }
 
 /// `dx` [rows, cols] += mask ∘ `dy` / (1 − p).
-pub fn dropout_accumulate(isa: Isa, dx: &mut [f32], dy: &[f32], cols: usize, mask: Dropout) -> Result<(), Error> {
+pub fn dropout_accumulate<E: Float>(
+    isa: Isa,
+    dx: &mut [E],
+    dy: &[f32],
+    cols: usize,
+    mask: Dropout,
+) -> Result<(), Error> {
     apply(
         isa,
         dx,
@@ -65,18 +72,18 @@ pub fn dropout_accumulate(isa: Isa, dx: &mut [f32], dy: &[f32], cols: usize, mas
         cols,
         mask,
         #[inline(always)]
-        |dx, dy| *dx += dy,
+        |dx: &mut E, dy| *dx = E::round(dx.widen() + dy),
     )
 }
 
 #[inline(always)]
-fn apply(
+fn apply<O, X: Float>(
     isa: Isa,
-    out: &mut [f32],
-    x: &[f32],
+    out: &mut [O],
+    x: &[X],
     cols: usize,
     mask: Dropout,
-    put: impl Fn(&mut f32, f32),
+    put: impl Fn(&mut O, f32),
 ) -> Result<(), Error> {
     exact("out", x.len(), out.len())?;
     if !x.len().is_multiple_of(cols.max(1)) || (cols == 0 && !x.is_empty()) {
@@ -103,10 +110,17 @@ fn apply(
 }
 
 #[inline(always)]
-fn put_group(out: &mut [f32], x: &[f32], bits: u64, threshold: u32, scale: f32, put: &impl Fn(&mut f32, f32)) {
+fn put_group<O, X: Float>(
+    out: &mut [O],
+    x: &[X],
+    bits: u64,
+    threshold: u32,
+    scale: f32,
+    put: &impl Fn(&mut O, f32),
+) {
     for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
         // A choice, not a product: 0 · ∞ would be NaN.
-        put(out, if lane(bits, i) >= threshold { x * scale } else { 0.0 });
+        put(out, if lane(bits, i) >= threshold { x.widen() * scale } else { 0.0 });
     }
 }
 

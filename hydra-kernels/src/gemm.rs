@@ -14,6 +14,8 @@
 //! instruction set it doesn't depend on m, on n, or on how a caller cuts C into rows and panels.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -24,7 +26,8 @@ mod drive;
 mod pack;
 mod portable;
 
-pub use convert::to_bf16;
+use convert::widen;
+pub use convert::{Float, to_bf16};
 pub use pack::pack;
 
 use crate::error::{Error, at_least, extent};
@@ -38,26 +41,107 @@ pub const PANEL_ALIGN: usize = 32;
 /// Rows of k that are a whole number of steps on every instruction set, for scratch sizes that don't depend on one.
 pub const K_ALIGN: usize = 32;
 
+/// The elements of an operand that is read in place. A product of bf16 rounds f32 (to nearest, ties to even) as it copies
+/// them; one of f32 widens bf16.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half the memory.
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Values<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F32(data) => data.len(),
+            Values::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// From element `first` on.
+    pub fn skip(&self, first: usize) -> Values<'a> {
+        match self {
+            Values::F32(data) => Values::F32(&data[first..]),
+            Values::Bf16(data) => Values::Bf16(&data[first..]),
+        }
+    }
+
+    /// The first `len` elements.
+    pub fn first(&self, len: usize) -> Values<'a> {
+        match self {
+            Values::F32(data) => Values::F32(&data[..len]),
+            Values::Bf16(data) => Values::Bf16(&data[..len]),
+        }
+    }
+
+    /// `out[i]` = element `first + i · stride`.
+    #[inline(always)]
+    pub(crate) fn read(&self, first: usize, stride: usize, out: &mut [f32]) {
+        match self {
+            Values::F32(data) => read(&data[first..], stride, out),
+            Values::Bf16(data) => read(&data[first..], stride, out),
+        }
+    }
+
+    /// Element `i`.
+    #[inline(always)]
+    pub(crate) fn at(&self, i: usize) -> f32 {
+        match self {
+            Values::F32(data) => data[i],
+            Values::Bf16(data) => widen(data[i]),
+        }
+    }
+}
+
+#[inline(always)]
+fn read<E: Float>(from: &[E], stride: usize, out: &mut [f32]) {
+    if stride == 1 {
+        let from = &from[..out.len()];
+        out.iter_mut().zip(from).for_each(|(out, x)| *out = x.widen());
+    } else {
+        out.iter_mut().enumerate().for_each(|(i, out)| *out = from[i * stride].widen());
+    }
+}
+
+impl<'a> From<&'a [f32]> for Values<'a> {
+    fn from(data: &'a [f32]) -> Self {
+        Values::F32(data)
+    }
+}
+
+impl<'a> From<&'a [bf16]> for Values<'a> {
+    fn from(data: &'a [bf16]) -> Self {
+        Values::Bf16(data)
+    }
+}
+
 /// A matrix that is read in place: element (i, p) is `data[i · row_stride + p · col_stride]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a, E> {
+pub struct Rows<'a> {
     /// The elements.
-    pub data: &'a [E],
+    pub data: Values<'a>,
     /// From a row to the next.
     pub row_stride: usize,
     /// From a column to the next.
     pub col_stride: usize,
 }
 
-impl<'a, E> Rows<'a, E> {
+impl<'a> Rows<'a> {
     /// Row-major with `cols` columns.
-    pub fn row_major(data: &'a [E], cols: usize) -> Self {
-        Rows { data, row_stride: cols, col_stride: 1 }
+    pub fn row_major(data: impl Into<Values<'a>>, cols: usize) -> Self {
+        Rows { data: data.into(), row_stride: cols, col_stride: 1 }
     }
 
     /// The transpose of a row-major matrix with `cols` columns.
-    pub fn transposed(data: &'a [E], cols: usize) -> Self {
-        Rows { data, row_stride: 1, col_stride: cols }
+    pub fn transposed(data: impl Into<Values<'a>>, cols: usize) -> Self {
+        Rows { data: data.into(), row_stride: 1, col_stride: cols }
     }
 }
 
@@ -76,7 +160,7 @@ pub struct Panels<'a, E> {
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a, E> {
     /// [m, k].
-    pub a: Rows<'a, E>,
+    pub a: Rows<'a>,
     /// [k, n].
     pub b: Panels<'a, E>,
 }
@@ -96,7 +180,7 @@ pub enum Source<'a> {
     /// B[p, j] = `data[p · k_stride + j · n_stride]`.
     Dense {
         /// The elements.
-        data: &'a [f32],
+        data: Values<'a>,
         /// From a row of B to the next.
         k_stride: usize,
         /// From a column of B to the next.
@@ -171,14 +255,10 @@ pub fn gemm<E: Multiplicand>(
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let mut store = store;
     if store == Store::Overwrite && terms.iter().all(|term| term.b.k == 0) {
         c.chunks_mut(c_stride.max(n)).take(m).for_each(|row| row[..n].fill(0.0));
         return Ok(());
     }
-    for term in terms.iter().filter(|term| term.b.k > 0) {
-        E::multiply(isa, c, c_stride, m, n, store, term);
-        store = Store::Accumulate;
-    }
+    E::multiply(isa, c, c_stride, m, n, store, terms);
     Ok(())
 }

@@ -9,13 +9,14 @@
 //!                                                dx += dy W + D(ddown A) + dlogits R
 //! ```
 //!
-//! The products with W run in `E` (f32 or bf16), the adapter's and the router's always in f32. Dropout acts on A's input,
-//! never on the router's. What backward needs of forward is `hidden` alone.
+//! Products run in `E` (f32, or operands rounded to bf16); sums, the gate and everything that is kept are f32. The adapter's
+//! product is a second term of the frozen one: it lands in the tile of y, or of dx, while its sums are in registers.
+//! Dropout acts on A's input, never on the router's. What backward needs of forward is `hidden` alone.
 
 use crate::dropout::{Dropout, dropout as mask, dropout_accumulate};
 use crate::error::{Error, exact, product};
 use crate::gate::{Gate, activate, mix, mix_backward};
-use crate::gemm::{Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, gemm, pack, panels_bound, panels_len};
+use crate::gemm::{Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, gemm, pack, panels_bound, panels_len};
 use crate::isa::Isa;
 use crate::quant::Weight;
 use crate::shape::HydraShape;
@@ -37,13 +38,12 @@ pub struct AdapterRef<'a> {
 
 /// What [`forward`] needs.
 pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
-    let down = panels::<f32>(shape.d_in, shape.stacked_rows());
+    let down = panels::<E>(shape.d_in, shape.stacked_rows());
     let frozen = panels::<E>(shape.d_in, chunk(shape.d_out));
-    let up = panels::<f32>(shape.mixed(), chunk(shape.d_out));
+    let up = panels::<E>(shape.mixed(), chunk(shape.d_out));
     Scratch::matrix::<f32>(shape.tokens, shape.mixed())
         .and(masked(shape, dropout))
-        .and(staged::<E>(shape.tokens, shape.d_in))
-        .and(down.or(frozen).or(up))
+        .and(down.or(frozen.and(up)))
 }
 
 /// `y` [tokens, d_out] = x Wᵀ + s · mixed Bᵀ, and `hidden` [tokens, hidden] = [down | gate].
@@ -76,29 +76,28 @@ pub fn forward<E: Multiplicand>(
 
     let (a, r) = adapter.a.split_at(shape.a_rows() * d_in);
     let columns =
-        |data, n| Matrix { source: Source::Dense { data, k_stride: 1, n_stride: d_in }, k: d_in, n, scale: 1.0 };
+        |data, n| Matrix { source: Source::Dense { data: Values::F32(data), k_stride: 1, n_stride: d_in }, k: d_in, n, scale: 1.0 };
     let width = shape.hidden();
     let down = columns(a, shape.a_rows());
-    add(plain, hidden, width, Rows::row_major(masked, d_in), down, tokens, Store::Overwrite, workspace.reborrow())?;
+    let down = [(Rows::row_major(masked, d_in), down)];
+    multiply::<E, _>(isa, hidden, width, down, tokens, Store::Overwrite, workspace.reborrow())?;
     if shape.router {
         let logits = &mut hidden[shape.a_rows().min(tokens * width)..];
-        let router = columns(r, shape.heads);
-        add(plain, logits, width, Rows::row_major(x, d_in), router, tokens, Store::Overwrite, workspace.reborrow())?;
+        let router = [(Rows::row_major(x, d_in), columns(r, shape.heads))];
+        multiply::<E, _>(isa, logits, width, router, tokens, Store::Overwrite, workspace.reborrow())?;
     }
     activate(plain, shape, hidden, gate)?;
     mix(plain, shape, mixed, hidden)?;
 
-    let staged = E::stage(isa, x, &mut workspace)?;
     for first in (0..d_out).step_by(CHUNK) {
         let n = CHUNK.min(d_out - first);
         let y = &mut y[first.min(tokens * d_out)..];
         let frozen = Matrix { source: Source::WeightRows { weight, first }, k: d_in, n, scale: 1.0 };
-        add(isa, y, d_out, Rows::row_major(staged, d_in), frozen, tokens, Store::Overwrite, workspace.reborrow())?;
         let data = &adapter.b[first * shape.mixed()..];
-        let source = Source::Dense { data, k_stride: 1, n_stride: shape.mixed() };
+        let source = Source::Dense { data: Values::F32(data), k_stride: 1, n_stride: shape.mixed() };
         let up = Matrix { source, k: shape.mixed(), n, scale: adapter.scale };
-        let mixed = Rows::row_major(&*mixed, shape.mixed());
-        add(plain, y, d_out, mixed, up, tokens, Store::Accumulate, workspace.reborrow())?;
+        let terms = [(Rows::row_major(x, d_in), frozen), (Rows::row_major(&*mixed, shape.mixed()), up)];
+        multiply::<E, _>(isa, y, d_out, terms, tokens, Store::Overwrite, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -106,16 +105,17 @@ pub fn forward<E: Multiplicand>(
 /// What [`backward`] needs.
 pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
     let frozen = panels::<E>(shape.d_out, chunk(shape.d_in));
-    let b = panels::<f32>(shape.d_out, shape.mixed());
-    let mixed = panels::<f32>(shape.tokens, shape.mixed());
-    let x = panels::<f32>(shape.tokens, chunk(shape.d_in));
-    let a = panels::<f32>(shape.stacked_rows(), chunk(shape.d_in));
+    let b = panels::<E>(shape.d_out, shape.mixed());
+    let mixed = panels::<E>(shape.tokens, shape.mixed());
+    let x = panels::<E>(shape.tokens, chunk(shape.d_in));
+    // [A; R] is packed in its two halves.
+    let a = panels::<E>(shape.a_rows(), chunk(shape.d_in));
+    let r = panels::<E>(if shape.router { shape.heads } else { 0 }, chunk(shape.d_in));
     Scratch::matrix::<f32>(shape.tokens, shape.mixed())
         .and(Scratch::matrix::<f32>(shape.tokens, shape.mixed()))
         .and(Scratch::matrix::<f32>(shape.tokens, shape.hidden()))
         .and(masked(shape, dropout))
-        .and(staged::<E>(shape.tokens, shape.d_out))
-        .and(frozen.or(b).or(mixed).or(x).or(a))
+        .and(frozen.and(a).and(r).or(b).or(mixed).or(x))
 }
 
 /// Adds the gradients: `dx` [tokens, d_in], `da` [stacked_rows, d_in] and `db` [d_out, heads·rank] += theirs.
@@ -155,17 +155,17 @@ pub fn backward<E: Multiplicand>(
     let dmixed = workspace.take::<f32>(tokens * mixed_width)?;
     let dhidden = workspace.take::<f32>(tokens * width)?;
 
-    let source = Source::Dense { data: adapter.b, k_stride: mixed_width, n_stride: 1 };
+    let source = Source::Dense { data: Values::F32(adapter.b), k_stride: mixed_width, n_stride: 1 };
     let b = Matrix { source, k: d_out, n: mixed_width, scale: adapter.scale };
     let dy_rows = Rows::row_major(dy, d_out);
-    add(plain, dmixed, mixed_width, dy_rows, b, tokens, Store::Overwrite, workspace.reborrow())?;
+    multiply::<E, _>(isa, dmixed, mixed_width, [(dy_rows, b)], tokens, Store::Overwrite, workspace.reborrow())?;
     mix_backward(plain, shape, dhidden, dmixed, hidden, gate)?;
 
     mix(plain, shape, mixed, hidden)?;
-    let source = Source::Dense { data: mixed, k_stride: mixed_width, n_stride: 1 };
+    let source = Source::Dense { data: Values::F32(mixed), k_stride: mixed_width, n_stride: 1 };
     let mixed = Matrix { source, k: tokens, n: mixed_width, scale: adapter.scale };
     let dy_columns = Rows::transposed(dy, d_out);
-    add(plain, db, mixed_width, dy_columns, mixed, d_out, Store::Accumulate, workspace.reborrow())?;
+    multiply::<E, _>(isa, db, mixed_width, [(dy_columns, mixed)], d_out, Store::Accumulate, workspace.reborrow())?;
 
     // The two halves of the stacked matrix, each with its own input: [`Half`].
     let (da, dr) = da.split_at_mut(a_rows * d_in);
@@ -178,55 +178,41 @@ pub fn backward<E: Multiplicand>(
         for (dw, rows, dh, input) in [(da, a_rows, &*dhidden, masked), (dr, router_rows, dlogits, x)] {
             for first in (0..d_in).step_by(CHUNK) {
                 let data = &input[first.min(input.len())..];
-                let source = Source::Dense { data, k_stride: d_in, n_stride: 1 };
+                let source = Source::Dense { data: Values::F32(data), k_stride: d_in, n_stride: 1 };
                 let input = Matrix { source, k: tokens, n: CHUNK.min(d_in - first), scale: 1.0 };
                 let dw = &mut dw[first.min(rows * d_in)..];
-                let dh = Rows::transposed(dh, width);
-                add(plain, dw, d_in, dh, input, rows, Store::Accumulate, workspace.reborrow())?;
+                let term = [(Rows::transposed(dh, width), input)];
+                multiply::<E, _>(isa, dw, d_in, term, rows, Store::Accumulate, workspace.reborrow())?;
             }
         }
     }
 
+    let rows_of = |data, rows, n| {
+        let source = Source::Dense { data: Values::F32(data), k_stride: d_in, n_stride: 1 };
+        Matrix { source, k: rows, n, scale: 1.0 }
+    };
     if let Some(dropout) = dropout {
         let mut workspace = workspace.reborrow();
         let dmasked = workspace.take::<f32>(tokens * d_in)?;
-        product_with_rows(plain, dmasked, shape, dhidden, a, a_rows, Store::Overwrite, workspace.reborrow())?;
+        for first in (0..d_in).step_by(CHUNK) {
+            let n = CHUNK.min(d_in - first);
+            let through_a = [(Rows::row_major(&*dhidden, width), rows_of(&a[first..], a_rows, n))];
+            let out = &mut dmasked[first.min(tokens * d_in)..];
+            multiply::<E, _>(isa, out, d_in, through_a, tokens, Store::Overwrite, workspace.reborrow())?;
+        }
         dropout_accumulate(plain, dx, dmasked, d_in, dropout)?;
-    } else {
-        product_with_rows(plain, dx, shape, dhidden, a, a_rows, Store::Accumulate, workspace.reborrow())?;
     }
-    product_with_rows(plain, dx, shape, dlogits, r, router_rows, Store::Accumulate, workspace.reborrow())?;
-
-    let staged = E::stage(isa, dy, &mut workspace)?;
     for first in (0..d_in).step_by(CHUNK) {
-        let frozen =
-            Matrix { source: Source::WeightCols { weight, first }, k: d_out, n: CHUNK.min(d_in - first), scale: 1.0 };
+        let n = CHUNK.min(d_in - first);
+        let frozen = Matrix { source: Source::WeightCols { weight, first }, k: d_out, n, scale: 1.0 };
+        let terms = [
+            (Rows::row_major(dy, d_out), frozen),
+            // What went through A has been added above if it was masked.
+            (Rows::row_major(&*dhidden, width), rows_of(&a[first..], if dropout.is_some() { 0 } else { a_rows }, n)),
+            (Rows::row_major(dlogits, width), rows_of(&r[first.min(r.len())..], router_rows, n)),
+        ];
         let dx = &mut dx[first.min(tokens * d_in)..];
-        add(isa, dx, d_in, Rows::row_major(staged, d_out), frozen, tokens, Store::Accumulate, workspace.reborrow())?;
-    }
-    Ok(())
-}
-
-/// `out` [tokens, d_in] = or += `dh` (the first `rows` columns of rows as wide as hidden) · `w` [rows, d_in].
-#[allow(clippy::too_many_arguments)]
-fn product_with_rows(
-    isa: Isa,
-    out: &mut [f32],
-    shape: &HydraShape,
-    dh: &[f32],
-    w: &[f32],
-    rows: usize,
-    store: Store,
-    mut workspace: Workspace<'_>,
-) -> Result<(), Error> {
-    let d_in = shape.d_in;
-    for first in (0..d_in).step_by(CHUNK) {
-        let data = &w[first.min(w.len())..];
-        let source = Source::Dense { data, k_stride: d_in, n_stride: 1 };
-        let w = Matrix { source, k: rows, n: CHUNK.min(d_in - first), scale: 1.0 };
-        let out = &mut out[first.min(shape.tokens * d_in)..];
-        let dh = Rows::row_major(dh, shape.hidden());
-        add(isa, out, d_in, dh, w, shape.tokens, store, workspace.reborrow())?;
+        multiply::<E, _>(isa, dx, d_in, terms, tokens, Store::Accumulate, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -239,22 +225,24 @@ struct Matrix<'a> {
     scale: f32,
 }
 
-/// `c` = or += `a` [m, k] · `b`, packed into the workspace.
-#[allow(clippy::too_many_arguments)]
-fn add<E: Multiplicand>(
+/// `c` = or += Σ a [m, k] · b, each b packed into the workspace.
+fn multiply<E: Multiplicand, const N: usize>(
     isa: E::Isa,
     c: &mut [f32],
     c_stride: usize,
-    a: Rows<'_, E>,
-    b: Matrix<'_>,
+    terms: [(Rows<'_>, Matrix<'_>); N],
     m: usize,
     store: Store,
     mut workspace: Workspace<'_>,
 ) -> Result<(), Error> {
-    let panels = workspace.take::<E>(panels_len::<E>(isa, b.k, b.n))?;
-    pack(isa, panels, b.k, b.n, b.source, b.scale)?;
-    let b = Panels { data: &*panels, k: b.k, n: b.n };
-    gemm(isa, c, c_stride, m, b.n, store, &[Term { a, b }])
+    let n = terms[0].1.n;
+    let mut packed = [Term { a: terms[0].0, b: Panels { data: &[], k: 0, n } }; N];
+    for (term, (a, b)) in packed.iter_mut().zip(terms) {
+        let panels = workspace.take::<E>(panels_len::<E>(isa, b.k, b.n))?;
+        pack(isa, panels, b.k, b.n, b.source, b.scale)?;
+        *term = Term { a, b: Panels { data: panels, k: b.k, n: b.n } };
+    }
+    gemm(isa, c, c_stride, m, n, store, &packed)
 }
 
 /// D(x), or x itself without dropout.
@@ -273,11 +261,6 @@ fn masked_input<'a>(
 
 const fn masked(shape: &HydraShape, dropout: bool) -> Scratch {
     Scratch::matrix::<f32>(if dropout { shape.tokens } else { 0 }, shape.d_in)
-}
-
-/// f32 operands are read where they are, others converted.
-const fn staged<E>(rows: usize, cols: usize) -> Scratch {
-    Scratch::matrix::<E>(if size_of::<E>() == size_of::<f32>() { 0 } else { rows }, cols)
 }
 
 const fn panels<E>(k: usize, n: usize) -> Scratch {

@@ -5,7 +5,7 @@
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{Avx2, Avx512, Avx512Bf16};
+pub use x86_64::{AmxBf16, Avx2, Avx512, Avx512Bf16};
 
 /// Instruction sets for f32 arithmetic, worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,9 @@ pub enum Bf16Isa {
     /// AVX-512's own product of bf16 pairs (VDPBF16PS: flushes subnormals to zero).
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512Bf16),
+    /// AMX's product of tiles (TDPBF16PS: flushes subnormals to zero).
+    #[cfg(target_arch = "x86_64")]
+    AmxBf16(AmxBf16),
 }
 
 impl Bf16Isa {
@@ -97,13 +100,14 @@ impl Bf16Isa {
             Avx2::detect().map(Bf16Isa::Avx2),
             Avx512::detect().map(Bf16Isa::Avx512),
             Avx512Bf16::detect().map(Bf16Isa::Avx512Bf16),
+            AmxBf16::detect().map(Bf16Isa::AmxBf16),
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let found = [Some(Bf16Isa::Portable)];
         found.into_iter().flatten()
     }
 
-    /// "portable", "avx2", "avx512" or "avx512bf16".
+    /// "portable", "avx2", "avx512", "avx512bf16" or "amxbf16".
     pub fn name(self) -> &'static str {
         match self {
             Bf16Isa::Portable => "portable",
@@ -113,6 +117,8 @@ impl Bf16Isa {
             Bf16Isa::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::Avx512Bf16(_) => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::AmxBf16(_) => "amxbf16",
         }
     }
 
@@ -131,6 +137,8 @@ impl Bf16Isa {
             Bf16Isa::Avx512(isa) => Isa::Avx512(isa),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::Avx512Bf16(isa) => Isa::Avx512(isa.avx512()),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::AmxBf16(isa) => Isa::Avx512(isa.avx512bf16().avx512()),
         }
     }
 

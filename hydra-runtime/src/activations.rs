@@ -1,7 +1,7 @@
 //! What the forward pass leaves for the backward pass, sized before anything is allocated.
 //!
-//! Each struct is generic in what it holds: `usize` (a plan: how many f32 values) or a backend's buffer. So the bytes that
-//! are announced are the bytes that are allocated.
+//! Each struct is generic in what it holds: a [`Size`] (a plan) or a backend's buffer. So the bytes that are announced are the
+//! bytes that are allocated.
 
 use crate::Result;
 use crate::adapter::AdapterConfig;
@@ -26,6 +26,15 @@ pub enum Purpose {
     Forward,
     /// Gradients.
     Training(Keep),
+}
+
+/// A planned buffer, in values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// From [`Backend::buffer`]: residual streams, statistics, what is summed up.
+    Buffer(usize),
+    /// From [`Backend::activation`].
+    Activation(usize),
 }
 
 /// One layer's activations, for a row of `tokens`.
@@ -117,29 +126,26 @@ pub struct Activations<T> {
     pub gradients: Option<Gradients<T>>,
 }
 
-impl Activations<usize> {
-    /// The sizes, in f32 values, for rows of up to `tokens` tokens.
+impl Activations<Size> {
+    /// The sizes for rows of up to `tokens` tokens.
     pub fn plan(config: &Config, adapter: Option<&AdapterConfig>, tokens: usize, purpose: Purpose) -> Self {
+        use Size::{Activation, Buffer};
         let attention = AttentionShape::of(config);
-        let (d, ffn, q, kv) = (
-            tokens * config.d_model,
-            tokens * config.d_ffn,
-            tokens * attention.q_width(),
-            tokens * attention.kv_width(),
-        );
+        let (d, ffn) = (tokens * config.d_model, Activation(tokens * config.d_ffn));
+        let (q, kv) = (Activation(tokens * attention.q_width()), Activation(tokens * attention.kv_width()));
         let hidden = Projection::ALL.map(|projection| {
             let adapter = adapter.filter(|a| a.targets.contains(&projection))?;
-            Some(adapter.shape(config, projection, tokens).hidden() * tokens)
+            Some(Buffer(adapter.shape(config, projection, tokens).hidden() * tokens))
         });
         let layer = LayerActivations {
-            attention_inv_rms: tokens,
+            attention_inv_rms: Buffer(tokens),
             q,
             k: kv,
             v: kv,
             o: q,
-            lse: tokens * config.heads,
-            middle: d,
-            ffn_inv_rms: tokens,
+            lse: Buffer(tokens * config.heads),
+            middle: Buffer(d),
+            ffn_inv_rms: Buffer(tokens),
             gate: ffn,
             up: ffn,
             hidden,
@@ -148,28 +154,48 @@ impl Activations<usize> {
         let sets = if purpose == Purpose::Training(Keep::All) { config.layers } else { 1 };
         Self {
             tokens,
-            inputs: vec![d; if training { config.layers + 1 } else { 2 }],
+            inputs: vec![Buffer(d); if training { config.layers + 1 } else { 2 }],
             layers: vec![layer; sets],
-            work: Work { normed: d, inv_rms: tokens, act: ffn },
-            read: Read { x: d, inv_rms: tokens, normed: d, nll: tokens, gradients: training.then_some([d, d]) },
-            gradients: training.then_some(Gradients { dx: d, dnormed: d, d_o: q, dq: q, dk: kv, dv: kv, dact: ffn }),
+            work: Work { normed: Activation(d), inv_rms: Buffer(tokens), act: ffn },
+            read: Read {
+                x: Buffer(d),
+                inv_rms: Buffer(tokens),
+                normed: Activation(d),
+                nll: Buffer(tokens),
+                gradients: training.then_some([Buffer(d), Buffer(d)]),
+            },
+            gradients: training.then_some(Gradients {
+                dx: Buffer(d),
+                dnormed: Buffer(d),
+                d_o: q,
+                dq: q,
+                dk: kv,
+                dv: kv,
+                dact: ffn,
+            }),
         }
     }
 
-    /// What [`Activations::allocate`] will take.
-    pub fn bytes(&self) -> u64 {
-        let mut values = 0;
-        let counted = self.clone().try_map(&mut |len| {
-            values += len as u64;
+    /// What [`Activations::allocate`] will take of this backend.
+    pub fn bytes<B: Backend>(&self, backend: &B) -> u64 {
+        let mut bytes = 0;
+        let counted = self.clone().try_map(&mut |size| {
+            bytes += match size {
+                Size::Buffer(len) => 4 * len as u64,
+                Size::Activation(len) => (backend.activation_bytes() * len) as u64,
+            };
             Ok(())
         });
         debug_assert!(counted.is_ok());
-        values * 4
+        bytes
     }
 
     /// The buffers.
     pub fn allocate<B: Backend>(self, backend: &B) -> Result<Activations<B::Buffer>> {
-        self.try_map(&mut |len| backend.buffer(len))
+        self.try_map(&mut |size| match size {
+            Size::Buffer(len) => backend.buffer(len),
+            Size::Activation(len) => backend.activation(len),
+        })
     }
 }
 

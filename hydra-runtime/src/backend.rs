@@ -1,7 +1,7 @@
 //! What a device has to be able to do.
 //!
-//! Every operation writes into buffers that its caller owns; nothing is allocated but in [`Backend::buffer`]. Matrices are
-//! row-major f32; `tokens` says how many rows of a buffer take part, so that one set of buffers serves batches of any size
+//! Every operation writes into buffers that its caller owns; nothing is allocated but in [`Backend::buffer`] and
+//! [`Backend::activation`]. Matrices are row-major, f32 but for activations; `tokens` says how many rows of a buffer take part, so that one set of buffers serves batches of any size
 //! up to the planned one. Gradients are `d` + name. An operation *overwrites* its outputs unless it says *adds*.
 
 pub mod cpu;
@@ -118,13 +118,22 @@ impl Default for AdamW {
 
 /// A device that runs the model.
 pub trait Backend {
-    /// f32 memory of the device.
+    /// Memory of the device.
     type Buffer: Send + Sync;
     /// A frozen matrix in the form in which the device multiplies it; may borrow the checkpoint's mapping for `'w`.
     type Matrix<'w>: Send + Sync;
 
-    /// A zeroed buffer of `len` values.
+    /// A zeroed f32 buffer of `len` values.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
+    /// A zeroed buffer for what products read: normalised rows, queries, keys, values, the feed-forward's inner values, and
+    /// the gradients of these. It may hold fewer bits than f32; everything else comes from [`Backend::buffer`].
+    fn activation(&self, len: usize) -> Result<Self::Buffer> {
+        self.buffer(len)
+    }
+    /// Bytes of a value of [`Backend::activation`].
+    fn activation_bytes(&self) -> usize {
+        size_of::<f32>()
+    }
     /// Copies `from` to the start of `to`.
     fn upload(&self, to: &mut Self::Buffer, from: &[f32]) -> Result<()>;
     /// Copies the start of `from` into `to`.

@@ -109,7 +109,7 @@ impl<B: Backend> KvCache<B> {
     pub fn new(model: &Model<'_, B>, capacity: usize) -> Result<Self> {
         let width = AttentionShape::of(&model.config).kv_width();
         let buffers =
-            || (0..model.config.layers).map(|_| model.backend.buffer(capacity * width)).collect::<Result<_>>();
+            || (0..model.config.layers).map(|_| model.backend.activation(capacity * width)).collect::<Result<_>>();
         Ok(Self { k: buffers()?, v: buffers()?, len: 0, capacity })
     }
 

@@ -61,7 +61,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         let rope = options.max_tokens * config.head_dim;
         let adapter = 4 * Slots::new(config, adapter).len;
         let workspace = backend.workspace_bytes(options.max_tokens, config.d_ffn.max(config.d_model));
-        activations.bytes() + 4 * (rope + adapter) as u64 + workspace
+        activations.bytes(backend) + 4 * (rope + adapter) as u64 + workspace
     }
 
     /// Allocates all that training takes. Fails if the adapter does not fit the model or memory does not suffice.

@@ -1,16 +1,17 @@
-//! Products: every source, stride and edge; independence of how C is cut.
+//! Products: every source, element type, stride and edge; independence of how C is cut.
 
 use crate::support::{Element, isas, tolerance, values};
 use half::bf16;
 use hydra_kernels::{
-    Error, Format, PANEL_ALIGN, Panels, RowOrder, Rows, Source, Store, Term, Weight, gemm, matvec, pack, panels_len,
-    to_bf16,
+    Error, Format, PANEL_ALIGN, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec, pack,
+    panels_len, to_bf16,
 };
 use proptest::prelude::*;
 
-/// 0, 1, and around the edges of tiles (4, 6, 8, 12, 16, 32), stretches (256) and blocks of k (384, 768).
+/// 0, 1, and around the edges of tiles (4, 6, 8, 12, 16, 32), stretches (256) and blocks of k (384, 768); where a second
+/// term joins the first (128).
 const SIZES: [usize; 17] = [0, 1, 2, 3, 5, 7, 8, 11, 12, 13, 16, 17, 31, 32, 33, 65, 130];
-const DEPTHS: [usize; 14] = [0, 1, 2, 7, 8, 31, 33, 255, 257, 383, 385, 769, 771, 64];
+const DEPTHS: [usize; 17] = [0, 1, 2, 7, 8, 31, 33, 127, 129, 255, 257, 383, 385, 769, 771, 1537, 64];
 
 fn size() -> impl Strategy<Value = usize> {
     prop::sample::select(&SIZES[..])
@@ -79,16 +80,18 @@ fn check<E: Element>(isa: E::Isa, case: Case) {
     let mut packed = Vec::new();
     for (t, (k, a_layout, b_layout)) in terms.into_iter().enumerate() {
         let (a_strides, b_strides) = (strides(a_layout, m, k), strides(b_layout, k, n));
-        let a: Vec<E> =
-            values(room(m, k, a_strides), seed ^ 1 ^ t as u64).into_iter().map(<E as Element>::from).collect();
+        let a = values(room(m, k, a_strides), seed ^ 1 ^ t as u64);
+        let narrow: Vec<bf16> = a.iter().map(|&a| bf16::from_f32(a)).collect();
         let b = values(room(k, n, b_strides), seed ^ 100 ^ t as u64);
         let mut panels = vec![<E as Element>::from(f32::NAN); panels_len::<E>(isa, k, n)];
-        let source = Source::Dense { data: &b, k_stride: b_strides.0, n_stride: b_strides.1 };
+        let narrow_b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
+        let data = if seed >> 2 >> t & 1 == 0 { Values::F32(&b) } else { Values::Bf16(&narrow_b) };
+        let source = Source::Dense { data, k_stride: b_strides.0, n_stride: b_strides.1 };
         pack(isa, &mut panels, k, n, source, scale).unwrap();
         for i in 0..m {
             for j in 0..n {
                 for p in 0..k {
-                    let product = a[i * a_strides.0 + p * a_strides.1].into()
+                    let product = f64::from(a[i * a_strides.0 + p * a_strides.1])
                         * f64::from(b[p * b_strides.0 + j * b_strides.1])
                         * f64::from(scale);
                     want[i * c_stride + j] += product;
@@ -96,13 +99,16 @@ fn check<E: Element>(isa: E::Isa, case: Case) {
                 }
             }
         }
-        packed.push((a, a_strides, panels, k));
+        packed.push((a, narrow, a_strides, panels, k));
     }
     let terms: Vec<Term<'_, E>> = packed
         .iter()
-        .map(|(a, strides, panels, k)| Term {
-            a: Rows { data: a, row_stride: strides.0, col_stride: strides.1 },
-            b: Panels { data: panels, k: *k, n },
+        .enumerate()
+        .map(|(t, (a, narrow, strides, panels, k))| {
+            // The values are exact in either type.
+            let data = if seed >> t & 1 == 0 { Values::F32(a) } else { Values::Bf16(narrow) };
+            let a = Rows { data, row_stride: strides.0, col_stride: strides.1 };
+            Term { a, b: Panels { data: panels, k: *k, n } }
         })
         .collect();
     let deepest = case.terms.iter().map(|term| term.0).sum();
@@ -118,6 +124,23 @@ fn check<E: Element>(isa: E::Isa, case: Case) {
                 assert!(error <= bound, "{isa:?} {case:?} [{i}, {j}]: {} where {} is right", c[at], want[at]);
             }
         }
+    }
+}
+
+/// What a product of bf16 makes of f32 operands: the nearest bf16, ties to even.
+#[test]
+fn f32_operands_are_rounded() {
+    let (m, k) = (3, 70);
+    let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+    for isa in bf16::isas() {
+        let mut identity = vec![0.0; k * k];
+        (0..k).for_each(|p| identity[p * k + p] = 1.0);
+        let mut panels = vec![bf16::NAN; panels_len::<bf16>(isa, k, k)];
+        pack(isa, &mut panels, k, k, Source::Dense { data: Values::F32(&identity), k_stride: k, n_stride: 1 }, 1.0).unwrap();
+        let mut c = vec![f32::NAN; m * k];
+        let term = Term { a: Rows::row_major(&x[..], k), b: Panels { data: &panels, k, n: k } };
+        gemm(isa, &mut c, k, m, k, Store::Overwrite, &[term]).unwrap();
+        assert!(c.iter().zip(&x).all(|(&c, &x)| c == bf16::from_f32(x).to_f32()), "{isa:?}");
     }
 }
 
@@ -141,8 +164,8 @@ proptest! {
 
 /// The same bits whether C is computed whole or in pieces.
 fn cut_anywhere<E: Element>() {
-    let (m, n, k) = (29, 2 * PANEL_ALIGN + 7, 801);
-    let a: Vec<E> = values(m * k, 1).into_iter().map(<E as Element>::from).collect();
+    let (m, n, k) = (69, 2 * PANEL_ALIGN + 7, 801);
+    let a = values(m * k, 1);
     let w = values(n * k, 2);
     let weight = Weight::from_f32(n, k, &w).unwrap();
     for isa in E::isas() {
@@ -157,7 +180,7 @@ fn cut_anywhere<E: Element>() {
             c
         };
         let whole = product(0..m, 0..n);
-        for rows in [0..1, 1..13, 13..29] {
+        for rows in [0..1, 1..13, 13..69] {
             for columns in [0..PANEL_ALIGN, PANEL_ALIGN..n, 3..4] {
                 let part = product(rows.clone(), columns.clone());
                 for (i, row) in rows.clone().enumerate() {
@@ -218,7 +241,7 @@ fn assert_panels(isa: hydra_kernels::Isa, k: usize, n: usize, source: Source<'_>
     let mut identity = vec![0.0; k * k];
     (0..k).for_each(|p| identity[p * k + p] = 1.0);
     let mut c = vec![f32::NAN; k * n];
-    let term = Term { a: Rows::row_major(&identity, k), b: Panels { data: &panels, k, n } };
+    let term = Term { a: Rows::row_major(&identity[..], k), b: Panels { data: &panels, k, n } };
     gemm(isa, &mut c, n, k, n, Store::Overwrite, &[term]).unwrap();
     for p in 0..k {
         for j in 0..n {
@@ -240,7 +263,7 @@ fn errors_write_nothing() {
     assert_eq!(beyond, Err(Error::Range { operand: "weight rows", limit: 2, got: 3 }));
     let astride = pack(isa, &mut panels, 2, 2, Source::WeightCols { weight, first: 31 }, 1.0);
     assert_eq!(astride, Err(Error::Block { operand: "first", block: 32, got: 31 }));
-    let huge = Source::Dense { data: &[0.0; 4], k_stride: usize::MAX, n_stride: usize::MAX };
+    let huge = Source::Dense { data: Values::F32(&[0.0; 4]), k_stride: usize::MAX, n_stride: usize::MAX };
     assert_eq!(pack(isa, &mut panels, 2, 2, huge, 1.0), Err(Error::Overflow));
     assert!(panels.iter().all(|&x| x == 7.0));
 
@@ -248,10 +271,10 @@ fn errors_write_nothing() {
     let a = values(3 * 64, 1);
     let mut c = vec![7.0; 6];
     for (m, c_stride, len) in [(4, 2, 6), (3, 1, 6), (3, 2, 5), (2, usize::MAX, 6)] {
-        let term = Term { a: Rows::row_major(&a, 64), b };
+        let term = Term { a: Rows::row_major(&a[..], 64), b };
         assert!(gemm(isa, &mut c[..len], c_stride, m, 2, Store::Overwrite, &[term]).is_err());
     }
-    let far = Term { a: Rows { data: &a, row_stride: usize::MAX / 2, col_stride: 1 }, b };
+    let far = Term { a: Rows { data: Values::F32(&a), row_stride: usize::MAX / 2, col_stride: 1 }, b };
     assert!(gemm(isa, &mut c, 2, 3, 2, Store::Overwrite, &[far]).is_err());
     assert!(matvec(isa, &mut c, weight, 0, &a[..64]).is_err());
     assert!(to_bf16(isa, &mut [bf16::ONE; 2], &a).is_err());

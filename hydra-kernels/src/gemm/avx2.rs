@@ -3,8 +3,9 @@
 //! f32 as it is; bf16 widened: a pair of neighbours along k is one 32-bit lane whose halves, moved up, are f32.
 
 use super::Store;
+use super::convert::{round, widen};
 use super::drive::{CTile, Micro, a_stride};
-use crate::isa::Avx2;
+use crate::isa::{Avx2, Isa};
 use core::arch::x86_64::*;
 use half::bf16;
 
@@ -23,8 +24,18 @@ impl Micro for Avx2F32 {
     const K_STEP: usize = 1;
 
     #[inline(always)]
-    fn widen(a: f32) -> f32 {
+    fn isa(self) -> Isa {
+        Isa::Avx2(self.0)
+    }
+
+    #[inline(always)]
+    fn of_f32(a: f32) -> f32 {
         a
+    }
+
+    #[inline(always)]
+    fn of_bf16(a: bf16) -> f32 {
+        widen(a)
     }
 
     fn tile(self, k: usize, a: &[f32], b: &[f32], c: CTile<'_>) {
@@ -49,8 +60,18 @@ impl Micro for Avx2Widened {
     const K_STEP: usize = 2;
 
     #[inline(always)]
-    fn widen(a: bf16) -> f32 {
-        f32::from_bits(u32::from(a.to_bits()) << 16)
+    fn isa(self) -> Isa {
+        Isa::Avx2(self.0)
+    }
+
+    #[inline(always)]
+    fn of_f32(a: f32) -> f32 {
+        widen(round(a))
+    }
+
+    #[inline(always)]
+    fn of_bf16(a: bf16) -> f32 {
+        widen(a)
     }
 
     fn tile(self, k: usize, a: &[f32], b: &[bf16], c: CTile<'_>) {

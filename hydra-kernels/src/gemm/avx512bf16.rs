@@ -2,9 +2,10 @@
 //!
 //! The instruction sums the pair with flush-to-zero and round-to-nearest whatever the mode.
 
+use super::convert::round;
 use super::avx512::{MR, NR, prefetch, store};
 use super::drive::{CTile, Micro, a_stride};
-use crate::isa::Avx512Bf16;
+use crate::isa::{Avx512Bf16, Isa};
 use core::arch::x86_64::*;
 use core::mem::transmute;
 use half::bf16;
@@ -21,7 +22,17 @@ impl Micro for Avx512Pairs {
     const K_STEP: usize = 2;
 
     #[inline(always)]
-    fn widen(a: bf16) -> bf16 {
+    fn isa(self) -> Isa {
+        Isa::Avx512(self.0.avx512())
+    }
+
+    #[inline(always)]
+    fn of_f32(a: f32) -> bf16 {
+        round(a)
+    }
+
+    #[inline(always)]
+    fn of_bf16(a: bf16) -> bf16 {
         a
     }
 

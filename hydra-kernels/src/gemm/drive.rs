@@ -1,17 +1,16 @@
 //! The loops around a micro-kernel, the same for every element type and instruction set.
 
-use super::convert::{round, to_bf16};
+use super::convert::round;
 use super::portable::{PortableBf16, PortableF32};
-use super::{Multiplicand, Store, Term};
+use super::{Multiplicand, Store, Term, Values};
 #[cfg(target_arch = "x86_64")]
 use super::{
+    amx,
     avx2::{Avx2F32, Avx2Widened},
     avx512::{Avx512F32, Avx512Widened},
     avx512bf16::Avx512Pairs,
 };
-use crate::error::Error;
 use crate::isa::{Bf16Isa, Isa};
-use crate::workspace::Workspace;
 use half::bf16;
 
 /// Most rows in a tile of C on any instruction set.
@@ -48,11 +47,6 @@ pub trait Kernel: Sized {
     fn widened(isa: Self::Isa) -> Isa
     where
         Self: Multiplicand;
-    /// `x` in this type: itself, or converted into the workspace.
-    #[doc(hidden)]
-    fn stage<'a>(isa: Self::Isa, x: &'a [f32], workspace: &mut Workspace<'a>) -> Result<&'a [Self], Error>
-    where
-        Self: Multiplicand;
     #[doc(hidden)]
     fn tile(isa: Self::Isa) -> Tile
     where
@@ -65,7 +59,7 @@ pub trait Kernel: Sized {
         m: usize,
         n: usize,
         store: Store,
-        term: &Term<'_, Self>,
+        terms: &[Term<'_, Self>],
     ) where
         Self: Multiplicand;
 }
@@ -80,7 +74,14 @@ pub(super) trait Micro: Copy {
     const NR: usize;
     const K_STEP: usize;
 
-    fn widen(a: Self::E) -> Self::A;
+    /// The f32 instruction set that this one contains.
+    fn isa(self) -> Isa;
+
+    /// An element of A as a tile holds it: rounded to E.
+    fn of_f32(a: f32) -> Self::A;
+
+    /// The same from bf16: exact.
+    fn of_bf16(a: bf16) -> Self::A;
 
     /// C[i, j] = or += Σ_p `a[i · a_stride + p]` · b[p, j], for i < `rows` ≤ MR, j < `cols` ≤ NR, p < `k`
     /// (a multiple of K_STEP).
@@ -115,8 +116,25 @@ pub(super) const fn a_stride<A>() -> usize {
 #[repr(align(64))]
 struct ATile([f32; MR_MAX * A_STRIDE]);
 
-/// One term: blocks of k, groups of panels, tiles of A, panels.
+/// The terms one after the other.
 pub(super) fn drive<K: Micro>(
+    kernel: K,
+    c: &mut [f32],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    store: Store,
+    terms: &[Term<'_, K::E>],
+) {
+    let mut store = store;
+    for term in terms.iter().filter(|term| term.b.k > 0) {
+        drive_term(kernel, c, c_stride, m, n, store, term);
+        store = Store::Accumulate;
+    }
+}
+
+/// One term: blocks of k, groups of panels, tiles of A, panels.
+fn drive_term<K: Micro>(
     kernel: K,
     c: &mut [f32],
     c_stride: usize,
@@ -141,7 +159,10 @@ pub(super) fn drive<K: Micro>(
             let last = n.min(first + n_block);
             for i in (0..m).step_by(K::MR) {
                 let rows = K::MR.min(m - i);
-                load::<K>(a_tile, term, i, rows, p, k_real, k);
+                kernel.isa().vectorize(
+                    #[inline(always)]
+                    || load::<K>(a_tile, term, i, rows, p, k_real, k),
+                );
                 for j in (first..last).step_by(K::NR) {
                     let panel = &term.b.data[j * k_padded + p * K::NR..][..k * K::NR];
                     kernel.tile(
@@ -165,33 +186,51 @@ pub(super) fn drive<K: Micro>(
 
 /// Copies A[i .. i + rows, p .. p + k_real] into a tile, zeros up to column `k`.
 #[allow(clippy::too_many_arguments)]
+#[inline(always)]
 fn load<K: Micro>(tile: &mut [K::A], term: &Term<'_, K::E>, i: usize, rows: usize, p: usize, k_real: usize, k: usize) {
-    let stride = a_stride::<K::A>();
     let a = &term.a;
-    if a.row_stride == 1 && a.col_stride != 1 {
-        // A transpose: along its contiguous direction first.
-        for q in 0..k_real {
-            let from = &a.data[i + (p + q) * a.col_stride..][..rows];
-            for (row, &a) in from.iter().enumerate() {
-                tile[row * stride + q] = K::widen(a);
-            }
-        }
-    } else {
-        for (row, out) in tile.chunks_mut(stride).take(rows).enumerate() {
-            let from = &a.data[(i + row) * a.row_stride + p * a.col_stride..];
-            if a.col_stride == 1 {
-                for (out, &a) in out.iter_mut().zip(&from[..k_real]) {
-                    *out = K::widen(a);
-                }
-            } else {
-                for (q, out) in out[..k_real].iter_mut().enumerate() {
-                    *out = K::widen(from[q * a.col_stride]);
-                }
-            }
-        }
+    let first = i * a.row_stride + p * a.col_stride;
+    match a.data {
+        Values::F32(data) => copy::<f32, K::A>(tile, &data[first..], a.row_stride, a.col_stride, rows, k_real, K::of_f32),
+        Values::Bf16(data) => copy::<bf16, K::A>(tile, &data[first..], a.row_stride, a.col_stride, rows, k_real, K::of_bf16),
     }
-    for out in tile.chunks_mut(stride).take(rows) {
+    for out in tile.chunks_mut(a_stride::<K::A>()).take(rows) {
         out[k_real..k].fill(bytemuck::Zeroable::zeroed());
+    }
+}
+
+/// `tile[row · a_stride + q]` = `from[row · row_stride + q · col_stride]`, converted.
+#[inline(always)]
+fn copy<E: Copy, A>(
+    tile: &mut [A],
+    from: &[E],
+    row_stride: usize,
+    col_stride: usize,
+    rows: usize,
+    k: usize,
+    convert: impl Fn(E) -> A,
+) {
+    let stride = a_stride::<A>();
+    if row_stride == 1 && col_stride != 1 {
+        // A transpose: along its contiguous direction first.
+        for q in 0..k {
+            for (row, &a) in from[q * col_stride..][..rows].iter().enumerate() {
+                tile[row * stride + q] = convert(a);
+            }
+        }
+        return;
+    }
+    for (row, out) in tile.chunks_mut(stride).take(rows).enumerate() {
+        let from = &from[row * row_stride..];
+        if col_stride == 1 {
+            for (out, &a) in out.iter_mut().zip(&from[..k]) {
+                *out = convert(a);
+            }
+        } else {
+            for (q, out) in out[..k].iter_mut().enumerate() {
+                *out = convert(from[q * col_stride]);
+            }
+        }
     }
 }
 
@@ -212,10 +251,6 @@ impl Kernel for f32 {
         isa
     }
 
-    fn stage<'a>(_isa: Isa, x: &'a [f32], _workspace: &mut Workspace<'a>) -> Result<&'a [f32], Error> {
-        Ok(x)
-    }
-
     fn tile(isa: Isa) -> Tile {
         match isa {
             Isa::Portable => tile_of::<PortableF32>(),
@@ -226,13 +261,13 @@ impl Kernel for f32 {
         }
     }
 
-    fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, term: &Term<'_, f32>) {
+    fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, terms: &[Term<'_, f32>]) {
         match isa {
-            Isa::Portable => drive(PortableF32, c, c_stride, m, n, store, term),
+            Isa::Portable => drive(PortableF32, c, c_stride, m, n, store, terms),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(isa) => drive(Avx2F32(isa), c, c_stride, m, n, store, term),
+            Isa::Avx2(isa) => drive(Avx2F32(isa), c, c_stride, m, n, store, terms),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(isa) => drive(Avx512F32(isa), c, c_stride, m, n, store, term),
+            Isa::Avx512(isa) => drive(Avx512F32(isa), c, c_stride, m, n, store, terms),
         }
     }
 }
@@ -252,12 +287,6 @@ impl Kernel for bf16 {
         isa.widened()
     }
 
-    fn stage<'a>(isa: Bf16Isa, x: &'a [f32], workspace: &mut Workspace<'a>) -> Result<&'a [bf16], Error> {
-        let out = workspace.take::<bf16>(x.len())?;
-        to_bf16(isa.widened(), out, x)?;
-        Ok(out)
-    }
-
     fn tile(isa: Bf16Isa) -> Tile {
         match isa {
             Bf16Isa::Portable => tile_of::<PortableBf16>(),
@@ -267,18 +296,22 @@ impl Kernel for bf16 {
             Bf16Isa::Avx512(_) => tile_of::<Avx512Widened>(),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::Avx512Bf16(_) => tile_of::<Avx512Pairs>(),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::AmxBf16(_) => Tile { nr: amx::NR, k_step: amx::K_STEP },
         }
     }
 
-    fn multiply(isa: Bf16Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, term: &Term<'_, bf16>) {
+    fn multiply(isa: Bf16Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, terms: &[Term<'_, bf16>]) {
         match isa {
-            Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, term),
+            Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, terms),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx2(isa) => drive(Avx2Widened(isa), c, c_stride, m, n, store, term),
+            Bf16Isa::Avx2(isa) => drive(Avx2Widened(isa), c, c_stride, m, n, store, terms),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512(isa) => drive(Avx512Widened(isa), c, c_stride, m, n, store, term),
+            Bf16Isa::Avx512(isa) => drive(Avx512Widened(isa), c, c_stride, m, n, store, terms),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512Bf16(isa) => drive(Avx512Pairs(isa), c, c_stride, m, n, store, term),
+            Bf16Isa::Avx512Bf16(isa) => drive(Avx512Pairs(isa), c, c_stride, m, n, store, terms),
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::AmxBf16(isa) => amx::drive(isa, c, c_stride, m, n, store, terms),
         }
     }
 }

@@ -67,7 +67,7 @@ pub fn pack<E: Multiplicand>(
                     scale,
                     #[inline(always)]
                     |p, j, row: &mut [f32]| {
-                        row.copy_from_slice(&data[p * k_stride + j..][..row.len()]);
+                        data.read(p * k_stride + j, 1, row);
                     },
                 );
             }
@@ -80,10 +80,7 @@ pub fn pack<E: Multiplicand>(
                     scale,
                     #[inline(always)]
                     |j, p, column: &mut [f32]| {
-                        let from = &data[j * n_stride + p * k_stride..];
-                        for (q, out) in column.iter_mut().enumerate() {
-                            *out = from[q * k_stride];
-                        }
+                        data.read(j * n_stride + p * k_stride, k_stride, column);
                     },
                 );
             }

@@ -1,7 +1,9 @@
 //! Micro-kernels in plain Rust, for any architecture.
 
 use super::Store;
+use super::convert::{round, widen};
 use super::drive::{CTile, Micro, a_stride};
+use crate::isa::Isa;
 use half::bf16;
 
 /// 4 × 8: eight accumulators of four floats, in the sixteen registers of SSE2 or the 32 of NEON.
@@ -19,8 +21,18 @@ impl Micro for PortableF32 {
     const K_STEP: usize = 1;
 
     #[inline(always)]
-    fn widen(a: f32) -> f32 {
+    fn isa(self) -> Isa {
+        Isa::Portable
+    }
+
+    #[inline(always)]
+    fn of_f32(a: f32) -> f32 {
         a
+    }
+
+    #[inline(always)]
+    fn of_bf16(a: bf16) -> f32 {
+        widen(a)
     }
 
     fn tile(self, k: usize, a: &[f32], b: &[f32], c: CTile<'_>) {
@@ -41,8 +53,18 @@ impl Micro for PortableBf16 {
     const K_STEP: usize = 2;
 
     #[inline(always)]
-    fn widen(a: bf16) -> f32 {
-        a.to_f32()
+    fn isa(self) -> Isa {
+        Isa::Portable
+    }
+
+    #[inline(always)]
+    fn of_f32(a: f32) -> f32 {
+        widen(round(a))
+    }
+
+    #[inline(always)]
+    fn of_bf16(a: bf16) -> f32 {
+        widen(a)
     }
 
     fn tile(self, k: usize, a: &[f32], b: &[bf16], c: CTile<'_>) {

@@ -4,7 +4,9 @@
 //! threads, or adds up parts in a fixed order, so that no result depends on the number of threads.
 
 mod attention;
+mod buffer;
 mod elementwise;
+mod gradient;
 mod linear;
 mod loss;
 mod product;
@@ -13,7 +15,10 @@ mod workspace;
 use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
 use crate::batch::Segment;
 use crate::{Error, Result};
+pub use buffer::Buffer;
+use buffer::{Element, ValuesMut, convert};
 use half::bf16;
+use hydra_kernels::gemm::Values;
 use hydra_kernels::isa::{Bf16Isa, Isa};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -129,44 +134,57 @@ impl Cpu {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(done, Err)
     }
 
-    /// Rows a task takes: four tasks a thread to even out the load, a multiple of every ISA's tile height, and few enough
-    /// that a task's operands stay in its core's L2.
+    /// Rows a task takes: four tasks a thread to even out the load, a multiple of the tile's height, and few enough that a
+    /// task's operands stay in its core's L2.
     fn row_chunk(&self, rows: usize) -> usize {
-        rows.div_ceil(4 * self.threads).next_multiple_of(48).clamp(48, 384)
+        let multiple = match self.precision {
+            Precision::F32 => 48,
+            Precision::Bf16 => 32,
+        };
+        rows.div_ceil(4 * self.threads).next_multiple_of(multiple).clamp(multiple, 8 * multiple)
     }
 }
 
 impl Backend for Cpu {
-    type Buffer = Vec<f32>;
+    type Buffer = Buffer;
     type Matrix<'w> = Weight<'w>;
 
-    fn buffer(&self, len: usize) -> Result<Vec<f32>> {
-        let mut buffer = Vec::<f32>::new();
-        let refused = |_| Error::Invalid(format!("out of memory: {} MiB asked for", (len as u64) >> 18));
-        buffer.try_reserve_exact(len).map_err(refused)?;
-        drop(buffer);
-        // Zeroed pages come from the system untouched: memory that is never used is never resident.
-        Ok(vec![0.0; len])
+    fn buffer(&self, len: usize) -> Result<Buffer> {
+        Buffer::zeroed::<f32>(len)
     }
 
-    fn upload(&self, to: &mut Vec<f32>, from: &[f32]) -> Result<()> {
-        to[..from.len()].copy_from_slice(from);
-        Ok(())
+    fn activation(&self, len: usize) -> Result<Buffer> {
+        match self.precision {
+            Precision::F32 => Buffer::zeroed::<f32>(len),
+            Precision::Bf16 => Buffer::zeroed::<bf16>(len),
+        }
     }
 
-    fn download(&self, to: &mut [f32], from: &Vec<f32>) -> Result<()> {
+    fn activation_bytes(&self) -> usize {
+        match self.precision {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        }
+    }
+
+    fn upload(&self, to: &mut Buffer, from: &[f32]) -> Result<()> {
+        convert(self.isa, to.values_mut().first(from.len()), Values::F32(from))
+    }
+
+    fn download(&self, to: &mut [f32], from: &Buffer) -> Result<()> {
         let len = to.len();
-        to.copy_from_slice(&from[..len]);
-        Ok(())
+        convert(self.isa, ValuesMut::F32(to), from.values().first(len))
     }
 
-    fn copy(&self, to: &mut Vec<f32>, to_start: usize, from: &Vec<f32>, len: usize) -> Result<()> {
-        to[to_start..to_start + len].copy_from_slice(&from[..len]);
-        Ok(())
+    fn copy(&self, to: &mut Buffer, to_start: usize, from: &Buffer, len: usize) -> Result<()> {
+        convert(self.isa, to.values_mut().skip(to_start).first(len), from.values().first(len))
     }
 
-    fn zero(&self, buffer: &mut Vec<f32>, len: usize) -> Result<()> {
-        buffer[..len].fill(0.0);
+    fn zero(&self, buffer: &mut Buffer, len: usize) -> Result<()> {
+        match buffer {
+            Buffer::F32(values) => values[..len].fill(0.0),
+            Buffer::Bf16(values) => values[..len].fill(bf16::ZERO),
+        }
         Ok(())
     }
 
@@ -174,60 +192,70 @@ impl Backend for Cpu {
         Ok(weight)
     }
 
-    fn embed(&self, out: &mut Vec<f32>, table: &Weight<'_>, tokens: &[u32]) -> Result<()> {
-        self.embed_rows(out, table, tokens);
+    fn embed(&self, out: &mut Buffer, table: &Weight<'_>, tokens: &[u32]) -> Result<()> {
+        self.embed_rows(f32::of_mut(out), table, tokens);
         Ok(())
     }
 
     fn rms_norm(
         &self,
-        y: &mut Vec<f32>,
-        inv_rms: &mut Vec<f32>,
+        y: &mut Buffer,
+        inv_rms: &mut Buffer,
         tokens: usize,
-        x: &Vec<f32>,
-        weight: &Vec<f32>,
+        x: &Buffer,
+        weight: &Buffer,
         eps: f32,
     ) -> Result<()> {
-        self.rms_norm_rows(y, inv_rms, tokens, x, weight, eps);
+        let (inv_rms, x, weight) = (f32::of_mut(inv_rms), f32::of(x), f32::of(weight));
+        match y {
+            Buffer::F32(y) => self.rms_norm_rows(y, inv_rms, tokens, x, weight, eps),
+            Buffer::Bf16(y) => self.rms_norm_rows(y, inv_rms, tokens, x, weight, eps),
+        }
         Ok(())
     }
 
     fn rms_norm_backward(
         &self,
-        dx: &mut Vec<f32>,
+        dx: &mut Buffer,
         tokens: usize,
-        dy: &Vec<f32>,
-        x: &Vec<f32>,
-        inv_rms: &Vec<f32>,
-        weight: &Vec<f32>,
+        dy: &Buffer,
+        x: &Buffer,
+        inv_rms: &Buffer,
+        weight: &Buffer,
     ) -> Result<()> {
-        self.rms_norm_backward_rows(dx, tokens, dy, x, inv_rms, weight);
+        let (dy, x, inv_rms, weight) = (f32::of(dy), f32::of(x), f32::of(inv_rms), f32::of(weight));
+        self.rms_norm_backward_rows(f32::of_mut(dx), tokens, dy, x, inv_rms, weight);
         Ok(())
     }
 
     fn rope(
         &self,
-        x: &mut Vec<f32>,
+        x: &mut Buffer,
         heads: usize,
         head_dim: usize,
-        table: &Vec<f32>,
+        table: &Buffer,
         positions: &[u32],
         inverse: bool,
     ) -> Result<()> {
-        self.rope_rows(x, heads, head_dim, table, positions, inverse);
+        let table = f32::of(table);
+        match x {
+            Buffer::F32(x) => self.rope_rows(x, heads, head_dim, table, positions, inverse),
+            Buffer::Bf16(x) => self.rope_rows(x, heads, head_dim, table, positions, inverse),
+        }
         Ok(())
     }
 
     fn linear(
         &self,
-        y: &mut Vec<f32>,
+        y: &mut Buffer,
         store: Store,
         tokens: usize,
-        x: &Vec<f32>,
+        x: &Buffer,
         weight: &Weight<'_>,
-        adapter: Option<(&AdapterArgs<'_, Self>, &mut Vec<f32>)>,
+        adapter: Option<(&AdapterArgs<'_, Self>, &mut Buffer)>,
     ) -> Result<()> {
-        let adapter = adapter.map(|(args, hidden)| (args, &mut hidden[..]));
+        let adapter = adapter.map(|(args, hidden)| (args, f32::of_mut(hidden)));
+        let (y, x) = (y.values_mut(), x.values());
         match self.precision {
             Precision::F32 => linear::forward::<f32>(self, self.isa, y, store, tokens, x, weight, adapter),
             Precision::Bf16 => linear::forward::<bf16>(self, self.bf16_isa, y, store, tokens, x, weight, adapter),
@@ -236,17 +264,18 @@ impl Backend for Cpu {
 
     fn linear_backward(
         &self,
-        dx: Option<(&mut Vec<f32>, Store)>,
-        dparams: Option<&mut Vec<f32>>,
+        dx: Option<(&mut Buffer, Store)>,
+        dparams: Option<&mut Buffer>,
         tokens: usize,
-        dy: &Vec<f32>,
-        x: &Vec<f32>,
+        dy: &Buffer,
+        x: &Buffer,
         weight: &Weight<'_>,
-        adapter: Option<(&AdapterArgs<'_, Self>, &Vec<f32>)>,
+        adapter: Option<(&AdapterArgs<'_, Self>, &Buffer)>,
     ) -> Result<()> {
-        let dx = dx.map(|(dx, store)| (&mut dx[..], store));
-        let dparams = dparams.map(|d| &mut d[..]);
-        let adapter = adapter.map(|(args, hidden)| (args, &hidden[..]));
+        let dx = dx.map(|(dx, store)| (dx.values_mut(), store));
+        let dparams = dparams.map(f32::of_mut);
+        let adapter = adapter.map(|(args, hidden)| (args, f32::of(hidden)));
+        let (dy, x) = (dy.values(), x.values());
         match self.precision {
             Precision::F32 => linear::backward::<f32>(self, self.isa, dx, dparams, tokens, dy, x, weight, adapter),
             Precision::Bf16 => {
@@ -257,64 +286,101 @@ impl Backend for Cpu {
 
     fn attention(
         &self,
-        o: &mut Vec<f32>,
-        lse: &mut Vec<f32>,
+        o: &mut Buffer,
+        lse: &mut Buffer,
         shape: AttentionShape,
         segments: &[Segment],
-        q: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
         prefix: Option<Prefix<'_, Self>>,
     ) -> Result<()> {
-        let prefix = prefix.map(|p| (&p.k[..], &p.v[..], p.len));
-        attention::forward(self, o, lse, shape, segments, q, k, v, prefix)
+        let lse = f32::of_mut(lse);
+        match self.precision {
+            Precision::F32 => {
+                let [q, k, v] = [q, k, v].map(f32::of);
+                let prefix = prefix.map(|p| (f32::of(p.k), f32::of(p.v), p.len));
+                attention::forward(self, self.isa, f32::of_mut(o), lse, shape, segments, q, k, v, prefix)
+            }
+            Precision::Bf16 => {
+                let [q, k, v] = [q, k, v].map(bf16::of);
+                let prefix = prefix.map(|p| (bf16::of(p.k), bf16::of(p.v), p.len));
+                attention::forward(self, self.bf16_isa, bf16::of_mut(o), lse, shape, segments, q, k, v, prefix)
+            }
+        }
     }
 
     fn attention_backward(
         &self,
-        dq: &mut Vec<f32>,
-        dk: &mut Vec<f32>,
-        dv: &mut Vec<f32>,
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        dv: &mut Buffer,
         shape: AttentionShape,
         segments: &[Segment],
-        d_o: &Vec<f32>,
-        o: &Vec<f32>,
-        lse: &Vec<f32>,
-        q: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
+        d_o: &Buffer,
+        o: &Buffer,
+        lse: &Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
     ) -> Result<()> {
-        let saved = attention::Saved { d_o, o, lse, q, k, v };
-        attention::backward(self, dq, dk, dv, shape, segments, saved)
+        let (gradients, lse) = ([dq, dk, dv], f32::of(lse));
+        match self.precision {
+            Precision::F32 => {
+                let ([dq, dk, dv], [d_o, o, q, k, v]) = (gradients.map(f32::of_mut), [d_o, o, q, k, v].map(f32::of));
+                let saved = attention::Saved { d_o, o, lse, q, k, v };
+                attention::backward(self, self.isa, dq, dk, dv, shape, segments, saved)
+            }
+            Precision::Bf16 => {
+                let ([dq, dk, dv], [d_o, o, q, k, v]) = (gradients.map(bf16::of_mut), [d_o, o, q, k, v].map(bf16::of));
+                let saved = attention::Saved { d_o, o, lse, q, k, v };
+                attention::backward(self, self.bf16_isa, dq, dk, dv, shape, segments, saved)
+            }
+        }
     }
 
-    fn swiglu(&self, out: &mut Vec<f32>, len: usize, gate: &Vec<f32>, up: &Vec<f32>) -> Result<()> {
-        self.swiglu_values(&mut out[..len], &gate[..len], &up[..len]);
+    fn swiglu(&self, out: &mut Buffer, len: usize, gate: &Buffer, up: &Buffer) -> Result<()> {
+        fn run<E: Element>(cpu: &Cpu, out: &mut Buffer, len: usize, gate: &Buffer, up: &Buffer) {
+            cpu.swiglu_values(&mut E::of_mut(out)[..len], &E::of(gate)[..len], &E::of(up)[..len]);
+        }
+        match self.precision {
+            Precision::F32 => run::<f32>(self, out, len, gate, up),
+            Precision::Bf16 => run::<bf16>(self, out, len, gate, up),
+        }
         Ok(())
     }
 
     fn swiglu_backward(
         &self,
-        dgate: &mut Vec<f32>,
-        dup: &mut Vec<f32>,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
         len: usize,
-        gate: &Vec<f32>,
-        up: &Vec<f32>,
+        gate: &Buffer,
+        up: &Buffer,
     ) -> Result<()> {
-        self.swiglu_backward_values(&mut dgate[..len], &mut dup[..len], &gate[..len], &up[..len]);
+        fn run<E: Element>(cpu: &Cpu, gradients: [&mut Buffer; 2], len: usize, values: [&Buffer; 2]) {
+            let ([dgate, dup], [gate, up]) = (gradients.map(E::of_mut), values.map(E::of));
+            cpu.swiglu_backward_values(&mut dgate[..len], &mut dup[..len], &gate[..len], &up[..len]);
+        }
+        match self.precision {
+            Precision::F32 => run::<f32>(self, [dgate, dup], len, [gate, up]),
+            Precision::Bf16 => run::<bf16>(self, [dgate, dup], len, [gate, up]),
+        }
         Ok(())
     }
 
-    fn gather(&self, out: &mut Vec<f32>, x: &Vec<f32>, rows: &[u32], d: usize) -> Result<()> {
-        for (out, &row) in out.chunks_exact_mut(d).zip(rows) {
+    fn gather(&self, out: &mut Buffer, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
+        let x = f32::of(x);
+        for (out, &row) in f32::of_mut(out).chunks_exact_mut(d).zip(rows) {
             out.copy_from_slice(&x[row as usize * d..][..d]);
         }
         Ok(())
     }
 
-    fn scatter(&self, out: &mut Vec<f32>, tokens: usize, x: &Vec<f32>, rows: &[u32], d: usize) -> Result<()> {
+    fn scatter(&self, out: &mut Buffer, tokens: usize, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
+        let out = f32::of_mut(out);
         out[..tokens * d].fill(0.0);
-        for (x, &row) in x.chunks_exact(d).zip(rows) {
+        for (x, &row) in f32::of(x).chunks_exact(d).zip(rows) {
             out[row as usize * d..][..d].copy_from_slice(x);
         }
         Ok(())
@@ -322,42 +388,42 @@ impl Backend for Cpu {
 
     fn head_loss(
         &self,
-        nll: &mut Vec<f32>,
-        dx: Option<&mut Vec<f32>>,
-        x: &Vec<f32>,
+        nll: &mut Buffer,
+        dx: Option<&mut Buffer>,
+        x: &Buffer,
         head: &Weight<'_>,
         targets: &[u32],
         scale: f32,
     ) -> Result<()> {
-        let dx = dx.map(|dx| &mut dx[..]);
+        let (nll, dx, x) = (f32::of_mut(nll), dx.map(f32::of_mut), x.values());
         match self.precision {
             Precision::F32 => loss::head_loss::<f32>(self, self.isa, nll, dx, x, head, targets, scale),
             Precision::Bf16 => loss::head_loss::<bf16>(self, self.bf16_isa, nll, dx, x, head, targets, scale),
         }
     }
 
-    fn head_rows(&self, out: &mut [f32], x: &Vec<f32>, rows: usize, head: &Weight<'_>, ids: &[u32]) -> Result<()> {
-        loss::head_rows(self, out, &x[..rows * head.cols()], head, ids)
+    fn head_rows(&self, out: &mut [f32], x: &Buffer, rows: usize, head: &Weight<'_>, ids: &[u32]) -> Result<()> {
+        loss::head_rows(self, out, x.values(), rows, head, ids)
     }
 
-    fn sum_of_squares(&self, x: &Vec<f32>, len: usize) -> Result<f64> {
-        Ok(self.sum_of_squares_values(&x[..len]))
+    fn sum_of_squares(&self, x: &Buffer, len: usize) -> Result<f64> {
+        Ok(self.sum_of_squares_values(&f32::of(x)[..len]))
     }
 
     fn adamw(
         &self,
-        params: &mut Vec<f32>,
-        m: &mut Vec<f32>,
-        v: &mut Vec<f32>,
-        grads: &Vec<f32>,
+        params: &mut Buffer,
+        m: &mut Buffer,
+        v: &mut Buffer,
+        grads: &Buffer,
         len: usize,
         adam: AdamW,
         t: u64,
         lr: f32,
         grad_scale: f32,
     ) -> Result<()> {
-        let state = (&mut params[..len], &mut m[..len], &mut v[..len]);
-        self.adamw_values(state, &grads[..len], adam, t, lr, grad_scale);
+        let [params, m, v] = [params, m, v].map(|x| &mut f32::of_mut(x)[..len]);
+        self.adamw_values((params, m, v), &f32::of(grads)[..len], adam, t, lr, grad_scale);
         Ok(())
     }
 
@@ -409,9 +475,9 @@ mod tests {
         let weight = Weight::new(Format::F32, rows, cols, &data, RowOrder::Natural).unwrap();
         let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.7).sin()).collect();
         let run = |threads: usize, store: Store| {
-            let mut y = vec![0.5; rows];
+            let (mut y, x) = (Buffer::F32(vec![0.5; rows]), Buffer::F32(x.clone()));
             cpu(threads).linear(&mut y, store, 1, &x, &weight, None).unwrap();
-            y
+            f32::of(&y).to_vec()
         };
         let (set, added) = (run(1, Store::Overwrite), run(1, Store::Accumulate));
         assert!(set.iter().zip(&added).all(|(set, added)| 0.5 + set == *added));

@@ -5,11 +5,12 @@
 //! recomputed from `lse`. Gradients are written head-major and laid out row-major afterwards.
 
 use super::Cpu;
+use super::buffer::Element;
 use crate::Result;
 use crate::backend::{AttentionShape, Store};
 use crate::batch::Segment;
-use hydra_kernels::gemm::{self, Panels, Rows, Source, Term};
-use hydra_kernels::isa::Isa;
+use hydra_kernels::Scratch;
+use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
 use hydra_kernels::math;
 use rayon::prelude::*;
 
@@ -18,24 +19,24 @@ const KEYS: usize = 256;
 /// Keys and queries in a block of the backward pass, which holds two score blocks.
 const BACKWARD: usize = 128;
 
-/// Queries in a block: enough rows, over the heads of a group, to pay for packing the keys (some 200).
+/// Queries in a block: enough rows, over the heads of a group, to pay for packing the keys (some 400).
 fn query_block(shape: AttentionShape) -> usize {
-    (192 / shape.group()).next_multiple_of(64).max(64)
+    (384 / shape.group()).next_multiple_of(64).max(64)
 }
 
 /// A rectangle inside a row-major matrix.
 #[derive(Clone, Copy)]
 struct Block<'a> {
-    data: &'a [f32],
+    data: Values<'a>,
     stride: usize,
 }
 
 impl<'a> Block<'a> {
-    fn new(matrix: &'a [f32], stride: usize, row: usize, column: usize) -> Self {
-        Self { data: &matrix[row * stride + column..], stride }
+    fn new(matrix: Values<'a>, stride: usize, row: usize, column: usize) -> Self {
+        Self { data: matrix.skip(row * stride + column), stride }
     }
 
-    fn rows(&self) -> Rows<'a, f32> {
+    fn rows(&self) -> Rows<'a> {
         Rows { data: self.data, row_stride: self.stride, col_stride: 1 }
     }
 
@@ -50,43 +51,61 @@ impl<'a> Block<'a> {
     }
 }
 
-fn pack<'p>(
-    isa: Isa,
-    out: &'p mut [f32],
+/// `len` elements off the front of a task's scratch.
+fn carve<E: Element>(scratch: &mut [f32], len: usize) -> (&mut [E], &mut [f32]) {
+    let (front, rest) = scratch.split_at_mut(floats::<E>(len));
+    (&mut bytemuck::cast_slice_mut(front)[..len], rest)
+}
+
+/// Floats of scratch that `len` elements take.
+fn floats<E: Element>(len: usize) -> usize {
+    Scratch::matrix::<E>(1, len).0
+}
+
+fn pack<'p, E: Element>(
+    isa: E::Isa,
+    out: &'p mut [E],
     k: usize,
     n: usize,
     source: Source<'_>,
     scale: f32,
-) -> Result<Panels<'p, f32>> {
-    let out = &mut out[..gemm::panels_len::<f32>(isa, k, n)];
+) -> Result<Panels<'p, E>> {
+    let out = &mut out[..gemm::panels_len::<E>(isa, k, n)];
     gemm::pack(isa, out, k, n, source, scale)?;
     Ok(Panels { data: out, k, n })
 }
 
-fn multiply(isa: Isa, c: &mut [f32], m: usize, store: Store, a: Rows<'_, f32>, b: &Panels<'_, f32>) -> Result<()> {
-    let term = Term { a, b: Panels { data: b.data, k: b.k, n: b.n } };
-    Ok(gemm::gemm(isa, c, b.n, m, b.n, store, &[term])?)
+fn multiply<E: Element>(
+    isa: E::Isa,
+    c: &mut [f32],
+    m: usize,
+    store: Store,
+    a: Rows<'_>,
+    b: Panels<'_, E>,
+) -> Result<()> {
+    Ok(gemm::gemm(isa, c, b.n, m, b.n, store, &[Term { a, b }])?)
 }
 
 /// One task of the forward pass: rows `first .. first + rows` of a segment.
-struct QueryTask<'a> {
+struct QueryTask<'a, E> {
     segment: Segment,
     first: usize,
-    o: &'a mut [f32],
+    o: &'a mut [E],
     lse: &'a mut [f32],
 }
 
 #[allow(clippy::too_many_arguments)]
-pub(super) fn forward(
+pub(super) fn forward<E: Element>(
     cpu: &Cpu,
-    o: &mut [f32],
+    isa: E::Isa,
+    o: &mut [E],
     lse: &mut [f32],
     shape: AttentionShape,
     segments: &[Segment],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    prefix: Option<(&[f32], &[f32], usize)>,
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    prefix: Option<(&[E], &[E], usize)>,
 ) -> Result<()> {
     let block = query_block(shape);
     let (mut o, mut lse, mut tasks) = (o, lse, Vec::new());
@@ -100,30 +119,32 @@ pub(super) fn forward(
         }
     }
     if tasks.len() == 1 {
-        return tasks.into_iter().try_for_each(|task| query_task(cpu, task, shape, q, k, v, prefix));
+        return tasks.into_iter().try_for_each(|task| query_task(cpu, isa, task, shape, q, k, v, prefix));
     }
     // The longest first: the later a block, the more keys it sees.
     tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
-    cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| query_task(cpu, task, shape, q, k, v, prefix)))
+    cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| query_task(cpu, isa, task, shape, q, k, v, prefix)))
 }
 
-fn query_task(
+#[allow(clippy::too_many_arguments)]
+fn query_task<E: Element>(
     cpu: &Cpu,
-    task: QueryTask<'_>,
+    isa: E::Isa,
+    task: QueryTask<'_, E>,
     shape: AttentionShape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    prefix: Option<(&[f32], &[f32], usize)>,
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    prefix: Option<(&[E], &[E], usize)>,
 ) -> Result<()> {
-    let (isa, d) = (cpu.isa, shape.head_dim);
+    let d = shape.head_dim;
     let rows = task.lse.len() / shape.heads;
-    let k_len = gemm::panels_len::<f32>(isa, d, KEYS);
-    let v_len = gemm::panels_len::<f32>(isa, KEYS, d);
+    let k_len = gemm::panels_len::<E>(isa, d, KEYS);
+    let v_len = gemm::panels_len::<E>(isa, KEYS, d);
     let per_head = rows * d + 2 * rows;
-    cpu.with_scratch(k_len + v_len + rows * KEYS + shape.group() * per_head, |scratch| {
-        let (k_panels, rest) = scratch.split_at_mut(k_len);
-        let (v_panels, rest) = rest.split_at_mut(v_len);
+    cpu.with_scratch(floats::<E>(k_len) + floats::<E>(v_len) + rows * KEYS + shape.group() * per_head, |scratch| {
+        let (k_panels, rest) = carve::<E>(scratch, k_len);
+        let (v_panels, rest) = carve::<E>(rest, v_len);
         let (scores, heads) = rest.split_at_mut(rows * KEYS);
         for kv_head in 0..shape.kv_heads {
             for head in heads.chunks_exact_mut(per_head) {
@@ -137,26 +158,26 @@ fn query_task(
             {
                 for key in (0..len).step_by(KEYS) {
                     let n = KEYS.min(len - key);
-                    let kv = |x| Block::new(x, shape.kv_width(), start + key, kv_head * d);
+                    let kv = |x| Block::new(E::values(x), shape.kv_width(), start + key, kv_head * d);
                     let scale = 1.0 / (d as f32).sqrt();
                     let k_panels = pack(isa, k_panels, d, n, kv(k).as_columns(), scale)?;
                     let v_panels = pack(isa, v_panels, n, d, kv(v).as_rows(), 1.0)?;
                     for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
                         let q_head = kv_head * shape.group() + i;
+                        let q = E::values(q);
                         let q = Block::new(q, shape.q_width(), task.segment.start + task.first, q_head * d);
                         let scores = &mut scores[..rows * n];
-                        multiply(isa, scores, rows, Store::Overwrite, q.rows(), &k_panels)?;
+                        multiply(isa, scores, rows, Store::Overwrite, q.rows(), k_panels)?;
                         let (o, state) = head.split_at_mut(rows * d);
                         let (max, sum) = state.split_at_mut(rows);
                         // Row i of the block may see keys up to its own place in the segment.
                         let visible =
                             |row: usize| if is_own { (task.first + row + 1).saturating_sub(key).min(n) } else { n };
-                        isa.vectorize(
+                        cpu.isa.vectorize(
                             #[inline(always)]
                             || soften(scores, n, d, o, max, sum, visible),
                         );
-                        let p = Rows { data: &*scores, row_stride: n, col_stride: 1 };
-                        multiply(isa, o, rows, Store::Accumulate, p, &v_panels)?;
+                        multiply(isa, o, rows, Store::Accumulate, Rows::row_major(&*scores, n), v_panels)?;
                     }
                 }
             }
@@ -166,7 +187,7 @@ fn query_task(
                 for row in 0..rows {
                     let (max, sum) = (state[row], state[rows + row]);
                     let out = &mut task.o[row * shape.q_width() + q_head * d..][..d];
-                    out.iter_mut().zip(&o[row * d..]).for_each(|(out, o)| *out = o / sum);
+                    out.iter_mut().zip(&o[row * d..]).for_each(|(out, o)| *out = E::round(o / sum));
                     task.lse[row * shape.heads + q_head] = max + sum.ln();
                 }
             }
@@ -224,13 +245,13 @@ pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f3
 
 /// What the forward pass left, and the gradient of its result.
 #[derive(Clone, Copy)]
-pub(super) struct Saved<'a> {
-    pub d_o: &'a [f32],
-    pub o: &'a [f32],
+pub(super) struct Saved<'a, E> {
+    pub d_o: &'a [E],
+    pub o: &'a [E],
     pub lse: &'a [f32],
-    pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
+    pub q: &'a [E],
+    pub k: &'a [E],
+    pub v: &'a [E],
 }
 
 /// One task of the backward pass: one key head of a segment; outputs are [group][len][head_dim], [len][head_dim] twice.
@@ -242,14 +263,16 @@ struct KeyTask<'a> {
     dv: &'a mut [f32],
 }
 
-pub(super) fn backward(
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward<E: Element>(
     cpu: &Cpu,
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    isa: E::Isa,
+    dq: &mut [E],
+    dk: &mut [E],
+    dv: &mut [E],
     shape: AttentionShape,
     segments: &[Segment],
-    saved: Saved<'_>,
+    saved: Saved<'_, E>,
 ) -> Result<()> {
     let tokens: usize = segments.iter().map(|s| s.len).sum();
     let (d, group) = (shape.head_dim, shape.group());
@@ -270,7 +293,7 @@ pub(super) fn backward(
             }
         }
         tasks.sort_by_key(|task| std::cmp::Reverse(task.segment.len));
-        cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| key_task(cpu, task, shape, saved)))?;
+        cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| key_task(cpu, isa, task, shape, saved)))?;
     }
     for &segment in segments {
         to_rows(cpu, dq, dq_area, tokens, segment, shape.kv_heads, group, d);
@@ -282,9 +305,9 @@ pub(super) fn backward(
 
 /// [kv_heads][segment][group][len][d] → rows of width kv_heads · group · d.
 #[allow(clippy::too_many_arguments)]
-fn to_rows(
+fn to_rows<E: Element>(
     cpu: &Cpu,
-    out: &mut [f32],
+    out: &mut [E],
     area: &[f32],
     tokens: usize,
     segment: Segment,
@@ -301,71 +324,79 @@ fn to_rows(
                 for (head, out) in out.chunks_exact_mut(d).enumerate() {
                     let (kv_head, q_head) = (head / group, head % group);
                     let start = (kv_head * tokens + segment.start) * group + q_head * segment.len;
-                    out.copy_from_slice(&area[(start + i * chunk + row) * d..][..d]);
+                    let from = &area[(start + i * chunk + row) * d..][..d];
+                    out.iter_mut().zip(from).for_each(|(out, &x)| *out = E::round(x));
                 }
             }
         })
     });
 }
 
-fn key_task(cpu: &Cpu, task: KeyTask<'_>, shape: AttentionShape, saved: Saved<'_>) -> Result<()> {
-    let (isa, d, group, len) = (cpu.isa, shape.head_dim, shape.group(), task.segment.len);
+fn key_task<E: Element>(
+    cpu: &Cpu,
+    isa: E::Isa,
+    task: KeyTask<'_>,
+    shape: AttentionShape,
+    saved: Saved<'_, E>,
+) -> Result<()> {
+    let (d, group, len) = (shape.head_dim, shape.group(), task.segment.len);
     let scale = 1.0 / (d as f32).sqrt();
     let blocks = len.div_ceil(BACKWARD);
-    let by_d = gemm::panels_len::<f32>(isa, BACKWARD, d); // a block's rows as the operand [rows, d]
-    let by_rows = gemm::panels_len::<f32>(isa, d, BACKWARD); // the same as [d, rows]
-    let per_head = 2 * blocks * by_d + len;
-    let need = group * per_head + 2 * by_rows + by_d + 2 * BACKWARD * BACKWARD;
-    cpu.with_scratch(need, |scratch| {
-        let (heads, rest) = scratch.split_at_mut(group * per_head);
-        let (kt_panels, rest) = rest.split_at_mut(by_rows);
-        let (vt_panels, rest) = rest.split_at_mut(by_rows);
-        let (k_panels, rest) = rest.split_at_mut(by_d);
+    let by_d = gemm::panels_len::<E>(isa, BACKWARD, d); // a block's rows as the operand [rows, d]
+    let by_rows = gemm::panels_len::<E>(isa, d, BACKWARD); // the same as [d, rows]
+    let need = floats::<E>(group * 2 * blocks * by_d) + 2 * floats::<E>(by_rows) + floats::<E>(by_d);
+    cpu.with_scratch(need + group * len + 2 * BACKWARD * BACKWARD, |scratch| {
+        let (packed, rest) = carve::<E>(scratch, group * 2 * blocks * by_d);
+        let (kt_panels, rest) = carve::<E>(rest, by_rows);
+        let (vt_panels, rest) = carve::<E>(rest, by_rows);
+        let (k_panels, rest) = carve::<E>(rest, by_d);
+        let (deltas, rest) = rest.split_at_mut(group * len);
         let (p, ds) = rest.split_at_mut(BACKWARD * BACKWARD);
         let start = task.segment.start;
-        let q_block = |x, row, i| Block::new(x, shape.q_width(), start + row, (task.kv_head * group + i) * d);
+        let q_block = |x, row, i| Block::new(E::values(x), shape.q_width(), start + row, (task.kv_head * group + i) * d);
         // The queries and dO of each head packed once, and Σ dO∘O of each row.
-        for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
-            let (panels, delta) = head.split_at_mut(2 * blocks * by_d);
-            for (b, panels) in panels.chunks_exact_mut(2 * by_d).enumerate() {
+        for (i, (packed, delta)) in packed.chunks_exact_mut(2 * blocks * by_d).zip(deltas.chunks_exact_mut(len)).enumerate() {
+            for (b, panels) in packed.chunks_exact_mut(2 * by_d).enumerate() {
                 let (row, rows) = (b * BACKWARD, BACKWARD.min(len - b * BACKWARD));
                 let (q_panels, do_panels) = panels.split_at_mut(by_d);
                 pack(isa, q_panels, rows, d, q_block(saved.q, row, i).as_rows(), scale)?;
                 pack(isa, do_panels, rows, d, q_block(saved.d_o, row, i).as_rows(), 1.0)?;
             }
+            let head = (task.kv_head * group + i) * d;
             for (row, delta) in delta.iter_mut().enumerate() {
-                let (d_o, o) = (q_block(saved.d_o, row, i).data, q_block(saved.o, row, i).data);
-                *delta = d_o[..d].iter().zip(&o[..d]).map(|(a, b)| a * b).sum();
+                let at = (start + row) * shape.q_width() + head;
+                let products = saved.d_o[at..at + d].iter().zip(&saved.o[at..at + d]);
+                *delta = products.map(|(a, b)| a.widen() * b.widen()).sum();
             }
         }
         for (b, key) in (0..len).step_by(BACKWARD).enumerate() {
             let n = BACKWARD.min(len - key);
-            let kv = |x| Block::new(x, shape.kv_width(), start + key, task.kv_head * d);
+            let kv = |x| Block::new(E::values(x), shape.kv_width(), start + key, task.kv_head * d);
             let kt = pack(isa, kt_panels, d, n, kv(saved.k).as_columns(), scale)?;
             let vt = pack(isa, vt_panels, d, n, kv(saved.v).as_columns(), 1.0)?;
             let k = pack(isa, k_panels, n, d, kv(saved.k).as_rows(), scale)?;
-            for (i, head) in heads.chunks_exact(per_head).enumerate() {
-                let (panels, delta) = head.split_at(2 * blocks * by_d);
-                for (qb, panels) in panels.chunks_exact(2 * by_d).enumerate().skip(b) {
+            for (i, (packed, delta)) in packed.chunks_exact(2 * blocks * by_d).zip(deltas.chunks_exact(len)).enumerate() {
+                for (qb, panels) in packed.chunks_exact(2 * by_d).enumerate().skip(b) {
                     let (row, rows) = (qb * BACKWARD, BACKWARD.min(len - qb * BACKWARD));
-                    let used = gemm::panels_len::<f32>(isa, rows, d);
+                    let used = gemm::panels_len::<E>(isa, rows, d);
                     let q_panels = Panels { data: &panels[..used], k: rows, n: d };
                     let do_panels = Panels { data: &panels[by_d..][..used], k: rows, n: d };
                     let (p, ds) = (&mut p[..rows * n], &mut ds[..rows * n]);
-                    multiply(isa, p, rows, Store::Overwrite, q_block(saved.q, row, i).rows(), &kt)?;
-                    multiply(isa, ds, rows, Store::Overwrite, q_block(saved.d_o, row, i).rows(), &vt)?;
+                    multiply(isa, p, rows, Store::Overwrite, q_block(saved.q, row, i).rows(), kt)?;
+                    multiply(isa, ds, rows, Store::Overwrite, q_block(saved.d_o, row, i).rows(), vt)?;
                     let q_head = task.kv_head * group + i;
                     let lse = |r: usize| saved.lse[(start + row + r) * shape.heads + q_head];
                     let visible = |r: usize| (row + r + 1).saturating_sub(key).min(n);
-                    isa.vectorize(
+                    cpu.isa.vectorize(
                         #[inline(always)]
                         || score_gradients(p, ds, n, &delta[row..], lse, visible),
                     );
-                    let transposed = |data| Rows { data, row_stride: 1, col_stride: n };
-                    multiply(isa, &mut task.dv[key * d..], n, Store::Accumulate, transposed(p), &do_panels)?;
-                    multiply(isa, &mut task.dk[key * d..], n, Store::Accumulate, transposed(ds), &q_panels)?;
+                    let (p, ds) = (&*p, &*ds);
+                    let (dv, dk) = (&mut task.dv[key * d..], &mut task.dk[key * d..]);
+                    multiply(isa, dv, n, Store::Accumulate, Rows::transposed(p, n), do_panels)?;
+                    multiply(isa, dk, n, Store::Accumulate, Rows::transposed(ds, n), q_panels)?;
                     let dq = &mut task.dq[(i * len + row) * d..];
-                    multiply(isa, dq, rows, Store::Accumulate, Rows { data: ds, row_stride: n, col_stride: 1 }, &k)?;
+                    multiply(isa, dq, rows, Store::Accumulate, Rows::row_major(ds, n), k)?;
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! What is one task's worth in the forward pass runs on the calling thread: a token is done before another thread wakes.
 
 use super::attention::lanes;
+use super::buffer::Element;
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
 use hydra_kernels::math;
@@ -20,9 +21,9 @@ impl Cpu {
         self.pool.install(|| rows.for_each(|(out, &token)| table.decode_row(self.isa, token as usize, 0, out)));
     }
 
-    pub(super) fn rms_norm_rows(
+    pub(super) fn rms_norm_rows<E: Element>(
         &self,
-        y: &mut [f32],
+        y: &mut [E],
         inv_rms: &mut [f32],
         tokens: usize,
         x: &[f32],
@@ -31,7 +32,7 @@ impl Cpu {
     ) {
         let (d, rows) = (weight.len(), self.row_chunk(tokens));
         let (y, inv_rms) = (&mut y[..tokens * d], &mut inv_rms[..tokens]);
-        let task = |((y, inv_rms), x): ((&mut [f32], &mut [f32]), &[f32])| {
+        let task = |((y, inv_rms), x): ((&mut [E], &mut [f32]), &[f32])| {
             self.isa.vectorize(
                 #[inline(always)]
                 || rms_norm(y, inv_rms, x, weight, eps),
@@ -66,9 +67,9 @@ impl Cpu {
         });
     }
 
-    pub(super) fn rope_rows(
+    pub(super) fn rope_rows<E: Element>(
         &self,
-        x: &mut [f32],
+        x: &mut [E],
         heads: usize,
         head_dim: usize,
         table: &[f32],
@@ -77,7 +78,7 @@ impl Cpu {
     ) {
         let (width, rows) = (heads * head_dim, self.row_chunk(positions.len()));
         let x = &mut x[..positions.len() * width];
-        let task = |(x, positions): (&mut [f32], &[u32])| {
+        let task = |(x, positions): (&mut [E], &[u32])| {
             self.isa.vectorize(
                 #[inline(always)]
                 || rope(x, width, head_dim, table, positions, inverse),
@@ -89,11 +90,11 @@ impl Cpu {
         self.pool.install(|| x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).for_each(task));
     }
 
-    pub(super) fn swiglu_values(&self, out: &mut [f32], gate: &[f32], up: &[f32]) {
-        let task = |(out, (gate, up)): (&mut [f32], (&[f32], &[f32]))| {
+    pub(super) fn swiglu_values<E: Element>(&self, out: &mut [E], gate: &[E], up: &[E]) {
+        let task = |(out, (gate, up)): (&mut [E], (&[E], &[E]))| {
             self.isa.vectorize(
                 #[inline(always)]
-                || out.iter_mut().zip(gate).zip(up).for_each(|((out, &g), &u)| *out = g * math::sigmoid(g) * u),
+                || swiglu(out, gate, up),
             );
         };
         if out.len() <= CHUNK {
@@ -103,7 +104,7 @@ impl Cpu {
         self.pool.install(|| values.for_each(task));
     }
 
-    pub(super) fn swiglu_backward_values(&self, dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32]) {
+    pub(super) fn swiglu_backward_values<E: Element>(&self, dgate: &mut [E], dup: &mut [E], gate: &[E], up: &[E]) {
         let gradients = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
         let values = gradients.zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)));
         self.pool.install(|| {
@@ -155,12 +156,12 @@ impl Cpu {
 }
 
 #[inline(always)]
-fn rms_norm(y: &mut [f32], inv_rms: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+fn rms_norm<E: Element>(y: &mut [E], inv_rms: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let d = weight.len();
     for ((y, inv_rms), x) in y.chunks_exact_mut(d).zip(inv_rms).zip(x.chunks_exact(d)) {
         *inv_rms = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = x * *inv_rms * w;
+            *y = E::round(x * *inv_rms * w);
         }
     }
 }
@@ -197,7 +198,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Each pair (x[i], x[i + d/2]) turned by its angle; see `Backend::rope`.
 #[inline(always)]
-fn rope(x: &mut [f32], width: usize, head_dim: usize, table: &[f32], positions: &[u32], inverse: bool) {
+fn rope<E: Element>(x: &mut [E], width: usize, head_dim: usize, table: &[f32], positions: &[u32], inverse: bool) {
     let half = head_dim / 2;
     let sign = if inverse { -1.0 } else { 1.0 };
     for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
@@ -206,17 +207,27 @@ fn rope(x: &mut [f32], width: usize, head_dim: usize, table: &[f32], positions: 
             let (left, right) = head.split_at_mut(half);
             for (((l, r), c), s) in left.iter_mut().zip(right).zip(cos).zip(sin) {
                 let s = s * sign;
-                (*l, *r) = (*l * c - *r * s, *r * c + *l * s);
+                let (left, right) = (l.widen(), r.widen());
+                (*l, *r) = (E::round(left * c - right * s), E::round(right * c + left * s));
             }
         }
     }
 }
 
 #[inline(always)]
-fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32]) {
-    for (((dgate, dup), &g), &u) in dgate.iter_mut().zip(dup).zip(gate).zip(up) {
-        let (d, sigmoid) = (*dgate, math::sigmoid(g));
-        *dup = d * g * sigmoid;
-        *dgate = d * u * sigmoid * (1.0 + g * (1.0 - sigmoid));
+fn swiglu<E: Element>(out: &mut [E], gate: &[E], up: &[E]) {
+    for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+        let g = g.widen();
+        *out = E::round(g * math::sigmoid(g) * u.widen());
+    }
+}
+
+#[inline(always)]
+fn swiglu_backward<E: Element>(dgate: &mut [E], dup: &mut [E], gate: &[E], up: &[E]) {
+    for (((dgate, dup), g), u) in dgate.iter_mut().zip(dup).zip(gate).zip(up) {
+        let (d, g, u) = (dgate.widen(), g.widen(), u.widen());
+        let sigmoid = math::sigmoid(g);
+        *dup = E::round(d * g * sigmoid);
+        *dgate = E::round(d * u * sigmoid * (1.0 + g * (1.0 - sigmoid)));
     }
 }

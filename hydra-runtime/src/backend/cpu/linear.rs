@@ -6,17 +6,19 @@
 //! dx = dy W + dhidden [A; R]        dB += scale · dyᵀ mixed       d[A; R] += dhiddenᵀ x
 //! ```
 //!
-//! The adapter's product is a second term of the frozen one: it is added while the tile of y is in registers. The skinny
-//! products and the adapter's gradients are f32 in either precision.
+//! A task takes some rows through the skinny product, the gate and the frozen product while they are in its cache; the
+//! adapter's product is a second term of the frozen one, added while the tile of y is in registers.
 
-use super::product::{Addend, Element, product};
-use super::workspace::Area;
+use super::buffer::{Element, ValuesMut};
+use super::gradient::{Areas, adapter_gradients};
+use super::product::{Operand, column_block, multiply};
+use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
 use crate::Result;
-use crate::backend::{AdapterArgs, GateKind, HydraShape};
+use crate::backend::{AdapterArgs, DropoutKey, GateKind, HydraShape};
 use hydra_kernels::dropout::{self, Dropout};
 use hydra_kernels::gate::{self, Gate};
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term};
+use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
 use hydra_kernels::matvec;
 use rayon::prelude::*;
 
@@ -26,119 +28,183 @@ const FEW_TOKENS: usize = 4;
 /// Weight that is worth waking a thread for: some 20 µs of reading.
 const TASK_BYTES: usize = 128 * 1024;
 
-type Args<'a> = AdapterArgs<'a, Cpu>;
+pub(super) type Args<'a> = AdapterArgs<'a, Cpu>;
+
+/// `count` rows from `first` on of a row-major matrix.
+fn rows_of(x: Values<'_>, first: usize, width: usize) -> Rows<'_> {
+    Rows::row_major(x.skip(first * width), width)
+}
+
+/// The stacked [A; R] and B, as the products read them.
+#[derive(Clone, Copy)]
+pub(super) struct Parameters<'a> {
+    pub shape: HydraShape,
+    pub scale: f32,
+    stacked: &'a [f32],
+    b: &'a [f32],
+}
+
+impl<'a> Parameters<'a> {
+    fn of(args: &Args<'a>, tokens: usize) -> Self {
+        let params = f32::of(args.params);
+        let slot = args.slot;
+        let (stacked, b) = (&params[slot.a.clone()], &params[slot.b.clone()]);
+        Self { shape: slot.shape(tokens), scale: slot.scale, stacked, b }
+    }
+
+    /// Rows `first ..` of [A; R], as columns: for x [A; R]ᵀ.
+    fn stacked_columns<E: Element>(&self, isa: E::Isa, area: &'a mut Area, first: usize, end: usize) -> Result<Panels<'a, E>> {
+        let (d_in, n) = (self.shape.d_in, end - first);
+        let data = Values::F32(&self.stacked[first * d_in..]);
+        pack(isa, area, d_in, n, Source::Dense { data, k_stride: 1, n_stride: d_in }, 1.0)
+    }
+
+    /// scale · B: for dy B.
+    fn heads<E: Element>(&self, isa: E::Isa, area: &'a mut Area) -> Result<Panels<'a, E>> {
+        let n = self.shape.mixed();
+        let source = Source::Dense { data: Values::F32(self.b), k_stride: n, n_stride: 1 };
+        pack(isa, area, self.shape.d_out, n, source, self.scale)
+    }
+}
+
+fn pack<'p, E: Element>(isa: E::Isa, area: &'p mut Area, k: usize, n: usize, source: Source<'_>, scale: f32) -> Result<Panels<'p, E>> {
+    let out = area.take::<E>(gemm::panels_len::<E>(isa, k, n));
+    gemm::pack(isa, out, k, n, source, scale)?;
+    Ok(Panels { data: out, k, n })
+}
+
+/// One task of the forward pass.
+struct Forward<'a> {
+    y: ValuesMut<'a>,
+    hidden: &'a mut [f32],
+    mixed: &'a mut [f32],
+}
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn forward<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
-    y: &mut [f32],
+    y: ValuesMut<'_>,
     store: Store,
     tokens: usize,
-    x: &[f32],
+    x: Values<'_>,
     weight: &Weight<'_>,
     adapter: Option<(&Args<'_>, &mut [f32])>,
 ) -> Result<()> {
     let (d_out, d_in) = (weight.rows(), weight.cols());
-    let (y, x) = (&mut y[..tokens * d_out], &x[..tokens * d_in]);
+    let mut y = y.first(tokens * d_out);
     let dropping = adapter.as_ref().is_some_and(|(args, _)| args.dropout.is_some());
     if tokens <= FEW_TOKENS && !dropping {
-        return forward_few(cpu, y, store, x, weight, adapter);
+        return forward_few(cpu, y, store, tokens, x, weight, adapter);
     }
     let workspace = &mut *cpu.workspace();
-    let frozen = Addend {
-        rows: E::operand(cpu, &mut workspace.rows, x)?,
-        row_stride: d_in,
-        k: d_in,
-        source: &|first| Source::WeightRows { weight: *weight, first },
-        scale: 1.0,
-    };
-    let Some((args, hidden)) = adapter else {
-        return product(cpu, isa, y, d_out, store, (&frozen, &mut workspace.panels), None);
-    };
-    let shape = args.slot.shape(tokens);
-    let (hidden, mixed) = (&mut hidden[..tokens * shape.hidden()], workspace.mixed.take(tokens * shape.mixed()));
-    down(cpu, args, &shape, hidden, x, &mut workspace.adapter_panels, &mut workspace.dropped)?;
+    let frozen = Operand { k: d_in, source: &|first| Source::WeightRows { weight: *weight, first }, scale: 1.0 };
     let rows = cpu.row_chunk(tokens);
-    cpu.pool.install(|| {
-        let hidden = hidden.par_chunks_mut(rows * shape.hidden());
-        hidden.zip(mixed.par_chunks_mut(rows * shape.mixed())).enumerate().try_for_each(|(i, (hidden, mixed))| {
-            let shape = args.slot.shape(hidden.len() / shape.hidden());
-            gate::activate(cpu.isa, &shape, hidden, gate_of(args, i * rows, shape.tokens))?;
-            gate::mix(cpu.isa, &shape, mixed, hidden)
-        })
-    })?;
-    let b = &args.params[args.slot.b.clone()];
-    let heads = Addend {
-        rows: E::operand(cpu, &mut workspace.small_rows, mixed)?,
-        row_stride: shape.mixed(),
-        k: shape.mixed(),
-        source: &|first| Source::Dense { data: &b[first * shape.mixed()..], k_stride: 1, n_stride: shape.mixed() },
-        scale: args.slot.scale,
+    let block = column_block(cpu, d_in);
+    let Some((args, hidden)) = adapter else {
+        for first in (0..d_out).step_by(block) {
+            let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, block.min(d_out - first))?;
+            let tasks = y.reborrow().chunks(rows * d_out);
+            cpu.pool.install(|| {
+                tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
+                    let term = Term { a: rows_of(x, i * rows, d_in), b: w };
+                    multiply(cpu, isa, y, d_out, first, store, &[term])
+                })
+            })?;
+        }
+        return Ok(());
     };
-    let heads = (&heads, &mut workspace.adapter_panels);
-    product(cpu, isa, y, d_out, store, (&frozen, &mut workspace.panels), Some(heads))
-}
-
-/// hidden's columns before the gate: x Aᵀ, and x Rᵀ if there is a router.
-fn down(
-    cpu: &Cpu,
-    args: &Args<'_>,
-    shape: &HydraShape,
-    hidden: &mut [f32],
-    x: &[f32],
-    panels: &mut Area,
-    dropped: &mut Area,
-) -> Result<()> {
-    let (d_in, width) = (shape.d_in, shape.hidden());
-    let stacked = &args.params[args.slot.a.clone()];
-    let rows = cpu.row_chunk(shape.tokens);
-    for (first, end, x) in adapter_inputs(cpu, args, shape, x, dropped)? {
-        let n = end - first;
-        let panels = panels.take::<f32>(gemm::panels_len::<f32>(cpu.isa, d_in, n));
-        let source = Source::Dense { data: &stacked[first * d_in..], k_stride: 1, n_stride: d_in };
-        gemm::pack(cpu.isa, panels, d_in, n, source, 1.0)?;
-        let panels = &*panels;
+    let parameters = Parameters::of(args, tokens);
+    let shape = parameters.shape;
+    let hidden = &mut hidden[..tokens * shape.hidden()];
+    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed());
+    let Workspace { skinny_panels, router_panels, .. } = workspace;
+    let a_end = if dropping { shape.a_rows() } else { shape.stacked_rows() };
+    let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end)?;
+    let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows())?;
+    let n = shape.mixed();
+    let heads = Operand {
+        k: n,
+        source: &|first| Source::Dense { data: Values::F32(&parameters.b[first * n..]), k_stride: 1, n_stride: n },
+        scale: parameters.scale,
+    };
+    for first in (0..d_out).step_by(block) {
+        let columns = block.min(d_out - first);
+        let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
+        let b = heads.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
+        let adapters = hidden.chunks_mut(rows * shape.hidden()).zip(mixed.chunks_mut(rows * n));
+        let tasks: Vec<_> = y.reborrow().chunks(rows * d_out).into_iter().zip(adapters).collect();
         cpu.pool.install(|| {
-            hidden.par_chunks_mut(rows * width).zip(x.par_chunks(rows * d_in)).try_for_each(|(hidden, x)| {
-                let a = Rows { data: x, row_stride: d_in, col_stride: 1 };
-                let term = Term { a, b: Panels { data: panels, k: d_in, n } };
-                let m = x.len() / d_in;
-                gemm::gemm(cpu.isa, &mut hidden[first..], width, m, n, Store::Overwrite, &[term])
+            tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (hidden, mixed)))| {
+                let task = Forward { y, hidden, mixed };
+                if first == 0 {
+                    before_gate(cpu, isa, args, x, i * rows, task.hidden, &down, &router)?;
+                    let shape = args.slot.shape(task.hidden.len() / shape.hidden());
+                    gate::activate(cpu.isa, &shape, task.hidden, gate_of(args, i * rows, shape.tokens))?;
+                    gate::mix(cpu.isa, &shape, task.mixed, task.hidden)?;
+                }
+                let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
+                let heads = Term { a: Rows::row_major(&*task.mixed, n), b };
+                multiply(cpu, isa, task.y, d_out, first, store, &[frozen, heads])
             })
         })?;
     }
     Ok(())
 }
 
-/// Rows `first .. end` of `[A; R]` and the input that they read: dropout is before A, never before the router.
-fn adapter_inputs<'a>(
+/// Some rows of hidden before the gate: D(x) Aᵀ, and x Rᵀ if there is a router.
+#[allow(clippy::too_many_arguments)]
+fn before_gate<E: Element>(
     cpu: &Cpu,
+    isa: E::Isa,
     args: &Args<'_>,
-    shape: &HydraShape,
-    x: &'a [f32],
-    dropped: &'a mut Area,
-) -> Result<impl Iterator<Item = (usize, usize, &'a [f32])>> {
-    let (a_rows, stacked) = (shape.a_rows(), shape.stacked_rows());
-    let parts = match args.dropout {
-        None => [(0, stacked, x), (stacked, stacked, x)],
-        Some(key) => {
-            let out = dropped.take::<f32>(x.len());
-            let rows = cpu.row_chunk(shape.tokens);
-            cpu.pool.install(|| {
-                let chunks = out.par_chunks_mut(rows * shape.d_in).zip(x.par_chunks(rows * shape.d_in));
-                chunks.enumerate().try_for_each(|(i, (out, x))| {
-                    let mask = Dropout { p: key.p, seed: key.seed, first_row: (i * rows) as u64 };
-                    dropout::dropout(cpu.isa, out, x, shape.d_in, mask)
-                })
-            })?;
-            [(0, a_rows, &*out), (a_rows, stacked, x)]
-        }
+    x: Values<'_>,
+    first_row: usize,
+    hidden: &mut [f32],
+    down: &Panels<'_, E>,
+    router: &Panels<'_, E>,
+) -> Result<()> {
+    let (d_in, width) = (args.slot.shape.d_in, args.slot.shape.hidden());
+    let m = hidden.len() / width;
+    let product = |hidden: &mut [f32], a: Rows<'_>, b: &Panels<'_, E>| {
+        gemm::gemm(isa, hidden, width, m, b.n, Store::Overwrite, &[Term { a, b: *b }])
     };
-    Ok(parts.into_iter().filter(|(first, end, _)| first < end))
+    let rows = rows_of(x, first_row, d_in);
+    match args.dropout {
+        None => product(hidden, rows, down)?,
+        Some(key) => {
+            cpu.with_scratch(m * d_in, |dropped| {
+                drop_rows(cpu, key, dropped, x, first_row, d_in)?;
+                product(hidden, Rows::row_major(&*dropped, d_in), down)?;
+                Ok::<_, crate::Error>(())
+            })?;
+            if router.n > 0 {
+                product(&mut hidden[down.n..], rows, router)?;
+            }
+        }
+    }
+    Ok(())
 }
 
-fn gate_of<'a>(args: &Args<'a>, first_row: usize, tokens: usize) -> Gate<'a> {
+/// `out` = mask ∘ x / (1 − p), as many rows of x from `first_row` on as `out` has.
+pub(super) fn drop_rows(
+    cpu: &Cpu,
+    key: DropoutKey,
+    out: &mut [f32],
+    x: Values<'_>,
+    first_row: usize,
+    d_in: usize,
+) -> Result<()> {
+    let len = out.len();
+    let mask = Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 };
+    match x {
+        Values::F32(x) => dropout::dropout(cpu.isa, out, &x[first_row * d_in..][..len], d_in, mask)?,
+        Values::Bf16(x) => dropout::dropout(cpu.isa, out, &x[first_row * d_in..][..len], d_in, mask)?,
+    }
+    Ok(())
+}
+
+pub(super) fn gate_of<'a>(args: &Args<'a>, first_row: usize, tokens: usize) -> Gate<'a> {
     match args.slot.gate {
         GateKind::Router => Gate::Router,
         GateKind::Label => Gate::Label(&args.heads[first_row..first_row + tokens]),
@@ -150,31 +216,40 @@ fn gate_of<'a>(args: &Args<'a>, first_row: usize, tokens: usize) -> Gate<'a> {
 /// The same for a handful of tokens: memory-bound, so the weights are read straight from their stored form.
 fn forward_few(
     cpu: &Cpu,
-    y: &mut [f32],
+    mut y: ValuesMut<'_>,
     store: Store,
-    x: &[f32],
+    tokens: usize,
+    x: Values<'_>,
     weight: &Weight<'_>,
     mut adapter: Option<(&Args<'_>, &mut [f32])>,
 ) -> Result<()> {
     let (d_out, d_in) = (weight.rows(), weight.cols());
-    for (t, (y, x)) in y.chunks_exact_mut(d_out).zip(x.chunks_exact(d_in)).enumerate() {
+    let (mut wide_x, mut wide_y) = (Vec::new(), Vec::new());
+    for t in 0..tokens {
+        let x = match x {
+            Values::F32(x) => &x[t * d_in..][..d_in],
+            Values::Bf16(x) => {
+                wide_x.clear();
+                wide_x.extend(x[t * d_in..][..d_in].iter().map(|x| x.to_f32()));
+                &wide_x
+            }
+        };
         let workspace = &mut *cpu.workspace();
         let mut heads = None;
         if let Some((args, hidden)) = &mut adapter {
-            let shape = args.slot.shape(1);
+            let Parameters { shape, stacked, b, scale } = Parameters::of(args, 1);
             let hidden = &mut hidden[t * shape.hidden()..][..shape.hidden()];
-            let stacked = Weight::from_f32(shape.stacked_rows(), d_in, &args.params[args.slot.a.clone()])?;
+            let stacked = Weight::from_f32(shape.stacked_rows(), d_in, stacked)?;
             matvec(cpu.isa, &mut hidden[..shape.stacked_rows()], stacked, 0, x)?;
             gate::activate(cpu.isa, &shape, hidden, gate_of(args, t, 1))?;
             let mixed = workspace.mixed.take::<f32>(shape.mixed());
             gate::mix(cpu.isa, &shape, mixed, hidden)?;
-            mixed.iter_mut().for_each(|value| *value *= args.slot.scale);
-            let b = Weight::from_f32(d_out, shape.mixed(), &args.params[args.slot.b.clone()])?;
-            heads = Some((b, &*mixed));
+            mixed.iter_mut().for_each(|value| *value *= scale);
+            heads = Some((Weight::from_f32(d_out, shape.mixed(), b)?, &*mixed));
         }
         let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
         let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads));
-        cpu.in_parts(y, rows, |first, y| {
+        let part = |first: usize, y: &mut [f32]| {
             cpu.with_scratch(y.len(), |product| {
                 match store {
                     Store::Overwrite => matvec(cpu.isa, y, *weight, first, x)?,
@@ -189,12 +264,22 @@ fn forward_few(
                 }
                 Ok(())
             })
-        })?;
+        };
+        match &mut y {
+            ValuesMut::F32(y) => cpu.in_parts(&mut y[t * d_out..][..d_out], rows, part)?,
+            ValuesMut::Bf16(y) => {
+                let y = &mut y[t * d_out..][..d_out];
+                wide_y.clear();
+                wide_y.extend(y.iter().map(|y| y.to_f32()));
+                cpu.in_parts(&mut wide_y, rows, part)?;
+                gemm::to_bf16(cpu.isa, y, &wide_y)?;
+            }
+        }
     }
     Ok(())
 }
 
-fn add(y: &mut [f32], x: &[f32]) {
+pub(super) fn add(y: &mut [f32], x: &[f32]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
 }
 
@@ -202,197 +287,118 @@ fn add(y: &mut [f32], x: &[f32]) {
 pub(super) fn backward<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
-    dx: Option<(&mut [f32], Store)>,
+    dx: Option<(ValuesMut<'_>, Store)>,
     dparams: Option<&mut [f32]>,
     tokens: usize,
-    dy: &[f32],
-    x: &[f32],
+    dy: Values<'_>,
+    x: Values<'_>,
     weight: &Weight<'_>,
     adapter: Option<(&Args<'_>, &[f32])>,
 ) -> Result<()> {
     let (d_out, d_in) = (weight.rows(), weight.cols());
-    let (dy, x) = (&dy[..tokens * d_out], &x[..tokens * d_in]);
+    let rows = cpu.row_chunk(tokens);
+    let block = column_block(cpu, d_out);
     let workspace = &mut *cpu.workspace();
-    let mut inner = None;
-    if let Some((args, hidden)) = adapter {
-        let shape = args.slot.shape(tokens);
-        let hidden = &hidden[..tokens * shape.hidden()];
-        let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed());
-        let dhidden = workspace.dhidden.take::<f32>(hidden.len());
-        through_gate(cpu, args, &shape, mixed, dhidden, dy, hidden, &mut workspace.adapter_panels)?;
-        if let Some(dparams) = dparams {
-            let db = &mut dparams[args.slot.b.clone()];
-            db_product(cpu, &shape, db, dy, mixed, args.slot.scale)?;
-            let da = &mut dparams[args.slot.a.clone()];
-            for (first, end, x) in adapter_inputs(cpu, args, &shape, x, &mut workspace.dropped)? {
-                da_product(
-                    cpu,
-                    &shape,
-                    &mut da[first * d_in..end * d_in],
-                    x,
-                    &dhidden[first..],
-                    &mut workspace.gradient,
-                )?;
-            }
+    let frozen = Operand { k: d_out, source: &|first| Source::WeightCols { weight: *weight, first }, scale: 1.0 };
+    let Some((args, hidden)) = adapter else {
+        let Some((dx, store)) = dx else { return Ok(()) };
+        let mut dx = dx.first(tokens * d_in);
+        for first in (0..d_in).step_by(block) {
+            let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, block.min(d_in - first))?;
+            let tasks = dx.reborrow().chunks(rows * d_in);
+            cpu.pool.install(|| {
+                tasks.into_par_iter().enumerate().try_for_each(|(i, dx)| {
+                    let term = Term { a: rows_of(dy, i * rows, d_out), b: w };
+                    multiply(cpu, isa, dx, d_in, first, store, &[term])
+                })
+            })?;
         }
-        inner = Some((args, shape, &*dhidden));
-    }
-    let Some((dx, store)) = dx else { return Ok(()) };
-    let dx = &mut dx[..tokens * d_in];
-    let frozen = Addend {
-        rows: E::operand(cpu, &mut workspace.rows, dy)?,
-        row_stride: d_out,
-        k: d_out,
-        source: &|first| Source::WeightCols { weight: *weight, first },
-        scale: 1.0,
+        return Ok(());
     };
-    let frozen = (&frozen, &mut workspace.panels);
-    let Some((args, shape, dhidden)) = inner else {
-        return product(cpu, isa, dx, d_in, store, frozen, None);
+    let parameters = Parameters::of(args, tokens);
+    let shape = parameters.shape;
+    let (n, width) = (shape.mixed(), shape.hidden());
+    let hidden = &hidden[..tokens * width];
+    let Workspace { mixed, dhidden, dropped, gradient, .. } = workspace;
+    let areas = Areas { dropped, gradient };
+    let (mixed, dhidden) = (mixed.take::<f32>(tokens * n), dhidden.take::<f32>(tokens * width));
+    let heads = parameters.heads::<E>(isa, &mut workspace.skinny_panels)?;
+    // dmixed, and by way of it dhidden; and mixed once more, which dB needs.
+    let through_gate = |first_row: usize, mixed: &mut [f32], dhidden: &mut [f32]| {
+        let shape = args.slot.shape(mixed.len() / n);
+        let hidden = &hidden[first_row * width..][..shape.tokens * width];
+        let term = Term { a: rows_of(dy, first_row, d_out), b: heads };
+        gemm::gemm(isa, mixed, n, shape.tokens, n, Store::Overwrite, &[term])?;
+        gate::mix_backward(cpu.isa, &shape, dhidden, mixed, hidden, gate_of(args, first_row, shape.tokens))?;
+        gate::mix(cpu.isa, &shape, mixed, hidden)
+    };
+    let Some((dx, store)) = dx else {
+        let tasks = mixed.par_chunks_mut(rows * n).zip(dhidden.par_chunks_mut(rows * width)).enumerate();
+        cpu.pool.install(|| tasks.try_for_each(|(i, (mixed, dhidden))| through_gate(i * rows, mixed, dhidden)))?;
+        return adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, dhidden, areas);
     };
     // With dropout only the router's part reaches dx undiminished.
-    let first = if args.dropout.is_some() { shape.a_rows() } else { 0 };
-    let stacked = &args.params[args.slot.a.clone()];
-    let through = Addend {
-        rows: &E::operand(cpu, &mut workspace.small_rows, dhidden)?[first..],
-        row_stride: shape.hidden(),
-        k: shape.stacked_rows() - first,
-        source: &|column| Source::Dense { data: &stacked[first * d_in + column..], k_stride: d_in, n_stride: 1 },
+    let first_row = if args.dropout.is_some() { shape.a_rows() } else { 0 };
+    let stacked = Operand {
+        k: shape.stacked_rows() - first_row,
+        source: &|first| {
+            let data = Values::F32(&parameters.stacked[first_row * d_in + first..]);
+            Source::Dense { data, k_stride: d_in, n_stride: 1 }
+        },
         scale: 1.0,
     };
-    if through.k == 0 {
-        product(cpu, isa, dx, d_in, store, frozen, None)?;
-    } else {
-        product(cpu, isa, dx, d_in, store, frozen, Some((&through, &mut workspace.adapter_panels)))?;
-    }
-    let Some(key) = args.dropout else { return Ok(()) };
-    let dropped = workspace.dropped.take::<f32>(dx.len());
-    let down = Addend {
-        rows: dhidden,
-        row_stride: shape.hidden(),
-        k: shape.a_rows(),
-        source: &|column| Source::Dense { data: &stacked[column..], k_stride: d_in, n_stride: 1 },
+    let masked = Operand {
+        k: first_row,
+        source: &|first| Source::Dense { data: Values::F32(&parameters.stacked[first..]), k_stride: d_in, n_stride: 1 },
         scale: 1.0,
     };
-    product(cpu, cpu.isa, dropped, d_in, Store::Overwrite, (&down, &mut workspace.panels), None)?;
-    let rows = cpu.row_chunk(tokens);
-    cpu.pool.install(|| {
-        let chunks = dx.par_chunks_mut(rows * d_in).zip(dropped.par_chunks(rows * d_in));
-        chunks.enumerate().try_for_each(|(i, (dx, dropped))| {
-            let mask = Dropout { p: key.p, seed: key.seed, first_row: (i * rows) as u64 };
-            dropout::dropout_accumulate(cpu.isa, dx, dropped, d_in, mask)
-        })
-    })?;
-    Ok(())
-}
-
-/// dhidden from dy, by way of dmixed = scale · dy B; and mixed once more, which dB needs.
-#[allow(clippy::too_many_arguments)]
-fn through_gate(
-    cpu: &Cpu,
-    args: &Args<'_>,
-    shape: &HydraShape,
-    mixed: &mut [f32],
-    dhidden: &mut [f32],
-    dy: &[f32],
-    hidden: &[f32],
-    panels: &mut Area,
-) -> Result<()> {
-    let (d_out, n, width) = (shape.d_out, shape.mixed(), shape.hidden());
-    let panels = panels.take::<f32>(gemm::panels_len::<f32>(cpu.isa, d_out, n));
-    let source = Source::Dense { data: &args.params[args.slot.b.clone()], k_stride: n, n_stride: 1 };
-    gemm::pack(cpu.isa, panels, d_out, n, source, args.slot.scale)?;
-    let panels = &*panels;
-    let rows = cpu.row_chunk(shape.tokens);
-    cpu.pool.install(|| {
-        let outputs = mixed.par_chunks_mut(rows * n).zip(dhidden.par_chunks_mut(rows * width));
-        let inputs = dy.par_chunks(rows * d_out).zip(hidden.par_chunks(rows * width));
-        outputs.zip(inputs).enumerate().try_for_each(|(i, ((mixed, dhidden), (dy, hidden)))| {
-            let shape = args.slot.shape(hidden.len() / width);
-            let a = Rows { data: dy, row_stride: d_out, col_stride: 1 };
-            let term = Term { a, b: Panels { data: panels, k: d_out, n } };
-            gemm::gemm(cpu.isa, mixed, n, shape.tokens, n, Store::Overwrite, &[term])?;
-            gate::mix_backward(cpu.isa, &shape, dhidden, mixed, hidden, gate_of(args, i * rows, shape.tokens))?;
-            gate::mix(cpu.isa, &shape, mixed, hidden)?;
-            Ok::<_, crate::Error>(())
-        })
-    })
-}
-
-/// dB [d_out, mixed] += scale · dyᵀ mixed, a block of dB's rows a task.
-fn db_product(cpu: &Cpu, shape: &HydraShape, db: &mut [f32], dy: &[f32], mixed: &[f32], scale: f32) -> Result<()> {
-    let width = shape.mixed();
-    cpu.pool.install(|| {
-        db.par_chunks_mut(PANEL_ALIGN * width).enumerate().try_for_each(|(i, db)| {
-            let rows = db.len() / width;
-            let coefficients = Rows { data: mixed, row_stride: 1, col_stride: width };
-            let columns = Columns { data: dy, stride: shape.d_out, first: i * PANEL_ALIGN, count: rows };
-            transposed_product(cpu, shape.tokens, coefficients, width, columns, scale, |transposed| {
-                for (row, db) in db.chunks_exact_mut(width).enumerate() {
-                    db.iter_mut().enumerate().for_each(|(j, db)| *db += transposed[j * rows + row]);
+    let masked = masked.pack::<E>(cpu, isa, &mut workspace.router_panels, 0, if first_row > 0 { d_in } else { 0 })?;
+    let mut dx = dx.first(tokens * d_in);
+    for first in (0..d_in).step_by(block) {
+        let columns = block.min(d_in - first);
+        let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
+        let a = stacked.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
+        let adapters = mixed.chunks_mut(rows * n).zip(dhidden.chunks_mut(rows * width));
+        let tasks: Vec<_> = dx.reborrow().chunks(rows * d_in).into_iter().zip(adapters).collect();
+        cpu.pool.install(|| {
+            tasks.into_par_iter().enumerate().try_for_each(|(i, (mut dx, (mixed, dhidden)))| {
+                if first == 0 {
+                    through_gate(i * rows, mixed, dhidden)?;
+                }
+                let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
+                let through = Term { a: Rows::row_major(&dhidden[first_row..], width), b: a };
+                multiply(cpu, isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
+                match args.dropout {
+                    Some(key) if first + columns == d_in => add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked),
+                    _ => Ok(()),
                 }
             })
-        })
-    })
-}
-
-/// Some rows of d[A; R] += dhiddenᵀ x, a block of columns a task, then added up.
-fn da_product(
-    cpu: &Cpu,
-    shape: &HydraShape,
-    da: &mut [f32],
-    x: &[f32],
-    dhidden: &[f32],
-    gradient: &mut Area,
-) -> Result<()> {
-    let d_in = shape.d_in;
-    let height = da.len() / d_in;
-    let gradient = gradient.take::<f32>(height * d_in);
-    cpu.pool.install(|| {
-        gradient.par_chunks_mut(PANEL_ALIGN * height).enumerate().try_for_each(|(i, block)| {
-            let coefficients = Rows { data: dhidden, row_stride: 1, col_stride: shape.hidden() };
-            let count = block.len() / height;
-            let columns = Columns { data: x, stride: d_in, first: i * PANEL_ALIGN, count };
-            let write = |product: &[f32]| block.copy_from_slice(product);
-            transposed_product(cpu, shape.tokens, coefficients, height, columns, 1.0, write)
-        })
-    })?;
-    for (i, block) in gradient.chunks(PANEL_ALIGN * height).enumerate() {
-        let columns = block.len() / height;
-        for (da, block) in da.chunks_exact_mut(d_in).zip(block.chunks_exact(columns)) {
-            add(&mut da[i * PANEL_ALIGN..][..columns], block);
-        }
+        })?;
     }
-    Ok(())
+    adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, dhidden, areas)
 }
 
-/// `count` columns of a row-major matrix, from `first` on.
-struct Columns<'a> {
-    data: &'a [f32],
-    stride: usize,
-    first: usize,
-    count: usize,
-}
-
-/// Hands `write` scale · coefficients · columns, [height, count]; the sum is over tokens.
-fn transposed_product(
+/// dx += mask ∘ (ddown A) / (1 − p): what reached the dropped input.
+#[allow(clippy::too_many_arguments)]
+fn add_masked<E: Element>(
     cpu: &Cpu,
-    tokens: usize,
-    coefficients: Rows<'_, f32>,
-    height: usize,
-    columns: Columns<'_>,
-    scale: f32,
-    write: impl FnOnce(&[f32]),
+    isa: E::Isa,
+    key: DropoutKey,
+    dx: ValuesMut<'_>,
+    first_row: usize,
+    dhidden: &[f32],
+    width: usize,
+    a: Panels<'_, E>,
 ) -> Result<()> {
-    let n = columns.count;
-    let panels_len = gemm::panels_len::<f32>(cpu.isa, tokens, n);
-    cpu.with_scratch(panels_len + height * n, |scratch| {
-        let (panels, out) = scratch.split_at_mut(panels_len);
-        let source = Source::Dense { data: &columns.data[columns.first..], k_stride: columns.stride, n_stride: 1 };
-        gemm::pack(cpu.isa, panels, tokens, n, source, scale)?;
-        let term = Term { a: coefficients, b: Panels { data: panels, k: tokens, n } };
-        gemm::gemm(cpu.isa, out, n, height, n, Store::Overwrite, &[term])?;
-        write(out);
+    let (d_in, m) = (a.n, dhidden.len() / width);
+    let mask = Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 };
+    cpu.with_scratch(m * d_in, |sums| {
+        let term = Term { a: Rows::row_major(dhidden, width), b: a };
+        gemm::gemm(isa, sums, d_in, m, d_in, Store::Overwrite, &[term])?;
+        match dx {
+            ValuesMut::F32(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,
+            ValuesMut::Bf16(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,
+        }
         Ok(())
     })
 }

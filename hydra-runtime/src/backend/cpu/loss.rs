@@ -5,18 +5,21 @@
 //! used for the loss and for its gradient, and forgotten.
 
 use super::attention::lanes;
-use super::product::{Addend, Element};
-use super::workspace::PANEL_VALUES;
+use super::buffer::Element;
+use super::product::Operand;
 use super::{Cpu, Weight};
 use crate::Result;
 use crate::backend::Store;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term};
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values};
 use hydra_kernels::math;
 use hydra_kernels::matvec;
 use rayon::prelude::*;
 
 /// Rows of a task: with a block's logits beside them they stay in L2.
 const ROWS: usize = 96;
+
+/// Values of the head in a block: its logits and both its packed forms share L2 with a task's rows.
+const HEAD_VALUES: usize = 384 * 1024;
 
 /// Running softmax of one row.
 #[derive(Clone, Copy)]
@@ -39,29 +42,29 @@ pub(super) fn head_loss<E: Element>(
     isa: E::Isa,
     nll: &mut [f32],
     dx: Option<&mut [f32]>,
-    x: &[f32],
+    x: Values<'_>,
     head: &Weight<'_>,
     targets: &[u32],
     scale: f32,
 ) -> Result<()> {
     let (d, vocab) = (head.cols(), head.rows());
     let workspace = &mut *cpu.workspace();
-    let x = E::operand(cpu, &mut workspace.rows, &x[..targets.len() * d])?;
     let mut states = vec![State { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; targets.len()];
     let mut dx = dx.map(|dx| &mut dx[..targets.len() * d]);
     if let Some(dx) = &mut dx {
         dx.fill(0.0);
     }
-    let block = (PANEL_VALUES / d).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN);
+    let block = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN);
     for first in (0..vocab).step_by(block) {
         let rows = block.min(vocab - first);
         let part = head.slice_rows(first, rows)?;
         let as_columns = |column| Source::WeightRows { weight: part, first: column };
         let as_rows = |column| Source::WeightCols { weight: part, first: column };
-        let addend = |k, source| Addend { rows: x, row_stride: d, k, source, scale: 1.0 };
-        let to_logits = addend(d, &as_columns).pack(cpu, isa, &mut workspace.panels, 0, rows)?;
+        let to_logits = Operand { k: d, source: &as_columns, scale: 1.0 };
+        let to_logits = to_logits.pack::<E>(cpu, isa, &mut workspace.panels, 0, rows)?;
+        let to_dx = Operand { k: rows, source: &as_rows, scale: 1.0 };
         let to_dx = match dx {
-            Some(_) => Some(addend(rows, &as_rows).pack(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
+            Some(_) => Some(to_dx.pack::<E>(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
             None => None,
         };
         let mut dx_chunks = dx.as_mut().map(|dx| dx.chunks_mut(ROWS * d));
@@ -76,8 +79,8 @@ pub(super) fn head_loss<E: Element>(
         cpu.pool.install(|| {
             tasks.into_par_iter().try_for_each(|task| {
                 let targets = &targets[task.first..][..task.states.len()];
-                let x = Rows { data: &x[task.first * d..], row_stride: d, col_stride: 1 };
-                block_task(cpu, isa, task, x, &to_logits, to_dx.as_ref(), targets, first as u32)
+                let x = Rows::row_major(x.skip(task.first * d), d);
+                block_task(cpu, isa, task, x, to_logits, to_dx, targets, first as u32)
             })
         })?;
     }
@@ -101,30 +104,23 @@ fn block_task<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
     task: RowTask<'_>,
-    x: Rows<'_, E>,
-    to_logits: &Panels<'_, E>,
-    to_dx: Option<&Panels<'_, E>>,
+    x: Rows<'_>,
+    to_logits: Panels<'_, E>,
+    to_dx: Option<Panels<'_, E>>,
     targets: &[u32],
     first_id: u32,
 ) -> Result<()> {
     let (rows, n) = (task.states.len(), to_logits.n);
     let mut dx = task.dx;
-    // The weights as operands of the second product need at most as much room again.
-    cpu.with_scratch(2 * rows * n, |scratch| {
-        let (logits, operands) = scratch.split_at_mut(rows * n);
-        let term = Term { a: x, b: Panels { data: to_logits.data, k: to_logits.k, n } };
-        gemm::gemm(isa, logits, n, rows, n, Store::Overwrite, &[term])?;
+    cpu.with_scratch(rows * n, |logits| {
+        gemm::gemm(isa, logits, n, rows, n, Store::Overwrite, &[Term { a: x, b: to_logits }])?;
         cpu.isa.vectorize(
             #[inline(always)]
             || soften(logits, n, task.states, dx.as_deref_mut(), targets, first_id),
         );
-        if let (Some(dx), Some(to_dx)) = (dx, to_dx) {
-            let data = E::convert(cpu, operands, logits)?;
-            let term = Term {
-                a: Rows { data, row_stride: n, col_stride: 1 },
-                b: Panels { data: to_dx.data, k: to_dx.k, n: to_dx.n },
-            };
-            gemm::gemm(isa, dx, to_dx.n, rows, to_dx.n, Store::Accumulate, &[term])?;
+        if let (Some(dx), Some(b)) = (dx, to_dx) {
+            let term = Term { a: Rows::row_major(&*logits, n), b };
+            gemm::gemm(isa, dx, b.n, rows, b.n, Store::Accumulate, &[term])?;
         }
         Ok(())
     })
@@ -160,14 +156,29 @@ fn soften(
 }
 
 /// out [rows, ids]: the logits of some ids only.
-pub(super) fn head_rows(cpu: &Cpu, out: &mut [f32], x: &[f32], head: &Weight<'_>, ids: &[u32]) -> Result<()> {
+pub(super) fn head_rows(
+    cpu: &Cpu,
+    out: &mut [f32],
+    x: Values<'_>,
+    rows: usize,
+    head: &Weight<'_>,
+    ids: &[u32],
+) -> Result<()> {
     let d = head.cols();
     let mut wanted = vec![0.0; ids.len() * d];
     for (row, &id) in wanted.chunks_exact_mut(d).zip(ids) {
         head.decode_row(cpu.isa, id as usize, 0, row);
     }
     let wanted = Weight::from_f32(ids.len(), d, &wanted)?;
-    for (out, x) in out.chunks_exact_mut(ids.len()).zip(x.chunks_exact(d)) {
+    let mut wide = vec![0.0; d];
+    for (t, out) in out.chunks_exact_mut(ids.len()).take(rows).enumerate() {
+        let x = match x {
+            Values::F32(x) => &x[t * d..][..d],
+            Values::Bf16(x) => {
+                wide.iter_mut().zip(&x[t * d..]).for_each(|(wide, x)| *wide = x.to_f32());
+                &wide
+            }
+        };
         matvec(cpu.isa, out, wanted, 0, x)?;
     }
     Ok(())

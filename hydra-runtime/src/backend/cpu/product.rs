@@ -1,64 +1,29 @@
 //! Large products on threads: the panels of a block of columns are packed once, by all threads, and read by all.
 
 use super::Cpu;
+use super::buffer::{Element, ValuesMut};
 use super::workspace::{Area, PANEL_VALUES};
 use crate::Result;
 use crate::backend::Store;
-use half::bf16;
-use hydra_kernels::gemm::{self, Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Term};
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Source, Term, Values};
 use rayon::prelude::*;
 
-/// A product's operand type, and how f32 rows become it.
-pub(super) trait Element: Multiplicand + Send + Sync {
-    /// `x` as operands; `area` is where they go if they aren't f32.
-    fn operand<'a>(cpu: &Cpu, area: &'a mut Area, x: &'a [f32]) -> Result<&'a [Self]>;
+/// Columns of a bf16 result that are summed in f32 before they are rounded: with 256 rows a quarter of L2.
+const ROUNDED_COLUMNS: usize = 512;
 
-    /// The same inside a task: `scratch` is as long as `x`.
-    fn convert<'a>(cpu: &Cpu, scratch: &'a mut [f32], x: &'a [f32]) -> Result<&'a [Self]>;
-}
-
-impl Element for f32 {
-    fn operand<'a>(_cpu: &Cpu, _area: &'a mut Area, x: &'a [f32]) -> Result<&'a [f32]> {
-        Ok(x)
-    }
-
-    fn convert<'a>(_cpu: &Cpu, _scratch: &'a mut [f32], x: &'a [f32]) -> Result<&'a [f32]> {
-        Ok(x)
-    }
-}
-
-impl Element for bf16 {
-    fn operand<'a>(cpu: &Cpu, area: &'a mut Area, x: &'a [f32]) -> Result<&'a [bf16]> {
-        const CHUNK: usize = 16 * 1024;
-        let out = area.take::<bf16>(x.len());
-        cpu.pool.install(|| {
-            let chunks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-            chunks.try_for_each(|(out, x)| gemm::to_bf16(cpu.isa, out, x))
-        })?;
-        Ok(out)
-    }
-
-    fn convert<'a>(cpu: &Cpu, scratch: &'a mut [f32], x: &'a [f32]) -> Result<&'a [bf16]> {
-        let out = &mut bytemuck::cast_slice_mut(scratch)[..x.len()];
-        gemm::to_bf16(cpu.isa, out, x)?;
-        Ok(out)
-    }
-}
-
-/// One addend of a product: rows times the columns that `source` packs.
-pub(super) struct Addend<'a, E> {
-    /// [m, k], row-major.
-    pub rows: &'a [E],
-    pub row_stride: usize,
+/// The right operand of a product, packed a block of columns at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    /// Rows.
     pub k: usize,
-    /// The packed operand's columns from the given one on.
+    /// The columns from the given one on.
     pub source: &'a (dyn Fn(usize) -> Source<'a> + Sync),
     pub scale: f32,
 }
 
-impl<E: Element> Addend<'_, E> {
+impl Operand<'_> {
     /// Packs columns `first .. first + n`, each thread some whole panels.
-    pub fn pack<'p>(
+    pub fn pack<'p, E: Element>(
         &self,
         cpu: &Cpu,
         isa: E::Isa,
@@ -77,45 +42,47 @@ impl<E: Element> Addend<'_, E> {
         })?;
         Ok(Panels { data: out, k: self.k, n })
     }
-
-    fn term<'t>(&'t self, first_row: usize, panels: &Panels<'t, E>) -> Term<'t, E> {
-        let rows = Rows { data: &self.rows[first_row * self.row_stride..], row_stride: self.row_stride, col_stride: 1 };
-        Term { a: rows, b: Panels { data: panels.data, k: panels.k, n: panels.n } }
-    }
 }
 
-/// c [m, n] = or += the sum of one or two products, m being `c`'s length over `n`.
-pub(super) fn product<E: Element>(
+/// Columns of a block that are packed together, of an operand of `k` rows.
+pub(super) fn column_block(cpu: &Cpu, k: usize) -> usize {
+    (PANEL_VALUES / k.max(1)).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN)
+}
+
+/// Columns `first ..` of `y` [m, n] = or += Σ terms, as many as the terms have; called inside a task.
+pub(super) fn multiply<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
-    c: &mut [f32],
+    y: ValuesMut<'_>,
     n: usize,
+    first: usize,
     store: Store,
-    (large, large_area): (&Addend<'_, E>, &mut Area),
-    mut small: Option<(&Addend<'_, E>, &mut Area)>,
+    terms: &[Term<'_, E>],
 ) -> Result<()> {
-    let rows = cpu.row_chunk(c.len() / n);
-    let block = (PANEL_VALUES / large.k.max(1)).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN);
-    for first in (0..n).step_by(block) {
-        let columns = block.min(n - first);
-        let large_panels = large.pack(cpu, isa, large_area, first, columns)?;
-        let small_panels = match &mut small {
-            Some((addend, area)) => Some((*addend, addend.pack(cpu, isa, area, first, columns)?)),
-            None => None,
-        };
-        cpu.pool.install(|| {
-            c.par_chunks_mut(rows * n).enumerate().try_for_each(|(i, c)| {
-                let m = c.len() / n;
-                let c = &mut c[first..];
-                let term = large.term(i * rows, &large_panels);
-                match &small_panels {
-                    Some((addend, panels)) => {
-                        gemm::gemm(isa, c, n, m, columns, store, &[term, addend.term(i * rows, panels)])
-                    }
-                    None => gemm::gemm(isa, c, n, m, columns, store, &[term]),
+    let (m, columns) = (y.len() / n, terms[0].b.n);
+    let y = match y {
+        ValuesMut::F32(y) => return Ok(gemm::gemm(isa, &mut y[first..], n, m, columns, store, terms)?),
+        ValuesMut::Bf16(y) => y,
+    };
+    cpu.with_scratch(m * columns.min(ROUNDED_COLUMNS), |sums| {
+        for done in (0..columns).step_by(ROUNDED_COLUMNS) {
+            let width = ROUNDED_COLUMNS.min(columns - done);
+            let place = |row: usize| row * n + first + done;
+            if store == Store::Accumulate {
+                for (row, sums) in sums.chunks_exact_mut(width).take(m).enumerate() {
+                    super::buffer::convert(cpu.isa, ValuesMut::F32(sums), Values::Bf16(&y[place(row)..][..width]))?;
                 }
-            })
-        })?;
-    }
-    Ok(())
+            }
+            let part = |term: &Term<'_, E>| gemm::panels_len::<E>(isa, term.b.k, done);
+            let parts: Vec<_> = terms
+                .iter()
+                .map(|term| Term { a: term.a, b: Panels { data: &term.b.data[part(term)..], k: term.b.k, n: width } })
+                .collect();
+            gemm::gemm(isa, sums, width, m, width, store, &parts)?;
+            for (row, sums) in sums.chunks_exact(width).take(m).enumerate() {
+                gemm::to_bf16(cpu.isa, &mut y[place(row)..][..width], sums)?;
+            }
+        }
+        Ok(())
+    })
 }

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 
 /// Packed panels of one block of a weight: about this many values, a share of L3 that leaves room for the rows.
-pub(super) const PANEL_VALUES: usize = 256 * 1024;
+pub(super) const PANEL_VALUES: usize = 1024 * 1024;
 
 /// Storage that grows to the largest size asked for, and holds f32 or bf16.
 #[derive(Default)]
@@ -26,19 +26,19 @@ impl Area {
 pub(super) struct Workspace {
     /// Panels of the frozen weight.
     pub panels: Area,
-    /// Panels of the adapter.
+    /// Panels of the adapter's part of a product.
     pub adapter_panels: Area,
-    /// x or dy, as the product's operand type.
-    pub rows: Area,
+    /// Panels of the product that comes before the gate (forward) or after it (backward).
+    pub skinny_panels: Area,
+    /// The same, where dropout gives the router another input than A.
+    pub router_panels: Area,
     /// The mixed heads, [tokens, heads * rank].
     pub mixed: Area,
     /// Gradient of `hidden`.
     pub dhidden: Area,
-    /// `mixed` or `hidden`'s gradient as the product's operand type.
-    pub small_rows: Area,
-    /// The adapter's input after dropout, or its gradient.
+    /// The adapter's input after dropout.
     pub dropped: Area,
-    /// Head-major gradients of attention, or a transposed gradient of A.
+    /// Head-major gradients of attention, or a gradient of [A; R] by blocks of columns.
     pub gradient: Area,
 }
 

@@ -1,0 +1,458 @@
+//! 32 × 32 micro-kernel for AMX: TDPBF16PS multiplies a tile of A (16 rows, 32 along k) by one of B (16 pairs along k, 16 columns).
+//!
+//! Of the eight tile registers four are sums, two hold A and two B, so that each loaded tile is used twice. A strip of 32 rows of
+//! A is rounded and copied once, tile by tile, and passes over all panels of a group in one `asm!` block: tile registers belong
+//! to nobody between blocks. Edges need no masks: the configuration says how many rows and columns a tile has.
+//!
+//! Two terms (a frozen product and its adapter's) are summed in the same registers where their strips fit together.
+
+use super::{Store, Term, Values};
+use crate::isa::AmxBf16;
+use core::arch::asm;
+use core::arch::x86_64::*;
+use half::bf16;
+
+pub(super) const MR: usize = 32;
+pub(super) const NR: usize = 32;
+pub(super) const K_STEP: usize = 32;
+
+/// Rows and columns of a tile of sums.
+const TILE: usize = 16;
+
+/// bf16 values of a tile of A.
+const A_TILE: usize = TILE * K_STEP;
+
+/// A block of k takes at most this many values: a strip of A and a panel of B together then take 64 KiB of L2, and sums are
+/// loaded and stored once in 16 steps.
+const K_BLOCK: usize = 768;
+
+/// A second term's block that still joins the first's.
+const K_JOINED: usize = 128;
+
+/// B's panels that stay in L2 (of 2 MiB on these machines) while strips of A pass.
+const B_BYTES: usize = 1024 * 1024;
+
+/// Palette 1: rows and bytes a row of each of eight tiles.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl TileConfig {
+    /// Sums of `rows` × `cols`, at most 32 each: tiles 0 1 / 2 3, A in 4 and 5 (upper and lower rows), B in 6 and 7.
+    fn new(rows: usize, cols: usize) -> Self {
+        let upper = [rows.min(TILE), rows.saturating_sub(TILE)];
+        let left = [cols.min(TILE), cols.saturating_sub(TILE)];
+        let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut set = |tile: usize, rows: usize, bytes: usize| {
+            // A tile that isn't used is left out: both numbers zero.
+            if rows > 0 && bytes > 0 {
+                config.rows[tile] = rows as u8;
+                config.row_bytes[tile] = bytes as u16;
+            }
+        };
+        for i in 0..2 {
+            for j in 0..2 {
+                set(2 * i + j, upper[i], 4 * left[j]);
+            }
+            set(4 + i, upper[i], 2 * K_STEP);
+            set(6 + i, K_STEP / 2, 4 * left[i]);
+        }
+        config
+    }
+}
+
+/// What the `asm!` blocks read: one strip of A against some panels.
+#[repr(C)]
+struct Job {
+    config: TileConfig,
+    c: *mut f32,
+    c_row_bytes: usize,
+    panels: usize,
+    accumulate: usize,
+    /// Tiles of A of each part of k.
+    a: [*const bf16; 2],
+    b: [*const bf16; 2],
+    /// Steps of 32 along k; the second may be 0.
+    steps: [usize; 2],
+    /// From a panel to the next.
+    b_panel_bytes: [usize; 2],
+}
+
+/// A part of k that a strip holds: rows `first .. first + len` of a term's B.
+#[derive(Clone, Copy)]
+struct Part<'t, 'a> {
+    term: &'t Term<'a, bf16>,
+    first: usize,
+    len: usize,
+}
+
+impl Part<'_, '_> {
+    fn steps(&self) -> usize {
+        self.len.div_ceil(K_STEP)
+    }
+
+    /// The panel that begins at column `j`, from this part's first row on.
+    fn panel(&self, j: usize) -> &[bf16] {
+        let padded = self.term.b.k.next_multiple_of(K_STEP);
+        &self.term.b.data[j * padded + self.first * NR..]
+    }
+}
+
+#[repr(align(64))]
+struct Strip([bf16; MR * (K_BLOCK + K_JOINED)]);
+
+/// C = or += Σ terms, in the order of terms and of k.
+pub(super) fn drive(isa: AmxBf16, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, terms: &[Term<'_, bf16>]) {
+    let mut strip = Strip([bf16::ZERO; MR * (K_BLOCK + K_JOINED)]);
+    let mut store = store;
+    let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut).peekable();
+    while let Some(part) = parts.next() {
+        let joined = parts.next_if(|next| next.steps() * K_STEP <= K_JOINED);
+        let parts = [Some(part), joined];
+        let depth: usize = parts.iter().flatten().map(|part| part.steps() * K_STEP).sum();
+        let group = (B_BYTES / (depth * size_of::<bf16>())).max(NR) / NR * NR;
+        for first in (0..n).step_by(group) {
+            let columns = group.min(n - first);
+            for i in (0..m).step_by(MR) {
+                let rows = MR.min(m - i);
+                let mut place = 0;
+                let mut places = [0; 2];
+                for (part, at) in parts.iter().flatten().zip(&mut places) {
+                    *at = place;
+                    place += part.steps() * MR * K_STEP;
+                    load(isa, &mut strip.0[*at..place], part, i, rows);
+                }
+                let c = &mut c[i * c_stride + first..];
+                strip_times_panels(isa, c, c_stride, rows, first, columns, store, &strip, &parts, places);
+            }
+        }
+        store = Store::Accumulate;
+    }
+}
+
+/// Equal blocks of at most [`K_BLOCK`], whole steps but for the last.
+fn cut<'t, 'a>(term: &'t Term<'a, bf16>) -> impl Iterator<Item = Part<'t, 'a>> {
+    let k = term.b.k;
+    let block = k.div_ceil(k.div_ceil(K_BLOCK)).next_multiple_of(K_STEP);
+    (0..k).step_by(block).map(move |first| Part { term, first, len: block.min(k - first) })
+}
+
+/// Rows `i .. i + rows` of a part of A, rounded to bf16, as tiles: step by step the upper rows' and the lower rows'.
+fn load(_isa: AmxBf16, strip: &mut [bf16], part: &Part<'_, '_>, i: usize, rows: usize) {
+    let a = part.term.a;
+    let first = i * a.row_stride + part.first * a.col_stride;
+    if let (Values::F32(data), 1) = (a.data, a.row_stride) {
+        // SAFETY: the token proves AVX-512 F, BW and BF16.
+        return unsafe { round_columns(strip, &data[first..], a.col_stride, rows, part.len) };
+    }
+    for row in 0..rows {
+        let strip = &mut strip[row / TILE * A_TILE + row % TILE * K_STEP..];
+        let at = first + row * a.row_stride;
+        match (a.data, a.col_stride) {
+            // SAFETY: the token proves AVX-512 F, BW and BF16.
+            (Values::F32(data), 1) => unsafe { round_row(strip, &data[at..at + part.len]) },
+            // SAFETY: the same.
+            (Values::Bf16(data), 1) => unsafe { copy_row(strip, &data[at..at + part.len]) },
+            (data, stride) => {
+                let mut rest = part.len;
+                for (step, q) in (0..part.len).step_by(K_STEP).enumerate() {
+                    let mut values = [0.0; K_STEP];
+                    for (p, value) in values.iter_mut().enumerate().take(rest) {
+                        *value = data.at(at + (q + p) * stride);
+                    }
+                    rest = rest.saturating_sub(K_STEP);
+                    // SAFETY: the same.
+                    unsafe { round_row(&mut strip[step * MR * K_STEP..], &values) }
+                }
+            }
+        }
+    }
+}
+
+/// A row's values, K_STEP to a tile, zeros up to a whole step; tiles of the same rows lie MR · K_STEP values apart.
+///
+/// # Safety
+/// AVX-512 F, BW and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn round_row(strip: &mut [bf16], row: &[f32]) {
+    let steps = row.len().div_ceil(K_STEP);
+    assert!(steps == 0 || strip.len() >= (steps - 1) * MR * K_STEP + K_STEP);
+    for step in 0..steps {
+        let left = row.len() - step * K_STEP;
+        // SAFETY: the masks admit only the row's values; the assert is the strip's bound.
+        unsafe {
+            let from = row.as_ptr().add(step * K_STEP);
+            let (low, high) = if left >= K_STEP {
+                (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)))
+            } else {
+                let mask = (1u32 << left) - 1;
+                let high = from.wrapping_add(16);
+                (_mm512_maskz_loadu_ps(mask as u16, from), _mm512_maskz_loadu_ps((mask >> 16) as u16, high))
+            };
+            let rounded = core::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(strip.as_mut_ptr().add(step * MR * K_STEP).cast(), rounded);
+        }
+    }
+}
+
+/// [`round_row`] for all rows of a transpose: `columns[q · stride + row]`, `q` below `k`.
+///
+/// # Safety
+/// AVX-512 F, BW and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn round_columns(strip: &mut [bf16], columns: &[f32], stride: usize, rows: usize, k: usize) {
+    assert!(rows <= MR && strip.len() >= k.div_ceil(K_STEP) * MR * K_STEP);
+    assert!(k == 0 || columns.len() >= (k - 1) * stride + rows);
+    // Lane 2i of a pair of columns' values, lower half then upper: x(2p, i) and x(2p + 1, i) side by side.
+    let mut order = [0i16; 32];
+    order.iter_mut().enumerate().for_each(|(lane, from)| *from = (lane / 2 + lane % 2 * 16) as i16);
+    for tile in 0..rows.div_ceil(TILE) {
+        let mask = ((1u32 << (rows - tile * TILE).min(TILE)) - 1) as u16;
+        for step in 0..k.div_ceil(K_STEP) {
+            // SAFETY: the masks admit only columns below `k` and rows below `rows`, inside by the asserts.
+            unsafe {
+                let order = _mm512_loadu_si512(order.as_ptr().cast());
+                let column = |q: usize| {
+                    let at = columns.as_ptr().wrapping_add(q * stride + tile * TILE);
+                    _mm512_maskz_loadu_ps(if q < k { mask } else { 0 }, at)
+                };
+                let mut pairs = [_mm512_setzero_si512(); TILE];
+                for (p, pair) in pairs.iter_mut().enumerate() {
+                    let q = step * K_STEP + 2 * p;
+                    let rounded = _mm512_cvtne2ps_pbh(column(q + 1), column(q));
+                    let rounded = core::mem::transmute::<__m512bh, __m512i>(rounded);
+                    *pair = _mm512_permutexvar_epi16(order, rounded);
+                }
+                let out = strip.as_mut_ptr().add((step * 2 + tile) * A_TILE);
+                for (row, values) in transpose(pairs).into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add(row * K_STEP).cast(), values);
+                }
+            }
+        }
+    }
+}
+
+/// 16 × 16 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: [__m512i; TILE]) -> [__m512i; TILE] {
+    // Words, then pairs of words, between neighbouring rows in each quarter of a register; then quarters.
+    let words: [__m512i; TILE] = core::array::from_fn(|i| match i % 2 {
+        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
+        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
+    });
+    // words[4g + {0, 1}]: columns {0, 1}, {2, 3} of rows 4g, 4g + 1; words[4g + {2, 3}]: of rows 4g + 2, 4g + 3.
+    let pairs: [__m512i; TILE] = core::array::from_fn(|i| {
+        let (group, column) = (i / 4 * 4, i % 4);
+        let (upper, lower) = (words[group + column / 2], words[group + 2 + column / 2]);
+        if column % 2 == 0 { _mm512_unpacklo_epi64(upper, lower) } else { _mm512_unpackhi_epi64(upper, lower) }
+    });
+    // pairs[4g + c], quarter h: column 4h + c of rows 4g .. 4g + 4.
+    core::array::from_fn(|column| {
+        let (h, c) = (column / 4, column % 4);
+        let quarter = |a, b| match h {
+            0 => _mm512_shuffle_i32x4::<0b00_00_00_00>(a, b),
+            1 => _mm512_shuffle_i32x4::<0b01_01_01_01>(a, b),
+            2 => _mm512_shuffle_i32x4::<0b10_10_10_10>(a, b),
+            _ => _mm512_shuffle_i32x4::<0b11_11_11_11>(a, b),
+        };
+        let (first, second) = (quarter(pairs[c], pairs[4 + c]), quarter(pairs[8 + c], pairs[12 + c]));
+        // [a a b b], [c c d d] → [a b c d]
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, second)
+    })
+}
+
+/// [`round_row`] for a row that is bf16 already.
+///
+/// # Safety
+/// AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn copy_row(strip: &mut [bf16], row: &[bf16]) {
+    let steps = row.len().div_ceil(K_STEP);
+    assert!(steps == 0 || strip.len() >= (steps - 1) * MR * K_STEP + K_STEP);
+    for step in 0..steps {
+        let left = row.len() - step * K_STEP;
+        let mask = if left >= K_STEP { u32::MAX } else { (1 << left) - 1 };
+        // SAFETY: the mask admits only the row's values; the assert is the strip's bound.
+        unsafe {
+            let values = _mm512_maskz_loadu_epi16(mask, row.as_ptr().add(step * K_STEP).cast());
+            _mm512_storeu_si512(strip.as_mut_ptr().add(step * MR * K_STEP).cast(), values);
+        }
+    }
+}
+
+/// One strip against the panels of `columns` columns from `first` on, the last of which may be narrower.
+#[allow(clippy::too_many_arguments)]
+fn strip_times_panels(
+    _isa: AmxBf16,
+    c: &mut [f32],
+    c_stride: usize,
+    rows: usize,
+    first: usize,
+    columns: usize,
+    store: Store,
+    strip: &Strip,
+    parts: &[Option<Part<'_, '_>>; 2],
+    places: [usize; 2],
+) {
+    assert!((1..=MR).contains(&rows) && columns > 0);
+    assert!(c.len() >= (rows - 1) * c_stride + columns);
+    let whole = columns / NR * NR;
+    for (at, width, panels) in [(0, NR, whole / NR), (whole, columns - whole, 1)] {
+        if width == 0 || panels == 0 {
+            continue;
+        }
+        let mut job = Job {
+            config: TileConfig::new(rows, width),
+            c: c[at..].as_mut_ptr(),
+            c_row_bytes: c_stride * size_of::<f32>(),
+            panels,
+            accumulate: usize::from(store == Store::Accumulate),
+            a: [strip.0.as_ptr(); 2],
+            b: [strip.0.as_ptr(); 2],
+            steps: [0; 2],
+            b_panel_bytes: [0; 2],
+        };
+        for (q, part) in parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            let panel = part.term.b.k.next_multiple_of(K_STEP) * NR;
+            let from = part.panel(first + at);
+            assert!(from.len() >= (panels - 1) * panel + part.steps() * K_STEP * NR);
+            assert!(strip.0.len() >= places[q] + part.steps() * MR * K_STEP);
+            job.a[q] = strip.0[places[q]..].as_ptr();
+            job.b[q] = from.as_ptr();
+            job.steps[q] = part.steps();
+            job.b_panel_bytes[q] = panel * size_of::<bf16>();
+        }
+        // SAFETY: the token proves AMX; the asserts are the bounds of C, of A's tiles (`load` has filled both rows of tiles) and of B's panels,
+        // and the configuration's rows and columns are the job's.
+        unsafe {
+            match (rows > TILE, width > TILE) {
+                (true, true) => multiply_2x2(&job),
+                (true, false) => multiply_2x1(&job),
+                (false, true) => multiply_1x2(&job),
+                (false, false) => multiply_1x1(&job),
+            }
+        }
+    }
+}
+
+/// One `asm!` block: configure; for each panel sums from zero or from C, both parts of k, sums to C; release.
+///
+/// `$zero`, `$load`, `$store` handle the sums; `$step` is one step along k with A's tiles at RSI and B's at RDX.
+macro_rules! multiply {
+    ($name:ident, zero: $zero:expr, load: $load:expr, step: $step:expr, store: $store:expr) => {
+        /// # Safety
+        /// AMX; the job's pointers reach what its configuration, steps and panels say.
+        unsafe fn $name(job: &Job) {
+            // SAFETY: the caller's contract. Only the registers and flags named below are changed, and C.
+            unsafe {
+                asm!(
+                    "ldtilecfg [rdi]",
+                    "mov r8, [rdi + {c}]",
+                    "mov r9, [rdi + {c_row_bytes}]",
+                    "mov r10, [rdi + {panels}]",
+                    "mov r11d, 64",
+                    "mov r12d, 128",
+                    "mov r13, [rdi + {b}]",
+                    "mov r14, [rdi + {b} + 8]",
+                    "2:",
+                    // RAX: the lower tiles' rows of C.
+                    "mov rax, r9",
+                    "shl rax, 4",
+                    "add rax, r8",
+                    "cmp qword ptr [rdi + {accumulate}], 0",
+                    "je 3f",
+                    $load,
+                    "jmp 4f",
+                    "3:",
+                    $zero,
+                    "4:",
+                    "mov rsi, [rdi + {a}]",
+                    "mov rdx, r13",
+                    "mov rcx, [rdi + {steps}]",
+                    "5:",
+                    $step,
+                    "add rsi, 2048",
+                    "add rdx, 2048",
+                    "dec rcx",
+                    "jnz 5b",
+                    "mov rsi, [rdi + {a} + 8]",
+                    "mov rdx, r14",
+                    "mov rcx, [rdi + {steps} + 8]",
+                    "test rcx, rcx",
+                    "jz 7f",
+                    "6:",
+                    $step,
+                    "add rsi, 2048",
+                    "add rdx, 2048",
+                    "dec rcx",
+                    "jnz 6b",
+                    "7:",
+                    $store,
+                    "add r8, 128",
+                    "add r13, [rdi + {b_panel_bytes}]",
+                    "add r14, [rdi + {b_panel_bytes} + 8]",
+                    "dec r10",
+                    "jnz 2b",
+                    "tilerelease",
+                    c = const core::mem::offset_of!(Job, c),
+                    c_row_bytes = const core::mem::offset_of!(Job, c_row_bytes),
+                    panels = const core::mem::offset_of!(Job, panels),
+                    accumulate = const core::mem::offset_of!(Job, accumulate),
+                    a = const core::mem::offset_of!(Job, a),
+                    b = const core::mem::offset_of!(Job, b),
+                    steps = const core::mem::offset_of!(Job, steps),
+                    b_panel_bytes = const core::mem::offset_of!(Job, b_panel_bytes),
+                    in("rdi") job,
+                    out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _,
+                    out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+multiply!(
+    multiply_2x2,
+    zero: "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
+    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]\ntileloadd tmm2, [rax + r9*1]\ntileloadd tmm3, [rax + r9*1 + 64]",
+    step: "tileloadd tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntileloadd tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\n\
+           tileloadd tmm5, [rsi + r11*1 + 1024]\ntdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
+    store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1\ntilestored [rax + r9*1], tmm2\ntilestored [rax + r9*1 + 64], tmm3"
+);
+
+multiply!(
+    multiply_2x1,
+    zero: "tilezero tmm0\ntilezero tmm2",
+    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm2, [rax + r9*1]",
+    step: "tileloadd tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm5, [rsi + r11*1 + 1024]\n\
+           tdpbf16ps tmm2, tmm5, tmm6",
+    store: "tilestored [r8 + r9*1], tmm0\ntilestored [rax + r9*1], tmm2"
+);
+
+multiply!(
+    multiply_1x2,
+    zero: "tilezero tmm0\ntilezero tmm1",
+    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]",
+    step: "tileloadd tmm4, [rsi + r11*1]\ntileloadd tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm7, [rdx + r12*1 + 64]\n\
+           tdpbf16ps tmm1, tmm4, tmm7",
+    store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1"
+);
+
+multiply!(
+    multiply_1x1,
+    zero: "tilezero tmm0",
+    load: "tileloadd tmm0, [r8 + r9*1]",
+    step: "tileloadd tmm4, [rsi + r11*1]\ntileloadd tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6",
+    store: "tilestored [r8 + r9*1], tmm0"
+);

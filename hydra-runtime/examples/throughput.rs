@@ -1,0 +1,157 @@
+//! Tokens a second and peak memory of one configuration, one process: what a whole-process comparison runs.
+//!
+//!     cargo run --release -p hydra-runtime --example throughput -- MODEL train|forward|decode [key=value ...]
+//!
+//! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32), isa=best (or a name such
+//! as avx512bf16), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
+//! inputs), steps=5. Random tokens, all seven projections, no dropout; every position has a target. The first step is not
+//! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time.
+
+use hydra_kernels::{Bf16Isa, Isa};
+use hydra_runtime::activations::Keep;
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::backend::AdamW;
+use hydra_runtime::backend::Backend;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::generate::Generator;
+use hydra_runtime::model::Model;
+use hydra_runtime::projection::Projection;
+use hydra_runtime::train::{TrainOptions, Trainer};
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+struct Settings(HashMap<String, String>);
+
+impl Settings {
+    fn get<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
+        self.0.get(key).map_or(default, String::as_str)
+    }
+
+    fn number(&self, key: &str, default: usize) -> Result<usize> {
+        let Some(text) = self.0.get(key) else { return Ok(default) };
+        text.parse().map_err(|_| format!("{key}={text}: wanted a number").into())
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, mode, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: throughput MODEL train|forward|decode [key=value ...]".into());
+    };
+    let pair = |text: &String| text.split_once('=').map(|(k, v)| (k.to_string(), v.to_string()));
+    let settings = Settings(rest.iter().map(pair).collect::<Option<_>>().ok_or("wanted key=value")?);
+    let isa = settings.get("isa", "best");
+    let known = isa == "best" || Isa::by_name(isa).is_some() || Bf16Isa::by_name(isa).is_some();
+    if !known {
+        return Err(format!("isa={isa}: this machine has no such instruction set").into());
+    }
+    let options = CpuOptions {
+        threads: Some(settings.number("threads", 0)?).filter(|&n| n > 0),
+        precision: if settings.get("precision", "bf16") == "f32" { Precision::F32 } else { Precision::Bf16 },
+        isa: Isa::by_name(isa),
+        bf16_isa: Bf16Isa::by_name(isa),
+    };
+    let checkpoint = Checkpoint::open(Path::new(model))?;
+    let model = Model::load(Cpu::new(options)?, &checkpoint)?;
+    let adapter = match settings.get("adapter", "hydra") {
+        "none" => None,
+        kind => Some(Adapter::init(model.config(), config(&settings, kind == "lora")?, 0)?),
+    };
+    let (batch, seq) = (settings.number("batch", 4)?, settings.number("seq", 512)?);
+    let tokens = batch * seq;
+    let pass = match settings.number("pass", 0)? {
+        0 => tokens,
+        pass => pass,
+    };
+    let sequences: Vec<Sequence> = (0..batch).map(|n| sequence(n, seq, model.config().vocab)).collect();
+    let steps = settings.number("steps", 5)?;
+    let (counted, times) = match mode.as_str() {
+        "train" => {
+            let keep = if settings.get("keep", "all") == "inputs" { Keep::Inputs } else { Keep::All };
+            let options = TrainOptions { keep, max_tokens: pass, clip: None, adam: AdamW::default(), seed: 0 };
+            let adapter = adapter.ok_or("adapter=none can't be trained")?;
+            let planned = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options);
+            println!("planned: {} MiB beside the weights", planned >> 20);
+            let mut trainer = Trainer::new(&model, &adapter, options)?;
+            let mut step = || trainer.step(&sequences, 2e-4).map(|report| println!("loss {:.4}", report.loss));
+            (tokens, time(steps, &mut step)?)
+        }
+        "forward" => {
+            let mut evaluator = Evaluator::new(&model, adapter.as_ref(), pass)?;
+            let prompts: Vec<Sequence> = sequences.iter().map(|s| Sequence::prompt(&s.tokens)).collect();
+            (tokens, time(steps, &mut || evaluator.last_logits(&prompts, &[0, 1, 2, 3]).map(drop))?)
+        }
+        "decode" => {
+            let mut generator = Generator::new(&model, adapter.as_ref(), 192)?;
+            let run = &mut || {
+                generator.truncate(0);
+                generator.feed(&sequences[0].tokens[..128])?;
+                let start = Instant::now();
+                for token in &sequences[0].tokens[128..192] {
+                    generator.feed(&[*token])?;
+                }
+                Ok(start.elapsed().as_secs_f64())
+            };
+            let times = (0..=steps).map(|_| run()).collect::<hydra_runtime::Result<Vec<f64>>>()?;
+            (64, times)
+        }
+        other => return Err(format!("{other}: wanted train, forward or decode").into()),
+    };
+    let mut times = times[1..].to_vec();
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    println!(
+        "{}, {mode}: {:.1} tokens/s (median of {}; {:.1} to {:.1}), peak memory {} MiB",
+        model.backend().describe(),
+        counted as f64 / median,
+        times.len(),
+        counted as f64 / times[times.len() - 1],
+        counted as f64 / times[0],
+        peak_memory_mib()
+    );
+    Ok(())
+}
+
+fn time<R>(steps: usize, op: &mut impl FnMut() -> hydra_runtime::Result<R>) -> Result<Vec<f64>> {
+    let mut times = Vec::new();
+    for _ in 0..=steps.max(1) {
+        let start = Instant::now();
+        op()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Ok(times)
+}
+
+fn sequence(n: usize, len: usize, vocab: usize) -> Sequence {
+    let tokens: Vec<u32> = (0..len).map(|i| (20 + (n * 7919 + i * 104_729) % (vocab - 20)) as u32).collect();
+    let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
+    Sequence { tokens, targets, head: None }
+}
+
+fn config(settings: &Settings, lora: bool) -> Result<AdapterConfig> {
+    Ok(AdapterConfig {
+        method: if lora { Method::Lora } else { Method::Hydra },
+        gate: if lora { GateKind::One } else { GateKind::Router },
+        rank: settings.number("rank", 8)?,
+        heads: if lora { 1 } else { settings.number("heads", 4)? },
+        alpha: 32.0,
+        dropout: 0.0,
+        targets: Projection::ALL.to_vec(),
+        labels: Vec::new(),
+        base_model: None,
+        extra: Default::default(),
+    })
+}
+
+/// The kernel's count of this process; 0 where there is none.
+fn peak_memory_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) / 1024
+}

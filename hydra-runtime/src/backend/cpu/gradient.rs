@@ -1,0 +1,142 @@
+//! The adapter's own gradients: products over all tokens.
+//!
+//! ```text
+//! dB += scale · dyᵀ mixed       dA += ddownᵀ D(x)       dR += dlogitsᵀ x
+//! ```
+//!
+//! Each is computed transposed, [few rows, tokens] · [tokens, a block of columns], a block a task; sums over tokens run in
+//! blocks of a fixed length, so that they do not depend on the number of threads.
+
+use super::Cpu;
+use super::buffer::Element;
+use super::linear::{Args, add, drop_rows};
+use super::workspace::Area;
+use crate::Result;
+use hydra_kernels::Scratch;
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values};
+use rayon::prelude::*;
+
+/// Tokens whose rows are packed together.
+const TOKENS: usize = 1024;
+
+/// Most columns of a task: packed, with that many tokens, a quarter of L2.
+const COLUMNS: usize = 256;
+
+/// What the products need beside their operands.
+pub(super) struct Areas<'a> {
+    pub dropped: &'a mut Area,
+    pub gradient: &'a mut Area,
+}
+
+/// Adds the gradients to `dparams`; see the module's heading.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn adapter_gradients<E: Element>(
+    cpu: &Cpu,
+    isa: E::Isa,
+    args: &Args<'_>,
+    tokens: usize,
+    dparams: Option<&mut [f32]>,
+    dy: Values<'_>,
+    x: Values<'_>,
+    mixed: &[f32],
+    dhidden: &[f32],
+    Areas { dropped, gradient }: Areas<'_>,
+) -> Result<()> {
+    let Some(dparams) = dparams else { return Ok(()) };
+    let shape = args.slot.shape(tokens);
+    let (n, width, d_in) = (shape.mixed(), shape.hidden(), shape.d_in);
+    let block = column_block(cpu, shape.d_out);
+    let rows = Rows::transposed(mixed, n);
+    let db = &mut dparams[args.slot.b.clone()];
+    cpu.pool.install(|| {
+        db.par_chunks_mut(block * n).enumerate().try_for_each(|(i, db)| {
+            let columns = Columns { x: dy, d: shape.d_out, first: i * block, count: db.len() / n };
+            product::<E>(cpu, isa, rows, n, tokens, columns, args.slot.scale, |sums| {
+                // dB's rows are the product's columns.
+                for (column, db) in db.chunks_exact_mut(n).enumerate() {
+                    db.iter_mut().enumerate().for_each(|(j, db)| *db += sums[j * columns.count + column]);
+                }
+            })
+        })
+    })?;
+    let da = &mut dparams[args.slot.a.clone()];
+    let block = column_block(cpu, d_in);
+    let mut add_rows = |from: usize, end: usize, x: Values<'_>| {
+        let height = end - from;
+        let rows = Rows::transposed(&dhidden[from..], width);
+        let sums = gradient.take::<f32>(height * d_in);
+        cpu.pool.install(|| {
+            sums.par_chunks_mut(height * block).enumerate().try_for_each(|(i, out)| {
+                let columns = Columns { x, d: d_in, first: i * block, count: out.len() / height };
+                product::<E>(cpu, isa, rows, height, tokens, columns, 1.0, |sums| out.copy_from_slice(sums))
+            })
+        })?;
+        for (i, sums) in sums.chunks(height * block).enumerate() {
+            let columns = sums.len() / height;
+            for (da, sums) in da[from * d_in..].chunks_exact_mut(d_in).zip(sums.chunks_exact(columns)) {
+                add(&mut da[i * block..][..columns], sums);
+            }
+        }
+        Ok::<_, crate::Error>(())
+    };
+    let (a_rows, stacked) = (shape.a_rows(), shape.stacked_rows());
+    let Some(key) = args.dropout else { return add_rows(0, stacked, x) };
+    // The mask comes before A, never before the router.
+    let dropped = dropped.take::<f32>(tokens * d_in);
+    let rows = cpu.row_chunk(tokens);
+    cpu.pool.install(|| {
+        let chunks = dropped.par_chunks_mut(rows * d_in).enumerate();
+        chunks.try_for_each(|(i, out)| drop_rows(cpu, key, out, x, i * rows, d_in))
+    })?;
+    add_rows(0, a_rows, Values::F32(dropped))?;
+    if a_rows < stacked {
+        add_rows(a_rows, stacked, x)?;
+    }
+    Ok(())
+}
+
+/// Columns `first .. first + count` of a row-major matrix `d` wide.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    x: Values<'a>,
+    d: usize,
+    first: usize,
+    count: usize,
+}
+
+/// Columns of a task: two tasks a thread, at most [`COLUMNS`].
+fn column_block(cpu: &Cpu, d: usize) -> usize {
+    d.div_ceil(2 * cpu.threads).next_multiple_of(PANEL_ALIGN).min(COLUMNS)
+}
+
+/// Hands `write` scale · `rows` [height, tokens] · columns, [height, count].
+#[allow(clippy::too_many_arguments)]
+fn product<E: Element>(
+    cpu: &Cpu,
+    isa: E::Isa,
+    rows: Rows<'_>,
+    height: usize,
+    tokens: usize,
+    columns: Columns<'_>,
+    scale: f32,
+    write: impl FnOnce(&[f32]),
+) -> Result<()> {
+    let n = columns.count;
+    let panels_len = gemm::panels_len::<E>(isa, TOKENS.min(tokens), n);
+    let panels_floats = Scratch::matrix::<E>(1, panels_len).0;
+    cpu.with_scratch(panels_floats + height * n, |scratch| {
+        let (panels, sums) = scratch.split_at_mut(panels_floats);
+        let panels = &mut bytemuck::cast_slice_mut::<f32, E>(panels)[..panels_len];
+        sums.fill(0.0);
+        for t in (0..tokens).step_by(TOKENS) {
+            let k = TOKENS.min(tokens - t);
+            let data = columns.x.skip(t * columns.d + columns.first);
+            gemm::pack(isa, panels, k, n, Source::Dense { data, k_stride: columns.d, n_stride: 1 }, scale)?;
+            let a = Rows { data: rows.data.skip(t * rows.col_stride), ..rows };
+            let term = Term { a, b: Panels { data: &*panels, k, n } };
+            gemm::gemm(isa, sums, n, height, n, Store::Accumulate, &[term])?;
+        }
+        write(sums);
+        Ok(())
+    })
+}
