@@ -49,6 +49,41 @@ pub fn peaks() -> (f64, f64) {
             }
             sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
         }
+        /// Products of tiles in registers, four independent sums, as many as a 2 × 2 kernel has.
+        ///
+        /// # Safety
+        /// AMX with bf16, permitted to this process.
+        unsafe fn tiles() {
+            #[repr(C, align(64))]
+            struct Config([u8; 64]);
+            let mut config = Config([0; 64]);
+            config.0[0] = 1; // palette
+            for tile in 0..8 {
+                config.0[16 + 2 * tile] = 64; // bytes a row
+                config.0[48 + tile] = 16; // rows
+            }
+            // SAFETY: the caller vouches for AMX; the block reads the configuration and changes nothing but the named registers.
+            unsafe {
+                std::arch::asm!(
+                    "ldtilecfg [{config}]",
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                    "2:",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "dec {rounds}",
+                    "jnz 2b",
+                    "tilerelease",
+                    config = in(reg) &config,
+                    rounds = inout(reg) ROUNDS / 4 => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
         let rounds = ROUNDS as f64;
         let f32_peak = if Isa::by_name("avx512").is_some() {
             // SAFETY: the kernels' detection found AVX-512.
@@ -59,7 +94,10 @@ pub fn peaks() -> (f64, f64) {
         } else {
             0.0
         };
-        let bf16_peak = if Bf16Isa::by_name("avx512bf16").is_some() {
+        let bf16_peak = if Bf16Isa::by_name("amxbf16").is_some() {
+            // SAFETY: the kernels' detection found AMX and asked for it.
+            rounds / 4.0 * 4.0 * 16.0 * 16.0 * 32.0 * 2.0 / fastest(TRIES, || unsafe { tiles() })
+        } else if Bf16Isa::by_name("avx512bf16").is_some() {
             // SAFETY: the kernels' detection found AVX-512 BF16.
             rounds * 16.0 * 16.0 * 4.0 / fastest(TRIES, || unsafe { pairs512() })
         } else {

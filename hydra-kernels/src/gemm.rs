@@ -26,8 +26,8 @@ mod drive;
 mod pack;
 mod portable;
 
-use convert::widen;
 pub use convert::{Float, to_bf16};
+use convert::{round, widen};
 pub use pack::pack;
 
 use crate::error::{Error, at_least, extent};
@@ -119,6 +119,66 @@ impl<'a> From<&'a [f32]> for Values<'a> {
 impl<'a> From<&'a [bf16]> for Values<'a> {
     fn from(data: &'a [bf16]) -> Self {
         Values::Bf16(data)
+    }
+}
+
+/// Where a product goes: f32, or bf16 (rounded once, when all is summed).
+#[derive(Debug)]
+pub enum ValuesMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// Half the memory.
+    Bf16(&'a mut [bf16]),
+}
+
+impl<'a> ValuesMut<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            ValuesMut::F32(data) => data.len(),
+            ValuesMut::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first `len` elements.
+    pub fn first(self, len: usize) -> Self {
+        match self {
+            ValuesMut::F32(data) => ValuesMut::F32(&mut data[..len]),
+            ValuesMut::Bf16(data) => ValuesMut::Bf16(&mut data[..len]),
+        }
+    }
+
+    /// From element `first` on.
+    pub fn skip(self, first: usize) -> Self {
+        match self {
+            ValuesMut::F32(data) => ValuesMut::F32(&mut data[first..]),
+            ValuesMut::Bf16(data) => ValuesMut::Bf16(&mut data[first..]),
+        }
+    }
+
+    /// The same, for a while.
+    pub fn reborrow(&mut self) -> ValuesMut<'_> {
+        match self {
+            ValuesMut::F32(data) => ValuesMut::F32(data),
+            ValuesMut::Bf16(data) => ValuesMut::Bf16(data),
+        }
+    }
+}
+
+impl<'a> From<&'a mut [f32]> for ValuesMut<'a> {
+    fn from(data: &'a mut [f32]) -> Self {
+        ValuesMut::F32(data)
+    }
+}
+
+impl<'a> From<&'a mut [bf16]> for ValuesMut<'a> {
+    fn from(data: &'a mut [bf16]) -> Self {
+        ValuesMut::Bf16(data)
     }
 }
 
@@ -232,15 +292,16 @@ pub const fn panels_bound(k: usize, n: usize) -> usize {
 /// `c` [m, n], rows `c_stride` apart, = or += Σ_t A_t · B_t.
 ///
 /// Every term has n columns; m, n, k and the number of terms may be 0. Writes nothing if it returns an error.
-pub fn gemm<E: Multiplicand>(
+pub fn gemm<'c, E: Multiplicand>(
     isa: E::Isa,
-    c: &mut [f32],
+    c: impl Into<ValuesMut<'c>>,
     c_stride: usize,
     m: usize,
     n: usize,
     store: Store,
     terms: &[Term<'_, E>],
 ) -> Result<(), Error> {
+    let c = c.into();
     if m > 1 && c_stride < n {
         return Err(Error::Range { operand: "n", limit: c_stride, got: n });
     }
@@ -255,10 +316,74 @@ pub fn gemm<E: Multiplicand>(
     if m == 0 || n == 0 {
         return Ok(());
     }
-    if store == Store::Overwrite && terms.iter().all(|term| term.b.k == 0) {
-        c.chunks_mut(c_stride.max(n)).take(m).for_each(|row| row[..n].fill(0.0));
-        return Ok(());
+    match c {
+        ValuesMut::F32(c) => sum(isa, c, c_stride, m, n, store, terms),
+        ValuesMut::Bf16(c) => {
+            if store == Store::Accumulate || !E::multiply_rounded(isa, c, c_stride, m, n, terms) {
+                by_blocks(isa, c, c_stride, m, n, store, terms);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sum<E: Multiplicand>(
+    isa: E::Isa,
+    c: &mut [f32],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    store: Store,
+    terms: &[Term<'_, E>],
+) {
+    if terms.iter().all(|term| term.b.k == 0) {
+        if store == Store::Overwrite {
+            c.chunks_mut(c_stride.max(n)).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
     }
     E::multiply(isa, c, c_stride, m, n, store, terms);
-    Ok(())
+}
+
+/// Rows and columns of a block of sums on the stack: whole tiles of every instruction set.
+const BLOCK_ROWS: usize = 96;
+const BLOCK_COLUMNS: usize = 4 * PANEL_ALIGN;
+
+/// A bf16 result, summed in f32 a block at a time.
+fn by_blocks<E: Multiplicand>(
+    isa: E::Isa,
+    c: &mut [bf16],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    store: Store,
+    terms: &[Term<'_, E>],
+) {
+    const MOST: usize = 4;
+    assert!(terms.len() <= MOST, "a product into bf16 has at most {MOST} terms");
+    let mut block = [0.0; BLOCK_ROWS * BLOCK_COLUMNS];
+    for j in (0..n).step_by(BLOCK_COLUMNS) {
+        let columns = BLOCK_COLUMNS.min(n - j);
+        for i in (0..m).step_by(BLOCK_ROWS) {
+            let rows = BLOCK_ROWS.min(m - i);
+            let mut parts = [Term { a: Rows::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } }; MOST];
+            for (part, Term { a, b }) in parts.iter_mut().zip(terms) {
+                let a = Rows { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
+                let b = Panels { data: &b.data[panels_len::<E>(isa, b.k, j)..], k: b.k, n: columns };
+                *part = Term { a, b };
+            }
+            let sums = &mut block[..rows * columns];
+            if store == Store::Accumulate {
+                for (row, sums) in sums.chunks_exact_mut(columns).enumerate() {
+                    let c = &c[(i + row) * c_stride + j..];
+                    sums.iter_mut().zip(c).for_each(|(sum, c)| *sum = c.widen());
+                }
+            }
+            sum(isa, sums, columns, rows, columns, store, &parts[..terms.len()]);
+            for (row, sums) in sums.chunks_exact(columns).enumerate() {
+                let c = &mut c[(i + row) * c_stride + j..];
+                c.iter_mut().zip(sums).for_each(|(c, &sum)| *c = round(sum));
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Block formats against blocks that PyPI's `gguf` decoded (blocks/make.py), plain formats against `half`.
 
-use crate::support::isas;
+use crate::support::{Element, isas};
 use half::{bf16, f16};
 use hydra_kernels::{Format, RowOrder, Weight, to_bf16};
 
@@ -95,12 +95,14 @@ fn narrowing_rounds_to_even() {
         .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| f32::from_bits(u32::from(high) << 16 | low)))
         .collect();
     x.push(f32::MAX);
-    for isa in isas() {
+    for isa in bf16::isas() {
         let mut got = vec![bf16::ZERO; x.len()];
         to_bf16(isa, &mut got, &x).unwrap();
         for (&x, got) in x.iter().zip(got) {
-            let want = bf16::from_f32(x);
-            assert!(got.to_bits() == want.to_bits() || (x.is_nan() && got.is_nan()), "{x}: {got}");
+            // The instruction takes subnormals for zeros.
+            let flushed = x.is_subnormal() && matches!(isa.name(), "avx512bf16" | "amxbf16");
+            let want = bf16::from_f32(if flushed { 0.0f32.copysign(x) } else { x });
+            assert!(got.to_bits() == want.to_bits() || (x.is_nan() && got.is_nan()), "{isa:?} {x}: {got}");
         }
     }
 }

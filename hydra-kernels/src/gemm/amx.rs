@@ -6,10 +6,12 @@
 //!
 //! Two terms (a frozen product and its adapter's) are summed in the same registers where their strips fit together.
 
+use super::avx512bf16::{narrow, rounded, transpose};
 use super::{Store, Term, Values};
 use crate::isa::AmxBf16;
 use core::arch::asm;
 use core::arch::x86_64::*;
+use core::mem::MaybeUninit;
 use half::bf16;
 
 pub(super) const MR: usize = 32;
@@ -24,7 +26,7 @@ const A_TILE: usize = TILE * K_STEP;
 
 /// A block of k takes at most this many values: a strip of A and a panel of B together then take 64 KiB of L2, and sums are
 /// loaded and stored once in 16 steps.
-const K_BLOCK: usize = 768;
+const K_BLOCK: usize = 576;
 
 /// A second term's block that still joins the first's.
 const K_JOINED: usize = 128;
@@ -75,8 +77,12 @@ struct Job {
     c_row_bytes: usize,
     panels: usize,
     accumulate: usize,
-    /// Tiles of A of each part of k.
-    a: [*const bf16; 2],
+    /// A's tiles of each part of k: the upper rows' and the lower rows'.
+    a: [[*const bf16; 2]; 2],
+    /// From a row of a tile of A to the next.
+    a_row_bytes: [usize; 2],
+    /// From a tile of A to the next along k.
+    a_step_bytes: [usize; 2],
     b: [*const bf16; 2],
     /// Steps of 32 along k; the second may be 0.
     steps: [usize; 2],
@@ -93,8 +99,9 @@ struct Part<'t, 'a> {
 }
 
 impl Part<'_, '_> {
-    fn steps(&self) -> usize {
-        self.len.div_ceil(K_STEP)
+    /// Its length in whole steps, in values.
+    fn depth(&self) -> usize {
+        self.len.next_multiple_of(K_STEP)
     }
 
     /// The panel that begins at column `j`, from this part's first row on.
@@ -104,36 +111,98 @@ impl Part<'_, '_> {
     }
 }
 
+/// A's tiles. Written by [`load`] before it is read.
 #[repr(align(64))]
-struct Strip([bf16; MR * (K_BLOCK + K_JOINED)]);
+struct Strip(MaybeUninit<[bf16; MR * (K_BLOCK + K_JOINED)]>);
+
+impl Strip {
+    /// Where the tiles of values `at ..` begin.
+    fn at(&mut self, at: usize) -> *mut bf16 {
+        assert!(at <= MR * (K_BLOCK + K_JOINED));
+        self.0.as_mut_ptr().cast::<bf16>().wrapping_add(at)
+    }
+}
+
+/// Columns whose sums wait in f32 to be rounded.
+const ROUNDED_COLUMNS: usize = 1024;
+
+/// Sums of a strip that is stored as bf16.
+#[repr(align(64))]
+struct Sums(MaybeUninit<[f32; MR * ROUNDED_COLUMNS]>);
 
 /// C = or += Σ terms, in the order of terms and of k.
-pub(super) fn drive(isa: AmxBf16, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, terms: &[Term<'_, bf16>]) {
-    let mut strip = Strip([bf16::ZERO; MR * (K_BLOCK + K_JOINED)]);
+pub(super) fn drive(
+    isa: AmxBf16,
+    c: &mut [f32],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    store: Store,
+    terms: &[Term<'_, bf16>],
+) {
+    let mut strip = Strip(MaybeUninit::uninit());
     let mut store = store;
     let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut).peekable();
     while let Some(part) = parts.next() {
-        let joined = parts.next_if(|next| next.steps() * K_STEP <= K_JOINED);
-        let parts = [Some(part), joined];
-        let depth: usize = parts.iter().flatten().map(|part| part.steps() * K_STEP).sum();
-        let group = (B_BYTES / (depth * size_of::<bf16>())).max(NR) / NR * NR;
+        let parts = [Some(part), parts.next_if(|next| next.depth() <= K_JOINED)];
+        let group = group(&parts);
         for first in (0..n).step_by(group) {
             let columns = group.min(n - first);
             for i in (0..m).step_by(MR) {
                 let rows = MR.min(m - i);
-                let mut place = 0;
-                let mut places = [0; 2];
-                for (part, at) in parts.iter().flatten().zip(&mut places) {
-                    *at = place;
-                    place += part.steps() * MR * K_STEP;
-                    load(isa, &mut strip.0[*at..place], part, i, rows);
-                }
+                let places = load(isa, &mut strip, &parts, i, rows);
                 let c = &mut c[i * c_stride + first..];
-                strip_times_panels(isa, c, c_stride, rows, first, columns, store, &strip, &parts, places);
+                strip_times_panels(isa, c, c_stride, rows, first, columns, store, &mut strip, &parts, places);
             }
         }
         store = Store::Accumulate;
     }
+}
+
+/// [`drive`] into bf16, overwritten, if all terms fit one strip; else `false`, and nothing is done.
+pub(super) fn drive_rounded(
+    isa: AmxBf16,
+    c: &mut [bf16],
+    c_stride: usize,
+    m: usize,
+    n: usize,
+    terms: &[Term<'_, bf16>],
+) -> bool {
+    let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut);
+    let Some(first) = parts.next() else { return false };
+    let parts = match (parts.next(), parts.next()) {
+        (None, _) => [Some(first), None],
+        (Some(second), None) if second.depth() <= K_JOINED => [Some(first), Some(second)],
+        _ => return false,
+    };
+    let mut strip = Strip(MaybeUninit::uninit());
+    let mut sums = Sums(MaybeUninit::uninit());
+    let group = group(&parts).min(ROUNDED_COLUMNS);
+    let len = MR * group.min(n);
+    // SAFETY: `len` floats are inside `Sums` and, once zeroed, initialised.
+    let sums = unsafe {
+        let sums = sums.0.as_mut_ptr().cast::<f32>();
+        sums.write_bytes(0, len);
+        core::slice::from_raw_parts_mut(sums, len)
+    };
+    for first in (0..n).step_by(group) {
+        let columns = group.min(n - first);
+        for i in (0..m).step_by(MR) {
+            let rows = MR.min(m - i);
+            let places = load(isa, &mut strip, &parts, i, rows);
+            strip_times_panels(isa, sums, columns, rows, first, columns, Store::Overwrite, &mut strip, &parts, places);
+            for (row, sums) in sums.chunks_exact(columns).enumerate().take(rows) {
+                narrow(isa.avx512bf16(), &mut c[(i + row) * c_stride + first..][..columns], sums);
+            }
+        }
+    }
+    true
+}
+
+/// Columns whose panels stay in L2.
+fn group(parts: &[Option<Part<'_, '_>>; 2]) -> usize {
+    let depth: usize = parts.iter().flatten().map(Part::depth).sum();
+    (B_BYTES / (depth * size_of::<bf16>())).max(NR) / NR * NR
 }
 
 /// Equal blocks of at most [`K_BLOCK`], whole steps but for the last.
@@ -143,32 +212,80 @@ fn cut<'t, 'a>(term: &'t Term<'a, bf16>) -> impl Iterator<Item = Part<'t, 'a>> {
     (0..k).step_by(block).map(move |first| Part { term, first, len: block.min(k - first) })
 }
 
-/// Rows `i .. i + rows` of a part of A, rounded to bf16, as tiles: step by step the upper rows' and the lower rows'.
-fn load(_isa: AmxBf16, strip: &mut [bf16], part: &Part<'_, '_>, i: usize, rows: usize) {
+/// Where a part of A is.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// In the strip, from this value on, tile by tile: step by step the upper rows' and the lower rows'.
+    Strip(usize),
+    /// Where it lies: tiles can be loaded from it.
+    Operand { data: &'a [bf16], row_stride: usize },
+}
+
+/// Rows `i .. i + rows` of A's parts, rounded to bf16 and copied to the strip if they have to be.
+fn load<'a>(
+    isa: AmxBf16,
+    strip: &mut Strip,
+    parts: &[Option<Part<'_, 'a>>; 2],
+    i: usize,
+    rows: usize,
+) -> [Place<'a>; 2] {
+    let mut places = [Place::Strip(0); 2];
+    let mut used = 0;
+    for (part, place) in parts.iter().flatten().zip(&mut places) {
+        if let Some(data) = in_place(part, i) {
+            *place = Place::Operand { data, row_stride: part.term.a.row_stride };
+            continue;
+        }
+        *place = Place::Strip(used);
+        let at = used;
+        used += part.depth() * MR;
+        assert!(used <= MR * (K_BLOCK + K_JOINED) && rows <= MR);
+        // SAFETY: the token proves the features; there is room for the part's tiles.
+        unsafe { load_part(isa, strip.at(at), part, i, rows) }
+    }
+    places
+}
+
+/// Whether tiles can be loaded from the operand itself, and as fast: bf16 in whole steps, each row's piece one cache line, and
+/// rows that don't crowd into few sets of L1.
+fn in_place<'a>(part: &Part<'_, 'a>, i: usize) -> Option<&'a [bf16]> {
+    let a = part.term.a;
+    let Values::Bf16(data) = a.data else { return None };
+    let data = &data[i * a.row_stride + part.first..];
+    let row_lines = a.row_stride / K_STEP;
+    let lines = a.col_stride == 1
+        && a.row_stride.is_multiple_of(K_STEP)
+        && part.len.is_multiple_of(K_STEP)
+        && data.as_ptr().addr().is_multiple_of(64);
+    (lines && !row_lines.is_multiple_of(8)).then_some(data)
+}
+
+/// # Safety
+/// AVX-512 F, BW and BF16; room for the part's tiles at `strip`; at most [`MR`] rows.
+unsafe fn load_part(_isa: AmxBf16, strip: *mut bf16, part: &Part<'_, '_>, i: usize, rows: usize) {
     let a = part.term.a;
     let first = i * a.row_stride + part.first * a.col_stride;
     if let (Values::F32(data), 1) = (a.data, a.row_stride) {
-        // SAFETY: the token proves AVX-512 F, BW and BF16.
+        // SAFETY: the caller's contract.
         return unsafe { round_columns(strip, &data[first..], a.col_stride, rows, part.len) };
     }
     for row in 0..rows {
-        let strip = &mut strip[row / TILE * A_TILE + row % TILE * K_STEP..];
+        // SAFETY: inside the room for 32 rows.
+        let strip = unsafe { strip.add(row / TILE * A_TILE + row % TILE * K_STEP) };
         let at = first + row * a.row_stride;
         match (a.data, a.col_stride) {
-            // SAFETY: the token proves AVX-512 F, BW and BF16.
+            // SAFETY: the caller's contract.
             (Values::F32(data), 1) => unsafe { round_row(strip, &data[at..at + part.len]) },
             // SAFETY: the same.
             (Values::Bf16(data), 1) => unsafe { copy_row(strip, &data[at..at + part.len]) },
             (data, stride) => {
-                let mut rest = part.len;
                 for (step, q) in (0..part.len).step_by(K_STEP).enumerate() {
                     let mut values = [0.0; K_STEP];
-                    for (p, value) in values.iter_mut().enumerate().take(rest) {
+                    for (p, value) in values.iter_mut().enumerate().take(part.len - q) {
                         *value = data.at(at + (q + p) * stride);
                     }
-                    rest = rest.saturating_sub(K_STEP);
                     // SAFETY: the same.
-                    unsafe { round_row(&mut strip[step * MR * K_STEP..], &values) }
+                    unsafe { round_row(strip.add(step * MR * K_STEP), &values) }
                 }
             }
         }
@@ -178,16 +295,14 @@ fn load(_isa: AmxBf16, strip: &mut [bf16], part: &Part<'_, '_>, i: usize, rows: 
 /// A row's values, K_STEP to a tile, zeros up to a whole step; tiles of the same rows lie MR · K_STEP values apart.
 ///
 /// # Safety
-/// AVX-512 F, BW and BF16.
+/// AVX-512 F, BW and BF16; room for that at `strip`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn round_row(strip: &mut [bf16], row: &[f32]) {
-    let steps = row.len().div_ceil(K_STEP);
-    assert!(steps == 0 || strip.len() >= (steps - 1) * MR * K_STEP + K_STEP);
-    for step in 0..steps {
-        let left = row.len() - step * K_STEP;
-        // SAFETY: the masks admit only the row's values; the assert is the strip's bound.
+unsafe fn round_row(strip: *mut bf16, row: &[f32]) {
+    for (step, at) in (0..row.len()).step_by(K_STEP).enumerate() {
+        let left = row.len() - at;
+        // SAFETY: the masks admit only the row's values; the room is the caller's.
         unsafe {
-            let from = row.as_ptr().add(step * K_STEP);
+            let from = row.as_ptr().add(at);
             let (low, high) = if left >= K_STEP {
                 (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)))
             } else {
@@ -195,8 +310,7 @@ unsafe fn round_row(strip: &mut [bf16], row: &[f32]) {
                 let high = from.wrapping_add(16);
                 (_mm512_maskz_loadu_ps(mask as u16, from), _mm512_maskz_loadu_ps((mask >> 16) as u16, high))
             };
-            let rounded = core::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(strip.as_mut_ptr().add(step * MR * K_STEP).cast(), rounded);
+            _mm512_storeu_si512(strip.add(step * MR * K_STEP).cast(), rounded(low, high));
         }
     }
 }
@@ -204,10 +318,9 @@ unsafe fn round_row(strip: &mut [bf16], row: &[f32]) {
 /// [`round_row`] for all rows of a transpose: `columns[q · stride + row]`, `q` below `k`.
 ///
 /// # Safety
-/// AVX-512 F, BW and BF16.
+/// AVX-512 F, BW and BF16; room for all tiles at `strip`; at most [`MR`] rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn round_columns(strip: &mut [bf16], columns: &[f32], stride: usize, rows: usize, k: usize) {
-    assert!(rows <= MR && strip.len() >= k.div_ceil(K_STEP) * MR * K_STEP);
+unsafe fn round_columns(strip: *mut bf16, columns: &[f32], stride: usize, rows: usize, k: usize) {
     assert!(k == 0 || columns.len() >= (k - 1) * stride + rows);
     // Lane 2i of a pair of columns' values, lower half then upper: x(2p, i) and x(2p + 1, i) side by side.
     let mut order = [0i16; 32];
@@ -225,11 +338,9 @@ unsafe fn round_columns(strip: &mut [bf16], columns: &[f32], stride: usize, rows
                 let mut pairs = [_mm512_setzero_si512(); TILE];
                 for (p, pair) in pairs.iter_mut().enumerate() {
                     let q = step * K_STEP + 2 * p;
-                    let rounded = _mm512_cvtne2ps_pbh(column(q + 1), column(q));
-                    let rounded = core::mem::transmute::<__m512bh, __m512i>(rounded);
-                    *pair = _mm512_permutexvar_epi16(order, rounded);
+                    *pair = _mm512_permutexvar_epi16(order, rounded(column(q), column(q + 1)));
                 }
-                let out = strip.as_mut_ptr().add((step * 2 + tile) * A_TILE);
+                let out = strip.add((step * 2 + tile) * A_TILE);
                 for (row, values) in transpose(pairs).into_iter().enumerate() {
                     _mm512_storeu_si512(out.add(row * K_STEP).cast(), values);
                 }
@@ -238,51 +349,19 @@ unsafe fn round_columns(strip: &mut [bf16], columns: &[f32], stride: usize, rows
     }
 }
 
-/// 16 × 16 words.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; TILE]) -> [__m512i; TILE] {
-    // Words, then pairs of words, between neighbouring rows in each quarter of a register; then quarters.
-    let words: [__m512i; TILE] = core::array::from_fn(|i| match i % 2 {
-        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
-        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
-    });
-    // words[4g + {0, 1}]: columns {0, 1}, {2, 3} of rows 4g, 4g + 1; words[4g + {2, 3}]: of rows 4g + 2, 4g + 3.
-    let pairs: [__m512i; TILE] = core::array::from_fn(|i| {
-        let (group, column) = (i / 4 * 4, i % 4);
-        let (upper, lower) = (words[group + column / 2], words[group + 2 + column / 2]);
-        if column % 2 == 0 { _mm512_unpacklo_epi64(upper, lower) } else { _mm512_unpackhi_epi64(upper, lower) }
-    });
-    // pairs[4g + c], quarter h: column 4h + c of rows 4g .. 4g + 4.
-    core::array::from_fn(|column| {
-        let (h, c) = (column / 4, column % 4);
-        let quarter = |a, b| match h {
-            0 => _mm512_shuffle_i32x4::<0b00_00_00_00>(a, b),
-            1 => _mm512_shuffle_i32x4::<0b01_01_01_01>(a, b),
-            2 => _mm512_shuffle_i32x4::<0b10_10_10_10>(a, b),
-            _ => _mm512_shuffle_i32x4::<0b11_11_11_11>(a, b),
-        };
-        let (first, second) = (quarter(pairs[c], pairs[4 + c]), quarter(pairs[8 + c], pairs[12 + c]));
-        // [a a b b], [c c d d] → [a b c d]
-        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, second)
-    })
-}
-
 /// [`round_row`] for a row that is bf16 already.
 ///
 /// # Safety
-/// AVX-512 F and BW.
+/// AVX-512 F and BW; room as for [`round_row`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn copy_row(strip: &mut [bf16], row: &[bf16]) {
-    let steps = row.len().div_ceil(K_STEP);
-    assert!(steps == 0 || strip.len() >= (steps - 1) * MR * K_STEP + K_STEP);
-    for step in 0..steps {
-        let left = row.len() - step * K_STEP;
+unsafe fn copy_row(strip: *mut bf16, row: &[bf16]) {
+    for (step, at) in (0..row.len()).step_by(K_STEP).enumerate() {
+        let left = row.len() - at;
         let mask = if left >= K_STEP { u32::MAX } else { (1 << left) - 1 };
-        // SAFETY: the mask admits only the row's values; the assert is the strip's bound.
+        // SAFETY: the mask admits only the row's values; the room is the caller's.
         unsafe {
-            let values = _mm512_maskz_loadu_epi16(mask, row.as_ptr().add(step * K_STEP).cast());
-            _mm512_storeu_si512(strip.as_mut_ptr().add(step * MR * K_STEP).cast(), values);
+            let values = _mm512_maskz_loadu_epi16(mask, row.as_ptr().add(at).cast());
+            _mm512_storeu_si512(strip.add(step * MR * K_STEP).cast(), values);
         }
     }
 }
@@ -297,9 +376,9 @@ fn strip_times_panels(
     first: usize,
     columns: usize,
     store: Store,
-    strip: &Strip,
+    strip: &mut Strip,
     parts: &[Option<Part<'_, '_>>; 2],
-    places: [usize; 2],
+    places: [Place<'_>; 2],
 ) {
     assert!((1..=MR).contains(&rows) && columns > 0);
     assert!(c.len() >= (rows - 1) * c_stride + columns);
@@ -314,8 +393,10 @@ fn strip_times_panels(
             c_row_bytes: c_stride * size_of::<f32>(),
             panels,
             accumulate: usize::from(store == Store::Accumulate),
-            a: [strip.0.as_ptr(); 2],
-            b: [strip.0.as_ptr(); 2],
+            a: [[strip.at(0).cast_const(); 2]; 2],
+            a_row_bytes: [0; 2],
+            a_step_bytes: [0; 2],
+            b: [strip.at(0).cast_const(); 2],
             steps: [0; 2],
             b_panel_bytes: [0; 2],
         };
@@ -323,11 +404,24 @@ fn strip_times_panels(
             let Some(part) = part else { continue };
             let panel = part.term.b.k.next_multiple_of(K_STEP) * NR;
             let from = part.panel(first + at);
-            assert!(from.len() >= (panels - 1) * panel + part.steps() * K_STEP * NR);
-            assert!(strip.0.len() >= places[q] + part.steps() * MR * K_STEP);
-            job.a[q] = strip.0[places[q]..].as_ptr();
+            assert!(from.len() >= (panels - 1) * panel + part.depth() * NR);
+            match places[q] {
+                Place::Strip(at) => {
+                    job.a[q] = [strip.at(at), strip.at(at + A_TILE)];
+                    job.a_row_bytes[q] = K_STEP * size_of::<bf16>();
+                    job.a_step_bytes[q] = MR * K_STEP * size_of::<bf16>();
+                }
+                Place::Operand { data, row_stride } => {
+                    assert!(data.len() >= (rows - 1) * row_stride + part.depth());
+                    // Without lower rows their tile is neither configured nor loaded.
+                    let lower = data.as_ptr().wrapping_add(TILE * row_stride);
+                    job.a[q] = [data.as_ptr(), lower];
+                    job.a_row_bytes[q] = row_stride * size_of::<bf16>();
+                    job.a_step_bytes[q] = K_STEP * size_of::<bf16>();
+                }
+            }
             job.b[q] = from.as_ptr();
-            job.steps[q] = part.steps();
+            job.steps[q] = part.depth() / K_STEP;
             job.b_panel_bytes[q] = panel * size_of::<bf16>();
         }
         // SAFETY: the token proves AMX; the asserts are the bounds of C, of A's tiles (`load` has filled both rows of tiles) and of B's panels,
@@ -345,7 +439,7 @@ fn strip_times_panels(
 
 /// One `asm!` block: configure; for each panel sums from zero or from C, both parts of k, sums to C; release.
 ///
-/// `$zero`, `$load`, `$store` handle the sums; `$step` is one step along k with A's tiles at RSI and B's at RDX.
+/// `$zero`, `$load`, `$store` handle the sums; `$step` is one step along k with A's tiles at RSI and R15 and B's at RDX.
 macro_rules! multiply {
     ($name:ident, zero: $zero:expr, load: $load:expr, step: $step:expr, store: $store:expr) => {
         /// # Safety
@@ -358,7 +452,6 @@ macro_rules! multiply {
                     "mov r8, [rdi + {c}]",
                     "mov r9, [rdi + {c_row_bytes}]",
                     "mov r10, [rdi + {panels}]",
-                    "mov r11d, 64",
                     "mov r12d, 128",
                     "mov r13, [rdi + {b}]",
                     "mov r14, [rdi + {b} + 8]",
@@ -375,22 +468,28 @@ macro_rules! multiply {
                     $zero,
                     "4:",
                     "mov rsi, [rdi + {a}]",
+                    "mov r15, [rdi + {a} + 8]",
+                    "mov r11, [rdi + {a_row_bytes}]",
                     "mov rdx, r13",
                     "mov rcx, [rdi + {steps}]",
                     "5:",
                     $step,
-                    "add rsi, 2048",
+                    "add rsi, [rdi + {a_step_bytes}]",
+                    "add r15, [rdi + {a_step_bytes}]",
                     "add rdx, 2048",
                     "dec rcx",
                     "jnz 5b",
-                    "mov rsi, [rdi + {a} + 8]",
+                    "mov rsi, [rdi + {a} + 16]",
+                    "mov r15, [rdi + {a} + 24]",
+                    "mov r11, [rdi + {a_row_bytes} + 8]",
                     "mov rdx, r14",
                     "mov rcx, [rdi + {steps} + 8]",
                     "test rcx, rcx",
                     "jz 7f",
                     "6:",
                     $step,
-                    "add rsi, 2048",
+                    "add rsi, [rdi + {a_step_bytes} + 8]",
+                    "add r15, [rdi + {a_step_bytes} + 8]",
                     "add rdx, 2048",
                     "dec rcx",
                     "jnz 6b",
@@ -407,12 +506,14 @@ macro_rules! multiply {
                     panels = const core::mem::offset_of!(Job, panels),
                     accumulate = const core::mem::offset_of!(Job, accumulate),
                     a = const core::mem::offset_of!(Job, a),
+                    a_row_bytes = const core::mem::offset_of!(Job, a_row_bytes),
+                    a_step_bytes = const core::mem::offset_of!(Job, a_step_bytes),
                     b = const core::mem::offset_of!(Job, b),
                     steps = const core::mem::offset_of!(Job, steps),
                     b_panel_bytes = const core::mem::offset_of!(Job, b_panel_bytes),
                     in("rdi") job,
                     out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _,
-                    out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _,
+                    out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
@@ -426,8 +527,7 @@ multiply!(
     multiply_2x2,
     zero: "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
     load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]\ntileloadd tmm2, [rax + r9*1]\ntileloadd tmm3, [rax + r9*1 + 64]",
-    step: "tileloadd tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntileloadd tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\n\
-           tileloadd tmm5, [rsi + r11*1 + 1024]\ntdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
+    step: "tileloadd tmm6, [rdx + r12*1]\nprefetcht0 [rdx + 4096]\nprefetcht0 [rdx + 4160]\nprefetcht0 [rdx + 4224]\nprefetcht0 [rdx + 4288]\nprefetcht0 [rdx + 4352]\nprefetcht0 [rdx + 4416]\nprefetcht0 [rdx + 4480]\nprefetcht0 [rdx + 4544]\ntileloadd tmm4, [rsi + r11*1]\nprefetcht0 [rdx + 4608]\nprefetcht0 [rdx + 4672]\nprefetcht0 [rdx + 4736]\nprefetcht0 [rdx + 4800]\nprefetcht0 [rdx + 4864]\nprefetcht0 [rdx + 4928]\nprefetcht0 [rdx + 4992]\nprefetcht0 [rdx + 5056]\ntileloadd tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\nprefetcht0 [rdx + 5120]\nprefetcht0 [rdx + 5184]\nprefetcht0 [rdx + 5248]\nprefetcht0 [rdx + 5312]\nprefetcht0 [rdx + 5376]\nprefetcht0 [rdx + 5440]\nprefetcht0 [rdx + 5504]\nprefetcht0 [rdx + 5568]\ntileloadd tmm5, [r15 + r11*1]\ntdpbf16ps tmm1, tmm4, tmm7\nprefetcht0 [rdx + 5632]\nprefetcht0 [rdx + 5696]\nprefetcht0 [rdx + 5760]\nprefetcht0 [rdx + 5824]\nprefetcht0 [rdx + 5888]\nprefetcht0 [rdx + 5952]\nprefetcht0 [rdx + 6016]\nprefetcht0 [rdx + 6080]\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
     store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1\ntilestored [rax + r9*1], tmm2\ntilestored [rax + r9*1 + 64], tmm3"
 );
 
@@ -435,7 +535,7 @@ multiply!(
     multiply_2x1,
     zero: "tilezero tmm0\ntilezero tmm2",
     load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm2, [rax + r9*1]",
-    step: "tileloadd tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm5, [rsi + r11*1 + 1024]\n\
+    step: "tileloadd tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm5, [r15 + r11*1]\n\
            tdpbf16ps tmm2, tmm5, tmm6",
     store: "tilestored [r8 + r9*1], tmm0\ntilestored [rax + r9*1], tmm2"
 );

@@ -5,6 +5,7 @@
 use super::convert::round;
 use super::avx512::{MR, NR, prefetch, store};
 use super::drive::{CTile, Micro, a_stride};
+use super::Values;
 use crate::isa::{Avx512Bf16, Isa};
 use core::arch::x86_64::*;
 use core::mem::transmute;
@@ -72,4 +73,233 @@ unsafe fn tile<const R: usize>(k: usize, a: *const bf16, b: *const bf16, c: CTil
     }
     // SAFETY: the same contract.
     unsafe { store(sums, c) }
+}
+
+/// `out` = `x` rounded, both of one length.
+pub(super) fn narrow(_isa: Avx512Bf16, out: &mut [bf16], x: &[f32]) {
+    assert_eq!(out.len(), x.len());
+    // SAFETY: the token proves the features; the lengths are equal.
+    unsafe { narrow_features(out, x) }
+}
+
+/// # Safety
+/// AVX-512 F, BW and BF16; `out` is as long as `x`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn narrow_features(out: &mut [bf16], x: &[f32]) {
+    for at in (0..x.len()).step_by(32) {
+        // SAFETY: `left` values from `at` on are inside both slices.
+        unsafe { store_rounded(out.as_mut_ptr().add(at), x.as_ptr().add(at), x.len() - at) }
+    }
+}
+
+/// Up to 32 values.
+///
+/// # Safety
+/// AVX-512 F, BW and BF16; min(`left`, 32) values at both places.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn store_rounded(out: *mut bf16, x: *const f32, left: usize) {
+    // SAFETY: the masks admit only what the caller vouches for.
+    unsafe {
+        if left >= 32 {
+            _mm512_storeu_si512(out.cast(), rounded(_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))));
+        } else {
+            let mask = (1u32 << left) - 1;
+            let low = _mm512_maskz_loadu_ps(mask as u16, x);
+            let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.wrapping_add(16));
+            _mm512_mask_storeu_epi16(out.cast(), mask, rounded(low, high));
+        }
+    }
+}
+
+/// 32 values rounded, in order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn rounded(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: 512 bits are 32 bf16, whatever they are called.
+    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+/// Words of two registers, the second's from 32 on: x0 n0 x1 n1 ..
+const INTERLEAVED: [[u16; 32]; 2] = {
+    let mut order = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 64 {
+        order[i / 32][i % 32] = (i / 2 + i % 2 * 32) as u16;
+        i += 1;
+    }
+    order
+};
+
+/// 32 pairs (`x[j]`, `next[j]`) at `out`.
+///
+/// # Safety
+/// AVX-512 F and BW; 128 bytes at `out`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_pairs(out: *mut u8, x: __m512i, next: __m512i) {
+    for (i, order) in INTERLEAVED.iter().enumerate() {
+        // SAFETY: an order is 64 bytes; the caller's room is 128.
+        unsafe {
+            let pairs = _mm512_permutex2var_epi16(x, _mm512_loadu_si512(order.as_ptr().cast()), next);
+            _mm512_storeu_si512(out.add(64 * i).cast(), pairs);
+        }
+    }
+}
+
+/// 32 f32, scaled and rounded.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn scaled(x: &[f32; 32], scale: __m512) -> __m512i {
+    let at = x.as_ptr();
+    // SAFETY: two vectors of 16.
+    let (low, high) = unsafe { (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))) };
+    rounded(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale))
+}
+
+/// `out[j]` = the pair (scale · `x[j]`, scale · `next[j]`), rounded, for 32 columns.
+pub(super) fn pairs_across(_isa: Avx512Bf16, out: &mut [u8; 128], x: &[f32; 32], next: &[f32; 32], scale: f32) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn run(out: &mut [u8; 128], x: &[f32; 32], next: &[f32; 32], scale: f32) {
+        let scale = _mm512_set1_ps(scale);
+        // SAFETY: the token proves the features; `out` is 128 bytes.
+        unsafe { store_pairs(out.as_mut_ptr(), scaled(x, scale), scaled(next, scale)) }
+    }
+    // SAFETY: the token proves the features.
+    unsafe { run(out, x, next, scale) }
+}
+
+/// Panels of a row-major matrix [k, n], rows `stride` apart: `out` is `[n / 32][steps][32]` pairs, zeros beyond k and n.
+pub(super) fn panels_across(
+    _isa: Avx512Bf16,
+    out: &mut [[u8; 128]],
+    steps: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    data: Values<'_>,
+    stride: usize,
+) {
+    assert!(out.len() >= n.div_ceil(NR) * steps && 2 * steps >= k);
+    // SAFETY: the token proves the features.
+    unsafe { panels_across_features(out, steps, k, n, scale, data, stride) }
+}
+
+/// Columns read of a row before the next row's: eight panels' worth.
+const STRETCH: usize = 8 * NR;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn panels_across_features(
+    out: &mut [[u8; 128]],
+    steps: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    data: Values<'_>,
+    stride: usize,
+) {
+    let factor = _mm512_set1_ps(scale);
+    for first in (0..n).step_by(STRETCH) {
+        for step in 0..steps {
+            for j in (first..n.min(first + STRETCH)).step_by(NR) {
+                let half = |p: usize| {
+                    if p >= k {
+                        return _mm512_setzero_si512();
+                    }
+                    match data {
+                        Values::Bf16(data) if scale == 1.0 => {
+                            let row = &data[p * stride + j..];
+                            let mask = u32::MAX >> NR.saturating_sub(n - j);
+                            assert!(row.len() >= NR.min(n - j));
+                            // SAFETY: the mask admits what the assert found.
+                            unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().cast()) }
+                        }
+                        Values::F32(data) if n - j >= NR => {
+                            let row: &[f32; NR] = data[p * stride + j..].first_chunk().expect("a row has n columns");
+                            scaled(row, factor)
+                        }
+                        _ => {
+                            let mut row = [0.0; NR];
+                            data.read(p * stride + j, 1, &mut row[..NR.min(n - j)]);
+                            scaled(&row, factor)
+                        }
+                    }
+                };
+                let place = &mut out[j / NR * steps + step];
+                // SAFETY: a step of a panel is 128 bytes.
+                unsafe { store_pairs(place.as_mut_ptr(), half(2 * step), half(2 * step + 1)) }
+            }
+        }
+    }
+}
+
+/// `panel[step][column]` = the pair (2 · step, 2 · step + 1) of a column's values, scaled and rounded: 16 steps of 32 columns.
+///
+/// `columns[j]` are 32 values along k of column j.
+pub(super) fn pairs_along(
+    _isa: Avx512Bf16,
+    panel: &mut [[u8; 128]; 16],
+    columns: &[[f32; super::pack::COLUMN_STRIDE]; 32],
+    first: usize,
+    scale: f32,
+) {
+    assert!(first + 32 <= super::pack::COLUMN_STRIDE);
+    // SAFETY: the token proves the features; the assert is the bound of each column.
+    unsafe { pairs_along_features(panel, columns, first, scale) }
+}
+
+/// # Safety
+/// AVX-512 F and BF16; 32 values of each column from `first` on.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn pairs_along_features(
+    panel: &mut [[u8; 128]; 16],
+    columns: &[[f32; super::pack::COLUMN_STRIDE]; 32],
+    first: usize,
+    scale: f32,
+) {
+    let scale = _mm512_set1_ps(scale);
+    for half in 0..2 {
+        let mut rows = [_mm512_setzero_si512(); 16];
+        for (row, column) in rows.iter_mut().zip(&columns[16 * half..]) {
+            // SAFETY: the caller's bound.
+            *row = unsafe {
+                let at = column.as_ptr().add(first);
+                rounded(_mm512_mul_ps(_mm512_loadu_ps(at), scale), _mm512_mul_ps(_mm512_loadu_ps(at.add(16)), scale))
+            };
+        }
+        for (step, words) in panel.iter_mut().zip(transpose(rows)) {
+            // SAFETY: half a step of 32 columns is 64 bytes.
+            unsafe { _mm512_storeu_si512(step.as_mut_ptr().add(64 * half).cast(), words) }
+        }
+    }
+}
+
+/// 16 × 16 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // Words, then pairs of words, between neighbouring rows in each quarter of a register; then quarters.
+    let words: [__m512i; 16] = core::array::from_fn(|i| match i % 2 {
+        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
+        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
+    });
+    // words[4g + {0, 1}]: columns {0, 1}, {2, 3} of rows 4g, 4g + 1; words[4g + {2, 3}]: of rows 4g + 2, 4g + 3.
+    let pairs: [__m512i; 16] = core::array::from_fn(|i| {
+        let (group, column) = (i / 4 * 4, i % 4);
+        let (upper, lower) = (words[group + column / 2], words[group + 2 + column / 2]);
+        if column % 2 == 0 { _mm512_unpacklo_epi64(upper, lower) } else { _mm512_unpackhi_epi64(upper, lower) }
+    });
+    // pairs[4g + c], quarter h: column 4h + c of rows 4g .. 4g + 4.
+    core::array::from_fn(|column| {
+        let (h, c) = (column / 4, column % 4);
+        let quarter = |a, b| match h {
+            0 => _mm512_shuffle_i32x4::<0b00_00_00_00>(a, b),
+            1 => _mm512_shuffle_i32x4::<0b01_01_01_01>(a, b),
+            2 => _mm512_shuffle_i32x4::<0b10_10_10_10>(a, b),
+            _ => _mm512_shuffle_i32x4::<0b11_11_11_11>(a, b),
+        };
+        let (first, second) = (quarter(pairs[c], pairs[4 + c]), quarter(pairs[8 + c], pairs[12 + c]));
+        // [a a b b], [c c d d] → [a b c d]
+        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, second)
+    })
 }

@@ -1,20 +1,22 @@
 //! f32 to bf16 and back.
 
 use crate::error::{Error, exact};
-use crate::isa::Isa;
+use crate::isa::Bf16Isa;
 use half::bf16;
 
-/// `out` = `x` rounded to nearest, ties to even; NaN stays NaN.
-pub fn to_bf16(isa: Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
+/// `out` = `x` rounded to nearest, ties to even; NaN stays NaN. (AVX-512 BF16 and AMX flush subnormals to zero.)
+pub fn to_bf16(isa: Bf16Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
     exact("out", x.len(), out.len())?;
-    isa.vectorize(
-        #[inline(always)]
-        || {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = round(x);
-            }
-        },
-    );
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Bf16Isa::Avx512Bf16(isa) => super::avx512bf16::narrow(isa, out, x),
+        #[cfg(target_arch = "x86_64")]
+        Bf16Isa::AmxBf16(isa) => super::avx512bf16::narrow(isa.avx512bf16(), out, x),
+        _ => isa.vectorize(
+            #[inline(always)]
+            || out.iter_mut().zip(x).for_each(|(out, &x)| *out = round(x)),
+        ),
+    }
     Ok(())
 }
 
@@ -24,6 +26,8 @@ pub trait Float: bytemuck::Pod + Send + Sync {
     fn widen(self) -> f32;
     /// To nearest, ties to even; NaN stays NaN.
     fn round(x: f32) -> Self;
+    /// `out` = `x` rounded: [`to_bf16`], or a copy.
+    fn narrow(isa: Bf16Isa, out: &mut [Self], x: &[f32]) -> Result<(), Error>;
 }
 
 impl Float for f32 {
@@ -36,6 +40,13 @@ impl Float for f32 {
     fn round(x: f32) -> f32 {
         x
     }
+
+    #[inline(always)]
+    fn narrow(_isa: Bf16Isa, out: &mut [f32], x: &[f32]) -> Result<(), Error> {
+        exact("out", x.len(), out.len())?;
+        out.copy_from_slice(x);
+        Ok(())
+    }
 }
 
 impl Float for bf16 {
@@ -47,6 +58,10 @@ impl Float for bf16 {
     #[inline(always)]
     fn round(x: f32) -> bf16 {
         round(x)
+    }
+
+    fn narrow(isa: Bf16Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
+        to_bf16(isa, out, x)
     }
 }
 

@@ -10,6 +10,8 @@ use super::{
     avx512::{Avx512F32, Avx512Widened},
     avx512bf16::Avx512Pairs,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Avx512Bf16;
 use crate::isa::{Bf16Isa, Isa};
 use half::bf16;
 
@@ -51,6 +53,30 @@ pub trait Kernel: Sized {
     fn tile(isa: Self::Isa) -> Tile
     where
         Self: Multiplicand;
+    /// A product into bf16 in one go, where the instruction set has a way; else `false`, and nothing is done.
+    #[doc(hidden)]
+    fn multiply_rounded(
+        _isa: Self::Isa,
+        _c: &mut [bf16],
+        _c_stride: usize,
+        _m: usize,
+        _n: usize,
+        _terms: &[Term<'_, Self>],
+    ) -> bool
+    where
+        Self: Multiplicand,
+    {
+        false
+    }
+    /// The instructions that pack pairs of bf16, if these panels are of such pairs.
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    fn pairs(_isa: Self::Isa) -> Option<Avx512Bf16>
+    where
+        Self: Multiplicand,
+    {
+        None
+    }
     #[doc(hidden)]
     fn multiply(
         isa: Self::Isa,
@@ -298,6 +324,30 @@ impl Kernel for bf16 {
             Bf16Isa::Avx512Bf16(_) => tile_of::<Avx512Pairs>(),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::AmxBf16(_) => Tile { nr: amx::NR, k_step: amx::K_STEP },
+        }
+    }
+
+    fn multiply_rounded(
+        isa: Bf16Isa,
+        c: &mut [bf16],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        terms: &[Term<'_, bf16>],
+    ) -> bool {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Isa::AmxBf16(isa) => amx::drive_rounded(isa, c, c_stride, m, n, terms),
+            _ => false,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn pairs(isa: Bf16Isa) -> Option<Avx512Bf16> {
+        match isa {
+            Bf16Isa::Avx512Bf16(isa) => Some(isa),
+            Bf16Isa::AmxBf16(isa) => Some(isa.avx512bf16()),
+            _ => None,
         }
     }
 

@@ -4,12 +4,19 @@
 //! along n (a row of B: a row of W for dY W) it lands in panels as it is; along k (a column of B: a row of W for X Wᵀ) the
 //! columns of a panel are gathered in a small buffer and transposed.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512bf16::{pairs_across, pairs_along, panels_across};
 use super::drive::Tile;
 use super::{Multiplicand, Source, panels_len};
 use crate::error::{Error, at_least, extent};
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Avx512Bf16;
 
 /// Elements decoded at a time.
 const STRETCH: usize = 256;
+
+/// Columns of a panel are a cache line more than 1 KiB apart while they are gathered, or they would share four sets of L1.
+pub(super) const COLUMN_STRIDE: usize = STRETCH + 16;
 
 /// Most columns of a panel on any instruction set.
 const NR_MAX: usize = 32;
@@ -54,12 +61,20 @@ pub fn pack<E: Multiplicand>(
         return Ok(());
     }
     let panel = E::tile(isa);
-    let (out, _) = bytemuck::cast_slice_mut::<E, u8>(&mut out[..len]).as_chunks_mut::<4>();
+    let out = bytemuck::cast_slice_mut::<E, u8>(&mut out[..len]);
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(pairs), Source::Dense { data, k_stride, n_stride: 1 }) = (E::pairs(isa), source) {
+        let (out, _) = out.as_chunks_mut();
+        panels_across(pairs, out, k.next_multiple_of(panel.k_step) / 2, k, n, scale, data, k_stride);
+        return Ok(());
+    }
+    let (out, _) = out.as_chunks_mut::<4>();
     E::widened(isa).vectorize(
         #[inline(always)]
         || match source {
             Source::Dense { data, k_stride, n_stride: 1 } => {
                 across::<E>(
+                    isa,
                     out,
                     panel,
                     k,
@@ -73,6 +88,7 @@ pub fn pack<E: Multiplicand>(
             }
             Source::Dense { data, k_stride, n_stride } => {
                 along::<E>(
+                    isa,
                     out,
                     panel,
                     k,
@@ -86,6 +102,7 @@ pub fn pack<E: Multiplicand>(
             }
             Source::WeightRows { weight, first } => {
                 along::<E>(
+                    isa,
                     out,
                     panel,
                     k,
@@ -99,6 +116,7 @@ pub fn pack<E: Multiplicand>(
             }
             Source::WeightCols { weight, first } => {
                 across::<E>(
+                    isa,
                     out,
                     panel,
                     k,
@@ -125,6 +143,7 @@ fn inside(operand: &'static str, limit: usize, first: usize, count: usize) -> Re
 /// Rows of B, a stretch of columns at a time: `read(p, j, row)` fills B[p, j .. j + row.len()].
 #[inline(always)]
 fn across<E: Multiplicand>(
+    isa: E::Isa,
     out: &mut [Unit],
     Tile { nr, k_step }: Tile,
     k: usize,
@@ -133,7 +152,7 @@ fn across<E: Multiplicand>(
     read: impl Fn(usize, usize, &mut [f32]),
 ) {
     let steps = k.next_multiple_of(k_step) / E::ADJACENT;
-    let mut rows = [[0.0; STRETCH]; ADJACENT_MAX];
+    let mut rows = [[0.0; STRETCH]; ADJACENT_MAX]; // a whole number of panels, so that a panel of 32 is always inside
     for first in (0..n).step_by(STRETCH) {
         let len = STRETCH.min(n - first);
         let panels = &mut out[first * steps..];
@@ -150,6 +169,13 @@ fn across<E: Multiplicand>(
             for (panel, j) in panels.chunks_exact_mut(steps * nr).zip((0..len).step_by(nr)) {
                 let group = &mut panel[step * nr..][..nr];
                 let [row, next] = &rows;
+                #[cfg(target_arch = "x86_64")]
+                if let Some(pairs) = E::pairs(isa) {
+                    let (Some(row), Some(next)) = (row[j..].first_chunk(), next[j..].first_chunk()) else { continue };
+                    let (group, _) = group.as_flattened_mut().as_chunks_mut();
+                    pairs_across(pairs, &mut group[0], row, next, scale);
+                    continue;
+                }
                 for ((out, &x), &next) in group.iter_mut().zip(&row[j..j + nr]).zip(&next[j..j + nr]) {
                     *out = E::unit(scale * x, scale * next).to_ne_bytes();
                 }
@@ -161,6 +187,7 @@ fn across<E: Multiplicand>(
 /// Columns of B, a stretch of rows at a time: `read(j, p, column)` fills B[p .. p + column.len(), j].
 #[inline(always)]
 fn along<E: Multiplicand>(
+    isa: E::Isa,
     out: &mut [Unit],
     tile: Tile,
     k: usize,
@@ -172,7 +199,13 @@ fn along<E: Multiplicand>(
     match tile.nr {
         8 => along_width::<E, 8>(out, tile.k_step, k, n, scale, read),
         16 => along_width::<E, 16>(out, tile.k_step, k, n, scale, read),
-        _ => along_width::<E, NR_MAX>(out, tile.k_step, k, n, scale, read),
+        _ => {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(pairs) = E::pairs(isa) {
+                return along_pairs(pairs, out, tile.k_step, k, n, scale, read);
+            }
+            along_width::<E, NR_MAX>(out, tile.k_step, k, n, scale, read)
+        }
     }
 }
 
@@ -186,8 +219,7 @@ fn along_width<E: Multiplicand, const NR: usize>(
     read: impl Fn(usize, usize, &mut [f32]),
 ) {
     let steps = k.next_multiple_of(k_step) / E::ADJACENT;
-    // Rows of the buffer are a cache line more than 1 KiB apart, or they would share four sets of L1.
-    let mut columns = [[0u32; STRETCH + 16]; NR];
+    let mut columns = [[0u32; COLUMN_STRIDE]; NR];
     for (panel, first) in out.chunks_exact_mut(steps * NR).zip((0..n).step_by(NR)) {
         for (part, p) in panel.chunks_mut(STRETCH / E::ADJACENT * NR).zip((0..).step_by(STRETCH)) {
             let len = STRETCH.min(k - k.min(p));
@@ -206,9 +238,55 @@ fn along_width<E: Multiplicand, const NR: usize>(
     }
 }
 
+/// The same for pairs of bf16 in panels of 32, rounded and transposed in registers.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn along_pairs(
+    pairs: Avx512Bf16,
+    out: &mut [Unit],
+    k_step: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    read: impl Fn(usize, usize, &mut [f32]),
+) {
+    const STEPS: usize = 16;
+    let steps = k.next_multiple_of(k_step) / 2;
+    let mut columns = [[0.0f32; COLUMN_STRIDE]; NR_MAX];
+    for (panel, first) in out.chunks_exact_mut(steps * NR_MAX).zip((0..n).step_by(NR_MAX)) {
+        for (part, p) in panel.chunks_mut(STRETCH / 2 * NR_MAX).zip((0..).step_by(STRETCH)) {
+            let len = STRETCH.min(k - k.min(p));
+            for (j, column) in columns.iter_mut().enumerate() {
+                let read_to = if first + j < n { len } else { 0 };
+                if read_to > 0 {
+                    read(first + j, p, &mut column[..read_to]);
+                }
+                column[read_to..STRETCH].fill(0.0);
+            }
+            for (i, group) in part.chunks_mut(STEPS * NR_MAX).enumerate() {
+                let mut whole = [[0u8; 128]; STEPS];
+                let target = group.as_flattened_mut();
+                match target.first_chunk_mut::<{ 128 * STEPS }>() {
+                    Some(group) => {
+                        let (steps, _) = group.as_chunks_mut::<128>();
+                        if let Some(steps) = steps.first_chunk_mut() {
+                            pairs_along(pairs, steps, &columns, i * 2 * STEPS, scale);
+                        }
+                    }
+                    None => {
+                        pairs_along(pairs, &mut whole, &columns, i * 2 * STEPS, scale);
+                        let len = target.len();
+                        target.copy_from_slice(&whole.as_flattened()[..len]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// `rows[i][j]` = `columns[j][i]`, in blocks of 4 × 4 that the compiler keeps in registers and shuffles.
 #[inline(always)]
-fn transpose<const NR: usize>(rows: &mut [[Unit; NR]], columns: &[[u32; STRETCH + 16]; NR]) {
+fn transpose<const NR: usize>(rows: &mut [[Unit; NR]], columns: &[[u32; COLUMN_STRIDE]; NR]) {
     let (fours, rest) = rows.as_chunks_mut::<4>();
     for (four, rows) in fours.iter_mut().enumerate() {
         for (column_group, j) in columns.as_chunks::<4>().0.iter().zip((0..NR).step_by(4)) {

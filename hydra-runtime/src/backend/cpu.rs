@@ -3,6 +3,7 @@
 //! Threads live here and nowhere else. Kernels are pure and single-threaded; this module splits rows of outputs among
 //! threads, or adds up parts in a fixed order, so that no result depends on the number of threads.
 
+mod aligned;
 mod attention;
 mod buffer;
 mod elementwise;
@@ -15,10 +16,11 @@ mod workspace;
 use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
 use crate::batch::Segment;
 use crate::{Error, Result};
+pub use aligned::Aligned;
 pub use buffer::Buffer;
-use buffer::{Element, ValuesMut, convert};
+use buffer::{Element, convert};
 use half::bf16;
-use hydra_kernels::gemm::Values;
+use hydra_kernels::gemm::{Values, ValuesMut};
 use hydra_kernels::isa::{Bf16Isa, Isa};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -61,7 +63,7 @@ pub struct Cpu {
     bf16_isa: Bf16Isa,
     workspace: Mutex<Workspace>,
     /// One a thread, the last for callers that aren't of the pool; taken for the length of one task.
-    scratch: Vec<Mutex<Vec<f32>>>,
+    scratch: Vec<Mutex<Aligned<f32>>>,
 }
 
 impl Cpu {
@@ -107,10 +109,7 @@ impl Cpu {
     fn with_scratch<R>(&self, len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
         let slot = self.pool.current_thread_index().unwrap_or(self.threads);
         let mut scratch = self.scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        body(&mut scratch[..len])
+        body(&mut scratch.reserve(len)[..len])
     }
 
     /// Runs `op` on parts of `len` values of `y` and their places, the first of them here: a small result takes no other thread.
@@ -168,22 +167,27 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, to: &mut Buffer, from: &[f32]) -> Result<()> {
-        convert(self.isa, to.values_mut().first(from.len()), Values::F32(from))
+        convert(self.bf16_isa, to.values_mut().first(from.len()), Values::F32(from))
     }
 
     fn download(&self, to: &mut [f32], from: &Buffer) -> Result<()> {
         let len = to.len();
-        convert(self.isa, ValuesMut::F32(to), from.values().first(len))
+        convert(self.bf16_isa, ValuesMut::F32(to), from.values().first(len))
     }
 
     fn copy(&self, to: &mut Buffer, to_start: usize, from: &Buffer, len: usize) -> Result<()> {
-        convert(self.isa, to.values_mut().skip(to_start).first(len), from.values().first(len))
+        match (to, from) {
+            (Buffer::F32(to), Buffer::F32(from)) => self.copy_values(&mut to[to_start..to_start + len], &from[..len]),
+            (Buffer::Bf16(to), Buffer::Bf16(from)) => self.copy_values(&mut to[to_start..to_start + len], &from[..len]),
+            (to, from) => convert(self.bf16_isa, to.values_mut().skip(to_start).first(len), from.values().first(len))?,
+        }
+        Ok(())
     }
 
     fn zero(&self, buffer: &mut Buffer, len: usize) -> Result<()> {
         match buffer {
-            Buffer::F32(values) => values[..len].fill(0.0),
-            Buffer::Bf16(values) => values[..len].fill(bf16::ZERO),
+            Buffer::F32(values) => self.zero_values(&mut values[..len]),
+            Buffer::Bf16(values) => self.zero_values(&mut values[..len]),
         }
         Ok(())
     }
@@ -379,7 +383,7 @@ impl Backend for Cpu {
 
     fn scatter(&self, out: &mut Buffer, tokens: usize, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
         let out = f32::of_mut(out);
-        out[..tokens * d].fill(0.0);
+        self.zero_values(&mut out[..tokens * d]);
         for (x, &row) in f32::of(x).chunks_exact(d).zip(rows) {
             out[row as usize * d..][..d].copy_from_slice(x);
         }
@@ -475,7 +479,7 @@ mod tests {
         let weight = Weight::new(Format::F32, rows, cols, &data, RowOrder::Natural).unwrap();
         let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.7).sin()).collect();
         let run = |threads: usize, store: Store| {
-            let (mut y, x) = (Buffer::F32(vec![0.5; rows]), Buffer::F32(x.clone()));
+            let (mut y, x) = (Buffer::F32(vec![0.5; rows].as_slice().into()), Buffer::F32(x.as_slice().into()));
             cpu(threads).linear(&mut y, store, 1, &x, &weight, None).unwrap();
             f32::of(&y).to_vec()
         };

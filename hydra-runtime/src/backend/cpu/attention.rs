@@ -5,11 +5,10 @@
 //! recomputed from `lse`. Gradients are written head-major and laid out row-major afterwards.
 
 use super::Cpu;
-use super::buffer::Element;
+use super::buffer::{Element, carve, floats};
 use crate::Result;
 use crate::backend::{AttentionShape, Store};
 use crate::batch::Segment;
-use hydra_kernels::Scratch;
 use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
 use hydra_kernels::math;
 use rayon::prelude::*;
@@ -49,17 +48,6 @@ impl<'a> Block<'a> {
     fn as_rows(&self) -> Source<'a> {
         Source::Dense { data: self.data, k_stride: self.stride, n_stride: 1 }
     }
-}
-
-/// `len` elements off the front of a task's scratch.
-fn carve<E: Element>(scratch: &mut [f32], len: usize) -> (&mut [E], &mut [f32]) {
-    let (front, rest) = scratch.split_at_mut(floats::<E>(len));
-    (&mut bytemuck::cast_slice_mut(front)[..len], rest)
-}
-
-/// Floats of scratch that `len` elements take.
-fn floats<E: Element>(len: usize) -> usize {
-    Scratch::matrix::<E>(1, len).0
 }
 
 fn pack<'p, E: Element>(
@@ -213,7 +201,7 @@ fn soften(
         if seen.is_empty() {
             continue;
         }
-        let new_max = lanes(seen, max[row], f32::max);
+        let new_max = lanes(seen, max[row], larger);
         let shrink = math::exp(max[row] - new_max);
         for x in seen.iter_mut() {
             *x = math::exp(*x - new_max);
@@ -224,6 +212,12 @@ fn soften(
             o[row * d..][..d].iter_mut().for_each(|o| *o *= shrink);
         }
     }
+}
+
+/// The larger of two numbers; `f32::max` also has to look for NaN.
+#[inline(always)]
+pub(super) fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// A reduction over 16 lanes that all begin with `start`, so that it vectorises; the order is fixed.
@@ -278,7 +272,7 @@ pub(super) fn backward<E: Element>(
     let (d, group) = (shape.head_dim, shape.group());
     let workspace = &mut *cpu.workspace();
     let area = workspace.gradient.take::<f32>(tokens * (shape.q_width() + 2 * shape.kv_width()));
-    area.fill(0.0);
+    cpu.zero_values(area);
     let (dq_area, rest) = area.split_at_mut(tokens * shape.q_width());
     let (dk_area, dv_area) = rest.split_at_mut(tokens * shape.kv_width());
     {

@@ -1,29 +1,25 @@
 //! Memory of the CPU backend: f32, or bf16 where large products read it.
 
+use super::aligned::{Aligned, LINE_FLOATS};
 use crate::{Error, Result};
 use half::bf16;
-use hydra_kernels::gemm::{self, Values};
-use hydra_kernels::isa::Isa;
-use hydra_kernels::{Float, Multiplicand};
+use hydra_kernels::gemm::{self, Values, ValuesMut};
+use hydra_kernels::isa::Bf16Isa;
+use hydra_kernels::{Float, Multiplicand, Scratch};
 
 /// Values that operations read and write.
-#[derive(Debug)]
 pub enum Buffer {
     /// Whatever is summed up or kept for long.
-    F32(Vec<f32>),
+    F32(Aligned<f32>),
     /// Activations, where products have bf16 operands.
-    Bf16(Vec<bf16>),
+    Bf16(Aligned<bf16>),
 }
 
 impl Buffer {
     pub(super) fn zeroed<E: Element>(len: usize) -> Result<Self> {
-        let mut buffer = Vec::<E>::new();
-        let bytes = len as u64 * size_of::<E>() as u64;
-        let refused = |_| Error::Invalid(format!("out of memory: {} MiB asked for", bytes >> 20));
-        buffer.try_reserve_exact(len).map_err(refused)?;
-        drop(buffer);
-        // Zeroed pages come from the system untouched: memory that is never used is never resident.
-        Ok(E::buffer(vec![E::default(); len]))
+        let mib = (len as u64).saturating_mul(size_of::<E>() as u64) >> 20;
+        let values = Aligned::zeroed(len).ok_or_else(|| Error::Invalid(format!("out of memory: {mib} MiB asked for")))?;
+        Ok(E::buffer(values))
     }
 
     pub(super) fn values(&self) -> Values<'_> {
@@ -43,7 +39,7 @@ impl Buffer {
 
 /// A type of buffer, and of a product's operands.
 pub(super) trait Element: Float + Multiplicand + Default {
-    fn buffer(values: Vec<Self>) -> Buffer;
+    fn buffer(values: Aligned<Self>) -> Buffer;
 
     /// # Panics
     /// If the buffer holds the other type: activations come from `Backend::activation`, all else from `Backend::buffer`.
@@ -58,7 +54,7 @@ pub(super) trait Element: Float + Multiplicand + Default {
 const WRONG_KIND: &str = "an activation where a buffer is wanted, or the reverse";
 
 impl Element for f32 {
-    fn buffer(values: Vec<f32>) -> Buffer {
+    fn buffer(values: Aligned<f32>) -> Buffer {
         Buffer::F32(values)
     }
 
@@ -78,7 +74,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
-    fn buffer(values: Vec<bf16>) -> Buffer {
+    fn buffer(values: Aligned<bf16>) -> Buffer {
         Buffer::Bf16(values)
     }
 
@@ -97,52 +93,27 @@ impl Element for bf16 {
     }
 }
 
-/// A product's result: f32, or rounded as it is written.
-pub(super) enum ValuesMut<'a> {
-    F32(&'a mut [f32]),
-    Bf16(&'a mut [bf16]),
+/// `len` elements off the front of a task's scratch.
+pub(super) fn carve<E: Element>(scratch: &mut [f32], len: usize) -> (&mut [E], &mut [f32]) {
+    let (front, rest) = scratch.split_at_mut(floats::<E>(len));
+    (&mut bytemuck::cast_slice_mut(front)[..len], rest)
 }
 
-impl<'a> ValuesMut<'a> {
-    pub fn first(self, len: usize) -> Self {
-        match self {
-            ValuesMut::F32(values) => ValuesMut::F32(&mut values[..len]),
-            ValuesMut::Bf16(values) => ValuesMut::Bf16(&mut values[..len]),
-        }
-    }
+/// Floats of scratch that `len` elements take, whole cache lines.
+pub(super) fn floats<E: Element>(len: usize) -> usize {
+    Scratch::matrix::<E>(1, len).0.next_multiple_of(LINE_FLOATS)
+}
 
-    pub fn skip(self, first: usize) -> Self {
-        match self {
-            ValuesMut::F32(values) => ValuesMut::F32(&mut values[first..]),
-            ValuesMut::Bf16(values) => ValuesMut::Bf16(&mut values[first..]),
-        }
-    }
-
-    pub fn reborrow(&mut self) -> ValuesMut<'_> {
-        match self {
-            ValuesMut::F32(values) => ValuesMut::F32(values),
-            ValuesMut::Bf16(values) => ValuesMut::Bf16(values),
-        }
-    }
-
-    /// Pieces of `len` values, the last of which may be shorter.
-    pub fn chunks(self, len: usize) -> Vec<ValuesMut<'a>> {
-        match self {
-            ValuesMut::F32(values) => values.chunks_mut(len).map(ValuesMut::F32).collect(),
-            ValuesMut::Bf16(values) => values.chunks_mut(len).map(ValuesMut::Bf16).collect(),
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        match self {
-            ValuesMut::F32(values) => values.len(),
-            ValuesMut::Bf16(values) => values.len(),
-        }
+/// Pieces of `len` values, the last of which may be shorter.
+pub(super) fn chunks(values: ValuesMut<'_>, len: usize) -> Vec<ValuesMut<'_>> {
+    match values {
+        ValuesMut::F32(values) => values.chunks_mut(len).map(ValuesMut::F32).collect(),
+        ValuesMut::Bf16(values) => values.chunks_mut(len).map(ValuesMut::Bf16).collect(),
     }
 }
 
 /// `out` = `x`, converted.
-pub(super) fn convert(isa: Isa, out: ValuesMut<'_>, x: Values<'_>) -> Result<()> {
+pub(super) fn convert(isa: Bf16Isa, out: ValuesMut<'_>, x: Values<'_>) -> Result<()> {
     match (out, x) {
         (ValuesMut::F32(out), Values::F32(x)) => out.copy_from_slice(x),
         (ValuesMut::Bf16(out), Values::Bf16(x)) => out.copy_from_slice(x),

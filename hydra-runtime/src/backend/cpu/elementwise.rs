@@ -6,11 +6,15 @@ use super::attention::lanes;
 use super::buffer::Element;
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
+use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::math;
 use rayon::prelude::*;
 
 /// Values of a task where there are no rows.
 const CHUNK: usize = 16 * 1024;
+
+/// Results that wait in f32 to be rounded together.
+const BLOCK: usize = 256;
 
 impl Cpu {
     pub(super) fn embed_rows(&self, out: &mut [f32], table: &Weight<'_>, tokens: &[u32]) {
@@ -35,7 +39,7 @@ impl Cpu {
         let task = |((y, inv_rms), x): ((&mut [E], &mut [f32]), &[f32])| {
             self.isa.vectorize(
                 #[inline(always)]
-                || rms_norm(y, inv_rms, x, weight, eps),
+                || rms_norm(self.bf16_isa, y, inv_rms, x, weight, eps),
             );
         };
         if tokens <= rows {
@@ -81,7 +85,7 @@ impl Cpu {
         let task = |(x, positions): (&mut [E], &[u32])| {
             self.isa.vectorize(
                 #[inline(always)]
-                || rope(x, width, head_dim, table, positions, inverse),
+                || rope(self.bf16_isa, x, width, head_dim, table, positions, inverse),
             );
         };
         if positions.len() <= rows {
@@ -94,7 +98,7 @@ impl Cpu {
         let task = |(out, (gate, up)): (&mut [E], (&[E], &[E]))| {
             self.isa.vectorize(
                 #[inline(always)]
-                || swiglu(out, gate, up),
+                || swiglu(self.bf16_isa, out, gate, up),
             );
         };
         if out.len() <= CHUNK {
@@ -111,10 +115,22 @@ impl Cpu {
             values.for_each(|((dgate, dup), (gate, up))| {
                 self.isa.vectorize(
                     #[inline(always)]
-                    || swiglu_backward(dgate, dup, gate, up),
+                    || swiglu_backward(self.bf16_isa, dgate, dup, gate, up),
                 )
             });
         });
+    }
+
+    pub(super) fn copy_values<E: Element>(&self, to: &mut [E], from: &[E]) {
+        if to.len() <= CHUNK {
+            return to.copy_from_slice(from);
+        }
+        let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+        self.pool.install(|| chunks.for_each(|(to, from)| to.copy_from_slice(from)));
+    }
+
+    pub(super) fn zero_values<E: Element>(&self, x: &mut [E]) {
+        self.pool.install(|| x.par_chunks_mut(CHUNK).for_each(|x| x.fill(E::default())));
     }
 
     pub(super) fn sum_of_squares_values(&self, x: &[f32]) -> f64 {
@@ -155,14 +171,28 @@ impl Cpu {
     }
 }
 
+/// `out` = what `fill(first, block)` says, rounded a block at a time.
 #[inline(always)]
-fn rms_norm<E: Element>(y: &mut [E], inv_rms: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+fn rounded<E: Element>(isa: Bf16Isa, out: &mut [E], mut fill: impl FnMut(usize, &mut [f32])) {
+    for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+        let mut block = [0.0; BLOCK];
+        let block = &mut block[..out.len()];
+        fill(i * BLOCK, block);
+        E::narrow(isa, out, block).expect("one length");
+    }
+}
+
+#[inline(always)]
+fn rms_norm<E: Element>(isa: Bf16Isa, y: &mut [E], inv_rms: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let d = weight.len();
     for ((y, inv_rms), x) in y.chunks_exact_mut(d).zip(inv_rms).zip(x.chunks_exact(d)) {
-        *inv_rms = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
-        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = E::round(x * *inv_rms * w);
-        }
+        let scale = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+        *inv_rms = scale;
+        rounded(isa, y, #[inline(always)] |first, block| {
+            for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
+                *y = x * scale * w;
+            }
+        });
     }
 }
 
@@ -171,11 +201,7 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
     let d = weight.len();
     let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(inv_rms);
     for (((dx, dy), x), &inv_rms) in rows {
-        let mut acc = [0.0; 16];
-        for (i, ((dy, x), w)) in dy.iter().zip(x).zip(weight).enumerate() {
-            acc[i % 16] += dy * x * w;
-        }
-        let mean = acc.iter().sum::<f32>() / d as f32;
+        let mean = dot3(dy, x, weight) / d as f32;
         let along = inv_rms * inv_rms * mean;
         for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
             *dx += inv_rms * (dy * w - x * along);
@@ -186,9 +212,10 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut acc = [0.0; 16];
-    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    for (a, b) in a.iter().zip(b) {
         for i in 0..16 {
             acc[i] += a[i] * b[i];
         }
@@ -196,38 +223,77 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes(&acc, 0.0, |a, b| a + b) + rest
 }
 
+/// Σ a · b · c.
+#[inline(always)]
+fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut acc = [0.0; 16];
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let (c, c_rest) = c.as_chunks::<16>();
+    let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for i in 0..16 {
+            acc[i] += a[i] * b[i] * c[i];
+        }
+    }
+    lanes(&acc, 0.0, |a, b| a + b) + rest
+}
+
 /// Each pair (x[i], x[i + d/2]) turned by its angle; see `Backend::rope`.
 #[inline(always)]
-fn rope<E: Element>(x: &mut [E], width: usize, head_dim: usize, table: &[f32], positions: &[u32], inverse: bool) {
+fn rope<E: Element>(
+    isa: Bf16Isa,
+    x: &mut [E],
+    width: usize,
+    head_dim: usize,
+    table: &[f32],
+    positions: &[u32],
+    inverse: bool,
+) {
     let half = head_dim / 2;
     let sign = if inverse { -1.0 } else { 1.0 };
     for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
         let (cos, sin) = table[position as usize * head_dim..][..head_dim].split_at(half);
         for head in x.chunks_exact_mut(head_dim) {
             let (left, right) = head.split_at_mut(half);
-            for (((l, r), c), s) in left.iter_mut().zip(right).zip(cos).zip(sin) {
-                let s = s * sign;
-                let (left, right) = (l.widen(), r.widen());
-                (*l, *r) = (E::round(left * c - right * s), E::round(right * c + left * s));
+            let angles = cos.chunks(BLOCK).zip(sin.chunks(BLOCK));
+            for ((left, right), (cos, sin)) in left.chunks_mut(BLOCK).zip(right.chunks_mut(BLOCK)).zip(angles) {
+                let mut turned = [[0.0; BLOCK]; 2];
+                let [new_left, new_right] = turned.each_mut().map(|turned| &mut turned[..cos.len()]);
+                for i in 0..cos.len() {
+                    let (l, r, c, s) = (left[i].widen(), right[i].widen(), cos[i], sin[i] * sign);
+                    (new_left[i], new_right[i]) = (l * c - r * s, r * c + l * s);
+                }
+                E::narrow(isa, left, new_left).expect("one length");
+                E::narrow(isa, right, new_right).expect("one length");
             }
         }
     }
 }
 
 #[inline(always)]
-fn swiglu<E: Element>(out: &mut [E], gate: &[E], up: &[E]) {
-    for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
-        let g = g.widen();
-        *out = E::round(g * math::sigmoid(g) * u.widen());
-    }
+fn swiglu<E: Element>(isa: Bf16Isa, out: &mut [E], gate: &[E], up: &[E]) {
+    rounded(isa, out, #[inline(always)] |first, block| {
+        for ((out, g), u) in block.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+            let g = g.widen();
+            *out = g * math::sigmoid(g) * u.widen();
+        }
+    });
 }
 
 #[inline(always)]
-fn swiglu_backward<E: Element>(dgate: &mut [E], dup: &mut [E], gate: &[E], up: &[E]) {
-    for (((dgate, dup), g), u) in dgate.iter_mut().zip(dup).zip(gate).zip(up) {
-        let (d, g, u) = (dgate.widen(), g.widen(), u.widen());
-        let sigmoid = math::sigmoid(g);
-        *dup = E::round(d * g * sigmoid);
-        *dgate = E::round(d * u * sigmoid * (1.0 + g * (1.0 - sigmoid)));
+fn swiglu_backward<E: Element>(isa: Bf16Isa, dgate: &mut [E], dup: &mut [E], gate: &[E], up: &[E]) {
+    let values = gate.chunks(BLOCK).zip(up.chunks(BLOCK));
+    for ((dgate, dup), (gate, up)) in dgate.chunks_mut(BLOCK).zip(dup.chunks_mut(BLOCK)).zip(values) {
+        let mut gradients = [[0.0; BLOCK]; 2];
+        let [new_dgate, new_dup] = gradients.each_mut().map(|gradient| &mut gradient[..gate.len()]);
+        for i in 0..gate.len() {
+            let (d, g, u) = (dgate[i].widen(), gate[i].widen(), up[i].widen());
+            let sigmoid = math::sigmoid(g);
+            new_dup[i] = d * g * sigmoid;
+            new_dgate[i] = d * u * sigmoid * (1.0 + g * (1.0 - sigmoid));
+        }
+        E::narrow(isa, dgate, new_dgate).expect("one length");
+        E::narrow(isa, dup, new_dup).expect("one length");
     }
 }

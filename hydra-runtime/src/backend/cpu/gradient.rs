@@ -8,11 +8,10 @@
 //! blocks of a fixed length, so that they do not depend on the number of threads.
 
 use super::Cpu;
-use super::buffer::Element;
+use super::buffer::{Element, carve, floats};
 use super::linear::{Args, add, drop_rows};
 use super::workspace::Area;
 use crate::Result;
-use hydra_kernels::Scratch;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values};
 use rayon::prelude::*;
 
@@ -45,16 +44,16 @@ pub(super) fn adapter_gradients<E: Element>(
     let Some(dparams) = dparams else { return Ok(()) };
     let shape = args.slot.shape(tokens);
     let (n, width, d_in) = (shape.mixed(), shape.hidden(), shape.d_in);
-    let block = column_block(cpu, shape.d_out);
+    let (block, scale) = (column_block(cpu, shape.d_out), args.slot.scale);
     let rows = Rows::transposed(mixed, n);
     let db = &mut dparams[args.slot.b.clone()];
     cpu.pool.install(|| {
         db.par_chunks_mut(block * n).enumerate().try_for_each(|(i, db)| {
             let columns = Columns { x: dy, d: shape.d_out, first: i * block, count: db.len() / n };
-            product::<E>(cpu, isa, rows, n, tokens, columns, args.slot.scale, |sums| {
+            product::<E>(cpu, isa, rows, n, tokens, columns, |sums| {
                 // dB's rows are the product's columns.
                 for (column, db) in db.chunks_exact_mut(n).enumerate() {
-                    db.iter_mut().enumerate().for_each(|(j, db)| *db += sums[j * columns.count + column]);
+                    db.iter_mut().enumerate().for_each(|(j, db)| *db += scale * sums[j * columns.count + column]);
                 }
             })
         })
@@ -68,7 +67,7 @@ pub(super) fn adapter_gradients<E: Element>(
         cpu.pool.install(|| {
             sums.par_chunks_mut(height * block).enumerate().try_for_each(|(i, out)| {
                 let columns = Columns { x, d: d_in, first: i * block, count: out.len() / height };
-                product::<E>(cpu, isa, rows, height, tokens, columns, 1.0, |sums| out.copy_from_slice(sums))
+                product::<E>(cpu, isa, rows, height, tokens, columns, |sums| out.copy_from_slice(sums))
             })
         })?;
         for (i, sums) in sums.chunks(height * block).enumerate() {
@@ -109,7 +108,7 @@ fn column_block(cpu: &Cpu, d: usize) -> usize {
     d.div_ceil(2 * cpu.threads).next_multiple_of(PANEL_ALIGN).min(COLUMNS)
 }
 
-/// Hands `write` scale · `rows` [height, tokens] · columns, [height, count].
+/// Hands `write` `rows` [height, tokens] · columns, [height, count].
 #[allow(clippy::too_many_arguments)]
 fn product<E: Element>(
     cpu: &Cpu,
@@ -118,23 +117,20 @@ fn product<E: Element>(
     height: usize,
     tokens: usize,
     columns: Columns<'_>,
-    scale: f32,
     write: impl FnOnce(&[f32]),
 ) -> Result<()> {
     let n = columns.count;
     let panels_len = gemm::panels_len::<E>(isa, TOKENS.min(tokens), n);
-    let panels_floats = Scratch::matrix::<E>(1, panels_len).0;
-    cpu.with_scratch(panels_floats + height * n, |scratch| {
-        let (panels, sums) = scratch.split_at_mut(panels_floats);
-        let panels = &mut bytemuck::cast_slice_mut::<f32, E>(panels)[..panels_len];
+    cpu.with_scratch(floats::<E>(panels_len) + height * n, |scratch| {
+        let (panels, sums) = carve::<E>(scratch, panels_len);
         sums.fill(0.0);
         for t in (0..tokens).step_by(TOKENS) {
             let k = TOKENS.min(tokens - t);
             let data = columns.x.skip(t * columns.d + columns.first);
-            gemm::pack(isa, panels, k, n, Source::Dense { data, k_stride: columns.d, n_stride: 1 }, scale)?;
+            gemm::pack(isa, panels, k, n, Source::Dense { data, k_stride: columns.d, n_stride: 1 }, 1.0)?;
             let a = Rows { data: rows.data.skip(t * rows.col_stride), ..rows };
             let term = Term { a, b: Panels { data: &*panels, k, n } };
-            gemm::gemm(isa, sums, n, height, n, Store::Accumulate, &[term])?;
+            gemm::gemm(isa, &mut *sums, n, height, n, Store::Accumulate, &[term])?;
         }
         write(sums);
         Ok(())

@@ -9,16 +9,16 @@
 //! A task takes some rows through the skinny product, the gate and the frozen product while they are in its cache; the
 //! adapter's product is a second term of the frozen one, added while the tile of y is in registers.
 
-use super::buffer::{Element, ValuesMut};
+use super::buffer::{Element, chunks};
 use super::gradient::{Areas, adapter_gradients};
-use super::product::{Operand, column_block, multiply};
+use super::product::{Operand, column_block};
 use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, HydraShape};
 use hydra_kernels::dropout::{self, Dropout};
 use hydra_kernels::gate::{self, Gate};
-use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
+use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values, ValuesMut};
 use hydra_kernels::matvec;
 use rayon::prelude::*;
 
@@ -33,6 +33,19 @@ pub(super) type Args<'a> = AdapterArgs<'a, Cpu>;
 /// `count` rows from `first` on of a row-major matrix.
 fn rows_of(x: Values<'_>, first: usize, width: usize) -> Rows<'_> {
     Rows::row_major(x.skip(first * width), width)
+}
+
+/// Columns `first ..` of `y` [m, n] = or += Σ terms, as many as the terms have.
+fn columns_of<E: Element>(
+    isa: E::Isa,
+    y: ValuesMut<'_>,
+    n: usize,
+    first: usize,
+    store: Store,
+    terms: &[Term<'_, E>],
+) -> Result<()> {
+    let (m, columns) = (y.len() / n, terms[0].b.n);
+    Ok(gemm::gemm(isa, y.skip(first), n, m, columns, store, terms)?)
 }
 
 /// The stacked [A; R] and B, as the products read them.
@@ -104,11 +117,11 @@ pub(super) fn forward<E: Element>(
     let Some((args, hidden)) = adapter else {
         for first in (0..d_out).step_by(block) {
             let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, block.min(d_out - first))?;
-            let tasks = y.reborrow().chunks(rows * d_out);
+            let tasks = chunks(y.reborrow(), rows * d_out);
             cpu.pool.install(|| {
                 tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
                     let term = Term { a: rows_of(x, i * rows, d_in), b: w };
-                    multiply(cpu, isa, y, d_out, first, store, &[term])
+                    columns_of(isa, y, d_out, first, store, &[term])
                 })
             })?;
         }
@@ -133,7 +146,7 @@ pub(super) fn forward<E: Element>(
         let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
         let b = heads.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
         let adapters = hidden.chunks_mut(rows * shape.hidden()).zip(mixed.chunks_mut(rows * n));
-        let tasks: Vec<_> = y.reborrow().chunks(rows * d_out).into_iter().zip(adapters).collect();
+        let tasks: Vec<_> = chunks(y.reborrow(), rows * d_out).into_iter().zip(adapters).collect();
         cpu.pool.install(|| {
             tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (hidden, mixed)))| {
                 let task = Forward { y, hidden, mixed };
@@ -145,7 +158,7 @@ pub(super) fn forward<E: Element>(
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
                 let heads = Term { a: Rows::row_major(&*task.mixed, n), b };
-                multiply(cpu, isa, task.y, d_out, first, store, &[frozen, heads])
+                columns_of(isa, task.y, d_out, first, store, &[frozen, heads])
             })
         })?;
     }
@@ -272,7 +285,7 @@ fn forward_few(
                 wide_y.clear();
                 wide_y.extend(y.iter().map(|y| y.to_f32()));
                 cpu.in_parts(&mut wide_y, rows, part)?;
-                gemm::to_bf16(cpu.isa, y, &wide_y)?;
+                gemm::to_bf16(cpu.bf16_isa, y, &wide_y)?;
             }
         }
     }
@@ -305,11 +318,11 @@ pub(super) fn backward<E: Element>(
         let mut dx = dx.first(tokens * d_in);
         for first in (0..d_in).step_by(block) {
             let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, block.min(d_in - first))?;
-            let tasks = dx.reborrow().chunks(rows * d_in);
+            let tasks = chunks(dx.reborrow(), rows * d_in);
             cpu.pool.install(|| {
                 tasks.into_par_iter().enumerate().try_for_each(|(i, dx)| {
                     let term = Term { a: rows_of(dy, i * rows, d_out), b: w };
-                    multiply(cpu, isa, dx, d_in, first, store, &[term])
+                    columns_of(isa, dx, d_in, first, store, &[term])
                 })
             })?;
         }
@@ -328,7 +341,7 @@ pub(super) fn backward<E: Element>(
         let shape = args.slot.shape(mixed.len() / n);
         let hidden = &hidden[first_row * width..][..shape.tokens * width];
         let term = Term { a: rows_of(dy, first_row, d_out), b: heads };
-        gemm::gemm(isa, mixed, n, shape.tokens, n, Store::Overwrite, &[term])?;
+        gemm::gemm(isa, &mut *mixed, n, shape.tokens, n, Store::Overwrite, &[term])?;
         gate::mix_backward(cpu.isa, &shape, dhidden, mixed, hidden, gate_of(args, first_row, shape.tokens))?;
         gate::mix(cpu.isa, &shape, mixed, hidden)
     };
@@ -359,7 +372,7 @@ pub(super) fn backward<E: Element>(
         let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
         let a = stacked.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
         let adapters = mixed.chunks_mut(rows * n).zip(dhidden.chunks_mut(rows * width));
-        let tasks: Vec<_> = dx.reborrow().chunks(rows * d_in).into_iter().zip(adapters).collect();
+        let tasks: Vec<_> = chunks(dx.reborrow(), rows * d_in).into_iter().zip(adapters).collect();
         cpu.pool.install(|| {
             tasks.into_par_iter().enumerate().try_for_each(|(i, (mut dx, (mixed, dhidden)))| {
                 if first == 0 {
@@ -367,7 +380,7 @@ pub(super) fn backward<E: Element>(
                 }
                 let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
                 let through = Term { a: Rows::row_major(&dhidden[first_row..], width), b: a };
-                multiply(cpu, isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
+                columns_of(isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
                 match args.dropout {
                     Some(key) if first + columns == d_in => add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked),
                     _ => Ok(()),
@@ -394,7 +407,7 @@ fn add_masked<E: Element>(
     let mask = Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 };
     cpu.with_scratch(m * d_in, |sums| {
         let term = Term { a: Rows::row_major(dhidden, width), b: a };
-        gemm::gemm(isa, sums, d_in, m, d_in, Store::Overwrite, &[term])?;
+        gemm::gemm(isa, &mut *sums, d_in, m, d_in, Store::Overwrite, &[term])?;
         match dx {
             ValuesMut::F32(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,
             ValuesMut::Bf16(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,

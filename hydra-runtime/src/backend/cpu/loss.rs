@@ -4,7 +4,7 @@
 //! the same recurrence as attention's, with the head's rows as keys and as values. So each block of logits is computed once,
 //! used for the loss and for its gradient, and forgotten.
 
-use super::attention::lanes;
+use super::attention::{lanes, larger};
 use super::buffer::Element;
 use super::product::Operand;
 use super::{Cpu, Weight};
@@ -113,7 +113,7 @@ fn block_task<E: Element>(
     let (rows, n) = (task.states.len(), to_logits.n);
     let mut dx = task.dx;
     cpu.with_scratch(rows * n, |logits| {
-        gemm::gemm(isa, logits, n, rows, n, Store::Overwrite, &[Term { a: x, b: to_logits }])?;
+        gemm::gemm(isa, &mut *logits, n, rows, n, Store::Overwrite, &[Term { a: x, b: to_logits }])?;
         cpu.isa.vectorize(
             #[inline(always)]
             || soften(logits, n, task.states, dx.as_deref_mut(), targets, first_id),
@@ -141,7 +141,7 @@ fn soften(
         if let Some(&logit) = target.checked_sub(first_id).and_then(|i| logits.get(i as usize)) {
             state.target = logit;
         }
-        let max = lanes(logits, state.max, f32::max);
+        let max = lanes(logits, state.max, larger);
         let shrink = math::exp(state.max - max);
         for logit in logits.iter_mut() {
             *logit = math::exp(*logit - max);

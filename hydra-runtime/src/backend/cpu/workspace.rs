@@ -1,5 +1,6 @@
 //! Memory that the CPU backend reuses from one operation to the next.
 
+use super::aligned::Aligned;
 use bytemuck::Pod;
 
 /// Packed panels of one block of a weight: about this many values, a share of L3 that leaves room for the rows.
@@ -7,17 +8,13 @@ pub(super) const PANEL_VALUES: usize = 1024 * 1024;
 
 /// Storage that grows to the largest size asked for, and holds f32 or bf16.
 #[derive(Default)]
-pub(super) struct Area(Vec<u64>);
+pub(super) struct Area(Aligned<u64>);
 
 impl Area {
     /// `len` values; what they hold is not specified.
     pub fn take<T: Pod>(&mut self, len: usize) -> &mut [T] {
-        let words = (len * size_of::<T>()).div_ceil(8);
-        if self.0.len() < words {
-            // A fresh allocation, so that growing does not copy what nobody will read.
-            self.0 = vec![0; words];
-        }
-        &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
+        let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
+        &mut bytemuck::cast_slice_mut(self.0.reserve(words))[..len]
     }
 }
 

@@ -1,0 +1,91 @@
+//! Zeroed memory that begins at a cache line: tiles and vectors that straddle two lines take twice the loads.
+
+use bytemuck::{Pod, Zeroable};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Floats of a cache line, to which parts of a task's scratch are rounded up.
+pub(super) const LINE_FLOATS: usize = LINE / size_of::<f32>();
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([u8; LINE]);
+
+// SAFETY: an array of bytes, as long as its alignment: all bits are valid, none are padding.
+unsafe impl Zeroable for Line {}
+// SAFETY: the same.
+unsafe impl Pod for Line {}
+
+/// `len` values of `T`.
+pub struct Aligned<T> {
+    lines: Box<[Line]>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Aligned<T> {
+    /// Zeros; `None` if the system has no such memory. Pages that are never touched are never resident.
+    pub fn zeroed(len: usize) -> Option<Self> {
+        let lines = len.checked_mul(size_of::<T>())?.div_ceil(LINE);
+        let lines = bytemuck::allocation::try_zeroed_slice_box(lines).ok()?;
+        Some(Self { lines, len, of: PhantomData })
+    }
+
+    /// At least `len` values of any content: what was there, or zeros.
+    pub fn reserve(&mut self, len: usize) -> &mut [T] {
+        if self.len < len {
+            // A fresh allocation, so that growing does not copy what nobody will read.
+            self.lines = Box::default();
+            *self = Self::zeroed(len).unwrap_or_else(|| panic!("out of memory: {} MiB asked for", (len * size_of::<T>()) >> 20));
+        }
+        self
+    }
+}
+
+impl<T: Pod> Default for Aligned<T> {
+    fn default() -> Self {
+        Self { lines: Box::default(), len: 0, of: PhantomData }
+    }
+}
+
+impl<T: Pod> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<T: Pod> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+impl<T: Pod> From<&[T]> for Aligned<T> {
+    fn from(values: &[T]) -> Self {
+        let mut aligned = Self::default();
+        aligned.reserve(values.len()).copy_from_slice(values);
+        aligned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn begins_at_a_line_and_keeps_its_values() {
+        let mut values = Aligned::<f32>::from(&[1.0, 2.0, 3.0][..]);
+        assert_eq!(*values, [1.0, 2.0, 3.0]);
+        assert_eq!(values.as_ptr().align_offset(LINE), 0);
+        values.reserve(100)[99] = 5.0;
+        assert_eq!((values.len(), values[99]), (100, 5.0));
+        assert_eq!(values.as_ptr().align_offset(LINE), 0);
+        assert!(Aligned::<f32>::zeroed(usize::MAX).is_none());
+        assert!(Aligned::<u8>::default().is_empty());
+    }
+}
