@@ -133,14 +133,14 @@ impl Cpu {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(done, Err)
     }
 
-    /// Rows a task takes: four tasks a thread to even out the load, a multiple of the tile's height, and few enough that a
-    /// task's operands stay in its core's L2.
+    /// Rows a task takes: two tasks a thread, a multiple of the tile's height, and few enough that a task's results stay in its
+    /// core's L2 for what comes next; every task reads all of a weight's panels.
     fn row_chunk(&self, rows: usize) -> usize {
         let multiple = match self.precision {
             Precision::F32 => 48,
             Precision::Bf16 => 32,
         };
-        rows.div_ceil(4 * self.threads).next_multiple_of(multiple).clamp(multiple, 8 * multiple)
+        rows.div_ceil(2 * self.threads).next_multiple_of(multiple).clamp(multiple, 16 * multiple)
     }
 }
 

@@ -1,6 +1,8 @@
-//! Zeroed memory that begins at a cache line: tiles and vectors that straddle two lines take twice the loads.
+//! Zeroed memory that begins at a cache line: tiles and vectors that straddle two lines take twice the loads. Large pieces
+//! are mapped and ask for huge pages: activations are read in strides that miss the TLB.
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
@@ -19,9 +21,23 @@ unsafe impl Zeroable for Line {}
 // SAFETY: the same.
 unsafe impl Pod for Line {}
 
+/// Bytes from which a mapping of its own pays: some huge pages.
+const MAPPED: usize = 4 << 20;
+
+enum Memory {
+    Heap(Box<[Line]>),
+    Mapped(MmapMut),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::Heap(Box::default())
+    }
+}
+
 /// `len` values of `T`.
 pub struct Aligned<T> {
-    lines: Box<[Line]>,
+    memory: Memory,
     len: usize,
     of: PhantomData<T>,
 }
@@ -29,16 +45,24 @@ pub struct Aligned<T> {
 impl<T: Pod> Aligned<T> {
     /// Zeros; `None` if the system has no such memory. Pages that are never touched are never resident.
     pub fn zeroed(len: usize) -> Option<Self> {
-        let lines = len.checked_mul(size_of::<T>())?.div_ceil(LINE);
-        let lines = bytemuck::allocation::try_zeroed_slice_box(lines).ok()?;
-        Some(Self { lines, len, of: PhantomData })
+        let bytes = len.checked_mul(size_of::<T>())?;
+        let memory = if bytes < MAPPED {
+            Memory::Heap(bytemuck::allocation::try_zeroed_slice_box(bytes.div_ceil(LINE)).ok()?)
+        } else {
+            let map = MmapMut::map_anon(bytes).ok()?;
+            // Only advice: without huge pages all works the same.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            Memory::Mapped(map)
+        };
+        Some(Self { memory, len, of: PhantomData })
     }
 
     /// At least `len` values of any content: what was there, or zeros.
     pub fn reserve(&mut self, len: usize) -> &mut [T] {
         if self.len < len {
             // A fresh allocation, so that growing does not copy what nobody will read.
-            self.lines = Box::default();
+            self.memory = Memory::default();
             *self = Self::zeroed(len).unwrap_or_else(|| panic!("out of memory: {} MiB asked for", (len * size_of::<T>()) >> 20));
         }
         self
@@ -47,7 +71,7 @@ impl<T: Pod> Aligned<T> {
 
 impl<T: Pod> Default for Aligned<T> {
     fn default() -> Self {
-        Self { lines: Box::default(), len: 0, of: PhantomData }
+        Self { memory: Memory::default(), len: 0, of: PhantomData }
     }
 }
 
@@ -55,13 +79,21 @@ impl<T: Pod> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        let bytes = match &self.memory {
+            Memory::Heap(lines) => bytemuck::cast_slice(lines),
+            Memory::Mapped(map) => &map[..],
+        };
+        bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()])
     }
 }
 
 impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        let bytes = match &mut self.memory {
+            Memory::Heap(lines) => bytemuck::cast_slice_mut(lines),
+            Memory::Mapped(map) => &mut map[..],
+        };
+        bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
     }
 }
 
@@ -82,6 +114,8 @@ mod tests {
         let mut values = Aligned::<f32>::from(&[1.0, 2.0, 3.0][..]);
         assert_eq!(*values, [1.0, 2.0, 3.0]);
         assert_eq!(values.as_ptr().align_offset(LINE), 0);
+        let large = Aligned::<f32>::zeroed(MAPPED / 4 + 3).unwrap();
+        assert_eq!((large.len(), large[MAPPED / 4 + 2], large.as_ptr().align_offset(LINE)), (MAPPED / 4 + 3, 0.0, 0));
         values.reserve(100)[99] = 5.0;
         assert_eq!((values.len(), values[99]), (100, 5.0));
         assert_eq!(values.as_ptr().align_offset(LINE), 0);

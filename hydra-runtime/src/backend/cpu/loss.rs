@@ -16,10 +16,10 @@ use hydra_kernels::matvec;
 use rayon::prelude::*;
 
 /// Rows of a task: with a block's logits beside them they stay in L2.
-const ROWS: usize = 96;
+const ROWS: usize = 256;
 
 /// Values of the head in a block: its logits and both its packed forms share L2 with a task's rows.
-const HEAD_VALUES: usize = 384 * 1024;
+const HEAD_VALUES: usize = 640 * 1024;
 
 /// Running softmax of one row.
 #[derive(Clone, Copy)]
