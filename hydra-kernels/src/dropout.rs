@@ -110,14 +110,7 @@ fn apply<O, X: Float>(
 }
 
 #[inline(always)]
-fn put_group<O, X: Float>(
-    out: &mut [O],
-    x: &[X],
-    bits: u64,
-    threshold: u32,
-    scale: f32,
-    put: &impl Fn(&mut O, f32),
-) {
+fn put_group<O, X: Float>(out: &mut [O], x: &[X], bits: u64, threshold: u32, scale: f32, put: &impl Fn(&mut O, f32)) {
     for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
         // A choice, not a product: 0 · ∞ would be NaN.
         put(out, if lane(bits, i) >= threshold { x.widen() * scale } else { 0.0 });

@@ -366,7 +366,8 @@ fn by_blocks<E: Multiplicand>(
         let columns = BLOCK_COLUMNS.min(n - j);
         for i in (0..m).step_by(BLOCK_ROWS) {
             let rows = BLOCK_ROWS.min(m - i);
-            let mut parts = [Term { a: Rows::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } }; MOST];
+            let mut parts =
+                [Term { a: Rows::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } }; MOST];
             for (part, Term { a, b }) in parts.iter_mut().zip(terms) {
                 let a = Rows { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
                 let b = Panels { data: &b.data[panels_len::<E>(isa, b.k, j)..], k: b.k, n: columns };

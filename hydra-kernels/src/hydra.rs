@@ -16,7 +16,9 @@
 use crate::dropout::{Dropout, dropout as mask, dropout_accumulate};
 use crate::error::{Error, exact, product};
 use crate::gate::{Gate, activate, mix, mix_backward};
-use crate::gemm::{Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, gemm, pack, panels_bound, panels_len};
+use crate::gemm::{
+    Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, gemm, pack, panels_bound, panels_len,
+};
 use crate::isa::Isa;
 use crate::quant::Weight;
 use crate::shape::HydraShape;
@@ -41,9 +43,7 @@ pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool)
     let down = panels::<E>(shape.d_in, shape.stacked_rows());
     let frozen = panels::<E>(shape.d_in, chunk(shape.d_out));
     let up = panels::<E>(shape.mixed(), chunk(shape.d_out));
-    Scratch::matrix::<f32>(shape.tokens, shape.mixed())
-        .and(masked(shape, dropout))
-        .and(down.or(frozen.and(up)))
+    Scratch::matrix::<f32>(shape.tokens, shape.mixed()).and(masked(shape, dropout)).and(down.or(frozen.and(up)))
 }
 
 /// `y` [tokens, d_out] = x Wᵀ + s · mixed Bᵀ, and `hidden` [tokens, hidden] = [down | gate].
@@ -75,8 +75,12 @@ pub fn forward<E: Multiplicand>(
     let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
 
     let (a, r) = adapter.a.split_at(shape.a_rows() * d_in);
-    let columns =
-        |data, n| Matrix { source: Source::Dense { data: Values::F32(data), k_stride: 1, n_stride: d_in }, k: d_in, n, scale: 1.0 };
+    let columns = |data, n| Matrix {
+        source: Source::Dense { data: Values::F32(data), k_stride: 1, n_stride: d_in },
+        k: d_in,
+        n,
+        scale: 1.0,
+    };
     let width = shape.hidden();
     let down = columns(a, shape.a_rows());
     let down = [(Rows::row_major(masked, d_in), down)];

@@ -32,7 +32,10 @@ pub mod workspace;
 pub use dropout::{Dropout, dropout, dropout_accumulate};
 pub use error::Error;
 pub use gate::{Gate, activate, mix, mix_backward};
-pub use gemm::{Float, Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, ValuesMut, gemm, pack, panels_len, to_bf16};
+pub use gemm::{
+    Float, Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, ValuesMut, gemm, pack, panels_len,
+    to_bf16,
+};
 pub use hydra::AdapterRef;
 pub use isa::{Bf16Isa, Isa};
 pub use matvec::matvec;

@@ -3,8 +3,8 @@
 use crate::support::{Element, isas, tolerance, values};
 use half::bf16;
 use hydra_kernels::{
-    Bf16Isa, Error, Format, PANEL_ALIGN, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec, pack,
-    panels_len, to_bf16,
+    Bf16Isa, Error, Format, PANEL_ALIGN, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec,
+    pack, panels_len, to_bf16,
 };
 use proptest::prelude::*;
 
@@ -142,7 +142,8 @@ fn f32_operands_are_rounded() {
         let mut identity = vec![0.0; k * k];
         (0..k).for_each(|p| identity[p * k + p] = 1.0);
         let mut panels = vec![bf16::NAN; panels_len::<bf16>(isa, k, k)];
-        pack(isa, &mut panels, k, k, Source::Dense { data: Values::F32(&identity), k_stride: k, n_stride: 1 }, 1.0).unwrap();
+        pack(isa, &mut panels, k, k, Source::Dense { data: Values::F32(&identity), k_stride: k, n_stride: 1 }, 1.0)
+            .unwrap();
         let mut c = vec![f32::NAN; m * k];
         let term = Term { a: Rows::row_major(&x[..], k), b: Panels { data: &panels, k, n: k } };
         gemm(isa, &mut c[..], k, m, k, Store::Overwrite, &[term]).unwrap();

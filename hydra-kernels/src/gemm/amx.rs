@@ -59,9 +59,8 @@ impl TileConfig {
             }
         };
         for i in 0..2 {
-            for j in 0..2 {
-                set(2 * i + j, upper[i], 4 * left[j]);
-            }
+            set(2 * i, upper[i], 4 * left[0]);
+            set(2 * i + 1, upper[i], 4 * left[1]);
             set(4 + i, upper[i], 2 * K_STEP);
             set(6 + i, K_STEP / 2, 4 * left[i]);
         }
@@ -265,9 +264,12 @@ fn in_place<'a>(part: &Part<'_, 'a>, i: usize) -> Option<&'a [bf16]> {
 unsafe fn load_part(_isa: AmxBf16, strip: *mut bf16, part: &Part<'_, '_>, i: usize, rows: usize) {
     let a = part.term.a;
     let first = i * a.row_stride + part.first * a.col_stride;
-    if let (Values::F32(data), 1) = (a.data, a.row_stride) {
+    match (a.data, a.row_stride) {
         // SAFETY: the caller's contract.
-        return unsafe { round_columns(strip, &data[first..], a.col_stride, rows, part.len) };
+        (Values::F32(data), 1) => return unsafe { columns(strip, &data[first..], a.col_stride, rows, part.len) },
+        // SAFETY: the same.
+        (Values::Bf16(data), 1) => return unsafe { columns(strip, &data[first..], a.col_stride, rows, part.len) },
+        _ => {}
     }
     for row in 0..rows {
         // SAFETY: inside the room for 32 rows.
@@ -315,36 +317,71 @@ unsafe fn round_row(strip: *mut bf16, row: &[f32]) {
     }
 }
 
-/// [`round_row`] for all rows of a transpose: `columns[q · stride + row]`, `q` below `k`.
+/// [`round_row`] for all rows of a transpose: `data[q · stride + row]`, `q` below `k`.
 ///
 /// # Safety
 /// AVX-512 F, BW and BF16; room for all tiles at `strip`; at most [`MR`] rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn round_columns(strip: *mut bf16, columns: &[f32], stride: usize, rows: usize, k: usize) {
-    assert!(k == 0 || columns.len() >= (k - 1) * stride + rows);
-    // Lane 2i of a pair of columns' values, lower half then upper: x(2p, i) and x(2p + 1, i) side by side.
-    let mut order = [0i16; 32];
-    order.iter_mut().enumerate().for_each(|(lane, from)| *from = (lane / 2 + lane % 2 * 16) as i16);
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn columns<E: Pairs>(strip: *mut bf16, data: &[E], stride: usize, rows: usize, k: usize) {
+    assert!(k == 0 || data.len() >= (k - 1) * stride + rows);
     for tile in 0..rows.div_ceil(TILE) {
         let mask = ((1u32 << (rows - tile * TILE).min(TILE)) - 1) as u16;
         for step in 0..k.div_ceil(K_STEP) {
-            // SAFETY: the masks admit only columns below `k` and rows below `rows`, inside by the asserts.
-            unsafe {
-                let order = _mm512_loadu_si512(order.as_ptr().cast());
-                let column = |q: usize| {
-                    let at = columns.as_ptr().wrapping_add(q * stride + tile * TILE);
-                    _mm512_maskz_loadu_ps(if q < k { mask } else { 0 }, at)
-                };
-                let mut pairs = [_mm512_setzero_si512(); TILE];
-                for (p, pair) in pairs.iter_mut().enumerate() {
-                    let q = step * K_STEP + 2 * p;
-                    *pair = _mm512_permutexvar_epi16(order, rounded(column(q), column(q + 1)));
-                }
-                let out = strip.add((step * 2 + tile) * A_TILE);
-                for (row, values) in transpose(pairs).into_iter().enumerate() {
-                    _mm512_storeu_si512(out.add(row * K_STEP).cast(), values);
-                }
+            let mut pairs = [_mm512_setzero_si512(); TILE];
+            for (p, pair) in pairs.iter_mut().enumerate() {
+                let column =
+                    |q: usize| (data.as_ptr().wrapping_add(q * stride + tile * TILE), if q < k { mask } else { 0 });
+                let q = step * K_STEP + 2 * p;
+                // SAFETY: the masks admit only columns below `k` and rows below `rows`, inside by the assert.
+                *pair = unsafe { E::pairs(column(q), column(q + 1)) };
             }
+            for (row, values) in transpose(pairs).into_iter().enumerate() {
+                // SAFETY: the caller's room.
+                unsafe { _mm512_storeu_si512(strip.add((step * 2 + tile) * A_TILE + row * K_STEP).cast(), values) }
+            }
+        }
+    }
+}
+
+/// Neighbouring columns of a transpose as pairs of bf16.
+trait Pairs: Copy {
+    /// Lane i is the pair (`even[i]`, `odd[i]`), zeros where a mask says so.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW and BF16; what the masks admit can be read.
+    unsafe fn pairs(even: (*const Self, u16), odd: (*const Self, u16)) -> __m512i;
+}
+
+impl Pairs for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn pairs(even: (*const f32, u16), odd: (*const f32, u16)) -> __m512i {
+        const ORDER: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut lane = 0;
+            while lane < 32 {
+                order[lane] = (lane / 2 + lane % 2 * 16) as u16;
+                lane += 1;
+            }
+            order
+        };
+        // SAFETY: the caller's contract; the order is 64 bytes.
+        unsafe {
+            let (even, odd) = (_mm512_maskz_loadu_ps(even.1, even.0), _mm512_maskz_loadu_ps(odd.1, odd.0));
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER.as_ptr().cast()), rounded(even, odd))
+        }
+    }
+}
+
+impl Pairs for bf16 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn pairs(even: (*const bf16, u16), odd: (*const bf16, u16)) -> __m512i {
+        // SAFETY: the caller's contract; the token of AVX-512 includes VL.
+        unsafe {
+            let even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even.1, even.0.cast()));
+            let odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd.1, odd.0.cast()));
+            _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd))
         }
     }
 }
@@ -523,12 +560,29 @@ macro_rules! multiply {
     };
 }
 
+/// Lines of B that come two steps later, while B's tiles are loaded from L1.
+macro_rules! fetch {
+    ($($bytes:literal)*) => { concat!($("prefetcht0 [rdx + ", $bytes, "]\n"),*) };
+}
+
 multiply!(
     multiply_2x2,
     zero: "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]\ntileloadd tmm2, [rax + r9*1]\ntileloadd tmm3, [rax + r9*1 + 64]",
-    step: "tileloadd tmm6, [rdx + r12*1]\nprefetcht0 [rdx + 4096]\nprefetcht0 [rdx + 4160]\nprefetcht0 [rdx + 4224]\nprefetcht0 [rdx + 4288]\nprefetcht0 [rdx + 4352]\nprefetcht0 [rdx + 4416]\nprefetcht0 [rdx + 4480]\nprefetcht0 [rdx + 4544]\ntileloadd tmm4, [rsi + r11*1]\nprefetcht0 [rdx + 4608]\nprefetcht0 [rdx + 4672]\nprefetcht0 [rdx + 4736]\nprefetcht0 [rdx + 4800]\nprefetcht0 [rdx + 4864]\nprefetcht0 [rdx + 4928]\nprefetcht0 [rdx + 4992]\nprefetcht0 [rdx + 5056]\ntileloadd tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\nprefetcht0 [rdx + 5120]\nprefetcht0 [rdx + 5184]\nprefetcht0 [rdx + 5248]\nprefetcht0 [rdx + 5312]\nprefetcht0 [rdx + 5376]\nprefetcht0 [rdx + 5440]\nprefetcht0 [rdx + 5504]\nprefetcht0 [rdx + 5568]\ntileloadd tmm5, [r15 + r11*1]\ntdpbf16ps tmm1, tmm4, tmm7\nprefetcht0 [rdx + 5632]\nprefetcht0 [rdx + 5696]\nprefetcht0 [rdx + 5760]\nprefetcht0 [rdx + 5824]\nprefetcht0 [rdx + 5888]\nprefetcht0 [rdx + 5952]\nprefetcht0 [rdx + 6016]\nprefetcht0 [rdx + 6080]\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
-    store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1\ntilestored [rax + r9*1], tmm2\ntilestored [rax + r9*1 + 64], tmm3"
+    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]\n\
+           tileloadd tmm2, [rax + r9*1]\ntileloadd tmm3, [rax + r9*1 + 64]",
+    step: concat!(
+        "tileloadd tmm6, [rdx + r12*1]\n",
+        fetch!(4096 4160 4224 4288 4352 4416 4480 4544),
+        "tileloadd tmm4, [rsi + r11*1]\n",
+        fetch!(4608 4672 4736 4800 4864 4928 4992 5056),
+        "tileloadd tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\n",
+        fetch!(5120 5184 5248 5312 5376 5440 5504 5568),
+        "tileloadd tmm5, [r15 + r11*1]\ntdpbf16ps tmm1, tmm4, tmm7\n",
+        fetch!(5632 5696 5760 5824 5888 5952 6016 6080),
+        "tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
+    ),
+    store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1\n\
+            tilestored [rax + r9*1], tmm2\ntilestored [rax + r9*1 + 64], tmm3"
 );
 
 multiply!(

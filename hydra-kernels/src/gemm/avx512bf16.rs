@@ -2,10 +2,10 @@
 //!
 //! The instruction sums the pair with flush-to-zero and round-to-nearest whatever the mode.
 
-use super::convert::round;
-use super::avx512::{MR, NR, prefetch, store};
-use super::drive::{CTile, Micro, a_stride};
 use super::Values;
+use super::avx512::{MR, NR, prefetch, store};
+use super::convert::round;
+use super::drive::{CTile, Micro, a_stride};
 use crate::isa::{Avx512Bf16, Isa};
 use core::arch::x86_64::*;
 use core::mem::transmute;
@@ -170,6 +170,7 @@ pub(super) fn pairs_across(_isa: Avx512Bf16, out: &mut [u8; 128], x: &[f32; 32],
 }
 
 /// Panels of a row-major matrix [k, n], rows `stride` apart: `out` is `[n / 32][steps][32]` pairs, zeros beyond k and n.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn panels_across(
     _isa: Avx512Bf16,
     out: &mut [[u8; 128]],
@@ -188,6 +189,22 @@ pub(super) fn panels_across(
 /// Columns read of a row before the next row's: eight panels' worth.
 const STRETCH: usize = 8 * NR;
 
+/// Rows that are fetched before they are read.
+const AHEAD: usize = 12;
+
+/// Fetches `len` elements from `first` on.
+#[inline]
+fn fetch_row(data: Values<'_>, first: usize, len: usize) {
+    let (at, bytes) = match data {
+        Values::F32(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 4 * len),
+        Values::Bf16(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 2 * len),
+    };
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: every x86-64 machine prefetches; no address is read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) }
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn panels_across_features(
     out: &mut [[u8; 128]],
@@ -201,6 +218,10 @@ fn panels_across_features(
     let factor = _mm512_set1_ps(scale);
     for first in (0..n).step_by(STRETCH) {
         for step in 0..steps {
+            // Pieces of rows are too short for the machine's own prefetching.
+            for p in [2 * step + AHEAD, 2 * step + AHEAD + 1] {
+                fetch_row(data, p * stride + first, STRETCH.min(n - first));
+            }
             for j in (first..n.min(first + STRETCH)).step_by(NR) {
                 let half = |p: usize| {
                     if p >= k {

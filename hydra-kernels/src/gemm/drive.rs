@@ -217,8 +217,12 @@ fn load<K: Micro>(tile: &mut [K::A], term: &Term<'_, K::E>, i: usize, rows: usiz
     let a = &term.a;
     let first = i * a.row_stride + p * a.col_stride;
     match a.data {
-        Values::F32(data) => copy::<f32, K::A>(tile, &data[first..], a.row_stride, a.col_stride, rows, k_real, K::of_f32),
-        Values::Bf16(data) => copy::<bf16, K::A>(tile, &data[first..], a.row_stride, a.col_stride, rows, k_real, K::of_bf16),
+        Values::F32(data) => {
+            copy::<f32, K::A>(tile, &data[first..], a.row_stride, a.col_stride, rows, k_real, K::of_f32)
+        }
+        Values::Bf16(data) => {
+            copy::<bf16, K::A>(tile, &data[first..], a.row_stride, a.col_stride, rows, k_real, K::of_bf16)
+        }
     }
     for out in tile.chunks_mut(a_stride::<K::A>()).take(rows) {
         out[k_real..k].fill(bytemuck::Zeroable::zeroed());
@@ -351,7 +355,15 @@ impl Kernel for bf16 {
         }
     }
 
-    fn multiply(isa: Bf16Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, terms: &[Term<'_, bf16>]) {
+    fn multiply(
+        isa: Bf16Isa,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        n: usize,
+        store: Store,
+        terms: &[Term<'_, bf16>],
+    ) {
         match isa {
             Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, terms),
             #[cfg(target_arch = "x86_64")]

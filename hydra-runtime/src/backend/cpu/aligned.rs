@@ -63,7 +63,8 @@ impl<T: Pod> Aligned<T> {
         if self.len < len {
             // A fresh allocation, so that growing does not copy what nobody will read.
             self.memory = Memory::default();
-            *self = Self::zeroed(len).unwrap_or_else(|| panic!("out of memory: {} MiB asked for", (len * size_of::<T>()) >> 20));
+            *self = Self::zeroed(len)
+                .unwrap_or_else(|| panic!("out of memory: {} MiB asked for", (len * size_of::<T>()) >> 20));
         }
         self
     }

@@ -10,11 +10,13 @@ use crate::Result;
 use crate::backend::{AttentionShape, Store};
 use crate::batch::Segment;
 use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
-use hydra_kernels::math;
+use hydra_kernels::isa::Bf16Isa;
 use rayon::prelude::*;
 
-/// Keys in a block: with 64 queries the scores take 64 KiB, a part of L2.
+/// Keys in a block.
 const KEYS: usize = 256;
+/// Queries whose scores are computed together: with a block of keys they stay in L1.
+const STRIP: usize = 32;
 /// Keys and queries in a block of the backward pass, which holds two score blocks.
 const BACKWARD: usize = 128;
 
@@ -130,10 +132,12 @@ fn query_task<E: Element>(
     let k_len = gemm::panels_len::<E>(isa, d, KEYS);
     let v_len = gemm::panels_len::<E>(isa, KEYS, d);
     let per_head = rows * d + 2 * rows;
-    cpu.with_scratch(floats::<E>(k_len) + floats::<E>(v_len) + rows * KEYS + shape.group() * per_head, |scratch| {
+    let blocks = floats::<E>(k_len) + floats::<E>(v_len) + floats::<E>(STRIP * KEYS) + STRIP * KEYS;
+    cpu.with_scratch(blocks + shape.group() * per_head, |scratch| {
         let (k_panels, rest) = carve::<E>(scratch, k_len);
         let (v_panels, rest) = carve::<E>(rest, v_len);
-        let (scores, heads) = rest.split_at_mut(rows * KEYS);
+        let (p, rest) = carve::<E>(rest, STRIP * KEYS);
+        let (scores, heads) = rest.split_at_mut(STRIP * KEYS);
         for kv_head in 0..shape.kv_heads {
             for head in heads.chunks_exact_mut(per_head) {
                 head[..rows * d].fill(0.0);
@@ -152,20 +156,33 @@ fn query_task<E: Element>(
                     let v_panels = pack(isa, v_panels, n, d, kv(v).as_rows(), 1.0)?;
                     for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
                         let q_head = kv_head * shape.group() + i;
-                        let q = E::values(q);
-                        let q = Block::new(q, shape.q_width(), task.segment.start + task.first, q_head * d);
-                        let scores = &mut scores[..rows * n];
-                        multiply(isa, scores, rows, Store::Overwrite, q.rows(), k_panels)?;
                         let (o, state) = head.split_at_mut(rows * d);
                         let (max, sum) = state.split_at_mut(rows);
-                        // Row i of the block may see keys up to its own place in the segment.
-                        let visible =
-                            |row: usize| if is_own { (task.first + row + 1).saturating_sub(key).min(n) } else { n };
-                        cpu.isa.vectorize(
-                            #[inline(always)]
-                            || soften(scores, n, d, o, max, sum, visible),
-                        );
-                        multiply(isa, o, rows, Store::Accumulate, Rows::row_major(&*scores, n), v_panels)?;
+                        for row in (0..rows).step_by(STRIP) {
+                            let strip = row..rows.min(row + STRIP);
+                            let first = task.segment.start + task.first + row;
+                            let q = Block::new(E::values(q), shape.q_width(), first, q_head * d);
+                            let (scores, p) = (&mut scores[..strip.len() * n], &mut p[..strip.len() * n]);
+                            multiply(isa, scores, strip.len(), Store::Overwrite, q.rows(), k_panels)?;
+                            // Row i of the block may see keys up to its own place in the segment.
+                            let seen = |i: usize| {
+                                if is_own { (task.first + row + i + 1).saturating_sub(key).min(n) } else { n }
+                            };
+                            let o = &mut o[row * d..strip.end * d];
+                            let (max, sum) = (&mut max[strip.clone()], &mut sum[strip.clone()]);
+                            cpu.isa.vectorize(
+                                #[inline(always)]
+                                || soften(cpu.bf16_isa, p, scores, n, d, o, max, sum, seen),
+                            );
+                            multiply(
+                                isa,
+                                o,
+                                strip.len(),
+                                Store::Accumulate,
+                                Rows::row_major(E::values(p), n),
+                                v_panels,
+                            )?;
+                        }
                     }
                 }
             }
@@ -184,9 +201,12 @@ fn query_task<E: Element>(
     })
 }
 
-/// Turns a block of scores [rows, n] into unnormalised probabilities, and rescales what earlier blocks left in `o` and `sum`.
+/// Turns a block of scores [rows, n] into unnormalised probabilities `p`, and rescales what earlier blocks left in `o` and `sum`.
+#[allow(clippy::too_many_arguments)]
 #[inline(always)]
-fn soften(
+fn soften<E: Element>(
+    isa: Bf16Isa,
+    p: &mut [E],
     scores: &mut [f32],
     n: usize,
     d: usize,
@@ -195,23 +215,47 @@ fn soften(
     sum: &mut [f32],
     visible: impl Fn(usize) -> usize,
 ) {
-    for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
-        let (seen, hidden) = scores.split_at_mut(visible(row));
-        hidden.fill(0.0);
-        if seen.is_empty() {
-            continue;
+    for (row, (p, scores)) in p.chunks_exact_mut(n).zip(scores.chunks_exact_mut(n)).enumerate() {
+        let seen = hide(scores, visible(row));
+        if !seen.is_empty() {
+            let new_max = lanes(seen, max[row], larger);
+            let shrink = E::exp(max[row] - new_max);
+            sum[row] = sum[row] * shrink + exponentials::<E>(seen, new_max);
+            max[row] = new_max;
+            if shrink != 1.0 {
+                o[row * d..][..d].iter_mut().for_each(|o| *o *= shrink);
+            }
         }
-        let new_max = lanes(seen, max[row], larger);
-        let shrink = math::exp(max[row] - new_max);
-        for x in seen.iter_mut() {
-            *x = math::exp(*x - new_max);
-        }
-        sum[row] = sum[row] * shrink + lanes(seen, 0.0, |a, b| a + b);
-        max[row] = new_max;
-        if shrink != 1.0 {
-            o[row * d..][..d].iter_mut().for_each(|o| *o *= shrink);
+        E::narrow(isa, p, scores).expect("one length");
+    }
+}
+
+/// The first `visible` scores of a row, and enough hidden ones (−∞) to fill a vector; the rest are zeros.
+#[inline(always)]
+fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
+    let padded = visible.next_multiple_of(16).min(scores.len());
+    let (seen, hidden) = scores.split_at_mut(padded);
+    seen[visible..].fill(f32::NEG_INFINITY);
+    hidden.fill(0.0);
+    seen
+}
+
+/// `x` = exp(x − max), and their sum in 16 lanes.
+#[inline(always)]
+pub(super) fn exponentials<E: Element>(x: &mut [f32], max: f32) -> f32 {
+    let mut acc = [0.0; 16];
+    let (whole, rest) = x.as_chunks_mut::<16>();
+    for x in whole {
+        for (acc, x) in acc.iter_mut().zip(x) {
+            *x = E::exp(*x - max);
+            *acc += *x;
         }
     }
+    for (acc, x) in acc.iter_mut().zip(rest) {
+        *x = E::exp(*x - max);
+        *acc += *x;
+    }
+    tree(acc, |a, b| a + b)
 }
 
 /// The larger of two numbers; `f32::max` also has to look for NaN.
@@ -234,7 +278,18 @@ pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f3
     for (acc, &x) in acc.iter_mut().zip(rest) {
         *acc = join(*acc, x);
     }
-    acc.into_iter().reduce(join).expect("16 lanes")
+    tree(acc, join)
+}
+
+/// Lanes joined in pairs.
+#[inline(always)]
+fn tree(mut lanes: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = join(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
 }
 
 /// What the forward pass left, and the gradient of its result.
@@ -319,7 +374,7 @@ fn to_rows<E: Element>(
                     let (kv_head, q_head) = (head / group, head % group);
                     let start = (kv_head * tokens + segment.start) * group + q_head * segment.len;
                     let from = &area[(start + i * chunk + row) * d..][..d];
-                    out.iter_mut().zip(from).for_each(|(out, &x)| *out = E::round(x));
+                    E::narrow(cpu.bf16_isa, out, from).expect("one length");
                 }
             }
         })
@@ -338,18 +393,25 @@ fn key_task<E: Element>(
     let blocks = len.div_ceil(BACKWARD);
     let by_d = gemm::panels_len::<E>(isa, BACKWARD, d); // a block's rows as the operand [rows, d]
     let by_rows = gemm::panels_len::<E>(isa, d, BACKWARD); // the same as [d, rows]
-    let need = floats::<E>(group * 2 * blocks * by_d) + 2 * floats::<E>(by_rows) + floats::<E>(by_d);
-    cpu.with_scratch(need + group * len + 2 * BACKWARD * BACKWARD, |scratch| {
+    let block = BACKWARD * BACKWARD;
+    let panels = floats::<E>(group * 2 * blocks * by_d) + 2 * floats::<E>(by_rows) + floats::<E>(by_d);
+    let scores = 2 * floats::<E>(block) + 2 * STRIP * BACKWARD;
+    cpu.with_scratch(panels + scores + group * len, |scratch| {
         let (packed, rest) = carve::<E>(scratch, group * 2 * blocks * by_d);
         let (kt_panels, rest) = carve::<E>(rest, by_rows);
         let (vt_panels, rest) = carve::<E>(rest, by_rows);
         let (k_panels, rest) = carve::<E>(rest, by_d);
-        let (deltas, rest) = rest.split_at_mut(group * len);
-        let (p, ds) = rest.split_at_mut(BACKWARD * BACKWARD);
+        let (p, rest) = carve::<E>(rest, block);
+        let (ds, rest) = carve::<E>(rest, block);
+        let (scores, rest) = rest.split_at_mut(STRIP * BACKWARD);
+        let (dscores, deltas) = rest.split_at_mut(STRIP * BACKWARD);
         let start = task.segment.start;
-        let q_block = |x, row, i| Block::new(E::values(x), shape.q_width(), start + row, (task.kv_head * group + i) * d);
+        let q_block =
+            |x, row, i| Block::new(E::values(x), shape.q_width(), start + row, (task.kv_head * group + i) * d);
         // The queries and dO of each head packed once, and Σ dO∘O of each row.
-        for (i, (packed, delta)) in packed.chunks_exact_mut(2 * blocks * by_d).zip(deltas.chunks_exact_mut(len)).enumerate() {
+        for (i, (packed, delta)) in
+            packed.chunks_exact_mut(2 * blocks * by_d).zip(deltas.chunks_exact_mut(len)).enumerate()
+        {
             for (b, panels) in packed.chunks_exact_mut(2 * by_d).enumerate() {
                 let (row, rows) = (b * BACKWARD, BACKWARD.min(len - b * BACKWARD));
                 let (q_panels, do_panels) = panels.split_at_mut(by_d);
@@ -357,11 +419,15 @@ fn key_task<E: Element>(
                 pack(isa, do_panels, rows, d, q_block(saved.d_o, row, i).as_rows(), 1.0)?;
             }
             let head = (task.kv_head * group + i) * d;
-            for (row, delta) in delta.iter_mut().enumerate() {
-                let at = (start + row) * shape.q_width() + head;
-                let products = saved.d_o[at..at + d].iter().zip(&saved.o[at..at + d]);
-                *delta = products.map(|(a, b)| a.widen() * b.widen()).sum();
-            }
+            cpu.isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (row, delta) in delta.iter_mut().enumerate() {
+                        let at = (start + row) * shape.q_width() + head;
+                        *delta = dot(&saved.d_o[at..at + d], &saved.o[at..at + d]);
+                    }
+                },
+            );
         }
         for (b, key) in (0..len).step_by(BACKWARD).enumerate() {
             let n = BACKWARD.min(len - key);
@@ -369,23 +435,32 @@ fn key_task<E: Element>(
             let kt = pack(isa, kt_panels, d, n, kv(saved.k).as_columns(), scale)?;
             let vt = pack(isa, vt_panels, d, n, kv(saved.v).as_columns(), 1.0)?;
             let k = pack(isa, k_panels, n, d, kv(saved.k).as_rows(), scale)?;
-            for (i, (packed, delta)) in packed.chunks_exact(2 * blocks * by_d).zip(deltas.chunks_exact(len)).enumerate() {
+            for (i, (packed, delta)) in packed.chunks_exact(2 * blocks * by_d).zip(deltas.chunks_exact(len)).enumerate()
+            {
                 for (qb, panels) in packed.chunks_exact(2 * by_d).enumerate().skip(b) {
                     let (row, rows) = (qb * BACKWARD, BACKWARD.min(len - qb * BACKWARD));
                     let used = gemm::panels_len::<E>(isa, rows, d);
                     let q_panels = Panels { data: &panels[..used], k: rows, n: d };
                     let do_panels = Panels { data: &panels[by_d..][..used], k: rows, n: d };
                     let (p, ds) = (&mut p[..rows * n], &mut ds[..rows * n]);
-                    multiply(isa, p, rows, Store::Overwrite, q_block(saved.q, row, i).rows(), kt)?;
-                    multiply(isa, ds, rows, Store::Overwrite, q_block(saved.d_o, row, i).rows(), vt)?;
                     let q_head = task.kv_head * group + i;
-                    let lse = |r: usize| saved.lse[(start + row + r) * shape.heads + q_head];
-                    let visible = |r: usize| (row + r + 1).saturating_sub(key).min(n);
-                    cpu.isa.vectorize(
-                        #[inline(always)]
-                        || score_gradients(p, ds, n, &delta[row..], lse, visible),
-                    );
-                    let (p, ds) = (&*p, &*ds);
+                    for first in (0..rows).step_by(STRIP) {
+                        let strip = STRIP.min(rows - first);
+                        let (scores, dscores) = (&mut scores[..strip * n], &mut dscores[..strip * n]);
+                        let (q, d_o) = (q_block(saved.q, row + first, i), q_block(saved.d_o, row + first, i));
+                        multiply(isa, scores, strip, Store::Overwrite, q.rows(), kt)?;
+                        multiply(isa, dscores, strip, Store::Overwrite, d_o.rows(), vt)?;
+                        let lse = |r: usize| saved.lse[(start + row + first + r) * shape.heads + q_head];
+                        let visible = |r: usize| (row + first + r + 1).saturating_sub(key).min(n);
+                        cpu.isa.vectorize(
+                            #[inline(always)]
+                            || score_gradients::<E>(scores, dscores, n, &delta[row + first..], lse, visible),
+                        );
+                        let place = first * n..(first + strip) * n;
+                        E::narrow(cpu.bf16_isa, &mut p[place.clone()], scores)?;
+                        E::narrow(cpu.bf16_isa, &mut ds[place], dscores)?;
+                    }
+                    let (p, ds) = (E::values(p), E::values(ds));
                     let (dv, dk) = (&mut task.dv[key * d..], &mut task.dk[key * d..]);
                     multiply(isa, dv, n, Store::Accumulate, Rows::transposed(p, n), do_panels)?;
                     multiply(isa, dk, n, Store::Accumulate, Rows::transposed(ds, n), q_panels)?;
@@ -398,9 +473,21 @@ fn key_task<E: Element>(
     })
 }
 
+/// Σ a · b in 16 lanes.
+#[inline(always)]
+fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
+    let mut acc = [0.0; 16];
+    for (a, b) in a.chunks(16).zip(b.chunks(16)) {
+        for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
+            *acc += a.widen() * b.widen();
+        }
+    }
+    tree(acc, |a, b| a + b)
+}
+
 /// p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out.
 #[inline(always)]
-fn score_gradients(
+fn score_gradients<E: Element>(
     p: &mut [f32],
     ds: &mut [f32],
     n: usize,
@@ -409,11 +496,12 @@ fn score_gradients(
     visible: impl Fn(usize) -> usize,
 ) {
     for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-        let (seen, lse, delta) = (visible(row), lse(row), delta[row]);
-        p[seen..].fill(0.0);
-        ds[seen..].fill(0.0);
-        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-            *p = math::exp(*p - lse);
+        let (lse, delta) = (lse(row), delta[row]);
+        let seen = hide(p, visible(row));
+        let (seen_ds, hidden_ds) = ds.split_at_mut(seen.len());
+        hidden_ds.fill(0.0);
+        for (p, ds) in seen.iter_mut().zip(seen_ds) {
+            *p = E::exp(*p - lse);
             *ds = *p * (*ds - delta);
         }
     }

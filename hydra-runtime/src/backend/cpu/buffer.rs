@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use half::bf16;
 use hydra_kernels::gemm::{self, Values, ValuesMut};
 use hydra_kernels::isa::Bf16Isa;
-use hydra_kernels::{Float, Multiplicand, Scratch};
+use hydra_kernels::{Float, Multiplicand, Scratch, math};
 
 /// Values that operations read and write.
 pub enum Buffer {
@@ -18,7 +18,8 @@ pub enum Buffer {
 impl Buffer {
     pub(super) fn zeroed<E: Element>(len: usize) -> Result<Self> {
         let mib = (len as u64).saturating_mul(size_of::<E>() as u64) >> 20;
-        let values = Aligned::zeroed(len).ok_or_else(|| Error::Invalid(format!("out of memory: {mib} MiB asked for")))?;
+        let values =
+            Aligned::zeroed(len).ok_or_else(|| Error::Invalid(format!("out of memory: {mib} MiB asked for")))?;
         Ok(E::buffer(values))
     }
 
@@ -47,6 +48,9 @@ pub(super) trait Element: Float + Multiplicand + Default {
 
     fn values(x: &[Self]) -> Values<'_>;
 
+    /// eˣ, as exact as what will be made of it.
+    fn exp(x: f32) -> f32;
+
     /// [`Element::of`].
     fn of_mut(buffer: &mut Buffer) -> &mut [Self];
 }
@@ -56,6 +60,11 @@ const WRONG_KIND: &str = "an activation where a buffer is wanted, or the reverse
 impl Element for f32 {
     fn buffer(values: Aligned<f32>) -> Buffer {
         Buffer::F32(values)
+    }
+
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        math::exp(x)
     }
 
     fn values(x: &[f32]) -> Values<'_> {
@@ -76,6 +85,11 @@ impl Element for f32 {
 impl Element for bf16 {
     fn buffer(values: Aligned<bf16>) -> Buffer {
         Buffer::Bf16(values)
+    }
+
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        math::exp_coarse(x)
     }
 
     fn values(x: &[bf16]) -> Values<'_> {

@@ -7,7 +7,6 @@ use super::buffer::Element;
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
 use hydra_kernels::isa::Bf16Isa;
-use hydra_kernels::math;
 use rayon::prelude::*;
 
 /// Values of a task where there are no rows.
@@ -188,11 +187,16 @@ fn rms_norm<E: Element>(isa: Bf16Isa, y: &mut [E], inv_rms: &mut [f32], x: &[f32
     for ((y, inv_rms), x) in y.chunks_exact_mut(d).zip(inv_rms).zip(x.chunks_exact(d)) {
         let scale = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
         *inv_rms = scale;
-        rounded(isa, y, #[inline(always)] |first, block| {
-            for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
-                *y = x * scale * w;
-            }
-        });
+        rounded(
+            isa,
+            y,
+            #[inline(always)]
+            |first, block| {
+                for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
+                    *y = x * scale * w;
+                }
+            },
+        );
     }
 }
 
@@ -272,13 +276,23 @@ fn rope<E: Element>(
 }
 
 #[inline(always)]
+fn sigmoid<E: Element>(x: f32) -> f32 {
+    1.0 / (1.0 + E::exp(-x))
+}
+
+#[inline(always)]
 fn swiglu<E: Element>(isa: Bf16Isa, out: &mut [E], gate: &[E], up: &[E]) {
-    rounded(isa, out, #[inline(always)] |first, block| {
-        for ((out, g), u) in block.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
-            let g = g.widen();
-            *out = g * math::sigmoid(g) * u.widen();
-        }
-    });
+    rounded(
+        isa,
+        out,
+        #[inline(always)]
+        |first, block| {
+            for ((out, g), u) in block.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+                let g = g.widen();
+                *out = g * sigmoid::<E>(g) * u.widen();
+            }
+        },
+    );
 }
 
 #[inline(always)]
@@ -289,7 +303,7 @@ fn swiglu_backward<E: Element>(isa: Bf16Isa, dgate: &mut [E], dup: &mut [E], gat
         let [new_dgate, new_dup] = gradients.each_mut().map(|gradient| &mut gradient[..gate.len()]);
         for i in 0..gate.len() {
             let (d, g, u) = (dgate[i].widen(), gate[i].widen(), up[i].widen());
-            let sigmoid = math::sigmoid(g);
+            let sigmoid = sigmoid::<E>(g);
             new_dup[i] = d * g * sigmoid;
             new_dgate[i] = d * u * sigmoid * (1.0 + g * (1.0 - sigmoid));
         }

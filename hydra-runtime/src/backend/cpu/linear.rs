@@ -66,7 +66,13 @@ impl<'a> Parameters<'a> {
     }
 
     /// Rows `first ..` of [A; R], as columns: for x [A; R]ᵀ.
-    fn stacked_columns<E: Element>(&self, isa: E::Isa, area: &'a mut Area, first: usize, end: usize) -> Result<Panels<'a, E>> {
+    fn stacked_columns<E: Element>(
+        &self,
+        isa: E::Isa,
+        area: &'a mut Area,
+        first: usize,
+        end: usize,
+    ) -> Result<Panels<'a, E>> {
         let (d_in, n) = (self.shape.d_in, end - first);
         let data = Values::F32(&self.stacked[first * d_in..]);
         pack(isa, area, d_in, n, Source::Dense { data, k_stride: 1, n_stride: d_in }, 1.0)
@@ -80,7 +86,14 @@ impl<'a> Parameters<'a> {
     }
 }
 
-fn pack<'p, E: Element>(isa: E::Isa, area: &'p mut Area, k: usize, n: usize, source: Source<'_>, scale: f32) -> Result<Panels<'p, E>> {
+fn pack<'p, E: Element>(
+    isa: E::Isa,
+    area: &'p mut Area,
+    k: usize,
+    n: usize,
+    source: Source<'_>,
+    scale: f32,
+) -> Result<Panels<'p, E>> {
     let out = area.take::<E>(gemm::panels_len::<E>(isa, k, n));
     gemm::pack(isa, out, k, n, source, scale)?;
     Ok(Panels { data: out, k, n })
@@ -382,7 +395,9 @@ pub(super) fn backward<E: Element>(
                 let through = Term { a: Rows::row_major(&dhidden[first_row..], width), b: a };
                 columns_of(isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
                 match args.dropout {
-                    Some(key) if first + columns == d_in => add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked),
+                    Some(key) if first + columns == d_in => {
+                        add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked)
+                    }
                     _ => Ok(()),
                 }
             })

@@ -4,14 +4,14 @@
 //! the same recurrence as attention's, with the head's rows as keys and as values. So each block of logits is computed once,
 //! used for the loss and for its gradient, and forgotten.
 
-use super::attention::{lanes, larger};
-use super::buffer::Element;
+use super::attention::{exponentials, lanes, larger};
+use super::buffer::{Element, carve, floats};
 use super::product::Operand;
 use super::{Cpu, Weight};
 use crate::Result;
 use crate::backend::Store;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values};
-use hydra_kernels::math;
+use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
 use rayon::prelude::*;
 
@@ -112,23 +112,27 @@ fn block_task<E: Element>(
 ) -> Result<()> {
     let (rows, n) = (task.states.len(), to_logits.n);
     let mut dx = task.dx;
-    cpu.with_scratch(rows * n, |logits| {
+    cpu.with_scratch(floats::<E>(rows * n) + rows * n, |scratch| {
+        let (weights, logits) = carve::<E>(scratch, rows * n);
         gemm::gemm(isa, &mut *logits, n, rows, n, Store::Overwrite, &[Term { a: x, b: to_logits }])?;
         cpu.isa.vectorize(
             #[inline(always)]
-            || soften(logits, n, task.states, dx.as_deref_mut(), targets, first_id),
+            || soften(cpu.bf16_isa, weights, logits, n, task.states, dx.as_deref_mut(), targets, first_id),
         );
         if let (Some(dx), Some(b)) = (dx, to_dx) {
-            let term = Term { a: Rows::row_major(&*logits, n), b };
+            let term = Term { a: Rows::row_major(E::values(weights), n), b };
             gemm::gemm(isa, dx, b.n, rows, b.n, Store::Accumulate, &[term])?;
         }
         Ok(())
     })
 }
 
-/// Logits of a block of ids → unnormalised weights; the running state and what earlier blocks left in dx are rescaled.
+/// Logits of a block of ids → unnormalised `weights`, if there is a gradient; the running state and what earlier blocks left in dx are rescaled.
 #[inline(always)]
-fn soften(
+#[allow(clippy::too_many_arguments)]
+fn soften<E: Element>(
+    isa: Bf16Isa,
+    weights: &mut [E],
     logits: &mut [f32],
     n: usize,
     states: &mut [State],
@@ -142,15 +146,15 @@ fn soften(
             state.target = logit;
         }
         let max = lanes(logits, state.max, larger);
-        let shrink = math::exp(state.max - max);
-        for logit in logits.iter_mut() {
-            *logit = math::exp(*logit - max);
-        }
-        state.sum = state.sum * shrink + lanes(logits, 0.0, |a, b| a + b);
+        let shrink = E::exp(state.max - max);
+        state.sum = state.sum * shrink + exponentials::<E>(logits, max);
         state.max = max;
         if let Some(dx) = &mut dx {
             let d = dx.len() / rows;
-            dx[row * d..][..d].iter_mut().for_each(|dx| *dx *= shrink);
+            if shrink != 1.0 {
+                dx[row * d..][..d].iter_mut().for_each(|dx| *dx *= shrink);
+            }
+            E::narrow(isa, &mut weights[row * n..][..n], logits).expect("one length");
         }
     }
 }
