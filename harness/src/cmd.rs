@@ -7,6 +7,7 @@ mod fetch;
 mod finetune;
 mod generate;
 mod info;
+mod merge;
 
 use crate::output;
 use anyhow::{Result, bail};
@@ -37,6 +38,8 @@ pub enum Command {
     Eval(Eval),
     /// Continue a prompt
     Generate(generate::Arguments),
+    /// Fold an adapter into its model's weights, and check the result
+    Merge(merge::Arguments),
     /// Describe a model or an adapter
     Info(info::Arguments),
 }
@@ -60,6 +63,7 @@ impl Command {
             Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),
+            Self::Merge(arguments) => merge::run(arguments),
             Self::Info(arguments) => info::run(arguments),
         }
     }

@@ -107,7 +107,7 @@ impl AdapterConfig {
         HydraShape { tokens, ..self.shape_of(d_in, d_out) }
     }
 
-    fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
+    pub(crate) fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
         let (rank, heads) = (self.rank, self.heads);
         let (per_head_a, router) = (self.method == Method::Split, self.gate == GateKind::Router);
         HydraShape { tokens: 0, d_in, d_out, rank, heads, per_head_a, router }

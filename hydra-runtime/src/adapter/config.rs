@@ -1,7 +1,7 @@
 //! `adapter_config.json`: HF PEFT's keys, the reference implementation's `lora_nums`, and `method`, `gate`, `labels`.
 
 use crate::error::printable;
-use crate::json::Object;
+use crate::json::{Object, shortest};
 use crate::projection::Projection;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -232,11 +232,6 @@ impl AdapterConfig {
 /// PEFT writes whole alphas as integers and rejects others where it wants them.
 fn number(x: f32) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { (x as i64).into() } else { shortest(x) }
-}
-
-/// The decimal number that means this f32, without the digits that widening it would add.
-fn shortest(x: f32) -> Value {
-    x.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// Adapters of PEFT that compute something else.
