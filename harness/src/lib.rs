@@ -1,5 +1,6 @@
 //! The harness: the command line, data, MMLU, and reports. What it runs is in `hydra-runtime`.
 
+mod cluster;
 mod cmd;
 pub mod data;
 mod device;

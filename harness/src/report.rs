@@ -99,6 +99,14 @@ pub fn write(out: &Path, title: &str, body: &str) -> Result<()> {
     write_atomically(&path, page.as_bytes()).with_context(|| format!("can't write {}", path.display()))
 }
 
+/// An inline SVG as a file of its own, with the page's style.
+pub fn standalone(svg: &str) -> String {
+    let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
+    let opened = svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    let at = opened.find('>').map_or(0, |at| at + 1);
+    format!("{head}{}<style>{STYLE}</style>{}", &opened[..at], &opened[at..])
+}
+
 /// A heading and what is under it, in HTML.
 pub fn section(title: &str, html: &str) -> String {
     format!("<section><h2>{}</h2>\n{html}</section>\n", escape(title))

@@ -2,8 +2,12 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/cluster.rs"]
+mod cluster;
 #[path = "cli/evaluate.rs"]
 mod evaluate;
+#[path = "cli/merge.rs"]
+mod merge;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/support.rs"]

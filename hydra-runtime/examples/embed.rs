@@ -45,8 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         dropout: 0.0,
         targets: vec![Projection::Gate, Projection::Up, Projection::Down],
         labels: Vec::new(),
-        base_model: None,
-        extra: Default::default(),
+        ..AdapterConfig::default()
     };
     let adapter = Adapter::init(model.config(), config, 0)?;
     let adam = AdamW::default();

@@ -63,6 +63,25 @@ impl Adapter {
         Ok(Self { config, layers })
     }
 
+    /// One head alone, as a LoRA: its A (or the one that all share) and its B.
+    pub fn head(&self, head: usize) -> Result<Self> {
+        let AdapterConfig { rank, heads, .. } = self.config;
+        if head >= heads {
+            return Err(Error::Invalid(format!("head {head} of an adapter of {heads} heads")));
+        }
+        let mut alone = self.clone();
+        alone.config = AdapterConfig { method: Method::Lora, gate: GateKind::One, heads: 1, ..alone.config };
+        alone.config.labels.clear();
+        alone.config.label_field = None;
+        alone.config.extra.remove("lora_nums");
+        for pair in alone.layers.iter_mut().flatten().flatten() {
+            let first = if self.config.method == Method::Split { head * rank } else { 0 };
+            pair.a = pair.a[first * pair.d_in..][..rank * pair.d_in].to_vec();
+            pair.b = pair.b.chunks_exact(heads * rank).flat_map(|row| &row[head * rank..][..rank]).copied().collect();
+        }
+        Ok(alone)
+    }
+
     /// Number of trainable parameters, the router's among them.
     pub fn parameters(&self) -> u64 {
         self.pairs().map(|(_, _, pair)| (pair.a.len() + pair.b.len()) as u64).sum()
@@ -107,7 +126,7 @@ impl AdapterConfig {
         HydraShape { tokens, ..self.shape_of(d_in, d_out) }
     }
 
-    fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
+    pub(crate) fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
         let (rank, heads) = (self.rank, self.heads);
         let (per_head_a, router) = (self.method == Method::Split, self.gate == GateKind::Router);
         HydraShape { tokens: 0, d_in, d_out, rank, heads, per_head_a, router }

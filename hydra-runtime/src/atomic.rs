@@ -1,7 +1,8 @@
 //! Files that are replaced whole or not at all.
 //!
 //! Each file is written beside its destination, flushed to the disk and only then renamed. With several files, all are
-//! written before the first is renamed: a full disk leaves what was there before.
+//! written before the first is renamed: a full disk leaves what was there before. A [`NewFolder`] is filled under another
+//! name and renamed when it is complete.
 
 use crate::{Error, Result};
 use std::fs::{self, File};
@@ -40,13 +41,15 @@ fn write_and_rename(files: &[(PathBuf, &[u8])], written: &mut Vec<PathBuf>) -> R
     for ((path, _), temporary) in files.iter().zip(written.iter()) {
         fs::rename(temporary, path).map_err(|source| Error::Io { path: path.clone(), source })?;
     }
-    for (path, _) in files {
-        // A rename lasts once its folder is flushed. Some systems can't open folders, and have nothing to flush then.
-        if let Some(Ok(folder)) = path.parent().map(File::open) {
-            let _ = folder.sync_all();
-        }
-    }
+    files.iter().for_each(|(path, _)| flush_parent(path));
     Ok(())
+}
+
+/// A rename lasts once its folder is flushed. Some systems can't open folders, and have nothing to flush then.
+fn flush_parent(path: &Path) {
+    if let Some(Ok(folder)) = path.parent().map(File::open) {
+        let _ = folder.sync_all();
+    }
 }
 
 /// A hidden name in the same folder, this process's own.
@@ -55,4 +58,57 @@ fn beside(path: &Path) -> Result<PathBuf> {
         return Err(Error::Invalid(format!("{}: not a file's name", path.display())));
     };
     Ok(path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id())))
+}
+
+/// A folder that is not there until it is complete; dropped before that, nothing of it stays.
+pub struct NewFolder {
+    temporary: PathBuf,
+    destination: PathBuf,
+    kept: bool,
+}
+
+impl NewFolder {
+    /// Begins a folder that will be at `destination`, where there is nothing or an empty folder.
+    pub fn begin(destination: &Path) -> Result<Self> {
+        let at = |source| Error::Io { path: destination.into(), source };
+        match fs::read_dir(destination).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => return Err(Error::Invalid(format!("{} is not empty", destination.display()))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(error)),
+            _ => {}
+        }
+        let temporary = beside(destination)?;
+        if let Some(parent) = temporary.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(at)?;
+        }
+        fs::create_dir(&temporary).map_err(at)?;
+        Ok(Self { temporary, destination: destination.into(), kept: false })
+    }
+
+    /// Where to write its files.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Flushes its files and puts it at its destination.
+    pub fn keep(mut self) -> Result<()> {
+        let keep = || {
+            for entry in fs::read_dir(&self.temporary)? {
+                File::open(entry?.path())?.sync_all()?;
+            }
+            fs::rename(&self.temporary, &self.destination)
+        };
+        keep().map_err(|source| Error::Io { path: self.destination.clone(), source })?;
+        self.kept = true;
+        flush_parent(&self.destination);
+        Ok(())
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if !self.kept {
+            // There is an error to report already, and no better one to be had here.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::batch::Segment;
 use core::ops::Range;
 pub use hydra_kernels::gemm::Store;
-pub use hydra_kernels::quant::Weight;
+pub use hydra_kernels::quant::{Format, Weight};
 pub use hydra_kernels::shape::HydraShape;
 
 /// Which gate mixes an adapter's heads (the mathematics: `hydra_kernels::gate`).

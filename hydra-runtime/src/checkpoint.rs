@@ -5,7 +5,7 @@
 //! the [`Config`] calls for and names every one that is missing, misshapen, or would change the result if it were ignored.
 
 mod gguf;
-mod safetensors;
+pub(crate) mod safetensors;
 
 use crate::config::Config;
 use crate::error::printable;
@@ -39,7 +39,7 @@ pub enum TensorId {
 
 impl TensorId {
     /// All tensors that a model of this shape has of its own.
-    fn all(config: &Config) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(config: &Config) -> impl Iterator<Item = Self> {
         let ends = [Some(Self::Embedding), Some(Self::FinalNorm), (!config.tied).then_some(Self::Head)];
         let layer = |l| {
             let norms = [Self::AttentionNorm(l), Self::FfnNorm(l)];
@@ -48,8 +48,13 @@ impl TensorId {
         ends.into_iter().flatten().chain((0..config.layers).flat_map(layer))
     }
 
+    /// Its name in a Hugging Face folder.
+    pub(crate) fn hf_name(self) -> String {
+        safetensors::name(self)
+    }
+
     /// Rows and columns; `None` rows for a vector.
-    fn dims(self, config: &Config) -> (Option<usize>, usize) {
+    pub(crate) fn dims(self, config: &Config) -> (Option<usize>, usize) {
         match self {
             Self::Embedding | Self::Head => (Some(config.vocab), config.d_model),
             Self::FinalNorm | Self::AttentionNorm(_) | Self::FfnNorm(_) => (None, config.d_model),
@@ -212,6 +217,16 @@ impl Checkpoint {
         };
         tokenizer.fits(self.config.vocab)?;
         Ok(tokenizer)
+    }
+
+    /// The format in which a tensor is stored.
+    pub(crate) fn format(&self, id: TensorId) -> Format {
+        self.entry(id).format
+    }
+
+    /// Whether it is a Hugging Face folder.
+    pub(crate) fn is_folder(&self) -> bool {
+        self.kind == Kind::HuggingFace
     }
 
     /// Number of weights; a tied head counts once.

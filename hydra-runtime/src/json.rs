@@ -93,3 +93,8 @@ impl Object {
         Ok(self.typed(key, "a token's number or a list of them", read)?.unwrap_or_default())
     }
 }
+
+/// The decimal number that means this f32, without the digits that widening it would add.
+pub(crate) fn shortest(x: f32) -> Value {
+    x.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}

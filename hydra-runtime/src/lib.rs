@@ -16,6 +16,7 @@ mod error;
 pub mod evaluate;
 pub mod generate;
 mod json;
+pub mod merge;
 pub mod model;
 pub mod projection;
 pub mod tokenizer;

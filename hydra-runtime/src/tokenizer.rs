@@ -7,8 +7,9 @@ pub(crate) mod spm;
 use crate::config::Config;
 use crate::json::Object;
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
+use tokenizers::processors::template::TemplateProcessing;
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -62,6 +63,34 @@ impl Tokenizer {
         }
         let bos_to_add = leading_token(&inner)?;
         Ok(Self::new(inner, bos_to_add, eos, chat_template))
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json`, from which [`Tokenizer::from_folder`] and Hugging Face's
+    /// transformers make the same tokenizer; `config` is the model's.
+    pub(crate) fn save(&self, folder: &Path, config: &Config) -> Result<()> {
+        let mut inner = self.inner.clone();
+        let text = |id: Option<u32>| id.and_then(|id| self.token(id));
+        if let Some((id, bos)) = self.bos_to_add.zip(text(self.bos_to_add)) {
+            let build = || {
+                let special = vec![(bos.clone(), id)];
+                let (single, pair) = (format!("{bos} $A"), format!("{bos} $A {bos}:1 $B:1"));
+                let mut builder = TemplateProcessing::builder();
+                builder.try_single(single)?.try_pair(pair)?.special_tokens(special).build().map_err(|e| e.to_string())
+            };
+            inner.with_post_processor(Some(build().map_err(|e| Error::Tokenizer(e.replace('\n', " ")))?));
+        }
+        let options = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text(self.bos_to_add.or(config.bos)),
+            "eos_token": text(self.eos), "chat_template": self.chat_template, "model_max_length": config.context,
+            "clean_up_tokenization_spaces": false,
+        });
+        let tokenizer = inner.to_string(true).map_err(refused)?;
+        let files = [("tokenizer.json", tokenizer), ("tokenizer_config.json", format!("{options:#}\n"))];
+        for (name, text) in files {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(|source| Error::Io { path, source })?;
+        }
+        Ok(())
     }
 
     /// The ids of a text. No special token is added; special tokens written in the text are recognised.

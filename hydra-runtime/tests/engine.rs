@@ -167,8 +167,7 @@ fn gradients_are_the_slope_of_the_loss() {
                 dropout,
                 targets: targets.clone(),
                 labels: (0..heads).map(|i| format!("label {i}")).collect(),
-                base_model: None,
-                extra: Default::default(),
+                ..Default::default()
             };
             let adapter = Adapter::init(model.config(), config, 5).unwrap();
             let options = TrainOptions { keep: Keep::All, max_tokens: 80, clip: None, adam: AdamW::default(), seed: 8 };

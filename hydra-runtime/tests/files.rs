@@ -8,6 +8,8 @@ mod builder;
 mod checkpoint;
 #[path = "files/hostile.rs"]
 mod hostile;
+#[path = "files/merge.rs"]
+mod merge;
 #[path = "files/real.rs"]
 mod real;
 #[path = "files/tokenizer.rs"]

@@ -16,6 +16,10 @@ use std::path::PathBuf;
 
 /// Options of `eval loss`.
 #[derive(Args)]
+#[command(
+    after_help = "An adapter with the label gate takes each record's head from the field that it was trained by; a record \
+    whose label is none of the adapter's gets the mean of the heads."
+)]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
@@ -46,7 +50,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let adapter = arguments.adapter.map(|dir| Adapter::load(&dir, config)).transpose()?;
     let tokenizer = checkpoint.tokenizer()?;
     let template = Template::from_argument(&arguments.template, &tokenizer)?;
-    let records = records::read(&arguments.data)?;
+    let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(records::CATEGORY);
+    let records = records::read_labelled(&arguments.data, field)?;
     let labels = adapter.as_ref().map_or(&[][..], |adapter| &adapter.config.labels);
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
     let encoded = encoder.encode(&records, labels).with_context(|| arguments.data.display().to_string())?;

@@ -1,6 +1,6 @@
 //! `hydra eval mmlu`: accuracy on multiple choice questions.
 
-use super::{positive, write_json};
+use super::{adapter as load_adapter, positive, write_json};
 use crate::device::ModelArgs;
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection};
@@ -9,7 +9,6 @@ use crate::mmlu::table::Report;
 use crate::output::{self, writable};
 use anyhow::Result;
 use clap::Args;
-use hydra_runtime::adapter::Adapter;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -21,6 +20,9 @@ pub struct Arguments {
     /// An adapter's folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// The head of this label, of an adapter with the label gate [default: the mean of the heads]
+    #[arg(long, value_name = "LABEL", requires = "adapter")]
+    label: Option<String>,
     /// The original distribution (dev/, test/) or what `hydra fetch mmlu` wrote
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -46,13 +48,13 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { model, adapter, data, shots, scoring, subjects, limit, json, predictions } = arguments;
+    let Arguments { model, adapter, label, data, shots, scoring, subjects, limit, json, predictions } = arguments;
     writable(json.as_ref())?;
     writable(predictions.as_ref())?;
     let device = model.device.open()?;
     let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
     let checkpoint = model.checkpoint()?;
-    let adapter = adapter.map(|dir| Adapter::load(&dir, checkpoint.config())).transpose()?;
+    let adapter = load_adapter(adapter.as_deref(), label.as_deref(), checkpoint.config())?;
     let tokenizer = checkpoint.tokenizer()?;
     let model = Model::load(device, &checkpoint)?;
     let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, scoring)?;

@@ -3,6 +3,7 @@
 mod manifest;
 
 use super::{not_negative, positive, seq_len, targets};
+use crate::cluster::{self, Clustering};
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records;
 use crate::data::template::Template;
@@ -18,6 +19,7 @@ use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
 use manifest::Manifest;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Options of `finetune`. The defaults are the published settings.
 #[derive(Args, Clone)]
@@ -39,9 +41,13 @@ pub struct Arguments {
     /// Rank of a head [default: 4]
     #[arg(long, allow_negative_numbers = true, value_name = "R", value_parser = positive)]
     rank: Option<usize>,
-    /// Heads [default: 4; the number of categories under the label gate; 1 for lora]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = positive)]
-    heads: Option<usize>,
+    /// The field of the records whose value has a head of its own under the label gate [default: category]
+    #[arg(long, value_name = "FIELD")]
+    label_field: Option<String>,
+    /// Heads, or auto: as many as the training records have clusters, chosen as `hydra cluster` does from 2..16 [default: 4;
+    /// the number of labels under the label gate; 1 for lora]
+    #[arg(long, allow_negative_numbers = true, value_name = "N|auto")]
+    heads: Option<Heads>,
     /// The adapter's output is scaled by alpha / rank [default: 32]
     #[arg(long, allow_negative_numbers = true, value_name = "A")]
     alpha: Option<f32>,
@@ -107,6 +113,26 @@ pub struct Arguments {
     resume: bool,
 }
 
+/// `--heads`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// As many as there are clusters.
+    Auto,
+    /// So many.
+    Number(usize),
+}
+
+impl FromStr for Heads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => positive(number).map(Self::Number).map_err(|wanted| format!("{wanted}, or auto")),
+        }
+    }
+}
+
 /// A run that is over.
 pub struct Done {
     /// Its adapter, steps and measurements.
@@ -140,11 +166,18 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
     let template = Template::from_argument(&arguments.template, &tokenizer)?;
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
 
+    let init = arguments.init_adapter.as_deref().map(|dir| Adapter::load(dir, config)).transpose()?;
+    let field = label_field(&arguments, init.as_ref())?;
     let mut records = Vec::new();
     for path in &arguments.data {
-        records.extend(records::read(path)?);
+        records.extend(records::read_labelled(path, &field)?);
     }
-    let adapter = start(&arguments, config, &records::categories(&records))?;
+    let clustering = clusters(&arguments, &records)?;
+    let labels = records::labels(&records);
+    let adapter = match init {
+        Some(adapter) => from_file(&arguments, adapter, &labels)?,
+        None => start(&arguments, config, &field, &labels, clustering.as_ref().map(|clustering| clustering.k))?,
+    };
     let labels = &adapter.config.labels;
     let encode = |what: &str, records: &[records::Record]| -> Result<Encoded> {
         let encoded = encoder.encode(records, labels).with_context(|| what.to_string())?;
@@ -154,12 +187,12 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
         Ok(encoded)
     };
     let data = encode("--data", &records)?;
-    let eval_records = arguments.eval_data.as_deref().map(records::read).transpose()?;
+    let eval_records = arguments.eval_data.as_deref().map(|path| records::read_labelled(path, &field)).transpose()?;
     let held_out = eval_records.map(|records| encode("--eval-data", &records)).transpose()?;
 
     let recipe = recipe(&arguments, data.sequences.len())?;
     recipe.check_room(&device, config, &adapter.config, &data)?;
-    let manifest = Manifest::new(&arguments, &checkpoint, &adapter, &recipe, &data, seq_len)?;
+    let manifest = Manifest::new(&arguments, &checkpoint, &adapter, &recipe, &data, seq_len, clustering.as_ref())?;
     let out = &arguments.out;
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
     let resume = arguments.resume && manifest.take_up(out)?;
@@ -195,31 +228,83 @@ fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The adapter to start from.
-fn start(arguments: &Arguments, model: &Config, categories: &[String]) -> Result<Adapter> {
-    if let Some(dir) = &arguments.init_adapter {
-        return from_file(arguments, dir, model, categories);
-    }
+/// The method and the gate that were asked for.
+fn method_and_gate(arguments: &Arguments) -> (Method, GateKind) {
     let method = arguments.method.as_deref().and_then(Method::parse).unwrap_or(Method::Hydra);
-    let gate = arguments.gate.as_deref().and_then(GateKind::parse).unwrap_or(method.default_gate());
-    if gate == GateKind::Label && categories.is_empty() {
-        bail!("the label gate goes by the records' categories, and none has one");
+    (method, arguments.gate.as_deref().and_then(GateKind::parse).unwrap_or(method.default_gate()))
+}
+
+/// Where records have their label.
+fn label_field(arguments: &Arguments, init: Option<&Adapter>) -> Result<String> {
+    let gate = init.map_or(method_and_gate(arguments).1, |adapter| adapter.config.gate);
+    match &arguments.label_field {
+        Some(_) if gate != GateKind::Label => {
+            bail!("--label-field goes with the label gate, and the gate is {}", gate.name())
+        }
+        Some(field) => Ok(field.clone()),
+        None => {
+            let own = init.and_then(|adapter| adapter.config.label_field.clone());
+            Ok(own.unwrap_or_else(|| records::CATEGORY.into()))
+        }
+    }
+}
+
+/// The clusters that `--heads auto` counts.
+fn clusters(arguments: &Arguments, records: &[records::Record]) -> Result<Option<Clustering>> {
+    if arguments.heads != Some(Heads::Auto) {
+        return Ok(None);
+    }
+    if let Some(dir) = &arguments.init_adapter {
+        bail!("--heads auto: --init-adapter {} has its number of heads", dir.display());
+    }
+    match method_and_gate(arguments) {
+        (Method::Lora, _) => bail!("--heads auto: a lora has one head"),
+        (_, GateKind::Label) => bail!(
+            "--heads auto: under the label gate each label has a head; `hydra cluster --out DIR` writes the records with their \
+             cluster, and --label-field cluster trains by it"
+        ),
+        _ => {}
+    }
+    let clustering = cluster::find(records, cluster::Range::default(), arguments.seed).context("--heads auto")?;
+    eprintln!("{} heads: {}", clustering.k, clustering.reason);
+    for (cluster, (size, terms)) in clustering.sizes.iter().zip(&clustering.terms).enumerate() {
+        eprintln!("  cluster {cluster}: {size} records, {}", output::printable(&terms.join(" ")));
+    }
+    Ok(Some(clustering))
+}
+
+/// A new adapter; `auto` is the number of heads that was found.
+fn start(
+    arguments: &Arguments,
+    model: &Config,
+    field: &str,
+    labels: &[String],
+    auto: Option<usize>,
+) -> Result<Adapter> {
+    let (method, gate) = method_and_gate(arguments);
+    if gate == GateKind::Label && labels.is_empty() {
+        bail!("the label gate goes by the records' \"{field}\", and none has one");
     }
     let defaults = AdapterConfig::default();
     let heads = match (method, gate) {
         (Method::Lora, _) => 1,
-        (_, GateKind::Label) => categories.len(),
+        (_, GateKind::Label) => labels.len(),
         _ => defaults.heads,
     };
     let config = AdapterConfig {
         method,
         gate,
         rank: arguments.rank.unwrap_or(defaults.rank),
-        heads: arguments.heads.unwrap_or(heads),
+        heads: match arguments.heads {
+            Some(Heads::Number(heads)) => heads,
+            Some(Heads::Auto) => auto.unwrap_or(heads),
+            None => heads,
+        },
         alpha: arguments.alpha.unwrap_or(defaults.alpha),
         dropout: arguments.dropout.unwrap_or(defaults.dropout),
         targets: arguments.targets.as_deref().map_or(Ok(defaults.targets), targets)?,
-        labels: categories.to_vec(),
+        labels: labels.to_vec(),
+        label_field: (field != records::CATEGORY).then(|| field.to_string()),
         base_model: Some(arguments.model.model.clone()),
         ..defaults
     };
@@ -229,17 +314,19 @@ fn start(arguments: &Arguments, model: &Config, categories: &[String]) -> Result
 }
 
 /// An adapter's file says what it is; options that say otherwise are refused. Dropout is training's own.
-fn from_file(arguments: &Arguments, dir: &Path, model: &Config, categories: &[String]) -> Result<Adapter> {
-    let mut adapter = Adapter::load(dir, model)?;
+fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> Result<Adapter> {
+    let dir = arguments.init_adapter.as_deref().unwrap_or(Path::new(""));
     let config = &mut adapter.config;
     let asked = arguments.targets.as_deref().map(targets).transpose()?;
+    let own_field = config.label_field.as_deref().unwrap_or(records::CATEGORY);
     let differs = [
         ("method", arguments.method.as_deref().is_some_and(|name| name != config.method.name())),
         ("gate", arguments.gate.as_deref().is_some_and(|name| name != config.gate.name())),
         ("rank", arguments.rank.is_some_and(|rank| rank != config.rank)),
-        ("heads", arguments.heads.is_some_and(|heads| heads != config.heads)),
+        ("heads", arguments.heads.is_some_and(|heads| heads != Heads::Number(config.heads))),
         ("alpha", arguments.alpha.is_some_and(|alpha| alpha != config.alpha)),
         ("targets", asked.is_some_and(|targets| targets != config.targets)),
+        ("label-field", arguments.label_field.as_deref().is_some_and(|field| field != own_field)),
     ];
     if let Some((name, _)) = differs.iter().find(|(_, differs)| *differs) {
         bail!("--{name} is another than that of --init-adapter {}", dir.display());
@@ -248,10 +335,10 @@ fn from_file(arguments: &Arguments, dir: &Path, model: &Config, categories: &[St
         config.dropout = dropout;
     }
     if config.labels.is_empty() {
-        config.labels = categories.to_vec();
+        config.labels = labels.to_vec();
     }
     if config.gate == GateKind::Label && config.labels.len() > config.heads {
-        bail!("{} categories for the {} heads of --init-adapter {}", config.labels.len(), config.heads, dir.display());
+        bail!("{} labels for the {} heads of --init-adapter {}", config.labels.len(), config.heads, dir.display());
     }
     if !(0.0..1.0).contains(&config.dropout) {
         bail!("--dropout {}: wanted 0 or more and less than 1", config.dropout);

@@ -1,6 +1,6 @@
 //! `hydra generate`: text after a prompt.
 
-use super::positive;
+use super::{adapter, positive};
 use crate::data::encode::prompt_ids;
 use crate::data::records::Record;
 use crate::data::template::Template;
@@ -8,7 +8,6 @@ use crate::device::ModelArgs;
 use crate::output;
 use anyhow::{Result, bail};
 use clap::Args;
-use hydra_runtime::adapter::Adapter;
 use hydra_runtime::generate::{Generator, Sampler};
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
@@ -21,6 +20,9 @@ pub struct Arguments {
     /// An adapter's folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// The head of this label, of an adapter with the label gate [default: the mean of the heads]
+    #[arg(long, value_name = "LABEL", requires = "adapter")]
+    label: Option<String>,
     /// What to continue
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -47,7 +49,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let device = arguments.model.device.open()?;
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
-    let adapter = arguments.adapter.map(|dir| Adapter::load(&dir, config)).transpose()?;
+    let adapter = adapter(arguments.adapter.as_deref(), arguments.label.as_deref(), config)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt = match &arguments.template {
         None => prompt_ids(&tokenizer, &arguments.prompt)?,

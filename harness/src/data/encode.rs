@@ -45,14 +45,13 @@ impl Encoded {
 }
 
 impl Encoder<'_> {
-    /// Encodes all of `records`; `labels` gives the heads of their categories. Fails if nothing is left.
+    /// Encodes all of `records`; `labels` gives the heads of their labels, and others have none. Fails if nothing is left.
     pub fn encode(&self, records: &[Record], labels: &[String]) -> Result<Encoded> {
         let mut encoded = Encoded::default();
         for (n, record) in records.iter().enumerate() {
             let texts = self.template.render(record).with_context(|| format!("record {}", n + 1))?;
             let (source, target) = self.ids(&texts)?;
-            let category = record.category.as_ref();
-            let head = category.and_then(|category| labels.iter().position(|label| label == category));
+            let head = record.label.as_ref().and_then(|own| labels.iter().position(|label| label == own));
             let Some(sequence) = sequence(&source, &target, self.seq_len, head.map(|head| head as u32)) else {
                 encoded.dropped += 1;
                 continue;

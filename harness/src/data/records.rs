@@ -5,7 +5,8 @@
 //! {"instruction", "input"?, "output", "category"?}           Alpaca
 //! {"prompt", "completion", "category"?}
 //! ```
-//! Absent and null optional fields are empty; other fields are ignored; blank lines are skipped.
+//! Absent and null optional fields are empty; other fields are ignored, but for one that may be asked for as the label;
+//! blank lines are skipped.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
@@ -22,17 +23,27 @@ pub struct Record {
     pub response: String,
     /// Its kind, where the file says.
     pub category: Option<String>,
+    /// What names its head under the label gate: the category, or another field.
+    pub label: Option<String>,
 }
+
+/// The field that is the label unless another is asked for.
+pub const CATEGORY: &str = "category";
 
 /// Reads a file. Fails with the file and line if a line is not a record, and if there is none.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
+    read_labelled(path, CATEGORY)
+}
+
+/// The same, with the label from the field `field`: a string or a whole number.
+pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| name.to_string())?;
     let mut records = Vec::new();
     for (number, line) in lines(&bytes) {
         let at = || format!("{name}:{number}");
         let value: Value = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
-        records.push(parse(&value).with_context(at)?);
+        records.push(parse(&value, field).with_context(at)?);
     }
     if records.is_empty() {
         bail!("{name}: no records");
@@ -55,9 +66,10 @@ pub fn bad_json(error: &serde_json::Error) -> anyhow::Error {
     anyhow::anyhow!("{what} at column {}: {reason}", error.column())
 }
 
-fn parse(value: &Value) -> Result<Record> {
+fn parse(value: &Value, field: &str) -> Result<Record> {
     let Some(object) = value.as_object() else { bail!("{}, wanted a JSON object", kind(value)) };
-    let category = optional(object, "category")?;
+    let category = optional(object, CATEGORY)?;
+    let label = if field == CATEGORY { category.clone() } else { label(object, field)? };
     let record = if object.contains_key("instruction") {
         let response = ["response", "output"].into_iter().find(|key| object.contains_key(*key));
         let Some(response) = response else { bail!("no \"response\" (or \"output\") beside \"instruction\"") };
@@ -67,10 +79,11 @@ fn parse(value: &Value) -> Result<Record> {
             input: input.map(|key| optional(object, key)).transpose()?.flatten().unwrap_or_default(),
             response: required(object, response)?,
             category,
+            label,
         }
     } else if object.contains_key("prompt") {
         let (instruction, response) = (required(object, "prompt")?, required(object, "completion")?);
-        Record { instruction, input: String::new(), response, category }
+        Record { instruction, input: String::new(), response, category, label }
     } else {
         bail!("neither \"instruction\" and \"response\" nor \"prompt\" and \"completion\"");
     };
@@ -92,6 +105,15 @@ fn optional(object: &Map<String, Value>, key: &str) -> Result<Option<String>> {
     }
 }
 
+fn label(object: &Map<String, Value>, field: &str) -> Result<Option<String>> {
+    match object.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Number(number)) if !number.is_f64() => Ok(Some(number.to_string())),
+        Some(other) => bail!("\"{field}\" is {}, wanted a string or a whole number", kind(other)),
+    }
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -103,10 +125,15 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The categories that occur, sorted: position is head under the label gate.
-pub fn categories(records: &[Record]) -> Vec<String> {
-    let mut all: Vec<String> = records.iter().filter_map(|record| record.category.clone()).collect();
-    all.sort();
+/// The labels that occur, sorted, numbers by their value: position is head under the label gate.
+pub fn labels(records: &[Record]) -> Vec<String> {
+    let mut all: Vec<String> = records.iter().filter_map(|record| record.label.clone()).collect();
+    all.sort_by(|a, b| {
+        let number = |text: &str| text.parse::<i64>().ok();
+        // Numbers come before words.
+        let by_value = number(a).is_none().cmp(&number(b).is_none()).then(number(a).cmp(&number(b)));
+        by_value.then_with(|| a.cmp(b))
+    });
     all.dedup();
     all
 }
@@ -116,7 +143,24 @@ mod tests {
     use super::*;
 
     fn line(text: &str) -> Result<Record> {
-        parse(&serde_json::from_str(text).unwrap())
+        parse(&serde_json::from_str(text).unwrap(), CATEGORY)
+    }
+
+    #[test]
+    fn labels_come_from_any_field() {
+        let label = |value: &str| {
+            let text = format!(r#"{{"instruction":"i","response":"r","category":"k","cluster":{value}}}"#);
+            parse(&serde_json::from_str(&text).unwrap(), "cluster").map(|record| record.label)
+        };
+        assert_eq!(label("3").unwrap().as_deref(), Some("3"));
+        assert_eq!(label(r#""three""#).unwrap().as_deref(), Some("three"));
+        assert_eq!(label("null").unwrap(), None);
+        assert!(label("3.5").unwrap_err().to_string().contains("\"cluster\" is a number"));
+        assert!(label("[3]").is_err());
+        assert_eq!(line(r#"{"prompt":"p","completion":"c","category":"k"}"#).unwrap().label.as_deref(), Some("k"));
+        let record = |label: &str| Record { label: Some(label.into()), ..Record::default() };
+        let records = ["10", "b", "2", "a", "2"].map(record);
+        assert_eq!(labels(&records), ["2", "10", "a", "b"]);
     }
 
     #[test]

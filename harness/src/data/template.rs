@@ -67,7 +67,7 @@ impl Template {
 
     /// A record's texts.
     pub fn render(&self, record: &Record) -> Result<Texts> {
-        let Record { instruction, input, response, category } = record;
+        let Record { instruction, input, response, category, .. } = record;
         let asked = if input.is_empty() { instruction.clone() } else { format!("{instruction}\n{input}") };
         let (source, source_end) = match self {
             Self::Plain => (asked + "\n", false),
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn record() -> Record {
-        Record { instruction: "Add.".into(), input: "1 2".into(), response: "3".into(), category: None }
+        Record { instruction: "Add.".into(), input: "1 2".into(), response: "3".into(), ..Record::default() }
     }
 
     #[test]

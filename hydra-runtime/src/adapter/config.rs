@@ -1,7 +1,8 @@
-//! `adapter_config.json`: HF PEFT's keys, the reference implementation's `lora_nums`, and `method`, `gate`, `labels`.
+//! `adapter_config.json`: HF PEFT's keys, the reference implementation's `lora_nums`, and `method`, `gate`, `labels` (which
+//! label has which head) and `label_field` (where records have it, if not in their category).
 
 use crate::error::printable;
-use crate::json::Object;
+use crate::json::{Object, shortest};
 use crate::projection::Projection;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -98,6 +99,8 @@ pub struct AdapterConfig {
     pub targets: Vec<Projection>,
     /// Categories; for the label gate, the one at position e has head e.
     pub labels: Vec<String>,
+    /// The field of a record that holds its label, if it isn't the category.
+    pub label_field: Option<String>,
     /// The model it was trained on.
     pub base_model: Option<String>,
     /// Further keys of `adapter_config.json`, kept as they came.
@@ -116,6 +119,7 @@ impl Default for AdapterConfig {
             dropout: 0.05,
             targets: vec![Projection::Gate, Projection::Up, Projection::Down],
             labels: Vec::new(),
+            label_field: None,
             base_model: None,
             extra: Map::new(),
         }
@@ -191,9 +195,11 @@ impl AdapterConfig {
             dropout: file.number("lora_dropout")?.unwrap_or(0.0) as f32,
             targets: targets(&file, tensors)?,
             labels: file.strings("labels")?.unwrap_or_default(),
+            label_field: file.string("label_field")?.map(str::to_owned),
             base_model: file.string("base_model_name_or_path")?.map(str::to_owned),
             extra: {
-                let own = ["gate", "r", "lora_alpha", "lora_dropout", "target_modules", "labels", "method"];
+                let own =
+                    ["gate", "r", "lora_alpha", "lora_dropout", "target_modules", "labels", "label_field", "method"];
                 file.map.retain(|key, _| !own.contains(&key.as_str()) && key != "base_model_name_or_path");
                 std::mem::take(&mut file.map)
             },
@@ -222,6 +228,9 @@ impl AdapterConfig {
         if self.method != Method::Lora || !self.labels.is_empty() {
             map.insert("labels".into(), json!(self.labels));
         }
+        if let Some(field) = &self.label_field {
+            map.insert("label_field".into(), json!(field));
+        }
         // In one order whatever serde_json's features in the program at hand: the same adapter, the same bytes.
         let mut json = Value::Object(map);
         json.sort_all_objects();
@@ -232,11 +241,6 @@ impl AdapterConfig {
 /// PEFT writes whole alphas as integers and rejects others where it wants them.
 fn number(x: f32) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { (x as i64).into() } else { shortest(x) }
-}
-
-/// The decimal number that means this f32, without the digits that widening it would add.
-fn shortest(x: f32) -> Value {
-    x.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// Adapters of PEFT that compute something else.

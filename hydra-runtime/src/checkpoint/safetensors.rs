@@ -12,8 +12,8 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-const ONE_FILE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const ONE_FILE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 pub(super) fn open(folder: &Path) -> Result<Listing> {
     let config = Config::open(folder)?;
@@ -44,7 +44,7 @@ pub(super) fn open(folder: &Path) -> Result<Listing> {
     Ok(Listing { path: folder.into(), config, files, tensors, name, relevant, attention_rows, kind: Kind::HuggingFace })
 }
 
-fn name(id: TensorId) -> String {
+pub(super) fn name(id: TensorId) -> String {
     match id {
         TensorId::Embedding => "model.embed_tokens.weight".into(),
         TensorId::FinalNorm => "model.norm.weight".into(),

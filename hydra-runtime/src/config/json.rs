@@ -2,7 +2,8 @@
 
 use super::{Config, Llama3Scaling, Rope, RopeScaling};
 use crate::Result;
-use crate::json::Object;
+use crate::json::{Object, shortest};
+use serde_json::{Value, json};
 use std::path::Path;
 
 impl Config {
@@ -20,6 +21,41 @@ impl Config {
         config.eos.retain(|&id| seen.insert(id));
         Ok(config)
     }
+
+    /// What [`Config::open`] reads, for weights of type `dtype` ("bfloat16"), in the keys that all of Hugging Face's versions
+    /// take. The text says what can't be expressed in them.
+    pub(crate) fn to_json(&self, dtype: &str) -> Result<Value, String> {
+        let scaling =
+            match &self.rope.scaling {
+                RopeScaling::None => Value::Null,
+                RopeScaling::Linear(factor) => json!({"rope_type": "linear", "factor": shortest(*factor)}),
+                RopeScaling::Llama3(scaling) => llama3(scaling),
+                RopeScaling::Factors(_) => llama3(&self.rope.as_llama3(self.head_dim).ok_or(
+                    "its rotary factors (rope_freqs) are not LLaMA 3.1's, and config.json has no key for others",
+                )?),
+            };
+        let eos = match self.eos.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            many => json!(many),
+        };
+        Ok(json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": self.vocab,
+            "hidden_size": self.d_model, "intermediate_size": self.d_ffn, "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "max_position_embeddings": self.context, "rms_norm_eps": shortest(self.norm_eps),
+            "rope_theta": shortest(self.rope.theta), "rope_scaling": scaling, "hidden_act": "silu",
+            "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": self.tied, "bos_token_id": self.bos,
+            "eos_token_id": eos, "torch_dtype": dtype,
+        }))
+    }
+}
+
+fn llama3(scaling: &Llama3Scaling) -> Value {
+    json!({
+        "rope_type": "llama3", "factor": shortest(scaling.factor), "low_freq_factor": shortest(scaling.low_freq_factor),
+        "high_freq_factor": shortest(scaling.high_freq_factor), "original_max_position_embeddings": scaling.original_context,
+    })
 }
 
 fn parse(file: &Object) -> Result<Config> {

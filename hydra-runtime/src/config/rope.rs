@@ -54,6 +54,17 @@ impl Rope {
         scaled.map(|frequency| frequency as f32).collect()
     }
 
+    /// The published LLaMA 3 numbers that give these factors, if some do: GGUF keeps the factors alone.
+    pub(super) fn as_llama3(&self, head_dim: usize) -> Option<Llama3Scaling> {
+        let RopeScaling::Factors(factors) = &self.scaling else { return None };
+        let factor = factors.iter().copied().fold(1.0, f32::max);
+        let scaling = Llama3Scaling { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let guess = Self { theta: self.theta, scaling: RopeScaling::Llama3(scaling) };
+        let close = |(a, b): (f32, f32)| (a - b).abs() <= 1e-5 * a.abs();
+        let (ours, theirs) = (self.inverse_frequencies(head_dim), guess.inverse_frequencies(head_dim));
+        ours.into_iter().zip(theirs).all(close).then_some(scaling)
+    }
+
     /// Whether the numbers can be computed with.
     pub(super) fn check(&self, head_dim: usize) -> Result<(), String> {
         let positive = |what: &str, value: f32| {
@@ -98,5 +109,24 @@ impl Llama3Scaling {
             let smooth = (context / wavelength - low) / (high - low);
             (1.0 - smooth) * divided + smooth * frequency
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_of_llama_3_are_recognised() {
+        let scaling =
+            Llama3Scaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let plain = Rope { theta: 5e5, scaling: RopeScaling::None };
+        let stretched = Rope { scaling: RopeScaling::Llama3(scaling), ..plain.clone() };
+        let pairs = plain.inverse_frequencies(64).into_iter().zip(stretched.inverse_frequencies(64));
+        let mut factors: Vec<f32> = pairs.map(|(plain, stretched)| plain / stretched).collect();
+        let rope = |factors: &[f32]| Rope { theta: 5e5, scaling: RopeScaling::Factors(factors.to_vec()) };
+        assert_eq!(rope(&factors).as_llama3(64), Some(scaling));
+        factors[20] *= 1.1;
+        assert_eq!(rope(&factors).as_llama3(64), None);
     }
 }

@@ -1,11 +1,13 @@
 //! `run.json`: every choice of a run, so that it can be repeated from it, and taken up only with the same ones.
 
 use super::Arguments;
+use crate::cluster::Clustering;
 use crate::cmd::write_json;
 use crate::data::encode::Encoded;
+use crate::data::records::CATEGORY;
 use crate::session::Recipe;
 use anyhow::{Context, Result, bail};
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::train::STATE_FILE;
 use serde::{Deserialize, Serialize};
@@ -47,8 +49,14 @@ impl Manifest {
         recipe: &Recipe,
         data: &Encoded,
         seq_len: usize,
+        clustering: Option<&Clustering>,
     ) -> Result<Self> {
         let config = &adapter.config;
+        let label_field = (config.gate == GateKind::Label).then(|| config.label_field.as_deref().unwrap_or(CATEGORY));
+        let clusters = clustering.map(|found| {
+            let Clustering { k, reason, tried, sizes, terms, .. } = found;
+            json!({"k": k, "reason": reason, "tried": tried, "sizes": sizes, "terms": terms})
+        });
         let names: Vec<_> = config.targets.iter().map(|target| target.name()).collect();
         let digests = arguments.data.iter().map(|path| describe(path)).collect::<Result<Vec<_>>>()?;
         let init = arguments.init_adapter.as_ref().map(|dir| describe(&dir.join("adapter_model.safetensors")));
@@ -58,7 +66,7 @@ impl Manifest {
         let options = object(json!({
             "model": arguments.model.model, "data": digests, "template": arguments.template,
             "template-file": template_file, "seq-len": seq_len,
-            "method": config.method.name(), "gate": config.gate.name(), "rank": config.rank, "heads": config.heads,
+            "method": config.method.name(), "gate": config.gate.name(), "label-field": label_field, "rank": config.rank, "heads": config.heads,
             "alpha": config.alpha, "dropout": config.dropout, "targets": names, "init-adapter": init.transpose()?,
             "batch": recipe.batch, "grad-accum": recipe.grad_accum, "lr": recipe.lr, "schedule": recipe.schedule,
             "warmup": arguments.warmup, "clip": recipe.clip, "steps": arguments.steps, "epochs": epochs,
@@ -74,7 +82,7 @@ impl Manifest {
         let facts = object(json!({
             "model_path": checkpoint.path(), "model_parameters": frozen, "model_bytes": checkpoint.bytes(),
             "trainable_parameters": trainable, "trainable_share": trainable as f64 / (trainable + frozen) as f64,
-            "labels": config.labels, "records": data.sequences.len(), "records_cut": data.cut,
+            "labels": config.labels, "clusters": clusters, "records": data.sequences.len(), "records_cut": data.cut,
             "records_dropped": data.dropped, "steps": recipe.steps, "warmup_steps": recipe.warmup,
             "optimizer": {"name": "AdamW", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
         }));
@@ -95,7 +103,9 @@ impl Manifest {
         let earlier: Self = serde_json::from_str(&text).with_context(at)?;
         // Through text, so that both sides have numbers as they are written.
         let now: Map<String, Value> = serde_json::from_str(&serde_json::to_string(&self.options)?)?;
-        let same = |name: &String, value: &Value| earlier.options.get(name).map(contents) == Some(contents(value));
+        let same = |name: &String, value: &Value| {
+            contents(earlier.options.get(name).unwrap_or(&Value::Null)) == contents(value)
+        };
         if let Some((name, value)) = now.iter().find(|(name, value)| !same(name, value)) {
             let before = earlier.options.get(name).unwrap_or(&Value::Null);
             bail!("--resume: --{name} is {value}, and was {before} in {}", path.display());

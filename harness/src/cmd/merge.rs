@@ -1,0 +1,217 @@
+//! `hydra merge`: an adapter folded into its model's weights, checked before it is kept.
+//!
+//! The check runs both models in f32 on [`TEXT`] and takes the largest difference of a logit over the largest logit.
+
+use super::{positive, write_json};
+use crate::data::encode::prompt_ids;
+use crate::output;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind};
+use hydra_runtime::atomic::NewFolder;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::batch::Sequence;
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::merge::{self, Fold, MergeOptions, Merged};
+use hydra_runtime::model::Model;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Options of `merge`.
+#[derive(Args)]
+#[command(
+    after_help = "A router's weights depend on the token: an adapter that has one is refused unless --gate says what to \
+    put in its place, which is an approximation. The merged model is removed again if its logits are further from the \
+    unmerged model's, under the same gate, than rounding explains: 1e-4 of the largest logit in f32, 5e-3 in f16, 4e-2 in \
+    bf16."
+)]
+pub struct Arguments {
+    /// A Hugging Face folder, a GGUF file, a folder with one, or org/name on the Hugging Face hub
+    #[arg(long, value_name = "PATH")]
+    model: String,
+    /// The adapter's folder
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// one (the only head), uniform (the heads' mean) or head:I (from 0) [default: the adapter's own, if it is one or uniform]
+    #[arg(long, value_name = "GATE", value_parser = fold)]
+    gate: Option<Fold>,
+    /// The merged model's folder, new or empty
+    #[arg(long, value_name = "MODEL")]
+    out: PathBuf,
+    /// Type of all tensors [default: each one's own; of a GGUF's f32 or f16 if its matrices are, else bf16]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// The most MiB of tensors in one file
+    #[arg(long, allow_negative_numbers = true, value_name = "MIB", default_value_t = 4096, value_parser = positive)]
+    shard_size: usize,
+    /// Threads of the check; the results don't depend on them [default: one a core]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// What both models read: prose, code and arithmetic.
+const TEXT: &str = "The lake of Lerna lies south of Argos. In it lived a water snake of nine heads; where one was cut off, two \
+    grew in its place.\n\ndef mean(values):\n    return sum(values) / len(values)\n\nQuestion: A dozen eggs cost 3.60. What \
+    do 5 eggs cost?\nAnswer: 3.60 / 12 = 0.30, and 5 * 0.30 = 1.50.";
+/// Tokens of it that are compared: logits are large.
+const TOKENS: usize = 96;
+
+fn fold(text: &str) -> Result<Fold, String> {
+    match (text, text.strip_prefix("head:").map(str::parse)) {
+        ("one", _) => Ok(Fold::One),
+        ("uniform", _) => Ok(Fold::Uniform),
+        (_, Some(Ok(head))) => Ok(Fold::Head(head)),
+        _ => Err("wanted one, uniform or head:I".into()),
+    }
+}
+
+/// Runs it.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let checkpoint = Checkpoint::open(&crate::device::locate(&arguments.model)?)?;
+    let adapter = Adapter::load(&arguments.adapter, checkpoint.config())?;
+    let fold = match arguments.gate {
+        Some(fold) => fold,
+        None => own(&adapter.config).with_context(|| arguments.adapter.display().to_string())?,
+    };
+    let (unmerged, head) = adapter.with_fixed_gate(fold).with_context(|| arguments.adapter.display().to_string())?;
+    let note = approximation(&adapter.config, fold);
+    if let Some(note) = &note {
+        eprintln!("note: {note}");
+    }
+    let format = arguments.dtype.map(|dtype| match dtype {
+        Dtype::F32 => hydra_runtime::backend::Format::F32,
+        Dtype::F16 => hydra_runtime::backend::Format::F16,
+        Dtype::Bf16 => hydra_runtime::backend::Format::Bf16,
+    });
+    let options = MergeOptions { format, max_shard_bytes: (arguments.shard_size as u64).saturating_mul(1 << 20) };
+    let folder = NewFolder::begin(&arguments.out).context("--out")?;
+    let merged = merge::write(&checkpoint, &adapter, fold, folder.path(), options)?;
+    let tolerance = tolerance(&merged);
+    let check = compare(&arguments, &checkpoint, (&unmerged, head), folder.path())?;
+    let Check { difference, effect, tokens } = check;
+    let formats = merged.formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
+    // A difference that is not a number is no small one.
+    if difference.is_nan() || difference > tolerance {
+        bail!(
+            "the merged model's logits differ by {difference:.1e} of the largest from the unmerged model's, more than {formats} \
+             allows ({tolerance:.0e}); {} is not kept",
+            arguments.out.display()
+        );
+    }
+    let gate = match fold {
+        Fold::One => "one".to_string(),
+        Fold::Uniform => "uniform".to_string(),
+        Fold::Head(head) => format!("head:{head}"),
+    };
+    write_json(
+        &folder.path().join("hydra_merge.json"),
+        &json!({
+            "model": arguments.model, "adapter": arguments.adapter, "adapter_gate": adapter.config.gate.name(), "gate": gate,
+            "approximation": note, "dtype": formats, "compared_tokens": tokens, "relative_difference": difference,
+            "tolerance": tolerance, "relative_effect": effect,
+        }),
+    )?;
+    folder.keep()?;
+    output::print(format_args!(
+        "{}: {formats}, {} file{}, {:.1} MiB\n\
+         largest difference of a logit from the unmerged model's, over the largest logit: {difference:.1e} on {tokens} tokens \
+         (at most {tolerance:.0e}); the adapter itself moves them by {effect:.1e}\n",
+        arguments.out.display(),
+        merged.shards,
+        if merged.shards == 1 { "" } else { "s" },
+        crate::session::mib(merged.bytes),
+    ))?;
+    Ok(())
+}
+
+/// What rounding to the written type may do to a logit, as a share of the largest.
+fn tolerance(merged: &Merged) -> f64 {
+    let of = |format: &hydra_runtime::backend::Format| match format.name() {
+        "F32" => 1e-4,
+        "F16" => 5e-3,
+        _ => 4e-2,
+    };
+    merged.formats.iter().map(of).fold(0.0, f64::max)
+}
+
+/// The gate that the adapter has anyway.
+fn own(config: &AdapterConfig) -> Result<Fold> {
+    match config.gate {
+        _ if config.heads == 1 => Ok(Fold::One),
+        GateKind::One => Ok(Fold::One),
+        GateKind::Uniform => Ok(Fold::Uniform),
+        GateKind::Router => bail!(
+            "a router weighs the {} heads anew for every token, so no one matrix does what it does; --gate uniform or head:I \
+             folds an approximation",
+            config.heads
+        ),
+        GateKind::Label => bail!(
+            "its head is that of the record's label; --gate head:I folds one, --gate uniform what records of unknown labels get"
+        ),
+    }
+}
+
+/// What is lost, if the adapter's own gate is another.
+fn approximation(config: &AdapterConfig, fold: Fold) -> Option<String> {
+    let exact = match (config.gate, fold) {
+        _ if config.heads == 1 => true,
+        (GateKind::Uniform, fold) => fold == Fold::Uniform,
+        (gate, _) => gate != GateKind::Router,
+    };
+    (!exact).then(|| match config.gate {
+        GateKind::Router => format!("an approximation: the adapter's router over {} heads is left out", config.heads),
+        _ => "an approximation: the adapter was trained with the mean of its heads".to_string(),
+    })
+}
+
+struct Check {
+    /// Of the merged from the unmerged model.
+    difference: f64,
+    /// Of the unmerged model with the adapter from that without.
+    effect: f64,
+    tokens: usize,
+}
+
+fn compare(
+    arguments: &Arguments,
+    checkpoint: &Checkpoint,
+    (adapter, head): (&Adapter, Option<u32>),
+    folder: &Path,
+) -> Result<Check> {
+    let cpu = || {
+        let threads = arguments.threads.map(usize::from);
+        Cpu::new(CpuOptions { threads, precision: Precision::F32, ..CpuOptions::default() })
+    };
+    let merged = Checkpoint::open(folder)?;
+    let mut ids = prompt_ids(&checkpoint.tokenizer()?, TEXT)?;
+    if prompt_ids(&merged.tokenizer()?, TEXT)? != ids {
+        bail!("the merged model's tokenizer gives other ids than {}'s", arguments.model);
+    }
+    ids.truncate(TOKENS.min(checkpoint.config().context));
+    let sequence = Sequence { head, ..Sequence::prompt(&ids) };
+    let logits = |checkpoint: &Checkpoint, adapter: Option<&Adapter>| -> Result<Vec<f32>> {
+        let model = Model::load(cpu()?, checkpoint)?;
+        Ok(Evaluator::new(&model, adapter, ids.len())?.logits(&sequence)?)
+    };
+    let want = logits(checkpoint, Some(adapter))?;
+    let difference = relative_difference(&logits(&merged, None)?, &want);
+    let effect = relative_difference(&logits(checkpoint, None)?, &want);
+    Ok(Check { difference, effect, tokens: ids.len() })
+}
+
+/// The largest |got − want| over the largest |want|; not a number if one of them isn't.
+fn relative_difference(got: &[f32], want: &[f32]) -> f64 {
+    let largest = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold(0.0, |max: f64, x| if x.is_nan() || max.is_nan() { f64::NAN } else { max.max(x) })
+    };
+    let difference = largest(&mut got.iter().zip(want).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs()));
+    difference / largest(&mut want.iter().map(|&x| f64::from(x).abs()))
+}

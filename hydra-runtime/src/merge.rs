@@ -1,0 +1,328 @@
+//! An adapter folded into its model's weights, written as a Hugging Face folder.
+//!
+//! With weights g of the heads that are the same for every token, the adapter is a matrix of its own:
+//!
+//! ```text
+//! W' = W + s · Σ_e g_e B_e A_e            g_e = 1/N (uniform), 1 for one head and 0 for the others, or N = 1 and g = 1
+//! ```
+//!
+//! Sums are f32, row by row, rounded once to the type that is written. Tensors are computed as they are written, one at a
+//! time, so memory holds one of them. What a router does depends on the token, so no W' is equal to it.
+
+use crate::adapter::{Adapter, AdapterPair, GateKind};
+use crate::checkpoint::safetensors::{INDEX, ONE_FILE};
+use crate::checkpoint::{Checkpoint, TensorId};
+use crate::json::Object;
+use crate::{Error, Result};
+use half::{bf16, f16};
+use hydra_kernels::isa::Isa;
+use hydra_kernels::quant::Format;
+use hydra_kernels::shape::HydraShape;
+use safetensors::tensor::{Dtype, View};
+use serde_json::json;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// Weights of the heads that no token changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fold {
+    /// 1/N each.
+    Uniform,
+    /// 1 for this head, 0 for the others.
+    Head(usize),
+    /// The only head.
+    One,
+}
+
+impl Fold {
+    /// Whether an adapter of this configuration has such a head, or only one.
+    fn check(self, heads: usize) -> Result<()> {
+        let refuse = |message| Err(Error::Invalid(message));
+        match self {
+            Self::Head(head) if head >= heads => refuse(format!("head {head} of an adapter of {heads} heads")),
+            Self::One if heads != 1 => refuse(format!("gate one of an adapter of {heads} heads, wanted 1")),
+            _ => Ok(()),
+        }
+    }
+
+    fn weight(self, head: usize, heads: usize) -> f32 {
+        match self {
+            Self::Uniform => 1.0 / heads as f32,
+            Self::Head(chosen) => f32::from(chosen == head),
+            Self::One => 1.0,
+        }
+    }
+}
+
+impl Adapter {
+    /// The adapter that mixes its heads as `fold` says, unmerged: its router, if it has one, taken away, and the head that
+    /// all sequences must then name ([`crate::batch::Sequence::head`]). It is what a merged model is to be compared with.
+    pub fn with_fixed_gate(&self, fold: Fold) -> Result<(Self, Option<u32>)> {
+        fold.check(self.config.heads)?;
+        let mut fixed = self.clone();
+        let head = match fold {
+            Fold::Head(head) => Some(head as u32),
+            // A sequence without a head is mixed uniformly.
+            Fold::Uniform => None,
+            Fold::One => Some(0),
+        };
+        if self.config.gate != GateKind::One {
+            fixed.config.gate = GateKind::Label;
+            fixed.config.labels.clear();
+            let had = self.config.clone();
+            for pair in fixed.layers.iter_mut().flatten().flatten() {
+                pair.a.truncate(had.shape_of(pair.d_in, pair.d_out).a_rows() * pair.d_in);
+            }
+        }
+        Ok((fixed, head))
+    }
+}
+
+/// How the merged model is written.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeOptions {
+    /// The type of all tensors, a plain one. `None`: each tensor's own, in a model of plain types; else f16 where no matrix
+    /// is of another type than f32 and f16, and bf16 otherwise.
+    pub format: Option<Format>,
+    /// The most bytes of tensors in one file; a larger tensor has its own.
+    pub max_shard_bytes: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// The types of the tensors; the largest share first.
+    pub formats: Vec<Format>,
+    /// Weights files.
+    pub shards: usize,
+    /// Their tensors' bytes.
+    pub bytes: u64,
+}
+
+/// Files beside the weights that go along with a model from a Hugging Face folder, where they are there.
+const COMPANIONS: [&str; 13] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+];
+
+/// Writes the model with the adapter folded into it to `folder`, which exists and is empty: `config.json`, the tokenizer's
+/// files, and `model.safetensors` or its shards.
+pub fn write(
+    checkpoint: &Checkpoint,
+    adapter: &Adapter,
+    fold: Fold,
+    folder: &Path,
+    options: MergeOptions,
+) -> Result<Merged> {
+    let config = checkpoint.config();
+    adapter.fits(config)?;
+    fold.check(adapter.config.heads)?;
+    let format = match options.format {
+        None if checkpoint.is_folder() => None,
+        None => Some(common_format(checkpoint)),
+        asked => asked,
+    };
+    let tensors: Vec<Tensor> = TensorId::all(config)
+        .map(|id| {
+            let format = format.unwrap_or_else(|| checkpoint.format(id));
+            dtype(format)?;
+            let (rows, cols) = id.dims(config);
+            let shape = rows.into_iter().chain([cols]).collect();
+            Ok(Tensor { checkpoint, adapter, fold, id, shape, format })
+        })
+        .collect::<Result<_>>()?;
+    describe(checkpoint, folder, format)?;
+    let (bytes, mut by_format) = (tensors.iter().map(|t| t.bytes() as u64).sum(), BTreeMap::new());
+    for tensor in &tensors {
+        *by_format.entry(tensor.format.name()).or_insert(0) += tensor.bytes();
+    }
+    let mut formats: Vec<Format> = Format::ALL.into_iter().filter(|f| by_format.contains_key(f.name())).collect();
+    formats.sort_by_key(|format| std::cmp::Reverse(by_format[format.name()]));
+    let shards = write_shards(folder, shards(tensors, options.max_shard_bytes), bytes)?;
+    Ok(Merged { formats, shards, bytes })
+}
+
+/// The type of a GGUF's tensors as they are written.
+fn common_format(checkpoint: &Checkpoint) -> Format {
+    let matrices = || TensorId::all(checkpoint.config()).filter(|id| id.dims(checkpoint.config()).0.is_some());
+    let only = |formats: &[Format]| matrices().all(|id| formats.contains(&checkpoint.format(id)));
+    match () {
+        () if only(&[Format::F32]) => Format::F32,
+        () if only(&[Format::F32, Format::F16]) => Format::F16,
+        () => Format::Bf16,
+    }
+}
+
+fn dtype(format: Format) -> Result<Dtype> {
+    match format {
+        Format::F32 => Ok(Dtype::F32),
+        Format::F16 => Ok(Dtype::F16),
+        Format::Bf16 => Ok(Dtype::BF16),
+        other => Err(Error::Invalid(format!("merged tensors of type {}, wanted F32, F16 or BF16", other.name()))),
+    }
+}
+
+/// `config.json` and what goes along with it. `format` is the type of all tensors, if it isn't each one's own.
+fn describe(checkpoint: &Checkpoint, folder: &Path, format: Option<Format>) -> Result<()> {
+    let torch = |format| match format {
+        Format::F32 => "float32",
+        Format::F16 => "float16",
+        _ => "bfloat16",
+    };
+    let path = folder.join("config.json");
+    let config = if checkpoint.is_folder() {
+        for name in COMPANIONS {
+            let (from, to) = (checkpoint.path().join(name), folder.join(name));
+            if from.is_file() {
+                std::fs::copy(&from, to).map_err(|source| Error::Io { path: from, source })?;
+            }
+        }
+        let mut map = Object::read(&checkpoint.path().join("config.json"))?.map;
+        if let Some(format) = format {
+            map.remove("dtype");
+            map.insert("torch_dtype".into(), torch(format).into());
+        }
+        map.into()
+    } else {
+        checkpoint.tokenizer()?.save(folder, checkpoint.config())?;
+        let config = checkpoint.config().to_json(torch(format.unwrap_or(Format::Bf16)));
+        config.map_err(|message| Error::Config { path: checkpoint.path().into(), message })?
+    };
+    std::fs::write(&path, format!("{config:#}\n")).map_err(|source| Error::Io { path, source })
+}
+
+/// Cuts a model's tensors, in order, into files of at most `most` bytes.
+fn shards(tensors: Vec<Tensor<'_>>, most: u64) -> Vec<Vec<Tensor<'_>>> {
+    let (mut shards, mut room) = (Vec::<Vec<_>>::new(), 0);
+    for tensor in tensors {
+        let bytes = tensor.bytes() as u64;
+        match shards.last_mut() {
+            Some(shard) if bytes <= room => {
+                shard.push(tensor);
+                room -= bytes;
+            }
+            _ => {
+                shards.push(vec![tensor]);
+                room = most.saturating_sub(bytes);
+            }
+        }
+    }
+    shards
+}
+
+/// One file, or several and their index; how many.
+fn write_shards(folder: &Path, shards: Vec<Vec<Tensor<'_>>>, bytes: u64) -> Result<usize> {
+    let count = shards.len();
+    let mut placed = BTreeMap::new();
+    for (i, shard) in shards.into_iter().enumerate() {
+        let name = match count {
+            1 => ONE_FILE.to_string(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        placed.extend(shard.iter().map(|tensor| (tensor.id.hf_name(), name.clone())));
+        let path = folder.join(name);
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        let views = shard.iter().map(|tensor| (tensor.id.hf_name(), tensor));
+        safetensors::serialize_to_file(views, Some(metadata), &path)
+            .map_err(|e| Error::Invalid(format!("can't write {}: {e}", path.display())))?;
+        // The crate's file is its owner's alone; a model's is like its neighbours.
+        let neighbour = std::fs::metadata(folder.join("config.json"));
+        let shared = neighbour.and_then(|neighbour| std::fs::set_permissions(&path, neighbour.permissions()));
+        shared.map_err(|source| Error::Io { path, source })?;
+    }
+    if count > 1 {
+        let path = folder.join(INDEX);
+        let index = json!({"metadata": {"total_size": bytes}, "weight_map": placed});
+        std::fs::write(&path, format!("{index:#}\n")).map_err(|source| Error::Io { path, source })?;
+    }
+    Ok(count)
+}
+
+/// A tensor of the merged model, computed when it is written.
+struct Tensor<'a> {
+    checkpoint: &'a Checkpoint,
+    adapter: &'a Adapter,
+    fold: Fold,
+    id: TensorId,
+    shape: Vec<usize>,
+    format: Format,
+}
+
+impl Tensor<'_> {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.format.block_bytes()
+    }
+}
+
+impl View for &Tensor<'_> {
+    fn dtype(&self) -> Dtype {
+        dtype(self.format).expect("checked before anything was written")
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Vec::with_capacity(self.bytes());
+        let mut put = |row: &[f32]| match self.format {
+            Format::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+            Format::Bf16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+            _ => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
+        };
+        let [rows, cols] = self.shape[..] else {
+            put(&self.checkpoint.vector(self.id));
+            return bytes.into();
+        };
+        let (weight, isa) = (self.checkpoint.weight(self.id), Isa::detect());
+        let adapted = match self.id {
+            TensorId::Projection(layer, projection) => self.adapter.layers[layer][projection as usize].as_ref(),
+            _ => None,
+        };
+        let mut row = vec![0.0; cols];
+        for o in 0..rows {
+            weight.decode_row(isa, o, 0, &mut row);
+            if let Some(pair) = adapted {
+                let shape = self.adapter.config.shape_of(pair.d_in, pair.d_out);
+                let scale = self.adapter.config.alpha / self.adapter.config.rank as f32;
+                add_row(isa, &mut row, o, pair, &shape, scale, self.fold);
+            }
+            put(&row);
+        }
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes()
+    }
+}
+
+/// `row` [d_in] += row `o` of scale · Σ_e g_e B_e A_e.
+fn add_row(isa: Isa, row: &mut [f32], o: usize, pair: &AdapterPair, shape: &HydraShape, scale: f32, fold: Fold) {
+    let mut sum = vec![0.0; row.len()];
+    for (column, &b) in pair.b[o * shape.mixed()..][..shape.mixed()].iter().enumerate() {
+        let factor = fold.weight(column / shape.rank, shape.heads) * b;
+        if factor == 0.0 {
+            continue;
+        }
+        let of_a = if shape.per_head_a { column } else { column % shape.rank };
+        let a = &pair.a[of_a * pair.d_in..][..pair.d_in];
+        isa.vectorize(
+            #[inline(always)]
+            || sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += factor * a),
+        );
+    }
+    row.iter_mut().zip(&sum).for_each(|(row, sum)| *row += scale * sum);
+}
