@@ -1,8 +1,10 @@
 //! The command line.
 
+mod compare;
 mod demo;
 mod eval_loss;
 mod eval_mmlu;
+mod experiment;
 mod fetch;
 mod finetune;
 mod generate;
@@ -32,6 +34,8 @@ pub enum Command {
     Fetch(fetch::Arguments),
     /// Fine-tune an adapter
     Finetune(Box<finetune::Arguments>),
+    /// Fine-tune several ways on the same records, several seeds each, and put them in one table
+    Compare(compare::Arguments),
     /// Evaluate a model, with or without an adapter
     #[command(subcommand)]
     Eval(Eval),
@@ -57,6 +61,7 @@ impl Command {
             Self::Demo(arguments) => demo::run(arguments),
             Self::Fetch(arguments) => fetch::run(arguments),
             Self::Finetune(arguments) => finetune::run(*arguments),
+            Self::Compare(arguments) => compare::run(arguments),
             Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),

@@ -1,6 +1,6 @@
 //! `hydra finetune`: from options to a run in a folder.
 
-mod manifest;
+pub mod manifest;
 
 use super::{not_negative, positive, seq_len, targets};
 use crate::data::encode::{Encoded, Encoder};
@@ -14,9 +14,13 @@ use crate::{interrupt, output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
+use hydra_runtime::tokenizer::Tokenizer;
 use manifest::Manifest;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Options of `finetune`. The defaults are the published settings.
@@ -117,6 +121,13 @@ pub struct Done {
     pub routing: Option<Routing>,
 }
 
+/// Fails if the options don't go together, on a model and records of these categories; trains nothing.
+pub fn check(arguments: &Arguments, model: &Config, categories: &[String], records: usize) -> Result<()> {
+    start(arguments, model, categories)?;
+    recipe(arguments, records)?;
+    Ok(())
+}
+
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let out = arguments.out.clone();
@@ -134,49 +145,120 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
     refuse_to_write_over(&arguments)?;
     let device = arguments.model.device.open()?;
     let checkpoint = arguments.model.checkpoint()?;
-    let config = checkpoint.config();
-    let seq_len = seq_len(arguments.seq_len, config.context)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::from_argument(&arguments.template, &tokenizer)?;
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
-
-    let mut records = Vec::new();
-    for path in &arguments.data {
-        records.extend(records::read(path)?);
-    }
-    let adapter = start(&arguments, config, &records::categories(&records))?;
-    let labels = &adapter.config.labels;
-    let encode = |what: &str, records: &[records::Record]| -> Result<Encoded> {
-        let encoded = encoder.encode(records, labels).with_context(|| what.to_string())?;
-        if let Some(remark) = encoded.remark(seq_len) {
-            eprintln!("{what}: {remark}");
-        }
-        Ok(encoded)
-    };
-    let data = encode("--data", &records)?;
-    let eval_records = arguments.eval_data.as_deref().map(records::read).transpose()?;
-    let held_out = eval_records.map(|records| encode("--eval-data", &records)).transpose()?;
-
-    let recipe = recipe(&arguments, data.sequences.len())?;
-    recipe.check_room(&device, config, &adapter.config, &data)?;
-    let manifest = Manifest::new(&arguments, &checkpoint, &adapter, &recipe, &data, seq_len)?;
-    let out = &arguments.out;
-    std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    let resume = arguments.resume && manifest.take_up(out)?;
-    manifest.write(out)?;
-
-    let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
-    let share = 100.0 * trainable as f64 / (trainable + frozen) as f64;
-    let count = data.sequences.len();
-    eprintln!("{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all", recipe.steps);
+    let prepared = Prepared::new(arguments, &checkpoint, &checkpoint.tokenizer()?, &device)?;
+    let resume = prepared.open_folder()?;
     interrupt::listen()?;
     let model = Model::load(device, &checkpoint)?;
-    let held = held_out.as_ref().map(|data| Held { data, every: arguments.eval_every });
-    let keeping = Keeping { out, every: arguments.save_every, resume };
-    let trained = session::train(&model, &adapter, &data, &recipe, held, keeping)?;
-    let routing = report::routing(&model, &trained.adapter, held_out.as_ref().unwrap_or(&data))?;
-    report::write_run(out, &manifest.options, &manifest.facts, &trained, &routing)?;
-    Ok(Done { trained, trainable, routing })
+    prepared.train(&model, prepared.held(), resume)
+}
+
+/// A command line of `finetune`, from its own name on.
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+/// What the words say; the first is the command's name.
+pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Arguments, clap::Error> {
+    Ok(<Line as clap::Parser>::try_parse_from(words)?.arguments)
+}
+
+/// The names of all options, and whether each takes a value.
+pub fn options() -> BTreeMap<String, bool> {
+    let command = <Line as clap::CommandFactory>::command();
+    let named = |option: &clap::Arg| Some((option.get_long()?.to_string(), option.get_action().takes_values()));
+    command.get_arguments().filter_map(named).filter(|(name, _)| name != "help").collect()
+}
+
+/// Whether a run has been begun in this folder.
+pub fn begun(out: &Path) -> bool {
+    out.join(manifest::FILE).is_file()
+}
+
+/// A run of which everything is known and checked, before the model is loaded.
+pub struct Prepared {
+    arguments: Arguments,
+    /// As it starts.
+    pub adapter: Adapter,
+    /// What it is trained on.
+    pub data: Encoded,
+    /// `--eval-data`.
+    pub held_out: Option<Encoded>,
+    /// How.
+    pub recipe: Recipe,
+    /// Trainable parameters.
+    pub trainable: u64,
+    /// Their share of all.
+    pub share: f64,
+    manifest: Manifest,
+}
+
+impl Prepared {
+    /// Reads and checks all that the options name.
+    pub fn new<B: Backend>(
+        arguments: Arguments,
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        device: &B,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        let seq_len = seq_len(arguments.seq_len, config.context)?;
+        let template = Template::from_argument(&arguments.template, tokenizer)?;
+        let encoder = Encoder { tokenizer, template: &template, seq_len };
+
+        let mut records = Vec::new();
+        for path in &arguments.data {
+            records.extend(records::read(path)?);
+        }
+        let adapter = start(&arguments, config, &records::categories(&records))?;
+        let labels = &adapter.config.labels;
+        let encode = |what: &str, records: &[records::Record]| -> Result<Encoded> {
+            let encoded = encoder.encode(records, labels).with_context(|| what.to_string())?;
+            if let Some(remark) = encoded.remark(seq_len) {
+                eprintln!("{what}: {remark}");
+            }
+            Ok(encoded)
+        };
+        let data = encode("--data", &records)?;
+        let eval_records = arguments.eval_data.as_deref().map(records::read).transpose()?;
+        let held_out = eval_records.map(|records| encode("--eval-data", &records)).transpose()?;
+
+        let recipe = recipe(&arguments, data.sequences.len())?;
+        recipe.check_room(device, config, &adapter.config, &data)?;
+        let manifest = Manifest::new(&arguments, checkpoint, &adapter, &recipe, &data, seq_len)?;
+        let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
+        let share = trainable as f64 / (trainable + frozen) as f64;
+        Ok(Self { arguments, adapter, data, held_out, recipe, trainable, share, manifest })
+    }
+
+    /// Makes the run's folder and writes down what was chosen. Whether there is a saved state to go on from.
+    pub fn open_folder(&self) -> Result<bool> {
+        let out = &self.arguments.out;
+        std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
+        let resume = self.arguments.resume && self.manifest.take_up(out)?;
+        self.manifest.write(out)?;
+        Ok(resume)
+    }
+
+    /// The held-out records, and when the options have them measured.
+    pub fn held(&self) -> Option<Held<'_>> {
+        self.held_out.as_ref().map(|data| Held { data, every: self.arguments.eval_every })
+    }
+
+    /// Trains in the folder that [`Prepared::open_folder`] made, and writes the report.
+    pub fn train<B: Backend>(&self, model: &Model<'_, B>, held: Option<Held<'_>>, resume: bool) -> Result<Done> {
+        let Self { arguments, adapter, data, recipe, manifest, .. } = self;
+        let (trainable, share) = (self.trainable, 100.0 * self.share);
+        let count = data.sequences.len();
+        eprintln!("{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all", recipe.steps);
+        let out = &arguments.out;
+        let keeping = Keeping { out, every: arguments.save_every, resume };
+        let trained = session::train(model, adapter, data, recipe, held, keeping)?;
+        let routing = report::routing(model, &trained.adapter, self.held_out.as_ref().unwrap_or(data))?;
+        report::write_run(out, &manifest.options, &manifest.facts, &trained, &routing)?;
+        Ok(Done { trained, trainable, routing })
+    }
 }
 
 fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
@@ -189,7 +271,7 @@ fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
     if taken && !arguments.resume {
         bail!("--out {} is not empty; --resume goes on with the run in it", out.display());
     }
-    if arguments.resume && !out.join(manifest::FILE).is_file() {
+    if arguments.resume && !begun(out) {
         bail!("--resume: there is no run in {}", out.display());
     }
     Ok(())
