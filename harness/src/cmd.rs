@@ -1,5 +1,6 @@
 //! The command line.
 
+mod analyze;
 mod compare;
 mod demo;
 mod eval_loss;
@@ -36,6 +37,8 @@ pub enum Command {
     Finetune(Box<finetune::Arguments>),
     /// Fine-tune several ways on the same records, several seeds each, and put them in one table
     Compare(compare::Arguments),
+    /// Look inside adapters: t-SNE of their A and B, how alike these are, what the router does
+    Analyze(analyze::Arguments),
     /// Evaluate a model, with or without an adapter
     #[command(subcommand)]
     Eval(Eval),
@@ -62,6 +65,7 @@ impl Command {
             Self::Fetch(arguments) => fetch::run(arguments),
             Self::Finetune(arguments) => finetune::run(*arguments),
             Self::Compare(arguments) => compare::run(arguments),
+            Self::Analyze(arguments) => analyze::run(arguments),
             Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),

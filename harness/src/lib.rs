@@ -10,6 +10,7 @@ mod mmlu;
 mod output;
 mod progress;
 mod report;
+mod router;
 mod session;
 mod statistics;
 

@@ -3,24 +3,22 @@
 mod svg;
 
 use crate::data::encode::Encoded;
+use crate::router;
 use crate::session::Trained;
 use anyhow::{Context, Result};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use std::collections::BTreeMap;
 use std::path::Path;
-pub use svg::{Curve, Dot, curves, dots, heat_maps};
+pub use svg::{Curve, Dot, Group, curves, dots, heat_maps, scatter};
 
 /// The page's name in a run's folder.
 pub const FILE: &str = "report.html";
 
 /// Records of a category that the router is watched on.
 const WATCHED: usize = 32;
-/// Categories in the heat map.
-const MOST_CATEGORIES: usize = 40;
 
 /// The router's mean weights: category → layer → head, over tokens and adapted projections.
 pub type Routing = BTreeMap<String, Vec<Vec<f64>>>;
@@ -30,21 +28,11 @@ pub fn routing<B: Backend>(model: &Model<'_, B>, adapter: &Adapter, data: &Encod
     if adapter.config.gate != GateKind::Router {
         return Ok(None);
     }
-    let mut chosen: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for (sequence, category) in data.sequences.iter().zip(&data.categories) {
-        let own = chosen.entry(category.clone().unwrap_or_else(|| "(no category)".into())).or_default();
-        if own.len() < WATCHED {
-            own.push(sequence.clone());
-        }
-    }
-    let chosen: Vec<_> = chosen.into_iter().take(MOST_CATEGORIES).collect();
-    let longest = chosen.iter().flat_map(|(_, own)| own).map(|s| s.tokens.len()).max().unwrap_or(1);
-    let mut evaluator = Evaluator::new(model, Some(adapter), longest.max(1024))?;
     let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
     let mut routing = Routing::new();
-    for (category, sequences) in chosen {
+    for (category, watched) in router::watch(model, adapter, data, WATCHED)? {
         let mut weights = vec![vec![0.0; heads]; layers];
-        for mean in evaluator.gate_means(&sequences)? {
+        for mean in watched.means {
             for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
                 *sum += weight / targets as f64;
             }

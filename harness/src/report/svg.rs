@@ -5,7 +5,7 @@ mod marks;
 
 use super::escape;
 pub use heat::heat_maps;
-pub use marks::{Dot, dots};
+pub use marks::{Dot, Group, dots, scatter};
 use std::fmt::Write;
 
 /// A named line; of points that are not finite nothing is drawn.

@@ -19,7 +19,9 @@ fn heat_map(routing: &Routing, head: usize, low: f64, range: f64) -> String {
     const NAMES: f64 = 130.0;
     let layers = routing.values().map(Vec::len).max().unwrap_or(0);
     let (width, height) = (NAMES + layers as f64 * CELL, routing.len() as f64 * CELL + 18.0);
-    let mut svg = open(width, height);
+    // Cells keep about one size, however many layers there are: what is wider than the screen can be moved.
+    let style = format!("<svg style=\"min-width:{:.0}px;max-width:{:.0}px\" ", 0.75 * width, 1.3 * width);
+    let mut svg = open(width, height).replacen("<svg ", &style, 1);
     for (row, (category, weights)) in routing.iter().enumerate() {
         let y = row as f64 * CELL;
         let name: String = category.chars().take(16).collect();

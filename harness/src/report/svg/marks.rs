@@ -1,6 +1,6 @@
 //! Means with their error bars, one below the other; and clouds of points.
 
-use super::{WIDTH, number, open, put, range, ticks};
+use super::{Frame, PLOT, WIDTH, legend, legend_height, mark_fill, number, open, put, range, ticks};
 use crate::report::escape;
 
 /// A mean and what is around it.
@@ -52,5 +52,37 @@ pub fn dots(dots: &[Dot], origin: Option<f64>) -> String {
             format_args!("<circle fill=\"var(--c0)\" cx=\"{x:.1}\" cy=\"{y}\" r=\"4\"><title>{text}</title></circle>"),
         );
     }
+    svg + "</svg>\n"
+}
+
+/// Points of one kind.
+pub struct Group {
+    /// In the legend.
+    pub name: String,
+    /// x and y.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// All points in one square field, a colour a group.
+pub fn scatter(groups: &[Group]) -> String {
+    let all = || groups.iter().flat_map(|group| group.points.iter());
+    let frame = Frame::new(range(all().map(|p| p.0)), range(all().map(|p| p.1)));
+    let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+    let (left, right, top, bottom) = PLOT;
+    let mut svg = open(WIDTH, bottom + 8.0 + legend_height(&names));
+    let (width, height) = (right - left, bottom - top);
+    put(
+        &mut svg,
+        format_args!("<rect class=\"field\" x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\"/>"),
+    );
+    for (i, group) in groups.iter().enumerate() {
+        put(&mut svg, format_args!("<g class=\"cloud\" {}>", mark_fill(i)));
+        for &point in &group.points {
+            let (x, y) = frame.place(point);
+            put(&mut svg, format_args!("<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"2.5\"/>"));
+        }
+        put(&mut svg, format_args!("</g>"));
+    }
+    legend(&mut svg, &names, bottom + 8.0);
     svg + "</svg>\n"
 }
