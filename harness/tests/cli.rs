@@ -4,6 +4,8 @@
 mod analyze;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/browser.rs"]
+mod browser;
 #[path = "cli/compare.rs"]
 mod compare;
 #[path = "cli/evaluate.rs"]
