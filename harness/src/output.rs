@@ -35,6 +35,17 @@ pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
     [head.to_vec()].iter().chain(rows).map(|row| line(row) + "\n").collect()
 }
 
+/// The same in Markdown.
+pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| printable(cell).replace('|', "\\|")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let rule: Vec<String> =
+        head.iter().enumerate().map(|(i, _)| if i == 0 { "---" } else { "---:" }.to_string()).collect();
+    line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
+}
+
 /// Fails before the work is done, not after it, if a result can't be put there.
 pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };

@@ -12,7 +12,7 @@ use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
 use std::collections::BTreeMap;
 use std::path::Path;
-pub use svg::{Curve, Dot, Group, curves, dots, heat_maps, scatter};
+pub use svg::{Curve, Dot, Group, curves, curves_with_errors, dots, heat_maps, scatter};
 
 /// The page's name in a run's folder.
 pub const FILE: &str = "report.html";

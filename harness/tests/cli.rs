@@ -10,6 +10,8 @@ mod browser;
 mod compare;
 #[path = "cli/evaluate.rs"]
 mod evaluate;
+#[path = "cli/heterogeneity.rs"]
+mod heterogeneity;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/support.rs"]

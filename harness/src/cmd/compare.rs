@@ -4,10 +4,10 @@ mod page;
 mod summary;
 
 use super::experiment::kept::{self, Finished, Task};
-use super::experiment::plan::{Plan, Settings};
+use super::experiment::plan::{Plan, Run, Settings};
 use super::experiment::tune::{self, Tuned};
 use super::experiment::{Corpus, Questions, Stage, digest, open_folder};
-use super::{finetune, write_json};
+use super::write_json;
 use crate::data::records;
 use crate::device::ModelArgs;
 use crate::mmlu::questions::{self, Selection};
@@ -16,7 +16,6 @@ use anyhow::{Context, Result};
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The result's name in the folder.
@@ -70,9 +69,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     // What can fail in any run fails now.
     for run in &plan.runs {
         let task = task(run, run.settings.clone(), plan.seeds[0], &data, &eval_data, out);
-        let options = run.arguments(&task.words(&stage.options.model))?;
-        finetune::check(&options, checkpoint.config(), &categories, all.len())
-            .with_context(|| format!("run {:?}", run.name))?;
+        run.check(&task.words(&stage.options.model), checkpoint.config(), &categories, all.len())?;
     }
     std::fs::copy(&arguments.config, out.join(MARK)).with_context(|| out.join(MARK).display().to_string())?;
     interrupt::listen()?;
@@ -115,7 +112,7 @@ fn ask(dir: &Path, plan: &Plan) -> Result<Questions> {
 }
 
 fn task<'a>(
-    run: &'a super::experiment::plan::Run,
+    run: &'a Run,
     settings: Settings,
     seed: u64,
     data: &'a Corpus,
@@ -138,7 +135,7 @@ fn results<B: Backend>(
         Some(tune) => Some(tune::split(tune, &data.paths, &out.join("tune"))?),
         None => None,
     };
-    let tunes = |run: &super::experiment::plan::Run| !run.settings.contains_key("lr");
+    let tunes = |run: &Run| !run.settings.contains_key("lr");
     let mut trials: Vec<_> = Vec::new();
     for run in &plan.runs {
         trials.push(match (&plan.tune, &parts) {
@@ -155,15 +152,7 @@ fn results<B: Backend>(
             task(run, run.settings.clone(), seed, data, eval_data, out).kept(stage)?;
         }
     }
-    let template = |key: &str| plan.runs[0].settings.get(key);
-    let seq_len = template("seq-len").and_then(Value::as_u64).map(|n| n as usize);
-    let base = kept::base(
-        stage,
-        eval_data,
-        template("template").and_then(Value::as_str).unwrap_or("plain"),
-        seq_len,
-        &out.join("base"),
-    )?;
+    let base = kept::base(stage, eval_data, &plan.runs[0].settings, &out.join("base"))?;
     if interrupt::requested() {
         return Ok(None);
     }

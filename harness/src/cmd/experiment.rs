@@ -3,13 +3,16 @@
 
 pub mod kept;
 pub mod plan;
+pub mod scores;
 pub mod tune;
 
 use super::finetune::manifest::describe;
+use crate::data::records::lines;
 use crate::device::ModelArgs;
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::Subject;
 use anyhow::{Context, Result};
+use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
@@ -63,6 +66,22 @@ impl Corpus {
     pub fn digests(&self) -> Vec<&Value> {
         self.described.iter().map(|file| &file["sha256"]).collect()
     }
+}
+
+/// Each record's line, as it stands in the files.
+pub fn raw_records(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
+    let mut all = Vec::new();
+    for path in paths {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        all.extend(lines(&bytes).map(|(_, line)| line.trim_ascii().to_vec()));
+    }
+    Ok(all)
+}
+
+/// A file of them.
+pub fn write_records(path: &Path, records: &[&[u8]]) -> Result<()> {
+    let text: Vec<u8> = records.iter().flat_map(|record| [record, b"\n".as_slice()].concat()).collect();
+    Ok(write_atomically(path, &text)?)
 }
 
 /// In hexadecimal.

@@ -30,6 +30,11 @@ pub fn curves(curves: &[Curve]) -> String {
     plot(curves, None)
 }
 
+/// Several lines in one plot, with a mark at each point and an error bar where `errors` (by curve and point) has one.
+pub fn curves_with_errors(curves: &[Curve], errors: &[Vec<Option<f64>>]) -> String {
+    plot(curves, Some(errors))
+}
+
 fn plot(curves: &[Curve], errors: Option<&[Vec<Option<f64>>]>) -> String {
     let finite = |curve: &Curve| -> Vec<(f64, f64)> {
         curve.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()

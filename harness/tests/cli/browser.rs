@@ -150,6 +150,7 @@ fn reports_render_and_show_what_their_json_says() {
     finetune(browser, &scratch, &model, &train, &test);
     let runs = compare(browser, &scratch, &model, &train, &test);
     analyze(browser, &scratch, &model, &test, &runs);
+    heterogeneity(browser, &scratch, &model, &train, &test);
 }
 
 fn finetune(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &str) {
@@ -251,4 +252,23 @@ fn analyze(browser: &str, scratch: &Scratch, model: &str, test: &str, runs: &[St
         weights.push(mean(category, layer));
     }
     follows(&opacities, &weights, 0.01);
+}
+
+fn heterogeneity(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &str) {
+    let config = "seeds = [1, 2]\n[defaults]\nsteps = 2\nlr = 3e-3\n[bootstrap]\nsamples = 50\n[[run]]\nname = 'LoRA'\nmethod = 'lora'\n";
+    let (config, out) = (scratch.write("h.toml", config), scratch.path("heterogeneity"));
+    succeeds(&format!(
+        "heterogeneity --model {model} --data {train} --eval-data {test} --records 8 --config {config} --out {out}"
+    ));
+    let (seen, result) = (report(browser, scratch, &out), json(&format!("{out}/heterogeneity.json")));
+    let points = result["rows"][0]["points"].as_array().unwrap();
+    let marks = &svg(&seen, "Loss on all held-out records by number of categories trained on")["marks"];
+    let marks = Value::Array(marks.as_array().unwrap().iter().filter(|mark| mark["title"] != "").cloned().collect());
+    let means: Vec<f64> = points.iter().map(|point| number(&point["loss"]["mean"])).collect();
+    follows(&coordinates(&marks, "y"), &means, 0.15);
+    follows(&coordinates(&marks, "x"), &[1.0, 2.0, 4.0], 0.15);
+    for (row, point) in seen["tables"][0].as_array().unwrap()[1..].iter().zip(points) {
+        let [mean, error] = ["mean", "stderr"].map(|key| text(number(&point["loss"][key])));
+        assert_eq!((&row[1], &row[3]), (&point["categories"].to_string().into(), &format!("{mean} ± {error}").into()));
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Results;
 use super::summary::Summary;
-use crate::output;
+use crate::output::{self, markdown_table};
 use crate::report::{self, Curve, Dot, curves, dots, escape, section, table};
 use crate::statistics::{Estimate, Interval};
 use anyhow::Result;
@@ -130,14 +130,4 @@ fn markdown(summary: &Summary<'_>) -> String {
     }
     let tokens = summary.rows.iter().map(|row| format!("{}: {} steps, {} tokens", row.name, row.steps, row.tokens));
     text + &format!("\n{}\n", tokens.collect::<Vec<_>>().join("; "))
-}
-
-fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
-    let line = |cells: &[String]| {
-        let cells: Vec<String> = cells.iter().map(|cell| output::printable(cell).replace('|', "\\|")).collect();
-        format!("| {} |\n", cells.join(" | "))
-    };
-    let rule: Vec<String> =
-        head.iter().enumerate().map(|(i, _)| if i == 0 { "---" } else { "---:" }.to_string()).collect();
-    line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
 }

@@ -10,6 +10,7 @@
 
 use super::plan::{Run, Settings, words};
 use super::{Corpus, Stage, compact, digest};
+use crate::cmd::finetune::manifest::describe;
 use crate::cmd::finetune::{Prepared, begun};
 use crate::data::encode::Encoder;
 use crate::data::records;
@@ -124,16 +125,23 @@ pub struct Finished {
 impl Task<'_> {
     /// Fails if the folder holds a finished run of other inputs. `None` if there is none.
     pub fn kept<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Option<Finished>> {
-        take_up(&self.dir, &self.inputs(stage))
+        take_up(&self.dir, &self.inputs(stage)?)
     }
 
-    fn inputs<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Map<String, Value> {
+    fn inputs<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Map<String, Value>> {
         let mut inputs = shared_inputs(stage, self.eval_data, self.ask);
         inputs.insert("data".into(), json!(self.data.digests()));
         inputs.insert("seed".into(), self.seed.into());
         // How often a run saves changes nothing that is kept.
         inputs.extend(self.settings.clone().into_iter().filter(|(key, _)| key != "save-every"));
-        inputs
+        // Of files that settings name, what is in them counts.
+        for (key, file) in [("template", ""), ("init-adapter", "adapter_model.safetensors")] {
+            let path = self.settings.get(key).and_then(Value::as_str).map(|path| Path::new(path).join(file));
+            if let Some(path) = path.filter(|path| path.is_file()) {
+                inputs.insert(format!("{key}-file"), describe(&path)?["sha256"].take());
+            }
+        }
+        Ok(inputs)
     }
 
     /// finetune's command line for it.
@@ -145,7 +153,7 @@ impl Task<'_> {
 
     /// Does what is left to do. `None` if Ctrl-C came.
     pub fn finish<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Option<Finished>> {
-        let inputs = self.inputs(stage);
+        let inputs = self.inputs(stage)?;
         if let Some(finished) = take_up(&self.dir, &inputs)? {
             return Ok(Some(finished));
         }
@@ -209,14 +217,15 @@ impl Task<'_> {
     }
 }
 
-/// The model without an adapter, kept in `dir`.
+/// The model without an adapter, on records as the runs of these settings have them; kept in `dir`.
 pub fn base<B: Backend>(
     stage: &Stage<'_, '_, B>,
     eval_data: &Corpus,
-    template: &str,
-    seq_len: Option<usize>,
+    settings: &Settings,
     dir: &Path,
 ) -> Result<Finished> {
+    let template = settings.get("template").and_then(Value::as_str).unwrap_or("plain");
+    let seq_len = settings.get("seq-len").and_then(Value::as_u64).map(|n| n as usize);
     let mut inputs = shared_inputs(stage, eval_data, true);
     inputs.extend([("template".to_string(), json!(template)), ("seq-len".to_string(), json!(seq_len))]);
     if let Some(finished) = take_up(dir, &inputs)? {

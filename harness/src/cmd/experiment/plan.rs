@@ -20,6 +20,7 @@ use crate::cmd::finetune;
 use crate::mmlu::Scoring;
 use crate::statistics::Bootstrap;
 use anyhow::{Context, Result, anyhow, bail};
+use hydra_runtime::config::Config;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -187,6 +188,12 @@ impl Tune {
 }
 
 impl Run {
+    /// Fails if the options don't go together, on a model and records of these categories.
+    pub fn check(&self, words: &[String], model: &Config, categories: &[String], records: usize) -> Result<()> {
+        let options = self.arguments(words)?;
+        finetune::check(&options, model, categories, records).with_context(|| format!("run {:?}", self.name))
+    }
+
     /// finetune's options, from its command line; an error names the run.
     pub fn arguments(&self, words: &[String]) -> Result<finetune::Arguments> {
         let wrong = |error| anyhow!("{}", crate::wrong_usage(&error).trim_start_matches("error: "));

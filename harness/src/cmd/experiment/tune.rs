@@ -3,11 +3,9 @@
 
 use super::kept::Task;
 use super::plan::{Run, Settings, Tune};
-use super::{Corpus, Stage};
+use super::{Corpus, Stage, raw_records, write_records};
 use crate::data::order::Order;
-use crate::data::records::lines;
 use anyhow::{Context, Result, bail};
-use hydra_runtime::atomic::write_all_atomically;
 use hydra_runtime::backend::Backend;
 use serde::Serialize;
 use std::path::Path;
@@ -36,24 +34,21 @@ pub struct Trial {
 
 /// The two parts of the training records, as files in `dir`.
 pub fn split(tune: &Tune, data: &[std::path::PathBuf], dir: &Path) -> Result<(Corpus, Corpus)> {
-    let texts = data.iter().map(|path| std::fs::read(path).with_context(|| path.display().to_string()));
-    let texts: Vec<Vec<u8>> = texts.collect::<Result<_>>()?;
-    let all: Vec<&[u8]> = texts.iter().flat_map(|text| lines(text)).map(|(_, line)| line).collect();
+    let all = raw_records(data)?;
     let apart = (tune.validation * all.len() as f64).round() as usize;
     if apart == 0 || apart >= all.len() {
         bail!("[tune]: validation {} of {} records leaves one part without any", tune.validation, all.len());
     }
     let mut chosen = Order::new(all.len(), Some(tune.seed)).take(0, apart);
     chosen.sort_unstable();
-    let (mut train, mut validation) = (Vec::new(), Vec::new());
-    for (i, line) in all.iter().enumerate() {
-        let part = if chosen.binary_search(&i).is_ok() { &mut validation } else { &mut train };
-        part.extend_from_slice(line.trim_ascii());
-        part.push(b'\n');
-    }
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let (train_path, validation_path) = (dir.join("train.jsonl"), dir.join("validation.jsonl"));
-    write_all_atomically(&[(train_path.clone(), &train), (validation_path.clone(), &validation)])?;
+    let part = |apart: bool| -> Vec<&[u8]> {
+        let chosen = |i: &usize| chosen.binary_search(i).is_ok() == apart;
+        (0..all.len()).filter(chosen).map(|i| all[i].as_slice()).collect()
+    };
+    write_records(&train_path, &part(false))?;
+    write_records(&validation_path, &part(true))?;
     Ok((Corpus::new(&[train_path])?, Corpus::new(&[validation_path])?))
 }
 
