@@ -95,7 +95,9 @@ pub fn section(title: &str, html: &str) -> String {
 /// A table of plain texts.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, cells: Vec<&str>| -> String {
-        cells.into_iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+        // Long texts have several lines.
+        let class = |cell: &str| if cell.chars().count() > 48 { " class=\"long\"" } else { "" };
+        cells.into_iter().map(|cell| format!("<{tag}{}>{}</{tag}>", class(cell), escape(cell))).collect()
     };
     let mut html = format!("<div class=\"wide\"><table><tr>{}</tr>\n", cells("th", head.to_vec()));
     for row in rows {
@@ -128,6 +130,6 @@ svg text{fill:var(--ink);font:11px system-ui,sans-serif}.axis{stroke:var(--faint
 .thin{stroke-width:.6;opacity:.45}.cell{fill:var(--c0)}.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps>figure{flex:1 1 18rem;margin:0;overflow-x:auto}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}\
-td.long{white-space:normal;overflow-wrap:anywhere;min-width:12rem}\
+td.long{white-space:normal;overflow-wrap:anywhere;min-width:9rem;text-align:left}\
 code{background:var(--faint);padding:.1rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}\
 @media (max-width:40rem){svg text{font-size:17px}.maps svg text{font-size:11px}}";

@@ -90,6 +90,9 @@ struct About {
     /// Mean over its matrices.
     effective_rank_a: f64,
     effective_rank_b: f64,
+    /// Mean cosine of an A to what it was before training, where the folder says the seed; A's that have hardly moved are alike
+    /// if they started alike.
+    cosine_of_a_to_its_start: Option<f64>,
 }
 
 /// All A, or all B.
@@ -150,6 +153,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         seed: seeds[i],
         effective_rank_a: mean(&a, i),
         effective_rank_b: mean(&b, i),
+        cosine_of_a_to_its_start: seeds[i].map(|seed| cosine_to_start(adapter, seed)),
     };
     let analysis = Analysis {
         adapters: adapters.iter().enumerate().map(about).collect(),
@@ -216,6 +220,12 @@ fn seed_of(path: &Path) -> Option<u64> {
     let run: serde_json::Value = serde_json::from_str(&text).ok()?;
     // An adapter that was started from another has no seed of its own.
     run["options"]["init-adapter"].is_null().then(|| run["options"]["seed"].as_u64())?
+}
+
+fn cosine_to_start(adapter: &Adapter, seed: u64) -> f64 {
+    let [now, start] = [adapter.clone(), adapter.start(seed)].map(|adapter| matrices::all(&[adapter], Kind::A));
+    let cosines = now.iter().zip(&start).map(|(now, start)| similarity::cosine(now, start));
+    cosines.sum::<f64>() / now.len() as f64
 }
 
 /// Watches each router on the records.

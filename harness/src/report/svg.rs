@@ -30,7 +30,8 @@ pub fn curves(curves: &[Curve]) -> String {
     plot(curves, None)
 }
 
-/// Several lines in one plot, with a mark at each point and an error bar where `errors` (by curve and point) has one.
+/// Several lines in one plot, with a mark at each point and an error bar where `errors` (by curve and point) has one; x, above 0,
+/// is on a logarithmic axis, and the curves' marks stand a little apart.
 pub fn curves_with_errors(curves: &[Curve], errors: &[Vec<Option<f64>>]) -> String {
     plot(curves, Some(errors))
 }
@@ -48,21 +49,32 @@ fn plot(curves: &[Curve], errors: Option<&[Vec<Option<f64>>]>) -> String {
         curves.iter().enumerate().flat_map(|(c, curve)| curve.points.iter().enumerate().map(move |(i, p)| (c, i, p)))
     };
     let ends = points().flat_map(|(c, i, &(_, y))| [y - error(c, i).unwrap_or(0.0), y + error(c, i).unwrap_or(0.0)]);
-    let frame = Frame::new(range(lines.iter().flatten().map(|p| p.0)), range(ends.filter(|y| y.is_finite())));
+    let y = range(ends.filter(|y| y.is_finite()));
+    let frame = match errors {
+        None => Frame::new(range(lines.iter().flatten().map(|p| p.0)), y),
+        Some(_) => Frame::logarithmic(lines.iter().flatten().map(|p| p.0).collect(), y),
+    };
+    // Error bars of several curves at one x would hide each other.
+    let aside =
+        |curve: usize| if errors.is_some() { 5.0 * (curve as f64 - 0.5 * (curves.len() - 1) as f64) } else { 0.0 };
     let names: Vec<&str> = curves.iter().map(|curve| curve.name.as_str()).collect();
     let mut svg = frame.open(legend_height(&names));
     for (i, line) in lines.iter().enumerate() {
         let colour = format!("stroke=\"var(--c{})\"", i % COLOURS);
         let thin = running_mean(line).filter(|_| errors.is_none());
         let class = if thin.is_some() { "line thin" } else { "line" };
-        put(&mut svg, format_args!("<polyline class=\"{class}\" {colour} points=\"{}\"/>", path(line, &frame)));
+        put(
+            &mut svg,
+            format_args!("<polyline class=\"{class}\" {colour} points=\"{}\"/>", path(line, &frame, aside(i))),
+        );
         if let Some(smooth) = &thin {
-            put(&mut svg, format_args!("<polyline class=\"line\" {colour} points=\"{}\"/>", path(smooth, &frame)));
+            put(&mut svg, format_args!("<polyline class=\"line\" {colour} points=\"{}\"/>", path(smooth, &frame, 0.0)));
         }
     }
     for (c, i, &(x, y)) in points().filter(|(_, _, p)| errors.is_some() && p.1.is_finite()) {
         let (colour, name) = (c % COLOURS, escape(&curves[c].name));
         let (cx, cy) = frame.place((x, y));
+        let cx = cx + aside(c);
         let mut text = format!("{name}, {}: {y:.4}", number(x));
         if let Some(error) = error(c, i) {
             let (top, bottom) = (frame.place((x, y + error)).1, frame.place((x, y - error)).1);
@@ -87,18 +99,34 @@ fn plot(curves: &[Curve], errors: Option<&[Vec<Option<f64>>]>) -> String {
 struct Frame {
     x_ticks: Vec<f64>,
     y_ticks: Vec<f64>,
+    /// What x goes through before it is placed.
+    x_scale: fn(f64) -> f64,
+    /// Room to the left and right of the points.
+    inset: f64,
 }
 
 impl Frame {
     fn new(x: (f64, f64), y: (f64, f64)) -> Self {
-        Self { x_ticks: ticks(x), y_ticks: ticks(y) }
+        Self { x_ticks: ticks(x), y_ticks: ticks(y), x_scale: |x| x, inset: 0.0 }
+    }
+
+    /// A tick at each x that occurs.
+    fn logarithmic(mut x: Vec<f64>, y: (f64, f64)) -> Self {
+        x.sort_by(f64::total_cmp);
+        x.dedup();
+        Self { x_ticks: x, y_ticks: ticks(y), x_scale: f64::log2, inset: 24.0 }
     }
 
     /// From values to the picture's units.
     fn place(&self, (x, y): (f64, f64)) -> (f64, f64) {
-        let share = |v: f64, ticks: &[f64]| (v - ticks[0]) / (ticks[ticks.len() - 1] - ticks[0]);
+        let share = |v: f64, scale: fn(f64) -> f64, ticks: &[f64]| {
+            let (first, last) = (scale(ticks[0]), scale(ticks[ticks.len() - 1]));
+            if first < last { (scale(v) - first) / (last - first) } else { 0.5 }
+        };
         let (left, right, top, bottom) = PLOT;
-        (left + share(x, &self.x_ticks) * (right - left), bottom - share(y, &self.y_ticks) * (bottom - top))
+        let (left, right) = (left + self.inset, right - self.inset);
+        let x = left + share(x, self.x_scale, &self.x_ticks) * (right - left);
+        (x, bottom - share(y, |y| y, &self.y_ticks) * (bottom - top))
     }
 
     /// The picture's beginning: axes with numbers, and room of a height below for more.
@@ -200,8 +228,9 @@ fn running_mean(line: &[(f64, f64)]) -> Option<Vec<(f64, f64)>> {
     })
 }
 
-fn path(line: &[(f64, f64)], frame: &Frame) -> String {
-    let points: Vec<_> = line.iter().map(|&p| frame.place(p)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+fn path(line: &[(f64, f64)], frame: &Frame, aside: f64) -> String {
+    let points: Vec<_> =
+        line.iter().map(|&p| frame.place(p)).map(|(x, y)| format!("{:.1},{y:.1}", x + aside)).collect();
     points.join(" ")
 }
 

@@ -98,6 +98,30 @@ fn one_adapter_and_its_router() {
 }
 
 #[test]
+fn how_far_a_has_moved_from_its_start() {
+    let scratch = Scratch::new("analyze-start");
+    let (model, train, out) = (assets("model"), assets("corpus/train.jsonl"), scratch.path("out"));
+    let train = |name: &str, more: &str| {
+        let run = scratch.path(name);
+        succeeds(&format!("finetune --model {model} --data {train} --steps 3 --out {run} --heads 4 {more}"));
+        run
+    };
+    let (still, moved) = (train("still", "--lr 0 --seed 9"), train("moved", "--lr 3e-2 --seed 9 --method split"));
+    let text = succeeds(&format!("analyze {still} {moved} --out {out}"));
+    assert!(text.contains("All adapters have the same seed"), "{text}");
+    let result = json(&format!("{out}/analysis.json"));
+    assert_eq!(result["same_seed"], true);
+    let cosine = |i: usize| number(&result["adapters"][i]["cosine_of_a_to_its_start"]);
+    assert!((cosine(0) - 1.0).abs() < 1e-9 && (0.01..0.999).contains(&cosine(1)), "{} {}", cosine(0), cosine(1));
+    // B of the one is zero still: it has no direction, and no pair.
+    assert!(result["b"]["across_adapters"]["all"].is_null());
+    assert_eq!(number(&result["adapters"][0]["effective_rank_b"]), 0.0);
+    fs::remove_file(format!("{moved}/run.json")).unwrap();
+    let text = succeeds(&format!("analyze {still} {moved} --out {out}"));
+    assert!(text.contains("Not every folder says its seed"), "{text}");
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let scratch = Scratch::new("analyze-bad");
     let (hydra, lora, out) = (adapter("hydra"), adapter("lora"), scratch.path("out"));

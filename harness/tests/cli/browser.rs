@@ -266,7 +266,8 @@ fn heterogeneity(browser: &str, scratch: &Scratch, model: &str, train: &str, tes
     let marks = Value::Array(marks.as_array().unwrap().iter().filter(|mark| mark["title"] != "").cloned().collect());
     let means: Vec<f64> = points.iter().map(|point| number(&point["loss"]["mean"])).collect();
     follows(&coordinates(&marks, "y"), &means, 0.15);
-    follows(&coordinates(&marks, "x"), &[1.0, 2.0, 4.0], 0.15);
+    // 1, 2 and 4 categories, on a logarithmic axis.
+    follows(&coordinates(&marks, "x"), &[0.0, 1.0, 2.0], 0.15);
     for (row, point) in seen["tables"][0].as_array().unwrap()[1..].iter().zip(points) {
         let [mean, error] = ["mean", "stderr"].map(|key| text(number(&point["loss"][key])));
         assert_eq!((&row[1], &row[3]), (&point["categories"].to_string().into(), &format!("{mean} ± {error}").into()));

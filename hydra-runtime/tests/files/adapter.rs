@@ -79,7 +79,9 @@ fn a_new_adapter_is_seeded_and_does_nothing() {
     let config = AdapterConfig::default();
     let one = Adapter::init(&model(), config.clone(), 1).unwrap();
     assert_eq!(one, Adapter::init(&model(), config.clone(), 1).unwrap());
-    assert_ne!(one, Adapter::init(&model(), config.clone(), 2).unwrap());
+    let two = Adapter::init(&model(), config.clone(), 2).unwrap();
+    assert_ne!(one, two);
+    assert_eq!(two.start(1), one);
     let fewer = AdapterConfig { targets: vec![Projection::Up], ..config };
     let fewer = Adapter::init(&model(), fewer, 1).unwrap();
     assert_eq!(fewer.layers[1][Projection::Up as usize], one.layers[1][Projection::Up as usize]);

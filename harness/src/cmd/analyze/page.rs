@@ -94,15 +94,26 @@ fn similarities(analysis: &Analysis) -> Vec<Vec<String>> {
     comparisons(analysis).into_iter().filter_map(line).collect()
 }
 
-fn adapters(analysis: &Analysis) -> ([&'static str; 8], Vec<Vec<String>>) {
+fn adapters(analysis: &Analysis) -> ([&'static str; 9], Vec<Vec<String>>) {
     let line = |about: &super::About| {
         let mut cells: Vec<String> = [&about.name, about.method, about.gate].map(printable).to_vec();
         cells.extend([about.rank.to_string(), about.heads.to_string()]);
         cells.push(about.seed.map_or("–".to_string(), |seed| seed.to_string()));
         cells.extend([about.effective_rank_a, about.effective_rank_b].map(|rank| format!("{rank:.2}")));
+        cells.push(about.cosine_of_a_to_its_start.map_or("–".to_string(), |cosine| format!("{cosine:.3}")));
         cells
     };
-    let head = ["adapter", "method", "gate", "rank", "heads", "seed", "effective rank of A", "of B"];
+    let head = [
+        "adapter",
+        "method",
+        "gate",
+        "rank",
+        "heads",
+        "seed",
+        "effective rank of A",
+        "of B",
+        "cosine of A to its start",
+    ];
     (head, analysis.adapters.iter().map(line).collect())
 }
 
@@ -125,7 +136,7 @@ fn remarks(analysis: &Analysis) -> Vec<String> {
         (1, _) => remarks.push("One adapter: there is nothing to compare across adapters.".to_string()),
         (_, Some(true)) => remarks.push(
             "All adapters have the same seed, so that A's of one shape started as the same matrix: how alike they are is in part how \
-             little they moved."
+             little they moved from there (the cosine of A to its start)."
                 .to_string(),
         ),
         (_, Some(false)) => {}

@@ -21,8 +21,6 @@ const ROUNDING: f64 = 1e-6;
 /// A matrix and what comparisons need of it.
 pub struct Prepared<'a> {
     matrix: &'a Matrix,
-    /// M Mᵀ
-    gram: DMatrix<f64>,
     /// Rows without their means.
     centred: DMatrix<f64>,
     /// Rows are an orthonormal basis of the row space.
@@ -53,8 +51,7 @@ impl<'a> Prepared<'a> {
     pub fn new(matrix: &'a Matrix) -> Self {
         let values = matrix.values.iter().map(|&x| f64::from(x));
         let m = DMatrix::from_row_iterator(matrix.values.len() / matrix.width, matrix.width, values);
-        let gram = &m * m.transpose();
-        let eigen = SymmetricEigen::new(gram.clone());
+        let eigen = SymmetricEigen::new(&m * m.transpose());
         let singular: Vec<f64> = eigen.eigenvalues.iter().map(|&value| value.max(0.0).sqrt()).collect();
         let largest = singular.iter().fold(0.0, |a: f64, &b| a.max(b));
         let kept: Vec<usize> = (0..singular.len()).filter(|&i| singular[i] > ROUNDING * largest).collect();
@@ -68,8 +65,16 @@ impl<'a> Prepared<'a> {
             row.add_scalar_mut(-mean);
         }
         let effective_rank = if kept.is_empty() { 0.0 } else { entropy.exp() };
-        Self { matrix, gram, centred, basis, effective_rank }
+        Self { matrix, centred, basis, effective_rank }
     }
+}
+
+/// Of two matrices of one shape, neither of zeros.
+pub fn cosine(a: &Matrix, b: &Matrix) -> f64 {
+    let product = |a: &Matrix, b: &Matrix| -> f64 {
+        a.values.iter().zip(&b.values).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+    };
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
 }
 
 /// Sums over pairs, until [`Sums::mean`].
@@ -92,10 +97,8 @@ impl Sums {
         }
         self.pairs += 1;
         if a.matrix.values.len() == b.matrix.values.len() {
-            let product: f64 =
-                a.matrix.values.iter().zip(&b.matrix.values).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
             self.of_one_shape += 1;
-            self.cosine += product / (a.gram.trace() * b.gram.trace()).sqrt();
+            self.cosine += cosine(a.matrix, b.matrix);
         }
         let squares = |m: &DMatrix<f64>| m.norm_squared();
         let own = |m: &DMatrix<f64>| (m * m.transpose()).norm();

@@ -83,7 +83,8 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
     vec![
         format!("{records} records of each number of categories; {seeds}. Without an adapter the loss is {base:.4}."),
         "Each seed has its own order of the categories and draws from the first of them; the first category is in every draw. The loss \
-         on all held-out records falls as more of their categories are trained on; the loss on the first shows what company costs it."
+         on all held-out records has the gain of having seen more of their categories in it; that on the first category shows what it \
+         is to share the records with others."
             .to_string(),
         format!(
             "“To the first run” is the paired difference on the same draws, with the {} % interval of {} bootstrap draws.",
