@@ -149,7 +149,7 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
     let resume = prepared.open_folder()?;
     interrupt::listen()?;
     let model = Model::load(device, &checkpoint)?;
-    prepared.train(&model, prepared.held(), resume)
+    prepared.train(&model, prepared.held(), resume, true)
 }
 
 /// A command line of `finetune`, from its own name on.
@@ -246,8 +246,14 @@ impl Prepared {
         self.held_out.as_ref().map(|data| Held { data, every: self.arguments.eval_every })
     }
 
-    /// Trains in the folder that [`Prepared::open_folder`] made, and writes the report.
-    pub fn train<B: Backend>(&self, model: &Model<'_, B>, held: Option<Held<'_>>, resume: bool) -> Result<Done> {
+    /// Trains in the folder that [`Prepared::open_folder`] made, and writes the report; the router is in it if `watch` says so.
+    pub fn train<B: Backend>(
+        &self,
+        model: &Model<'_, B>,
+        held: Option<Held<'_>>,
+        resume: bool,
+        watch: bool,
+    ) -> Result<Done> {
         let Self { arguments, adapter, data, recipe, manifest, .. } = self;
         let (trainable, share) = (self.trainable, 100.0 * self.share);
         let count = data.sequences.len();
@@ -255,7 +261,8 @@ impl Prepared {
         let out = &arguments.out;
         let keeping = Keeping { out, every: arguments.save_every, resume };
         let trained = session::train(model, adapter, data, recipe, held, keeping)?;
-        let routing = report::routing(model, &trained.adapter, self.held_out.as_ref().unwrap_or(data))?;
+        let watched = self.held_out.as_ref().unwrap_or(data);
+        let routing = if watch { report::routing(model, &trained.adapter, watched)? } else { None };
         report::write_run(out, &manifest.options, &manifest.facts, &trained, &routing)?;
         Ok(Done { trained, trainable, routing })
     }

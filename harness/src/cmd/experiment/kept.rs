@@ -169,7 +169,8 @@ impl Task<'_> {
         let resume = prepared.open_folder()?;
         memory::reset_peak();
         let held = prepared.held().filter(|_| measured);
-        let trained = match prepared.train(&stage.model, held, resume) {
+        // Watching a router takes a forward pass over hundreds of records: too much for a trial.
+        let trained = match prepared.train(&stage.model, held, resume, self.ask) {
             Ok(done) => Some(done.trained),
             Err(error) if matches!(error.downcast_ref(), Some(Error::NotFinite { .. })) => {
                 let found = Found { diverged: Some(format!("{error:#}")), ..self.found(&prepared, command) };
