@@ -1,12 +1,16 @@
 //! The command line.
 
+mod analyze;
 mod cluster;
+mod compare;
 mod demo;
 mod eval_loss;
 mod eval_mmlu;
+mod experiment;
 mod fetch;
 mod finetune;
 mod generate;
+mod heterogeneity;
 mod info;
 mod merge;
 
@@ -38,6 +42,12 @@ pub enum Command {
     Fetch(fetch::Arguments),
     /// Fine-tune an adapter
     Finetune(Box<finetune::Arguments>),
+    /// Fine-tune several ways on the same records, several seeds each, and put them in one table
+    Compare(compare::Arguments),
+    /// The same number of records from 1, 2, 4, .. categories: what mixing costs each way to fine-tune
+    Heterogeneity(heterogeneity::Arguments),
+    /// Look inside adapters: t-SNE of their A and B, how alike these are, what the router does
+    Analyze(analyze::Arguments),
     /// Evaluate a model, with or without an adapter
     #[command(subcommand)]
     Eval(Eval),
@@ -66,6 +76,9 @@ impl Command {
             Self::Cluster(arguments) => cluster::run(arguments),
             Self::Fetch(arguments) => fetch::run(arguments),
             Self::Finetune(arguments) => finetune::run(*arguments),
+            Self::Compare(arguments) => compare::run(arguments),
+            Self::Heterogeneity(arguments) => heterogeneity::run(arguments),
+            Self::Analyze(arguments) => analyze::run(arguments),
             Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),

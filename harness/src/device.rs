@@ -45,6 +45,14 @@ pub enum PrecisionArg {
 }
 
 impl DeviceArgs {
+    /// As on a command line.
+    pub fn words(&self) -> Vec<String> {
+        let precision = format!("{:?}", self.precision).to_lowercase();
+        let words = ["--device", &self.device, "--precision", &precision].map(str::to_owned);
+        let threads = self.threads.map(|threads| ["--threads".to_string(), threads.to_string()]);
+        words.into_iter().chain(threads.into_iter().flatten()).collect()
+    }
+
     /// The backend that was asked for.
     pub fn open(&self) -> Result<Cpu> {
         let precision = match self.precision {

@@ -5,7 +5,7 @@ use crate::output::printable;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::evaluate::{Evaluator, SequenceLoss};
 use hydra_runtime::model::Model;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,12 +52,22 @@ pub fn measure<B: Backend>(
     model: &Model<'_, B>,
     adapter: Option<&Adapter>,
     data: &Encoded,
-    mut tick: impl FnMut(usize),
+    tick: impl FnMut(usize),
 ) -> Result<HeldOut> {
+    Ok(HeldOut::of(&losses(model, adapter, data, tick)?, &data.categories))
+}
+
+/// Each record's loss; `tick` hears how many are done.
+pub fn losses<B: Backend>(
+    model: &Model<'_, B>,
+    adapter: Option<&Adapter>,
+    data: &Encoded,
+    mut tick: impl FnMut(usize),
+) -> Result<Vec<SequenceLoss>> {
     let longest = data.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
     let pass = longest.max(PASS_TOKENS);
     let mut evaluator = Evaluator::new(model, adapter, pass)?;
-    let mut found = HeldOut::default();
+    let mut found = Vec::with_capacity(data.sequences.len());
     let mut start = 0;
     while start < data.sequences.len() {
         let mut tokens = 0;
@@ -66,22 +76,28 @@ pub fn measure<B: Backend>(
             tokens <= pass
         };
         let end = start + data.sequences[start..].iter().take_while(fits).count();
-        let losses = evaluator.losses(&data.sequences[start..end])?;
-        for (loss, category) in losses.iter().zip(&data.categories[start..end]) {
+        found.extend(evaluator.losses(&data.sequences[start..end])?);
+        start = end;
+        tick(start);
+    }
+    Ok(found)
+}
+
+impl HeldOut {
+    /// Adds up the losses of records of these categories.
+    pub fn of(losses: &[SequenceLoss], categories: &[Option<String>]) -> Self {
+        let mut found = Self::default();
+        for (loss, category) in losses.iter().zip(categories) {
             found.all.add(loss.nll, loss.targets);
             if let Some(category) = category {
                 found.categories.entry(category.clone()).or_default().add(loss.nll, loss.targets);
             }
         }
-        start = end;
-        tick(start);
+        found.all.finish();
+        found.categories.values_mut().for_each(Loss::finish);
+        found
     }
-    found.all.finish();
-    found.categories.values_mut().for_each(Loss::finish);
-    Ok(found)
-}
 
-impl HeldOut {
     /// A table with a line per category.
     pub fn table(&self) -> String {
         let mut text = format!("{:<28} {:>8} {:>9} {:>9}\n", "category", "records", "tokens", "loss");

@@ -6,11 +6,14 @@ pub mod data;
 mod device;
 mod heldout;
 mod interrupt;
+mod memory;
 mod mmlu;
 mod output;
 mod progress;
 mod report;
+mod router;
 mod session;
+mod statistics;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -32,11 +35,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
         Err(error) => {
-            // What is wrong, without the usage that follows it.
-            let text = error.to_string();
-            let wrong = text.split("\n\nUsage:").next().unwrap_or(&text);
-            let wrong = wrong.split("\n\nFor more information").next().unwrap_or(wrong);
-            eprintln!("{}", one_line(wrong));
+            eprintln!("{}", wrong_usage(&error));
             return ExitCode::from(2);
         }
     };
@@ -45,6 +44,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure(&error),
     }
+}
+
+/// What is wrong, on one line, without the usage that follows it.
+fn wrong_usage(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let wrong = text.split("\n\nUsage:").next().unwrap_or(&text);
+    one_line(wrong.split("\n\nFor more information").next().unwrap_or(wrong))
 }
 
 fn failure(error: &anyhow::Error) -> ExitCode {

@@ -6,10 +6,10 @@ pub mod score;
 pub mod table;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a question is put, and what of the model's answer counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scoring {
     /// Choices in the prompt; the logits of " A" to " D" after "Answer:"

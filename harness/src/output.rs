@@ -22,6 +22,30 @@ pub fn printable(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
+/// Columns side by side, the first to the left, the others to the right.
+pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
+    let width =
+        |column: usize| rows.iter().chain([&head.to_vec()]).map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |row: &[String]| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") });
+        cells.collect::<Vec<_>>().join("  ")
+    };
+    [head.to_vec()].iter().chain(rows).map(|row| line(row) + "\n").collect()
+}
+
+/// The same in Markdown.
+pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| printable(cell).replace('|', "\\|")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let rule: Vec<String> =
+        head.iter().enumerate().map(|(i, _)| if i == 0 { "---" } else { "---:" }.to_string()).collect();
+    line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
+}
+
 /// Fails before the work is done, not after it, if a result can't be put there.
 pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };

@@ -3,24 +3,22 @@
 mod svg;
 
 use crate::data::encode::Encoded;
+use crate::router;
 use crate::session::Trained;
 use anyhow::{Context, Result};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use std::collections::BTreeMap;
 use std::path::Path;
-pub use svg::{Curve, curves, heat_maps};
+pub use svg::{Curve, Dot, Group, curves, curves_with_errors, dots, heat_maps, scatter};
 
 /// The page's name in a run's folder.
 pub const FILE: &str = "report.html";
 
 /// Records of a category that the router is watched on.
 const WATCHED: usize = 32;
-/// Categories in the heat map.
-const MOST_CATEGORIES: usize = 40;
 
 /// The router's mean weights: category → layer → head, over tokens and adapted projections.
 pub type Routing = BTreeMap<String, Vec<Vec<f64>>>;
@@ -30,21 +28,11 @@ pub fn routing<B: Backend>(model: &Model<'_, B>, adapter: &Adapter, data: &Encod
     if adapter.config.gate != GateKind::Router {
         return Ok(None);
     }
-    let mut chosen: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for (sequence, category) in data.sequences.iter().zip(&data.categories) {
-        let own = chosen.entry(category.clone().unwrap_or_else(|| "(no category)".into())).or_default();
-        if own.len() < WATCHED {
-            own.push(sequence.clone());
-        }
-    }
-    let chosen: Vec<_> = chosen.into_iter().take(MOST_CATEGORIES).collect();
-    let longest = chosen.iter().flat_map(|(_, own)| own).map(|s| s.tokens.len()).max().unwrap_or(1);
-    let mut evaluator = Evaluator::new(model, Some(adapter), longest.max(1024))?;
     let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
     let mut routing = Routing::new();
-    for (category, sequences) in chosen {
+    for (category, watched) in router::watch(model, adapter, data, WATCHED)? {
         let mut weights = vec![vec![0.0; heads]; layers];
-        for mean in evaluator.gate_means(&sequences)? {
+        for mean in watched.means {
             for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
                 *sum += weight / targets as f64;
             }
@@ -115,7 +103,9 @@ pub fn section(title: &str, html: &str) -> String {
 /// A table of plain texts.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, cells: Vec<&str>| -> String {
-        cells.into_iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+        // Long texts have several lines.
+        let class = |cell: &str| if cell.chars().count() > 48 { " class=\"long\"" } else { "" };
+        cells.into_iter().map(|cell| format!("<{tag}{}>{}</{tag}>", class(cell), escape(cell))).collect()
     };
     let mut html = format!("<div class=\"wide\"><table><tr>{}</tr>\n", cells("th", head.to_vec()));
     for row in rows {
@@ -129,13 +119,25 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// Writes a picture of a page as a file of its own.
+pub fn write_svg(path: &Path, svg: &str) -> Result<()> {
+    let styled = svg.replacen(">\n", &format!("><style>{STYLE}</style>\n"), 1);
+    let styled = styled.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    write_atomically(path, styled.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+}
+
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d5dae0;--c0:#0b62c4;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce}\
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--paper:#14171b;--faint:#3a414a;--c0:#6cb0ff;--c1:#ff9d66;--c2:#6ee79a;--c3:#d3a4ff}}\
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d5dae0;--c0:#0b62c4;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;\
+--c4:#a16207;--c5:#be185d;--c6:#0f766e;--c7:#57606a}\
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--paper:#14171b;--faint:#3a414a;--c0:#6cb0ff;--c1:#ff9d66;--c2:#6ee79a;--c3:#d3a4ff;\
+--c4:#f2cc60;--c5:#ff8ac4;--c6:#5eead4;--c7:#aab4bf}}\
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:0 auto;padding:1rem}\
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}svg{width:100%;height:auto;display:block}\
-svg text{fill:var(--ink);font:12px system-ui,sans-serif}.axis{stroke:var(--faint)}.line{fill:none;stroke-width:1.8}\
-.thin{stroke-width:.6;opacity:.45}.cell{fill:var(--c0)}.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps>figure{flex:1 1 18rem;margin:0}\
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem}svg{width:100%;max-width:46rem;height:auto;display:block}\
+svg text{fill:var(--ink);font:11px system-ui,sans-serif}.axis{stroke:var(--faint)}.origin{stroke:var(--ink)}.line{fill:none;stroke-width:1.8}\
+.field{fill:none;stroke:var(--faint)}.cloud{opacity:.75}\
+.thin{stroke-width:.6;opacity:.45}.cell{fill:var(--c0)}.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps>figure{flex:1 1 18rem;margin:0;overflow-x:auto}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
-th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:right}th:first-child,td:first-child{text-align:left}\
-code{background:var(--faint);padding:.1rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}";
+th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}\
+td.long{white-space:normal;overflow-wrap:anywhere;min-width:9rem;text-align:left}\
+code{background:var(--faint);padding:.1rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}\
+@media (max-width:40rem){svg text{font-size:17px}.maps svg text{font-size:11px}}";

@@ -1,11 +1,19 @@
 //! The binary as its users meet it, on the tiny models of the runtime's golden cases.
 
+#[path = "cli/analyze.rs"]
+mod analyze;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/browser.rs"]
+mod browser;
 #[path = "cli/cluster.rs"]
 mod cluster;
+#[path = "cli/compare.rs"]
+mod compare;
 #[path = "cli/evaluate.rs"]
 mod evaluate;
+#[path = "cli/heterogeneity.rs"]
+mod heterogeneity;
 #[path = "cli/merge.rs"]
 mod merge;
 #[path = "cli/runs.rs"]

@@ -144,6 +144,7 @@ fn config(settings: &Settings, lora: bool) -> Result<AdapterConfig> {
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),
         labels: Vec::new(),
+        label_field: None,
         base_model: None,
         extra: Default::default(),
     })

@@ -46,21 +46,17 @@ impl Adapter {
     /// 24 bits u of each output give the value (2 (u + ½) / 2²⁴ − 1) / √d_in; A first, row by row, then R.
     pub fn init(model: &Config, config: AdapterConfig, seed: u64) -> Result<Self> {
         config.check().map_err(Error::Invalid)?;
-        let mut seeds = SplitMix64(seed);
-        let mut layers = Vec::with_capacity(model.layers);
-        for _ in 0..model.layers {
-            layers.push(Projection::ALL.map(|projection| {
-                let mut stream = SplitMix64(seeds.next());
-                config.targets.contains(&projection).then(|| {
-                    let shape = config.shape(model, projection, 0);
-                    let bound = 1.0 / (shape.d_in as f64).sqrt();
-                    let a = (0..shape.stacked_rows() * shape.d_in).map(|_| (stream.symmetric() * bound) as f32);
-                    let b = vec![0.0; shape.d_out * shape.mixed()];
-                    AdapterPair { d_in: shape.d_in, d_out: shape.d_out, a: a.collect(), b }
-                })
-            }));
-        }
+        let layers = fresh(&config, seed, model.layers, |_, projection| projection.dims(model));
         Ok(Self { config, layers })
+    }
+
+    /// What [`Adapter::init`] gave with `seed` for an adapter of these sizes.
+    pub fn start(&self, seed: u64) -> Self {
+        let size = |layer: usize, projection| {
+            let pair = self.layers[layer][projection as usize].as_ref();
+            pair.map_or((0, 0), |pair| (pair.d_out, pair.d_in))
+        };
+        Self { config: self.config.clone(), layers: fresh(&self.config, seed, self.layers.len(), size) }
     }
 
     /// One head alone, as a LoRA: its A (or the one that all share) and its B.
@@ -117,6 +113,28 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// `size` gives d_out and d_in.
+fn fresh(
+    config: &AdapterConfig,
+    seed: u64,
+    layers: usize,
+    size: impl Fn(usize, Projection) -> (usize, usize),
+) -> Vec<[Option<AdapterPair>; 7]> {
+    let mut seeds = SplitMix64(seed);
+    let mut pair = |layer, projection| {
+        let mut stream = SplitMix64(seeds.next());
+        config.targets.contains(&projection).then(|| {
+            let (d_out, d_in) = size(layer, projection);
+            let shape = config.shape_of(d_in, d_out);
+            let bound = 1.0 / (shape.d_in as f64).sqrt();
+            let a = (0..shape.stacked_rows() * shape.d_in).map(|_| (stream.symmetric() * bound) as f32);
+            let b = vec![0.0; shape.d_out * shape.mixed()];
+            AdapterPair { d_in, d_out, a: a.collect(), b }
+        })
+    };
+    (0..layers).map(|layer| Projection::ALL.map(|projection| pair(layer, projection))).collect()
 }
 
 impl AdapterConfig {

@@ -27,6 +27,8 @@ pub struct GateMean {
     pub projection: Projection,
     /// Mean weight of each head; they add up to 1.
     pub heads: Vec<f64>,
+    /// Mean over tokens of the entropy of a token's weights, in nats: 0 where each token has one head, ln N where all alike.
+    pub entropy: f64,
 }
 
 /// Runs a model forward, with or without an adapter.
@@ -129,7 +131,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         let targets = adapted.config.targets.clone();
         let mut means: Vec<GateMean> = (0..layers)
             .flat_map(|layer| targets.iter().map(move |&projection| (layer, projection)))
-            .map(|(layer, projection)| GateMean { layer, projection, heads: vec![0.0; heads] })
+            .map(|(layer, projection)| GateMean { layer, projection, heads: vec![0.0; heads], entropy: 0.0 })
             .collect();
         let mut tokens = 0;
         self.packs(sequences, |pass, activations, cached, _| {
@@ -145,12 +147,16 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
                     for row in rows.chunks_exact(shape.hidden()) {
                         let gate = &row[shape.a_rows()..];
                         mean.heads.iter_mut().zip(gate).for_each(|(sum, &gate)| *sum += f64::from(gate));
+                        let weights = gate.iter().map(|&gate| f64::from(gate)).filter(|&gate| gate > 0.0);
+                        mean.entropy -= weights.map(|gate| gate * gate.ln()).sum::<f64>();
                     }
                 }
                 Ok(())
             })
         })?;
-        means.iter_mut().flat_map(|mean| &mut mean.heads).for_each(|sum| *sum /= tokens.max(1) as f64);
+        for mean in &mut means {
+            mean.heads.iter_mut().chain([&mut mean.entropy]).for_each(|sum| *sum /= tokens.max(1) as f64);
+        }
         Ok(means)
     }
 

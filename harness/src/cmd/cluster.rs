@@ -53,10 +53,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
     }
     let folder = arguments.out.as_deref().map(NewFolder::begin).transpose().context("--out")?;
-    let mut records = Vec::new();
-    for path in &arguments.data {
-        records.extend(records::read(path)?);
-    }
+    let records = records::read_all(&arguments.data, records::CATEGORY)?;
     let clustering = cluster::find(&records, arguments.k, arguments.seed).context("--data")?;
     let meeting = cluster::contingency(&records, &clustering);
     let agreement = cluster::adjusted_rand(&meeting.values().cloned().collect::<Vec<_>>());

@@ -3,7 +3,7 @@
 
 mod assets;
 
-use super::{Cli, Command, finetune, positive};
+use super::{finetune, positive};
 use crate::device::DeviceArgs;
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection, Subject};
@@ -12,7 +12,7 @@ use crate::mmlu::table::Report;
 use crate::report::{self, Curve, curves, heat_maps, section, table};
 use crate::{interrupt, output, session};
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser};
+use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
@@ -96,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         routing = done.routing.or(routing);
     }
     let (head, cells) = comparison(&domains, &rows);
-    output::print(format_args!("\n{}\n", text_table(&head, &cells)))?;
+    output::print(format_args!("\n{}\n", output::text_table(&head, &cells)))?;
     let mut body = format!(
         "<p>Three ways to fine-tune a LLaMA of one million parameters on four domains, at about equal numbers of trainable \
          parameters. Loss is held out, by domain; accuracy is over {} multiple-choice questions, 25 % by chance.</p>",
@@ -123,14 +123,8 @@ fn command(method: &Method, arguments: &Arguments) -> String {
     let data = format!(
         "--model {dir}/model --data {dir}/corpus/train.jsonl --eval-data {dir}/corpus/test.jsonl --out {dir}/{name}"
     );
-    let DeviceArgs { device, precision, threads } = &arguments.device;
-    let precision = format!("{precision:?}").to_lowercase();
-    let threads = threads.map_or(String::new(), |threads| format!(" --threads {threads}"));
-    let steps = arguments.steps;
-    format!(
-        "hydra finetune {data} --method {name} --rank {rank} --heads {heads} {SETTINGS} --steps {steps} --device {device} \
-         --precision {precision}{threads}"
-    )
+    let (steps, device) = (arguments.steps, arguments.device.words().join(" "));
+    format!("hydra finetune {data} --method {name} --rank {rank} --heads {heads} {SETTINGS} --steps {steps} {device}")
 }
 
 /// The command's options; the folder may have spaces in its name.
@@ -138,11 +132,8 @@ fn parse(command: &str, out: &Path) -> Result<finetune::Arguments> {
     const FOLDER: &str = "\u{0}";
     let folder = out.display().to_string();
     let words = command.replace(&folder, FOLDER);
-    let words = words.split(' ').map(|word| word.replace(FOLDER, &folder));
-    match Cli::try_parse_from(words)?.command {
-        Command::Finetune(arguments) => Ok(*arguments),
-        _ => bail!("the demo's command is not a fine-tune"),
-    }
+    let words = words.split(' ').skip(1).map(|word| word.replace(FOLDER, &folder));
+    Ok(finetune::parse(words)?)
 }
 
 fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subject]) -> Result<(f64, f64)> {
@@ -164,18 +155,6 @@ fn comparison(domains: &[String], rows: &[Row]) -> (Vec<String>, Vec<Vec<String>
         cells
     });
     (head, cells.collect())
-}
-
-fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
-    let width =
-        |column: usize| rows.iter().chain([&head.to_vec()]).map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let line = |row: &[String]| {
-        let cells = row.iter().zip(&widths).enumerate();
-        let cells = cells.map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") });
-        cells.collect::<Vec<_>>().join("  ")
-    };
-    [head.to_vec()].iter().chain(rows).map(|row| line(row) + "\n").collect()
 }
 
 /// Removes what an earlier demo has written; anything else in the folder is refused.

@@ -1,23 +1,27 @@
 //! `hydra finetune`: from options to a run in a folder.
 
-mod manifest;
+pub mod manifest;
+mod source;
 
-use super::{not_negative, positive, seq_len, targets};
-use crate::cluster::{self, Clustering};
+use super::{not_negative, positive, seq_len};
 use crate::data::encode::{Encoded, Encoder};
-use crate::data::records;
+use crate::data::records::Record;
 use crate::data::template::Template;
-use crate::device::{ModelArgs, room};
+use crate::device::ModelArgs;
 use crate::heldout::HeldOut;
 use crate::report::Routing;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
 use crate::{interrupt, output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
-use hydra_runtime::config::Config;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
+use hydra_runtime::tokenizer::Tokenizer;
 use manifest::Manifest;
+pub use source::Source;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -160,56 +164,130 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
     refuse_to_write_over(&arguments)?;
     let device = arguments.model.device.open()?;
     let checkpoint = arguments.model.checkpoint()?;
-    let config = checkpoint.config();
-    let seq_len = seq_len(arguments.seq_len, config.context)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::from_argument(&arguments.template, &tokenizer)?;
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
-
-    let init = arguments.init_adapter.as_deref().map(|dir| Adapter::load(dir, config)).transpose()?;
-    let field = label_field(&arguments, init.as_ref())?;
-    let mut records = Vec::new();
-    for path in &arguments.data {
-        records.extend(records::read_labelled(path, &field)?);
-    }
-    let clustering = clusters(&arguments, &records)?;
-    let labels = records::labels(&records);
-    let adapter = match init {
-        Some(adapter) => from_file(&arguments, adapter, &labels)?,
-        None => start(&arguments, config, &field, &labels, clustering.as_ref().map(|clustering| clustering.k))?,
-    };
-    let labels = &adapter.config.labels;
-    let encode = |what: &str, records: &[records::Record]| -> Result<Encoded> {
-        let encoded = encoder.encode(records, labels).with_context(|| what.to_string())?;
-        if let Some(remark) = encoded.remark(seq_len) {
-            eprintln!("{what}: {remark}");
-        }
-        Ok(encoded)
-    };
-    let data = encode("--data", &records)?;
-    let eval_records = arguments.eval_data.as_deref().map(|path| records::read_labelled(path, &field)).transpose()?;
-    let held_out = eval_records.map(|records| encode("--eval-data", &records)).transpose()?;
-
-    let recipe = recipe(&arguments, data.sequences.len())?;
-    recipe.check_room(&device, config, &adapter.config, &data)?;
-    let manifest = Manifest::new(&arguments, &checkpoint, &adapter, &recipe, &data, seq_len, clustering.as_ref())?;
-    let out = &arguments.out;
-    std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    let resume = arguments.resume && manifest.take_up(out)?;
-    manifest.write(out)?;
-
-    let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
-    let share = 100.0 * trainable as f64 / (trainable + frozen) as f64;
-    let count = data.sequences.len();
-    eprintln!("{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all", recipe.steps);
+    let prepared = Prepared::new(arguments, &checkpoint, &checkpoint.tokenizer()?, &device)?;
+    let resume = prepared.open_folder()?;
     interrupt::listen()?;
     let model = Model::load(device, &checkpoint)?;
-    let held = held_out.as_ref().map(|data| Held { data, every: arguments.eval_every });
-    let keeping = Keeping { out, every: arguments.save_every, resume };
-    let trained = session::train(&model, &adapter, &data, &recipe, held, keeping)?;
-    let routing = report::routing(&model, &trained.adapter, held_out.as_ref().unwrap_or(&data))?;
-    report::write_run(out, &manifest.options, &manifest.facts, &trained, &routing)?;
-    Ok(Done { trained, trainable, routing })
+    prepared.train(&model, prepared.held(), resume, true)
+}
+
+/// A command line of `finetune`, from its own name on.
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+/// What the words say; the first is the command's name.
+pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Arguments, clap::Error> {
+    Ok(<Line as clap::Parser>::try_parse_from(words)?.arguments)
+}
+
+/// The names of all options, and whether each takes a value.
+pub fn options() -> BTreeMap<String, bool> {
+    let command = <Line as clap::CommandFactory>::command();
+    let named = |option: &clap::Arg| Some((option.get_long()?.to_string(), option.get_action().takes_values()));
+    command.get_arguments().filter_map(named).filter(|(name, _)| name != "help").collect()
+}
+
+/// Whether a run has been begun in this folder.
+pub fn begun(out: &Path) -> bool {
+    out.join(manifest::FILE).is_file()
+}
+
+/// A run of which everything is known and checked, before the model is loaded.
+pub struct Prepared {
+    arguments: Arguments,
+    /// As it starts.
+    pub adapter: Adapter,
+    /// What it is trained on.
+    pub data: Encoded,
+    /// `--eval-data`.
+    pub held_out: Option<Encoded>,
+    /// How.
+    pub recipe: Recipe,
+    /// Trainable parameters.
+    pub trainable: u64,
+    /// Their share of all.
+    pub share: f64,
+    manifest: Manifest,
+}
+
+impl Prepared {
+    /// Reads and checks all that the options name.
+    pub fn new<B: Backend>(
+        arguments: Arguments,
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        device: &B,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        let seq_len = seq_len(arguments.seq_len, config.context)?;
+        let template = Template::from_argument(&arguments.template, tokenizer)?;
+        let encoder = Encoder { tokenizer, template: &template, seq_len };
+
+        let source = Source::read(&arguments, config)?;
+        let records = &source.records;
+        let (adapter, clustering) = source.start(records)?;
+        if let Some(found) = &clustering {
+            eprintln!("{} heads: {}", found.k, found.reason);
+            for (cluster, (size, terms)) in found.sizes.iter().zip(&found.terms).enumerate() {
+                eprintln!("  cluster {cluster}: {size} records, {}", output::printable(&terms.join(" ")));
+            }
+        }
+        let labels = &adapter.config.labels;
+        let encode = |what: &str, records: &[Record]| -> Result<Encoded> {
+            let encoded = encoder.encode(records, labels).with_context(|| what.to_string())?;
+            if let Some(remark) = encoded.remark(seq_len) {
+                eprintln!("{what}: {remark}");
+            }
+            Ok(encoded)
+        };
+        let data = encode("--data", records)?;
+        let held_out = source.held_out.as_ref().map(|records| encode("--eval-data", records)).transpose()?;
+
+        let recipe = recipe(&arguments, data.sequences.len())?;
+        recipe.check_room(device, config, &adapter.config, &data)?;
+        let manifest = Manifest::new(&arguments, checkpoint, &adapter, &recipe, &data, seq_len, clustering.as_ref())?;
+        let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
+        let share = trainable as f64 / (trainable + frozen) as f64;
+        Ok(Self { arguments, adapter, data, held_out, recipe, trainable, share, manifest })
+    }
+
+    /// Makes the run's folder and writes down what was chosen. Whether there is a saved state to go on from.
+    pub fn open_folder(&self) -> Result<bool> {
+        let out = &self.arguments.out;
+        std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
+        let resume = self.arguments.resume && self.manifest.take_up(out)?;
+        self.manifest.write(out)?;
+        Ok(resume)
+    }
+
+    /// The held-out records, and when the options have them measured.
+    pub fn held(&self) -> Option<Held<'_>> {
+        self.held_out.as_ref().map(|data| Held { data, every: self.arguments.eval_every })
+    }
+
+    /// Trains in the folder that [`Prepared::open_folder`] made, and writes the report; the router is in it if `watch` says so.
+    pub fn train<B: Backend>(
+        &self,
+        model: &Model<'_, B>,
+        held: Option<Held<'_>>,
+        resume: bool,
+        watch: bool,
+    ) -> Result<Done> {
+        let Self { arguments, adapter, data, recipe, manifest, .. } = self;
+        let (trainable, share) = (self.trainable, 100.0 * self.share);
+        let count = data.sequences.len();
+        eprintln!("{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all", recipe.steps);
+        let out = &arguments.out;
+        let keeping = Keeping { out, every: arguments.save_every, resume };
+        let trained = session::train(model, adapter, data, recipe, held, keeping)?;
+        let watched = self.held_out.as_ref().unwrap_or(data);
+        let routing = if watch { report::routing(model, &trained.adapter, watched)? } else { None };
+        report::write_run(out, &manifest.options, &manifest.facts, &trained, &routing)?;
+        Ok(Done { trained, trainable, routing })
+    }
 }
 
 fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
@@ -222,128 +300,10 @@ fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
     if taken && !arguments.resume {
         bail!("--out {} is not empty; --resume goes on with the run in it", out.display());
     }
-    if arguments.resume && !out.join(manifest::FILE).is_file() {
+    if arguments.resume && !begun(out) {
         bail!("--resume: there is no run in {}", out.display());
     }
     Ok(())
-}
-
-/// The method and the gate that were asked for.
-fn method_and_gate(arguments: &Arguments) -> (Method, GateKind) {
-    let method = arguments.method.as_deref().and_then(Method::parse).unwrap_or(Method::Hydra);
-    (method, arguments.gate.as_deref().and_then(GateKind::parse).unwrap_or(method.default_gate()))
-}
-
-/// Where records have their label.
-fn label_field(arguments: &Arguments, init: Option<&Adapter>) -> Result<String> {
-    let gate = init.map_or(method_and_gate(arguments).1, |adapter| adapter.config.gate);
-    match &arguments.label_field {
-        Some(_) if gate != GateKind::Label => {
-            bail!("--label-field goes with the label gate, and the gate is {}", gate.name())
-        }
-        Some(field) => Ok(field.clone()),
-        None => {
-            let own = init.and_then(|adapter| adapter.config.label_field.clone());
-            Ok(own.unwrap_or_else(|| records::CATEGORY.into()))
-        }
-    }
-}
-
-/// The clusters that `--heads auto` counts.
-fn clusters(arguments: &Arguments, records: &[records::Record]) -> Result<Option<Clustering>> {
-    if arguments.heads != Some(Heads::Auto) {
-        return Ok(None);
-    }
-    if let Some(dir) = &arguments.init_adapter {
-        bail!("--heads auto: --init-adapter {} has its number of heads", dir.display());
-    }
-    match method_and_gate(arguments) {
-        (Method::Lora, _) => bail!("--heads auto: a lora has one head"),
-        (_, GateKind::Label) => bail!(
-            "--heads auto: under the label gate each label has a head; `hydra cluster --out DIR` writes the records with their \
-             cluster, and --label-field cluster trains by it"
-        ),
-        _ => {}
-    }
-    let clustering = cluster::find(records, cluster::Range::default(), arguments.seed).context("--heads auto")?;
-    eprintln!("{} heads: {}", clustering.k, clustering.reason);
-    for (cluster, (size, terms)) in clustering.sizes.iter().zip(&clustering.terms).enumerate() {
-        eprintln!("  cluster {cluster}: {size} records, {}", output::printable(&terms.join(" ")));
-    }
-    Ok(Some(clustering))
-}
-
-/// A new adapter; `auto` is the number of heads that was found.
-fn start(
-    arguments: &Arguments,
-    model: &Config,
-    field: &str,
-    labels: &[String],
-    auto: Option<usize>,
-) -> Result<Adapter> {
-    let (method, gate) = method_and_gate(arguments);
-    if gate == GateKind::Label && labels.is_empty() {
-        bail!("the label gate goes by the records' \"{field}\", and none has one");
-    }
-    let defaults = AdapterConfig::default();
-    let heads = match (method, gate) {
-        (Method::Lora, _) => 1,
-        (_, GateKind::Label) => labels.len(),
-        _ => defaults.heads,
-    };
-    let config = AdapterConfig {
-        method,
-        gate,
-        rank: arguments.rank.unwrap_or(defaults.rank),
-        heads: match arguments.heads {
-            Some(Heads::Number(heads)) => heads,
-            Some(Heads::Auto) => auto.unwrap_or(heads),
-            None => heads,
-        },
-        alpha: arguments.alpha.unwrap_or(defaults.alpha),
-        dropout: arguments.dropout.unwrap_or(defaults.dropout),
-        targets: arguments.targets.as_deref().map_or(Ok(defaults.targets), targets)?,
-        labels: labels.to_vec(),
-        label_field: (field != records::CATEGORY).then(|| field.to_string()),
-        base_model: Some(arguments.model.model.clone()),
-        ..defaults
-    };
-    // Itself, in training, its gradient, two moments, two copies of the last three, and a file of it, 4 bytes a value.
-    room(config.parameters(model).saturating_mul(4 * 11), &format!("an adapter of rank {}", config.rank))?;
-    Ok(Adapter::init(model, config, arguments.seed)?)
-}
-
-/// An adapter's file says what it is; options that say otherwise are refused. Dropout is training's own.
-fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> Result<Adapter> {
-    let dir = arguments.init_adapter.as_deref().unwrap_or(Path::new(""));
-    let config = &mut adapter.config;
-    let asked = arguments.targets.as_deref().map(targets).transpose()?;
-    let own_field = config.label_field.as_deref().unwrap_or(records::CATEGORY);
-    let differs = [
-        ("method", arguments.method.as_deref().is_some_and(|name| name != config.method.name())),
-        ("gate", arguments.gate.as_deref().is_some_and(|name| name != config.gate.name())),
-        ("rank", arguments.rank.is_some_and(|rank| rank != config.rank)),
-        ("heads", arguments.heads.is_some_and(|heads| heads != Heads::Number(config.heads))),
-        ("alpha", arguments.alpha.is_some_and(|alpha| alpha != config.alpha)),
-        ("targets", asked.is_some_and(|targets| targets != config.targets)),
-        ("label-field", arguments.label_field.as_deref().is_some_and(|field| field != own_field)),
-    ];
-    if let Some((name, _)) = differs.iter().find(|(_, differs)| *differs) {
-        bail!("--{name} is another than that of --init-adapter {}", dir.display());
-    }
-    if let Some(dropout) = arguments.dropout {
-        config.dropout = dropout;
-    }
-    if config.labels.is_empty() {
-        config.labels = labels.to_vec();
-    }
-    if config.gate == GateKind::Label && config.labels.len() > config.heads {
-        bail!("{} labels for the {} heads of --init-adapter {}", config.labels.len(), config.heads, dir.display());
-    }
-    if !(0.0..1.0).contains(&config.dropout) {
-        bail!("--dropout {}: wanted 0 or more and less than 1", config.dropout);
-    }
-    Ok(adapter)
 }
 
 fn recipe(arguments: &Arguments, records: usize) -> Result<Recipe> {

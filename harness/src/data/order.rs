@@ -35,15 +35,20 @@ impl Order {
         if let Some(seed) = self.seed {
             let mut state = seed.wrapping_add((epoch as u64).wrapping_mul(0xD1B5_4A32_D192_ED03));
             for i in (1..self.records).rev() {
-                let below = (u128::from(splitmix(&mut state)) * (i as u128 + 1)) >> 64;
-                order.swap(i, below as usize);
+                order.swap(i, below(&mut state, i + 1));
             }
         }
         order
     }
 }
 
-pub(crate) fn splitmix(state: &mut u64) -> u64 {
+/// A random number in 0..n.
+pub fn below(state: &mut u64, n: usize) -> usize {
+    ((u128::from(splitmix(state)) * n as u128) >> 64) as usize
+}
+
+/// SplitMix64's next output.
+pub fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

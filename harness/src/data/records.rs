@@ -10,7 +10,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +35,16 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     read_labelled(path, CATEGORY)
 }
 
-/// The same, with the label from the field `field`: a string or a whole number.
+/// Several files, one after the other, with the label from the field `field`.
+pub fn read_all(paths: &[PathBuf], field: &str) -> Result<Vec<Record>> {
+    let mut all = Vec::new();
+    for path in paths {
+        all.extend(read_labelled(path, field)?);
+    }
+    Ok(all)
+}
+
+/// One, with the label from the field `field`: a string or a whole number.
 pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| name.to_string())?;

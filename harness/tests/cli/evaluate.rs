@@ -1,12 +1,8 @@
 //! Held-out loss, MMLU and generation.
 
-use super::support::{Scratch, golden, succeeds};
+use super::support::{Scratch, golden, json, succeeds};
 use serde_json::Value;
 use std::fs;
-
-fn json(path: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
 
 fn case(method: &str) -> String {
     let case = golden(method);

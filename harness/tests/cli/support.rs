@@ -8,6 +8,16 @@ pub fn golden(method: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../hydra-runtime/tests/golden").join(method)
 }
 
+/// The demo's folder: model/, corpus/, mmlu/.
+pub fn assets(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(path).display().to_string()
+}
+
+/// A file of JSON.
+pub fn json(path: &str) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
 /// A folder that goes when its test ends.
 pub struct Scratch(pub PathBuf);
 

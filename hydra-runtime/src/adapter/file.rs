@@ -23,6 +23,12 @@ use std::path::Path;
 const TENSORS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 
+/// What the names of all layers' tensors begin with.
+const LAYERS: &str = "base_model.model.model.layers.";
+
+/// A file's tensors by name.
+type Found<'a> = BTreeMap<String, TensorView<'a>>;
+
 /// Which part of a pair one tensor of the file is.
 enum Part {
     /// These rows of the stacked `[A; R]`.
@@ -53,12 +59,42 @@ fn parts(method: Method, shape: &HydraShape) -> Vec<(String, Part)> {
 }
 
 fn name(layer: usize, projection: Projection, part: &str) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.{part}.weight", projection.hf_path())
+    format!("{LAYERS}{layer}.{}.{part}.weight", projection.hf_path())
 }
 
 impl Adapter {
     /// Reads an adapter's folder for a model. Every tensor that is missing, surplus, misshapen or not finite is named.
     pub fn load(dir: &Path, model: &Config) -> Result<Self> {
+        Self::read(dir, |_, _| model.layers, |_, projection, _, _| projection.dims(model))
+    }
+
+    /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let layers = |found: &Found<'_>, _: &AdapterConfig| {
+            let layer = |name: &String| name.strip_prefix(LAYERS)?.split_once('.')?.0.parse::<usize>().ok();
+            // A number beyond the number of tensors is no layer's: what is missing is named.
+            found.keys().filter_map(layer).map(|layer| layer.saturating_add(1)).max().unwrap_or(0).min(found.len())
+        };
+        let sizes = |layer, projection, found: &Found<'_>, config: &AdapterConfig| {
+            let [a, b] = match config.method {
+                Method::Lora => ["lora_A", "lora_B"],
+                Method::Hydra => ["lora_A", "lora_B0"],
+                Method::Split => ["lora_A0", "lora_B0"],
+            };
+            let size = |part, dim: usize| {
+                found.get(&name(layer, projection, part)).and_then(|view| view.shape().get(dim)).copied().unwrap_or(0)
+            };
+            (size(b, 0), size(a, 1))
+        };
+        Self::read(dir, layers, sizes)
+    }
+
+    /// `layers` and `sizes` (d_out and d_in of a projection of a layer) may go by the tensors.
+    fn read(
+        dir: &Path,
+        layers: impl Fn(&Found<'_>, &AdapterConfig) -> usize,
+        sizes: impl Fn(usize, Projection, &Found<'_>, &AdapterConfig) -> (usize, usize),
+    ) -> Result<Self> {
         let path = dir.join(TENSORS);
         let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
         if !path.is_file() && dir.join("adapter_model.bin").is_file() {
@@ -78,11 +114,13 @@ impl Adapter {
             }
         }
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
+        let count = layers(&found, &config);
         let mut layers = Vec::new();
-        for layer in 0..model.layers {
+        for layer in 0..count {
             let mut pairs = [const { None }; 7];
             for &projection in &config.targets {
-                let shape = config.shape(model, projection, 0);
+                let (d_out, d_in) = sizes(layer, projection, &found, &config);
+                let shape = config.shape_of(d_in, d_out);
                 let mut tensors = Vec::new();
                 for (part, place) in parts(config.method, &shape) {
                     let name = name(layer, projection, &part);

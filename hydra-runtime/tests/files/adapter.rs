@@ -47,6 +47,7 @@ fn what_was_saved_is_loaded() {
         let loaded = Adapter::load(dir.path(), &model()).unwrap();
         assert_eq!(loaded.layers, adapter.layers);
         loaded.fits(&model()).unwrap();
+        assert_eq!(Adapter::open(dir.path()).unwrap(), loaded, "the file alone says as much");
         assert_eq!(loaded.parameters(), adapter.config.parameters(&model()));
         loaded.save(again.path()).unwrap();
         for file in ["adapter_model.safetensors", "adapter_config.json"] {
@@ -78,7 +79,9 @@ fn a_new_adapter_is_seeded_and_does_nothing() {
     let config = AdapterConfig::default();
     let one = Adapter::init(&model(), config.clone(), 1).unwrap();
     assert_eq!(one, Adapter::init(&model(), config.clone(), 1).unwrap());
-    assert_ne!(one, Adapter::init(&model(), config.clone(), 2).unwrap());
+    let two = Adapter::init(&model(), config.clone(), 2).unwrap();
+    assert_ne!(one, two);
+    assert_eq!(two.start(1), one);
     let fewer = AdapterConfig { targets: vec![Projection::Up], ..config };
     let fewer = Adapter::init(&model(), fewer, 1).unwrap();
     assert_eq!(fewer.layers[1][Projection::Up as usize], one.layers[1][Projection::Up as usize]);
@@ -230,4 +233,24 @@ fn a_failed_save_leaves_what_was_there() {
     std::fs::remove_dir(&config).unwrap();
     assert_eq!(Adapter::load(dir.path(), &model()).unwrap().layers, first.layers);
     assert!(Adapter::save(&first, Path::new("/dev/null/adapter")).is_err());
+}
+
+#[test]
+fn without_a_model_what_is_missing_is_named_and_no_number_is_taken_on_trust() {
+    let dir = tempdir().unwrap();
+    adapter(Method::Lora, GateKind::One, 1).save(dir.path()).unwrap();
+    let path = dir.path().join("adapter_model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let renamed = |from: &[u8], to: &[u8]| {
+        assert_eq!(from.len(), to.len());
+        let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        let mut changed = bytes.clone();
+        changed[at..at + to.len()].copy_from_slice(to);
+        std::fs::write(&path, changed).unwrap();
+        Adapter::open(dir.path()).unwrap_err().to_string()
+    };
+    let said = renamed(b"layers.0.self_attn.k_proj.lora_A", b"layers.0.self_attn.k_proj.lora_X");
+    assert!(said.contains("lora_A.weight") && said.contains("lora_X"), "{said}");
+    let said = renamed(b"layers.0.self_attn.k", b"layers.77777777777.k");
+    assert!(said.contains("layers.0.self_attn.k_proj.lora_A.weight"), "{said}");
 }

@@ -128,7 +128,7 @@ fn contents(value: &Value) -> Value {
 }
 
 /// A file's path, size and digest.
-fn describe(path: &Path) -> Result<Value> {
+pub fn describe(path: &Path) -> Result<Value> {
     let at = || path.display().to_string();
     let mut file = File::open(path).with_context(at)?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);

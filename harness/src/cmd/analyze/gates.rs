@@ -1,0 +1,170 @@
+//! The router in numbers, by layer and projection, categories weighed alike. With p(e | c) a category's mean gate:
+//!
+//! ```text
+//! p(e)                 mean over categories of p(e | c)
+//! entropy              of one token's gate, mean over tokens, as a share of ln N: 0 one head a token, 1 all heads alike
+//! balance              entropy of p(e) as a share of ln N: 1 all heads alike, 0 one head has all
+//! mutual information   mean over categories of Σ p(e | c) log₂ (p(e | c) / p(e)), in bits: what the head says of the category
+//! ```
+
+use crate::report::Routing;
+use crate::router::Watched;
+use hydra_runtime::adapter::Adapter;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// One adapter's.
+#[derive(Serialize)]
+pub struct Gates {
+    /// Its name.
+    pub adapter: String,
+    /// Records and tokens watched, by category.
+    pub watched: BTreeMap<String, Count>,
+    /// By layer and projection.
+    pub places: Vec<Place>,
+    /// Means over `places`.
+    pub mean: Numbers,
+    /// What the mutual information can be at most, in bits.
+    pub most_bits: f64,
+}
+
+/// What means are over.
+#[derive(Serialize)]
+pub struct Count {
+    /// Records.
+    pub records: usize,
+    /// Tokens.
+    pub tokens: usize,
+}
+
+/// One layer's projection.
+#[derive(Serialize)]
+pub struct Place {
+    /// The layer.
+    pub layer: usize,
+    /// The projection.
+    pub projection: &'static str,
+    /// Each category's mean gate, by head.
+    pub gate: BTreeMap<String, Vec<f64>>,
+    /// See above.
+    #[serde(flatten)]
+    pub numbers: Numbers,
+}
+
+/// See above.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Numbers {
+    /// See above.
+    pub entropy: f64,
+    /// See above.
+    pub balance: f64,
+    /// The largest p(e).
+    pub largest: f64,
+    /// See above.
+    pub mutual_information_bits: f64,
+}
+
+impl Gates {
+    /// From what was watched.
+    pub fn new(name: &str, adapter: &Adapter, watched: &BTreeMap<String, Watched>) -> Self {
+        let heads = adapter.config.heads;
+        let count = |w: &Watched| Count { records: w.records, tokens: w.tokens };
+        let places = watched.values().next().map_or(0, |w| w.means.len());
+        let place = |i: usize| {
+            let first = &watched.values().next().expect("there is a place").means[i];
+            let gate: BTreeMap<String, Vec<f64>> =
+                watched.iter().map(|(category, w)| (category.clone(), w.means[i].heads.clone())).collect();
+            let tokens: usize = watched.values().map(|w| w.tokens).sum();
+            let entropy = watched.values().map(|w| w.means[i].entropy * w.tokens as f64).sum::<f64>() / tokens as f64;
+            let gates: Vec<&Vec<f64>> = gate.values().collect();
+            let numbers = numbers(&gates, entropy);
+            Place { layer: first.layer, projection: first.projection.name(), gate, numbers }
+        };
+        let places: Vec<Place> = (0..places).map(place).collect();
+        let mean =
+            |pick: fn(&Numbers) -> f64| places.iter().map(|p| pick(&p.numbers)).sum::<f64>() / places.len() as f64;
+        let mean = Numbers {
+            entropy: mean(|n| n.entropy),
+            balance: mean(|n| n.balance),
+            largest: mean(|n| n.largest),
+            mutual_information_bits: mean(|n| n.mutual_information_bits),
+        };
+        Self {
+            adapter: name.to_string(),
+            watched: watched.iter().map(|(category, w)| (category.clone(), count(w))).collect(),
+            places,
+            mean,
+            most_bits: (heads.min(watched.len()) as f64).log2(),
+        }
+    }
+
+    /// The gate by category, layer and head, of one projection or as the mean over all.
+    pub fn routing(&self, projection: Option<&str>) -> Routing {
+        let mut routing = Routing::new();
+        let layers = self.places.iter().map(|place| place.layer + 1).max().unwrap_or(0);
+        for category in self.watched.keys() {
+            let of_layer = |layer: usize| {
+                let here = |p: &&Place| p.layer == layer && projection.is_none_or(|name| name == p.projection);
+                let gates: Vec<&Vec<f64>> =
+                    self.places.iter().filter(here).map(|place| &place.gate[category]).collect();
+                means(&gates)
+            };
+            routing.insert(category.clone(), (0..layers).map(of_layer).collect());
+        }
+        routing
+    }
+
+    /// The adapted projections.
+    pub fn projections(&self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for place in &self.places {
+            if !names.contains(&place.projection) {
+                names.push(place.projection);
+            }
+        }
+        names
+    }
+}
+
+fn means(gates: &[&Vec<f64>]) -> Vec<f64> {
+    let heads = gates.first().map_or(0, |gate| gate.len());
+    (0..heads).map(|head| gates.iter().map(|gate| gate[head]).sum::<f64>() / gates.len() as f64).collect()
+}
+
+/// `entropy` is one token's, in nats.
+fn numbers(gates: &[&Vec<f64>], entropy: f64) -> Numbers {
+    let overall = means(gates);
+    // One head: nothing to decide.
+    let most = (overall.len() as f64).ln().max(f64::MIN_POSITIVE);
+    let divergence = |gate: &[f64]| -> f64 {
+        gate.iter().zip(&overall).filter(|(g, _)| **g > 0.0).map(|(g, o)| g * (g / o).log2()).sum()
+    };
+    let uneven: f64 = overall.iter().filter(|&&p| p > 0.0).map(|&p| -p * p.ln()).sum();
+    Numbers {
+        entropy: entropy / most,
+        balance: uneven / most,
+        largest: overall.iter().copied().fold(0.0, f64::max),
+        mutual_information_bits: gates.iter().map(|gate| divergence(gate)).sum::<f64>() / gates.len() as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_each_says_all_and_alike_says_nothing() {
+        let (a, b) = (vec![1.0, 0.0], vec![0.0, 1.0]);
+        let each = numbers(&[&a, &b], 0.0);
+        assert_eq!(each, Numbers { entropy: 0.0, balance: 1.0, largest: 0.5, mutual_information_bits: 1.0 });
+        let half = vec![0.5, 0.5];
+        let alike = numbers(&[&half, &half], 2f64.ln());
+        assert_eq!(alike, Numbers { entropy: 1.0, balance: 1.0, largest: 0.5, mutual_information_bits: 0.0 });
+        let collapsed = numbers(&[&a, &a], 0.0);
+        assert_eq!((collapsed.balance, collapsed.largest, collapsed.mutual_information_bits), (0.0, 1.0, 0.0));
+        // ¾ and ¼ against ½: 1 − H(¼) bits.
+        let (c, d) = (vec![0.75, 0.25], vec![0.25, 0.75]);
+        let want = 1.0 + 0.75 * 0.75f64.log2() + 0.25 * 0.25f64.log2();
+        assert!((numbers(&[&c, &d], 0.5).mutual_information_bits - want).abs() < 1e-12);
+    }
+}

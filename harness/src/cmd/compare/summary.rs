@@ -1,0 +1,238 @@
+//! From runs to a table: means over seeds, and paired differences to the first row.
+
+use super::Results;
+use crate::cmd::experiment::kept::Accuracy;
+use crate::cmd::experiment::plan::{Mmlu, Plan, Tune};
+use crate::cmd::experiment::scores::{Scores, difference, estimate, interval, scores};
+use crate::cmd::experiment::tune::Tuned;
+use crate::heldout::HeldOut;
+use crate::output::{printable, text_table};
+use crate::session::mib;
+use crate::statistics::{Bootstrap, Estimate, Interval};
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// What the table is about.
+#[derive(Clone, Serialize)]
+pub struct About<'a> {
+    /// The model.
+    pub model: &'a str,
+    /// Of the large products.
+    pub precision: Value,
+    /// Training files.
+    pub data: &'a [Value],
+    /// The held-out file.
+    pub eval_data: &'a Value,
+    /// How questions are put.
+    pub mmlu: Option<&'a Mmlu>,
+    /// How learning rates are chosen.
+    pub tune: Option<&'a Tune>,
+}
+
+/// `compare.json`
+#[derive(Serialize)]
+pub struct Summary<'a> {
+    /// Model, data, settings.
+    #[serde(flatten)]
+    pub about: About<'a>,
+    /// Of each run.
+    pub seeds: &'a [u64],
+    /// Of the intervals.
+    pub bootstrap: Bootstrap,
+    /// The model without an adapter.
+    pub base: Base<'a>,
+    /// A line per run.
+    pub rows: Vec<Row<'a>>,
+}
+
+/// The model without an adapter.
+#[derive(Serialize)]
+pub struct Base<'a> {
+    /// Held out.
+    pub loss: &'a Option<HeldOut>,
+    /// Accuracy.
+    pub mmlu: Option<Accuracy>,
+}
+
+/// A run.
+#[derive(Serialize)]
+pub struct Row<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The first seed's command line.
+    pub command: String,
+    /// Trainable parameters, the router's among them.
+    pub trainable: u64,
+    /// Their share of all.
+    pub share: f64,
+    /// Highest learning rate.
+    pub lr: Option<f64>,
+    /// Where that is from.
+    pub tuned: Option<&'a Tuned>,
+    /// Steps of one seed.
+    pub steps: usize,
+    /// Tokens of one seed.
+    pub tokens: usize,
+    /// Means over seeds; `None` if a seed diverged.
+    pub scores: Option<Scores<Estimate>>,
+    /// To the first row; `None` there, and where one of both diverged.
+    pub difference: Option<Scores<Interval>>,
+    /// Seeds whose training came to values that are not finite, and why.
+    pub diverged: BTreeMap<u64, &'a str>,
+    /// Mean over seeds.
+    pub tokens_per_second: Option<Estimate>,
+    /// Largest over seeds.
+    pub peak_bytes: Option<u64>,
+}
+
+impl<'a> Summary<'a> {
+    /// Adds up.
+    pub fn new(about: About<'a>, plan: &'a Plan, results: &'a Results) -> Result<Self> {
+        let first = &results.runs[0];
+        let mut rows = Vec::new();
+        for (i, run) in plan.runs.iter().enumerate() {
+            let seeds = &results.runs[i];
+            let found = &seeds[0].found;
+            let diverged =
+                plan.seeds.iter().zip(seeds).filter_map(|(&seed, f)| Some((seed, f.found.diverged.as_deref()?)));
+            let diverged: BTreeMap<_, _> = diverged.collect();
+            let speeds: Option<Vec<f64>> = seeds.iter().map(|f| f.found.tokens_per_second).collect();
+            let difference = if i > 0 { difference(seeds, first, &plan.bootstrap)? } else { None };
+            rows.push(Row {
+                name: &run.name,
+                command: format!("hydra {}", found.command.join(" ")),
+                trainable: found.trainable,
+                share: found.share,
+                lr: found.lr,
+                tuned: results.tuned[i].as_ref(),
+                steps: found.steps,
+                tokens: found.tokens,
+                scores: scores(seeds),
+                difference,
+                diverged,
+                tokens_per_second: speeds.map(Estimate::of),
+                peak_bytes: seeds.iter().filter_map(|f| f.found.peak_bytes).max(),
+            });
+        }
+        let base = Base { loss: &results.base.found.held_out, mmlu: results.base.found.mmlu };
+        Ok(Self { about, seeds: &plan.seeds, bootstrap: plan.bootstrap, base, rows })
+    }
+
+    /// The categories of the held-out records.
+    pub fn categories(&self) -> Vec<&String> {
+        self.base.loss.iter().flat_map(|held_out| held_out.categories.keys()).collect()
+    }
+
+    /// The main table: head and lines.
+    pub fn main_table(&self) -> (Vec<String>, Vec<Vec<String>>) {
+        let asked = self.base.mmlu.is_some();
+        let mut head = vec!["run", "trainable", "share %", "lr", "loss", "to the first"];
+        if asked {
+            head.extend(["MMLU micro %", "to the first", "MMLU macro %", "to the first"]);
+        }
+        head.extend(["tokens/s", "peak MiB"]);
+        let dash = || "–".to_string();
+        let base = self.base.loss.as_ref().map_or(f64::NAN, |held_out| held_out.all.loss);
+        let mut cells = vec!["no adapter".to_string(), "0".into(), "0".into(), dash(), format!("{base:.4}"), dash()];
+        if let Some(mmlu) = &self.base.mmlu {
+            cells.extend([percent(mmlu.micro), dash(), percent(mmlu.r#macro), dash()]);
+        }
+        cells.extend([dash(), dash()]);
+        let mut lines = vec![cells];
+        for row in &self.rows {
+            let mut cells = vec![
+                row.name.to_string(),
+                row.trainable.to_string(),
+                format!("{:.3}", 100.0 * row.share),
+                row.lr.map_or(dash(), |lr| {
+                    format!("{lr:e}{}", if row.tuned.is_some_and(|t| t.at_the_end) { " (!)" } else { "" })
+                }),
+            ];
+            match &row.scores {
+                None => cells.extend(std::iter::repeat_n("diverged".to_string(), if asked { 6 } else { 2 })),
+                Some(scores) => {
+                    let of = |pick: fn(&Scores<Interval>) -> Option<Interval>| row.difference.as_ref().and_then(pick);
+                    cells.push(estimate(&scores.loss, 1.0, 4));
+                    cells.push(interval(of(|d| Some(d.loss)), 1.0, 4));
+                    if asked {
+                        let text =
+                            |estimate_: &Option<Estimate>| estimate_.as_ref().map_or(dash(), |e| estimate(e, 100.0, 2));
+                        cells.push(text(&scores.mmlu_micro));
+                        cells.push(interval(of(|d| d.mmlu_micro), 100.0, 2));
+                        cells.push(text(&scores.mmlu_macro));
+                        cells.push(interval(of(|d| d.mmlu_macro), 100.0, 2));
+                    }
+                }
+            }
+            cells.push(row.tokens_per_second.as_ref().map_or(dash(), |speed| estimate(speed, 1.0, 0)));
+            cells.push(row.peak_bytes.map_or(dash(), |bytes| format!("{:.0}", mib(bytes))));
+            lines.push(cells);
+        }
+        (head.into_iter().map(str::to_owned).collect(), lines)
+    }
+
+    /// Loss by category: a line per category, two columns per run but the first.
+    pub fn category_table(&self) -> (Vec<String>, Vec<Vec<String>>) {
+        let mut head = vec!["category".to_string(), "no adapter".to_string()];
+        for (i, row) in self.rows.iter().enumerate() {
+            head.push(row.name.to_string());
+            head.extend((i > 0).then(|| "to the first".to_string()));
+        }
+        let line = |name: &String| {
+            let base = self.base.loss.as_ref().and_then(|held_out| held_out.categories.get(name));
+            let mut cells = vec![printable(name), base.map_or("–".into(), |loss| format!("{:.4}", loss.loss))];
+            for (i, row) in self.rows.iter().enumerate() {
+                let own = row.scores.as_ref().and_then(|scores| scores.categories.get(name));
+                cells.push(own.map_or("diverged".into(), |e| estimate(e, 1.0, 4)));
+                let difference = row.difference.as_ref().and_then(|d| d.categories.get(name)).copied();
+                cells.extend((i > 0).then(|| interval(difference, 1.0, 4)));
+            }
+            cells
+        };
+        (head, self.categories().into_iter().map(line).collect())
+    }
+
+    /// What the figures mean, in sentences.
+    pub fn notes(&self) -> Vec<String> {
+        let n = self.seeds.len();
+        let mut notes = vec![match n {
+            1 => "One seed: there is no standard error, and intervals are over records or questions alone.".to_string(),
+            _ => format!("Mean ± standard error over {n} seeds."),
+        }];
+        let Bootstrap { samples, seed, level } = self.bootstrap;
+        let over = if n > 1 { "seeds and records (or questions)" } else { "records (or questions)" };
+        notes.push(format!(
+            "“To the first” is the paired difference to the first run, with the {} % interval of {samples} bootstrap draws over {over} \
+             (seed {seed}); a lower loss is better.",
+            100.0 * level
+        ));
+        notes.push("All runs of a seed take the same records in the same order. Peak memory is what the process held while training, the weights' touched pages among it.".into());
+        if let Some(tune) = self.about.tune {
+            notes.push(format!(
+                "Learning rates: for each run the one of {:?} with the least loss on {} % of the training records kept apart, after {} % \
+                 of the budget on the rest, seed {}; (!) where it is an end of the list. A run with an lr of its own has that.",
+                tune.lr, 100.0 * tune.validation, 100.0 * tune.fraction, tune.seed
+            ));
+        }
+        for row in &self.rows {
+            notes.extend(row.diverged.iter().map(|(seed, why)| format!("{}, seed {seed}: {why}", row.name)));
+        }
+        notes
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let (head, lines) = self.main_table();
+        let mut text = format!("\n{}", text_table(&head, &lines));
+        for note in self.notes() {
+            text += &format!("{note}\n");
+        }
+        text
+    }
+}
+
+fn percent(x: f64) -> String {
+    format!("{:.2}", 100.0 * x)
+}

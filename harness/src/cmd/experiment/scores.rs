@@ -1,0 +1,95 @@
+//! From what was kept of several seeds to means, and to paired differences between two runs.
+
+use super::kept::{Accuracy, Details, Finished};
+use crate::heldout::HeldOut;
+use crate::statistics::{Bootstrap, Differences, Estimate, Interval};
+use anyhow::{Result, bail};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Held-out loss and accuracy, in one shape for means and differences.
+#[derive(Clone, Debug, Serialize)]
+pub struct Scores<T> {
+    /// Overall.
+    pub loss: T,
+    /// By category.
+    pub categories: BTreeMap<String, T>,
+    /// Accuracy, questions weighed alike.
+    pub mmlu_micro: Option<T>,
+    /// Accuracy, subjects weighed alike.
+    pub mmlu_macro: Option<T>,
+}
+
+/// Means over seeds; `None` if a seed diverged.
+pub fn scores(seeds: &[Finished]) -> Option<Scores<Estimate>> {
+    let held: Vec<&HeldOut> = seeds.iter().map(|f| f.found.held_out.as_ref()).collect::<Option<_>>()?;
+    let of = |name: &String| {
+        Estimate::of(held.iter().map(|h| h.categories.get(name).map_or(f64::NAN, |loss| loss.loss)).collect())
+    };
+    let mmlu: Option<Vec<Accuracy>> = seeds.iter().map(|f| f.found.mmlu).collect();
+    let accuracy = |pick: fn(&Accuracy) -> f64| mmlu.as_ref().map(|all| Estimate::of(all.iter().map(pick).collect()));
+    Some(Scores {
+        loss: Estimate::of(held.iter().map(|h| h.all.loss).collect()),
+        categories: held[0].categories.keys().map(|name| (name.clone(), of(name))).collect(),
+        mmlu_micro: accuracy(|a| a.micro),
+        mmlu_macro: accuracy(|a| a.r#macro),
+    })
+}
+
+/// Of a run's seeds to the first run's; `None` if a seed of either diverged.
+pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Result<Option<Scores<Interval>>> {
+    if own.iter().chain(first).any(|f| f.found.held_out.is_none()) {
+        return Ok(None);
+    }
+    let reference = &first[0].details;
+    let alike = |d: &Details| {
+        (&d.targets, &d.categories, &d.subjects) == (&reference.targets, &reference.categories, &reference.subjects)
+    };
+    if !own.iter().chain(first).all(|f| alike(&f.details)) {
+        bail!("the runs were measured on different records or questions, so they can't be paired");
+    }
+    let pairs = || own.iter().zip(first).map(|(own, first)| (&own.details, &first.details));
+    let losses: Vec<Vec<f64>> = pairs().map(|(a, b)| a.nll.iter().zip(&b.nll).map(|(a, b)| a - b).collect()).collect();
+    let weights: Vec<f64> = reference.targets.iter().map(|&n| n as f64).collect();
+    let of = |values: &[Vec<f64>], weights: &[f64], groups: &[Vec<usize>]| {
+        Differences { values, weights, groups }.interval(how)
+    };
+    let all: Vec<usize> = (0..weights.len()).collect();
+    let Some(loss) = of(&losses, &weights, &[all]) else { return Ok(None) };
+    let mut by_category: BTreeMap<&String, Vec<usize>> = BTreeMap::new();
+    for (i, category) in reference.categories.iter().enumerate() {
+        if let Some(category) = category {
+            by_category.entry(category).or_default().push(i);
+        }
+    }
+    let categories =
+        by_category.into_iter().filter_map(|(name, items)| Some((name.clone(), of(&losses, &weights, &[items])?)));
+    let categories = categories.collect();
+    let answers: Vec<Vec<f64>> = pairs()
+        .map(|(a, b)| a.correct.iter().zip(&b.correct).map(|(&a, &b)| f64::from(a) - f64::from(b)).collect())
+        .collect();
+    let ones = vec![1.0; reference.correct.len()];
+    let mut by_subject: BTreeMap<&String, Vec<usize>> = BTreeMap::new();
+    for (i, subject) in reference.subjects.iter().enumerate() {
+        by_subject.entry(subject).or_default().push(i);
+    }
+    let subjects: Vec<Vec<usize>> = by_subject.into_values().collect();
+    let questions: Vec<usize> = (0..ones.len()).collect();
+    let (mmlu_micro, mmlu_macro) = (of(&answers, &ones, &[questions]), of(&answers, &ones, &subjects));
+    Ok(Some(Scores { loss, categories, mmlu_micro, mmlu_macro }))
+}
+
+/// "1.234 ± 0.005", or the mean alone.
+pub fn estimate(estimate: &Estimate, factor: f64, decimals: usize) -> String {
+    let mean = format!("{:.decimals$}", factor * estimate.mean);
+    estimate.stderr.map_or(mean.clone(), |stderr| format!("{mean} ± {:.decimals$}", factor * stderr))
+}
+
+/// "-0.012 [-0.020, -0.004]"
+pub fn interval(interval: Option<Interval>, factor: f64, decimals: usize) -> String {
+    let text = |i: Interval| {
+        let [mean, low, high] = [i.mean, i.low, i.high].map(|x| format!("{:+.decimals$}", factor * x));
+        format!("{mean} [{low}, {high}]")
+    };
+    interval.map_or("–".to_string(), text)
+}

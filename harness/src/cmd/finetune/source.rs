@@ -1,0 +1,162 @@
+//! What a run starts from: records with their labels, and an adapter, new or from a file.
+
+use super::{Arguments, Heads, recipe};
+use crate::cluster::{self, Clustering};
+use crate::cmd::targets;
+use crate::data::records::{self, Record};
+use crate::device::room;
+use anyhow::{Context, Result, bail};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::config::Config;
+use std::path::Path;
+
+/// What the options name, read.
+pub struct Source<'a> {
+    arguments: &'a Arguments,
+    model: &'a Config,
+    /// `--init-adapter`
+    init: Option<Adapter>,
+    /// Where records have their label.
+    field: String,
+    /// `--data`
+    pub records: Vec<Record>,
+    /// `--eval-data`
+    pub held_out: Option<Vec<Record>>,
+}
+
+impl<'a> Source<'a> {
+    /// Reads it.
+    pub fn read(arguments: &'a Arguments, model: &'a Config) -> Result<Self> {
+        let init = arguments.init_adapter.as_deref().map(|dir| Adapter::load(dir, model)).transpose()?;
+        let field = label_field(arguments, init.as_ref())?;
+        let records = records::read_all(&arguments.data, &field)?;
+        let held_out = arguments.eval_data.as_deref().map(|path| records::read_labelled(path, &field)).transpose()?;
+        Ok(Self { arguments, model, init, field, records, held_out })
+    }
+
+    /// The adapter that a run on `records` starts with, and the clusters that `--heads auto` counts.
+    pub fn start(&self, records: &[Record]) -> Result<(Adapter, Option<Clustering>)> {
+        let clustering = clusters(self.arguments, records)?;
+        let labels = records::labels(records);
+        let adapter = match &self.init {
+            Some(adapter) => from_file(self.arguments, adapter.clone(), &labels)?,
+            None => self.fresh(&labels, clustering.as_ref().map(|found| found.k))?,
+        };
+        Ok((adapter, clustering))
+    }
+
+    /// Fails if the options don't go together for a run on `records`; trains nothing.
+    pub fn check(&self, records: &[Record]) -> Result<()> {
+        self.start(records)?;
+        recipe(self.arguments, records.len())?;
+        Ok(())
+    }
+
+    /// A new adapter; `auto` is the number of heads that was found.
+    fn fresh(&self, labels: &[String], auto: Option<usize>) -> Result<Adapter> {
+        let Self { arguments, model, field, .. } = self;
+        let (method, gate) = method_and_gate(arguments);
+        if gate == GateKind::Label && labels.is_empty() {
+            bail!("the label gate goes by the records' \"{field}\", and none has one");
+        }
+        let defaults = AdapterConfig::default();
+        let heads = match (method, gate) {
+            (Method::Lora, _) => 1,
+            (_, GateKind::Label) => labels.len(),
+            _ => defaults.heads,
+        };
+        let config = AdapterConfig {
+            method,
+            gate,
+            rank: arguments.rank.unwrap_or(defaults.rank),
+            heads: match arguments.heads {
+                Some(Heads::Number(heads)) => heads,
+                Some(Heads::Auto) => auto.unwrap_or(heads),
+                None => heads,
+            },
+            alpha: arguments.alpha.unwrap_or(defaults.alpha),
+            dropout: arguments.dropout.unwrap_or(defaults.dropout),
+            targets: arguments.targets.as_deref().map_or(Ok(defaults.targets), targets)?,
+            labels: labels.to_vec(),
+            label_field: (field != records::CATEGORY).then(|| field.clone()),
+            base_model: Some(arguments.model.model.clone()),
+            ..defaults
+        };
+        // Itself, in training, its gradient, two moments, two copies of the last three, and a file of it, 4 bytes a value.
+        room(config.parameters(model).saturating_mul(4 * 11), &format!("an adapter of rank {}", config.rank))?;
+        Ok(Adapter::init(model, config, arguments.seed)?)
+    }
+}
+
+/// The method and the gate that were asked for.
+fn method_and_gate(arguments: &Arguments) -> (Method, GateKind) {
+    let method = arguments.method.as_deref().and_then(Method::parse).unwrap_or(Method::Hydra);
+    (method, arguments.gate.as_deref().and_then(GateKind::parse).unwrap_or(method.default_gate()))
+}
+
+/// Where records have their label.
+fn label_field(arguments: &Arguments, init: Option<&Adapter>) -> Result<String> {
+    let gate = init.map_or(method_and_gate(arguments).1, |adapter| adapter.config.gate);
+    match &arguments.label_field {
+        Some(_) if gate != GateKind::Label => {
+            bail!("--label-field goes with the label gate, and the gate is {}", gate.name())
+        }
+        Some(field) => Ok(field.clone()),
+        None => {
+            let own = init.and_then(|adapter| adapter.config.label_field.clone());
+            Ok(own.unwrap_or_else(|| records::CATEGORY.into()))
+        }
+    }
+}
+
+/// The clusters that `--heads auto` counts.
+fn clusters(arguments: &Arguments, records: &[Record]) -> Result<Option<Clustering>> {
+    if arguments.heads != Some(Heads::Auto) {
+        return Ok(None);
+    }
+    if let Some(dir) = &arguments.init_adapter {
+        bail!("--heads auto: --init-adapter {} has its number of heads", dir.display());
+    }
+    match method_and_gate(arguments) {
+        (Method::Lora, _) => bail!("--heads auto: a lora has one head"),
+        (_, GateKind::Label) => bail!(
+            "--heads auto: under the label gate each label has a head; `hydra cluster --out DIR` writes the records with their \
+             cluster, and --label-field cluster trains by it"
+        ),
+        _ => {}
+    }
+    cluster::find(records, cluster::Range::default(), arguments.seed).map(Some).context("--heads auto")
+}
+
+/// An adapter's file says what it is; options that say otherwise are refused. Dropout is training's own.
+fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> Result<Adapter> {
+    let dir = arguments.init_adapter.as_deref().unwrap_or(Path::new(""));
+    let config = &mut adapter.config;
+    let asked = arguments.targets.as_deref().map(targets).transpose()?;
+    let own_field = config.label_field.as_deref().unwrap_or(records::CATEGORY);
+    let differs = [
+        ("method", arguments.method.as_deref().is_some_and(|name| name != config.method.name())),
+        ("gate", arguments.gate.as_deref().is_some_and(|name| name != config.gate.name())),
+        ("rank", arguments.rank.is_some_and(|rank| rank != config.rank)),
+        ("heads", arguments.heads.is_some_and(|heads| heads != Heads::Number(config.heads))),
+        ("alpha", arguments.alpha.is_some_and(|alpha| alpha != config.alpha)),
+        ("targets", asked.is_some_and(|targets| targets != config.targets)),
+        ("label-field", arguments.label_field.as_deref().is_some_and(|field| field != own_field)),
+    ];
+    if let Some((name, _)) = differs.iter().find(|(_, differs)| *differs) {
+        bail!("--{name} is another than that of --init-adapter {}", dir.display());
+    }
+    if let Some(dropout) = arguments.dropout {
+        config.dropout = dropout;
+    }
+    if config.labels.is_empty() {
+        config.labels = labels.to_vec();
+    }
+    if config.gate == GateKind::Label && config.labels.len() > config.heads {
+        bail!("{} labels for the {} heads of --init-adapter {}", config.labels.len(), config.heads, dir.display());
+    }
+    if !(0.0..1.0).contains(&config.dropout) {
+        bail!("--dropout {}: wanted 0 or more and less than 1", config.dropout);
+    }
+    Ok(adapter)
+}

@@ -1,0 +1,209 @@
+//! Comparisons: the table's figures, going on, refusing what does not belong together.
+
+use super::support::{Scratch, assets, column, fails, hydra, json, succeeds};
+use serde_json::Value;
+use std::fs;
+
+const RUNS: &str = "
+[[run]]
+name = 'LoRA'
+method = 'lora'
+rank = 4
+
+[[run]]
+name = 'Hydra, uniform'
+gate = 'uniform'
+rank = 2
+";
+
+fn config(seeds: &str, steps: usize, more: &str) -> String {
+    format!(
+        "seeds = {seeds}\n[defaults]\ntargets = ['q', 'down']\nbatch = 4\nsteps = {steps}\ndropout = 0.1\n{more}{RUNS}"
+    )
+}
+
+fn compare(scratch: &Scratch, config: &str, out: &str, more: &str) -> String {
+    let config = scratch.write("c.toml", config);
+    let (model, train, test) =
+        (assets("model"), assets("corpus/train.jsonl"), scratch.write("t.jsonl", test_records()));
+    format!("compare --model {model} --data {train} --eval-data {test} --config {config} --out {out} {more}")
+}
+
+/// Some of each category.
+pub fn test_records() -> String {
+    let text = fs::read_to_string(assets("corpus/test.jsonl")).unwrap();
+    text.lines().take(40).map(|line| format!("{line}\n")).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn the_table_is_what_the_runs_gave() {
+    let scratch = Scratch::new("compare");
+    let out = scratch.path("out");
+    let tune =
+        "[tune]\nlr = [1e-3, 4e-3]\nfraction = 0.5\n[mmlu]\nscoring = 'cloze'\nlimit = 2\n[bootstrap]\nsamples = 200\n";
+    let command = compare(&scratch, &config("[1, 2]", 4, tune), &out, &format!("--mmlu {}", assets("mmlu")));
+    let table = succeeds(&command);
+    assert!(table.contains("Hydra, uniform") && table.contains("±"), "{table}");
+    let result = json(&format!("{out}/compare.json"));
+    let rows = result["rows"].as_array().unwrap();
+    let losses: Vec<Vec<f64>> = rows.iter().map(|row| numbers(&row["scores"]["loss"]["seeds"])).collect();
+    for (row, losses) in rows.iter().zip(&losses) {
+        let loss = &row["scores"]["loss"];
+        assert!((loss["mean"].as_f64().unwrap() - mean(losses)).abs() < 1e-12);
+        // Of two values: half their distance.
+        assert!((loss["stderr"].as_f64().unwrap() - (losses[0] - losses[1]).abs() / 2.0).abs() < 1e-12);
+        assert!(losses.iter().all(|&loss| loss < result["base"]["loss"]["loss"].as_f64().unwrap()));
+        assert_eq!(row["tokens"], rows[0]["tokens"]);
+        // The rate is the better of the two that were tried, and the one that was trained with.
+        let trials = row["tuned"]["trials"].as_array().unwrap();
+        let tried: Vec<f64> = trials.iter().map(|trial| trial["loss"].as_f64().unwrap()).collect();
+        let best = usize::from(tried[1] < tried[0]);
+        assert_eq!(
+            (trials[best]["lr"].as_f64(), row["tuned"]["at_the_end"].as_bool()),
+            (row["lr"].as_f64(), Some(true))
+        );
+    }
+    let run = format!("{out}/runs/hydra-uniform/seed-2");
+    assert_eq!(json(&format!("{run}/run.json"))["options"]["lr"], rows[1]["lr"]);
+    // The same loss as when the adapter is measured by hand.
+    let file = scratch.path("loss.json");
+    let (model, test) = (assets("model"), scratch.path("t.jsonl"));
+    succeeds(&format!("eval loss --model {model} --adapter {run} --data {test} --json {file}"));
+    let by_hand = json(&file);
+    assert!((by_hand["loss"].as_f64().unwrap() - losses[1][1]).abs() < 1e-9);
+    let category = &rows[1]["scores"]["categories"]["topics"]["seeds"][1];
+    assert!((by_hand["categories"]["topics"]["loss"].as_f64().unwrap() - category.as_f64().unwrap()).abs() < 1e-9);
+    let difference = &rows[1]["difference"]["loss"];
+    let [mid, low, high] = ["mean", "low", "high"].map(|key| difference[key].as_f64().unwrap());
+    assert!((mid - (mean(&losses[1]) - mean(&losses[0]))).abs() < 1e-9, "{difference}");
+    assert!(low < mid && mid < high);
+    assert!(rows[0]["difference"].is_null());
+    let micro = numbers(&rows[0]["scores"]["mmlu_micro"]["seeds"]);
+    assert!(micro.iter().all(|share| (share * 8.0).fract() == 0.0), "of eight questions: {micro:?}");
+    // The validation records are training records, none of which is trained on in a trial.
+    let lines = |path: &str| fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
+    let (train, apart) = (lines(&format!("{out}/tune/train.jsonl")), lines(&format!("{out}/tune/validation.jsonl")));
+    let all = lines(&assets("corpus/train.jsonl"));
+    assert_eq!((train.len() + apart.len(), apart.len()), (all.len(), (all.len() as f64 / 10.0).round() as usize));
+    assert!(apart.iter().all(|line| all.contains(line)));
+    let markdown = fs::read_to_string(format!("{out}/compare.md")).unwrap();
+    assert!(markdown.contains("| LoRA |") && markdown.contains("| topics |") && markdown.contains("(chosen)"));
+    assert!(fs::read_to_string(format!("{out}/loss-difference.svg")).unwrap().starts_with("<svg xmlns"));
+
+    // Again: all is there, nothing is done, the same result. Another seed: only that is done.
+    let adapter = format!("{run}/adapter_model.safetensors");
+    let written = || fs::metadata(&adapter).unwrap().modified().unwrap();
+    let before = written();
+    succeeds(&command);
+    assert_eq!(json(&format!("{out}/compare.json")), result);
+    fs::remove_dir_all(format!("{out}/runs/lora/seed-1")).unwrap();
+    succeeds(&compare(&scratch, &config("[1, 2, 3]", 4, tune), &out, &format!("--mmlu {}", assets("mmlu"))));
+    let more = json(&format!("{out}/compare.json"));
+    assert_eq!(numbers(&more["rows"][0]["scores"]["loss"]["seeds"])[..2], losses[0], "made again, the same to the bit");
+    assert_eq!(written(), before);
+
+    // Another configuration in the same folder is refused, and nothing is lost.
+    let other = config("[1, 2]", 4, tune).replace("rank = 2", "rank = 3");
+    let other = compare(&scratch, &other, &out, &format!("--mmlu {}", assets("mmlu")));
+    fails(1, &other, &["result.json", "rank was 2 and is 3", "another --out"]);
+    assert_eq!(json(&format!("{out}/compare.json")), more);
+}
+
+#[test]
+fn one_seed_has_no_standard_error() {
+    let scratch = Scratch::new("compare-one");
+    let out = scratch.path("out");
+    let table = succeeds(&compare(&scratch, &config("[5]", 2, "[bootstrap]\nsamples = 50\n"), &out, ""));
+    assert!(table.contains("One seed: there is no standard error") && !table.contains("±"), "{table}");
+    let result = json(&format!("{out}/compare.json"));
+    assert!(result["rows"][1]["scores"]["loss"]["stderr"].is_null() && result["mmlu"].is_null());
+    assert!(result["rows"][1]["difference"]["loss"]["low"].is_number());
+}
+
+#[test]
+fn a_run_that_diverges_is_said_to() {
+    let scratch = Scratch::new("compare-nan");
+    let out = scratch.path("out");
+    let text = config("[5]", 6, "warmup = 0\nclip = 0\nlr = 1e-3\n").replace("rank = 2\n", "rank = 2\nlr = 1e37\n");
+    let table = succeeds(&compare(&scratch, &text, &out, ""));
+    assert!(table.contains("diverged") && table.contains("Hydra, uniform, seed 5: stopped at step"), "{table}");
+    let result = json(&format!("{out}/compare.json"));
+    assert!(result["rows"][1]["scores"].is_null() && result["rows"][1]["difference"].is_null());
+    assert!(result["rows"][0]["scores"]["loss"]["mean"].is_number());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_and_the_comparison_goes_on() {
+    use super::support::command;
+    use std::process::Stdio;
+    let scratch = Scratch::new("compare-ctrl-c");
+    let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
+    let text = config("[1]", 60, "save-every = 7\n[bootstrap]\nsamples = 50\n");
+    let line = compare(&scratch, &text, &broken, "");
+    let mut child = command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let metrics = format!("{broken}/runs/hydra-uniform/seed-1/metrics.jsonl");
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!((3..60).contains(&column(&metrics, "step").len()));
+    assert!(!fs::exists(format!("{broken}/compare.json")).unwrap());
+    let again = hydra(&line);
+    assert!(again.status.success());
+    let said = String::from_utf8_lossy(&again.stderr);
+    succeeds(&compare(&scratch, &text, &whole, ""));
+    let scores = |out: &str| {
+        json(&format!("{out}/compare.json"))["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["scores"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(scores(&whole), scores(&broken), "{said}");
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let scratch = Scratch::new("compare-bad");
+    let out = scratch.path("out");
+    let wrong = |text: &str, wanted: &[&str]| {
+        fails(1, &compare(&scratch, text, &out, ""), wanted);
+        assert!(!fs::exists(format!("{out}/runs")).unwrap());
+    };
+    wrong(
+        "seeds = [1]\n[[run]]\nname = 'a'\nrnak = 4\n",
+        &["c.toml", "run \"a\"", "rnak", "no option of finetune", "rank"],
+    );
+    wrong("seeds = [1]\n[[run]]\nname = 'a'\nrank = 'x'\n", &["run \"a\"", "--rank", "from 1 on"]);
+    wrong("seeds = [1\n", &["c.toml:", "array"]);
+    wrong("seeds = [1]\nruns = 3\n[[run]]\nname = 'a'", &["c.toml:2", "runs"]);
+    wrong("seeds = []\n[[run]]\nname = 'a'", &["seeds = []"]);
+    wrong("[[run]]\nname = 'a'", &["missing field `seeds`"]);
+    wrong("seeds = [1]\n[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 3", &["run \"a\"", "heads"]);
+    wrong("seeds = [1]\n[[run]]\nname = 'a'\ntargets = 'w'", &["run \"a\"", "--targets w"]);
+    wrong("seeds = [1]\n[tune]\nlr = [1e-3]\nvalidation = 1e-9\n[[run]]\nname = 'a'", &["validation", "without any"]);
+    let (model, config) = (assets("model"), scratch.write("c.toml", config("[1]", 1, "")));
+    let data = assets("corpus/train.jsonl");
+    let line = |data: &str, eval: &str, out: &str| {
+        format!("compare --model {model} --data {data} --eval-data {eval} --config {config} --out {out}")
+    };
+    fails(1, &line(&data, &scratch.path("none.jsonl"), &scratch.path("o1")), &["none.jsonl"]);
+    fails(1, &line(&scratch.write("bad.jsonl", "{}\n"), &data, &scratch.path("o2")), &["bad.jsonl:1"]);
+    let mine = scratch.write("mine/file.txt", "mine").replace("/file.txt", "");
+    fails(1, &line(&data, &data, &mine), &["mine", "not empty"]);
+    fails(1, &line(&data, &data, &scratch.path("o3")).replace("c.toml", "none.toml"), &["none.toml"]);
+    fails(2, "compare --model m", &["--config"]);
+}
