@@ -9,8 +9,8 @@ use common::{fastest, peaks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::{
-    Bf16Isa, Format, Isa, Multiplicand, Panels, RowOrder, Rows, Source, Store, Term, Weight, gemm, matvec, pack,
-    panels_len,
+    Bf16Isa, Format, Isa, Multiplicand, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec,
+    pack, panels_len,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -49,7 +49,7 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
 
 /// One X Wᵀ by chunks of columns, packing included.
 #[allow(clippy::too_many_arguments)]
-fn product<E: Multiplicand>(isa: E::Isa, y: &mut [f32], x: &[E], m: usize, weight: Weight<'_>, panels: &mut [E]) {
+fn product<E: Multiplicand>(isa: E::Isa, y: &mut [f32], x: Values<'_>, m: usize, weight: Weight<'_>, panels: &mut [E]) {
     let (n, k) = (weight.rows(), weight.cols());
     for first in (0..n).step_by(CHUNK) {
         let columns = CHUNK.min(n - first);
@@ -98,7 +98,7 @@ fn shapes(criterion: &mut Criterion) {
             let x: Vec<f32> = (0..m * k).map(value).collect();
             let isa = Isa::detect();
             let mut panels = vec![0.0; panels_len::<f32>(isa, k, CHUNK.min(n))];
-            let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, &mut panels));
+            let seconds = fastest(3, || product(isa, &mut y, x[..].into(), m, weight, &mut panels));
             check(&y, value, m, weight, true);
             let share = 100.0 * operations / seconds / f32_peak;
             println!(
@@ -107,13 +107,13 @@ fn shapes(criterion: &mut Criterion) {
                 operations / seconds * 1e-9
             );
             group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, &mut panels));
+                bench.iter(|| product(isa, &mut y, black_box(&x[..]).into(), m, weight, &mut panels));
             });
 
             let x: Vec<bf16> = x.into_iter().map(bf16::from_f32).collect();
             let isa = Bf16Isa::detect();
             let mut panels = vec![bf16::ZERO; panels_len::<bf16>(isa, k, CHUNK.min(n))];
-            let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, &mut panels));
+            let seconds = fastest(3, || product(isa, &mut y, x[..].into(), m, weight, &mut panels));
             check(&y, value, m, weight, format == Format::Bf16);
             let share = 100.0 * operations / seconds / bf16_peak;
             println!(
@@ -122,7 +122,7 @@ fn shapes(criterion: &mut Criterion) {
                 operations / seconds * 1e-9
             );
             group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, &mut panels));
+                bench.iter(|| product(isa, &mut y, black_box(&x[..]).into(), m, weight, &mut panels));
             });
         }
         group.finish();
