@@ -3,7 +3,7 @@
 mod svg;
 
 use crate::data::encode::Encoded;
-use crate::router;
+use crate::router::{self, Sample};
 use crate::session::Trained;
 use anyhow::{Context, Result};
 use hydra_runtime::adapter::{Adapter, GateKind};
@@ -17,29 +17,51 @@ pub use svg::{Curve, Dot, Group, curves, curves_with_errors, dots, heat_maps, sc
 /// The page's name in a run's folder.
 pub const FILE: &str = "report.html";
 
-/// Records of a category that the router is watched on.
-const WATCHED: usize = 32;
+/// Records that a run's router is watched on: a pass over more takes longer than a short run.
+const WATCHED: usize = 200;
+/// Of their choice; one for all runs, so that routers are watched on the same records.
+const WATCHED_SEED: u64 = 0;
 
 /// The router's mean weights: category → layer → head, over tokens and adapted projections.
 pub type Routing = BTreeMap<String, Vec<Vec<f64>>>;
 
-/// Watches an adapter's router on `data`; `None` if it has none.
-pub fn routing<B: Backend>(model: &Model<'_, B>, adapter: &Adapter, data: &Encoded) -> Result<Option<Routing>> {
-    if adapter.config.gate != GateKind::Router {
-        return Ok(None);
-    }
-    let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
-    let mut routing = Routing::new();
-    for (category, watched) in router::watch(model, adapter, data, WATCHED)? {
-        let mut weights = vec![vec![0.0; heads]; layers];
-        for mean in watched.means {
-            for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
-                *sum += weight / targets as f64;
-            }
+/// What a run's router does.
+pub struct Router {
+    routing: Routing,
+    /// On which records.
+    caption: String,
+}
+
+impl Router {
+    /// Watches an adapter's router on some of `data`, which are called `what`; `None` if it has none.
+    pub fn watch<B: Backend>(
+        model: &Model<'_, B>,
+        adapter: &Adapter,
+        data: &Encoded,
+        what: &str,
+    ) -> Result<Option<Self>> {
+        if adapter.config.gate != GateKind::Router {
+            return Ok(None);
         }
-        routing.insert(category, weights);
+        let sample = Sample::spread(data, WATCHED, WATCHED_SEED);
+        let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
+        let mut routing = Routing::new();
+        for (category, watched) in router::watch(model, adapter, &sample)? {
+            let mut weights = vec![vec![0.0; heads]; layers];
+            for mean in watched.means {
+                for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
+                    *sum += weight / targets as f64;
+                }
+            }
+            routing.insert(category, weights);
+        }
+        Ok(Some(Self { routing, caption: sample.describe(what) }))
     }
-    Ok(Some(routing))
+
+    /// Heat maps, and what they are over.
+    pub fn html(&self) -> String {
+        format!("<p>{}</p>\n{}", escape(&self.caption), heat_maps(&self.routing))
+    }
 }
 
 /// Writes the report of one run.
@@ -48,7 +70,7 @@ pub fn write_run(
     options: &serde_json::Map<String, serde_json::Value>,
     facts: &serde_json::Map<String, serde_json::Value>,
     trained: &Trained,
-    routing: &Option<Routing>,
+    router: &Option<Router>,
 ) -> Result<()> {
     let mut body = String::new();
     let points = trained.steps.iter().map(|line| (line.step as f64, line.loss)).collect();
@@ -67,8 +89,8 @@ pub fn write_run(
         rows.push(row("all", first.held_out.all.loss, last.held_out.all.loss));
         body += &section("Held-out loss", &table(&["category", "before", "after"], &rows));
     }
-    if let Some(routing) = routing {
-        body += &section("Router", &heat_maps(routing));
+    if let Some(router) = router {
+        body += &section("Router", &router.html());
     }
     let rows: Vec<_> = options.iter().chain(facts).map(|(key, value)| vec![key.clone(), value.to_string()]).collect();
     body += &section("Choices and facts", &table(&["name", "value"], &rows));
@@ -85,14 +107,6 @@ pub fn write(out: &Path, title: &str, body: &str) -> Result<()> {
          <title>{title}</title><style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n{body}</body></html>\n"
     );
     write_atomically(&path, page.as_bytes()).with_context(|| format!("can't write {}", path.display()))
-}
-
-/// An inline SVG as a file of its own, with the page's style.
-pub fn standalone(svg: &str) -> String {
-    let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
-    let opened = svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
-    let at = opened.find('>').map_or(0, |at| at + 1);
-    format!("{head}{}<style>{STYLE}</style>{}", &opened[..at], &opened[at..])
 }
 
 /// A heading and what is under it, in HTML.

@@ -12,7 +12,8 @@ use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
 use crate::device::{DeviceArgs, ModelArgs};
-use crate::{output, router};
+use crate::output;
+use crate::router::{self, Sample};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use gates::Gates;
@@ -21,7 +22,6 @@ use hydra_runtime::model::Model;
 use matrices::{Kind, Matrix, head_name};
 use serde::Serialize;
 use similarity::{Compared, Prepared, compare};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The result's name in the folder.
@@ -252,7 +252,7 @@ fn watch(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Resul
     for (adapter, name) in adapters.iter().zip(names) {
         if adapter.config.gate == GateKind::Router {
             eprintln!("{name}: watching the router");
-            let watched: BTreeMap<_, _> = router::watch(&model, adapter, &encoded, arguments.records)?;
+            let watched = router::watch(&model, adapter, &Sample::first(&encoded, arguments.records))?;
             all.push(Gates::new(name, adapter, &watched));
         }
     }

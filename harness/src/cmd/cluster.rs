@@ -61,7 +61,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     output::print(found.text())?;
     if let (Some(folder), Some(out)) = (folder, &arguments.out) {
         super::write_json(&folder.path().join(FILE), &found.json())?;
-        output::write(&folder.path().join(PLOT), &report::standalone(&found.elbow()))?;
+        report::write_svg(&folder.path().join(PLOT), &found.elbow())?;
         report::write(folder.path(), "Hydra clusters", &found.page())?;
         let mut first = 0;
         for path in &arguments.data {

@@ -9,7 +9,7 @@ use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection, Subject};
 use crate::mmlu::score::score;
 use crate::mmlu::table::Report;
-use crate::report::{self, Curve, curves, heat_maps, section, table};
+use crate::report::{self, Curve, curves, section, table};
 use crate::{interrupt, output, session};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -69,7 +69,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let out = &arguments.out;
     assets::write(out)?;
     let subjects = questions::read(&out.join("mmlu"), &Selection::default())?;
-    let (mut rows, mut training, mut commands, mut routing) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let (mut rows, mut training, mut commands, mut router) = (Vec::new(), Vec::new(), Vec::new(), None);
     let mut domains = Vec::new();
     for method in &METHODS {
         let command = command(method, &arguments);
@@ -93,7 +93,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         let points = done.trained.steps.iter().map(|line| (line.step as f64, line.loss)).collect();
         training.push(Curve { name: method.title.into(), points });
         commands.push(command);
-        routing = done.routing.or(routing);
+        router = done.router.or(router);
     }
     let (head, cells) = comparison(&domains, &rows);
     output::print(format_args!("\n{}\n", output::text_table(&head, &cells)))?;
@@ -105,8 +105,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
     body += &section("Before and after", &table(&head, &cells));
     body += &section("Training loss by step", &curves(&training));
-    if let Some(routing) = routing {
-        body += &section("HydraLoRA's router", &heat_maps(&routing));
+    if let Some(router) = router {
+        body += &section("HydraLoRA's router", &router.html());
     }
     let commands: String = commands.iter().map(|c| format!("<p><code>{}</code></p>", report::escape(c))).collect();
     body += &section("The same by hand", &commands);

@@ -9,7 +9,7 @@ use crate::data::records::Record;
 use crate::data::template::Template;
 use crate::device::ModelArgs;
 use crate::heldout::HeldOut;
-use crate::report::Routing;
+use crate::report::Router;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
 use crate::{interrupt, output, report};
 use anyhow::{Context, Result, bail};
@@ -144,7 +144,7 @@ pub struct Done {
     /// Trainable parameters.
     pub trainable: u64,
     /// What the router does, where there is one.
-    pub routing: Option<Routing>,
+    pub router: Option<Router>,
 }
 
 /// Runs it.
@@ -283,10 +283,11 @@ impl Prepared {
         let out = &arguments.out;
         let keeping = Keeping { out, every: arguments.save_every, resume };
         let trained = session::train(model, adapter, data, recipe, held, keeping)?;
-        let watched = self.held_out.as_ref().unwrap_or(data);
-        let routing = if watch { report::routing(model, &trained.adapter, watched)? } else { None };
-        report::write_run(out, &manifest.options, &manifest.facts, &trained, &routing)?;
-        Ok(Done { trained, trainable, routing })
+        let held_out = self.held_out.as_ref().map(|held_out| (held_out, "held-out records"));
+        let (watched, what) = held_out.unwrap_or((data, "training records"));
+        let router = if watch { Router::watch(model, &trained.adapter, watched, what)? } else { None };
+        report::write_run(out, &manifest.options, &manifest.facts, &trained, &router)?;
+        Ok(Done { trained, trainable, router })
     }
 }
 

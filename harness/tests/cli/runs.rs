@@ -1,6 +1,6 @@
 //! Fine-tunes: PyTorch's losses, resuming, stopping, full disks.
 
-use super::support::{Scratch, column, command, fails, finetune, golden, hydra, succeeds};
+use super::support::{Scratch, assets, column, command, fails, finetune, golden, hydra, succeeds};
 use safetensors::SafeTensors;
 use std::fs;
 
@@ -117,6 +117,23 @@ fn what_was_chosen_is_written_down() {
     assert!(fs::read_to_string(format!("{out}/report.html")).unwrap().contains("<svg"));
     let listed = succeeds(&format!("info {out}"));
     assert!(listed.contains("lora_A0") && listed.contains("parameters"));
+}
+
+#[test]
+fn the_report_says_which_records_the_router_was_watched_on() {
+    let scratch = Scratch::new("watched");
+    let (model, train, out) = (assets("model"), assets("corpus/train.jsonl"), scratch.path("run"));
+    let text: String = fs::read_to_string(&train).unwrap().lines().take(30).map(|line| format!("{line}\n")).collect();
+    let few = scratch.write("few.jsonl", text);
+    let line = format!("finetune --model {model} --data {train} --out {out} --targets down --steps 1 --batch 1");
+    let said = |line: &str| {
+        let _ = fs::remove_dir_all(&out);
+        succeeds(line);
+        fs::read_to_string(format!("{out}/report.html")).unwrap()
+    };
+    assert!(said(&line).contains("<p>200 of 1188 training records, drawn at random, spread evenly"));
+    assert!(said(&format!("{line} --eval-data {few}")).contains("<p>All 30 held-out records.</p>"));
+    assert!(!said(&format!("{line} --method lora")).contains("training records, drawn"));
 }
 
 #[test]
