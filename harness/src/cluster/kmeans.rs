@@ -3,7 +3,7 @@
 //! Of several starts the one of the least inertia counts; where the best clustering into k − 1 is known, every other start is
 //! its centroids and one more, so that the inertia has few accidental dents. Ties go to the lower number, sums are f64 in the points' order: the same for any threads.
 
-use crate::data::order::splitmix;
+use crate::data::order::{Order, uniform};
 use rayon::prelude::*;
 
 /// Rows of `dims` values.
@@ -80,9 +80,8 @@ fn plus_plus(points: &Points, mut centroids: Vec<f32>, k: usize, state: &mut u64
         if known == k {
             return centroids;
         }
-        let draw = (splitmix(state) >> 11) as f64 / (1u64 << 53) as f64;
         let weight = |&distance: &f32| if known == 0 { 1.0 } else { f64::from(distance) };
-        let mut left = draw * nearest.iter().map(weight).sum::<f64>();
+        let mut left = uniform(state) * nearest.iter().map(weight).sum::<f64>();
         let chosen = nearest.iter().position(|distance| {
             left -= weight(distance);
             left < 0.0
@@ -156,14 +155,7 @@ pub struct Sample {
 impl Sample {
     /// `most` points at most, drawn without replacement.
     pub fn new(points: &Points, most: usize, seed: u64) -> Self {
-        let mut all: Vec<usize> = (0..points.len()).collect();
-        let mut state = seed;
-        let count = most.min(all.len());
-        for i in 0..count {
-            let left = (all.len() - i) as u128;
-            all.swap(i, i + ((u128::from(splitmix(&mut state)) * left) >> 64) as usize);
-        }
-        all.truncate(count);
+        let all = Order::new(points.len(), Some(seed)).take(0, most.min(points.len()));
         let row = |&i: &usize| all.iter().map(move |&j| squared_distance(points.row(i), points.row(j)).sqrt());
         let distances = all.par_iter().flat_map_iter(row).collect();
         Self { points: all, distances }

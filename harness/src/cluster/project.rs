@@ -6,7 +6,7 @@
 
 use super::kmeans::Points;
 use super::tfidf::Corpus;
-use crate::data::order::splitmix;
+use crate::data::order::uniform;
 
 /// Rounds: what the random start leaves of weaker directions shrinks by (σ_{d+1} / σ_d)² in each.
 const ROUNDS: usize = 10;
@@ -16,8 +16,7 @@ pub fn project(corpus: &Corpus, most: usize, seed: u64) -> Points {
     let terms = corpus.terms.len();
     let d = most.min(terms).min(corpus.len());
     let mut state = seed;
-    let mut random = || (splitmix(&mut state) >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
-    let mut q: Vec<f64> = (0..terms * d).map(|_| random()).collect();
+    let mut q: Vec<f64> = (0..terms * d).map(|_| 2.0 * uniform(&mut state) - 1.0).collect();
     orthonormalise(&mut q, d);
     for _ in 0..ROUNDS {
         let y = times(corpus, &q, d);

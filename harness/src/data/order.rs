@@ -47,8 +47,13 @@ pub fn below(state: &mut u64, n: usize) -> usize {
     ((u128::from(splitmix(state)) * n as u128) >> 64) as usize
 }
 
+/// A random number from 0 on, below 1.
+pub fn uniform(state: &mut u64) -> f64 {
+    (splitmix(state) >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// SplitMix64's next output.
-pub fn splitmix(state: &mut u64) -> u64 {
+fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -1,15 +1,11 @@
 //! Clusters of records, what is trained by them, and the heads that `--heads auto` chooses.
 
-use super::support::{Scratch, command, fails, finetune, golden, succeeds};
+use super::support::{Scratch, command, fails, finetune, golden, json as read_json, succeeds};
 use serde_json::{Value, json};
 use std::fs;
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap()
-}
-
-fn parsed(path: &str) -> Value {
-    serde_json::from_str(&read(path)).unwrap()
 }
 
 /// `each` records of each of `topics` topics: most words are the topic's own, the others everyone's.
@@ -46,7 +42,7 @@ fn plainly_different_topics_are_counted_and_told_apart() {
         for seed in [1, 2] {
             let out = scratch.path(&format!("{topics}-{seed}"));
             succeeds(&format!("cluster --data {data} --seed {seed} --out {out}"));
-            let found = parsed(&format!("{out}/clusters.json"));
+            let found = read_json(&format!("{out}/clusters.json"));
             assert_eq!(found["k"], topics, "seed {seed}: {}", found["tried"]);
             assert!(found["adjusted_rand_index"].as_f64().unwrap() > 0.95, "{topics} {seed}: {}", found["categories"]);
         }
@@ -65,7 +61,7 @@ fn a_larger_corpus_gives_one_number_for_all_seeds() {
             .map(|seed| {
                 let out = scratch.path(&seed.to_string());
                 succeeds(&format!("cluster --data {data} --seed {seed} --out {out}"));
-                parsed(&format!("{out}/clusters.json"))["k"].clone()
+                read_json(&format!("{out}/clusters.json"))["k"].clone()
             })
             .collect();
         assert!(chosen.iter().all(|k| *k == chosen[0]), "{data}: {chosen:?}");
@@ -87,7 +83,7 @@ fn what_was_found_is_written_down_and_repeatable() {
     for file in ["clusters.json", "d.jsonl", "elbow.svg", "report.html"] {
         assert_eq!(read(&scratch.path(&format!("one/{file}"))), read(&scratch.path(&format!("two/{file}"))), "{file}");
     }
-    let found = parsed(&scratch.path("one/clusters.json"));
+    let found = read_json(&scratch.path("one/clusters.json"));
     let tried = found["tried"].as_array().unwrap();
     assert_eq!(tried.iter().map(|one| one["k"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     let inertia: Vec<f64> = tried.iter().map(|one| one["inertia"].as_f64().unwrap()).collect();
@@ -192,12 +188,12 @@ fn heads_are_as_many_as_there_are_clusters() {
     let output = command(&train(&data, &out, "--heads auto")).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("3 heads: the elbow"), "{said}");
-    let run = parsed(&format!("{out}/run.json"));
+    let run = read_json(&format!("{out}/run.json"));
     assert_eq!((run["options"]["heads"].clone(), run["facts"]["clusters"]["k"].clone()), (json!(3), json!(3)));
     assert_eq!(run["facts"]["clusters"]["sizes"], json!([30, 30, 30]));
     // Clustered by the same code with the same seed.
     succeeds(&format!("cluster --data {data} --seed 41 --out {}", scratch.path("c")));
-    assert_eq!(parsed(&scratch.path("c/clusters.json"))["tried"], run["facts"]["clusters"]["tried"]);
+    assert_eq!(read_json(&scratch.path("c/clusters.json"))["tried"], run["facts"]["clusters"]["tried"]);
     succeeds(&train(&data, &out, "--heads auto --resume"));
     let none = scratch.path("none");
     fails(1, &train(&data, &none, "--heads auto --method lora"), &["one head"]);
@@ -217,9 +213,9 @@ fn labels_of_any_field_have_heads() {
     let (data, out) = (format!("{clustered}/d.jsonl"), scratch.path("run"));
     let split = "--method split --label-field cluster --targets q,down --dropout 0";
     succeeds(&train(&data, &out, &format!("{split} --eval-data {data}")));
-    let config = parsed(&format!("{out}/adapter_config.json"));
+    let config = read_json(&format!("{out}/adapter_config.json"));
     assert_eq!((config["labels"].clone(), config["label_field"].clone()), (json!(["0", "1", "2"]), json!("cluster")));
-    let run = parsed(&format!("{out}/run.json"));
+    let run = read_json(&format!("{out}/run.json"));
     assert_eq!((run["options"]["label-field"].clone(), run["options"]["heads"].clone()), (json!("cluster"), json!(3)));
 
     // Evaluation takes the head from the same field; a record without it, or with another's, gets the mean of the heads.
@@ -230,10 +226,10 @@ fn labels_of_any_field_have_heads() {
             "eval loss --model {} --data {data} --adapter {adapter} --seq-len 64 --json {file}",
             model.display()
         ));
-        parsed(&file)["loss"].as_f64().unwrap()
+        read_json(&file)["loss"].as_f64().unwrap()
     };
     let own = loss(&data, &out);
-    assert_eq!(own, parsed_last(&format!("{out}/evals.jsonl"))["loss"].as_f64().unwrap());
+    assert_eq!(own, last_json(&format!("{out}/evals.jsonl"))["loss"].as_f64().unwrap());
     let relabelled = |from: &str, to: &str| {
         let text = read(&data);
         scratch.write("other.jsonl", text.lines().map(|line| line.replace(from, to) + "\n").collect::<String>())
@@ -247,7 +243,7 @@ fn labels_of_any_field_have_heads() {
     succeeds(&format!("merge --model {} --adapter {out} --gate uniform --out {merged}", model.display()));
     let file = scratch.path("merged.json");
     succeeds(&format!("eval loss --model {merged} --data {data} --seq-len 64 --json {file}"));
-    assert!((parsed(&file)["loss"].as_f64().unwrap() - unknown).abs() < 1e-4);
+    assert!((read_json(&file)["loss"].as_f64().unwrap() - unknown).abs() < 1e-4);
 
     // Generation names its label; the head alone is not the mean.
     let generate =
@@ -262,7 +258,7 @@ fn labels_of_any_field_have_heads() {
     fails(2, &format!("generate --model {} --prompt x --label 0", model.display()), &["--adapter"]);
 }
 
-fn parsed_last(path: &str) -> Value {
+fn last_json(path: &str) -> Value {
     serde_json::from_str(read(path).lines().last().unwrap()).unwrap()
 }
 

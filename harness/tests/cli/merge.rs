@@ -1,6 +1,6 @@
 //! Merged models: what they lose nothing of, and what is not merged.
 
-use super::support::{Scratch, fails, golden, hydra, succeeds};
+use super::support::{Scratch, fails, golden, hydra, json, succeeds};
 use serde_json::Value;
 use std::fs;
 
@@ -8,10 +8,6 @@ fn merge(case: &str, out: &str, more: &str) -> String {
     let case = golden(case);
     let (model, adapter) = (case.join("model"), case.join("adapter"));
     format!("merge --model {} --adapter {} --out {out} {more}", model.display(), adapter.display())
-}
-
-fn json(path: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
 #[test]

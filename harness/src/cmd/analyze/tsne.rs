@@ -1,7 +1,7 @@
 //! t-SNE (van der Maaten & Hinton, 2008) in two dimensions, the same for the same seed on any number of cores.
 
 use super::matrices::Matrix;
-use crate::data::order::splitmix;
+use crate::data::order::uniform;
 use anyhow::{Context, Result, bail};
 use bhtsne::Neighbor;
 use rayon::prelude::*;
@@ -37,8 +37,8 @@ fn embed(matrices: &[Matrix], settings: &Settings, exact: bool) -> Result<Option
     let mut start = Vec::with_capacity(2 * n);
     for _ in 0..n {
         // Box and Muller's normal numbers, of a standard deviation of 1e-4 as is usual.
-        let mut uniform = || ((splitmix(&mut state) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+        let radius = (-2.0 * (1.0 - uniform(&mut state)).ln()).sqrt();
+        let angle = std::f64::consts::TAU * uniform(&mut state);
         start.extend([1e-4 * radius * angle.cos(), 1e-4 * radius * angle.sin()]);
     }
     let entries: Vec<&[f32]> = matrices.iter().map(|matrix| matrix.values.as_slice()).collect();
@@ -97,7 +97,7 @@ mod tests {
         let matrices: Vec<Matrix> = (0..60)
             .map(|i| {
                 let centre = if i % 2 == 0 { 0.0 } else { 5.0 };
-                let values = (0..8).map(|_| centre + (splitmix(&mut state) >> 40) as f32 / (1 << 24) as f32).collect();
+                let values = (0..8).map(|_| centre + uniform(&mut state) as f32).collect();
                 Matrix { adapter: 0, layer: i, projection: Projection::Q, head: None, width: 4, values }
             })
             .collect();
