@@ -92,7 +92,9 @@ struct Row<'a> {
 #[derive(Serialize)]
 struct Point {
     categories: usize,
+    /// Of the first seed.
     trainable: u64,
+    trainable_by_seed: Vec<u64>,
     /// On all held-out records; `None` if a seed diverged.
     loss: Option<Estimate>,
     /// On those of the first category of each seed; `None` also where the held-out records have none of it.
@@ -242,6 +244,7 @@ fn rows<'a>(plan: &'a Plan, draws: &Draws<'_>, found: &[Vec<Vec<Finished>>]) -> 
             points.push(Point {
                 categories,
                 trainable: seeds[0].found.trainable,
+                trainable_by_seed: seeds.iter().map(|f| f.found.trainable).collect(),
                 loss: own,
                 first_category: first.map(Estimate::of),
                 difference: difference.map(|difference| difference.loss),

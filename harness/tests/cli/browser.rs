@@ -151,6 +151,13 @@ fn reports_render_and_show_what_their_json_says() {
     let runs = compare(browser, &scratch, &model, &train, &test);
     analyze(browser, &scratch, &model, &test, &runs);
     heterogeneity(browser, &scratch, &model, &train, &test);
+    cluster(browser, &scratch, &train);
+}
+
+/// Where a polyline's points are, down the picture.
+fn heights(line: &Value) -> Vec<f64> {
+    let points = line.as_str().unwrap().split(' ');
+    points.map(|point| point.split_once(',').unwrap().1.parse().unwrap()).collect()
 }
 
 fn finetune(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &str) {
@@ -158,9 +165,8 @@ fn finetune(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &s
     let recipe = "--targets all --steps 12 --batch 4 --lr 3e-3 --heads 3";
     succeeds(&format!("finetune --model {model} --data {train} --eval-data {test} --out {out} {recipe}"));
     let seen = report(browser, scratch, &out);
-    let line = svg(&seen, "Loss by step")["lines"][0].as_str().unwrap();
-    let heights = line.split(' ').map(|point| point.split_once(',').unwrap().1.parse().unwrap()).collect::<Vec<f64>>();
-    follows(&heights, &column(&format!("{out}/metrics.jsonl"), "loss"), 0.15);
+    let line = &svg(&seen, "Loss by step")["lines"][0];
+    follows(&heights(line), &column(&format!("{out}/metrics.jsonl"), "loss"), 0.15);
     let evals = fs::read_to_string(format!("{out}/evals.jsonl")).unwrap();
     let evals: Vec<Value> = evals.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let rows = seen["tables"][0].as_array().unwrap();
@@ -271,5 +277,29 @@ fn heterogeneity(browser: &str, scratch: &Scratch, model: &str, train: &str, tes
     for (row, point) in seen["tables"][0].as_array().unwrap()[1..].iter().zip(points) {
         let [mean, error] = ["mean", "stderr"].map(|key| text(number(&point["loss"][key])));
         assert_eq!((&row[1], &row[3]), (&point["categories"].to_string().into(), &format!("{mean} ± {error}").into()));
+    }
+}
+
+fn cluster(browser: &str, scratch: &Scratch, train: &str) {
+    let out = scratch.path("cluster");
+    succeeds(&format!("cluster --data {train} --k 2..6 --out {out}"));
+    let (seen, result) = (report(browser, scratch, &out), json(&format!("{out}/clusters.json")));
+    let tried = result["tried"].as_array().unwrap();
+    for (title, key) in
+        [("Inertia by number of clusters", "inertia"), ("Silhouette by number of clusters", "silhouette")]
+    {
+        let values: Vec<f64> = tried.iter().filter_map(|one| one[key].as_f64()).collect();
+        follows(&heights(&svg(&seen, title)["lines"][0]), &values, 0.15);
+    }
+    let tables = seen["tables"].as_array().unwrap();
+    let rows = tables[0].as_array().unwrap();
+    let sizes: Vec<String> = result["sizes"].as_array().unwrap().iter().map(Value::to_string).collect();
+    assert_eq!(rows[1..].iter().map(|row| row[1].as_str().unwrap()).collect::<Vec<_>>(), sizes);
+    let categories = tables.iter().find(|table| table[0][0] == "category").unwrap();
+    for row in &categories.as_array().unwrap()[1..] {
+        let counts = &result["categories"][row[0].as_str().unwrap()];
+        for (shown, count) in row.as_array().unwrap()[1..].iter().zip(counts.as_array().unwrap()) {
+            assert_eq!(*shown, count.to_string());
+        }
     }
 }

@@ -176,6 +176,58 @@ fn ctrl_c_and_the_comparison_goes_on() {
 }
 
 #[test]
+fn heads_may_be_clusters_and_labels_any_field() {
+    let scratch = Scratch::new("compare-clusters");
+    let (clustered, out) = (scratch.path("clustered"), scratch.path("out"));
+    let (model, test) = (assets("model"), scratch.write("test.jsonl", test_records()));
+    let train = assets("corpus/train.jsonl");
+    succeeds(&format!("cluster --data {train} {test} --k 3 --out {clustered}"));
+    let runs = "[[run]]\nname = 'by cluster'\nmethod = 'split'\nlabel-field = 'cluster'\n\
+                [[run]]\nname = 'auto'\nheads = 'auto'\n[[run]]\nname = 'by category'\ngate = 'label'\n";
+    let text = |runs: &str| {
+        let defaults = "[defaults]\ntargets = ['down']\nrank = 1\nbatch = 4\nsteps = 2\n";
+        format!("seeds = [1, 2]\n{defaults}[bootstrap]\nsamples = 50\n{runs}")
+    };
+    let line = |data: &str, runs: &str, out: &str| {
+        let config = scratch.write("c.toml", text(runs));
+        format!(
+            "compare --model {model} --data {data} --eval-data {clustered}/test.jsonl --config {config} --out {out}"
+        )
+    };
+    let train = format!("{clustered}/train.jsonl");
+    succeeds(&line(&train, runs, &out));
+    let options = |run: &str| json(&format!("{out}/runs/{run}/seed-1/run.json"))["options"].clone();
+    let cluster = options("by-cluster");
+    assert_eq!((&cluster["label-field"], &cluster["heads"]), (&"cluster".into(), &3.into()));
+    let category = options("by-category");
+    assert_eq!((&category["label-field"], &category["heads"]), (&"category".into(), &4.into()));
+    // As many as finetune finds by itself, with the same seed.
+    let (auto, alone) = (json(&format!("{out}/runs/auto/seed-1/run.json")), scratch.path("alone"));
+    let same = "--heads auto --targets down --rank 1 --batch 4 --steps 2 --seed 1";
+    succeeds(&format!("finetune --model {model} --data {train} --out {alone} {same}"));
+    let alone = json(&format!("{alone}/run.json"));
+    assert_eq!(auto["facts"]["clusters"], alone["facts"]["clusters"]);
+    assert_eq!(auto["options"]["heads"], auto["facts"]["clusters"]["k"]);
+    // The held-out records' labels count: measured by hand, the loss is the same.
+    let (run, file) = (format!("{out}/runs/by-cluster/seed-2"), scratch.path("loss.json"));
+    succeeds(&format!("eval loss --model {model} --adapter {run} --data {clustered}/test.jsonl --json {file}"));
+    let kept = json(&format!("{out}/compare.json"))["rows"][0]["scores"]["loss"]["seeds"][1].as_f64().unwrap();
+    assert!((json(&file)["loss"].as_f64().unwrap() - kept).abs() < 1e-9);
+
+    // What doesn't go together is said before anything is trained.
+    let wrong = |runs: &str, wanted: &[&str]| {
+        let bad = scratch.path("bad");
+        fails(1, &line(&train, runs, &bad), wanted);
+        assert!(!fs::exists(format!("{bad}/runs")).unwrap());
+    };
+    wrong("[[run]]\nname = 'a'\nlabel-field = 'cluster'\n", &["run \"a\"", "--label-field", "router"]);
+    wrong("[[run]]\nname = 'a'\ngate = 'label'\nlabel-field = 'topic'\n", &["run \"a\"", "\"topic\"", "none has one"]);
+    wrong("[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 'auto'\n", &["run \"a\"", "one head"]);
+    wrong("[[run]]\nname = 'a'\ngate = 'label'\nheads = 'auto'\n", &["run \"a\"", "hydra cluster"]);
+    wrong("[[run]]\nname = 'a'\nheads = 'some'\n", &["run \"a\"", "--heads", "or auto"]);
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let scratch = Scratch::new("compare-bad");
     let out = scratch.path("out");

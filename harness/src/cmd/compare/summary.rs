@@ -3,7 +3,7 @@
 use super::Results;
 use crate::cmd::experiment::kept::Accuracy;
 use crate::cmd::experiment::plan::{Mmlu, Plan, Tune};
-use crate::cmd::experiment::scores::{Scores, difference, estimate, interval, scores};
+use crate::cmd::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
 use crate::cmd::experiment::tune::Tuned;
 use crate::heldout::HeldOut;
 use crate::output::{printable, text_table};
@@ -63,8 +63,10 @@ pub struct Row<'a> {
     pub name: &'a str,
     /// The first seed's command line.
     pub command: String,
-    /// Trainable parameters, the router's among them.
+    /// Trainable parameters, the router's among them; of the first seed.
     pub trainable: u64,
+    /// Of each seed: `heads = "auto"` may find other numbers of clusters.
+    pub trainable_by_seed: Vec<u64>,
     /// Their share of all.
     pub share: f64,
     /// Highest learning rate.
@@ -104,6 +106,7 @@ impl<'a> Summary<'a> {
                 name: &run.name,
                 command: format!("hydra {}", found.command.join(" ")),
                 trainable: found.trainable,
+                trainable_by_seed: seeds.iter().map(|f| f.found.trainable).collect(),
                 share: found.share,
                 lr: found.lr,
                 tuned: results.tuned[i].as_ref(),
@@ -217,6 +220,7 @@ impl<'a> Summary<'a> {
             ));
         }
         for row in &self.rows {
+            notes.extend(unlike(row.name, &row.trainable_by_seed));
             notes.extend(row.diverged.iter().map(|(seed, why)| format!("{}, seed {seed}: {why}", row.name)));
         }
         notes

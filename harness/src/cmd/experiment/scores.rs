@@ -93,3 +93,11 @@ pub fn interval(interval: Option<Interval>, factor: f64, decimals: usize) -> Str
     };
     interval.map_or("–".to_string(), text)
 }
+
+/// Says so if a run's seeds have unlike numbers of trainable parameters.
+pub fn unlike(name: &str, trainable: &[u64]) -> Option<String> {
+    let (least, most) = (trainable.iter().min()?, trainable.iter().max()?);
+    (least < most).then(|| {
+        format!("{name}: from {least} to {most} trainable parameters, by seed; the table has the first seed's.")
+    })
+}

@@ -1,7 +1,7 @@
 //! The curves for people: a table on the terminal and in Markdown, plots, `report.html`.
 
 use super::{Outcome, Point, Row};
-use crate::cmd::experiment::scores::{estimate, interval};
+use crate::cmd::experiment::scores::{estimate, interval, unlike};
 use crate::output::{self, markdown_table, text_table};
 use crate::report::{self, Curve, curves_with_errors, escape, section, table};
 use crate::statistics::Estimate;
@@ -80,7 +80,7 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
         1 => "one seed: there is no standard error".to_string(),
         n => format!("mean ± standard error over {n} seeds"),
     };
-    vec![
+    let mut notes = vec![
         format!("{records} records of each number of categories; {seeds}. Without an adapter the loss is {base:.4}."),
         "Each seed has its own order of the categories and draws from the first of them; the first category is in every draw. The loss \
          on all held-out records has the gain of having seen more of their categories in it; that on the first category shows what it \
@@ -91,5 +91,9 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
             100.0 * bootstrap.level,
             bootstrap.samples
         ),
-    ]
+    ];
+    for (row, point) in outcome.rows.iter().flat_map(|row| row.points.iter().map(move |point| (row, point))) {
+        notes.extend(unlike(&format!("{}, {} categories", row.name, point.categories), &point.trainable_by_seed));
+    }
+    notes
 }
