@@ -30,7 +30,6 @@ pub mod tolerance {
 pub trait Element: Multiplicand {
     const OPERATOR: f64;
     fn from(x: f32) -> Self;
-    fn into(self) -> f64;
     fn isas() -> Vec<Self::Isa>;
 }
 
@@ -38,9 +37,6 @@ impl Element for f32 {
     const OPERATOR: f64 = tolerance::OPERATOR_F32;
     fn from(x: f32) -> f32 {
         x
-    }
-    fn into(self) -> f64 {
-        f64::from(self)
     }
     fn isas() -> Vec<Isa> {
         isas()
@@ -51,9 +47,6 @@ impl Element for bf16 {
     const OPERATOR: f64 = tolerance::OPERATOR_BF16;
     fn from(x: f32) -> bf16 {
         bf16::from_f32(x)
-    }
-    fn into(self) -> f64 {
-        f64::from(self.to_f32())
     }
     fn isas() -> Vec<Bf16Isa> {
         isas();
