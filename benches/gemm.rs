@@ -1,11 +1,12 @@
 //! Single-core products at the projections' real sizes, with the frozen weight decoded and packed in the time, beside this
-//! core's peak: a loop of independent FMAs (or VDPBF16PS) in registers, measured in the same run.
+//! core's peak: a loop of independent FMAs (VDPBF16PS, products of AMX tiles) in registers, measured in the same run.
 //!
-//! Before a shape is timed, sampled elements are held to an f64 sum.
+//! f32 products of dense weights are timed beside those of the `gemm` crate. Before a shape is timed, sampled elements are held
+//! to an f64 sum.
 
 mod common;
 
-use common::{fastest, peaks};
+use common::{aligned, fastest, peaks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::{
@@ -59,6 +60,36 @@ fn product<E: Multiplicand>(isa: E::Isa, y: &mut [f32], x: Values<'_>, m: usize,
     }
 }
 
+/// The same by the `gemm` crate, from a weight that is f32 already, on one thread.
+fn other_crate(y: &mut [f32], x: &[f32], w: &[f32], m: usize, n: usize, k: usize) {
+    assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
+    let parallelism = gemm_crate::Parallelism::None;
+    // SAFETY: the assert: three dense matrices, x and y by rows, w by columns of [k, n].
+    unsafe {
+        gemm_crate::gemm(
+            m,
+            n,
+            k,
+            y.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            x.as_ptr(),
+            1,
+            k as isize,
+            w.as_ptr(),
+            k as isize,
+            1,
+            0.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
 /// Holds 64 elements of `y` to the f64 sum over decoded rows.
 fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
     let (n, k) = (weight.rows(), weight.cols());
@@ -97,8 +128,9 @@ fn shapes(criterion: &mut Criterion) {
 
             let x: Vec<f32> = (0..m * k).map(value).collect();
             let isa = Isa::detect();
-            let mut panels = vec![0.0; panels_len::<f32>(isa, k, CHUNK.min(n))];
-            let seconds = fastest(3, || product(isa, &mut y, x[..].into(), m, weight, &mut panels));
+            let mut panels = aligned(panels_len::<f32>(isa, k, CHUNK.min(n)), 0.0);
+            let panels = panels.on_line();
+            let seconds = fastest(3, || product(isa, &mut y, Values::F32(&x), m, weight, panels));
             check(&y, value, m, weight, true);
             let share = 100.0 * operations / seconds / f32_peak;
             println!(
@@ -107,13 +139,31 @@ fn shapes(criterion: &mut Criterion) {
                 operations / seconds * 1e-9
             );
             group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, black_box(&x[..]).into(), m, weight, &mut panels));
+                bench.iter(|| product(isa, &mut y, Values::F32(black_box(&x)), m, weight, panels));
             });
+
+            if format == Format::Bf16 {
+                let mut dense = vec![0.0; n * k];
+                for (row, out) in dense.chunks_exact_mut(k).enumerate() {
+                    weight.decode_row(Isa::detect(), row, 0, out);
+                }
+                let mut theirs = vec![0.0; m * n];
+                other_crate(&mut theirs, &x, &dense, m, n, k);
+                check(&theirs, value, m, weight, true);
+                group.bench_function(BenchmarkId::new("f32", "dense, the gemm crate"), |bench| {
+                    bench.iter(|| other_crate(&mut theirs, black_box(&x), &dense, m, n, k));
+                });
+            }
 
             let x: Vec<bf16> = x.into_iter().map(bf16::from_f32).collect();
             let isa = Bf16Isa::detect();
-            let mut panels = vec![bf16::ZERO; panels_len::<bf16>(isa, k, CHUNK.min(n))];
-            let seconds = fastest(3, || product(isa, &mut y, x[..].into(), m, weight, &mut panels));
+            let mut panels = aligned(panels_len::<bf16>(isa, k, CHUNK.min(n)), bf16::ZERO);
+            let panels = panels.on_line();
+            let mut narrow = aligned(x.len(), bf16::ZERO);
+            let narrow = narrow.on_line();
+            narrow.copy_from_slice(&x);
+            let x = &*narrow;
+            let seconds = fastest(3, || product(isa, &mut y, Values::Bf16(x), m, weight, panels));
             check(&y, value, m, weight, format == Format::Bf16);
             let share = 100.0 * operations / seconds / bf16_peak;
             println!(
@@ -122,7 +172,7 @@ fn shapes(criterion: &mut Criterion) {
                 operations / seconds * 1e-9
             );
             group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, black_box(&x[..]).into(), m, weight, &mut panels));
+                bench.iter(|| product(isa, &mut y, Values::Bf16(black_box(x)), m, weight, panels));
             });
         }
         group.finish();

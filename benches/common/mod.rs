@@ -110,3 +110,25 @@ pub fn peaks() -> (f64, f64) {
         (0.0, 0.0)
     }
 }
+
+/// Room for `len` values that begin at a cache line, as the engine's buffers do.
+#[allow(dead_code)] // not every bench has operands of its own
+pub fn aligned<T: Copy>(len: usize, value: T) -> OnLine<T> {
+    OnLine { values: vec![value; len + 64], len }
+}
+
+/// See [`aligned`].
+#[allow(dead_code)]
+pub struct OnLine<T> {
+    values: Vec<T>,
+    len: usize,
+}
+
+#[allow(dead_code)]
+impl<T> OnLine<T> {
+    /// The values.
+    pub fn on_line(&mut self) -> &mut [T] {
+        let first = self.values.as_ptr().align_offset(64);
+        &mut self.values[first..first + self.len]
+    }
+}

@@ -4,7 +4,7 @@
 //! stack. Either way a row's result has the same bits whatever rows are computed with it.
 
 #[cfg(target_arch = "x86_64")]
-mod blocks;
+pub(crate) mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod bytes;
 #[cfg(target_arch = "x86_64")]

@@ -216,11 +216,27 @@ impl<'a> Weight<'a> {
         let this = *self;
         isa.vectorize(
             #[inline(always)]
-            || this.decode(row, first_col, out),
+            || this.decode_with(isa, row, first_col, out),
         );
     }
 
-    /// [`Self::decode_row`], to be inlined into a vectorised caller.
+    /// [`Self::decode_row`], to be inlined into a caller that is vectorised with `isa`.
+    #[inline(always)]
+    pub(crate) fn decode_with(&self, isa: Isa, row: usize, first_col: usize, out: &mut [f32]) {
+        assert!(row < self.rows && first_col <= self.cols && out.len() <= self.cols - first_col);
+        let done = match isa {
+            Isa::Portable => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => crate::matvec::blocks::decode(isa, self.format, self.stored(row), first_col, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(isa) => crate::matvec::blocks::decode(isa, self.format, self.stored(row), first_col, out),
+        };
+        if !done {
+            self.decode(row, first_col, out);
+        }
+    }
+
+    /// [`Self::decode_row`] for any instruction set, to be inlined into a vectorised caller.
     #[inline(always)]
     pub(crate) fn decode(&self, row: usize, first_col: usize, out: &mut [f32]) {
         assert!(row < self.rows && first_col <= self.cols && out.len() <= self.cols - first_col);

@@ -69,7 +69,8 @@ pub fn pack<E: Multiplicand>(
         return Ok(());
     }
     let (out, _) = out.as_chunks_mut::<4>();
-    E::widened(isa).vectorize(
+    let plain = E::widened(isa);
+    plain.vectorize(
         #[inline(always)]
         || match source {
             Source::Dense { data, k_stride, n_stride: 1 } => {
@@ -110,7 +111,7 @@ pub fn pack<E: Multiplicand>(
                     scale,
                     #[inline(always)]
                     |j, p, column: &mut [f32]| {
-                        weight.decode(first + j, p, column);
+                        weight.decode_with(plain, first + j, p, column);
                     },
                 );
             }
@@ -124,7 +125,7 @@ pub fn pack<E: Multiplicand>(
                     scale,
                     #[inline(always)]
                     |p, j, row: &mut [f32]| {
-                        weight.decode(p, first + j, row);
+                        weight.decode_with(plain, p, first + j, row);
                     },
                 );
             }

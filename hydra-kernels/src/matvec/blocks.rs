@@ -1,4 +1,4 @@
-//! Dot products of stored rows with x, a few rows at a time, and of one block of each format.
+//! Dot products of stored rows with x, a few rows at a time, and of one block of each format; and blocks as f32, for panels.
 //!
 //! A weight in a register is the very f32 that [`crate::quant`] decodes: q·d is exact in f32, so that a fused q·d + m
 //! rounds as the two operations do. (Where a scale stands alone, Σ q·x is scaled instead of each q.) A row's sum is one
@@ -6,8 +6,7 @@
 
 use super::bytes::Bytes;
 use super::lanes::{LANES, Lanes};
-use crate::quant::Format;
-use crate::quant::f16_to_f32;
+use crate::quant::{Format, GROUP, f16_to_f32};
 use crate::softmax::sum_lanes;
 
 /// A vector of x.
@@ -29,6 +28,23 @@ pub(super) fn dots<L: Lanes, const R: usize>(l: L, format: Format, rows: [&[u8];
         Format::Q5K => blocks::<L, 176, 16, R>(l, rows, x, q5_k),
         Format::Q6K => blocks::<L, 210, 16, R>(l, rows, x, q6_k),
     }
+}
+
+/// Decodes `out.len()` columns of a stored row from column `first` on, both multiples of 32, if this format has a way that is
+/// faster than `quant`'s; else `false`, and nothing is done.
+#[inline(always)]
+pub(crate) fn decode<L: Lanes>(l: L, format: Format, row: &[u8], first: usize, out: &mut [f32]) -> bool {
+    let (out, rest) = out.as_chunks_mut::<GROUP>();
+    if !rest.is_empty() || !first.is_multiple_of(GROUP) {
+        return false;
+    }
+    match format {
+        Format::Q4_0 => each(l, row, first, out, four_bits_0),
+        Format::Q4_1 => each(l, row, first, out, four_bits_1),
+        Format::Q8_0 => each(l, row, first, out, eight_bits),
+        _ => return false,
+    }
+    true
 }
 
 /// Elements that stand alone, sixteen in `BYTES`; the last few are padded with zeros.
@@ -103,18 +119,54 @@ fn fifths(bits: [u8; 2]) -> Bytes {
     Bytes::words(eight(bits[0]), eight(bits[1])).sixteen_where(Bytes::words(bit, bit))
 }
 
+/// `out` = the groups from column `first` on.
 #[inline(always)]
-fn q4_0<L: Lanes>(l: L, block: &[u8; 18], x: &[X; 2], sum: L::V) -> L::V {
+fn each<L: Lanes, const BYTES: usize>(
+    l: L,
+    row: &[u8],
+    first: usize,
+    out: &mut [[f32; GROUP]],
+    group: impl Fn(L, &[u8; BYTES]) -> (L::V, L::V),
+) {
+    let blocks = &row.as_chunks::<BYTES>().0[first / GROUP..];
+    for (out, block) in out.iter_mut().zip(blocks) {
+        let (low, high) = group(l, block);
+        out[..LANES].copy_from_slice(&l.store(low));
+        out[LANES..].copy_from_slice(&l.store(high));
+    }
+}
+
+/// The 32 weights of a Q4_0 block.
+#[inline(always)]
+fn four_bits_0<L: Lanes>(l: L, block: &[u8; 18]) -> (L::V, L::V) {
     let d = l.half([block[0], block[1]]);
     let table = l.table(d, l.mul(d, l.splat(-8.0)));
-    let (low, high) = l.nibbles(table, table, Bytes::load(block, 2));
+    l.nibbles(table, table, Bytes::load(block, 2))
+}
+
+/// The 32 weights of a Q4_1 block.
+#[inline(always)]
+fn four_bits_1<L: Lanes>(l: L, block: &[u8; 20]) -> (L::V, L::V) {
+    let table = l.table(l.half([block[0], block[1]]), l.half([block[2], block[3]]));
+    l.nibbles(table, table, Bytes::load(block, 4))
+}
+
+/// The 32 weights of a Q8_0 block.
+#[inline(always)]
+fn eight_bits<L: Lanes>(l: L, block: &[u8; 34]) -> (L::V, L::V) {
+    let d = l.half([block[0], block[1]]);
+    (l.mul(l.signed(Bytes::load(block, 2)), d), l.mul(l.signed(Bytes::load(block, 18)), d))
+}
+
+#[inline(always)]
+fn q4_0<L: Lanes>(l: L, block: &[u8; 18], x: &[X; 2], sum: L::V) -> L::V {
+    let (low, high) = four_bits_0(l, block);
     l.fma(high, l.load(&x[1]), l.fma(low, l.load(&x[0]), sum))
 }
 
 #[inline(always)]
 fn q4_1<L: Lanes>(l: L, block: &[u8; 20], x: &[X; 2], sum: L::V) -> L::V {
-    let table = l.table(l.half([block[0], block[1]]), l.half([block[2], block[3]]));
-    let (low, high) = l.nibbles(table, table, Bytes::load(block, 4));
+    let (low, high) = four_bits_1(l, block);
     l.fma(high, l.load(&x[1]), l.fma(low, l.load(&x[0]), sum))
 }
 

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 /// Sixteen bytes in a register.
 #[derive(Clone, Copy)]
-pub(super) struct Bytes(pub __m128i);
+pub(crate) struct Bytes(pub __m128i);
 
 impl Bytes {
     /// Bytes `at .. at + 16` of a block.

@@ -11,7 +11,7 @@ use core::arch::x86_64::*;
 pub(super) const LANES: usize = 16;
 
 /// What a dot product with a stored row needs.
-pub(super) trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
     /// Sixteen f32.
     type V: Copy;
     /// The sixteen values d·q + m that four bits can mean.
