@@ -4,7 +4,7 @@
 mod assets;
 
 use super::{Cli, Command, finetune, positive};
-use crate::device::DeviceArgs;
+use crate::device::{DeviceArgs, on_device};
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection, Subject};
 use crate::mmlu::score::score;
@@ -123,8 +123,8 @@ fn command(method: &Method, arguments: &Arguments) -> String {
     let data = format!(
         "--model {dir}/model --data {dir}/corpus/train.jsonl --eval-data {dir}/corpus/test.jsonl --out {dir}/{name}"
     );
-    let DeviceArgs { device, precision, threads } = &arguments.device;
-    let precision = format!("{precision:?}").to_lowercase();
+    let DeviceArgs { device, threads, .. } = &arguments.device;
+    let precision = format!("{:?}", arguments.device.precision()).to_lowercase();
     let threads = threads.map_or(String::new(), |threads| format!(" --threads {threads}"));
     let steps = arguments.steps;
     format!(
@@ -147,8 +147,11 @@ fn parse(command: &str, out: &Path) -> Result<finetune::Arguments> {
 
 fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subject]) -> Result<(f64, f64)> {
     let checkpoint = Checkpoint::open(&arguments.out.join("model"))?;
-    let model = Model::load(arguments.device.open()?, &checkpoint)?;
-    let outcome = score(&model, adapter, &checkpoint.tokenizer()?, subjects, SCORING)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let outcome = on_device!(arguments.device, device => {
+        let model = Model::load(device, &checkpoint)?;
+        score(&model, adapter, &tokenizer, subjects, SCORING)?
+    });
     let report = Report::new(&outcome, 0, SCORING);
     Ok((report.accuracy_micro, report.stderr))
 }

@@ -6,7 +6,7 @@ use super::{not_negative, positive, seq_len, targets};
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records;
 use crate::data::template::Template;
-use crate::device::{ModelArgs, room};
+use crate::device::{ModelArgs, on_device, room};
 use crate::heldout::HeldOut;
 use crate::report::Routing;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
@@ -14,6 +14,7 @@ use crate::{interrupt, output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::backend::Backend;
 use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
 use manifest::Manifest;
@@ -132,7 +133,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
 /// Trains, saves, and writes the report.
 pub fn execute(arguments: Arguments) -> Result<Done> {
     refuse_to_write_over(&arguments)?;
-    let device = arguments.model.device.open()?;
+    on_device!(arguments.model.device, device => execute_on(device, arguments))
+}
+
+fn execute_on<B: Backend>(device: B, arguments: Arguments) -> Result<Done> {
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
     let seq_len = seq_len(arguments.seq_len, config.context)?;
