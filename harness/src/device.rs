@@ -4,7 +4,10 @@ use crate::session::mib;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hydra_runtime::backend::Backend;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+#[cfg(feature = "cuda")]
+use hydra_runtime::backend::cuda::{Cuda, Gpu};
 use hydra_runtime::checkpoint::Checkpoint;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -23,12 +26,12 @@ pub struct ModelArgs {
 /// Where and how precisely to compute.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgs {
-    /// Where to compute
+    /// Where to compute: cpu, or cuda:0 (cuda:1, ...) in a build with the feature `cuda`
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// What the large products are computed in; sums are f32
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub precision: PrecisionArg,
+    /// What the large products are computed in; sums are f32 [default: f32; bf16 on cuda, which has no other]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
     /// Threads; the results don't depend on them [default: one a core]
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -44,35 +47,91 @@ pub enum PrecisionArg {
     Bf16,
 }
 
+/// An opened device: see [`on_device`].
+#[allow(clippy::large_enum_variant)] // one of them, taken apart at once
+pub enum Device {
+    /// `--device cpu`
+    Cpu(Cpu),
+    /// `--device cuda:N`
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda<Gpu>),
+}
+
+/// Opens the device that `$arguments` (a [`DeviceArgs`]) name and does `$body` with it: compiled once for each backend.
+macro_rules! on_device {
+    ($arguments:expr, $device:ident => $body:expr) => {
+        match $arguments.open()? {
+            $crate::device::Device::Cpu($device) => $body,
+            #[cfg(feature = "cuda")]
+            $crate::device::Device::Cuda($device) => $body,
+        }
+    };
+}
+pub(crate) use on_device;
+
 impl DeviceArgs {
+    /// The precision that was asked for, or the device's own.
+    pub fn precision(&self) -> PrecisionArg {
+        self.precision.unwrap_or(if self.device == "cpu" { PrecisionArg::F32 } else { PrecisionArg::Bf16 })
+    }
+
     /// As on a command line.
     pub fn words(&self) -> Vec<String> {
-        let precision = format!("{:?}", self.precision).to_lowercase();
+        let precision = format!("{:?}", self.precision()).to_lowercase();
         let words = ["--device", &self.device, "--precision", &precision].map(str::to_owned);
         let threads = self.threads.map(|threads| ["--threads".to_string(), threads.to_string()]);
         words.into_iter().chain(threads.into_iter().flatten()).collect()
     }
 
     /// The backend that was asked for.
-    pub fn open(&self) -> Result<Cpu> {
-        let precision = match self.precision {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-        };
-        match self.device.as_str() {
-            "cpu" => {
-                let threads = self.threads.map(usize::from);
-                Ok(Cpu::new(CpuOptions { threads, precision, ..CpuOptions::default() })?)
-            }
-            other => bail!("--device {other}: this build has only cpu"),
+    pub fn open(&self) -> Result<Device> {
+        if self.device == "cpu" {
+            let precision = match self.precision() {
+                PrecisionArg::F32 => Precision::F32,
+                PrecisionArg::Bf16 => Precision::Bf16,
+            };
+            let threads = self.threads.map(usize::from);
+            return Ok(Device::Cpu(Cpu::new(CpuOptions { threads, precision, ..CpuOptions::default() })?));
         }
+        let named = &self.device;
+        let number = if named == "cuda" { Some("0") } else { named.strip_prefix("cuda:") };
+        let Some(Ok(ordinal)) = number.map(str::parse::<u32>) else { bail!("--device {named}: wanted cpu, or cuda:0") };
+        if self.precision() == PrecisionArg::F32 {
+            bail!("--device {named} --precision f32: CUDA's products take bf16");
+        }
+        if self.threads.is_some() {
+            bail!("--device {named} --threads: threads are the CPU's");
+        }
+        open_cuda(named, ordinal)
     }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(named: &str, ordinal: u32) -> Result<Device> {
+    let gpu = Gpu::open(ordinal).with_context(|| format!("--device {named}"))?;
+    Ok(Device::Cuda(Cuda::new(gpu)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(named: &str, _ordinal: u32) -> Result<Device> {
+    bail!("--device {named}: this build has only cpu; build it with --features cuda")
 }
 
 impl ModelArgs {
     /// Opens the model's files, which are fetched first if the name is a hub's.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(Checkpoint::open(&locate(&self.model)?)?)
+    }
+}
+
+/// Fails if `what` takes more memory than the device has free.
+pub fn room_on<B: Backend>(backend: &B, bytes: u64, what: &str) -> Result<()> {
+    match backend.free_bytes()? {
+        Some(there) if bytes > there => {
+            bail!("{what} takes {:.1} MiB, and {:.1} MiB of the device's memory are free", mib(bytes), mib(there))
+        }
+        Some(_) => Ok(()),
+        None => room(bytes, what),
     }
 }
 

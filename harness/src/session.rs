@@ -10,7 +10,7 @@
 
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
-use crate::device::room;
+use crate::device::room_on;
 use crate::heldout::{self, HeldOut};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -162,7 +162,7 @@ impl Recipe {
         data: &Encoded,
     ) -> Result<()> {
         let options = self.options(&self.stream(data), data);
-        room(Trainer::plan_bytes(backend, config, adapter, &options), "training")
+        room_on(backend, Trainer::plan_bytes(backend, config, adapter, &options), "training")
     }
 
     /// The records of step `s` in `stream`.

@@ -245,8 +245,11 @@ impl<'a> Weight<'a> {
     }
 
     /// The bytes of a logical row.
+    ///
+    /// # Panics
+    /// If there is no such row.
     #[inline(always)]
-    pub(crate) fn stored(&self, row: usize) -> &'a [u8] {
+    pub fn stored(&self, row: usize) -> &'a [u8] {
         let start = self.order.stored_row(row) * self.row_bytes;
         &self.data[start..start + self.row_bytes]
     }

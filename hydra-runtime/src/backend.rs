@@ -5,6 +5,8 @@
 //! up to the planned one. Gradients are `d` + name. An operation *overwrites* its outputs unless it says *adds*.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use crate::Result;
 use crate::batch::Segment;
@@ -295,6 +297,10 @@ pub trait Backend {
 
     /// A name for people: device, instruction set, threads, precision.
     fn describe(&self) -> String;
+    /// Bytes of the device's own memory that are free now; `None` where it is the machine's.
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
     /// Bytes that the backend keeps for itself, for matrices up to `widest` values wide and `tokens` rows.
     fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64;
 }

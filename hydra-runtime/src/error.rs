@@ -50,6 +50,8 @@ pub enum Error {
     Kernel(hydra_kernels::Error),
     /// A wrong argument.
     Invalid(String),
+    /// A device that isn't there, can't do what is asked, or has failed.
+    Device(String),
     /// Training went out of bounds.
     NotFinite {
         /// "loss", "gradient norm", or "sum of the adapter's squares" after the step.
@@ -89,7 +91,7 @@ impl fmt::Display for Error {
             }
             Error::Tokenizer(message) => write!(f, "tokenizer: {message}"),
             Error::Kernel(error) => error.fmt(f),
-            Error::Invalid(message) => f.write_str(message),
+            Error::Invalid(message) | Error::Device(message) => f.write_str(message),
             Error::NotFinite { what, value, step } => {
                 write!(f, "step {step}: the {what} is {value}; a lower learning rate or clipping may help")
             }

@@ -11,13 +11,14 @@ use super::{positive, seq_len, write_json};
 use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
-use crate::device::{DeviceArgs, ModelArgs};
+use crate::device::{DeviceArgs, ModelArgs, on_device};
 use crate::output;
 use crate::router::{self, Sample};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use gates::Gates;
 use hydra_runtime::adapter::{Adapter, GateKind, Method};
+use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
 use matrices::{Kind, Matrix, head_name};
 use serde::Serialize;
@@ -128,7 +129,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     // Before the work, so that it isn't done in vain.
     let out = &arguments.out;
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    let router = watch(&arguments, &adapters, &names)?;
+    let router = routers(&arguments, &adapters, &names)?;
     let settings = tsne::Settings { seed: arguments.seed, perplexity: arguments.perplexity };
     let layers = adapters[0].layers.len();
     let mut sides = Vec::new();
@@ -228,19 +229,29 @@ fn cosine_to_start(adapter: &Adapter, seed: u64) -> f64 {
     cosines.sum::<f64>() / now.len() as f64
 }
 
-/// Watches each router on the records.
-fn watch(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Result<Vec<Gates>> {
+/// What the routers did with the records, where there are records.
+fn routers(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Result<Vec<Gates>> {
     let (Some(data), Some(model)) = (&arguments.data, &arguments.model) else { return Ok(Vec::new()) };
     if adapters.iter().all(|adapter| adapter.config.gate != GateKind::Router) {
         bail!("--data is for watching routers, and no adapter has one");
     }
-    let records = records::read(data)?;
     let options = ModelArgs { model: model.clone(), device: arguments.device.clone() };
-    let device = options.device.open()?;
+    on_device!(options.device, device => watch(device, arguments, (data.as_path(), &options), adapters, names))
+}
+
+/// Watches each router on the records.
+fn watch<B: Backend>(
+    device: B,
+    arguments: &Arguments,
+    (data, options): (&Path, &ModelArgs),
+    adapters: &[Adapter],
+    names: &[String],
+) -> Result<Vec<Gates>> {
+    let records = records::read(data)?;
     let checkpoint = options.checkpoint()?;
     let config = checkpoint.config();
     for (adapter, name) in adapters.iter().zip(names) {
-        adapter.fits(config).with_context(|| format!("{name} on --model {model}"))?;
+        adapter.fits(config).with_context(|| format!("{name} on --model {}", options.model))?;
     }
     let seq_len = seq_len(arguments.seq_len, config.context)?;
     let tokenizer = checkpoint.tokenizer()?;

@@ -9,7 +9,7 @@ use super::experiment::tune::{self, Tuned};
 use super::experiment::{Corpus, Questions, Stage, digest, open_folder};
 use super::finetune::Source;
 use super::write_json;
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, on_device};
 use crate::mmlu::questions::{self, Selection};
 use crate::{interrupt, output};
 use anyhow::{Context, Result};
@@ -50,9 +50,12 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let plan = Plan::read(&arguments.config)?;
+    open_folder(&arguments.out, MARK)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, plan))
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()> {
     let out = &arguments.out;
-    open_folder(out, MARK)?;
-    let device = arguments.model.device.open()?;
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
     let questions = arguments.mmlu.as_deref().map(|dir| ask(dir, &plan)).transpose()?;
@@ -75,7 +78,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     let about = summary::About {
         model: &arguments.model.model,
-        precision: serde_json::to_value(arguments.model.device.precision)?,
+        precision: serde_json::to_value(arguments.model.device.precision())?,
         data: &data.described,
         eval_data: &eval_data.described[0],
         mmlu: stage.questions.is_some().then_some(&plan.mmlu),

@@ -4,7 +4,7 @@
 mod assets;
 
 use super::{finetune, positive};
-use crate::device::DeviceArgs;
+use crate::device::{DeviceArgs, on_device};
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection, Subject};
 use crate::mmlu::score::score;
@@ -138,8 +138,11 @@ fn parse(command: &str, out: &Path) -> Result<finetune::Arguments> {
 
 fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subject]) -> Result<(f64, f64)> {
     let checkpoint = Checkpoint::open(&arguments.out.join("model"))?;
-    let model = Model::load(arguments.device.open()?, &checkpoint)?;
-    let outcome = score(&model, adapter, &checkpoint.tokenizer()?, subjects, SCORING)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let outcome = on_device!(arguments.device, device => {
+        let model = Model::load(device, &checkpoint)?;
+        score(&model, adapter, &tokenizer, subjects, SCORING)?
+    });
     let report = Report::new(&outcome, 0, SCORING);
     Ok((report.accuracy_micro, report.stderr))
 }

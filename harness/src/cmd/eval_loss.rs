@@ -4,13 +4,14 @@ use super::{positive, seq_len, write_json};
 use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, on_device};
 use crate::heldout;
 use crate::output::{self, writable};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -43,7 +44,10 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     writable(arguments.json.as_ref())?;
-    let device = arguments.model.device.open()?;
+    on_device!(arguments.model.device, device => run_on(device, arguments))
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
     let seq_len = seq_len(arguments.seq_len, config.context)?;

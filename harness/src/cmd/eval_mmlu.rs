@@ -1,7 +1,7 @@
 //! `hydra eval mmlu`: accuracy on multiple choice questions.
 
 use super::{adapter as load_adapter, positive, write_json};
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, on_device};
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::{self, Selection};
 use crate::mmlu::score::score;
@@ -9,6 +9,7 @@ use crate::mmlu::table::Report;
 use crate::output::{self, writable};
 use anyhow::Result;
 use clap::Args;
+use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -48,10 +49,13 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
+    writable(arguments.json.as_ref())?;
+    writable(arguments.predictions.as_ref())?;
+    on_device!(arguments.model.device, device => run_on(device, arguments))
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let Arguments { model, adapter, label, data, shots, scoring, subjects, limit, json, predictions } = arguments;
-    writable(json.as_ref())?;
-    writable(predictions.as_ref())?;
-    let device = model.device.open()?;
     let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
     let checkpoint = model.checkpoint()?;
     let adapter = load_adapter(adapter.as_deref(), label.as_deref(), checkpoint.config())?;

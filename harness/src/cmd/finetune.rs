@@ -7,7 +7,7 @@ use super::{not_negative, positive, seq_len};
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records::Record;
 use crate::data::template::Template;
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, on_device};
 use crate::heldout::HeldOut;
 use crate::report::Router;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
@@ -162,7 +162,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
 /// Trains, saves, and writes the report.
 pub fn execute(arguments: Arguments) -> Result<Done> {
     refuse_to_write_over(&arguments)?;
-    let device = arguments.model.device.open()?;
+    on_device!(arguments.model.device, device => execute_on(device, arguments))
+}
+
+fn execute_on<B: Backend>(device: B, arguments: Arguments) -> Result<Done> {
     let checkpoint = arguments.model.checkpoint()?;
     let prepared = Prepared::new(arguments, &checkpoint, &checkpoint.tokenizer()?, &device)?;
     let resume = prepared.open_folder()?;

@@ -4,10 +4,11 @@ use super::{adapter, positive};
 use crate::data::encode::prompt_ids;
 use crate::data::records::Record;
 use crate::data::template::Template;
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, on_device};
 use crate::output;
 use anyhow::{Result, bail};
 use clap::Args;
+use hydra_runtime::backend::Backend;
 use hydra_runtime::generate::{Generator, Sampler};
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
@@ -45,8 +46,11 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let mut sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
-    let device = arguments.model.device.open()?;
+    let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, sampler))
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> Result<()> {
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
     let adapter = adapter(arguments.adapter.as_deref(), arguments.label.as_deref(), config)?;

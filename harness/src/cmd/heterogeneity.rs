@@ -15,7 +15,7 @@ use super::experiment::{Corpus, Stage, open_folder, raw_records, write_records};
 use super::finetune::Source;
 use super::{positive, write_json};
 use crate::data::records;
-use crate::device::ModelArgs;
+use crate::device::{ModelArgs, on_device};
 use crate::statistics::{Bootstrap, Estimate, Interval};
 use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
@@ -109,9 +109,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if plan.tune.is_some() {
         bail!("{}: [tune] is for compare; give each run the lr that it chose there", arguments.config.display());
     }
+    open_folder(&arguments.out, MARK)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, plan))
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()> {
     let out = &arguments.out;
-    open_folder(out, MARK)?;
-    let device = arguments.model.device.open()?;
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
     let all = records::read_all(&arguments.data, records::CATEGORY)?;
@@ -138,7 +141,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     let outcome = Outcome {
         model: &arguments.model.model,
-        precision: serde_json::to_value(arguments.model.device.precision)?,
+        precision: serde_json::to_value(arguments.model.device.precision())?,
         data: &data.described,
         eval_data: &eval_data.described[0],
         records: draws.records,

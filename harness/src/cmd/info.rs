@@ -1,13 +1,13 @@
 //! `hydra info`: what a model or an adapter consists of, and what training it takes.
 
-use crate::device::{DeviceArgs, locate};
+use crate::device::{DeviceArgs, locate, on_device};
 use crate::output::{self, printable};
 use crate::session::mib;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::AdapterConfig;
-use hydra_runtime::backend::AdamW;
+use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::projection::Projection;
 use hydra_runtime::train::{TrainOptions, Trainer};
@@ -96,16 +96,19 @@ fn training(
         "trainable",
         format!("{trainable} ({:.3} % of all)", 100.0 * trainable as f64 / (trainable + frozen) as f64),
     );
-    let device = device.open()?;
+    on_device!(device, device => memory(page, &device, checkpoint, adapter));
+    Ok(())
+}
+
+fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) {
     for tokens in [512, 2048] {
         for (keep, how) in [(Keep::All, ""), (Keep::Inputs, ", --recompute")] {
             let options = TrainOptions { keep, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
-            let bytes = Trainer::plan_bytes(&device, checkpoint.config(), adapter, &options);
+            let bytes = Trainer::plan_bytes(device, checkpoint.config(), adapter, &options);
             let what = format!("{:.1} MiB beside the weights, {tokens} tokens in a pass{how}", mib(bytes));
             page.row("memory to train", what);
         }
     }
-    Ok(())
 }
 
 fn describe(page: &mut Page, adapter: &AdapterConfig) {

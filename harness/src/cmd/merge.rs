@@ -1,6 +1,7 @@
 //! `hydra merge`: an adapter folded into its model's weights, checked before it is kept.
 //!
-//! The check runs both models in f32 on [`TEXT`] and takes the largest difference of a logit over the largest logit.
+//! The check runs both models in f32 on [`TEXT`] and takes the largest difference of a logit over the largest logit; on the
+//! CPU alone, as no other device has products of f32 operands.
 
 use super::{positive, write_json};
 use crate::data::encode::prompt_ids;

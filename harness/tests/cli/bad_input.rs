@@ -56,7 +56,9 @@ fn options_that_do_not_go_together() {
     try_options("--method lora --gate router", &["lora"]);
     try_options("--method split --heads 2", &["6 labels", "2 heads"]);
     try_options("--dropout 1.5", &["dropout"]);
-    try_options("--device cuda", &["--device cuda", "cpu"]);
+    try_options("--device gpu", &["--device gpu", "cpu", "cuda:0"]);
+    try_options("--device cuda:0 --precision f32", &["--device cuda:0", "bf16"]);
+    try_options("--device cuda:0 --threads 2", &["--device cuda:0", "--threads"]);
     try_options("--template chat", &["no chat template"]);
     try_options("--template absent.jinja", &["absent.jinja"]);
     try_options("--epochs 0", &["--epochs"]);
@@ -194,4 +196,12 @@ fn stdout_that_is_closed_or_full() {
     drop(reader);
     let output = command(&info).stdout(writer).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
+}
+
+/// In a build with the feature `cuda`, on any machine, with a driver or without.
+#[test]
+fn a_device_that_is_not_there() {
+    let model = golden("hydra").join("model");
+    let wanted = if cfg!(feature = "cuda") { "cuda:99: " } else { "--features cuda" };
+    fails(1, &format!("info {} --device cuda:99", model.display()), &["--device cuda:99: ", wanted]);
 }

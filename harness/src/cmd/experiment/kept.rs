@@ -264,7 +264,7 @@ fn shared_inputs<B: Backend>(stage: &Stage<'_, '_, B>, eval_data: &Corpus, ask: 
     let inputs = [
         ("hydra", json!(env!("CARGO_PKG_VERSION"))),
         ("model", model),
-        ("precision", json!(stage.options.device.precision)),
+        ("precision", json!(stage.options.device.precision())),
         ("eval-data", json!(eval_data.digests())),
         ("mmlu", json!(questions)),
     ];

@@ -70,7 +70,7 @@ impl Manifest {
             "alpha": config.alpha, "dropout": config.dropout, "targets": names, "init-adapter": init.transpose()?,
             "batch": recipe.batch, "grad-accum": recipe.grad_accum, "lr": recipe.lr, "schedule": recipe.schedule,
             "warmup": arguments.warmup, "clip": recipe.clip, "steps": arguments.steps, "epochs": epochs,
-            "seed": recipe.seed, "no-shuffle": !recipe.shuffle, "precision": arguments.model.device.precision,
+            "seed": recipe.seed, "no-shuffle": !recipe.shuffle, "precision": arguments.model.device.precision(),
         }));
         let eval_data = arguments.eval_data.as_ref().map(|path| describe(path)).transpose()?;
         let running = object(json!({

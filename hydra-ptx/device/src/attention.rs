@@ -1,0 +1,251 @@
+//! Causal attention over packed segments, after an optional prefix: o = softmax(q kᵀ / √d) v by blocks of keys with a running
+//! softmax (Dao et al., arXiv 2205.14135), and the pieces that its gradient shares.
+//!
+//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands are rounded to bf16 as they are loaded into
+//! shared memory; scores, probabilities and sums stay in registers in f32. Heads are padded with zeros to 64 or 128 columns.
+//!
+//! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the segment's
+//! length.
+
+use crate::math;
+use crate::prelude::*;
+use crate::sizes::ATTENTION_TILE;
+use crate::tile::{at, registers_by_tile, rows_by_rows};
+
+/// A segment and a block of its rows.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// The segment's first row.
+    pub start: u32,
+    /// The block's first row, counted from there.
+    pub first: u32,
+    /// The segment's length.
+    pub len: u32,
+}
+
+impl Rows {
+    /// Entry `i` of `tiles`.
+    #[inline(always)]
+    pub unsafe fn of(tiles: *const u32, i: u32) -> Self {
+        let at = tiles.add(3 * i as usize);
+        Self { start: load(at), first: load(at.add(1)), len: load(at.add(2)) }
+    }
+
+    /// Rows of the block.
+    #[inline(always)]
+    pub fn count(self) -> u32 {
+        (self.len - self.first).min(ATTENTION_TILE)
+    }
+}
+
+/// The key head that a query head reads.
+#[inline(always)]
+pub unsafe fn key_head(head: u32, heads: u32, kv_heads: u32) -> u32 {
+    head / group(heads, kv_heads)
+}
+
+/// Query heads that share a key head.
+#[inline(always)]
+pub unsafe fn group(heads: u32, kv_heads: u32) -> u32 {
+    assume(kv_heads > 0);
+    let group = heads / kv_heads;
+    assume(group > 0);
+    group
+}
+
+/// A head's columns of a [rows, pitch] matrix.
+#[derive(Clone, Copy)]
+pub struct Head {
+    /// Row 0's first column.
+    pub at: *const f32,
+    /// From a row to the next.
+    pub pitch: u32,
+    /// Columns.
+    pub d: u32,
+}
+
+impl Head {
+    /// Head `head` of `heads`.
+    #[inline(always)]
+    pub unsafe fn new(at: *const f32, head: u32, heads: u32, d: u32) -> Self {
+        Self { at: at.add((head * d) as usize), pitch: heads * d, d }
+    }
+
+    /// Loads `rows` rows from `row` on as bf16, of which `there` exist; the rest, and columns from d on, are zero.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn load_tile<const CHUNKS: u32>(self, to: u32, rows: u32, row: u32, there: u32) {
+        let mut i = thread();
+        while i < rows * CHUNKS {
+            let (r, chunk) = (i / CHUNKS, i % CHUNKS);
+            let from = self.at.add((row + r) as usize * self.pitch as usize + 8 * chunk as usize);
+            let mut values = [0.0; 8];
+            if r < there {
+                if self.d.is_multiple_of(8) {
+                    if 8 * chunk < self.d {
+                        let ([a, b, c, d], [e, f, g, h]) = (load4(from), load4(from.add(4)));
+                        values = [a, b, c, d, e, f, g, h];
+                    }
+                } else {
+                    for l in 0..8 {
+                        if 8 * chunk + l < self.d {
+                            values[l as usize] = load(from.add(l as usize));
+                        }
+                    }
+                }
+            }
+            st_u4(at::<CHUNKS>(to, r, chunk), pack8(values));
+            i += threads();
+        }
+    }
+}
+
+/// Row of element `i` of a matrix instruction's result, in the block; the warp has rows 16 warp ...
+#[inline(always)]
+pub fn row_of(i: usize) -> u32 {
+    16 * warp() + lane() / 4 + i as u32 / 2 * 8
+}
+
+/// Column of element `i` of the result's `n`th eight columns.
+#[inline(always)]
+pub fn column_of(n: usize, i: usize) -> u32 {
+    8 * n as u32 + lane() % 4 * 2 + i as u32 % 2
+}
+
+/// Writes a result's rows that exist to head `head` of `heads`.
+#[inline(always)]
+pub unsafe fn store_rows<const N: usize>(
+    to: *mut f32,
+    head: u32,
+    heads: u32,
+    d: u32,
+    rows: Rows,
+    values: &[[f32; 4]; N],
+    factors: [f32; 2],
+) {
+    for n in 0..N {
+        for i in 0..4 {
+            let (row, column) = (row_of(i), column_of(n, i));
+            if row < rows.count() && column < d {
+                let row = (rows.start + rows.first + row) as usize;
+                let at = to.add(row * (heads * d) as usize + (head * d + column) as usize);
+                store(at, values[n][i] * factors[i / 2]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn attention<const CHUNKS: u32, const N: usize>(
+    o: *mut f32,
+    lse: *mut f32,
+    q: *const f32,
+    k: *const f32,
+    v: *const f32,
+    prefix_k: *const f32,
+    prefix_v: *const f32,
+    prefix: u32,
+    tiles: *const u32,
+    heads: u32,
+    kv_heads: u32,
+    d: u32,
+    scale: f32,
+) {
+    let (rows, head) = (Rows::of(tiles, block_x()), block_y());
+    let kv_head = key_head(head, heads, kv_heads);
+    let bytes = ATTENTION_TILE * CHUNKS * 16;
+    let (q_tile, k_tile, v_tile) = (shared(), shared() + bytes, shared() + 2 * bytes);
+    let q = Head::new(q, head, heads, d);
+    q.load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
+    // Scores are taken to base 2: p = 2^(s · factor − max · factor).
+    let factor = scale * core::f32::consts::LOG2_E;
+    let mut acc = [[0f32; 4]; N];
+    let (mut max, mut sum) = ([f32::NEG_INFINITY; 2], [0f32; 2]);
+    for own in 0..2 {
+        let own = own == 1;
+        let (k, v) = if own { (k, v) } else { (prefix_k, prefix_v) };
+        let (k, v) = (Head::new(k, kv_head, kv_heads, d), Head::new(v, kv_head, kv_heads, d));
+        let (start, limit) = if own { (rows.start, rows.first + rows.count()) } else { (0, prefix) };
+        let mut key = 0;
+        while key < limit {
+            barrier();
+            let there = (limit - key).min(ATTENTION_TILE);
+            k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, start + key, there);
+            v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, start + key, there);
+            barrier();
+            let mut s = [[0f32; 4]; 8];
+            rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
+            let mut new_max = max;
+            for n in 0..8 {
+                for i in 0..4 {
+                    let at = key + column_of(n, i);
+                    if at >= limit || (own && at > rows.first + row_of(i)) {
+                        s[n][i] = f32::NEG_INFINITY;
+                    }
+                    new_max[i / 2] = new_max[i / 2].max(s[n][i]);
+                }
+            }
+            let mut shrink = [0f32; 2];
+            for r in 0..2 {
+                // A row sees a key in the first block already, so this is finite.
+                new_max[r] = over_quad::<Max>(new_max[r]);
+                shrink[r] = exp2((max[r] - new_max[r]) * factor);
+                sum[r] *= shrink[r];
+            }
+            max = new_max;
+            for n in 0..8 {
+                for i in 0..4 {
+                    s[n][i] = exp2((s[n][i] - max[i / 2]) * factor);
+                    sum[i / 2] += s[n][i];
+                }
+            }
+            for n in 0..N {
+                for i in 0..4 {
+                    acc[n][i] *= shrink[i / 2];
+                }
+            }
+            registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, v_tile);
+            key += ATTENTION_TILE;
+        }
+    }
+    let sum = [over_quad::<Sum>(sum[0]), over_quad::<Sum>(sum[1])];
+    store_rows(o, head, heads, d, rows, &acc, [1.0 / sum[0], 1.0 / sum[1]]);
+    for r in 0..2 {
+        let row = row_of(2 * r);
+        if row < rows.count() && lane().is_multiple_of(4) {
+            let at = (rows.start + rows.first + row) as usize * heads as usize + head as usize;
+            store(lse.add(at), max[r] * scale + math::ln(sum[r]));
+        }
+    }
+}
+
+/// One kernel for each width.
+macro_rules! widths {
+    ($($name:ident: $chunks:literal;)*) => {
+        kernels! {$(
+            /// o [tokens, heads d] and lse [tokens, heads]; see the module's heading. Grid: [tiles, heads], 128 threads.
+            fn $name(
+                o: *mut f32,
+                lse: *mut f32,
+                q: *const f32,
+                k: *const f32,
+                v: *const f32,
+                prefix_k: *const f32,
+                prefix_v: *const f32,
+                prefix: u32,
+                tiles: *const u32,
+                heads: u32,
+                kv_heads: u32,
+                d: u32,
+                scale: f32,
+            ) {
+                attention::<$chunks, $chunks>(o, lse, q, k, v, prefix_k, prefix_v, prefix, tiles, heads, kv_heads, d, scale)
+            }
+        )*}
+    };
+}
+
+widths! {
+    attention_64: 8;
+    attention_128: 16;
+}

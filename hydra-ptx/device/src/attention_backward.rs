@@ -1,0 +1,211 @@
+//! The gradient of attention, with scores computed again from q, k and lse (Dao, arXiv 2307.08691).
+//!
+//! ```text
+//! delta = Σ d o ∘ o      p = exp(s − lse)      dp = d o vᵀ      ds = p ∘ (dp − delta) / √d
+//! dq = ds k              dk = dsᵀ q            dv = pᵀ d o
+//! ```
+//!
+//! dq: a block has 64 queries of one head and goes over the keys. dk and dv: a block has 64 keys of one key head and goes over
+//! the queries of all heads that share it. So each result has one writer, and no atomics are needed.
+
+use crate::attention::{Head, Rows, column_of, group, key_head, row_of, store_rows};
+use crate::prelude::*;
+use crate::sizes::{ATTENTION_TILE, BACKWARD_QUERIES, THREADS};
+use crate::tile::{registers_by_tile, rows_by_rows};
+use core::f32::consts::LOG2_E;
+
+#[inline(always)]
+unsafe fn dq_block<const CHUNKS: u32, const N: usize>(
+    dq: *mut f32,
+    d_o: *const f32,
+    lse: *const f32,
+    delta: *const f32,
+    q: *const f32,
+    k: *const f32,
+    v: *const f32,
+    tiles: *const u32,
+    heads: u32,
+    kv_heads: u32,
+    d: u32,
+    scale: f32,
+) {
+    let (rows, head) = (Rows::of(tiles, block_x()), block_y());
+    let kv_head = key_head(head, heads, kv_heads);
+    let bytes = ATTENTION_TILE * CHUNKS * 16;
+    let (q_tile, o_tile) = (shared(), shared() + bytes);
+    let (k_tile, v_tile) = (shared() + 2 * bytes, shared() + 3 * bytes);
+    let (first, count) = (rows.start + rows.first, rows.count());
+    Head::new(q, head, heads, d).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, first, count);
+    Head::new(d_o, head, heads, d).load_tile::<CHUNKS>(o_tile, ATTENTION_TILE, first, count);
+    let (k, v) = (Head::new(k, kv_head, kv_heads, d), Head::new(v, kv_head, kv_heads, d));
+    // Rows that don't exist have probability 0.
+    let (mut row_lse, mut row_delta) = ([f32::INFINITY; 2], [0f32; 2]);
+    for r in 0..2 {
+        let row = row_of(2 * r);
+        if row < count {
+            let at = (first + row) as usize * heads as usize + head as usize;
+            row_lse[r] = load(lse.add(at)) * LOG2_E;
+            row_delta[r] = load(delta.add(at));
+        }
+    }
+    let mut acc = [[0f32; 4]; N];
+    let (limit, mut key) = (rows.first + count, 0);
+    while key < limit {
+        barrier();
+        let there = (limit - key).min(ATTENTION_TILE);
+        k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, rows.start + key, there);
+        v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, rows.start + key, there);
+        barrier();
+        let (mut s, mut dp) = ([[0f32; 4]; 8], [[0f32; 4]; 8]);
+        rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
+        rows_by_rows::<CHUNKS, 8>(&mut dp, o_tile, 16 * warp(), v_tile);
+        for n in 0..8 {
+            for i in 0..4 {
+                let at = key + column_of(n, i);
+                let seen = at < limit && at <= rows.first + row_of(i);
+                let p = if seen { exp2(s[n][i] * scale * LOG2_E - row_lse[i / 2]) } else { 0.0 };
+                s[n][i] = p * (dp[n][i] - row_delta[i / 2]);
+            }
+        }
+        registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, k_tile);
+        key += ATTENTION_TILE;
+    }
+    store_rows(dq, head, heads, d, rows, &acc, [scale; 2]);
+}
+
+#[inline(always)]
+unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(
+    dk: *mut f32,
+    dv: *mut f32,
+    d_o: *const f32,
+    lse: *const f32,
+    delta: *const f32,
+    q: *const f32,
+    k: *const f32,
+    v: *const f32,
+    tiles: *const u32,
+    heads: u32,
+    kv_heads: u32,
+    d: u32,
+    scale: f32,
+) {
+    let (rows, kv_head) = (Rows::of(tiles, block_x()), block_y());
+    let (key_bytes, query_bytes) = (ATTENTION_TILE * CHUNKS * 16, BACKWARD_QUERIES * CHUNKS * 16);
+    let (k_tile, v_tile) = (shared(), shared() + key_bytes);
+    let (q_tile, o_tile) = (v_tile + key_bytes, v_tile + key_bytes + query_bytes);
+    let (lse_row, delta_row) = (o_tile + query_bytes, o_tile + query_bytes + 4 * BACKWARD_QUERIES);
+    let (first, count) = (rows.start + rows.first, rows.count());
+    Head::new(k, kv_head, kv_heads, d).load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, first, count);
+    Head::new(v, kv_head, kv_heads, d).load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, first, count);
+    let (mut dk_acc, mut dv_acc) = ([[0f32; 4]; N], [[0f32; 4]; N]);
+    let group = group(heads, kv_heads);
+    let mut member = 0;
+    while member < group {
+        let head = kv_head * group + member;
+        let (q, d_o) = (Head::new(q, head, heads, d), Head::new(d_o, head, heads, d));
+        let mut query = rows.first;
+        while query < rows.len {
+            barrier();
+            let there = (rows.len - query).min(BACKWARD_QUERIES);
+            q.load_tile::<CHUNKS>(q_tile, BACKWARD_QUERIES, rows.start + query, there);
+            d_o.load_tile::<CHUNKS>(o_tile, BACKWARD_QUERIES, rows.start + query, there);
+            if thread() < BACKWARD_QUERIES {
+                let (mut l, mut e) = (f32::INFINITY, 0.0);
+                if thread() < there {
+                    let at = (rows.start + query + thread()) as usize * heads as usize + head as usize;
+                    (l, e) = (load(lse.add(at)) * LOG2_E, load(delta.add(at)));
+                }
+                st_f32(lse_row + 4 * thread(), l);
+                st_f32(delta_row + 4 * thread(), e);
+            }
+            barrier();
+            // Transposed: rows are keys, columns queries.
+            let (mut p, mut ds) = ([[0f32; 4]; 4], [[0f32; 4]; 4]);
+            rows_by_rows::<CHUNKS, 4>(&mut p, k_tile, 16 * warp(), q_tile);
+            rows_by_rows::<CHUNKS, 4>(&mut ds, v_tile, 16 * warp(), o_tile);
+            for n in 0..4 {
+                for i in 0..4 {
+                    let column = column_of(n, i);
+                    let seen = query + column >= rows.first + row_of(i);
+                    let l = ld_f32(lse_row + 4 * column);
+                    p[n][i] = if seen { exp2(p[n][i] * scale * LOG2_E - l) } else { 0.0 };
+                    ds[n][i] = p[n][i] * (ds[n][i] - ld_f32(delta_row + 4 * column));
+                }
+            }
+            registers_by_tile::<CHUNKS, 4, N>(&mut dv_acc, &p, o_tile);
+            registers_by_tile::<CHUNKS, 4, N>(&mut dk_acc, &ds, q_tile);
+            query += BACKWARD_QUERIES;
+        }
+        member += 1;
+    }
+    store_rows(dk, kv_head, kv_heads, d, rows, &dk_acc, [scale; 2]);
+    store_rows(dv, kv_head, kv_heads, d, rows, &dv_acc, [1.0; 2]);
+}
+
+/// The kernels that don't depend on a width, and two for each width.
+macro_rules! widths {
+    ($($dq:ident, $dkv:ident: $chunks:literal;)*) => {
+        kernels! {
+            /// delta [tokens, heads] = Σ d o ∘ o over a head; `rows` is tokens · heads. Grid: [rows / 8], 256 threads.
+            fn attention_delta(delta: *mut f32, d_o: *const f32, o: *const f32, rows: u32, d: u32) {
+                let row = block_x() * (THREADS / WARP) + warp();
+                if row >= rows {
+                    return;
+                }
+                let at = row as usize * d as usize;
+                let (mut sum, mut i) = (0.0, lane());
+                while i < d {
+                    sum = fma(load(d_o.add(at + i as usize)), load(o.add(at + i as usize)), sum);
+                    i += WARP;
+                }
+                let sum = over_warp::<Sum>(sum);
+                if lane() == 0 {
+                    store(delta.add(row as usize), sum);
+                }
+            }
+            $(
+            /// dq [tokens, heads d]. Grid: [tiles, heads], 128 threads.
+            fn $dq(
+                dq: *mut f32,
+                d_o: *const f32,
+                lse: *const f32,
+                delta: *const f32,
+                q: *const f32,
+                k: *const f32,
+                v: *const f32,
+                tiles: *const u32,
+                heads: u32,
+                kv_heads: u32,
+                d: u32,
+                scale: f32,
+            ) {
+                dq_block::<$chunks, $chunks>(dq, d_o, lse, delta, q, k, v, tiles, heads, kv_heads, d, scale)
+            }
+
+            /// dk, dv [tokens, kv_heads d]. Grid: [tiles, kv_heads], 128 threads.
+            fn $dkv(
+                dk: *mut f32,
+                dv: *mut f32,
+                d_o: *const f32,
+                lse: *const f32,
+                delta: *const f32,
+                q: *const f32,
+                k: *const f32,
+                v: *const f32,
+                tiles: *const u32,
+                heads: u32,
+                kv_heads: u32,
+                d: u32,
+                scale: f32,
+            ) {
+                dkv_block::<$chunks, $chunks>(dk, dv, d_o, lse, delta, q, k, v, tiles, heads, kv_heads, d, scale)
+            }
+            )*
+        }
+    };
+}
+
+widths! {
+    attention_dq_64, attention_dkv_64: 8;
+    attention_dq_128, attention_dkv_128: 16;
+}

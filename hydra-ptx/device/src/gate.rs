@@ -1,0 +1,205 @@
+//! Between the adapter's two products: from a token's down-projection and router logits to the mixed heads, and back.
+//!
+//! The mathematics is `hydra_kernels::gate`'s. A token's state `hidden` is [down | gate], its gradient [ddown | dlogits].
+
+use crate::math;
+use crate::prelude::*;
+use crate::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, THREADS};
+
+/// An adapter's sizes and its gate.
+#[derive(Clone, Copy)]
+pub struct Heads {
+    /// Rows of A.
+    pub a_rows: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Rank of a head.
+    pub rank: u32,
+    /// 1: head e reads down[e rank ..]; 0: all read down[..].
+    pub per_head: u32,
+    /// One of `sizes::GATE_*`.
+    pub gate: u32,
+    /// Each token's label, for `GATE_LABEL`.
+    pub labels: *const u32,
+}
+
+impl Heads {
+    /// Columns of hidden.
+    #[inline(always)]
+    pub fn hidden(self) -> u32 {
+        self.a_rows + self.heads
+    }
+
+    /// Columns of mixed.
+    #[inline(always)]
+    pub fn mixed(self) -> u32 {
+        self.heads * self.rank
+    }
+
+    /// Where `mixed`'s column reads hidden's down.
+    #[inline(always)]
+    pub fn down(self, column: u32) -> u32 {
+        if self.per_head != 0 { column } else { column % self.rank }
+    }
+
+    /// Writes token `t`'s gate over its logits.
+    #[inline(always)]
+    unsafe fn activate(self, hidden: *mut f32, t: u32) {
+        let row = hidden.add(t as usize * self.hidden() as usize + self.a_rows as usize);
+        if self.gate == GATE_ROUTER {
+            let (mut max, mut sum, mut e) = (f32::NEG_INFINITY, 0.0, 0);
+            while e < self.heads {
+                max = max.max(load(row.add(e as usize)));
+                e += 1;
+            }
+            e = 0;
+            while e < self.heads {
+                sum += math::exp(load(row.add(e as usize)) - max);
+                e += 1;
+            }
+            e = 0;
+            while e < self.heads {
+                let at = row.add(e as usize);
+                store(at, math::exp(load(at) - max) / sum);
+                e += 1;
+            }
+            return;
+        }
+        let label = if self.gate == GATE_LABEL { load(self.labels.add(t as usize)) } else { u32::MAX };
+        let same = if self.gate == GATE_ONE { 1.0 } else { 1.0 / self.heads as f32 };
+        let mut e = 0;
+        while e < self.heads {
+            let one_hot = if e == label { 1.0 } else { 0.0 };
+            store(row.add(e as usize), if label < self.heads { one_hot } else { same });
+            e += 1;
+        }
+    }
+}
+
+/// Activates the gates of tokens `first .. end` and writes their mixed heads: as f32 to `mixed`, and times `scale` as bf16,
+/// padded, to `operand`; either may be null. By a whole block, which sees its own stores to `hidden`.
+#[inline(always)]
+pub unsafe fn mix_tokens(
+    heads: Heads,
+    hidden: *mut f32,
+    mixed: *mut f32,
+    operand: *mut u16,
+    scale: f32,
+    first: u32,
+    end: u32,
+) {
+    let mut t = first + thread();
+    while t < end {
+        heads.activate(hidden, t);
+        t += threads();
+    }
+    barrier();
+    let pitch = padded(heads.mixed());
+    assume(pitch > 0 && heads.rank > 0);
+    let mut i = thread();
+    while i < (end - first) * pitch {
+        let (t, column) = ((first + i / pitch) as usize, i % pitch);
+        let mut value = 0.0;
+        if column < heads.mixed() {
+            let row = hidden.add(t * heads.hidden() as usize);
+            let gate = load(row.add((heads.a_rows + column / heads.rank) as usize));
+            value = gate * load(row.add(heads.down(column) as usize));
+            if !mixed.is_null() {
+                store(mixed.add(t * heads.mixed() as usize + column as usize), value);
+            }
+        }
+        if !operand.is_null() {
+            store(operand.add(t * pitch as usize + column as usize), to_bf16(scale * value));
+        }
+        i += threads();
+    }
+}
+
+/// From `dmixed` (already scaled) and `hidden` of tokens `first .. first + count`, at most 32 of them: `dhidden`, and `mixed` again for dB.
+#[inline(always)]
+pub unsafe fn unmix_tokens(
+    heads: Heads,
+    dhidden: *mut f32,
+    mixed: *mut f32,
+    dmixed: *const f32,
+    hidden: *const f32,
+    first: u32,
+    count: u32,
+) {
+    let (t, part) = (thread() / 8, thread() % 8);
+    let (width, rank) = (heads.hidden() as usize, heads.rank);
+    assume(rank > 0);
+    let at = (first + t) as usize;
+    let (dhidden, hidden) = (dhidden.add(at * width), hidden.add(at * width));
+    let (mixed, dmixed) = (mixed.add(at * heads.mixed() as usize), dmixed.add(at * heads.mixed() as usize));
+    let gate_at = |e: u32| (heads.a_rows + e) as usize;
+    if t < count {
+        let mut column = part;
+        while column < heads.mixed() {
+            let value = load(hidden.add(gate_at(column / rank))) * load(hidden.add(heads.down(column) as usize));
+            store(mixed.add(column as usize), value);
+            column += 8;
+        }
+        let mut j = part;
+        while j < heads.a_rows {
+            let mut sum = 0.0;
+            if heads.per_head != 0 {
+                sum = load(hidden.add(gate_at(j / rank))) * load(dmixed.add(j as usize));
+            } else {
+                let mut e = 0;
+                while e < heads.heads {
+                    sum += load(hidden.add(gate_at(e))) * load(dmixed.add((e * rank + j) as usize));
+                    e += 1;
+                }
+            }
+            store(dhidden.add(j as usize), sum);
+            j += 8;
+        }
+        let mut e = part;
+        while e < heads.heads {
+            let (mut dot, mut j) = (0.0, 0);
+            while j < rank && heads.gate == GATE_ROUTER {
+                let column = e * rank + j;
+                dot += load(dmixed.add(column as usize)) * load(hidden.add(heads.down(column) as usize));
+                j += 1;
+            }
+            store(dhidden.add(gate_at(e)), dot);
+            e += 8;
+        }
+    }
+    barrier();
+    if t < count && part == 0 && heads.gate == GATE_ROUTER {
+        let (mut dot, mut e) = (0.0, 0);
+        while e < heads.heads {
+            dot += load(hidden.add(gate_at(e))) * load(dhidden.add(gate_at(e)));
+            e += 1;
+        }
+        e = 0;
+        while e < heads.heads {
+            let at = dhidden.add(gate_at(e));
+            store(at, load(hidden.add(gate_at(e))) * (load(at) - dot));
+            e += 1;
+        }
+    }
+}
+
+kernels! {
+    /// The gates and mixed heads of a few tokens whose products are in `hidden` [tokens, a_rows + heads]. Grid: [tokens / 256],
+    /// 256 threads.
+    fn gate_mix(
+        hidden: *mut f32,
+        mixed: *mut f32,
+        tokens: u32,
+        a_rows: u32,
+        heads: u32,
+        rank: u32,
+        per_head: u32,
+        gate: u32,
+        labels: *const u32,
+    ) {
+        let heads = Heads { a_rows, heads, rank, per_head, gate, labels };
+        let first = block_x() * THREADS;
+        let end = (first + THREADS).min(tokens);
+        mix_tokens(heads, hidden, mixed, core::ptr::null_mut(), 0.0, first, end);
+    }
+}

@@ -1,0 +1,96 @@
+//! Hydra's CUDA kernels.
+//!
+//! The same source is compiled to PTX (`../build-ptx`) and, on any other target, to functions that [`emulator`] runs thread by
+//! thread. Only [`prelude`] knows which it is. Matrices are row-major; buffers are f32, operands of matrix instructions are
+//! bf16 with rows padded by zeros to a multiple of 8 (their *pitch*), sums are f32 and in a fixed order: no atomics.
+//!
+//! Everything here is unsafe in the same way: a kernel trusts its launch (`hydra-ptx/src/launch.rs`) for pointers and sizes.
+//! So the crate doesn't mark what each line trusts; the emulator checks all accesses in tests.
+
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, core_intrinsics, link_llvm_intrinsics, stdarch_nvptx)
+)]
+#![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::too_many_arguments)]
+// Registers are matrices with two indices.
+#![allow(clippy::needless_range_loop)]
+// Shapes, and the CPU's mathematics, are written as they are elsewhere.
+#![allow(rustdoc::broken_intra_doc_links)]
+
+/// Defines kernels: functions of the PTX module, or of this crate with an [`emulator::Entry`] beside each, in `ENTRIES`.
+macro_rules! kernels {
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {
+        $(
+            #[cfg(target_arch = "nvptx64")]
+            $(#[$meta])*
+            #[unsafe(no_mangle)]
+            pub unsafe extern "ptx-kernel" fn $name($($arg: $ty),*) $body
+
+            #[cfg(not(target_arch = "nvptx64"))]
+            $(#[$meta])*
+            pub unsafe fn $name($($arg: $ty),*) $body
+        )*
+
+        /// This file's kernels.
+        #[cfg(not(target_arch = "nvptx64"))]
+        pub const ENTRIES: &[crate::emulator::Entry] = &[$(
+            crate::emulator::Entry {
+                name: stringify!($name),
+                params: &[$(<$ty as crate::emulator::Param>::KIND),*],
+                call: |slots| {
+                    let mut slots = slots.iter();
+                    $(let $arg = <$ty as crate::emulator::Param>::from_slot(*slots.next().expect("a slot a parameter"));)*
+                    // SAFETY: the caller of `call` vouches for the parameters.
+                    unsafe { $name($($arg),*) }
+                },
+            },
+        )*];
+    };
+}
+
+pub mod attention;
+pub mod attention_backward;
+pub mod elementwise;
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod emulator;
+pub mod format;
+pub mod gate;
+pub mod gemm;
+pub mod loss;
+pub mod mask;
+#[path = "../../../hydra-kernels/src/math.rs"]
+pub mod math;
+pub mod matvec;
+pub mod optimizer;
+pub mod prelude;
+pub mod rows;
+pub mod sizes;
+pub mod skinny;
+pub mod tile;
+
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    unsafe { core::arch::nvptx::trap() }
+}
+
+/// All kernels.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn entries() -> impl Iterator<Item = &'static emulator::Entry> {
+    [
+        attention::ENTRIES,
+        attention_backward::ENTRIES,
+        elementwise::ENTRIES,
+        gate::ENTRIES,
+        gemm::ENTRIES,
+        loss::ENTRIES,
+        matvec::ENTRIES,
+        optimizer::ENTRIES,
+        rows::ENTRIES,
+        skinny::ENTRIES,
+    ]
+    .into_iter()
+    .flatten()
+}

@@ -1,0 +1,87 @@
+//! A few rows of x times a weight, straight from its stored form: generation, and the logits of a few ids.
+//!
+//! A warp has one row of the weight and up to four rows of x; a lane takes groups of eight columns. f32 throughout.
+
+use crate::format::{Bf16, F32, Format, Q4_0, Q4_1, Q8_0};
+use crate::prelude::*;
+use crate::rows::load_eight;
+use crate::sizes::{FEW_TOKENS, THREADS};
+
+#[inline(always)]
+unsafe fn matvec<F: Format>(
+    y: *mut f32,
+    y_pitch: u32,
+    accumulate: u32,
+    scale: f32,
+    tokens: u32,
+    x: *const f32,
+    columns: u32,
+    w: *const u8,
+    scales: *const u8,
+    pitch: u32,
+    rows: u32,
+    ids: *const u32,
+) {
+    let row = block_x() * (THREADS / WARP) + warp();
+    if row >= rows {
+        return;
+    }
+    let first = block_y() * FEW_TOKENS;
+    let stored = if ids.is_null() { row } else { load(ids.add(row as usize)) };
+    let mut acc = [0.0; FEW_TOKENS as usize];
+    let mut group = lane();
+    while 8 * group < columns {
+        let weights = F::eight(w, scales, stored, group, pitch, columns);
+        for t in 0..FEW_TOKENS {
+            if first + t < tokens {
+                let values = load_eight(x, columns, first + t, tokens, 8 * group, columns, columns.is_multiple_of(4));
+                for i in 0..8 {
+                    acc[t as usize] = fma(values[i], weights[i], acc[t as usize]);
+                }
+            }
+        }
+        group += WARP;
+    }
+    for t in 0..FEW_TOKENS {
+        let sum = over_warp::<Sum>(acc[t as usize]);
+        if first + t < tokens && lane() == 0 {
+            let to = y.add((first + t) as usize * y_pitch as usize + row as usize);
+            let before = if accumulate != 0 { load(to) } else { 0.0 };
+            store(to, before + scale * sum);
+        }
+    }
+}
+
+/// One kernel for each format: a table, not code.
+macro_rules! formats {
+    ($($name:ident: $format:ty;)*) => {
+        kernels! {$(
+            /// y [tokens, rows] = or += scale · x [tokens, columns] · Wᵀ; with `ids`, W's rows are those ids. Grid:
+            /// [rows / 8, tokens / 4], 256 threads.
+            fn $name(
+                y: *mut f32,
+                y_pitch: u32,
+                accumulate: u32,
+                scale: f32,
+                tokens: u32,
+                x: *const f32,
+                columns: u32,
+                w: *const u8,
+                scales: *const u8,
+                pitch: u32,
+                rows: u32,
+                ids: *const u32,
+            ) {
+                matvec::<$format>(y, y_pitch, accumulate, scale, tokens, x, columns, w, scales, pitch, rows, ids)
+            }
+        )*}
+    };
+}
+
+formats! {
+    matvec_f32: F32;
+    matvec_bf16: Bf16;
+    matvec_q8_0: Q8_0;
+    matvec_q4_0: Q4_0;
+    matvec_q4_1: Q4_1;
+}

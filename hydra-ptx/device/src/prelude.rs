@@ -1,0 +1,140 @@
+//! What a kernel may use: indices, barriers, shuffles, shared memory, matrix instructions, loads and stores.
+//!
+//! Two implementations with the same signatures: `nvptx.rs`, the only file with instructions in it, and `host.rs`, where an
+//! emulated thread asks its block (see [`crate::emulator`]). Shared memory is addressed in bytes from [`shared`] on; memory
+//! of the device by pointers, through [`load`] and [`store`], which the emulator checks.
+
+#[cfg(not(target_arch = "nvptx64"))]
+mod host;
+#[cfg(target_arch = "nvptx64")]
+mod nvptx;
+
+#[cfg(not(target_arch = "nvptx64"))]
+pub use host::*;
+#[cfg(target_arch = "nvptx64")]
+pub use nvptx::*;
+
+/// Four values that are loaded and stored in one instruction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(16))]
+pub struct F4(pub [f32; 4]);
+
+/// Two values that are loaded and stored in one instruction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(8))]
+pub struct F2(pub [f32; 2]);
+
+/// Threads of a warp.
+pub const WARP: u32 = 32;
+
+/// This thread's place in its warp.
+#[inline(always)]
+pub fn lane() -> u32 {
+    thread() % WARP
+}
+
+/// This thread's warp in its block.
+#[inline(always)]
+pub fn warp() -> u32 {
+    thread() / WARP
+}
+
+/// Tells the compiler what a launch guarantees, so that it needs no panic for the case that it isn't so.
+#[inline(always)]
+pub unsafe fn assume(holds: bool) {
+    core::hint::assert_unchecked(holds);
+}
+
+/// Columns of a bf16 operand with its padding.
+#[inline(always)]
+pub fn padded(columns: u32) -> u32 {
+    columns.next_multiple_of(8)
+}
+
+/// The f32 of a bf16.
+#[inline(always)]
+pub fn from_bf16(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
+
+/// The nearest bf16.
+#[inline(always)]
+pub fn to_bf16(x: f32) -> u16 {
+    pack_bf16(x, 0.0) as u16
+}
+
+/// Four words that are loaded and stored in one instruction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(16))]
+pub struct U4(pub [u32; 4]);
+
+/// Eight values as bf16.
+#[inline(always)]
+pub fn pack8(x: [f32; 8]) -> [u32; 4] {
+    [pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])]
+}
+
+/// What combines two values in a reduction.
+pub trait Combine {
+    /// Changes nothing.
+    const NEUTRAL: f32;
+    /// Both in one.
+    fn combine(a: f32, b: f32) -> f32;
+}
+
+/// Addition.
+pub struct Sum;
+/// The larger one.
+pub struct Max;
+
+impl Combine for Sum {
+    const NEUTRAL: f32 = 0.0;
+    #[inline(always)]
+    fn combine(a: f32, b: f32) -> f32 {
+        a + b
+    }
+}
+
+impl Combine for Max {
+    const NEUTRAL: f32 = f32::NEG_INFINITY;
+    #[inline(always)]
+    fn combine(a: f32, b: f32) -> f32 {
+        a.max(b)
+    }
+}
+
+/// Over a warp, in all its threads, in an order that never changes.
+#[inline(always)]
+#[track_caller]
+pub fn over_warp<C: Combine>(x: f32) -> f32 {
+    let x = C::combine(x, shuffle_xor(x, 16));
+    let x = C::combine(x, shuffle_xor(x, 8));
+    let x = C::combine(x, shuffle_xor(x, 4));
+    over_quad::<C>(x)
+}
+
+/// Over four neighbouring lanes, which hold a row of a matrix instruction's result.
+#[inline(always)]
+#[track_caller]
+pub fn over_quad<C: Combine>(x: f32) -> f32 {
+    let x = C::combine(x, shuffle_xor(x, 2));
+    C::combine(x, shuffle_xor(x, 1))
+}
+
+/// Over a block, in all its threads, in an order that never changes. `scratch` is shared memory for one f32 a warp.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn over_block<C: Combine>(x: f32, scratch: u32) -> f32 {
+    let x = over_warp::<C>(x);
+    barrier();
+    if lane() == 0 {
+        st_f32(scratch + 4 * warp(), x);
+    }
+    barrier();
+    let (mut all, mut warp) = (C::NEUTRAL, 0);
+    while warp < threads() / WARP {
+        all = C::combine(all, ld_f32(scratch + 4 * warp));
+        warp += 1;
+    }
+    all
+}

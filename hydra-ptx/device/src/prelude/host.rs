@@ -1,0 +1,140 @@
+//! The prelude on the CPU: an emulated thread asks its block. What each function means is said in `nvptx.rs`; layouts of
+//! `ldmatrix` and `mma` are those of the PTX ISA 8.x, sections "Warp-level matrix instructions".
+
+#![allow(missing_docs)]
+
+use crate::emulator::block::{Place, Request, ask, with_block};
+use core::panic::Location;
+
+pub fn thread() -> u32 {
+    with_block(|block| block.current)
+}
+
+pub fn threads() -> u32 {
+    with_block(|block| block.threads)
+}
+
+pub fn block_x() -> u32 {
+    with_block(|block| block.index[0])
+}
+
+pub fn block_y() -> u32 {
+    with_block(|block| block.index[1])
+}
+
+#[track_caller]
+pub fn barrier() {
+    ask(Request::Barrier, Place::Source(Location::caller()));
+}
+
+#[track_caller]
+pub fn shuffle_xor(value: f32, lanes: u32) -> f32 {
+    f32::from_bits(ask(Request::Shuffle { value: value.to_bits(), lanes }, Place::Source(Location::caller()))[0])
+}
+
+/// Not 0, so that an address that forgets the base is found out.
+pub const SHARED_BASE: u32 = 0x400;
+
+pub fn shared() -> u32 {
+    SHARED_BASE
+}
+
+#[track_caller]
+pub unsafe fn ld_f32(address: u32) -> f32 {
+    f32::from_le_bytes(with_block(|block| block.shared_load(address)))
+}
+
+#[track_caller]
+pub unsafe fn st_f32(address: u32, value: f32) {
+    with_block(|block| block.shared_store(address, &value.to_le_bytes()))
+}
+
+#[track_caller]
+pub unsafe fn ld_f64(address: u32) -> f64 {
+    f64::from_le_bytes(with_block(|block| block.shared_load(address)))
+}
+
+#[track_caller]
+pub unsafe fn st_f64(address: u32, value: f64) {
+    with_block(|block| block.shared_store(address, &value.to_le_bytes()))
+}
+
+#[track_caller]
+pub unsafe fn ld_f4(address: u32) -> [f32; 4] {
+    let bytes: [u8; 16] = with_block(|block| block.shared_load(address));
+    core::array::from_fn(|i| f32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap()))
+}
+
+#[track_caller]
+pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
+    let mut bytes = [0; 16];
+    value.iter().enumerate().for_each(|(i, word)| bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes()));
+    with_block(|block| block.shared_store(address, &bytes))
+}
+
+#[track_caller]
+pub unsafe fn ldmatrix(address: u32) -> [u32; 4] {
+    ask(Request::Ldmatrix { address, transposed: false }, Place::Source(Location::caller()))
+}
+
+#[track_caller]
+pub unsafe fn ldmatrix_transposed(address: u32) -> [u32; 4] {
+    ask(Request::Ldmatrix { address, transposed: true }, Place::Source(Location::caller()))
+}
+
+#[track_caller]
+pub fn mma_bf16(acc: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
+    *acc = ask(Request::Mma { a, b, c: *acc }, Place::Source(Location::caller())).map(f32::from_bits);
+}
+
+#[track_caller]
+pub unsafe fn copy_async(to: u32, from: *const u8, there: bool) {
+    with_block(|block| block.copy_async(to, from, there))
+}
+
+pub fn copy_commit() {
+    with_block(|block| block.copy_commit())
+}
+
+#[track_caller]
+pub fn copy_wait<const PENDING: u32>() {
+    with_block(|block| block.copy_wait(PENDING as usize))
+}
+
+#[track_caller]
+pub unsafe fn load<T: Copy>(from: *const T) -> T {
+    with_block(|block| block.check_global(from as usize, size_of::<T>(), align_of::<T>(), false));
+    *from
+}
+
+#[track_caller]
+pub unsafe fn store<T: Copy>(to: *mut T, value: T) {
+    with_block(|block| block.check_global(to as usize, size_of::<T>(), align_of::<T>(), true));
+    *to = value;
+}
+
+#[track_caller]
+pub unsafe fn load4(from: *const f32) -> [f32; 4] {
+    load(from.cast::<super::F4>()).0
+}
+
+pub fn exp2(x: f32) -> f32 {
+    x.exp2()
+}
+
+pub fn sqrt(x: f32) -> f32 {
+    x.sqrt()
+}
+
+/// Rounded twice: the library's fused one is slow where the CPU has no instruction for it.
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    a * b + c
+}
+
+pub fn pack_bf16(low: f32, high: f32) -> u32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        if x.is_nan() { 0x7fff } else { (bits + 0x7fff + (bits >> 16 & 1)) >> 16 }
+    };
+    round(low) | round(high) << 16
+}

@@ -1,0 +1,144 @@
+//! Row by row: RMSNorm, the embedding, gather and scatter, bf16 operands.
+
+use crate::format::eight_of;
+use crate::prelude::*;
+use crate::sizes::THREADS;
+
+/// Eight neighbours in memory.
+pub type Eight = [f32; 8];
+
+/// Eight values of a row of a [rows, pitch] matrix from `column` on, zero outside of [rows, columns]. `aligned` says that rows
+/// begin at multiples of 16 bytes.
+#[inline(always)]
+pub unsafe fn load_eight(
+    from: *const f32,
+    pitch: u32,
+    row: u32,
+    rows: u32,
+    column: u32,
+    columns: u32,
+    aligned: bool,
+) -> Eight {
+    let mut values = [0.0; 8];
+    if row >= rows || column >= columns {
+        return values;
+    }
+    let from = from.add(row as usize * pitch as usize + column as usize);
+    if aligned && column + 8 <= columns {
+        let ([a, b, c, d], [e, f, g, h]) = (load4(from), load4(from.add(4)));
+        return [a, b, c, d, e, f, g, h];
+    }
+    for i in 0..8 {
+        if column + i < columns {
+            values[i as usize] = load(from.add(i as usize));
+        }
+    }
+    values
+}
+
+kernels! {
+    /// y = x · inv_rms · weight, inv_rms = 1 / √(mean x² + eps); x, y [rows, d]. Grid: [rows], 256 threads.
+    fn rms_norm(y: *mut f32, inv_rms: *mut f32, x: *const f32, weight: *const f32, d: u32, eps: f32) {
+        let row = block_x() as usize;
+        let (x, y) = (x.add(row * d as usize), y.add(row * d as usize));
+        let (mut sum, mut i) = (0.0, thread());
+        while i < d {
+            let value = load(x.add(i as usize));
+            sum = fma(value, value, sum);
+            i += THREADS;
+        }
+        let inverse = 1.0 / sqrt(over_block::<Sum>(sum, shared()) / d as f32 + eps);
+        if thread() == 0 {
+            store(inv_rms.add(row), inverse);
+        }
+        i = thread();
+        while i < d {
+            store(y.add(i as usize), load(x.add(i as usize)) * inverse * load(weight.add(i as usize)));
+            i += THREADS;
+        }
+    }
+
+    /// dx += inv_rms · (dy ∘ w − x · inv_rms² · mean(dy ∘ w ∘ x)). Grid: [rows], 256 threads.
+    fn rms_norm_backward(
+        dx: *mut f32,
+        dy: *const f32,
+        x: *const f32,
+        inv_rms: *const f32,
+        weight: *const f32,
+        d: u32,
+    ) {
+        let row = block_x() as usize;
+        let (dx, dy, x) = (dx.add(row * d as usize), dy.add(row * d as usize), x.add(row * d as usize));
+        let scaled = |i: u32| load(dy.add(i as usize)) * load(weight.add(i as usize));
+        let (mut sum, mut i) = (0.0, thread());
+        while i < d {
+            sum = fma(scaled(i), load(x.add(i as usize)), sum);
+            i += THREADS;
+        }
+        let inverse = load(inv_rms.add(row));
+        let along = inverse * inverse * (over_block::<Sum>(sum, shared()) / d as f32);
+        i = thread();
+        while i < d {
+            let to = dx.add(i as usize);
+            store(to, load(to) + inverse * (scaled(i) - load(x.add(i as usize)) * along));
+            i += THREADS;
+        }
+    }
+
+    /// out[t] = table[ids[t]], decoded; out [tokens, d]. Grid: [tokens], 256 threads.
+    fn embed(out: *mut f32, table: *const u8, scales: *const u8, format: u32, pitch: u32, d: u32, ids: *const u32) {
+        let (id, out) = (load(ids.add(block_x() as usize)), out.add(block_x() as usize * d as usize));
+        let mut group = thread();
+        while 8 * group < d {
+            let values = eight_of(format, table, scales, id, group, pitch);
+            for i in 0..8 {
+                let column = 8 * group + i;
+                if column < d {
+                    store(out.add(column as usize), values[i as usize]);
+                }
+            }
+            group += THREADS;
+        }
+    }
+
+    /// out[i] = x[rows[i]], rows of width d. Grid: [rows], 256 threads.
+    fn gather(out: *mut f32, x: *const f32, rows: *const u32, d: u32) {
+        let from = x.add(load(rows.add(block_x() as usize)) as usize * d as usize);
+        let to = out.add(block_x() as usize * d as usize);
+        let mut i = thread();
+        while i < d {
+            store(to.add(i as usize), load(from.add(i as usize)));
+            i += THREADS;
+        }
+    }
+
+    /// out[rows[i]] = x[i]; the rest is for the caller to zero. Grid: [rows], 256 threads.
+    fn scatter(out: *mut f32, x: *const f32, rows: *const u32, d: u32) {
+        let to = out.add(load(rows.add(block_x() as usize)) as usize * d as usize);
+        let from = x.add(block_x() as usize * d as usize);
+        let mut i = thread();
+        while i < d {
+            store(to.add(i as usize), load(from.add(i as usize)));
+            i += THREADS;
+        }
+    }
+
+    /// `out` [rows, padded width] = scale · x [rows, width] as bf16, the padding zero. Grid: [rows · padded width / 8 / 256], 256 threads.
+    fn operand(out: *mut u16, x: *const f32, rows: u32, width: u32, scale: f32) {
+        let chunks = padded(width) / 8;
+        assume(chunks > 0);
+        let i = block_x() as u64 * THREADS as u64 + thread() as u64;
+        if i >= rows as u64 * chunks as u64 {
+            return;
+        }
+        let (row, column) = ((i / chunks as u64) as usize, (i % chunks as u64) as u32 * 8);
+        let from = x.add(row * width as usize);
+        let mut values = [0.0; 8];
+        for l in 0..8 {
+            if column + l < width {
+                values[l as usize] = scale * load(from.add((column + l) as usize));
+            }
+        }
+        store(out.cast::<U4>().add(i as usize), U4(pack8(values)));
+    }
+}

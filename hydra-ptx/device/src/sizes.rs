@@ -1,0 +1,77 @@
+//! Numbers on which kernels and launches agree. No code: the launch table (`hydra-ptx/src/launch.rs`) includes this file.
+
+/// Threads of a block where nothing asks for another number.
+pub const THREADS: u32 = 256;
+
+/// Shared memory of a reduction over a block: one f32 a warp.
+pub const REDUCE_SHARED: u32 = 4 * 32;
+
+/// Rows and columns of a matrix product's tile: 8 warps of 64 x 32, 64 accumulators a thread.
+pub const GEMM_M: u32 = 128;
+/// See [`GEMM_M`].
+pub const GEMM_N: u32 = 128;
+/// Depth of a tile: one block of a quantised weight.
+pub const GEMM_K: u32 = 32;
+/// Tiles in shared memory at once: 3 x 16 KiB, what a block has without asking for more.
+pub const GEMM_STAGES: u32 = 3;
+/// Rows of tiles that blocks which run at the same time share: with as many columns, what they read stays in L2.
+pub const GEMM_GROUP: u32 = 8;
+/// Bytes of one operand's tile.
+pub const GEMM_TILE_BYTES: u32 = GEMM_M * GEMM_K * 2;
+/// Shared memory of a matrix product.
+pub const GEMM_SHARED: u32 = GEMM_STAGES * 2 * GEMM_TILE_BYTES;
+
+/// Rows and columns of a skinny product's tile: 8 warps of 16 x 8.
+pub const SKINNY: u32 = 32;
+/// Its depth: a thread loads eight values of either operand.
+pub const SKINNY_DEPTH: u32 = 64;
+/// Shared memory of a skinny product: x, x after dropout, and the small matrix, each as two tiles of bf16.
+pub const SKINNY_SHARED: u32 = 3 * 2 * SKINNY * SKINNY_DEPTH * 2;
+
+/// Tokens that one warp of a matrix-vector product takes along.
+pub const FEW_TOKENS: u32 = 4;
+
+/// Tokens of a block that adds what went through dropout.
+pub const DROPPED_TOKENS: u32 = 8;
+
+/// Queries, and keys, of an attention tile: 16 rows a warp.
+pub const ATTENTION_TILE: u32 = 64;
+/// Threads of an attention block.
+pub const ATTENTION_THREADS: u32 = 128;
+/// Queries that a block of keys looks at together in the backward pass.
+pub const BACKWARD_QUERIES: u32 = 32;
+/// Shared memory of the forward pass, by padded head width: q, k, v.
+pub const fn attention_shared(width: u32) -> u32 {
+    3 * ATTENTION_TILE * width * 2
+}
+/// Shared memory of dq: q, d o, k, v.
+pub const fn attention_dq_shared(width: u32) -> u32 {
+    4 * ATTENTION_TILE * width * 2
+}
+/// Shared memory of dk and dv: k, v, and of fewer queries q, d o, lse, delta.
+pub const fn attention_dkv_shared(width: u32) -> u32 {
+    2 * (ATTENTION_TILE + BACKWARD_QUERIES) * width * 2 + 2 * BACKWARD_QUERIES * 4
+}
+
+/// Values that one block of a sum of squares adds up.
+pub const SQUARES_PER_BLOCK: u32 = 16 * 1024;
+/// Shared memory of a sum of squares: one f64 a thread.
+pub const SQUARES_SHARED: u32 = THREADS * 8;
+
+/// A softmax over the router's logits.
+pub const GATE_ROUTER: u32 = 0;
+/// One-hot by the token's label; uniform where that is no head.
+pub const GATE_LABEL: u32 = 1;
+/// 1 / heads.
+pub const GATE_UNIFORM: u32 = 2;
+/// 1.
+pub const GATE_ONE: u32 = 3;
+
+/// bf16, rows padded to a multiple of 8.
+pub const FORMAT_BF16: u32 = 0;
+/// 32 x 8 bits, then all scales (f16).
+pub const FORMAT_Q8_0: u32 = 1;
+/// 32 x 4 bits, then all scales (f16).
+pub const FORMAT_Q4_0: u32 = 2;
+/// 32 x 4 bits, then all scales and minima (2 f16).
+pub const FORMAT_Q4_1: u32 = 3;

@@ -1,0 +1,213 @@
+//! The part of the CUDA driver API that Hydra uses, on the CPU: memory is the emulator's, a launch runs the kernel's source.
+//!
+//! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work, slowly, on
+//! any machine: so the whole path from the command line through `cust` to the kernels' parameters is tested without a GPU.
+//! It is strict where a driver would be: launches with an empty grid or more shared memory than was asked for are refused,
+//! fresh memory is not zero, and everything has to be in the one stream. A context belongs to one thread.
+
+#![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
+#![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API
+
+use core::ffi::{CStr, c_char, c_void};
+use hydra_ptx_device::emulator::{Global, Grid, Kind, launch};
+use hydra_ptx_device::entries;
+use std::alloc::{Layout, alloc};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+const OK: u32 = 0;
+const INVALID_VALUE: u32 = 1;
+const OUT_OF_MEMORY: u32 = 2;
+const INVALID_DEVICE: u32 = 101;
+const NOT_FOUND: u32 = 500;
+
+/// Bytes that there are.
+const TOTAL: usize = 1 << 30;
+/// The one stream's handle.
+const STREAM: usize = 3;
+/// Shared memory of a block without asking.
+const SHARED: i32 = 48 * 1024;
+
+thread_local! {
+    static MEMORY: RefCell<HashMap<u64, Global<u8>>> = RefCell::default();
+    static SHARED_OF: RefCell<HashMap<usize, i32>> = RefCell::default();
+}
+
+/// Functions that have nothing to do.
+macro_rules! nothing {
+    ($($name:ident)*) => {$(
+        /// Does nothing.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(_: usize) -> u32 {
+            OK
+        }
+    )*};
+}
+
+nothing! {
+    cuInit cuCtxSetCurrent cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload cuStreamDestroy_v2 cuStreamSynchronize
+}
+
+/// Functions of the driver API, see its documentation.
+macro_rules! driver {
+    ($(fn $name:ident($($argument:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
+        /// See the driver API.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($argument: $ty),*) -> u32 $body
+    )*};
+}
+
+fn used() -> usize {
+    MEMORY.with_borrow(|memory| memory.values().map(|memory| memory.values().len()).sum())
+}
+
+driver! {
+    fn cuDeviceGetCount(count: *mut i32) {
+        *count = 1;
+        OK
+    }
+
+    fn cuDeviceGet(device: *mut i32, ordinal: i32) {
+        *device = ordinal;
+        if ordinal == 0 { OK } else { INVALID_DEVICE }
+    }
+
+    fn cuDeviceGetName(name: *mut c_char, len: i32, _device: i32) {
+        let text = c"emulated";
+        assert!(len as usize > text.count_bytes());
+        name.copy_from_nonoverlapping(text.as_ptr(), text.count_bytes() + 1);
+        OK
+    }
+
+    // 75 and 76 are the compute capability; `HYDRA_EMULATED_CAPABILITY=75` makes it an old device.
+    fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, _device: i32) {
+        let capability = std::env::var("HYDRA_EMULATED_CAPABILITY").ok().and_then(|text| text.parse().ok()).unwrap_or(80);
+        *value = match attribute {
+            75 => capability / 10,
+            76 => capability % 10,
+            _ => return INVALID_VALUE,
+        };
+        OK
+    }
+
+    fn cuDevicePrimaryCtxRetain(context: *mut usize, _device: i32) {
+        *context = 1;
+        OK
+    }
+
+    fn cuModuleLoadDataEx(module: *mut usize, image: *const c_char, _options: u32, _names: usize, _values: usize) {
+        *module = 2;
+        if CStr::from_ptr(image).to_bytes().windows(7).any(|word| word == b".target") { OK } else { INVALID_VALUE }
+    }
+
+    fn cuModuleGetFunction(function: *mut usize, _module: usize, name: *const c_char) {
+        let name = CStr::from_ptr(name).to_bytes();
+        match entries().position(|entry| entry.name.as_bytes() == name) {
+            Some(place) => {
+                *function = place + 1;
+                OK
+            }
+            None => NOT_FOUND,
+        }
+    }
+
+    fn cuStreamCreateWithPriority(stream: *mut usize, _flags: u32, _priority: i32) {
+        *stream = STREAM;
+        OK
+    }
+
+    fn cuMemAllocHost_v2(at: *mut *mut c_void, bytes: usize) {
+        *at = alloc(Layout::from_size_align(bytes, 4096).expect("a size that exists")).cast();
+        OK
+    }
+
+    fn cuMemAlloc_v2(at: *mut u64, bytes: usize) {
+        if bytes == 0 {
+            return INVALID_VALUE;
+        }
+        if bytes > TOTAL - used().min(TOTAL) {
+            return OUT_OF_MEMORY;
+        }
+        let memory = Global::new(&vec![0xffu8; bytes]);
+        *at = memory.address();
+        MEMORY.with_borrow_mut(|all| all.insert(memory.address(), memory));
+        OK
+    }
+
+    fn cuMemFree_v2(at: u64) {
+        if MEMORY.with_borrow_mut(|memory| memory.remove(&at)).is_some() { OK } else { INVALID_VALUE }
+    }
+
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
+        *total = TOTAL;
+        *free = TOTAL - used().min(TOTAL);
+        OK
+    }
+
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const u8, bytes: usize, stream: usize) {
+        assert_eq!(stream, STREAM);
+        (to as *mut u8).copy_from(from, bytes);
+        OK
+    }
+
+    fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, stream: usize) {
+        assert_eq!(stream, STREAM);
+        to.copy_from(from as *const u8, bytes);
+        OK
+    }
+
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) {
+        assert_eq!(stream, STREAM);
+        (to as *mut u8).copy_from(from as *const u8, bytes);
+        OK
+    }
+
+    fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usize) {
+        assert_eq!(stream, STREAM);
+        (at as *mut u8).write_bytes(value, bytes);
+        OK
+    }
+
+    // 8 is the most dynamic shared memory.
+    fn cuFuncSetAttribute(function: usize, attribute: i32, value: i32) {
+        SHARED_OF.with_borrow_mut(|all| all.insert(function, value));
+        if attribute == 8 && value <= 99 * 1024 { OK } else { INVALID_VALUE }
+    }
+
+    fn cuLaunchKernel(
+        function: usize,
+        x: u32,
+        y: u32,
+        z: u32,
+        threads: u32,
+        threads_y: u32,
+        threads_z: u32,
+        shared: u32,
+        stream: usize,
+        params: *const *const u8,
+        _extra: usize,
+    ) {
+        assert_eq!((z, threads_y, threads_z, stream), (1, 1, 1, STREAM));
+        let granted = SHARED_OF.with_borrow(|all| all.get(&function).copied().unwrap_or(SHARED));
+        if x == 0 || y == 0 || shared as i32 > granted {
+            return INVALID_VALUE;
+        }
+        let entry = entries().nth(function - 1).expect("a function of the module");
+        let slot = |(i, kind): (usize, &Kind)| {
+            let at = *params.add(i);
+            if *kind == Kind::U64 { at.cast::<u64>().read() } else { u64::from(at.cast::<u32>().read()) }
+        };
+        let slots: Vec<u64> = entry.params.iter().enumerate().map(slot).collect();
+        launch(entry, Grid { blocks: [x, y], threads, shared, seed: 1 }, &slots);
+        OK
+    }
+
+    fn cuGetErrorString(error: u32, text: *mut *const c_char) {
+        *text = match error {
+            OUT_OF_MEMORY => c"out of memory".as_ptr(),
+            NOT_FOUND => c"named symbol not found".as_ptr(),
+            _ => c"refused by the emulated driver".as_ptr(),
+        };
+        OK
+    }
+}

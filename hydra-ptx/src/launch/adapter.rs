@@ -1,0 +1,201 @@
+//! The adapter's products, its gate and its gradients.
+
+use super::*;
+
+/// An adapter's sizes and its gate.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Rows of A.
+    pub a_rows: u32,
+    /// Rows of [A; R].
+    pub stacked: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Rank of a head.
+    pub rank: u32,
+    /// One A a head.
+    pub per_head: bool,
+    /// One of `sizes::GATE_*`.
+    pub gate: u32,
+    /// Each token's label, for `GATE_LABEL`.
+    pub labels: Ptr,
+}
+
+impl Heads {
+    /// Columns of hidden.
+    pub fn hidden(&self) -> u32 {
+        self.a_rows + self.heads
+    }
+
+    /// Columns of mixed.
+    pub fn mixed(&self) -> u32 {
+        self.heads * self.rank
+    }
+}
+
+/// Dropout, as `hydra_kernels::dropout` has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mask {
+    /// Names the mask.
+    pub seed: u64,
+    /// p · 2¹⁶; 0 drops nothing.
+    pub threshold: u32,
+    /// 1 / (1 − p).
+    pub scale: f32,
+}
+
+/// `hidden` = [D(x) Aᵀ | gate(x Rᵀ)]; as bf16, `mixed` = scale · gate ∘ down and `x_operand` = x.
+#[allow(clippy::too_many_arguments)]
+pub fn down(
+    hidden: Ptr,
+    mixed: Ptr,
+    x_operand: Ptr,
+    tokens: u32,
+    x: Ptr,
+    d_in: u32,
+    a: Ptr,
+    heads: &Heads,
+    scale: f32,
+    mask: Mask,
+) -> Launch {
+    let &Heads { a_rows, stacked, heads, rank, per_head, gate, labels } = heads;
+    let Mask { seed, threshold, scale: keep_scale } = mask;
+    launch!(
+        "down",
+        [tokens.div_ceil(SKINNY), 1],
+        SKINNY_SHARED,
+        hidden,
+        mixed,
+        x_operand,
+        tokens,
+        x,
+        d_in,
+        a,
+        stacked,
+        scale,
+        a_rows,
+        heads,
+        rank,
+        per_head,
+        gate,
+        labels,
+        seed,
+        threshold,
+        keep_scale
+    )
+}
+
+/// Gates and `mixed` (f32, unscaled) of a few tokens whose products are in `hidden`.
+pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads) -> Launch {
+    let &Heads { a_rows, heads, rank, per_head, gate, labels, .. } = heads;
+    let grid = [blocks(tokens.into()), 1];
+    launch!("gate_mix", grid, 0, hidden, mixed, tokens, a_rows, heads, rank, per_head, gate, labels)
+}
+
+/// Where [`up_backward`] writes.
+#[derive(Clone, Copy, Debug)]
+pub struct UpBackward {
+    /// [tokens, a_rows + heads].
+    pub dhidden: Ptr,
+    /// bf16 [tokens, padded stacked rows].
+    pub dhidden_operand: Ptr,
+    /// [tokens, heads · rank].
+    pub mixed: Ptr,
+    /// [tokens, heads · rank].
+    pub dmixed: Ptr,
+    /// bf16 [tokens, padded d_out], or null.
+    pub dy_operand: Ptr,
+}
+
+/// From `dy` to the gradient of `hidden`; with `dropped`, A's part of it stays out of the operand.
+#[allow(clippy::too_many_arguments)]
+pub fn up_backward(
+    out: &UpBackward,
+    tokens: u32,
+    dy: Ptr,
+    d_out: u32,
+    b: Ptr,
+    hidden: Ptr,
+    heads: &Heads,
+    scale: f32,
+    dropped: bool,
+) -> Launch {
+    let &UpBackward { dhidden, dhidden_operand, mixed, dmixed, dy_operand } = out;
+    let &Heads { a_rows, stacked, heads, rank, per_head, gate, .. } = heads;
+    launch!(
+        "up_backward",
+        [tokens.div_ceil(SKINNY), 1],
+        SKINNY_SHARED,
+        dhidden,
+        dhidden_operand,
+        mixed,
+        dmixed,
+        dy_operand,
+        tokens,
+        dy,
+        d_out,
+        b,
+        hidden,
+        scale,
+        stacked,
+        dropped,
+        a_rows,
+        heads,
+        rank,
+        per_head,
+        gate
+    )
+}
+
+/// `db` [d_out, heads · rank] += scale · dyᵀ mixed.
+pub fn db(db: Ptr, tokens: u32, dy: Ptr, d_out: u32, mixed: Ptr, heads: &Heads, scale: f32) -> Launch {
+    let rows = heads.mixed();
+    outer(db, [rows, 1], tokens, (dy, d_out), (mixed, rows, rows), scale, 0, Mask::default())
+}
+
+/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x).
+pub fn da(da: Ptr, tokens: u32, x: Ptr, d_in: u32, dhidden: Ptr, heads: &Heads, mask: Mask) -> Launch {
+    outer(da, [1, d_in], tokens, (x, d_in), (dhidden, heads.hidden(), heads.stacked), 1.0, heads.a_rows, mask)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn outer(
+    out: Ptr,
+    [c_stride, j_stride]: [u32; 2],
+    tokens: u32,
+    (big, columns): (Ptr, u32),
+    (small, small_pitch, rows): (Ptr, u32, u32),
+    scale: f32,
+    a_rows: u32,
+    mask: Mask,
+) -> Launch {
+    let grid = [columns.div_ceil(SKINNY), rows.div_ceil(SKINNY)];
+    let Mask { seed, threshold, scale: keep_scale } = mask;
+    launch!(
+        "outer",
+        grid,
+        SKINNY_SHARED,
+        out,
+        c_stride,
+        j_stride,
+        tokens,
+        big,
+        columns,
+        small,
+        small_pitch,
+        rows,
+        scale,
+        a_rows,
+        seed,
+        threshold,
+        keep_scale
+    )
+}
+
+/// `dx` [tokens, d_in] += D(ddown A).
+pub fn dropped_add(dx: Ptr, tokens: u32, d_in: u32, dhidden: Ptr, a: Ptr, heads: &Heads, mask: Mask) -> Launch {
+    let grid = [d_in.div_ceil(THREADS), tokens.div_ceil(DROPPED_TOKENS)];
+    let Mask { seed, threshold, scale } = mask;
+    let (hidden, a_rows) = (heads.hidden(), heads.a_rows);
+    launch!("dropped_add", grid, 0, dx, tokens, d_in, dhidden, hidden, a, a_rows, seed, threshold, scale)
+}

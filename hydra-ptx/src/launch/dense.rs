@@ -1,0 +1,103 @@
+//! Products with a frozen matrix.
+
+use super::*;
+
+/// Which side of W is summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// C [m, rows] = A Wᵀ: the forward pass.
+    Rows,
+    /// C [m, columns] = A W: the backward pass.
+    Columns,
+}
+
+/// A second product that is added to the first: A₂ [m, k] times B, [n, k] or [k, n] as the form says. Both bf16, padded.
+#[derive(Clone, Copy, Debug)]
+pub struct Second {
+    /// A₂.
+    pub a: Ptr,
+    /// What is summed over.
+    pub k: u32,
+    /// B.
+    pub b: Ptr,
+}
+
+/// `c` [m, n] = or += `a` (bf16, padded) · W, and the second product.
+pub fn gemm(c: Ptr, m: u32, accumulate: bool, form: Form, a: Ptr, w: &Matrix, second: Option<Second>) -> Launch {
+    let entry = match (form, w.format) {
+        (Form::Rows, Format::Bf16) => "gemm_rows_bf16",
+        (Form::Rows, Format::Q8_0) => "gemm_rows_q8_0",
+        (Form::Rows, Format::Q4_0) => "gemm_rows_q4_0",
+        (Form::Rows, Format::Q4_1) => "gemm_rows_q4_1",
+        (Form::Columns, Format::Bf16) => "gemm_columns_bf16",
+        (Form::Columns, Format::Q8_0) => "gemm_columns_q8_0",
+        (Form::Columns, Format::Q4_0) => "gemm_columns_q4_0",
+        (Form::Columns, Format::Q4_1) => "gemm_columns_q4_1",
+    };
+    let (n, k) = match form {
+        Form::Rows => (w.rows, w.columns),
+        Form::Columns => (w.columns, w.rows),
+    };
+    let Second { a: a2, k: k2, b: b2 } = second.unwrap_or(Second { a: Ptr::NULL, k: 0, b: Ptr::NULL });
+    let pitch2 = match form {
+        Form::Rows => padded(k2),
+        Form::Columns => padded(n),
+    };
+    let grid = [n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)];
+    launch!(entry, grid, GEMM_SHARED, c, m, n, accumulate, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
+}
+
+/// What a matrix-vector product reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// A frozen matrix.
+    Frozen(&'a Matrix),
+    /// f32, [rows, columns].
+    F32 {
+        /// The first element.
+        at: Ptr,
+        /// Rows.
+        rows: u32,
+        /// Columns.
+        columns: u32,
+    },
+}
+
+/// How a matrix-vector product writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// y.
+    pub y: Ptr,
+    /// Elements from a row of y to the next.
+    pub pitch: u32,
+    /// Whether y is added to.
+    pub accumulate: bool,
+    /// What the product is multiplied with.
+    pub scale: f32,
+}
+
+/// y [tokens, rows] = or += scale · x [tokens, columns] · Wᵀ, in f32. With `ids` (their address and number), the rows are those.
+pub fn matvec(output: Output, tokens: u32, x: Ptr, w: Rows<'_>, ids: Option<(Ptr, u32)>) -> Launch {
+    let (entry, data, scales, pitch, rows, columns) = match w {
+        Rows::F32 { at, rows, columns } => ("matvec_f32", at, Ptr::NULL, columns, rows, columns),
+        Rows::Frozen(w) => {
+            let entry = match w.format {
+                Format::Bf16 => "matvec_bf16",
+                Format::Q8_0 => "matvec_q8_0",
+                Format::Q4_0 => "matvec_q4_0",
+                Format::Q4_1 => "matvec_q4_1",
+            };
+            (entry, w.data, w.scales, w.pitch(), w.rows, w.columns)
+        }
+    };
+    let (ids, rows) = ids.unwrap_or((Ptr::NULL, rows));
+    let grid = [rows.div_ceil(THREADS / 32), tokens.div_ceil(FEW_TOKENS)];
+    let Output { y, pitch: y_pitch, accumulate, scale } = output;
+    launch!(entry, grid, 0, y, y_pitch, accumulate, scale, tokens, x, columns, data, scales, pitch, rows, ids)
+}
+
+/// `out` [rows, padded width] = scale · `x` [rows, width] as bf16.
+pub fn operand(out: Ptr, x: Ptr, rows: u32, width: u32, scale: f32) -> Launch {
+    let chunks = u64::from(rows) * u64::from(padded(width) / 8);
+    launch!("operand", [blocks(chunks), 1], 0, out, x, rows, width, scale)
+}

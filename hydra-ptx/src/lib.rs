@@ -1,0 +1,16 @@
+//! Hydra's CUDA kernels as PTX text, and how to launch them. No driver, no device, no unsafe code.
+//!
+//! `device/` is the kernels' source, in Rust; `build-ptx` compiles it to [`PTX`], which is checked in. [`launch`] has one
+//! function for each kernel: entry, grid, block, shared memory and parameters. The tests hold all three together: the text
+//! belongs to the sources, each launch fits its entry, and the sources, run by an emulator, compute what
+//! `hydra_kernels::reference` says.
+
+pub mod launch;
+#[path = "../device/src/sizes.rs"]
+pub mod sizes;
+
+/// The module's text, for sm_80 and, by the driver's own compiler, all that came after.
+pub const PTX: &str = include_str!("../ptx/hydra.sm_80.ptx");
+
+/// The least compute capability that has what the kernels use (bf16 matrix instructions, asynchronous copies).
+pub const CAPABILITY: (u32, u32) = (8, 0);

@@ -1,0 +1,252 @@
+//! The PTX text, the sources and the launch table belong together.
+
+use hydra_ptx::launch::*;
+use hydra_ptx::{PTX, launch};
+use hydra_ptx_device::emulator::Kind;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An entry's parameter types and its body.
+struct Entry {
+    params: Vec<&'static str>,
+    body: &'static str,
+}
+
+fn entries() -> BTreeMap<&'static str, Entry> {
+    let parse = |text: &'static str| {
+        let (name, rest) = text.split_once('(').expect("a parameter list");
+        let (params, body) = rest.split_once(')').expect("its end");
+        let types = params.lines().filter_map(|line| line.trim().strip_prefix(".param ")?.split(' ').next());
+        (name, Entry { params: types.collect(), body })
+    };
+    PTX.split(".visible .entry ").skip(1).map(parse).collect()
+}
+
+/// One launch of each kernel; sizes don't matter.
+fn launches() -> Vec<Launch> {
+    let p = Ptr(256);
+    let heads = Heads { a_rows: 8, stacked: 11, heads: 3, rank: 8, per_head: false, gate: 0, labels: p };
+    let second = Second { a: p, k: 24, b: p };
+    let up = UpBackward { dhidden: p, dhidden_operand: p, mixed: p, dmixed: p, dy_operand: p };
+    let (saved, output) =
+        (Saved { d_o: p, lse: p, delta: p }, Output { y: p, pitch: 64, accumulate: true, scale: 1.0 });
+    let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
+    let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
+    let mut all = vec![
+        matvec(output, 2, p, Rows::F32 { at: p, rows: 8, columns: 9 }, None),
+        operand(p, p, 3, 9, 1.0),
+        down(p, p, p, 40, p, 96, p, &heads, 1.0, Mask::default()),
+        gate_mix(p, p, 2, &heads),
+        up_backward(&up, 40, p, 64, p, p, &heads, 1.0, false),
+        db(p, 40, p, 64, p, &heads, 1.0),
+        da(p, 40, p, 96, p, &heads, Mask::default()),
+        dropped_add(p, 40, 96, p, p, &heads, Mask::default()),
+        rms_norm(p, p, 40, p, p, 96, 1e-5),
+        rms_norm_backward(p, 40, p, p, p, p, 96),
+        rope(p, 40, 4, 24, p, p, false),
+        swiglu(p, 1000, p, p),
+        swiglu_backward(p, p, 1000, p, p),
+        embed(p, 40, &w(Format::Bf16), p),
+        gather(p, p, p, 4, 96),
+        scatter(p, p, p, 4, 96),
+        soften(p, p, p, 40, p, 512, p, 0, 96),
+        finish_loss(p, p, 40, p, &w(Format::Q4_0), p, 1.0),
+        squares(p, p, 100_000),
+        squares_total(p, p, 7),
+        adamw([p; 3], p, 1000, &adam),
+    ];
+    for format in Format::ALL {
+        all.extend([Form::Rows, Form::Columns].map(|form| gemm(p, 40, true, form, p, &w(format), Some(second))));
+        all.push(matvec(output, 2, p, Rows::Frozen(&w(format)), Some((p, 4))));
+    }
+    for d in [64, 128] {
+        let shape = Attention { heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3 };
+        all.push(launch::attention(p, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
+        all.push(attention_delta(p, 40, &shape, p, p));
+        all.push(attention_dq(p, &shape, &saved, [p; 3]));
+        all.push(attention_dkv([p; 2], &shape, &saved, [p; 3]));
+    }
+    all
+}
+
+fn sources() -> Vec<(String, PathBuf)> {
+    fn walk(dir: &Path, prefix: &str, into: &mut Vec<(String, PathBuf)>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = format!("{prefix}/{}", path.file_name().unwrap().to_str().unwrap());
+            // What isn't compiled.
+            if name.contains("emulator") || name.ends_with("host.rs") {
+                continue;
+            }
+            if path.is_dir() {
+                walk(&path, &name, into);
+            } else if name.ends_with(".rs") {
+                into.push((name, path));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    walk(&root.join("device/src"), "device/src", &mut files);
+    for name in ["../hydra-kernels/src/math.rs", "build-ptx"] {
+        files.push((name.to_string(), root.join(name)));
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn the_text_is_that_of_the_sources() {
+    let mut hash = Sha256::new();
+    for (name, path) in sources() {
+        hash.update(format!("{name}\n"));
+        hash.update(std::fs::read(path).unwrap());
+    }
+    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let stated = PTX.lines().find_map(|line| line.strip_prefix("// sources sha256 ")).expect("a hash");
+    assert_eq!(stated, hash, "the kernels' sources have changed: run hydra-ptx/build-ptx");
+}
+
+#[test]
+fn each_entry_has_its_source_and_its_launch() {
+    let entries = entries();
+    let launched: BTreeSet<_> = launches().iter().map(|launch| launch.entry).collect();
+    assert!(entries.keys().copied().eq(launched), "launches of what there isn't, or none of what there is");
+    for launch in launches() {
+        let types: Vec<_> = launch.args.iter().map(|arg| arg.ptx_type()).collect();
+        assert_eq!(types, entries[launch.entry].params, "{}: parameters", launch.entry);
+    }
+    assert_eq!(hydra_ptx_device::entries().count(), entries.len());
+    for source in hydra_ptx_device::entries() {
+        let kind = |kind: &Kind| match kind {
+            Kind::U64 => ".u64",
+            Kind::U32 => ".u32",
+            Kind::F32 => ".f32",
+        };
+        assert!(source.params.iter().map(kind).eq(entries[source.name].params.iter().copied()), "{}", source.name);
+    }
+}
+
+#[test]
+fn shared_memory_is_asked_for_where_it_is_used() {
+    let entries = entries();
+    for launch in launches() {
+        let used = entries[launch.entry].body.contains("dynamic_shared");
+        assert_eq!(used, launch.shared > 0, "{}: shared memory", launch.entry);
+        // What every device from 8.0 on gives a block.
+        assert!(launch.shared <= 99 * 1024, "{}: {} bytes of shared memory", launch.entry, launch.shared);
+        assert!(launch.threads.is_multiple_of(32) && launch.threads <= 1024);
+        let asynchronous = entries[launch.entry].body.contains("cp.async");
+        assert_eq!(asynchronous, launch.entry.starts_with("gemm"), "{}", launch.entry);
+    }
+}
+
+/// Barriers, shuffles, ldmatrix and mma of a kernel: as many as its source has, once its loops over registers are unrolled.
+/// More would mean that the compiler has cloned one into a branch.
+fn collectives(name: &str) -> [usize; 4] {
+    let widths = |name: &str| if name.ends_with("_128") { 16 } else { 8 };
+    // Chunks of a row, fragments and products of the two kinds of products in attention.
+    let chunks = widths(name);
+    let rows_by_rows = |n: usize| (chunks / 2 * (1 + n / 2), chunks / 2 * n);
+    let by_tile = |k: usize| (k / 2 * (chunks / 2), k / 2 * chunks);
+    let sum = |parts: &[(usize, usize)]| parts.iter().fold((0, 0), |all, part| (all.0 + part.0, all.1 + part.1));
+    match name {
+        // Two steps of 16: four fragments of A and two pairs of B, 4 x 4 products.
+        _ if name.starts_with("gemm") => [1, 0, 2 * (4 + 2), 2 * 16],
+        // The loop over prefix and own keys is unrolled; two sums at the end.
+        "attention_64" | "attention_128" => {
+            let (fragments, products) = sum(&[rows_by_rows(8), by_tile(8)]);
+            [2 * 2, 2 * 4 + 4, 2 * fragments, 2 * products]
+        }
+        "attention_dq_64" | "attention_dq_128" => {
+            let (fragments, products) = sum(&[rows_by_rows(8), rows_by_rows(8), by_tile(8)]);
+            [2, 0, fragments, products]
+        }
+        "attention_dkv_64" | "attention_dkv_128" => {
+            let (fragments, products) = sum(&[rows_by_rows(4), rows_by_rows(4), by_tile(4), by_tile(4)]);
+            [2, 0, fragments, products]
+        }
+        "attention_delta" => [0, 5, 0, 0],
+        // A sum a token.
+        _ if name.starts_with("matvec") => [0, 4 * 5, 0, 0],
+        "rms_norm" | "rms_norm_backward" => [2, 5, 0, 0],
+        "soften" => [2 * 2, 2 * 5, 0, 0],
+        "squares" | "squares_total" => [8, 0, 0, 0],
+        "gate_mix" => [1, 0, 0, 0],
+        // Four steps of 16: two halves of the left operand each, of the right one for two; three products. Twice where
+        // dropout may be before A.
+        "outer" => [2, 0, 12 + 8, 12 + 12],
+        "down" => [2 + 1 + 1, 0, 12 + 8, 12 + 12],
+        "up_backward" => [2 + 1 + 1 + 1, 0, 12, 12],
+        _ => [0; 4],
+    }
+}
+
+#[test]
+fn no_collective_is_cloned() {
+    for (name, entry) in entries() {
+        let count = |what: &str| entry.body.matches(what).count();
+        let found = [count("bar.sync"), count("shfl.sync"), count("ldmatrix.sync"), count("mma.sync")];
+        assert_eq!(found, collectives(name), "{name}: barriers, shuffles, ldmatrix, mma");
+        let all = count(".sync") - count("bar.warp.sync");
+        assert_eq!(all, found.iter().sum(), "{name}: other collectives");
+        // What keeps an inline ldmatrix in its place stands right before it.
+        let instructions: Vec<_> = entry.body.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
+        for pair in instructions.windows(2).filter(|pair| pair[1].starts_with("ldmatrix")) {
+            assert!(pair[0].starts_with("bar.warp.sync"), "{name}: {pair:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_atomic_on_the_stack_or_panics() {
+    for banned in ["atom.", "red.", ".local", "call", ".func", "trap"] {
+        assert!(!PTX.lines().any(|line| line.trim_start().starts_with(banned)), "{banned}");
+        assert!(!PTX.contains(&format!("\t{banned}")), "{banned}");
+    }
+    assert!(PTX.contains(".target sm_80"));
+}
+
+/// The assembler: `$HYDRA_PTXAS`, or the one on the path.
+fn ptxas() -> Option<PathBuf> {
+    let named = std::env::var_os("HYDRA_PTXAS").map(PathBuf::from);
+    let candidate = named.clone().unwrap_or_else(|| "ptxas".into());
+    let runs = Command::new(&candidate).arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(runs || named.is_none(), "HYDRA_PTXAS is {}, which doesn't run", candidate.display());
+    runs.then_some(candidate)
+}
+
+#[test]
+fn it_assembles_without_spills() {
+    let Some(ptxas) = ptxas() else {
+        eprintln!("no ptxas: not assembled");
+        return;
+    };
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx/hydra.sm_80.ptx");
+    let threads: BTreeMap<_, _> = launches().into_iter().map(|launch| (launch.entry, launch.threads)).collect();
+    for architecture in ["sm_80", "sm_86", "sm_90a"] {
+        let arch = format!("-arch={architecture}");
+        let output = Command::new(&ptxas).args([&arch, "-v", "-o", "/dev/null"]).arg(&text).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{architecture}: {log}");
+        let (mut name, mut assembled) = ("", 0);
+        for line in log.lines() {
+            if let Some(rest) = line.split_once("Compiling entry function '") {
+                name = rest.1.split('\'').next().unwrap();
+            } else if line.contains("bytes spill stores") {
+                assert!(
+                    line.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"),
+                    "{name}: {line}"
+                );
+            } else if let Some(rest) = line.split_once("Used ") {
+                let registers: u32 = rest.1.split(' ').next().unwrap().parse().unwrap();
+                println!("{architecture} {name:<20} {registers} registers");
+                assert!(registers * threads[name] <= 65_536, "{name}: {registers} registers");
+                assembled += 1;
+            }
+        }
+        assert_eq!(assembled, threads.len(), "{architecture}: {log}");
+    }
+}

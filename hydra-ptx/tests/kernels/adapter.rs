@@ -1,0 +1,166 @@
+//! The adapter's products, gates and gradients against `hydra_kernels::reference`.
+
+use crate::support::*;
+use hydra_kernels::dropout::Dropout;
+use hydra_kernels::gate::Gate;
+use hydra_kernels::reference::{self, Gradients, Parameters};
+use hydra_kernels::shape::HydraShape;
+use hydra_ptx::launch::{Heads, Mask, UpBackward, da, db, down, dropped_add, gate_mix, padded, up_backward};
+use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
+use hydra_ptx_device::emulator::Global;
+use proptest::prelude::*;
+
+/// Products of two bf16 halves each, and sums of them.
+const SPLIT: f64 = 5e-5;
+
+struct Case {
+    shape: HydraShape,
+    gate: u32,
+    dropout: f32,
+    seed: u64,
+}
+
+fn from_bf16(values: &[u16], pitch: usize, columns: usize) -> Vec<f32> {
+    let widen = |&bits: &u16| half::bf16::from_bits(bits).to_f32();
+    values.chunks(pitch).flat_map(|row| row[..columns].iter().map(widen)).collect()
+}
+
+fn check(case: &Case) {
+    let (shape, seed) = (case.shape, case.seed);
+    let HydraShape { tokens, d_in, d_out, .. } = shape;
+    let (a_rows, stacked, width, columns) = (shape.a_rows(), shape.stacked_rows(), shape.hidden(), shape.mixed());
+    let mut random = Random::new(seed);
+    let (x, a, b) = (random.values(tokens * d_in), random.values(stacked * d_in), random.values(d_out * columns));
+    let dy = random.values(tokens * d_out);
+    let labels: Vec<u32> = (0..tokens).map(|_| random.bits() % (shape.heads as u32 + 1)).collect();
+    let dropout = Dropout { p: case.dropout, seed: 99, first_row: 0 };
+    let mask = Mask { seed: 99, threshold: dropout.threshold(), scale: dropout.scale() };
+    let scale = 0.75;
+
+    // The reference, with a frozen weight of zeros.
+    let factor = |i: usize| if dropout.keeps((i / d_in) as u64, i % d_in) { f64::from(dropout.scale()) } else { 0.0 };
+    let (want_x, want_a, want_b, want_dy) = (f64s(&x), f64s(&a), f64s(&b), f64s(&dy));
+    let (weight, factors) = (vec![0.0; d_out * d_in], (0..tokens * d_in).map(factor).collect::<Vec<_>>());
+    let gate = match case.gate {
+        GATE_ROUTER => Gate::Router,
+        GATE_LABEL => Gate::Label(&labels),
+        GATE_UNIFORM => Gate::Uniform,
+        _ => Gate::One,
+    };
+    let parameters =
+        Parameters { weight: &weight, a: &want_a, b: &want_b, scale: f64::from(scale), gate, mask: &factors };
+    let (mut want_y, mut want_hidden) = (vec![0.0; tokens * d_out], vec![0.0; tokens * width]);
+    reference::forward(&shape, &mut want_y, &mut want_hidden, &want_x, &parameters);
+    let (mut want_dx, mut want_da) = (vec![0.0; tokens * d_in], f64s(&a));
+    let (mut want_db, mut want_dhidden) = (f64s(&b), vec![0.0; tokens * width]);
+    let gradients = Gradients { dx: &mut want_dx, da: &mut want_da, db: &mut want_db, dhidden: &mut want_dhidden };
+    reference::backward(&shape, gradients, &want_dy, &want_x, &want_hidden, &parameters);
+    let want_mixed: Vec<f64> = (0..tokens * columns)
+        .map(|i| {
+            let (hidden, column) = (&want_hidden[i / columns * width..], i % columns);
+            hidden[a_rows + column / shape.rank] * hidden[if shape.per_head_a { column } else { column % shape.rank }]
+        })
+        .collect();
+
+    // The same by launches.
+    let [device_x, device_a, device_b, device_dy] = [&x, &a, &b, &dy].map(|values| Global::new(values));
+    let device_labels = Global::new(&labels);
+    let heads = Heads {
+        a_rows: a_rows as u32,
+        stacked: stacked as u32,
+        heads: shape.heads as u32,
+        rank: shape.rank as u32,
+        per_head: shape.per_head_a,
+        gate: case.gate,
+        labels: ptr(&device_labels),
+    };
+    let pitch = |columns: usize| padded(columns as u32) as usize;
+    let nan16 = |columns: usize| Global::new(&vec![0x7fc0u16; tokens * pitch(columns)]);
+    let nan32 = |len: usize| Global::new(&vec![f32::NAN; len]);
+    let (hidden, mixed16, x16) = (nan32(tokens * width), nan16(columns), nan16(d_in));
+    let (count, d_in32, d_out32) = (tokens as u32, d_in as u32, d_out as u32);
+    run(
+        down(
+            ptr(&hidden),
+            ptr(&mixed16),
+            ptr(&x16),
+            count,
+            ptr(&device_x),
+            d_in32,
+            ptr(&device_a),
+            &heads,
+            scale,
+            mask,
+        ),
+        seed,
+    );
+    assert_close("hidden", hidden.values(), &want_hidden, SPLIT);
+    assert_eq!(x16.values(), operand(&x, d_in), "x as bf16");
+    let scaled: Vec<f64> = want_mixed.iter().map(|x| x * f64::from(scale)).collect();
+    assert_close("mixed", &from_bf16(mixed16.values(), pitch(columns), columns), &scaled, 4e-3);
+    assert!(mixed16.values().chunks(pitch(columns)).all(|row| row[columns..].iter().all(|&x| x == 0)), "padding");
+
+    let again = Global::new(hidden.values());
+    let mixed = nan32(tokens * columns);
+    if case.gate != GATE_ROUTER {
+        run(gate_mix(ptr(&again), ptr(&mixed), count, &heads), seed);
+        assert_close("mixed", mixed.values(), &want_mixed, SPLIT);
+    }
+
+    let (dhidden, dhidden16, dmixed, dy16) =
+        (nan32(tokens * width), nan16(stacked), nan32(tokens * columns), nan16(d_out));
+    let out = UpBackward {
+        dhidden: ptr(&dhidden),
+        dhidden_operand: ptr(&dhidden16),
+        mixed: ptr(&mixed),
+        dmixed: ptr(&dmixed),
+        dy_operand: ptr(&dy16),
+    };
+    let dropped = mask.threshold > 0;
+    run(up_backward(&out, count, ptr(&device_dy), d_out32, ptr(&device_b), ptr(&hidden), &heads, scale, dropped), seed);
+    assert_close("dhidden", dhidden.values(), &want_dhidden, SPLIT);
+    assert_close("mixed", mixed.values(), &want_mixed, SPLIT);
+    assert_eq!(dy16.values(), operand(&dy, d_out), "dy as bf16");
+    let through: Vec<f64> = (0..tokens * stacked)
+        .map(|i| if dropped && i % stacked < a_rows { 0.0 } else { want_dhidden[i / stacked * width + i % stacked] })
+        .collect();
+    assert_close("dhidden as bf16", &from_bf16(dhidden16.values(), pitch(stacked), stacked), &through, 4e-3);
+
+    let (device_db, device_da) = (Global::new(&b), Global::new(&a));
+    run(db(ptr(&device_db), count, ptr(&device_dy), d_out32, ptr(&mixed), &heads, scale), seed);
+    assert_close("db", device_db.values(), &want_db, SPLIT);
+    run(da(ptr(&device_da), count, ptr(&device_x), d_in32, ptr(&dhidden), &heads, mask), seed);
+    assert_close("da", device_da.values(), &want_da, SPLIT);
+
+    if dropped {
+        let dx = Global::new(&x);
+        run(dropped_add(ptr(&dx), count, d_in32, ptr(&dhidden), ptr(&device_a), &heads, mask), seed);
+        let router = |t: usize, c: usize| {
+            (a_rows..stacked).map(|row| want_dhidden[t * width + row] * want_a[row * d_in + c]).sum::<f64>()
+        };
+        let want: Vec<f64> =
+            (0..tokens * d_in).map(|i| f64::from(x[i]) + want_dx[i] - router(i / d_in, i % d_in)).collect();
+        assert_close("dx through dropout", dx.values(), &want, SPLIT);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn random_adapters(tokens in 1usize..70, d_in in 1usize..80, d_out in 1usize..80, rank in 1usize..20, heads in 1usize..6,
+                       per_head_a: bool, gate in 0u32..4, drops: bool, seed: u64) {
+        let per_head_a = per_head_a && gate != GATE_ROUTER;
+        let heads = if gate == GATE_ONE { 1 } else { heads };
+        let shape = HydraShape { tokens, d_in, d_out, rank, heads, per_head_a, router: gate == GATE_ROUTER };
+        check(&Case { shape, gate, dropout: if drops { 0.3 } else { 0.0 }, seed });
+    }
+}
+
+#[test]
+fn whole_tiles_and_one_more() {
+    for (tokens, rank, heads) in [(32, 8, 4), (33, 8, 3), (64, 32, 3)] {
+        let shape = HydraShape { tokens, d_in: 64, d_out: 96, rank, heads, per_head_a: false, router: true };
+        check(&Case { shape, gate: GATE_ROUTER, dropout: 0.1, seed: 3 });
+    }
+}

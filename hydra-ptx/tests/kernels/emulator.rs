@@ -1,0 +1,118 @@
+//! The emulator finds what it says it finds.
+
+use hydra_ptx_device::emulator::{Entry, Global, Grid, Kind, launch};
+use hydra_ptx_device::prelude::*;
+
+fn run(call: unsafe fn(&[u64]), slots: &[u64]) {
+    let params: &[Kind] = if slots.is_empty() { &[] } else { &[Kind::U64] };
+    let grid = Grid { blocks: [2, 1], threads: 64, shared: 1024, seed: 1 };
+    // SAFETY: the kernels below take what they are given.
+    unsafe { launch(&Entry { name: "test", params, call }, grid, slots) }
+}
+
+#[test]
+#[should_panic(expected = "a race")]
+fn a_missing_barrier() {
+    // SAFETY: emulated.
+    run(
+        |_| unsafe {
+            st_f32(shared() + 4 * thread(), 1.0);
+            ld_f32(shared() + 4 * (thread() ^ 1));
+        },
+        &[],
+    );
+}
+
+#[test]
+fn a_barrier() {
+    // SAFETY: emulated.
+    let own = |_: &[u64]| unsafe {
+        st_f32(shared() + 4 * thread(), thread() as f32);
+        barrier();
+        assert_eq!(ld_f32(shared() + 4 * (thread() ^ 33)), (thread() ^ 33) as f32);
+    };
+    run(own, &[]);
+}
+
+#[test]
+#[should_panic(expected = "a race")]
+fn two_blocks_at_one_place() {
+    let global = Global::new(&[0f32; 4]);
+    // SAFETY: emulated.
+    run(
+        |slots| unsafe {
+            if thread() == 0 {
+                store(slots[0] as *mut f32, 1.0)
+            }
+        },
+        &[global.address()],
+    );
+}
+
+#[test]
+#[should_panic(expected = "some lanes of the warp never reach")]
+fn a_divergent_shuffle() {
+    run(
+        |_| {
+            if thread().is_multiple_of(2) {
+                shuffle_xor(1.0, 2);
+            }
+        },
+        &[],
+    );
+}
+
+#[test]
+#[should_panic(expected = "some warps have ended")]
+fn a_barrier_that_a_warp_misses() {
+    run(
+        |_| {
+            if warp() == 0 {
+                barrier()
+            }
+        },
+        &[],
+    );
+}
+
+#[test]
+#[should_panic(expected = "allocated are 16")]
+fn out_of_bounds() {
+    let global = Global::new(&[0f32; 4]);
+    // SAFETY: emulated.
+    run(
+        |slots| unsafe {
+            load((slots[0] as *const f32).add(thread() as usize));
+        },
+        &[global.address()],
+    );
+}
+
+#[test]
+#[should_panic(expected = "not aligned")]
+fn off_its_alignment() {
+    let global = Global::new(&[0f32; 16]);
+    // SAFETY: emulated.
+    run(
+        |slots| unsafe {
+            load4((slots[0] as *const f32).add(1));
+        },
+        &[global.address()],
+    );
+}
+
+#[test]
+fn a_copy_arrives_when_it_is_waited_for() {
+    let global = Global::new(&[7f32; 4]);
+    // SAFETY: emulated.
+    let kernel = |slots: &[u64]| unsafe {
+        if thread() == 0 {
+            copy_async(shared(), slots[0] as *const u8, true);
+            copy_commit();
+            assert!(ld_f32(shared()).is_nan());
+            copy_wait::<0>();
+            assert_eq!(ld_f32(shared() + 12), 7.0);
+        }
+    };
+    run(kernel, &[global.address()]);
+}

@@ -1,0 +1,163 @@
+//! Products with each form and storage, with and without a second product, at sizes around the tiles'.
+
+use crate::support::*;
+use hydra_kernels::reference;
+use hydra_ptx::launch::{Form, Format, Matrix, Output, Ptr, Rows, Second, gemm, matvec, operand as operand_launch};
+use hydra_ptx_device::emulator::Global;
+use proptest::prelude::*;
+
+/// A random matrix as it lies on the device, and its exact values.
+struct Stored {
+    data: Global<u8>,
+    scales: Global<u8>,
+    values: Vec<f64>,
+}
+
+impl Stored {
+    /// Blocks of a block format are drawn bit by bit; scales are f16 of moderate size.
+    fn new(format: Format, rows: usize, columns: usize, random: &mut Random) -> Self {
+        if format == Format::Bf16 {
+            let values = random.values(rows * columns);
+            let bytes: Vec<u8> = operand(&values, columns).iter().flat_map(|x| x.to_le_bytes()).collect();
+            return Self { data: Global::new(&bytes), scales: Global::new(&[]), values: f64s(&rounded(&values)) };
+        }
+        let (bits, pair) = match format {
+            Format::Q8_0 => (8, false),
+            Format::Q4_0 => (4, false),
+            _ => (4, true),
+        };
+        let (mut data, mut scales, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..rows * columns / 32 {
+            let quants: Vec<u8> = (0..4 * bits).map(|_| random.bits() as u8).collect();
+            let d = half::f16::from_f32(random.value() / 16.0);
+            let m = half::f16::from_f32(random.value());
+            scales.extend(d.to_le_bytes());
+            if pair {
+                scales.extend(m.to_le_bytes());
+            }
+            for i in 0..32 {
+                let nibble = quants[i % 16] >> (i / 16 * 4) & 15;
+                values.push(match format {
+                    Format::Q8_0 => f64::from(quants[i] as i8) * d.to_f64(),
+                    Format::Q4_0 => (f64::from(nibble) - 8.0) * d.to_f64(),
+                    _ => f64::from(nibble) * d.to_f64() + m.to_f64(),
+                });
+            }
+            data.extend(quants);
+        }
+        Self { data: Global::new(&data), scales: Global::new(&scales), values }
+    }
+
+    fn matrix(&self, format: Format, rows: usize, columns: usize) -> Matrix {
+        let (data, scales) = (ptr(&self.data), ptr(&self.scales));
+        Matrix { format, data, scales, rows: rows as u32, columns: columns as u32 }
+    }
+}
+
+/// Rounding of block values to bf16: 2⁻⁹ each, and sums of them.
+const TOLERANCE: f64 = 4e-3;
+
+fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], accumulate: bool, seed: u64) {
+    let mut random = Random::new(seed);
+    let stored = Stored::new(format, rows, columns, &mut random);
+    let (n, k) = if form == Form::Rows { (rows, columns) } else { (columns, rows) };
+    let a = random.values(m * k);
+    let (a2, b2, before) = (random.values(m * k2), random.values(n * k2), random.values(m * n));
+    let device_a = Global::new(&operand(&a, k));
+    let device_a2 = Global::new(&operand(&a2, k2));
+    let device_b2 = Global::new(&operand(&b2, if form == Form::Rows { k2 } else { n }));
+    let c = Global::new(&before);
+    let second = (k2 > 0).then_some(Second { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
+    let w = stored.matrix(format, rows, columns);
+    run(gemm(ptr(&c), m as u32, accumulate, form, ptr(&device_a), &w, second), seed);
+
+    let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
+    let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
+    let weight = |p: usize, j: usize| stored.values[if form == Form::Rows { j * columns + p } else { p * columns + j }];
+    reference::gemm(&mut want, m, k, n, |i, p| a[i * k + p], weight);
+    let right = |p: usize, j: usize| b2[if form == Form::Rows { j * k2 + p } else { p * n + j }];
+    reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
+    let tolerance = if format == Format::Bf16 { 1e-5 } else { TOLERANCE };
+    let what = format!("{format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
+    assert_close(&what, c.values(), &want, tolerance);
+}
+
+#[test]
+fn around_the_tiles() {
+    for form in [Form::Rows, Form::Columns] {
+        for (i, size) in
+            [[1, 1, 1, 0], [127, 129, 33, 1], [128, 128, 32, 8], [129, 63, 257, 12]].into_iter().enumerate()
+        {
+            check_gemm(Format::Bf16, form, size, i % 2 == 1, i as u64);
+        }
+    }
+}
+
+/// More rows of tiles than a group has, and a last group that isn't full.
+#[test]
+fn every_block_has_its_tile() {
+    check_gemm(Format::Bf16, Form::Rows, [128 * 9 + 5, 301, 16, 0], false, 1);
+    check_gemm(Format::Bf16, Form::Columns, [128 * 10, 16, 300, 3], true, 1);
+}
+
+#[test]
+fn block_formats() {
+    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1] {
+        for form in [Form::Rows, Form::Columns] {
+            check_gemm(format, form, [3, 40, 64, 6], true, 5);
+            check_gemm(format, form, [130, 131, 160, 0], false, 6);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn random_shapes(m in 1usize..150, rows in 1usize..150, blocks in 1usize..5, k2 in 0usize..40, accumulate: bool,
+                     format in 0usize..4, columns: bool, ragged in 0usize..32, seed: u64) {
+        let format = Format::ALL[format];
+        let form = if columns { Form::Columns } else { Form::Rows };
+        let width = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
+        check_gemm(format, form, [m, rows, width, k2], accumulate, seed);
+    }
+
+    #[test]
+    fn matrix_vector(tokens in 1usize..10, rows in 1usize..40, blocks in 1usize..20, ragged in 0usize..32, format in 0usize..4,
+                     accumulate: bool, some_ids: bool, seed: u64) {
+        let (format, mut random) = (Format::ALL[format], Random::new(seed));
+        let columns = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
+        let stored = Stored::new(format, rows, columns, &mut random);
+        let x = random.values(tokens * columns);
+        let ids: Vec<u32> = (0..5).map(|_| random.bits() % rows as u32).collect();
+        let wanted = if some_ids { ids.clone() } else { (0..rows as u32).collect() };
+        let before = random.values(tokens * wanted.len());
+        let (device_x, device_ids, y) = (Global::new(&x), Global::new(&ids), Global::new(&before));
+        let output = Output { y: ptr(&y), pitch: wanted.len() as u32, accumulate, scale: 0.5 };
+        let w = stored.matrix(format, rows, columns);
+        let ids = some_ids.then_some((ptr(&device_ids), 5));
+        run(matvec(output, tokens as u32, ptr(&device_x), Rows::Frozen(&w), ids), seed);
+        let (mut want, x) = (vec![0.0; before.len()], f64s(&x));
+        let weight = |p: usize, j: usize| 0.5 * stored.values[wanted[j] as usize * columns + p];
+        reference::gemm(&mut want, tokens, columns, wanted.len(), |i, p| x[i * columns + p], weight);
+        if accumulate {
+            want.iter_mut().zip(&before).for_each(|(want, &before)| *want += f64::from(before));
+        }
+        assert_close("matvec", y.values(), &want, 1e-5);
+    }
+
+    #[test]
+    fn operands_are_padded(rows in 1usize..20, width in 1usize..70, seed: u64) {
+        let x = Random::new(seed).values(rows * width);
+        let (device_x, out) = (Global::new(&x), Global::new(&vec![0x7fc0u16; operand(&x, width).len()]));
+        run(operand_launch(ptr(&out), ptr(&device_x), rows as u32, width as u32, 1.0), seed);
+        prop_assert_eq!(out.values(), operand(&x, width));
+    }
+}
+
+#[test]
+fn nothing_to_do() {
+    let (a, c) = (Global::new(&[0u16; 8]), Global::new(&[1f32; 4]));
+    let w = Matrix { format: Format::Bf16, data: ptr(&a), scales: Ptr::NULL, rows: 4, columns: 8 };
+    assert!(gemm(ptr(&c), 0, false, Form::Rows, ptr(&a), &w, None).is_empty());
+}

@@ -1,0 +1,280 @@
+//! A GPU through the CUDA driver: the only file that knows `cust`.
+//!
+//! One context, one stream, one module. Uploads go through a pinned buffer, so that they are queued like everything else and
+//! the caller's memory is free at once.
+
+use super::{Driver, shim};
+use crate::{Error, Result};
+use core::ffi::c_void;
+use cust::CudaFlags;
+use cust::context::{Context, CurrentContext};
+use cust::device::{Device, DeviceAttribute};
+use cust::error::CudaError;
+use cust::memory::LockedBuffer;
+use cust::module::Module;
+use cust::stream::{Stream, StreamFlags};
+use cust::sys;
+use hydra_ptx::launch::Launch;
+use hydra_ptx::{CAPABILITY, PTX};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of the pinned buffer. When it is full, an upload waits for the stream.
+const STAGING: usize = 8 << 20;
+
+/// Shared memory of a block that a kernel has without asking.
+const SHARED: u32 = 48 * 1024;
+
+/// A kernel, and the most shared memory it has asked for.
+struct Kernel {
+    function: sys::CUfunction,
+    shared: AtomicU32,
+}
+
+/// The pinned buffer, and how much of it is under way.
+struct Staging {
+    buffer: LockedBuffer<u8>,
+    used: usize,
+}
+
+/// The context, which memory keeps alive.
+struct Shared {
+    ordinal: u32,
+    context: Context,
+}
+
+/// One NVIDIA GPU.
+pub struct Gpu {
+    name: String,
+    kernels: HashMap<&'static str, Kernel>,
+    staging: Mutex<Staging>,
+    stream: Stream,
+    _module: Module,
+    shared: Arc<Shared>,
+}
+
+// SAFETY: a stream and functions may be used from any thread in which their context is current, and each method makes it so.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; the driver orders concurrent calls.
+unsafe impl Sync for Gpu {}
+
+/// Memory of a GPU.
+pub struct Memory {
+    address: u64,
+    bytes: usize,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here; if there was one before, it has been told.
+        let _ = CurrentContext::set_current(&self.shared.context);
+        // SAFETY: allocated by `allocate`, dropped once; the driver waits for work that uses it.
+        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+    }
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// The result of one of the driver's functions.
+fn result(code: sys::CUresult) -> Result<(), CudaError> {
+    match code as u32 {
+        0 => Ok(()),
+        2 => Err(CudaError::OutOfMemory),
+        700 => Err(CudaError::IllegalAddress),
+        701 => Err(CudaError::LaunchOutOfResources),
+        716 => Err(CudaError::MisalignedAddress),
+        719 => Err(CudaError::LaunchFailed),
+        1 => Err(CudaError::InvalidValue),
+        _ => Err(CudaError::UnknownError),
+    }
+}
+
+impl Gpu {
+    /// Opens device `ordinal`. Fails with one line that says what is missing: the driver, the device, or what it can't do.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let refused = |what: String| Error::Device(format!("cuda:{ordinal}: {what}"));
+        shim::driver().map_err(|error| refused(format!("no NVIDIA driver: {error}")))?;
+        let failed = |what: &'static str| move |error: CudaError| refused(format!("{what}: {error}"));
+        match cust::init(CudaFlags::empty()) {
+            Err(CudaError::NoDevice) => return Err(refused("the NVIDIA driver finds no device".into())),
+            other => other.map_err(failed("the NVIDIA driver doesn't start"))?,
+        }
+        let count = Device::num_devices().map_err(failed("devices can't be counted"))?;
+        if ordinal >= count {
+            return Err(refused(format!("there is no such device, the driver has {count}, counted from 0")));
+        }
+        let device = Device::get_device(ordinal).map_err(failed("can't be opened"))?;
+        let name = device.name().map_err(failed("has no name"))?;
+        let attribute = |which| device.get_attribute(which).map_err(failed("can't be asked"));
+        let major = attribute(DeviceAttribute::ComputeCapabilityMajor)?;
+        let minor = attribute(DeviceAttribute::ComputeCapabilityMinor)?;
+        let (least_major, least_minor) = CAPABILITY;
+        if (major as u32, minor as u32) < CAPABILITY {
+            let wanted = format!("{least_major}.{least_minor} or later is wanted");
+            return Err(refused(format!("{name} has compute capability {major}.{minor}; {wanted}")));
+        }
+        let context = Context::new(device).map_err(failed("no context"))?;
+        CurrentContext::set_current(&context).map_err(failed("no context"))?;
+        let module =
+            Module::from_ptx(PTX, &[]).map_err(failed("the driver can't compile the kernels; it may be too old"))?;
+        let mut kernels = HashMap::new();
+        for line in PTX.lines().filter_map(|line| line.strip_prefix(".visible .entry ")) {
+            let entry = line.trim_end_matches('(');
+            let function = module.get_function(entry).map_err(failed("a kernel is missing"))?.to_raw();
+            kernels.insert(entry, Kernel { function, shared: AtomicU32::new(SHARED) });
+        }
+        let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(failed("no stream"))?;
+        // SAFETY: written before it is read.
+        let buffer = unsafe { LockedBuffer::uninitialized(STAGING) }.map_err(failed("no pinned memory"))?;
+        let staging = Mutex::new(Staging { buffer, used: 0 });
+        let shared = Arc::new(Shared { ordinal, context });
+        Ok(Self { name, kernels, staging, stream, _module: module, shared })
+    }
+
+    fn failed(&self, what: &str, error: CudaError) -> Error {
+        Error::Device(format!("cuda:{}: {what}: {error}", self.shared.ordinal))
+    }
+
+    fn enter(&self) -> Result<()> {
+        CurrentContext::set_current(&self.shared.context).map_err(|error| self.failed("no context", error))
+    }
+
+    /// What one of the driver's functions returned.
+    fn done(&self, what: &str, code: sys::CUresult) -> Result<()> {
+        result(code).map_err(|error| self.failed(what, error))
+    }
+
+    /// Free bytes, and all.
+    fn memory(&self) -> Result<(usize, usize)> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both are there to be written.
+        self.done("memory", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|error| self.failed("the device's work failed", error))
+    }
+
+    #[track_caller]
+    fn range(memory: &Memory, at: usize, bytes: usize) -> u64 {
+        let fits = at.checked_add(bytes).is_some_and(|end| end <= memory.bytes);
+        assert!(fits, "{bytes} bytes from {at} on of {}", memory.bytes);
+        memory.address + at as u64
+    }
+}
+
+impl Driver for Gpu {
+    type Memory = Memory;
+
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.enter()?;
+        let mut address = 0;
+        // SAFETY: `address` is there to be written.
+        match result(unsafe { sys::cuMemAlloc_v2(&mut address, bytes) }) {
+            Ok(()) => {}
+            Err(CudaError::OutOfMemory) => {
+                let (free, total) = self.memory()?;
+                let (asked, free, total) = (mib(bytes), mib(free), mib(total));
+                let what = format!("out of memory: {asked:.1} MiB asked for, {free:.1} of {total:.1} MiB are free");
+                return Err(Error::Device(format!("cuda:{}: {what}", self.shared.ordinal)));
+            }
+            Err(error) => return Err(self.failed("memory", error)),
+        }
+        let mut memory = Memory { address, bytes, shared: self.shared.clone() };
+        self.zero(&mut memory, bytes)?;
+        Ok(memory)
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address
+    }
+
+    fn upload(&self, to: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
+        self.enter()?;
+        let to = Self::range(to, at, from.len());
+        let staging = &mut *self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut copied = 0;
+        while copied < from.len() {
+            if staging.used == STAGING {
+                self.wait()?;
+                staging.used = 0;
+            }
+            let len = (from.len() - copied).min(STAGING - staging.used);
+            let room = &mut staging.buffer.as_mut_slice()[staging.used..][..len];
+            room.copy_from_slice(&from[copied..][..len]);
+            let stream = self.stream.as_inner();
+            // SAFETY: the range is checked; this part of the buffer isn't written again before the stream has been waited for.
+            let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to + copied as u64, room.as_ptr().cast(), len, stream) };
+            self.done("an upload failed", code)?;
+            copied += len;
+            staging.used += len;
+        }
+        Ok(())
+    }
+
+    fn download(&self, to: &mut [u8], from: &Memory) -> Result<()> {
+        self.enter()?;
+        let from = Self::range(from, 0, to.len());
+        if !to.is_empty() {
+            // SAFETY: the range is checked, and `to` is borrowed until the copy has been waited for.
+            let code =
+                unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream.as_inner()) };
+            self.done("a download failed", code)?;
+        }
+        self.wait()
+    }
+
+    fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let (to, from) = (Self::range(to, at, bytes), Self::range(from, 0, bytes));
+        // SAFETY: the ranges are checked, and of different allocations: one is borrowed exclusively.
+        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream.as_inner()) };
+        self.done("a copy failed", code)
+    }
+
+    fn zero(&self, memory: &mut Memory, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let at = Self::range(memory, 0, bytes);
+        // SAFETY: the range is checked.
+        self.done("clearing failed", unsafe { sys::cuMemsetD8Async(at, 0, bytes, self.stream.as_inner()) })
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        self.enter()?;
+        let kernel = &self.kernels[launch.entry];
+        if launch.shared > kernel.shared.load(Ordering::Relaxed) {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of this module.
+            let code = unsafe { sys::cuFuncSetAttribute(kernel.function, attribute, launch.shared as i32) };
+            self.done("a kernel's shared memory", code)?;
+            kernel.shared.store(launch.shared, Ordering::Relaxed);
+        }
+        let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
+        // The driver reads as many bytes as the parameter has: on a little-endian host the first ones are the value.
+        let mut params: Vec<*mut c_void> =
+            slots.iter().map(|slot| std::ptr::from_ref(slot).cast_mut().cast()).collect();
+        let [x, y] = launch.grid;
+        // SAFETY: parameters are those of the entry (a test compares them with the PTX) and live until the call returns, when
+        // the driver has read them; the rest is this function's contract.
+        let code = unsafe {
+            let stream = self.stream.as_inner();
+            let (params, extra) = (params.as_mut_ptr(), std::ptr::null_mut());
+            sys::cuLaunchKernel(kernel.function, x, y, 1, launch.threads, 1, 1, launch.shared, stream, params, extra)
+        };
+        result(code).map_err(|error| self.failed(launch.entry, error))
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        self.enter()?;
+        Ok(self.memory()?.0 as u64)
+    }
+
+    fn describe(&self) -> String {
+        format!("cuda:{}, {}", self.shared.ordinal, self.name)
+    }
+}

@@ -1,0 +1,193 @@
+//! A frozen linear layer and its Hydra adapter, forward and backward: which launches, in which order. The mathematics is that of
+//! `backend/cpu/linear.rs`.
+
+use super::state::State;
+use super::{Buffer, Cuda, Driver, Matrix, size};
+use crate::Result;
+use crate::backend::{AdapterArgs, GateKind, Store};
+use hydra_kernels::dropout::Dropout;
+use hydra_kernels::shape::HydraShape;
+use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Ptr, Rows, Second, UpBackward};
+use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
+
+type Args<'a, D> = AdapterArgs<'a, Cuda<D>>;
+
+/// An adapter as launches take it.
+struct Adapter {
+    shape: HydraShape,
+    heads: Heads,
+    a: Ptr,
+    b: Ptr,
+    scale: f32,
+    mask: Mask,
+}
+
+impl Adapter {
+    fn new<D: Driver>(cuda: &Cuda<D>, state: &mut State<D>, args: &Args<'_, D>, tokens: usize) -> Result<Self> {
+        let shape = args.slot.shape(tokens);
+        let gate = match args.slot.gate {
+            GateKind::Router => GATE_ROUTER,
+            GateKind::Label => GATE_LABEL,
+            GateKind::Uniform => GATE_UNIFORM,
+            GateKind::One => GATE_ONE,
+        };
+        let labels = match args.slot.gate {
+            GateKind::Label => state.ids.on_device(&cuda.driver, &args.heads[..tokens])?,
+            _ => Ptr::NULL,
+        };
+        let heads = Heads {
+            a_rows: size(shape.a_rows())?,
+            stacked: size(shape.stacked_rows())?,
+            heads: size(shape.heads)?,
+            rank: size(shape.rank)?,
+            per_head: shape.per_head_a,
+            gate,
+            labels,
+        };
+        let mask = args.dropout.map_or(Mask::default(), |key| {
+            let dropout = Dropout { p: key.p, seed: key.seed, first_row: 0 };
+            Mask { seed: key.seed, threshold: dropout.threshold(), scale: dropout.scale() }
+        });
+        let params = cuda.ptr(args.params);
+        let (a, b) = (params.f32(args.slot.a.start), params.f32(args.slot.b.start));
+        Ok(Self { shape, heads, a, b, scale: args.slot.scale, mask })
+    }
+
+    fn drops(&self) -> bool {
+        self.mask.threshold > 0
+    }
+}
+
+impl<D: Driver> Cuda<D> {
+    pub(super) fn linear_forward(
+        &self,
+        y: &mut Buffer<D>,
+        store: Store,
+        tokens: usize,
+        x: &Buffer<D>,
+        weight: &Matrix<D>,
+        adapter: Option<(&Args<'_, D>, &mut Buffer<D>)>,
+    ) -> Result<()> {
+        let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
+        let count = size(tokens)?;
+        let y = self.output(y, tokens * weight.rows as usize);
+        let (x, version) = (self.checked(x, tokens * weight.columns as usize), x.version);
+        let adapter = match adapter {
+            None => None,
+            Some((args, hidden)) => {
+                let adapter = Adapter::new(self, state, args, tokens)?;
+                let hidden = self.output(hidden, tokens * adapter.shape.hidden());
+                Some((adapter, hidden))
+            }
+        };
+        let accumulate = store == Store::Accumulate;
+        if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops()) {
+            let output = Output { y, pitch: weight.rows, accumulate, scale: 1.0 };
+            self.run(&launch::matvec(output, count, x, Rows::Frozen(&weight), None))?;
+            return match adapter {
+                Some((adapter, hidden)) => self.few_forward(state, &adapter, output, count, x, hidden),
+                None => Ok(()),
+            };
+        }
+        let (operand, there) = state.operand(driver, version, count, weight.columns)?;
+        let second = match &adapter {
+            None => {
+                if !there {
+                    self.run(&launch::operand(operand, x, count, weight.columns, 1.0))?;
+                }
+                None
+            }
+            Some((adapter, hidden)) => {
+                let &Adapter { heads, a, b, scale, mask, .. } = adapter;
+                let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
+                let d_in = weight.columns;
+                let to = if there { Ptr::NULL } else { operand };
+                self.run(&launch::down(*hidden, mixed, to, count, x, d_in, a, &heads, scale, mask))?;
+                let b_operand = state.small.operand(driver, weight.rows, heads.mixed())?;
+                self.run(&launch::operand(b_operand, b, weight.rows, heads.mixed(), 1.0))?;
+                Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
+            }
+        };
+        self.run(&launch::gemm(y, count, accumulate, Form::Rows, operand, &weight, second))
+    }
+
+    /// The adapter's part for a handful of tokens, in f32: three more products with vectors.
+    fn few_forward(
+        &self,
+        state: &mut State<D>,
+        adapter: &Adapter,
+        output: Output,
+        tokens: u32,
+        x: Ptr,
+        hidden: Ptr,
+    ) -> Result<()> {
+        let &Adapter { ref shape, heads, a, b, scale, .. } = adapter;
+        let stacked = Rows::F32 { at: a, rows: heads.stacked, columns: size(shape.d_in)? };
+        let to_hidden = Output { y: hidden, pitch: heads.hidden(), accumulate: false, scale: 1.0 };
+        self.run(&launch::matvec(to_hidden, tokens, x, stacked, None))?;
+        let mixed = state.mixed.f32(&self.driver, tokens as usize * shape.mixed())?;
+        self.run(&launch::gate_mix(hidden, mixed, tokens, &heads))?;
+        let b = Rows::F32 { at: b, rows: output.pitch, columns: heads.mixed() };
+        self.run(&launch::matvec(Output { accumulate: true, scale, ..output }, tokens, mixed, b, None))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn linear_gradient(
+        &self,
+        dx: Option<(&mut Buffer<D>, Store)>,
+        dparams: Option<&mut Buffer<D>>,
+        tokens: usize,
+        dy: &Buffer<D>,
+        x: &Buffer<D>,
+        weight: &Matrix<D>,
+        adapter: Option<(&Args<'_, D>, &Buffer<D>)>,
+    ) -> Result<()> {
+        let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
+        let (count, d_in, d_out) = (size(tokens)?, weight.columns, weight.rows);
+        let (dy, version) = (self.checked(dy, tokens * d_out as usize), dy.version);
+        let x = self.checked(x, tokens * d_in as usize);
+        let dx = dx.map(|(dx, store)| (self.output(dx, tokens * d_in as usize), store == Store::Accumulate));
+        let (operand, there) = match dx {
+            Some(_) => state.operand(driver, version, count, d_out)?,
+            None => (Ptr::NULL, true),
+        };
+        let Some((args, hidden)) = adapter else {
+            let Some((dx, accumulate)) = dx else { return Ok(()) };
+            if !there {
+                self.run(&launch::operand(operand, dy, count, d_out, 1.0))?;
+            }
+            return self.run(&launch::gemm(dx, count, accumulate, Form::Columns, operand, &weight, None));
+        };
+        let adapter = Adapter::new(self, state, args, tokens)?;
+        let &Adapter { ref shape, heads, a, b, scale, mask } = &adapter;
+        let hidden = self.checked(hidden, tokens * shape.hidden());
+        let out = UpBackward {
+            dhidden: state.dhidden.f32(driver, tokens * shape.hidden())?,
+            dhidden_operand: state.small_rows.operand(driver, count, heads.stacked)?,
+            mixed: state.mixed.f32(driver, tokens * shape.mixed())?,
+            dmixed: state.dmixed.f32(driver, tokens * shape.mixed())?,
+            dy_operand: if there { Ptr::NULL } else { operand },
+        };
+        self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, &heads, scale, adapter.drops()))?;
+        if let Some(dparams) = dparams {
+            let dparams = self.output(dparams, args.slot.a.end.max(args.slot.b.end));
+            let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));
+            self.run(&launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;
+            self.run(&launch::da(da, count, x, d_in, out.dhidden, &heads, mask))?;
+        }
+        let Some((dx, accumulate)) = dx else { return Ok(()) };
+        // With dropout only the router's part reaches dx undiminished.
+        let second = if adapter.drops() && !shape.router {
+            None
+        } else {
+            let stacked = state.small.operand(driver, heads.stacked, d_in)?;
+            self.run(&launch::operand(stacked, a, heads.stacked, d_in, 1.0))?;
+            Some(Second { a: out.dhidden_operand, k: heads.stacked, b: stacked })
+        };
+        self.run(&launch::gemm(dx, count, accumulate, Form::Columns, operand, &weight, second))?;
+        if adapter.drops() {
+            self.run(&launch::dropped_add(dx, count, d_in, out.dhidden, a, &heads, mask))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Memory that the backend keeps for itself: room for operands and intermediate results, and arrays of ids.
+
+use super::Driver;
+use crate::Result;
+use hydra_ptx::launch::{Ptr, padded};
+
+/// Memory that grows to the largest size asked for.
+pub(super) struct Area<D: Driver>(Option<(D::Memory, usize)>);
+
+impl<D: Driver> Default for Area<D> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<D: Driver> Area<D> {
+    fn memory(&mut self, driver: &D, bytes: usize) -> Result<&mut D::Memory> {
+        if self.0.as_ref().is_none_or(|(_, size)| *size < bytes) {
+            // The old one first: they need not fit side by side.
+            self.0 = None;
+            self.0 = Some((driver.allocate(bytes.max(1))?, bytes));
+        }
+        Ok(&mut self.0.as_mut().expect("just allocated").0)
+    }
+
+    /// `bytes` bytes; what they hold is not specified.
+    pub fn take(&mut self, driver: &D, bytes: usize) -> Result<Ptr> {
+        let memory = self.memory(driver, bytes)?;
+        Ok(Ptr(driver.address(memory)))
+    }
+
+    /// Room for `len` f32.
+    pub fn f32(&mut self, driver: &D, len: usize) -> Result<Ptr> {
+        self.take(driver, 4 * len)
+    }
+
+    /// Room for a bf16 operand [rows, columns].
+    pub fn operand(&mut self, driver: &D, rows: u32, columns: u32) -> Result<Ptr> {
+        self.take(driver, 2 * rows as usize * padded(columns) as usize)
+    }
+
+    /// The first bytes, on the host.
+    pub fn download(&self, driver: &D, to: &mut [u8]) -> Result<()> {
+        let (memory, _) = self.0.as_ref().expect("something was computed there");
+        driver.download(to, memory)
+    }
+}
+
+/// Arrays of ids kept at the same time: a pass has tokens, positions, heads, blocks of rows, target rows and targets, and
+/// asks for each once a layer.
+const KEPT: usize = 8;
+
+/// Ids on the device. What was uploaded a little while ago is still there.
+pub(super) struct Ids<D: Driver> {
+    kept: Vec<(Vec<u32>, Area<D>)>,
+    next: usize,
+}
+
+impl<D: Driver> Default for Ids<D> {
+    fn default() -> Self {
+        Self { kept: Vec::new(), next: 0 }
+    }
+}
+
+impl<D: Driver> Ids<D> {
+    /// Where `ids` are, until [`KEPT`] others have been asked for.
+    pub fn on_device(&mut self, driver: &D, ids: &[u32]) -> Result<Ptr> {
+        if let Some((_, area)) = self.kept.iter_mut().find(|(kept, _)| kept == ids) {
+            return area.take(driver, size_of_val(ids));
+        }
+        if self.kept.len() < KEPT {
+            self.kept.push((Vec::new(), Area::default()));
+        }
+        let (kept, area) = &mut self.kept[self.next];
+        self.next = (self.next + 1) % KEPT;
+        // Not valid under the old name, whatever happens now.
+        kept.clear();
+        let memory = area.memory(driver, size_of_val(ids))?;
+        driver.upload(memory, 0, bytemuck::cast_slice(ids))?;
+        kept.extend_from_slice(ids);
+        Ok(Ptr(driver.address(memory)))
+    }
+}
+
+/// Rows of a buffer as bf16: its version, how many, and their width.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    version: u64,
+    rows: u32,
+    columns: u32,
+}
+
+/// One area for each thing that is alive at the same time.
+pub(super) struct State<D: Driver> {
+    /// x or dy as bf16.
+    rows: Area<D>,
+    /// What `rows` holds.
+    held: Option<Held>,
+    /// The mixed heads, or `hidden`'s gradient, as bf16.
+    pub small_rows: Area<D>,
+    /// B or [A; R] as bf16.
+    pub small: Area<D>,
+    /// The mixed heads in f32.
+    pub mixed: Area<D>,
+    /// Their gradient.
+    pub dmixed: Area<D>,
+    /// `hidden`'s gradient.
+    pub dhidden: Area<D>,
+    /// A block of logits.
+    pub logits: Area<D>,
+    /// The same as bf16 weights.
+    pub weights: Area<D>,
+    /// Running softmax, partial sums, attention's delta.
+    pub partial: Area<D>,
+    /// What the host reads.
+    pub result: Area<D>,
+    /// Tokens, positions and the like.
+    pub ids: Ids<D>,
+}
+
+impl<D: Driver> Default for State<D> {
+    fn default() -> Self {
+        Self {
+            rows: Area::default(),
+            held: None,
+            small_rows: Area::default(),
+            small: Area::default(),
+            mixed: Area::default(),
+            dmixed: Area::default(),
+            dhidden: Area::default(),
+            logits: Area::default(),
+            weights: Area::default(),
+            partial: Area::default(),
+            result: Area::default(),
+            ids: Ids::default(),
+        }
+    }
+}
+
+impl<D: Driver> State<D> {
+    /// Room for the first `rows` rows of a buffer of this `version` as bf16, and whether they are there already: projections that
+    /// read the same x follow each other. If not, the caller is about to write them.
+    pub fn operand(&mut self, driver: &D, version: u64, rows: u32, columns: u32) -> Result<(Ptr, bool)> {
+        let wanted = Some(Held { version, rows, columns });
+        let there = self.held == wanted;
+        self.held = None;
+        let room = self.rows.operand(driver, rows, columns)?;
+        self.held = wanted;
+        Ok((room, there))
+    }
+}

@@ -1,0 +1,101 @@
+//! The CUDA backend against the CPU's: every operation at random shapes, whole models, and PyTorch's trajectories.
+//!
+//! Each test exists three times: `on_the_emulator` runs the kernels' source on the CPU, thread by thread; `compiled` interprets the
+//! PTX in the same way; `on_a_gpu` runs the PTX on a device and is ignored where there is none:
+//! `cargo test --features cuda --test cuda -- --ignored`.
+
+#![cfg(feature = "cuda")]
+
+#[path = "cuda/emulated.rs"]
+mod emulated;
+#[path = "cuda/linear.rs"]
+mod linear;
+#[path = "cuda/model.rs"]
+mod model;
+#[path = "cuda/ops.rs"]
+mod ops;
+#[path = "cuda/support.rs"]
+mod support;
+
+use support::Random;
+
+/// Lists the checks once for all devices.
+macro_rules! all {
+    ($($file:ident::$name:ident: $cases:literal;)*) => {
+        mod on_the_emulator {
+            $(#[test]
+            fn $name() {
+                for seed in 0..$cases {
+                    super::$file::$name(&super::emulated::backend(), &mut super::Random::new(seed), 1);
+                }
+            })*
+        }
+
+        mod compiled {
+            $(#[test]
+            fn $name() {
+                for seed in 0..$cases / 2 {
+                    // Other shapes than the source's.
+                    super::$file::$name(&super::emulated::compiled(), &mut super::Random::new(1000 + seed), 1);
+                }
+            })*
+        }
+
+        mod on_a_gpu {
+            $(#[test]
+            #[ignore = "needs a CUDA device"]
+            fn $name() {
+                for seed in 0..4 * $cases {
+                    super::$file::$name(&super::support::gpu(), &mut super::Random::new(seed), 8);
+                }
+            })*
+        }
+    };
+}
+
+all! {
+    ops::memory: 3;
+    ops::embedding: 6;
+    ops::norms: 6;
+    ops::rotations: 6;
+    ops::swiglu: 4;
+    ops::gather_and_scatter: 4;
+    ops::attention: 12;
+    ops::head: 8;
+    ops::optimizer: 4;
+    linear::frozen: 16;
+    linear::same_rows: 4;
+    linear::adapted: 24;
+}
+
+#[test]
+fn golden_cases_on_the_emulator() {
+    model::golden(emulated::backend);
+}
+
+#[test]
+fn golden_cases_compiled() {
+    model::golden(emulated::compiled);
+}
+
+#[test]
+fn generation_compiled() {
+    model::generation(emulated::compiled);
+}
+
+#[test]
+fn generation_on_the_emulator() {
+    model::generation(emulated::backend);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn golden_cases_on_a_gpu() {
+    model::golden(support::gpu);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn generation_on_a_gpu() {
+    model::generation(support::gpu);
+}

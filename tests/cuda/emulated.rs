@@ -1,0 +1,88 @@
+//! A device that is the kernels' emulator: of their source, or of the PTX that was compiled from it.
+
+use hydra_ptx::launch::Launch;
+use hydra_ptx_device::emulator::ptx::Module;
+use hydra_ptx_device::emulator::{self, Global, Grid};
+use hydra_runtime::Result;
+use hydra_runtime::backend::cuda::{Cuda, Driver};
+
+/// The emulator, on the thread that made it.
+pub struct Emulated {
+    /// The compiled kernels, where it isn't the source that runs.
+    compiled: Option<Module>,
+}
+
+// SAFETY: the tests use a backend on one thread only.
+unsafe impl Send for Emulated {}
+// SAFETY: as above.
+unsafe impl Sync for Emulated {}
+
+pub struct Memory(Global<u8>);
+
+// SAFETY: the tests use a backend on one thread only.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+/// Runs the kernels' source.
+pub fn backend() -> Cuda<Emulated> {
+    Cuda::new(Emulated { compiled: None })
+}
+
+/// Interprets the kernels' PTX.
+pub fn compiled() -> Cuda<Emulated> {
+    Cuda::new(Emulated { compiled: Some(Module::new(hydra_ptx::PTX)) })
+}
+
+impl Driver for Emulated {
+    type Memory = Memory;
+
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        Ok(Memory(Global::new(&vec![0; bytes])))
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.0.address()
+    }
+
+    fn upload(&self, to: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
+        to.0.values_mut()[at..at + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download(&self, to: &mut [u8], from: &Memory) -> Result<()> {
+        to.copy_from_slice(&from.0.values()[..to.len()]);
+        Ok(())
+    }
+
+    fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: usize) -> Result<()> {
+        self.upload(to, at, &from.0.values()[..bytes])
+    }
+
+    fn zero(&self, memory: &mut Memory, bytes: usize) -> Result<()> {
+        memory.0.values_mut()[..bytes].fill(0);
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
+        let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed: slots[0] };
+        if let Some(module) = &self.compiled {
+            // SAFETY: the caller's, and the emulator checks each access.
+            unsafe { module.launch(launch.entry, grid, &slots) };
+            return Ok(());
+        }
+        let entry = hydra_ptx_device::entries().find(|entry| entry.name == launch.entry).expect(launch.entry);
+        // SAFETY: as above.
+        unsafe { emulator::launch(entry, grid, &slots) };
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(1 << 30)
+    }
+
+    fn describe(&self) -> String {
+        "emulated".into()
+    }
+}

@@ -1,0 +1,138 @@
+//! The linear operation with and without an adapter, forward and backward.
+
+use crate::ops::Stored;
+use crate::support::*;
+use hydra_kernels::shape::HydraShape;
+use hydra_runtime::backend::cuda::{Cuda, Driver};
+use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Store};
+
+/// A linear layer and its inputs.
+struct Case {
+    stored: Stored,
+    tokens: usize,
+    store: Store,
+    slot: Option<AdapterSlot>,
+    dropout: Option<DropoutKey>,
+    /// Whether dx is wanted.
+    dx: bool,
+    labels: Vec<u32>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    params: Vec<f32>,
+}
+
+fn run<B: Backend>(b: &B, case: &Case) -> Results {
+    let (weight, tokens) = (b.matrix(case.stored.weight()).unwrap(), case.tokens);
+    let [x, mut y, params] = [&case.x, &case.y, &case.params].map(|values| put(b, values));
+    let args = case.slot.as_ref().map(|slot| AdapterArgs {
+        slot,
+        params: &params,
+        heads: &case.labels,
+        dropout: case.dropout,
+    });
+    let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
+    let mut hidden = b.buffer(width).unwrap();
+    b.linear(&mut y, case.store, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut hidden))).unwrap();
+    let mut results = vec![("y", get(b, &y, case.y.len())), ("hidden", get(b, &hidden, width))];
+    // y and x change places: dy is what y was before, dx is added to x.
+    let (dy, mut dx, mut dparams) = (put(b, &case.y), put(b, &case.x), put(b, &case.params));
+    let wanted = case.dx.then_some((&mut dx, case.store));
+    let adapter = args.as_ref().map(|args| (args, &hidden));
+    b.linear_backward(wanted, Some(&mut dparams), tokens, &dy, &x, &weight, adapter).unwrap();
+    results.push(("dx", get(b, &dx, case.x.len())));
+    results.push(("dparams", get(b, &dparams, case.params.len())));
+    results
+}
+
+fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
+    let width = |random: &mut Random| match random.within(0, 3) {
+        0 => 32 * random.within(1, 4 * size),
+        1 => 256,
+        _ => random.within(1, 140 * size),
+    };
+    let (d_in, d_out) = (width(random), width(random));
+    let tokens = if random.coin() { random.within(1, 5) } else { random.within(1, 140 * size) };
+    let gate = [GateKind::Router, GateKind::Label, GateKind::Uniform, GateKind::One][random.within(0, 3)];
+    let router = gate == GateKind::Router;
+    let heads = if gate == GateKind::One { 1 } else { random.within(1, 5) };
+    let shape = HydraShape {
+        tokens,
+        d_in,
+        d_out,
+        rank: random.within(1, 12),
+        heads,
+        per_head_a: !router && random.coin(),
+        router,
+    };
+    let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
+    // Not at the start, and not aligned.
+    let first = random.within(0, 5);
+    let slot =
+        AdapterSlot { shape, gate, scale: 0.7, a: first..first + a_len, b: first + a_len..first + a_len + b_len };
+    Case {
+        stored: Stored::draw(random, d_out, d_in),
+        tokens,
+        store: if random.coin() { Store::Accumulate } else { Store::Overwrite },
+        dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.3, seed: 5 }),
+        dx: random.within(0, 4) > 0,
+        labels: random.ids(tokens, heads + 1),
+        x: random.values(tokens * d_in),
+        y: random.values(tokens * d_out),
+        params: random.values(if adapted { slot.b.end + 3 } else { 1 }),
+        slot: adapted.then_some(slot),
+    }
+}
+
+fn check<D: Driver>(cuda: &Cuda<D>, case: &Case) {
+    let name = format!(
+        "{} tokens {} {:?} {:?} dropout {:?}",
+        case.stored.name(),
+        case.tokens,
+        case.store,
+        case.slot,
+        case.dropout
+    );
+    assert_same(&name, run(cuda, case), run(&cpu(), case), BF16);
+}
+
+pub fn frozen<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    check(cuda, &draw(random, size, false));
+}
+
+/// Two projections of the same x, and again after x has changed: what is kept of x between them must be x.
+pub fn same_rows<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let (tokens, d_in) = (random.within(5, 40 * size), random.within(1, 60 * size));
+    let weights = [random.within(1, 50), random.within(1, 50)].map(|d_out| Stored::draw(random, d_out, d_in));
+    let inputs = [random.values(tokens * d_in), random.values(tokens * d_in), random.values(d_in)];
+    fn run<B: Backend>(b: &B, tokens: usize, weights: &[Stored; 2], inputs: &[Vec<f32>; 3]) -> Results {
+        let (mut results, len) = (Vec::new(), inputs[0].len());
+        let [mut x, norm] = [&inputs[0], &inputs[2]].map(|values| put(b, values));
+        let project = |results: &mut Results, x: &B::Buffer, tokens: usize| {
+            for stored in weights {
+                let (weight, rows) = (b.matrix(stored.weight()).unwrap(), stored.weight().rows());
+                let mut y = b.buffer(tokens * rows).unwrap();
+                b.linear(&mut y, Store::Overwrite, tokens, x, &weight, None).unwrap();
+                results.push(("y", get(b, &y, tokens * rows)));
+            }
+        };
+        project(&mut results, &x, tokens);
+        // Fewer of them; then changed by the host, by a copy, by an operation, and to zero.
+        project(&mut results, &x, tokens - 1);
+        b.upload(&mut x, &inputs[1]).unwrap();
+        project(&mut results, &x, tokens);
+        b.copy(&mut x, 0, &put(b, &inputs[0]), len).unwrap();
+        project(&mut results, &x, tokens);
+        let mut inv_rms = b.buffer(tokens).unwrap();
+        b.rms_norm(&mut x, &mut inv_rms, tokens, &put(b, &inputs[1]), &norm, 1e-5).unwrap();
+        project(&mut results, &x, tokens);
+        b.zero(&mut x, len).unwrap();
+        project(&mut results, &x, tokens);
+        results
+    }
+    let case = format!("{} and {}, {tokens} tokens", weights[0].name(), weights[1].name());
+    assert_same(&case, run(cuda, tokens, &weights, &inputs), run(&cpu(), tokens, &weights, &inputs), BF16);
+}
+
+pub fn adapted<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    check(cuda, &draw(random, size, true));
+}

@@ -1,0 +1,89 @@
+//! Whole models: PyTorch's losses and trajectories (`hydra-runtime/tests/golden`), and generation against the CPU's.
+
+use crate::support::{assert_close, cpu};
+use hydra_runtime::activations::Keep;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::cuda::{Cuda, Driver};
+use hydra_runtime::backend::{AdamW, Backend};
+use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::generate::Generator;
+use hydra_runtime::model::Model;
+use hydra_runtime::train::{TrainOptions, Trainer};
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("hydra-runtime/tests/golden").join(name)
+}
+
+/// A case's sequences; the records' categories say their heads.
+fn sequences(golden: &SafeTensors<'_>, dir: &Path, adapter: &Adapter) -> Vec<Sequence> {
+    let integers = |name: String| bytemuck::pod_collect_to_vec::<u8, i64>(golden.tensor(&name).unwrap().data());
+    let records = std::fs::read_to_string(dir.join("data.jsonl")).unwrap();
+    let read = |(n, record): (usize, &str)| {
+        let target = |id: &i64| if *id < 0 { NO_TARGET } else { *id as u32 };
+        let named = |label: &String| record.contains(&format!("\"category\": \"{label}\""));
+        Sequence {
+            tokens: integers(format!("ids.{n}")).iter().map(|&id| id as u32).collect(),
+            targets: integers(format!("targets.{n}")).iter().map(target).collect(),
+            head: adapter.config.labels.iter().position(named).map(|i| i as u32),
+        }
+    };
+    records.lines().enumerate().map(read).collect()
+}
+
+/// Ten steps of each golden case: the losses agree with PyTorch's f32 ones to 1e-2, and two runs have the same bits.
+pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
+    for name in ["hydra", "lora", "split"] {
+        let dir = case(name);
+        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+        let golden = SafeTensors::deserialize(&bytes).unwrap();
+        let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
+        let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+        let sequences = sequences(&golden, &dir, &adapter);
+        assert!(name != "split" || sequences.iter().all(|s| s.head.is_some()), "{name}: labels");
+        let run = |keep, steps: usize| {
+            let model = Model::load(open(), &checkpoint).unwrap();
+            let options = TrainOptions { keep, max_tokens: 512, clip: None, adam: AdamW::default(), seed: 0 };
+            let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
+            (0..steps).map(|_| trainer.step(&sequences, 1e-3).unwrap().loss as f32).collect::<Vec<_>>()
+        };
+        let losses = run(Keep::All, 10);
+        let want: Vec<f32> = bytemuck::pod_collect_to_vec(golden.tensor("trajectory").unwrap().data());
+        assert_close(&format!("{name}: trajectory"), &losses, &want, 1e-2);
+        let (fell, should) = (losses[0] - losses[9], want[0] - want[9]);
+        assert!((fell - should).abs() <= 0.05 * should, "{name}: the loss fell by {fell}, PyTorch's by {should}");
+        assert_eq!(run(Keep::Inputs, 2), losses[..2], "{name}: recomputed");
+    }
+}
+
+/// A prompt, then token by token; a shared prefix with tails.
+pub fn generation<D: Driver>(open: impl Fn() -> Cuda<D>) {
+    let dir = case("hydra");
+    let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
+    let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+    let prompt: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 512).collect();
+    let tails: Vec<_> = [3, 66].map(|len| Sequence::prompt(&prompt[..len])).into();
+    fn run<B: Backend>(
+        b: B,
+        checkpoint: &Checkpoint,
+        adapter: &Adapter,
+        prompt: &[u32],
+        tails: &[Sequence],
+    ) -> Vec<f32> {
+        let model = Model::load(b, checkpoint).unwrap();
+        let mut generator = Generator::new(&model, Some(adapter), 80).unwrap();
+        let mut logits = generator.feed(prompt).unwrap().to_vec();
+        for token in [5, 6] {
+            logits.extend(generator.feed(&[token]).unwrap());
+        }
+        let mut evaluator = Evaluator::new(&model, Some(adapter), 100).unwrap();
+        evaluator.set_prefix(prompt).unwrap();
+        logits.extend(evaluator.last_logits(tails, &[1, 2, 511]).unwrap().concat());
+        logits
+    }
+    let got = run(open(), &checkpoint, &adapter, &prompt, &tails);
+    assert_close("logits", &got, &run(cpu(), &checkpoint, &adapter, &prompt, &tails), 2e-2);
+}

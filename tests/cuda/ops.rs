@@ -1,0 +1,237 @@
+//! Each operation but the linear ones; `size` scales the shapes.
+
+use crate::support::*;
+use hydra_kernels::quant::{Format, RowOrder, Weight};
+use hydra_runtime::backend::cuda::{Cuda, Driver};
+use hydra_runtime::backend::{AdamW, AttentionShape, Backend, Prefix};
+use hydra_runtime::batch::Segment;
+
+/// A matrix of a random format: bytes of blocks are drawn, their scales are moderate.
+pub struct Stored {
+    format: Format,
+    rows: usize,
+    columns: usize,
+    bytes: Vec<u8>,
+    order: RowOrder,
+}
+
+impl Stored {
+    pub fn draw(random: &mut Random, rows: usize, columns: usize) -> Self {
+        let fits = |format: &Format| columns.is_multiple_of(format.block_len());
+        let formats: Vec<_> = Format::ALL.into_iter().filter(fits).collect();
+        let format = formats[random.within(0, formats.len() - 1)];
+        let values = rows * columns;
+        let bytes = match format {
+            // Representable in bf16, so that the device has the very weight.
+            Format::F32 => {
+                random.values(values).iter().flat_map(|x| (x.to_bits() & 0xffff_0000).to_le_bytes()).collect()
+            }
+            Format::F16 => random.values(values).iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+            Format::Bf16 => random.values(values).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            _ => {
+                let mut bytes: Vec<u8> =
+                    (0..rows * format.row_bytes(columns).unwrap()).map(|_| random.bits() as u8).collect();
+                for block in bytes.chunks_mut(format.block_bytes()) {
+                    let scales = half::f16::from_f32(0.01 + random.values(1)[0].abs() / 16.0).to_le_bytes();
+                    let last = block.len() - 2;
+                    let at = if format == Format::Q6K { last } else { 0 };
+                    block[at..at + 2].copy_from_slice(&scales);
+                    if matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K) {
+                        block[2..4].copy_from_slice(&scales);
+                    }
+                }
+                bytes
+            }
+        };
+        let order = if rows.is_multiple_of(4) && random.coin() {
+            RowOrder::Interleaved { head_dim: 4 }
+        } else {
+            RowOrder::Natural
+        };
+        Self { format, rows, columns, bytes, order }
+    }
+
+    pub fn weight(&self) -> Weight<'_> {
+        Weight::new(self.format, self.rows, self.columns, &self.bytes, self.order).unwrap()
+    }
+
+    /// For the head, which the CPU reads by blocks of rows.
+    pub fn in_order(mut self) -> Self {
+        self.order = RowOrder::Natural;
+        self
+    }
+
+    pub fn name(&self) -> String {
+        format!("{} {:?} [{}, {}]", self.format.name(), self.order, self.rows, self.columns)
+    }
+}
+
+pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let len = random.within(1, 500 * size);
+    let values = random.values(len);
+    let mut buffer = cuda.buffer(len + 7).unwrap();
+    assert_eq!(get(cuda, &buffer, len + 7), vec![0.0; len + 7], "buffers are zeroed");
+    cuda.copy(&mut buffer, 7, &put(cuda, &values), len).unwrap();
+    assert_eq!(get(cuda, &buffer, len + 7)[7..], values);
+    cuda.zero(&mut buffer, 8).unwrap();
+    let after = get(cuda, &buffer, len + 7);
+    assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
+    assert!(cuda.workspace_bytes(10, 10) > 0 && !cuda.describe().is_empty());
+}
+
+pub fn embedding<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let (rows, columns) = (random.within(1, 40), if random.coin() { 256 } else { random.within(1, 100 * size) });
+    let table = Stored::draw(random, rows, columns);
+    let tokens = random.within(1, 20 * size);
+    let ids = random.ids(tokens, rows);
+    fn run<B: Backend>(b: &B, table: &Stored, ids: &[u32]) -> Results {
+        let mut out = b.buffer(ids.len() * table.columns).unwrap();
+        b.embed(&mut out, &b.matrix(table.weight()).unwrap(), ids).unwrap();
+        vec![("rows", get(b, &out, ids.len() * table.columns))]
+    }
+    // Formats without a kernel of their own become bf16.
+    assert_same(&table.name(), run(cuda, &table, &ids), run(&cpu(), &table, &ids), 4e-3);
+}
+
+pub fn norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let (tokens, d) = (random.within(1, 9 * size), random.within(1, 700 * size));
+    let inputs: Vec<_> = [tokens * d, d, tokens * d, tokens * d].iter().map(|&len| random.values(len)).collect();
+    fn run<B: Backend>(b: &B, tokens: usize, d: usize, inputs: &[Vec<f32>]) -> Results {
+        let [x, weight, dy, mut dx] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
+        let (mut y, mut inv_rms) = (b.buffer(tokens * d).unwrap(), b.buffer(tokens).unwrap());
+        b.rms_norm(&mut y, &mut inv_rms, tokens, &x, &weight, 1e-5).unwrap();
+        b.rms_norm_backward(&mut dx, tokens, &dy, &x, &inv_rms, &weight).unwrap();
+        vec![("y", get(b, &y, tokens * d)), ("1/rms", get(b, &inv_rms, tokens)), ("dx", get(b, &dx, tokens * d))]
+    }
+    assert_same(&format!("[{tokens}, {d}]"), run(cuda, tokens, d, &inputs), run(&cpu(), tokens, d, &inputs), F32);
+}
+
+pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let (tokens, heads, d) = (random.within(1, 9 * size), random.within(1, 4), 2 * random.within(1, 40));
+    let positions = random.ids(tokens, 30);
+    let (x, table, inverse) = (random.values(tokens * heads * d), random.values(30 * d), random.coin());
+    fn run<B: Backend>(
+        b: &B,
+        [heads, d]: [usize; 2],
+        positions: &[u32],
+        inverse: bool,
+        x: &[f32],
+        table: &[f32],
+    ) -> Results {
+        let mut buffer = put(b, x);
+        b.rope(&mut buffer, heads, d, &put(b, table), positions, inverse).unwrap();
+        vec![("x", get(b, &buffer, x.len()))]
+    }
+    let got = run(cuda, [heads, d], &positions, inverse, &x, &table);
+    let want = run(&cpu(), [heads, d], &positions, inverse, &x, &table);
+    assert_same(&format!("{tokens} tokens, {heads} heads of {d}"), got, want, F32);
+}
+
+pub fn swiglu<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let len = random.within(1, 900 * size);
+    let inputs: Vec<Vec<f32>> = (0..3).map(|_| random.values(len).iter().map(|x| 8.0 * x).collect()).collect();
+    fn run<B: Backend>(b: &B, inputs: &[Vec<f32>]) -> Results {
+        let len = inputs[0].len();
+        let [gate, up, mut dgate] = [0, 1, 2].map(|i| put(b, &inputs[i]));
+        let (mut out, mut dup) = (b.buffer(len).unwrap(), b.buffer(len).unwrap());
+        b.swiglu(&mut out, len, &gate, &up).unwrap();
+        b.swiglu_backward(&mut dgate, &mut dup, len, &gate, &up).unwrap();
+        vec![("out", get(b, &out, len)), ("dgate", get(b, &dgate, len)), ("dup", get(b, &dup, len))]
+    }
+    assert_same(&format!("{len} values"), run(cuda, &inputs), run(&cpu(), &inputs), F32);
+}
+
+pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let (tokens, d) = (random.within(1, 20 * size), random.within(1, 300 * size));
+    let rows: Vec<u32> = (0..tokens as u32).filter(|_| random.coin()).collect();
+    let (x, before) = (random.values(tokens * d), random.values(tokens * d));
+    fn run<B: Backend>(b: &B, rows: &[u32], d: usize, x: &[f32], before: &[f32]) -> Results {
+        let mut gathered = b.buffer(rows.len() * d).unwrap();
+        b.gather(&mut gathered, &put(b, x), rows, d).unwrap();
+        let mut scattered = put(b, before);
+        b.scatter(&mut scattered, x.len() / d, &gathered, rows, d).unwrap();
+        vec![("gathered", get(b, &gathered, rows.len() * d)), ("scattered", get(b, &scattered, x.len()))]
+    }
+    let (got, want) = (run(cuda, &rows, d, &x, &before), run(&cpu(), &rows, d, &x, &before));
+    assert_same(&format!("{} of {tokens} rows of {d}", rows.len()), got, want, 0.0);
+}
+
+pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let kv_heads = random.within(1, 2 * size);
+    let head_dim = [64, 128, 8, 2 * random.within(1, 63)][random.within(0, 3)];
+    let shape = AttentionShape { heads: kv_heads * random.within(1, 3), kv_heads, head_dim };
+    let mut segments = Vec::new();
+    let mut tokens = 0;
+    for _ in 0..random.within(1, 3) {
+        let len = [1, 63, 64, 65, random.within(1, 150 * size)][random.within(0, 4)];
+        segments.push(Segment { start: tokens, len });
+        tokens += len;
+    }
+    let prefix = if random.coin() { random.within(1, 130) } else { 0 };
+    let (wide, narrow, before) = (tokens * shape.q_width(), tokens * shape.kv_width(), prefix * shape.kv_width());
+    let inputs: Vec<_> = [wide, narrow, narrow, wide, before, before].iter().map(|&len| random.values(len)).collect();
+    fn run<B: Backend>(
+        b: &B,
+        shape: AttentionShape,
+        segments: &[Segment],
+        prefix: usize,
+        inputs: &[Vec<f32>],
+    ) -> Results {
+        let (wide, narrow) = (inputs[0].len(), inputs[1].len());
+        let rows = wide / shape.head_dim;
+        let [q, k, v, d_o, prefix_k, prefix_v] = [0, 1, 2, 3, 4, 5].map(|i| put(b, &inputs[i]));
+        let (mut o, mut lse) = (b.buffer(wide).unwrap(), b.buffer(rows).unwrap());
+        let mut results = Vec::new();
+        if prefix > 0 {
+            let prefix = Prefix { k: &prefix_k, v: &prefix_v, len: prefix };
+            b.attention(&mut o, &mut lse, shape, segments, &q, &k, &v, Some(prefix)).unwrap();
+            results.extend([("o after a prefix", get(b, &o, wide)), ("its lse", get(b, &lse, rows))]);
+        }
+        b.attention(&mut o, &mut lse, shape, segments, &q, &k, &v, None).unwrap();
+        let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|len| put(b, &vec![f32::NAN; len]));
+        b.attention_backward(&mut dq, &mut dk, &mut dv, shape, segments, &d_o, &o, &lse, &q, &k, &v).unwrap();
+        results.extend([("o", get(b, &o, wide)), ("lse", get(b, &lse, rows)), ("dq", get(b, &dq, wide))]);
+        results.extend([("dk", get(b, &dk, narrow)), ("dv", get(b, &dv, narrow))]);
+        results
+    }
+    let case = format!("{shape:?} {segments:?} prefix {prefix}");
+    let (got, want) = (run(cuda, shape, &segments, prefix, &inputs), run(&cpu(), shape, &segments, prefix, &inputs));
+    assert_same(&case, got, want, BF16);
+}
+
+pub fn head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let (vocab, d) = (random.within(2, 400 * size), if random.coin() { 32 } else { random.within(1, 90 * size) });
+    let stored = Stored::draw(random, vocab, d).in_order();
+    let rows = random.within(1, 20 * size);
+    let (x, targets, ids) = (random.values(rows * d), random.ids(rows, vocab), random.ids(4, vocab));
+    fn run<B: Backend>(b: &B, stored: &Stored, x: &[f32], targets: &[u32], ids: &[u32]) -> Results {
+        let (rows, head, x) = (targets.len(), b.matrix(stored.weight()).unwrap(), put(b, x));
+        let (mut nll, mut dx) = (b.buffer(rows).unwrap(), put(b, &vec![f32::NAN; rows * stored.columns]));
+        b.head_loss(&mut nll, Some(&mut dx), &x, &head, targets, 0.5).unwrap();
+        let mut alone = b.buffer(rows).unwrap();
+        b.head_loss(&mut alone, None, &x, &head, targets, 0.5).unwrap();
+        assert_eq!(get(b, &alone, rows), get(b, &nll, rows), "with and without a gradient");
+        let mut logits = vec![0.0; rows * ids.len()];
+        b.head_rows(&mut logits, &x, rows, &head, ids).unwrap();
+        vec![("nll", get(b, &nll, rows)), ("dx", get(b, &dx, rows * stored.columns)), ("logits", logits)]
+    }
+    let case = format!("{} {rows} rows", stored.name());
+    assert_same(&case, run(cuda, &stored, &x, &targets, &ids), run(&cpu(), &stored, &x, &targets, &ids), BF16);
+}
+
+pub fn optimizer<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let len = random.within(1, 40_000 * size);
+    let inputs: Vec<_> = (0..4).map(|_| random.values(len)).collect();
+    fn run<B: Backend>(b: &B, inputs: &[Vec<f32>]) -> (Results, f64) {
+        let len = inputs[0].len();
+        let [mut params, mut m, mut v, grads] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
+        b.upload(&mut v, &inputs[2].iter().map(|x| x.abs()).collect::<Vec<_>>()).unwrap();
+        let adam = AdamW { weight_decay: 0.1, ..AdamW::default() };
+        b.adamw(&mut params, &mut m, &mut v, &grads, len, adam, 3, 1e-2, 0.5).unwrap();
+        let sum = b.sum_of_squares(&grads, len).unwrap();
+        (vec![("params", get(b, &params, len)), ("m", get(b, &m, len)), ("v", get(b, &v, len))], sum)
+    }
+    let ((got, got_sum), (want, want_sum)) = (run(cuda, &inputs), run(&cpu(), &inputs));
+    assert_same(&format!("{len} parameters"), got, want, 1e-6);
+    assert!((got_sum / want_sum - 1.0).abs() < 1e-12, "{got_sum} and {want_sum}");
+}

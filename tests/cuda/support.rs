@@ -1,0 +1,93 @@
+//! Random operands on two backends, and how they are compared.
+
+use hydra_runtime::backend::Backend;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
+use hydra_runtime::backend::cuda::{Cuda, Gpu};
+
+/// bf16 operands, relative to the largest value.
+pub const BF16: f32 = 1e-2;
+/// f32 throughout.
+pub const F32: f32 = 1e-4;
+
+/// The device that `HYDRA_CUDA_DEVICE` numbers, or the first.
+pub fn gpu() -> Cuda<Gpu> {
+    let ordinal = std::env::var("HYDRA_CUDA_DEVICE").map_or(0, |number| number.parse().expect("a device's number"));
+    Cuda::new(Gpu::open(ordinal).expect("a CUDA device"))
+}
+
+pub fn cpu() -> Cpu {
+    Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap()
+}
+
+/// Reproducible draws.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    pub fn bits(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 32) as u32
+    }
+
+    /// One of `from ..= to`.
+    pub fn within(&mut self, from: usize, to: usize) -> usize {
+        from + self.bits() as usize % (to - from + 1)
+    }
+
+    pub fn coin(&mut self) -> bool {
+        self.bits() & 1 == 1
+    }
+
+    pub fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.bits() as f32 / (1u64 << 31) as f32 - 1.0).collect()
+    }
+
+    pub fn ids(&mut self, len: usize, below: usize) -> Vec<u32> {
+        (0..len).map(|_| self.bits() % below as u32).collect()
+    }
+}
+
+/// A buffer with these values.
+pub fn put<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
+    let mut buffer = backend.buffer(values.len()).unwrap();
+    backend.upload(&mut buffer, values).unwrap();
+    buffer
+}
+
+/// A buffer's first `len` values.
+pub fn get<B: Backend>(backend: &B, buffer: &B::Buffer, len: usize) -> Vec<f32> {
+    let mut values = vec![f32::NAN; len];
+    backend.download(&mut values, buffer).unwrap();
+    values
+}
+
+/// Below this a result is small because its terms, which are of order 1, cancel: the gradient of one key's softmax.
+const CANCELLED: f32 = 0.1;
+
+/// Compares relative to the largest value.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(CANCELLED, |max: f32, x| max.max(x.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let apart = (got - want).abs() / scale;
+        assert!(apart <= tolerance, "{what}[{i}]: {got}, wanted {want}: {apart:.1e} of the largest, {scale}");
+    }
+}
+
+/// What one backend made of an operation: named results.
+pub type Results = Vec<(&'static str, Vec<f32>)>;
+
+/// Compares result by result.
+#[track_caller]
+pub fn assert_same(case: &str, got: Results, want: Results, tolerance: f32) {
+    for ((name, got), (_, want)) in got.iter().zip(&want) {
+        assert_close(&format!("{case}: {name}"), got, want, tolerance);
+    }
+    assert_eq!(got.len(), want.len());
+}
