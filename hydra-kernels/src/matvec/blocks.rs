@@ -4,6 +4,9 @@
 //! rounds as the two operations do. (Where a scale stands alone, Σ q·x is scaled instead of each q.) A row's sum is one
 //! vector, added to in the order of the columns, so it doesn't depend on the rows that are computed beside it.
 
+// A function that is passed by name is called through a shim, which is compiled without the instruction set of its caller.
+#![allow(clippy::redundant_closure)]
+
 use super::bytes::Bytes;
 use super::lanes::{LANES, Lanes};
 use crate::quant::{Format, GROUP, f16_to_f32};

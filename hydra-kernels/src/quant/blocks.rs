@@ -2,6 +2,9 @@
 //!
 //! `sub` is the group's place in its block: 0 in blocks of 32, 0..8 in super-blocks of 256.
 
+// A function that is passed by name is called through a shim, which is compiled without the instruction set of its caller.
+#![allow(clippy::redundant_closure)]
+
 use super::{Format, GROUP};
 
 /// Decodes `out.len()` elements of `row` (the bytes of one row) from column `first`, a multiple of 32 in block formats.
