@@ -119,11 +119,17 @@ impl Default for AdamW {
 }
 
 /// A device that runs the model.
-pub trait Backend {
+pub trait Backend: Sync {
     /// Memory of the device.
     type Buffer: Send + Sync;
     /// A frozen matrix in the form in which the device multiplies it; may borrow the checkpoint's mapping for `'w`.
     type Matrix<'w>: Send + Sync;
+
+    /// Runs many operations in a row; a device whose threads do the work may do it on one of them, so that none has to be
+    /// woken for each operation.
+    fn inside<R: Send>(&self, op: impl FnOnce() -> R + Send) -> R {
+        op()
+    }
 
     /// A zeroed f32 buffer of `len` values.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;

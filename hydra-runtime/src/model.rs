@@ -153,7 +153,7 @@ impl<'a, 'w, B: Backend> Pass<'a, 'w, B> {
 impl<B: Backend> Pass<'_, '_, B> {
     /// Runs all layers; the last one's output is then `acts.inputs[layers % inputs.len()]`.
     pub fn forward(&self, acts: &mut Activations<B::Buffer>, cached: Cached<'_, B>) -> Result<()> {
-        self.forward_by_layer(acts, cached, |_, _| Ok(()))
+        self.model.backend.inside(|| self.forward_by_layer(acts, cached, |_, _| Ok(())))
     }
 
     /// The same, and `after` sees the activations after each layer.
@@ -201,6 +201,15 @@ impl<B: Backend> Pass<'_, '_, B> {
         if self.packed.targets.is_empty() {
             return Ok(());
         }
+        self.model.backend.inside(|| self.loss_inside(acts, nll, gradient))
+    }
+
+    fn loss_inside(
+        &self,
+        acts: &mut Activations<B::Buffer>,
+        nll: &mut [f32],
+        gradient: Option<(&mut B::Buffer, f32)>,
+    ) -> Result<()> {
         let (backend, config) = (&self.model.backend, &self.model.config);
         self.read_rows(acts, &self.packed.target_rows)?;
         let read = &mut acts.read;

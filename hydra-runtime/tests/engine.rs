@@ -1,6 +1,7 @@
 //! What must hold of any model: the cache, prefixes and packing change nothing, and gradients are the loss's slope.
 
 use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
+use hydra_kernels::Bf16Isa;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
@@ -217,4 +218,64 @@ fn what_does_not_fit_is_refused() {
     let mut trainer = Trainer::new(&model, &wild, options).unwrap();
     assert!(trainer.step(&[sequence(10, 1)], 1e-3).unwrap_err().to_string().contains("step 1"));
     assert!(trainer.adapter().unwrap() == wild);
+}
+
+fn options(max_tokens: usize) -> TrainOptions {
+    TrainOptions { keep: Keep::All, max_tokens, clip: None, adam: AdamW::default(), seed: 5 }
+}
+
+/// Every parameter, layer by layer.
+fn flat(adapter: &Adapter) -> Vec<f32> {
+    let pairs = adapter.layers.iter().flatten().flatten();
+    pairs.flat_map(|pair| pair.a.iter().chain(&pair.b).copied()).collect()
+}
+
+/// On every instruction set: what bf16 operands do to a gradient is rounding.
+#[test]
+fn gradients_in_bf16_point_where_those_in_f32_do() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3)];
+    let gradient = |options_cpu: CpuOptions| {
+        let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
+        let mut trainer = Trainer::new(&model, &adapter, options(448)).unwrap();
+        let (report, gradient) = trainer.gradients(&sequences).unwrap();
+        (report.loss, flat(&gradient))
+    };
+    let (want_loss, want) = gradient(CpuOptions { threads: Some(2), ..CpuOptions::default() });
+    for isa in Bf16Isa::available() {
+        let precision = Precision::Bf16;
+        let (loss, got) = gradient(CpuOptions { threads: Some(2), precision, bf16_isa: Some(isa), isa: None });
+        assert_relative_eq!(loss, want_loss, max_relative = 2e-3);
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let (length, want_length) = (dot(&got, &got).sqrt(), dot(&want, &want).sqrt());
+        let cosine = dot(&got, &want) / (length * want_length);
+        assert!(cosine > 0.9995, "{isa:?}: cosine {cosine}");
+        assert_relative_eq!(length, want_length, max_relative = 1e-2);
+    }
+}
+
+/// Dropout, accumulation over passes and both ways to keep activations included.
+#[test]
+fn training_has_the_same_bits_on_any_number_of_threads() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let mut adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    adapter.config.dropout = 0.1;
+    let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3), sequence(33, 4)];
+    for precision in [Precision::F32, Precision::Bf16] {
+        let trained = |threads: usize, keep: Keep| {
+            let options_cpu = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
+            let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
+            let mut trainer = Trainer::new(&model, &adapter, TrainOptions { keep, ..options(300) }).unwrap();
+            for _ in 0..2 {
+                trainer.step(&sequences, 1e-3).unwrap();
+            }
+            flat(&trainer.adapter().unwrap()).iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        };
+        let one = trained(1, Keep::All);
+        for threads in [2, 3, 5] {
+            assert!(trained(threads, Keep::All) == one, "{precision:?}, {threads} threads");
+        }
+        assert!(trained(2, Keep::Inputs) == one, "{precision:?}, recomputed activations");
+    }
 }

@@ -151,6 +151,34 @@ fn f32_operands_are_rounded() {
     }
 }
 
+/// An operand that begins at a cache line may be read in another way; its product is the same.
+#[test]
+fn where_an_operand_lies_changes_nothing() {
+    let (m, n) = (45, 70);
+    for k in [32, 96, 576, 800] {
+        let b = values(k * n, 3);
+        let x: Vec<bf16> = values(m * k, 2).into_iter().map(bf16::from_f32).collect();
+        for isa in bf16::isas() {
+            let mut panels = vec![bf16::ZERO; panels_len::<bf16>(isa, k, n)];
+            pack(isa, &mut panels, k, n, Source::Dense { data: Values::F32(&b), k_stride: n, n_stride: 1 }, 1.0)
+                .unwrap();
+            let results = [0, 1, 16].map(|offset| {
+                let mut room = vec![bf16::NAN; m * k + 64];
+                let first = room.as_ptr().align_offset(64) + offset;
+                room[first..first + m * k].copy_from_slice(&x);
+                let mut c = vec![f32::NAN; m * n];
+                let term =
+                    Term { a: Rows::row_major(&room[first..first + m * k], k), b: Panels { data: &panels, k, n } };
+                gemm(isa, &mut c[..], n, m, n, Store::Overwrite, &[term]).unwrap();
+                c
+            });
+            assert!(results[0].iter().all(|c| c.is_finite()));
+            assert_eq!(bytemuck_bits(&results[0]), bytemuck_bits(&results[1]), "{isa:?}");
+            assert_eq!(bytemuck_bits(&results[0]), bytemuck_bits(&results[2]), "{isa:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -4,6 +4,9 @@
 //! rounds as the two operations do. (Where a scale stands alone, Σ q·x is scaled instead of each q.) A row's sum is one
 //! vector, added to in the order of the columns, so it doesn't depend on the rows that are computed beside it.
 
+// A function that is passed by name is called through a shim, which is compiled without the instruction set of its caller.
+#![allow(clippy::redundant_closure)]
+
 use super::bytes::Bytes;
 use super::lanes::{LANES, Lanes};
 use crate::quant::{Format, GROUP, f16_to_f32};
@@ -16,17 +19,83 @@ type X = [f32; LANES];
 #[inline(always)]
 pub(super) fn dots<L: Lanes, const R: usize>(l: L, format: Format, rows: [&[u8]; R], x: &[f32]) -> [f32; R] {
     match format {
-        Format::F32 => plain::<L, 64, R>(l, rows, x, L::f32),
-        Format::F16 => plain::<L, 32, R>(l, rows, x, L::f16),
-        Format::Bf16 => plain::<L, 32, R>(l, rows, x, L::bf16),
-        Format::Q4_0 => blocks::<L, 18, 2, R>(l, rows, x, q4_0),
-        Format::Q4_1 => blocks::<L, 20, 2, R>(l, rows, x, q4_1),
-        Format::Q5_0 => blocks::<L, 22, 2, R>(l, rows, x, q5_0),
-        Format::Q5_1 => blocks::<L, 24, 2, R>(l, rows, x, q5_1),
-        Format::Q8_0 => blocks::<L, 34, 2, R>(l, rows, x, q8_0),
-        Format::Q4K => blocks::<L, 144, 16, R>(l, rows, x, q4_k),
-        Format::Q5K => blocks::<L, 176, 16, R>(l, rows, x, q5_k),
-        Format::Q6K => blocks::<L, 210, 16, R>(l, rows, x, q6_k),
+        Format::F32 => plain::<L, 64, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l: L, bytes| l.f32(bytes),
+        ),
+        Format::F16 => plain::<L, 32, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l: L, bytes| l.f16(bytes),
+        ),
+        Format::Bf16 => plain::<L, 32, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l: L, bytes| l.bf16(bytes),
+        ),
+        Format::Q4_0 => blocks::<L, 18, 2, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q4_0(l, block, x, sum),
+        ),
+        Format::Q4_1 => blocks::<L, 20, 2, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q4_1(l, block, x, sum),
+        ),
+        Format::Q5_0 => blocks::<L, 22, 2, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q5_0(l, block, x, sum),
+        ),
+        Format::Q5_1 => blocks::<L, 24, 2, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q5_1(l, block, x, sum),
+        ),
+        Format::Q8_0 => blocks::<L, 34, 2, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q8_0(l, block, x, sum),
+        ),
+        Format::Q4K => blocks::<L, 144, 16, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q4_k(l, block, x, sum),
+        ),
+        Format::Q5K => blocks::<L, 176, 16, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q5_k(l, block, x, sum),
+        ),
+        Format::Q6K => blocks::<L, 210, 16, R>(
+            l,
+            rows,
+            x,
+            #[inline(always)]
+            |l, block, x, sum| q6_k(l, block, x, sum),
+        ),
     }
 }
 
@@ -39,9 +108,30 @@ pub(crate) fn decode<L: Lanes>(l: L, format: Format, row: &[u8], first: usize, o
         return false;
     }
     match format {
-        Format::Q4_0 => each(l, row, first, out, four_bits_0),
-        Format::Q4_1 => each(l, row, first, out, four_bits_1),
-        Format::Q8_0 => each(l, row, first, out, eight_bits),
+        Format::Q4_0 => each(
+            l,
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |l, block| four_bits_0(l, block),
+        ),
+        Format::Q4_1 => each(
+            l,
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |l, block| four_bits_1(l, block),
+        ),
+        Format::Q8_0 => each(
+            l,
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |l, block| eight_bits(l, block),
+        ),
         _ => return false,
     }
     true

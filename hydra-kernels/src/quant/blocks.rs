@@ -2,13 +2,22 @@
 //!
 //! `sub` is the group's place in its block: 0 in blocks of 32, 0..8 in super-blocks of 256.
 
+// A function that is passed by name is called through a shim, which is compiled without the instruction set of its caller.
+#![allow(clippy::redundant_closure)]
+
 use super::{Format, GROUP};
 
 /// Decodes `out.len()` elements of `row` (the bytes of one row) from column `first`, a multiple of 32 in block formats.
 #[inline(always)]
 pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
     match format {
-        Format::F32 => plain::<4>(row, first, out, f32::from_le_bytes),
+        Format::F32 => plain::<4>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |b| f32::from_le_bytes(b),
+        ),
         Format::F16 => plain::<2>(
             row,
             first,
@@ -23,14 +32,62 @@ pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) 
             #[inline(always)]
             |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
         ),
-        Format::Q4_0 => groups::<18, 1>(row, first, out, q4_0),
-        Format::Q4_1 => groups::<20, 1>(row, first, out, q4_1),
-        Format::Q5_0 => groups::<22, 1>(row, first, out, q5_0),
-        Format::Q5_1 => groups::<24, 1>(row, first, out, q5_1),
-        Format::Q8_0 => groups::<34, 1>(row, first, out, q8_0),
-        Format::Q4K => groups::<144, 8>(row, first, out, q4_k),
-        Format::Q5K => groups::<176, 8>(row, first, out, q5_k),
-        Format::Q6K => groups::<210, 8>(row, first, out, q6_k),
+        Format::Q4_0 => groups::<18, 1>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q4_0(block, sub, out),
+        ),
+        Format::Q4_1 => groups::<20, 1>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q4_1(block, sub, out),
+        ),
+        Format::Q5_0 => groups::<22, 1>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q5_0(block, sub, out),
+        ),
+        Format::Q5_1 => groups::<24, 1>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q5_1(block, sub, out),
+        ),
+        Format::Q8_0 => groups::<34, 1>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q8_0(block, sub, out),
+        ),
+        Format::Q4K => groups::<144, 8>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q4_k(block, sub, out),
+        ),
+        Format::Q5K => groups::<176, 8>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q5_k(block, sub, out),
+        ),
+        Format::Q6K => groups::<210, 8>(
+            row,
+            first,
+            out,
+            #[inline(always)]
+            |block, sub, out| q6_k(block, sub, out),
+        ),
     }
 }
 

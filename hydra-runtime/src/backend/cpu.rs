@@ -148,6 +148,10 @@ impl Backend for Cpu {
     type Buffer = Buffer;
     type Matrix<'w> = Weight<'w>;
 
+    fn inside<R: Send>(&self, op: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(op)
+    }
+
     fn buffer(&self, len: usize) -> Result<Buffer> {
         Buffer::zeroed::<f32>(len)
     }

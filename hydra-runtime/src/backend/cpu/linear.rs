@@ -99,13 +99,6 @@ fn pack<'p, E: Element>(
     Ok(Panels { data: out, k, n })
 }
 
-/// One task of the forward pass.
-struct Forward<'a> {
-    y: ValuesMut<'a>,
-    hidden: &'a mut [f32],
-    mixed: &'a mut [f32],
-}
-
 #[allow(clippy::too_many_arguments)]
 pub(super) fn forward<E: Element>(
     cpu: &Cpu,
@@ -162,16 +155,15 @@ pub(super) fn forward<E: Element>(
         let tasks: Vec<_> = chunks(y.reborrow(), rows * d_out).into_iter().zip(adapters).collect();
         cpu.pool.install(|| {
             tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (hidden, mixed)))| {
-                let task = Forward { y, hidden, mixed };
                 if first == 0 {
-                    before_gate(cpu, isa, args, x, i * rows, task.hidden, &down, &router)?;
-                    let shape = args.slot.shape(task.hidden.len() / shape.hidden());
-                    gate::activate(cpu.isa, &shape, task.hidden, gate_of(args, i * rows, shape.tokens))?;
-                    gate::mix(cpu.isa, &shape, task.mixed, task.hidden)?;
+                    before_gate(cpu, isa, args, x, i * rows, hidden, &down, &router)?;
+                    let shape = args.slot.shape(hidden.len() / shape.hidden());
+                    gate::activate(cpu.isa, &shape, hidden, gate_of(args, i * rows, shape.tokens))?;
+                    gate::mix(cpu.isa, &shape, mixed, hidden)?;
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
-                let heads = Term { a: Rows::row_major(&*task.mixed, n), b };
-                columns_of(isa, task.y, d_out, first, store, &[frozen, heads])
+                let heads = Term { a: Rows::row_major(&*mixed, n), b };
+                columns_of(isa, y, d_out, first, store, &[frozen, heads])
             })
         })?;
     }
