@@ -9,9 +9,9 @@
 //!                                                dx += dy W + D(ddown A) + dlogits R
 //! ```
 //!
-//! Products run in `E` (f32, or operands rounded to bf16); sums, the gate and everything that is kept are f32. The adapter's
-//! product is a second term of the frozen one: it lands in the tile of y, or of dx, while its sums are in registers.
-//! Dropout acts on A's input, never on the router's. What backward needs of forward is `hidden` alone.
+//! The products with W run in `E` (f32, or operands rounded to bf16), the adapter's and the router's always in f32. Dropout acts
+//! on A's input, never on the router's. What backward needs of forward is `hidden` alone. (An engine that wants the adapter's
+//! product in the frozen one's tiles gives both to [`gemm`] as terms of one sum.)
 
 use crate::dropout::{Dropout, dropout as mask, dropout_accumulate};
 use crate::error::{Error, exact, product};
@@ -40,10 +40,10 @@ pub struct AdapterRef<'a> {
 
 /// What [`forward`] needs.
 pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
-    let down = panels::<E>(shape.d_in, shape.stacked_rows());
+    let down = panels::<f32>(shape.d_in, shape.stacked_rows());
     let frozen = panels::<E>(shape.d_in, chunk(shape.d_out));
-    let up = panels::<E>(shape.mixed(), chunk(shape.d_out));
-    Scratch::matrix::<f32>(shape.tokens, shape.mixed()).and(masked(shape, dropout)).and(down.or(frozen.and(up)))
+    let up = panels::<f32>(shape.mixed(), chunk(shape.d_out));
+    Scratch::matrix::<f32>(shape.tokens, shape.mixed()).and(masked(shape, dropout)).and(down.or(frozen).or(up))
 }
 
 /// `y` [tokens, d_out] = x Wᵀ + s · mixed Bᵀ, and `hidden` [tokens, hidden] = [down | gate].
@@ -84,11 +84,11 @@ pub fn forward<E: Multiplicand>(
     let width = shape.hidden();
     let down = columns(a, shape.a_rows());
     let down = [(Rows::row_major(masked, d_in), down)];
-    multiply::<E, _>(isa, hidden, width, down, tokens, Store::Overwrite, workspace.reborrow())?;
+    multiply::<f32, _>(plain, hidden, width, down, tokens, Store::Overwrite, workspace.reborrow())?;
     if shape.router {
         let logits = &mut hidden[shape.a_rows().min(tokens * width)..];
         let router = [(Rows::row_major(x, d_in), columns(r, shape.heads))];
-        multiply::<E, _>(isa, logits, width, router, tokens, Store::Overwrite, workspace.reborrow())?;
+        multiply::<f32, _>(plain, logits, width, router, tokens, Store::Overwrite, workspace.reborrow())?;
     }
     activate(plain, shape, hidden, gate)?;
     mix(plain, shape, mixed, hidden)?;
@@ -100,8 +100,10 @@ pub fn forward<E: Multiplicand>(
         let data = &adapter.b[first * shape.mixed()..];
         let source = Source::Dense { data: Values::F32(data), k_stride: 1, n_stride: shape.mixed() };
         let up = Matrix { source, k: shape.mixed(), n, scale: adapter.scale };
-        let terms = [(Rows::row_major(x, d_in), frozen), (Rows::row_major(&*mixed, shape.mixed()), up)];
-        multiply::<E, _>(isa, y, d_out, terms, tokens, Store::Overwrite, workspace.reborrow())?;
+        let frozen = [(Rows::row_major(x, d_in), frozen)];
+        multiply::<E, _>(isa, &mut *y, d_out, frozen, tokens, Store::Overwrite, workspace.reborrow())?;
+        let up = [(Rows::row_major(&*mixed, shape.mixed()), up)];
+        multiply::<f32, _>(plain, y, d_out, up, tokens, Store::Accumulate, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -109,17 +111,17 @@ pub fn forward<E: Multiplicand>(
 /// What [`backward`] needs.
 pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
     let frozen = panels::<E>(shape.d_out, chunk(shape.d_in));
-    let b = panels::<E>(shape.d_out, shape.mixed());
-    let mixed = panels::<E>(shape.tokens, shape.mixed());
-    let x = panels::<E>(shape.tokens, chunk(shape.d_in));
+    let b = panels::<f32>(shape.d_out, shape.mixed());
+    let mixed = panels::<f32>(shape.tokens, shape.mixed());
+    let x = panels::<f32>(shape.tokens, chunk(shape.d_in));
     // [A; R] is packed in its two halves.
-    let a = panels::<E>(shape.a_rows(), chunk(shape.d_in));
-    let r = panels::<E>(if shape.router { shape.heads } else { 0 }, chunk(shape.d_in));
+    let a = panels::<f32>(shape.a_rows(), chunk(shape.d_in));
+    let r = panels::<f32>(if shape.router { shape.heads } else { 0 }, chunk(shape.d_in));
     Scratch::matrix::<f32>(shape.tokens, shape.mixed())
         .and(Scratch::matrix::<f32>(shape.tokens, shape.mixed()))
         .and(Scratch::matrix::<f32>(shape.tokens, shape.hidden()))
         .and(masked(shape, dropout))
-        .and(frozen.and(a).and(r).or(b).or(mixed).or(x))
+        .and(frozen.or(a.and(r)).or(b).or(mixed).or(x))
 }
 
 /// Adds the gradients: `dx` [tokens, d_in], `da` [stacked_rows, d_in] and `db` [d_out, heads·rank] += theirs.
@@ -162,14 +164,14 @@ pub fn backward<E: Multiplicand>(
     let source = Source::Dense { data: Values::F32(adapter.b), k_stride: mixed_width, n_stride: 1 };
     let b = Matrix { source, k: d_out, n: mixed_width, scale: adapter.scale };
     let dy_rows = Rows::row_major(dy, d_out);
-    multiply::<E, _>(isa, dmixed, mixed_width, [(dy_rows, b)], tokens, Store::Overwrite, workspace.reborrow())?;
+    multiply::<f32, _>(plain, dmixed, mixed_width, [(dy_rows, b)], tokens, Store::Overwrite, workspace.reborrow())?;
     mix_backward(plain, shape, dhidden, dmixed, hidden, gate)?;
 
     mix(plain, shape, mixed, hidden)?;
     let source = Source::Dense { data: Values::F32(mixed), k_stride: mixed_width, n_stride: 1 };
     let mixed = Matrix { source, k: tokens, n: mixed_width, scale: adapter.scale };
     let dy_columns = Rows::transposed(dy, d_out);
-    multiply::<E, _>(isa, db, mixed_width, [(dy_columns, mixed)], d_out, Store::Accumulate, workspace.reborrow())?;
+    multiply::<f32, _>(plain, db, mixed_width, [(dy_columns, mixed)], d_out, Store::Accumulate, workspace.reborrow())?;
 
     // The two halves of the stacked matrix, each with its own input: [`Half`].
     let (da, dr) = da.split_at_mut(a_rows * d_in);
@@ -186,7 +188,7 @@ pub fn backward<E: Multiplicand>(
                 let input = Matrix { source, k: tokens, n: CHUNK.min(d_in - first), scale: 1.0 };
                 let dw = &mut dw[first.min(rows * d_in)..];
                 let term = [(Rows::transposed(dh, width), input)];
-                multiply::<E, _>(isa, dw, d_in, term, rows, Store::Accumulate, workspace.reborrow())?;
+                multiply::<f32, _>(plain, dw, d_in, term, rows, Store::Accumulate, workspace.reborrow())?;
             }
         }
     }
@@ -202,21 +204,22 @@ pub fn backward<E: Multiplicand>(
             let n = CHUNK.min(d_in - first);
             let through_a = [(Rows::row_major(&*dhidden, width), rows_of(&a[first..], a_rows, n))];
             let out = &mut dmasked[first.min(tokens * d_in)..];
-            multiply::<E, _>(isa, out, d_in, through_a, tokens, Store::Overwrite, workspace.reborrow())?;
+            multiply::<f32, _>(plain, out, d_in, through_a, tokens, Store::Overwrite, workspace.reborrow())?;
         }
         dropout_accumulate(plain, dx, dmasked, d_in, dropout)?;
     }
     for first in (0..d_in).step_by(CHUNK) {
         let n = CHUNK.min(d_in - first);
         let frozen = Matrix { source: Source::WeightCols { weight, first }, k: d_out, n, scale: 1.0 };
-        let terms = [
-            (Rows::row_major(dy, d_out), frozen),
+        let through = [
             // What went through A has been added above if it was masked.
             (Rows::row_major(&*dhidden, width), rows_of(&a[first..], if dropout.is_some() { 0 } else { a_rows }, n)),
             (Rows::row_major(dlogits, width), rows_of(&r[first.min(r.len())..], router_rows, n)),
         ];
         let dx = &mut dx[first.min(tokens * d_in)..];
-        multiply::<E, _>(isa, dx, d_in, terms, tokens, Store::Accumulate, workspace.reborrow())?;
+        let frozen = [(Rows::row_major(dy, d_out), frozen)];
+        multiply::<E, _>(isa, &mut *dx, d_in, frozen, tokens, Store::Accumulate, workspace.reborrow())?;
+        multiply::<f32, _>(plain, dx, d_in, through, tokens, Store::Accumulate, workspace.reborrow())?;
     }
     Ok(())
 }
