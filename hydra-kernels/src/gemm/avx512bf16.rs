@@ -254,12 +254,12 @@ fn panels_across_features(
     }
 }
 
-/// `panel[step][column]` = the pair (2 · step, 2 · step + 1) of a column's values, scaled and rounded: 16 steps of 32 columns.
+/// `panel[step][column]` = the pair (2 · step, 2 · step + 1) of a column's values, scaled and rounded: up to 16 steps of 32 columns.
 ///
 /// `columns[j]` are 32 values along k of column j.
 pub(super) fn pairs_along(
     _isa: Avx512Bf16,
-    panel: &mut [[u8; 128]; 16],
+    panel: &mut [[u8; 128]],
     columns: &[[f32; super::pack::COLUMN_STRIDE]; 32],
     first: usize,
     scale: f32,
@@ -273,7 +273,7 @@ pub(super) fn pairs_along(
 /// AVX-512 F and BF16; 32 values of each column from `first` on.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn pairs_along_features(
-    panel: &mut [[u8; 128]; 16],
+    panel: &mut [[u8; 128]],
     columns: &[[f32; super::pack::COLUMN_STRIDE]; 32],
     first: usize,
     scale: f32,

@@ -265,21 +265,8 @@ fn along_pairs(
                 column[read_to..STRETCH].fill(0.0);
             }
             for (i, group) in part.chunks_mut(STEPS * NR_MAX).enumerate() {
-                let mut whole = [[0u8; 128]; STEPS];
-                let target = group.as_flattened_mut();
-                match target.first_chunk_mut::<{ 128 * STEPS }>() {
-                    Some(group) => {
-                        let (steps, _) = group.as_chunks_mut::<128>();
-                        if let Some(steps) = steps.first_chunk_mut() {
-                            pairs_along(pairs, steps, &columns, i * 2 * STEPS, scale);
-                        }
-                    }
-                    None => {
-                        pairs_along(pairs, &mut whole, &columns, i * 2 * STEPS, scale);
-                        let len = target.len();
-                        target.copy_from_slice(&whole.as_flattened()[..len]);
-                    }
-                }
+                let (group, _) = group.as_flattened_mut().as_chunks_mut();
+                pairs_along(pairs, group, &columns, i * 2 * STEPS, scale);
             }
         }
     }

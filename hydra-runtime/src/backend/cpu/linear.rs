@@ -11,7 +11,7 @@
 
 use super::buffer::{Element, chunks};
 use super::gradient::{Areas, adapter_gradients};
-use super::product::{Operand, column_block};
+use super::product::{Operand, column_block, columns_of, pack, product};
 use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
 use crate::Result;
@@ -33,19 +33,6 @@ pub(super) type Args<'a> = AdapterArgs<'a, Cpu>;
 /// `count` rows from `first` on of a row-major matrix.
 fn rows_of(x: Values<'_>, first: usize, width: usize) -> Rows<'_> {
     Rows::row_major(x.skip(first * width), width)
-}
-
-/// Columns `first ..` of `y` [m, n] = or += Σ terms, as many as the terms have.
-fn columns_of<E: Element>(
-    isa: E::Isa,
-    y: ValuesMut<'_>,
-    n: usize,
-    first: usize,
-    store: Store,
-    terms: &[Term<'_, E>],
-) -> Result<()> {
-    let (m, columns) = (y.len() / n, terms[0].b.n);
-    Ok(gemm::gemm(isa, y.skip(first), n, m, columns, store, terms)?)
 }
 
 /// The stacked [A; R] and B, as the products read them.
@@ -75,6 +62,7 @@ impl<'a> Parameters<'a> {
     ) -> Result<Panels<'a, E>> {
         let (d_in, n) = (self.shape.d_in, end - first);
         let data = Values::F32(&self.stacked[first * d_in..]);
+        let area = area.take(gemm::panels_len::<E>(isa, d_in, n));
         pack(isa, area, d_in, n, Source::Dense { data, k_stride: 1, n_stride: d_in }, 1.0)
     }
 
@@ -82,21 +70,9 @@ impl<'a> Parameters<'a> {
     fn heads<E: Element>(&self, isa: E::Isa, area: &'a mut Area) -> Result<Panels<'a, E>> {
         let n = self.shape.mixed();
         let source = Source::Dense { data: Values::F32(self.b), k_stride: n, n_stride: 1 };
+        let area = area.take(gemm::panels_len::<E>(isa, self.shape.d_out, n));
         pack(isa, area, self.shape.d_out, n, source, self.scale)
     }
-}
-
-fn pack<'p, E: Element>(
-    isa: E::Isa,
-    area: &'p mut Area,
-    k: usize,
-    n: usize,
-    source: Source<'_>,
-    scale: f32,
-) -> Result<Panels<'p, E>> {
-    let out = area.take::<E>(gemm::panels_len::<E>(isa, k, n));
-    gemm::pack(isa, out, k, n, source, scale)?;
-    Ok(Panels { data: out, k, n })
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -121,17 +97,7 @@ pub(super) fn forward<E: Element>(
     let rows = cpu.row_chunk(tokens);
     let block = column_block(cpu, d_in);
     let Some((args, hidden)) = adapter else {
-        for first in (0..d_out).step_by(block) {
-            let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, block.min(d_out - first))?;
-            let tasks = chunks(y.reborrow(), rows * d_out);
-            cpu.pool.install(|| {
-                tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
-                    let term = Term { a: rows_of(x, i * rows, d_in), b: w };
-                    columns_of(isa, y, d_out, first, store, &[term])
-                })
-            })?;
-        }
-        return Ok(());
+        return product::<E>(cpu, isa, y, d_out, store, x, frozen, &mut workspace.panels);
     };
     let parameters = Parameters::of(args, tokens);
     let shape = parameters.shape;
@@ -320,18 +286,8 @@ pub(super) fn backward<E: Element>(
     let frozen = Operand { k: d_out, source: &|first| Source::WeightCols { weight: *weight, first }, scale: 1.0 };
     let Some((args, hidden)) = adapter else {
         let Some((dx, store)) = dx else { return Ok(()) };
-        let mut dx = dx.first(tokens * d_in);
-        for first in (0..d_in).step_by(block) {
-            let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, block.min(d_in - first))?;
-            let tasks = chunks(dx.reborrow(), rows * d_in);
-            cpu.pool.install(|| {
-                tasks.into_par_iter().enumerate().try_for_each(|(i, dx)| {
-                    let term = Term { a: rows_of(dy, i * rows, d_out), b: w };
-                    columns_of(isa, dx, d_in, first, store, &[term])
-                })
-            })?;
-        }
-        return Ok(());
+        let dx = dx.first(tokens * d_in);
+        return product::<E>(cpu, isa, dx, d_in, store, dy, frozen, &mut workspace.panels);
     };
     let parameters = Parameters::of(args, tokens);
     let shape = parameters.shape;

@@ -1,10 +1,11 @@
 //! Large products on threads: the panels of a block of columns are packed once, by all threads, and read by all.
 
 use super::Cpu;
-use super::buffer::Element;
+use super::buffer::{Element, chunks};
 use super::workspace::{Area, PANEL_VALUES};
 use crate::Result;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Source};
+use crate::backend::Store;
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values, ValuesMut};
 use rayon::prelude::*;
 
 /// The right operand of a product, packed a block of columns at a time.
@@ -39,6 +40,59 @@ impl Operand<'_> {
         })?;
         Ok(Panels { data: out, k: self.k, n })
     }
+}
+
+/// B [k, n] packed into the front of `out`, here.
+pub(super) fn pack<'p, E: Element>(
+    isa: E::Isa,
+    out: &'p mut [E],
+    k: usize,
+    n: usize,
+    source: Source<'_>,
+    scale: f32,
+) -> Result<Panels<'p, E>> {
+    let out = &mut out[..gemm::panels_len::<E>(isa, k, n)];
+    gemm::pack(isa, out, k, n, source, scale)?;
+    Ok(Panels { data: out, k, n })
+}
+
+/// y [m, n] = or += x · `weight`, a block of columns after the other; a row of x is as long as the operand is high.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn product<E: Element>(
+    cpu: &Cpu,
+    isa: E::Isa,
+    mut y: ValuesMut<'_>,
+    n: usize,
+    store: Store,
+    x: Values<'_>,
+    weight: Operand<'_>,
+    area: &mut Area,
+) -> Result<()> {
+    let (rows, block) = (cpu.row_chunk(y.len() / n), column_block(cpu, weight.k));
+    for first in (0..n).step_by(block) {
+        let b = weight.pack::<E>(cpu, isa, area, first, block.min(n - first))?;
+        let tasks = chunks(y.reborrow(), rows * n);
+        cpu.pool.install(|| {
+            tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
+                let a = Rows::row_major(x.skip(i * rows * weight.k), weight.k);
+                columns_of(isa, y, n, first, store, &[Term { a, b }])
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// Columns `first ..` of `y` [m, n] = or += Σ terms, as many as the terms have.
+pub(super) fn columns_of<E: Element>(
+    isa: E::Isa,
+    y: ValuesMut<'_>,
+    n: usize,
+    first: usize,
+    store: Store,
+    terms: &[Term<'_, E>],
+) -> Result<()> {
+    let (m, columns) = (y.len() / n, terms[0].b.n);
+    Ok(gemm::gemm(isa, y.skip(first), n, m, columns, store, terms)?)
 }
 
 /// Columns of a block that are packed together, of an operand of `k` rows.
