@@ -49,6 +49,12 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
             let (len, more, room) = (self.cache.len, tokens.len(), self.cache.capacity);
             return Err(Error::Invalid(format!("{len} tokens and {more} more in a cache for {room}")));
         }
+        let backend = &self.model.backend;
+        backend.inside(|| self.feed_inside(tokens))?;
+        Ok(&self.logits)
+    }
+
+    fn feed_inside(&mut self, tokens: &[u32]) -> Result<()> {
         for part in tokens.chunks(self.activations.tokens) {
             let packed = Packed::new([&Sequence::prompt(part)], self.cache.len, self.model.config.vocab)?;
             let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
@@ -57,8 +63,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         }
         let (backend, head) = (&self.model.backend, &self.model.head);
         backend.linear(&mut self.on_device, Store::Overwrite, 1, &self.activations.read.normed, head, None)?;
-        backend.download(&mut self.logits, &self.on_device)?;
-        Ok(&self.logits)
+        backend.download(&mut self.logits, &self.on_device)
     }
 
     /// Tokens fed so far.

@@ -151,8 +151,10 @@ fn plain<L: Lanes, const BYTES: usize, const R: usize>(
     for (vectors, row) in vectors.iter_mut().zip(rows) {
         *vectors = &row.as_chunks().0[..x.len()];
     }
+    let ahead = x.len() * BYTES * R;
     for (i, x) in x.iter().enumerate() {
         for r in 0..R {
+            l.fetch(vectors[r][i].as_ptr().wrapping_add(ahead));
             sums[r] = l.fma(widen(l, &vectors[r][i]), l.load(x), sums[r]);
         }
     }
@@ -184,8 +186,11 @@ fn blocks<L: Lanes, const BYTES: usize, const VECTORS: usize, const R: usize>(
     for (blocks, row) in blocks.iter_mut().zip(rows) {
         *blocks = &row.as_chunks().0[..x.len()];
     }
+    // The same place of the next rows.
+    let ahead = x.len() * BYTES * R;
     for (i, x) in x.iter().enumerate() {
         for r in 0..R {
+            l.fetch(blocks[r][i].as_ptr().wrapping_add(ahead));
             sums[r] = add(l, &blocks[r][i], x, sums[r]);
         }
     }
@@ -229,7 +234,7 @@ fn each<L: Lanes, const BYTES: usize>(
 /// The 32 weights of a Q4_0 block.
 #[inline(always)]
 fn four_bits_0<L: Lanes>(l: L, block: &[u8; 18]) -> (L::V, L::V) {
-    let d = l.half([block[0], block[1]]);
+    let d = l.half(head(block));
     let table = l.table(d, l.mul(d, l.splat(-8.0)));
     l.nibbles(table, table, Bytes::load(block, 2))
 }
@@ -237,14 +242,15 @@ fn four_bits_0<L: Lanes>(l: L, block: &[u8; 18]) -> (L::V, L::V) {
 /// The 32 weights of a Q4_1 block.
 #[inline(always)]
 fn four_bits_1<L: Lanes>(l: L, block: &[u8; 20]) -> (L::V, L::V) {
-    let table = l.table(l.half([block[0], block[1]]), l.half([block[2], block[3]]));
+    let (d, m) = l.halves(head(block));
+    let table = l.table(d, m);
     l.nibbles(table, table, Bytes::load(block, 4))
 }
 
 /// The 32 weights of a Q8_0 block.
 #[inline(always)]
 fn eight_bits<L: Lanes>(l: L, block: &[u8; 34]) -> (L::V, L::V) {
-    let d = l.half([block[0], block[1]]);
+    let d = l.half(head(block));
     (l.mul(l.signed(Bytes::load(block, 2)), d), l.mul(l.signed(Bytes::load(block, 18)), d))
 }
 
@@ -270,21 +276,21 @@ fn five_bits<L: Lanes>(l: L, (d, m): (L::V, L::V), packed: Bytes, fives: [Bytes;
 
 #[inline(always)]
 fn q5_0<L: Lanes>(l: L, block: &[u8; 22], x: &[X; 2], sum: L::V) -> L::V {
-    let d = l.half([block[0], block[1]]);
+    let d = l.half(head(block));
     let fives = [fifths([block[2], block[3]]), fifths([block[4], block[5]])];
     five_bits(l, (d, l.mul(d, l.splat(-16.0))), Bytes::load(block, 6), fives, x, sum)
 }
 
 #[inline(always)]
 fn q5_1<L: Lanes>(l: L, block: &[u8; 24], x: &[X; 2], sum: L::V) -> L::V {
-    let scales = (l.half([block[0], block[1]]), l.half([block[2], block[3]]));
+    let scales = l.halves(head(block));
     let fives = [fifths([block[4], block[5]]), fifths([block[6], block[7]])];
     five_bits(l, scales, Bytes::load(block, 8), fives, x, sum)
 }
 
 #[inline(always)]
 fn q8_0<L: Lanes>(l: L, block: &[u8; 34], x: &[X; 2], sum: L::V) -> L::V {
-    let d = l.half([block[0], block[1]]);
+    let d = l.half(head(block));
     let first = l.mul(l.signed(Bytes::load(block, 2)), l.load(&x[0]));
     let both = l.fma(l.signed(Bytes::load(block, 18)), l.load(&x[1]), first);
     l.fma(d, both, sum)
@@ -310,10 +316,11 @@ fn half_at(block: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
-/// The header that Q4_K and Q5_K share: d, dmin, scales.
+/// The first bytes of a block, all formats' being longer.
 #[inline(always)]
-fn head<const N: usize>(block: &[u8; N]) -> &[u8; 16] {
-    block.first_chunk().unwrap() // both formats are longer
+fn head<const N: usize, const HEAD: usize>(block: &[u8; N]) -> &[u8; HEAD] {
+    const { assert!(HEAD <= N) }
+    block.first_chunk().unwrap() // by the assertion
 }
 
 #[inline(always)]
@@ -351,7 +358,7 @@ fn q5_k<L: Lanes>(l: L, block: &[u8; 176], x: &[X; 16], mut sum: L::V) -> L::V {
 
 #[inline(always)]
 fn q6_k<L: Lanes>(l: L, block: &[u8; 210], x: &[X; 16], mut sum: L::V) -> L::V {
-    let scales = l.store(l.mul(l.signed(Bytes::load(block, 192)), l.half([block[208], block[209]])));
+    let scales = l.store(l.mul(l.signed(Bytes::load(block, 192)), l.splat(half_at(block, 208))));
     for half in 0..2 {
         for part in 0..2 {
             let high = Bytes::load(block, 128 + 32 * half + 16 * part);

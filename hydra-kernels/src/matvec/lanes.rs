@@ -18,6 +18,12 @@ pub(crate) trait Lanes: Copy {
     type Table: Copy;
 
     fn splat(self, x: f32) -> Self::V;
+    /// Asks for the cache line at an address, which need not be in bounds or even mapped.
+    #[inline(always)]
+    fn fetch(self, at: *const u8) {
+        // SAFETY: x86-64 has SSE; a prefetch doesn't fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V) -> [f32; LANES];
     /// Sixteen f32 at any alignment.
@@ -26,8 +32,10 @@ pub(crate) trait Lanes: Copy {
     fn f16(self, bytes: &[u8; 32]) -> Self::V;
     /// Sixteen bf16, widened.
     fn bf16(self, bytes: &[u8; 32]) -> Self::V;
-    /// One f16, widened, in every lane.
-    fn half(self, bytes: [u8; 2]) -> Self::V;
+    /// The first of four f16, widened, in every lane.
+    fn half(self, bytes: &[u8; 8]) -> Self::V;
+    /// The same of the first and of the second.
+    fn halves(self, bytes: &[u8; 8]) -> (Self::V, Self::V);
     /// Sixteen u8 as f32.
     fn unsigned(self, bytes: Bytes) -> Self::V;
     /// Sixteen i8 as f32.
@@ -39,6 +47,16 @@ pub(crate) trait Lanes: Copy {
     fn table(self, d: Self::V, m: Self::V) -> Self::Table;
     /// What the low nibbles mean in one table, the high ones in another.
     fn nibbles(self, low: Self::Table, high: Self::Table, packed: Bytes) -> (Self::V, Self::V);
+}
+
+/// Four f16 as f32: from memory the conversion is one instruction.
+///
+/// # Safety
+/// F16C.
+#[inline(always)]
+unsafe fn four_halves(bytes: &[u8; 8]) -> __m128 {
+    // SAFETY: the array is the eight bytes that are loaded; the rest is the caller's contract.
+    unsafe { _mm_cvtph_ps(_mm_loadl_epi64(bytes.as_ptr().cast())) }
 }
 
 impl Lanes for Avx512 {
@@ -87,9 +105,19 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn half(self, bytes: [u8; 2]) -> __m512 {
-        // SAFETY: `self` proves AVX-512F (and with it AVX2).
-        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(bytes))) }
+    fn half(self, bytes: &[u8; 8]) -> __m512 {
+        // SAFETY: `self` proves AVX-512F.
+        unsafe { _mm512_broadcastss_ps(four_halves(bytes)) }
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 8]) -> (__m512, __m512) {
+        // SAFETY: `self` proves AVX-512F. A permutation is one instruction where moving and broadcasting are two.
+        unsafe {
+            let four = four_halves(bytes);
+            let second = _mm512_permutexvar_ps(_mm512_set1_epi32(1), _mm512_castps128_ps512(four));
+            (_mm512_broadcastss_ps(four), second)
+        }
     }
 
     #[inline(always)]
@@ -189,9 +217,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn half(self, bytes: [u8; 2]) -> [__m256; 2] {
-        // SAFETY: `self` proves F16C.
-        unsafe { [_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(bytes))); 2] }
+    fn half(self, bytes: &[u8; 8]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2 and F16C.
+        unsafe { [_mm256_broadcastss_ps(four_halves(bytes)); 2] }
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 8]) -> ([__m256; 2], [__m256; 2]) {
+        // SAFETY: `self` proves AVX2 and F16C.
+        unsafe {
+            let four = four_halves(bytes);
+            ([_mm256_broadcastss_ps(four); 2], [_mm256_broadcastss_ps(_mm_movehdup_ps(four)); 2])
+        }
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@
 
 mod aligned;
 mod attention;
+mod attentive;
 mod buffer;
 mod elementwise;
 mod gradient;
@@ -17,6 +18,7 @@ use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
 use crate::batch::Segment;
 use crate::{Error, Result};
 pub use aligned::Aligned;
+use attentive::Attentive;
 pub use buffer::Buffer;
 use buffer::{Element, convert};
 use half::bf16;
@@ -57,6 +59,7 @@ impl Default for CpuOptions {
 /// The CPU as a [`Backend`].
 pub struct Cpu {
     pool: ThreadPool,
+    attentive: Attentive,
     threads: usize,
     precision: Precision,
     isa: Isa,
@@ -81,6 +84,7 @@ impl Cpu {
             .map_err(|e| Error::Invalid(format!("can't start {threads} threads: {e}")))?;
         Ok(Self {
             pool,
+            attentive: Attentive::default(),
             threads,
             precision: options.precision,
             isa: options.isa.unwrap_or_else(Isa::detect),
@@ -149,7 +153,7 @@ impl Backend for Cpu {
     type Matrix<'w> = Weight<'w>;
 
     fn inside<R: Send>(&self, op: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(op)
+        self.attentive.run(&self.pool, op)
     }
 
     fn buffer(&self, len: usize) -> Result<Buffer> {

@@ -25,8 +25,8 @@ use rayon::prelude::*;
 /// Up to this many tokens the weights are read as they are stored, row by row; above, packing panels pays.
 const FEW_TOKENS: usize = 4;
 
-/// Weight that is worth waking a thread for: some 20 µs of reading.
-const TASK_BYTES: usize = 128 * 1024;
+/// Weight that is worth handing to another thread: some microseconds of reading.
+const TASK_BYTES: usize = 32 * 1024;
 
 pub(super) type Args<'a> = AdapterArgs<'a, Cpu>;
 
