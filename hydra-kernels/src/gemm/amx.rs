@@ -1,8 +1,12 @@
 //! 32 × 32 micro-kernel for AMX: TDPBF16PS multiplies a tile of A (16 rows, 32 along k) by one of B (16 pairs along k, 16 columns).
 //!
 //! Of the eight tile registers four are sums, two hold A and two B, so that each loaded tile is used twice. A strip of 32 rows of
-//! A is rounded and copied once, tile by tile, and passes over all panels of a group in one `asm!` block: tile registers belong
-//! to nobody between blocks. Edges need no masks: the configuration says how many rows and columns a tile has.
+//! A is read where it lies or is rounded and copied once, tile by tile, and passes over all panels of a group in one `asm!`
+//! block: tile registers belong to nobody between blocks. Edges need no masks: the configuration says how many rows and columns
+//! a tile has.
+//!
+//! The strip stays in L1 while B's panels come from L2: TILELOADDT1 says of B's tiles that they won't be read again soon. With
+//! TILELOADD for both, each pass of a panel drove the strip out, and a product took a quarter longer.
 //!
 //! Two terms (a frozen product and its adapter's) are summed in the same registers where their strips fit together.
 
@@ -25,12 +29,16 @@ const TILE: usize = 16;
 /// bf16 values of a tile of A.
 const A_TILE: usize = TILE * K_STEP;
 
-/// A block of k takes at most this many values: a strip of A (36 KiB) then stays near L1 while panels of B pass, and sums are
+/// A block of k takes at most this many values: a strip of A (36 KiB) then stays in L1 while panels of B pass, and sums are
 /// loaded and stored once in 18 steps. 384 and 768 were measured slower.
 const K_BLOCK: usize = 576;
 
 /// A second term's block that still joins the first's.
 const K_JOINED: usize = 128;
+
+/// Blocks of k that a strip passes through before the next strip: more of them save loads and stores of sums, but leave room for
+/// fewer columns in L2, so that A is read more often.
+const BLOCKS: usize = 3;
 
 /// B's panels that stay in L2 (of 2 MiB on these machines) while strips of A pass.
 const B_BYTES: usize = 1024 * 1024;
@@ -123,8 +131,9 @@ impl Strip {
     }
 }
 
-/// Columns whose sums wait in f32 to be rounded.
+/// The most and the fewest columns whose sums wait in f32 to be rounded.
 const ROUNDED_COLUMNS: usize = 1024;
+const ROUNDED_COLUMNS_LEAST: usize = 96;
 
 /// Sums of a strip that is stored as bf16.
 #[repr(align(64))]
@@ -142,24 +151,28 @@ pub(super) fn drive(
 ) {
     let mut strip = Strip(MaybeUninit::uninit());
     let mut store = store;
-    let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut).peekable();
-    while let Some(part) = parts.next() {
-        let parts = [Some(part), parts.next_if(|next| next.depth() <= K_JOINED)];
-        let group = group(&parts);
+    let mut done = 0;
+    loop {
+        let blocks = blocks(terms).skip(done).take(BLOCKS);
+        let depth = depth(blocks.clone());
+        if depth == 0 {
+            return;
+        }
+        let group = group(depth);
         for first in (0..n).step_by(group) {
             let columns = group.min(n - first);
             for i in (0..m).step_by(MR) {
-                let rows = MR.min(m - i);
-                let places = place(isa, &mut strip, &parts, i, rows);
-                let c = &mut c[i * c_stride + first..];
-                strip_times_panels(isa, c, c_stride, rows, first, columns, store, &mut strip, &parts, places);
+                let (c, rows) = (&mut c[i * c_stride + first..], MR.min(m - i));
+                sweep(isa, c, c_stride, [i, first], [rows, columns], store, &mut strip, blocks.clone());
             }
         }
         store = Store::Accumulate;
+        done += BLOCKS;
     }
 }
 
-/// [`drive`] into bf16, overwritten, if all terms fit one strip; else `false`, and nothing is done.
+/// [`drive`] into bf16, overwritten. Returns `false`, and does nothing, where k is so long that few columns' panels would stay
+/// in L2 and A would be read too often.
 pub(super) fn drive_rounded(
     isa: AmxBf16,
     c: &mut [bf16],
@@ -168,16 +181,13 @@ pub(super) fn drive_rounded(
     n: usize,
     terms: &[Term<'_, bf16>],
 ) -> bool {
-    let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut);
-    let Some(first) = parts.next() else { return false };
-    let parts = match (parts.next(), parts.next()) {
-        (None, _) => [Some(first), None],
-        (Some(second), None) if second.depth() <= K_JOINED => [Some(first), Some(second)],
-        _ => return false,
-    };
+    let depth = depth(blocks(terms));
+    let group = group(depth.max(1)).min(ROUNDED_COLUMNS);
+    if depth == 0 || group < ROUNDED_COLUMNS_LEAST.min(n) {
+        return false;
+    }
     let mut strip = Strip(MaybeUninit::uninit());
     let mut sums = Sums(MaybeUninit::uninit());
-    let group = group(&parts).min(ROUNDED_COLUMNS);
     let len = MR * group.min(n);
     // SAFETY: `len` floats are inside `Sums` and, once zeroed, initialised.
     let sums = unsafe {
@@ -189,8 +199,8 @@ pub(super) fn drive_rounded(
         let columns = group.min(n - first);
         for i in (0..m).step_by(MR) {
             let rows = MR.min(m - i);
-            let places = place(isa, &mut strip, &parts, i, rows);
-            strip_times_panels(isa, sums, columns, rows, first, columns, Store::Overwrite, &mut strip, &parts, places);
+            let blocks = blocks(terms);
+            sweep(isa, sums, columns, [i, first], [rows, columns], Store::Overwrite, &mut strip, blocks);
             for (row, sums) in sums.chunks_exact(columns).enumerate().take(rows) {
                 narrow(isa.avx512bf16(), &mut c[(i + row) * c_stride + first..][..columns], sums);
             }
@@ -199,14 +209,48 @@ pub(super) fn drive_rounded(
     true
 }
 
-/// Columns whose panels stay in L2.
-fn group(parts: &[Option<Part<'_, '_>>; 2]) -> usize {
-    let depth: usize = parts.iter().flatten().map(Part::depth).sum();
+/// One strip against some columns' panels, block after block: its sums stay in cache.
+#[allow(clippy::too_many_arguments)]
+fn sweep<'t, 'a: 't>(
+    isa: AmxBf16,
+    c: &mut [f32],
+    c_stride: usize,
+    [i, first]: [usize; 2],
+    [rows, columns]: [usize; 2],
+    mut store: Store,
+    strip: &mut Strip,
+    blocks: impl Iterator<Item = Block<'t, 'a>>,
+) {
+    for parts in blocks {
+        let places = place(isa, strip, &parts, i, rows);
+        strip_times_panels(isa, c, c_stride, rows, first, columns, store, strip, &parts, places);
+        store = Store::Accumulate;
+    }
+}
+
+/// Columns whose panels, so many values deep, stay in L2.
+fn group(depth: usize) -> usize {
     (B_BYTES / (depth * size_of::<bf16>())).max(NR) / NR * NR
 }
 
+fn depth<'t, 'a: 't>(blocks: impl Iterator<Item = Block<'t, 'a>>) -> usize {
+    blocks.flatten().flatten().map(|part| part.depth()).sum()
+}
+
+/// One or two parts that are summed in the same registers.
+type Block<'t, 'a> = [Option<Part<'t, 'a>>; 2];
+
+/// All terms, block by block.
+fn blocks<'t, 'a>(terms: &'t [Term<'a, bf16>]) -> impl Iterator<Item = Block<'t, 'a>> + Clone {
+    let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut).peekable();
+    core::iter::from_fn(move || {
+        let part = parts.next()?;
+        Some([Some(part), parts.next_if(|next| next.depth() <= K_JOINED)])
+    })
+}
+
 /// Equal blocks of at most [`K_BLOCK`], whole steps but for the last.
-fn cut<'t, 'a>(term: &'t Term<'a, bf16>) -> impl Iterator<Item = Part<'t, 'a>> {
+fn cut<'t, 'a>(term: &'t Term<'a, bf16>) -> impl Iterator<Item = Part<'t, 'a>> + Clone {
     let k = term.b.k;
     let block = k.div_ceil(k.div_ceil(K_BLOCK)).next_multiple_of(K_STEP);
     (0..k).step_by(block).map(move |first| Part { term, first, len: block.min(k - first) })
@@ -222,13 +266,7 @@ enum Place<'a> {
 }
 
 /// Rows `i .. i + rows` of A's parts, rounded to bf16 and copied to the strip if they have to be.
-fn place<'a>(
-    isa: AmxBf16,
-    strip: &mut Strip,
-    parts: &[Option<Part<'_, 'a>>; 2],
-    i: usize,
-    rows: usize,
-) -> [Place<'a>; 2] {
+fn place<'a>(isa: AmxBf16, strip: &mut Strip, parts: &Block<'_, 'a>, i: usize, rows: usize) -> [Place<'a>; 2] {
     let mut places = [Place::Strip(0); 2];
     let mut used = 0;
     for (part, place) in parts.iter().flatten().zip(&mut places) {
@@ -257,7 +295,7 @@ fn in_place<'a>(part: &Part<'_, 'a>, i: usize) -> Option<&'a [bf16]> {
         && a.row_stride.is_multiple_of(K_STEP)
         && part.len.is_multiple_of(K_STEP)
         && data.as_ptr().addr().is_multiple_of(64);
-    (lines && !row_lines.is_multiple_of(8)).then_some(data)
+    (lines && !row_lines.is_multiple_of(32)).then_some(data)
 }
 
 /// One strip against the panels of `columns` columns from `first` on, the last of which may be narrower.
@@ -271,7 +309,7 @@ fn strip_times_panels(
     columns: usize,
     store: Store,
     strip: &mut Strip,
-    parts: &[Option<Part<'_, '_>>; 2],
+    parts: &Block<'_, '_>,
     places: [Place<'_>; 2],
 ) {
     assert!((1..=MR).contains(&rows) && columns > 0);
@@ -417,27 +455,15 @@ macro_rules! multiply {
     };
 }
 
-/// Lines of B that come two steps later, while B's tiles are loaded from L1.
-macro_rules! fetch {
-    ($($bytes:literal)*) => { concat!($("prefetcht0 [rdx + ", $bytes, "]\n"),*) };
-}
-
 multiply!(
     multiply_2x2,
     zero: "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
     load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]\n\
            tileloadd tmm2, [rax + r9*1]\ntileloadd tmm3, [rax + r9*1 + 64]",
-    step: concat!(
-        "tileloadd tmm6, [rdx + r12*1]\n",
-        fetch!(4096 4160 4224 4288 4352 4416 4480 4544),
-        "tileloadd tmm4, [rsi + r11*1]\n",
-        fetch!(4608 4672 4736 4800 4864 4928 4992 5056),
-        "tileloadd tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\n",
-        fetch!(5120 5184 5248 5312 5376 5440 5504 5568),
-        "tileloadd tmm5, [r15 + r11*1]\ntdpbf16ps tmm1, tmm4, tmm7\n",
-        fetch!(5632 5696 5760 5824 5888 5952 6016 6080),
-        "tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
-    ),
+    step: "tileloaddt1 tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\n\
+           tileloaddt1 tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\n\
+           tileloadd tmm5, [r15 + r11*1]\ntdpbf16ps tmm1, tmm4, tmm7\n\
+           tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
     store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1\n\
             tilestored [rax + r9*1], tmm2\ntilestored [rax + r9*1 + 64], tmm3"
 );
@@ -446,7 +472,7 @@ multiply!(
     multiply_2x1,
     zero: "tilezero tmm0\ntilezero tmm2",
     load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm2, [rax + r9*1]",
-    step: "tileloadd tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm5, [r15 + r11*1]\n\
+    step: "tileloaddt1 tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm5, [r15 + r11*1]\n\
            tdpbf16ps tmm2, tmm5, tmm6",
     store: "tilestored [r8 + r9*1], tmm0\ntilestored [rax + r9*1], tmm2"
 );
@@ -455,7 +481,7 @@ multiply!(
     multiply_1x2,
     zero: "tilezero tmm0\ntilezero tmm1",
     load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]",
-    step: "tileloadd tmm4, [rsi + r11*1]\ntileloadd tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm7, [rdx + r12*1 + 64]\n\
+    step: "tileloadd tmm4, [rsi + r11*1]\ntileloaddt1 tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloaddt1 tmm7, [rdx + r12*1 + 64]\n\
            tdpbf16ps tmm1, tmm4, tmm7",
     store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1"
 );
@@ -464,6 +490,6 @@ multiply!(
     multiply_1x1,
     zero: "tilezero tmm0",
     load: "tileloadd tmm0, [r8 + r9*1]",
-    step: "tileloadd tmm4, [rsi + r11*1]\ntileloadd tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6",
+    step: "tileloadd tmm4, [rsi + r11*1]\ntileloaddt1 tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6",
     store: "tilestored [r8 + r9*1], tmm0"
 );

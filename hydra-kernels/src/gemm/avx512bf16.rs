@@ -150,11 +150,33 @@ unsafe fn store_pairs(out: *mut u8, x: __m512i, next: __m512i) {
 /// 32 f32, scaled and rounded.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn scaled(x: &[f32; 32], scale: __m512) -> __m512i {
-    let at = x.as_ptr();
-    // SAFETY: two vectors of 16.
-    let (low, high) = unsafe { (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))) };
+fn scaled([low, high]: [__m512; 2], scale: __m512) -> __m512i {
     rounded(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn loaded(x: &[f32; 32]) -> [__m512; 2] {
+    // SAFETY: two vectors of 16.
+    unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))] }
+}
+
+/// 32 bf16 as f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened(x: __m512i) -> [__m512; 2] {
+    let wide = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+    [wide(_mm512_castsi512_si256(x)), wide(_mm512_extracti64x4_epi64::<1>(x))]
+}
+
+/// The first min(`n`, 32) values, which have to be there, and zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn some_of(x: &[bf16], n: usize) -> __m512i {
+    let n = n.min(NR);
+    assert!(n > 0 && x.len() >= n);
+    // SAFETY: the mask admits what the assert found.
+    unsafe { _mm512_maskz_loadu_epi16(u32::MAX >> (NR - n), x.as_ptr().cast()) }
 }
 
 /// `out[j]` = the pair (scale · `x[j]`, scale · `next[j]`), rounded, for 32 columns.
@@ -163,7 +185,7 @@ pub(super) fn pairs_across(_isa: Avx512Bf16, out: &mut [u8; 128], x: &[f32; 32],
     fn run(out: &mut [u8; 128], x: &[f32; 32], next: &[f32; 32], scale: f32) {
         let scale = _mm512_set1_ps(scale);
         // SAFETY: the token proves the features; `out` is 128 bytes.
-        unsafe { store_pairs(out.as_mut_ptr(), scaled(x, scale), scaled(next, scale)) }
+        unsafe { store_pairs(out.as_mut_ptr(), scaled(loaded(x), scale), scaled(loaded(next), scale)) }
     }
     // SAFETY: the token proves the features.
     unsafe { run(out, x, next, scale) }
@@ -228,21 +250,20 @@ fn panels_across_features(
                         return _mm512_setzero_si512();
                     }
                     match data {
-                        Values::Bf16(data) if scale == 1.0 => {
-                            let row = &data[p * stride + j..];
-                            let mask = u32::MAX >> NR.saturating_sub(n - j);
-                            assert!(row.len() >= NR.min(n - j));
-                            // SAFETY: the mask admits what the assert found.
-                            unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().cast()) }
+                        Values::Bf16(data) => {
+                            let row = some_of(&data[p * stride + j..], n - j);
+                            if scale == 1.0 { row } else { scaled(widened(row), factor) }
                         }
-                        Values::F32(data) if n - j >= NR => {
-                            let row: &[f32; NR] = data[p * stride + j..].first_chunk().expect("a row has n columns");
-                            scaled(row, factor)
-                        }
-                        _ => {
+                        Values::F32(data) => {
                             let mut row = [0.0; NR];
-                            data.read(p * stride + j, 1, &mut row[..NR.min(n - j)]);
-                            scaled(&row, factor)
+                            let row = match data[p * stride + j..].first_chunk() {
+                                Some(whole) if n - j >= NR => whole,
+                                _ => {
+                                    row[..n - j].copy_from_slice(&data[p * stride + j..][..n - j]);
+                                    &row
+                                }
+                            };
+                            scaled(loaded(row), factor)
                         }
                     }
                 };
