@@ -4,7 +4,7 @@ use crate::ops::Stored;
 use crate::support::*;
 use hydra_kernels::shape::HydraShape;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
-use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Store};
+use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing, Store};
 
 /// A linear layer and its inputs.
 struct Case {
@@ -29,6 +29,8 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
         params: &params,
         heads: &case.labels,
         dropout: case.dropout,
+        head_dropout: None,
+        balance: 0.0,
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
     let mut hidden = b.buffer(width).unwrap();
@@ -67,8 +69,14 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
     let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
     // Not at the start, and not aligned.
     let first = random.within(0, 5);
-    let slot =
-        AdapterSlot { shape, gate, scale: 0.7, a: first..first + a_len, b: first + a_len..first + a_len + b_len };
+    let slot = AdapterSlot {
+        shape,
+        gate,
+        routing: Routing::default(),
+        scale: 0.7,
+        a: first..first + a_len,
+        b: first + a_len..first + a_len + b_len,
+    };
     Case {
         stored: Stored::draw(random, d_out, d_in),
         tokens,

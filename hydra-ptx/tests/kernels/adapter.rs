@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use hydra_kernels::dropout::Dropout;
-use hydra_kernels::gate::Gate;
+use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{Heads, Mask, UpBackward, da, db, down, dropped_add, gate_mix, padded, up_backward};
@@ -41,14 +41,22 @@ fn check(case: &Case) {
     let factor = |i: usize| if dropout.keeps((i / d_in) as u64, i % d_in) { f64::from(dropout.scale()) } else { 0.0 };
     let (want_x, want_a, want_b, want_dy) = (f64s(&x), f64s(&a), f64s(&b), f64s(&dy));
     let (weight, factors) = (vec![0.0; d_out * d_in], (0..tokens * d_in).map(factor).collect::<Vec<_>>());
+    let (mask_factors, heads_mask) = (&factors, &vec![1.0; tokens * columns]);
     let gate = match case.gate {
-        GATE_ROUTER => Gate::Router,
+        GATE_ROUTER => Gate::Router(Routing::default()),
         GATE_LABEL => Gate::Label(&labels),
         GATE_UNIFORM => Gate::Uniform,
         _ => Gate::One,
     };
-    let parameters =
-        Parameters { weight: &weight, a: &want_a, b: &want_b, scale: f64::from(scale), gate, mask: &factors };
+    let parameters = Parameters {
+        weight: &weight,
+        a: &want_a,
+        b: &want_b,
+        scale: f64::from(scale),
+        gate,
+        mask: mask_factors,
+        heads_mask,
+    };
     let (mut want_y, mut want_hidden) = (vec![0.0; tokens * d_out], vec![0.0; tokens * width]);
     reference::forward(&shape, &mut want_y, &mut want_hidden, &want_x, &parameters);
     let (mut want_dx, mut want_da) = (vec![0.0; tokens * d_in], f64s(&a));
