@@ -27,7 +27,18 @@ fn entries() -> BTreeMap<&'static str, Entry> {
 /// One launch of each kernel; sizes don't matter.
 fn launches() -> Vec<Launch> {
     let p = Ptr(256);
-    let heads = Heads { a_rows: 8, stacked: 11, heads: 3, rank: 8, per_head: false, gate: 0, labels: p };
+    let heads = Heads {
+        a_rows: 8,
+        stacked: 11,
+        heads: 3,
+        rank: 8,
+        per_head: false,
+        gate: 0,
+        labels: p,
+        sharpness: 1.0,
+        top_k: 3,
+        mask: Mask::default(),
+    };
     let second = Second { a: p, k: 24, b: p };
     let up = UpBackward { dhidden: p, dhidden_operand: p, mixed: p, dmixed: p, dy_operand: p };
     let (saved, output) =

@@ -75,7 +75,6 @@ pub(crate) struct Adapted<B: Backend> {
 impl<B: Backend> Adapted<B> {
     pub fn upload(backend: &B, config: &Config, adapter: &Adapter) -> Result<Self> {
         adapter.fits(config)?;
-        backend.check_adapter(&adapter.config)?;
         let slots = Slots::new(config, &adapter.config);
         let mut flat = vec![0.0; slots.len];
         for (layer, pairs) in adapter.layers.iter().enumerate() {

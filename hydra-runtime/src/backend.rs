@@ -158,8 +158,8 @@ pub trait Backend: Sync {
     fn copy(&self, to: &mut Self::Buffer, to_start: usize, from: &Self::Buffer, len: usize) -> Result<()>;
     /// Sets the first `len` values to zero.
     fn zero(&self, buffer: &mut Self::Buffer, len: usize) -> Result<()>;
-    /// An error, naming the option, if the device has no kernels for something that this adapter asks for.
-    fn check_adapter(&self, config: &AdapterConfig) -> Result<()> {
+    /// An error, naming the option, if the device has no kernels for something that training this adapter takes.
+    fn check_training(&self, config: &AdapterConfig) -> Result<()> {
         let _ = config;
         Ok(())
     }

@@ -13,6 +13,7 @@ struct Case {
     store: Store,
     slot: Option<AdapterSlot>,
     dropout: Option<DropoutKey>,
+    head_dropout: Option<DropoutKey>,
     /// Whether dx is wanted.
     dx: bool,
     labels: Vec<u32>,
@@ -29,7 +30,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
         params: &params,
         heads: &case.labels,
         dropout: case.dropout,
-        head_dropout: None,
+        head_dropout: case.head_dropout,
         balance: 0.0,
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
@@ -72,7 +73,12 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
     let slot = AdapterSlot {
         shape,
         gate,
-        routing: Routing::default(),
+        routing: Routing {
+            temperature: if random.coin() { 1.0 } else { 0.6 },
+            // Where many tokens choose, two logits of some are as good as equal, and rounding chooses.
+            top_k: if random.coin() || tokens > 5 { usize::MAX } else { random.within(1, 5) },
+            ..Routing::default()
+        },
         scale: 0.7,
         a: first..first + a_len,
         b: first + a_len..first + a_len + b_len,
@@ -82,6 +88,7 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
         tokens,
         store: if random.coin() { Store::Accumulate } else { Store::Overwrite },
         dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.3, seed: 5 }),
+        head_dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.2, seed: 6 }),
         dx: random.within(0, 4) > 0,
         labels: random.ids(tokens, heads + 1),
         x: random.values(tokens * d_in),

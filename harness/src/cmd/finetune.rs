@@ -268,7 +268,7 @@ impl Prepared {
         let held_out = source.held_out.as_ref().map(|records| encode("--eval-data", records)).transpose()?;
 
         let recipe = recipe(&arguments, data.sequences.len())?;
-        device.check_adapter(&adapter.config)?;
+        device.check_training(&adapter.config)?;
         recipe.check_room(device, config, &adapter.config, &data)?;
         let manifest = Manifest::new(&arguments, checkpoint, &adapter, &recipe, &data, seq_len, clustering.as_ref())?;
         let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());

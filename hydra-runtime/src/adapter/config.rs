@@ -134,6 +134,14 @@ impl AdapterConfig {
     fn check_options(&self) -> Result<(), String> {
         let Self { heads, head_dropout, temperature, top_k, load_balance, .. } = *self;
         let gate = self.gate.name();
+        let of_router = [
+            ("router temperature", temperature != 1.0),
+            ("top-k", top_k.is_some()),
+            ("load balance", load_balance != 0.0),
+        ];
+        if let Some((name, _)) = of_router.iter().find(|(_, set)| *set && self.gate != GateKind::Router) {
+            return Err(format!("{name} goes with the router, and the gate is {gate}"));
+        }
         if !(0.0..1.0).contains(&head_dropout) {
             return Err(format!("head dropout {head_dropout}, wanted 0 or more and less than 1"));
         }
@@ -145,14 +153,6 @@ impl AdapterConfig {
         }
         if !(load_balance.is_finite() && load_balance >= 0.0) {
             return Err(format!("load balance {load_balance}, wanted a number from 0 on"));
-        }
-        let of_router = [
-            ("router temperature", temperature != 1.0),
-            ("top-k", top_k.is_some()),
-            ("load balance", load_balance != 0.0),
-        ];
-        if let Some((name, _)) = of_router.iter().find(|(_, set)| *set && self.gate != GateKind::Router) {
-            return Err(format!("{name} goes with the router, and the gate is {gate}"));
         }
         if self.head_init == HeadInit::Random {
             // Anywhere else the heads would not cancel at the start, and the model would change.

@@ -7,6 +7,7 @@ use crate::batch::NO_TARGET;
 use crate::checkpoint::Checkpoint;
 use crate::projection::Projection;
 use std::path::Path;
+use std::slice::from_ref;
 
 fn checkpoint() -> Checkpoint {
     Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra/model")).unwrap()
@@ -140,18 +141,18 @@ fn the_balance_term_weighs_passes_by_their_tokens() {
     let model = Model::load(cpu(2, Precision::F32), &checkpoint).unwrap();
     let (long, mut short) = (sequence(90, 1), sequence(30, 2));
     short.targets[3..].fill(NO_TARGET);
-    let pair = [long.clone(), short.clone()];
+    let pair = [long, short];
     let plain = AdapterConfig { dropout: 0.0, head_dropout: 0.0, ..everything(HeadInit::Random) };
     let start = params(&warm(&model, plain.clone(), &pair));
-    let mut term = |sequences: &[Sequence], max_tokens: usize| -> Vec<f64> {
-        let mut gradient = |load_balance: f32| {
+    let term = |sequences: &[Sequence], max_tokens: usize| -> Vec<f64> {
+        let gradient = |load_balance: f32| {
             let adapter = Adapter::init(model.config(), AdapterConfig { load_balance, ..plain.clone() }, 5).unwrap();
             let mut trainer = Trainer::new(&model, &adapter, options(max_tokens)).unwrap();
             step_at(&mut trainer, &start, sequences).1
         };
         gradient(10.0).iter().zip(gradient(0.0)).map(|(with, without)| with - without).collect()
     };
-    let alone = [term(&[long.clone()], 90), term(&[short.clone()], 90)];
+    let alone = [term(from_ref(&pair[0]), 90), term(from_ref(&pair[1]), 90)];
     let both = term(&pair, 90);
     let largest = both.iter().fold(0f64, |max, x| max.max(x.abs()));
     assert!(largest > 1e-3, "a term that does nothing");
