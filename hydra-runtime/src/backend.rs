@@ -9,7 +9,6 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::Result;
-use crate::adapter::AdapterConfig;
 use crate::batch::Segment;
 use core::ops::Range;
 pub use hydra_kernels::gate::Routing;
@@ -158,11 +157,6 @@ pub trait Backend: Sync {
     fn copy(&self, to: &mut Self::Buffer, to_start: usize, from: &Self::Buffer, len: usize) -> Result<()>;
     /// Sets the first `len` values to zero.
     fn zero(&self, buffer: &mut Self::Buffer, len: usize) -> Result<()>;
-    /// An error, naming the option, if the device has no kernels for something that training this adapter takes.
-    fn check_training(&self, config: &AdapterConfig) -> Result<()> {
-        let _ = config;
-        Ok(())
-    }
     /// Takes a frozen weight into the device's keeping.
     fn matrix<'w>(&self, weight: Weight<'w>) -> Result<Self::Matrix<'w>>;
 

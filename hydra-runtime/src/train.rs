@@ -85,7 +85,6 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             return Err(Error::Invalid("training with max_tokens 0".into()));
         }
         let (backend, config) = (&model.backend, &model.config);
-        backend.check_training(&adapter.config)?;
         let adapted = Adapted::upload(backend, config, adapter)?;
         let purpose = Purpose::Training(options.keep);
         let activations =

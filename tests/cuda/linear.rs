@@ -14,6 +14,7 @@ struct Case {
     slot: Option<AdapterSlot>,
     dropout: Option<DropoutKey>,
     head_dropout: Option<DropoutKey>,
+    balance: f32,
     /// Whether dx is wanted.
     dx: bool,
     labels: Vec<u32>,
@@ -31,7 +32,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
         heads: &case.labels,
         dropout: case.dropout,
         head_dropout: case.head_dropout,
-        balance: 0.0,
+        balance: case.balance,
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
     let mut hidden = b.buffer(width).unwrap();
@@ -88,6 +89,8 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
         tokens,
         store: if random.coin() { Store::Accumulate } else { Store::Overwrite },
         dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.3, seed: 5 }),
+        // The same for the largest of them.
+        balance: if tokens <= 5 && random.coin() { 0.8 } else { 0.0 },
         head_dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.2, seed: 6 }),
         dx: random.within(0, 4) > 0,
         labels: random.ids(tokens, heads + 1),

@@ -20,10 +20,9 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use manifest::Manifest;
-pub use source::Source;
+pub use source::{Heads, Source};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// Options of `finetune`. The defaults are the published settings.
 #[derive(Args, Clone)]
@@ -133,26 +132,6 @@ pub struct Arguments {
     /// Go on with the run in --out, whose options must be the same
     #[arg(long)]
     resume: bool,
-}
-
-/// `--heads`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heads {
-    /// As many as there are clusters.
-    Auto,
-    /// So many.
-    Number(usize),
-}
-
-impl FromStr for Heads {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            number => positive(number).map(Self::Number).map_err(|wanted| format!("{wanted}, or auto")),
-        }
-    }
 }
 
 /// A run that is over.
@@ -268,7 +247,6 @@ impl Prepared {
         let held_out = source.held_out.as_ref().map(|records| encode("--eval-data", records)).transpose()?;
 
         let recipe = recipe(&arguments, data.sequences.len())?;
-        device.check_training(&adapter.config)?;
         recipe.check_room(device, config, &adapter.config, &data)?;
         let manifest = Manifest::new(&arguments, checkpoint, &adapter, &recipe, &data, seq_len, clustering.as_ref())?;
         let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());

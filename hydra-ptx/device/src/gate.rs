@@ -4,6 +4,7 @@
 
 use crate::mask::Mask;
 use crate::math;
+use crate::optimizer::block_total;
 use crate::prelude::*;
 use crate::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, THREADS};
 
@@ -160,6 +161,7 @@ pub unsafe fn mix_tokens(
 }
 
 /// From `dmixed` (already scaled, and after dropout) and `hidden` of tokens `first .. first + count`, at most 32 of them: `dhidden`, and `mixed` again for dB.
+/// `push` [heads] is what the load-balance term adds to dgate, or null.
 #[inline(always)]
 pub unsafe fn unmix_tokens(
     heads: Heads,
@@ -167,6 +169,7 @@ pub unsafe fn unmix_tokens(
     mixed: *mut f32,
     dmixed: *const f32,
     hidden: *const f32,
+    push: *const f32,
     first: u32,
     count: u32,
 ) {
@@ -201,7 +204,8 @@ pub unsafe fn unmix_tokens(
         }
         let mut e = part;
         while e < heads.heads {
-            let (mut dot, mut j) = (0.0, 0);
+            let mut dot = if push.is_null() { 0.0 } else { load(push.add(e as usize)) };
+            let mut j = 0;
             while j < rank && heads.gate == GATE_ROUTER {
                 let column = e * rank + j;
                 dot += load(dmixed.add(column as usize)) * load(hidden.add(heads.down(column) as usize));
@@ -228,6 +232,32 @@ pub unsafe fn unmix_tokens(
 }
 
 kernels! {
+    /// `push` [heads] = scale · the share of tokens whose largest gate, of equals the first, is that of each head: what the
+    /// load-balance term adds to every token's dgate. Grid: [heads], 256 threads.
+    fn gate_push(push: *mut f32, hidden: *const f32, tokens: u32, a_rows: u32, heads: u32, scale: f32) {
+        let (head, width) = (block_x(), (a_rows + heads) as usize);
+        let (mut count, mut t) = (0.0, thread());
+        while t < tokens {
+            let row = hidden.add(t as usize * width + a_rows as usize);
+            let own = load(row.add(head as usize));
+            let (mut largest, mut e) = (1.0, 0);
+            while e < heads {
+                let other = load(row.add(e as usize));
+                if other > own || (other == own && e < head) {
+                    largest = 0.0;
+                }
+                e += 1;
+            }
+            count += largest;
+            t += THREADS;
+        }
+        // Whole numbers: exact in any order.
+        let total = block_total(count);
+        if thread() == 0 {
+            store(push.add(head as usize), scale * (total as f32 / tokens as f32));
+        }
+    }
+
     /// The gates and mixed heads, without dropout, of a few tokens whose products are in `hidden` [tokens, a_rows + heads]. Grid: [tokens / 256],
     /// 256 threads.
     fn gate_mix(

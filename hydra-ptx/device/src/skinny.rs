@@ -240,7 +240,7 @@ kernels! {
     /// The adjoint of what follows [`down`]: from dy [tokens, d_out] and B [d_out, heads rank], `dhidden` [tokens, a_rows + heads]
     /// = [ddown | dlogits] and again as bf16 (`dhidden_operand` [tokens, padded rows]; with `dropped` A's part of it is zero),
     /// `mixed` [tokens, heads rank] and `dy_operand` [tokens, padded d_out]. `dmixed` is room for [tokens, heads rank].
-    /// Grid: [tokens / 32], 256 threads.
+    /// `push` is [`gate_push`](crate::gate::gate_push)'s, or null. Grid: [tokens / 32], 256 threads.
     fn up_backward(
         dhidden: *mut f32,
         dhidden_operand: *mut u16,
@@ -252,6 +252,7 @@ kernels! {
         d_out: u32,
         b: *const f32,
         hidden: *const f32,
+        push: *const f32,
         scale: f32,
         rows: u32,
         dropped: u32,
@@ -289,7 +290,7 @@ kernels! {
             column0 += SKINNY;
         }
         barrier();
-        unmix_tokens(heads, dhidden, mixed, dmixed, hidden, first, count);
+        unmix_tokens(heads, dhidden, mixed, dmixed, hidden, push, first, count);
         barrier();
         let pitch = padded(rows);
         assume(pitch > 0);

@@ -103,6 +103,14 @@ pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads) -> Launch {
     launch!("gate_mix", grid, 0, hidden, mixed, tokens, a_rows, heads, rank, per_head, gate, labels, sharpness, top_k)
 }
 
+/// `push` [heads], from the gates in `hidden` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
+/// each token's dgate.
+pub fn gate_push(push: Ptr, hidden: Ptr, tokens: u32, heads: &Heads, balance: f32) -> Launch {
+    let &Heads { a_rows, heads, .. } = heads;
+    let scale = balance * heads as f32 / tokens.max(1) as f32;
+    launch!("gate_push", [heads, 1], SQUARES_SHARED, push, hidden, tokens, a_rows, heads, scale)
+}
+
 /// Where [`up_backward`] writes.
 #[derive(Clone, Copy, Debug)]
 pub struct UpBackward {
@@ -118,7 +126,7 @@ pub struct UpBackward {
     pub dy_operand: Ptr,
 }
 
-/// From `dy` to the gradient of `hidden`; with `dropped`, A's part of it stays out of the operand.
+/// From `dy` to the gradient of `hidden`; `push` is [`gate_push`]'s or null; with `dropped`, A's part of it stays out of the operand.
 #[allow(clippy::too_many_arguments)]
 pub fn up_backward(
     out: &UpBackward,
@@ -127,6 +135,7 @@ pub fn up_backward(
     d_out: u32,
     b: Ptr,
     hidden: Ptr,
+    push: Ptr,
     heads: &Heads,
     scale: f32,
     dropped: bool,
@@ -147,6 +156,7 @@ pub fn up_backward(
         d_out,
         b,
         hidden,
+        push,
         scale,
         stacked,
         dropped,

@@ -5,7 +5,9 @@ use hydra_kernels::dropout::Dropout;
 use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::launch::{Heads, Mask, UpBackward, da, db, down, dropped_add, gate_mix, padded, up_backward};
+use hydra_ptx::launch::{
+    Heads, Mask, Ptr, UpBackward, da, db, down, dropped_add, gate_mix, gate_push, padded, up_backward,
+};
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 use hydra_ptx_device::emulator::Global;
 use proptest::prelude::*;
@@ -61,7 +63,7 @@ fn check(case: &Case) {
         .collect();
     let mut routing = case.routing;
     if shape.router && ties(&shape, &want_x, &want_a) {
-        routing.top_k = usize::MAX;
+        routing = Routing { top_k: usize::MAX, balance: 0.0, ..routing };
     }
     let gate = match case.gate {
         GATE_ROUTER => Gate::Router(routing),
@@ -150,7 +152,16 @@ fn check(case: &Case) {
         dy_operand: ptr(&dy16),
     };
     let dropped = mask.threshold > 0;
-    run(up_backward(&out, count, ptr(&device_dy), d_out32, ptr(&device_b), ptr(&hidden), &heads, scale, dropped), seed);
+    let push = nan32(shape.heads);
+    let pushes = shape.router && routing.balance > 0.0;
+    if pushes {
+        run(gate_push(ptr(&push), ptr(&hidden), count, &heads, routing.balance), seed);
+    }
+    let push = if pushes { ptr(&push) } else { Ptr::NULL };
+    run(
+        up_backward(&out, count, ptr(&device_dy), d_out32, ptr(&device_b), ptr(&hidden), push, &heads, scale, dropped),
+        seed,
+    );
     assert_close("dhidden", dhidden.values(), &want_dhidden, SPLIT);
     assert_close("mixed", mixed.values(), &want_mixed, SPLIT);
     assert_eq!(dy16.values(), operand(&dy, d_out), "dy as bf16");
@@ -183,11 +194,11 @@ proptest! {
     #[test]
     fn random_adapters(tokens in 1usize..70, d_in in 1usize..80, d_out in 1usize..80, rank in 1usize..20, heads in 1usize..6,
                        per_head_a: bool, gate in 0u32..4, drops: bool, drops_heads: bool,
-                       routing in prop::option::of((0.4f32..3.0, 1usize..6)), seed: u64) {
+                       routing in prop::option::of((0.4f32..3.0, 1usize..6, prop::sample::select(vec![0.0f32, 0.7]))), seed: u64) {
         let per_head_a = per_head_a && gate != GATE_ROUTER;
         let heads = if gate == GATE_ONE { 1 } else { heads };
         let shape = HydraShape { tokens, d_in, d_out, rank, heads, per_head_a, router: gate == GATE_ROUTER };
-        let routing = routing.map(|(temperature, top_k)| Routing { temperature, top_k, balance: 0.0 }).unwrap_or_default();
+        let routing = routing.map(|(temperature, top_k, balance)| Routing { temperature, top_k, balance }).unwrap_or_default();
         let p = |drops: bool| if drops { 0.3 } else { 0.0 };
         check(&Case { shape, gate, routing, head_dropout: p(drops_heads), dropout: p(drops), seed });
     }
@@ -197,7 +208,7 @@ proptest! {
 fn whole_tiles_and_one_more() {
     for (tokens, rank, heads) in [(32, 8, 4), (33, 8, 3), (64, 32, 3)] {
         let shape = HydraShape { tokens, d_in: 64, d_out: 96, rank, heads, per_head_a: false, router: true };
-        let routing = Routing { temperature: 0.8, top_k: 2, balance: 0.0 };
+        let routing = Routing { temperature: 0.8, top_k: 2, balance: 0.5 };
         check(&Case {
             shape,
             gate: GATE_ROUTER,

@@ -19,7 +19,6 @@ pub use gpu::Gpu;
 pub use matrix::Matrix;
 
 use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
-use crate::adapter::AdapterConfig;
 use crate::batch::Segment;
 use crate::{Error, Result};
 use core::ops::Range;
@@ -146,14 +145,6 @@ impl<D: Driver> Backend for Cuda<D> {
     fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {
         self.output(buffer, len);
         self.driver.zero(&mut buffer.memory, 4 * len)
-    }
-
-    fn check_training(&self, config: &AdapterConfig) -> Result<()> {
-        if config.load_balance > 0.0 {
-            let message = "a load-balance term in training: the GPU has no kernel for it yet, the CPU has";
-            return Err(Error::Invalid(message.into()));
-        }
-        Ok(())
     }
 
     fn matrix<'w>(&self, weight: Weight<'w>) -> Result<Matrix<D>> {

@@ -1,14 +1,35 @@
 //! What a run starts from: records with their labels, and an adapter, new or from a file.
 
-use super::{Arguments, Heads, recipe};
+use super::{Arguments, recipe};
 use crate::cluster::{self, Clustering};
-use crate::cmd::targets;
+use crate::cmd::{positive, targets};
 use crate::data::records::{self, Record};
 use crate::device::room;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, HeadInit, Method};
 use hydra_runtime::config::Config;
 use std::path::Path;
+use std::str::FromStr;
+
+/// `--heads`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// As many as there are clusters.
+    Auto,
+    /// So many.
+    Number(usize),
+}
+
+impl FromStr for Heads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => positive(number).map(Self::Number).map_err(|wanted| format!("{wanted}, or auto")),
+        }
+    }
+}
 
 /// What the options name, read.
 pub struct Source<'a> {

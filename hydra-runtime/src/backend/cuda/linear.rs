@@ -179,7 +179,12 @@ impl<D: Driver> Cuda<D> {
             dmixed: state.dmixed.f32(driver, tokens * shape.mixed())?,
             dy_operand: if there { Ptr::NULL } else { operand },
         };
-        self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, &heads, scale, adapter.drops()))?;
+        let mut push = Ptr::NULL;
+        if args.balance != 0.0 && shape.router {
+            push = state.push.f32(driver, shape.heads)?;
+            self.run(&launch::gate_push(push, hidden, count, &heads, args.balance))?;
+        }
+        self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, push, &heads, scale, adapter.drops()))?;
         if let Some(dparams) = dparams {
             let dparams = self.output(dparams, args.slot.a.end.max(args.slot.b.end));
             let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));
