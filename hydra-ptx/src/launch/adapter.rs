@@ -103,7 +103,7 @@ pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads) -> Launch {
     launch!("gate_mix", grid, 0, hidden, mixed, tokens, a_rows, heads, rank, per_head, gate, labels, sharpness, top_k)
 }
 
-/// `push` [heads], from the gates in `hidden` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
+/// `push`, a value a head, from the gates in `hidden` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
 /// each token's dgate.
 pub fn gate_push(push: Ptr, hidden: Ptr, tokens: u32, heads: &Heads, balance: f32) -> Launch {
     let &Heads { a_rows, heads, .. } = heads;
