@@ -7,7 +7,7 @@ use half::bf16;
 use hydra_kernels::shape::HydraShape;
 use hydra_kernels::{Format, RowOrder, Weight};
 use hydra_runtime::backend::cuda::{Cuda, Gpu};
-use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, GateKind, Store};
+use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, GateKind, Routing, Store};
 use std::time::Instant;
 
 type Device = Cuda<Gpu>;
@@ -91,11 +91,13 @@ fn main() {
         for (rank, heads) in ADAPTERS {
             let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, heads, per_head_a: false, router: true };
             let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
-            let slot = AdapterSlot { shape, gate: GateKind::Router, scale: 4.0, a: 0..a, b: a..a + b };
+            let (gate, routing) = (GateKind::Router, Routing::default());
+            let slot = AdapterSlot { shape, gate, routing, scale: 4.0, a: 0..a, b: a..a + b };
             let params = put(&device, &values(a + b, 4, 0.05));
             let mut dparams = device.buffer(a + b).expect("memory");
             let mut hidden = device.buffer(TOKENS * shape.hidden()).expect("memory");
-            let args = AdapterArgs { slot: &slot, params: &params, heads: &[], dropout: None };
+            let (dropout, head_dropout, balance) = (None, None, 0.0);
+            let args = AdapterArgs { slot: &slot, params: &params, heads: &[], dropout, head_dropout, balance };
             let adapted_forward = seconds(&device, &probe, || {
                 let adapter = Some((&args, &mut hidden));
                 device.linear(&mut y, Store::Overwrite, TOKENS, &x, &matrix, adapter).expect("a product");

@@ -10,8 +10,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
 use hydra_kernels::{
-    AdapterRef, Format, Gate, HydraShape, Isa, Multiplicand, Panels, RowOrder, Rows, Source, Store, Term, Weight,
-    Workspace, gemm, pack, panels_len,
+    AdapterRef, Dropouts, Format, Gate, HydraShape, Isa, Multiplicand, Panels, Routing, RowOrder, Rows, Source, Store,
+    Term, Weight, Workspace, gemm, pack, panels_len,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -78,15 +78,41 @@ impl Problem {
     fn forward<E: Multiplicand>(&self, isa: E::Isa, y: &mut [f32], hidden: &mut [f32], memory: &mut [f32]) {
         let workspace = &mut Workspace::new(memory);
         let (weight, adapter) = (self.weight(), self.adapter());
-        forward::<E>(isa, &self.shape, y, hidden, &self.x, weight, adapter, Gate::Router, None, workspace).unwrap();
+        forward::<E>(
+            isa,
+            &self.shape,
+            y,
+            hidden,
+            &self.x,
+            weight,
+            adapter,
+            Gate::Router(Routing::default()),
+            Dropouts::default(),
+            workspace,
+        )
+        .unwrap();
     }
 
     fn backward<E: Multiplicand>(&self, isa: E::Isa, grads: &mut [Vec<f32>; 3], hidden: &[f32], memory: &mut [f32]) {
         let workspace = &mut Workspace::new(memory);
         let (weight, adapter, [dx, da, db]) = (self.weight(), self.adapter(), grads);
         let (dy, x) = (&self.dy, &self.x);
-        backward::<E>(isa, &self.shape, dx, da, db, dy, x, weight, adapter, hidden, Gate::Router, None, workspace)
-            .unwrap();
+        backward::<E>(
+            isa,
+            &self.shape,
+            dx,
+            da,
+            db,
+            dy,
+            x,
+            weight,
+            adapter,
+            hidden,
+            Gate::Router(Routing::default()),
+            Dropouts::default(),
+            workspace,
+        )
+        .unwrap();
     }
 
     /// The published order: for each head, gate_e ∘ (s · B_e (A x)) added to y, tensor by tensor.

@@ -98,10 +98,7 @@ fn adapter(model: &Model<'_, Cpu>) -> Adapter {
         alpha: 32.0,
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),
-        labels: Vec::new(),
-        label_field: None,
-        base_model: None,
-        extra: Default::default(),
+        ..AdapterConfig::default()
     };
     let mut adapter = Adapter::init(model.config(), config, 0).unwrap();
     let mut sign = 1e-3;

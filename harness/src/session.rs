@@ -23,7 +23,7 @@ use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Rates, TrainOptions, Trainer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -57,7 +57,9 @@ pub struct Recipe {
     pub grad_accum: usize,
     /// The highest learning rate.
     pub lr: f64,
-    /// Its course.
+    /// That of the routers, if it is another.
+    pub router_lr: Option<f64>,
+    /// Their course.
     pub schedule: Schedule,
     /// Steps of warm-up.
     pub warmup: usize,
@@ -133,19 +135,18 @@ pub struct Trained {
 }
 
 impl Recipe {
-    /// The learning rate of step `s`, from 0.
-    pub fn rate(&self, s: usize) -> f64 {
+    /// The learning rate of step `s`, from 0, where the highest is `lr`.
+    pub fn rate(&self, s: usize, lr: f64) -> f64 {
         let (steps, warmup) = (self.steps, self.warmup);
         if s < warmup {
-            return self.lr * (s + 1) as f64 / warmup as f64;
+            return lr * (s + 1) as f64 / warmup as f64;
         }
         let p = (s - warmup) as f64 / steps.saturating_sub(warmup).max(1) as f64;
-        self.lr
-            * match self.schedule {
-                Schedule::Constant => 1.0,
-                Schedule::Linear => 1.0 - p,
-                Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * p).cos()),
-            }
+        lr * match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => 1.0 - p,
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * p).cos()),
+        }
     }
 
     /// All records of the run, in order.
@@ -237,9 +238,11 @@ pub fn train<B: Backend>(
             break;
         }
         let sequences: Vec<_> = recipe.of_step(&stream, s).iter().map(|&i| data.sequences[i].clone()).collect();
-        let (lr, started) = (recipe.rate(s), Instant::now());
+        let lr = recipe.rate(s, recipe.lr);
+        let router = recipe.rate(s, recipe.router_lr.unwrap_or(recipe.lr));
+        let (rates, started) = (Rates { lr: lr as f32, router: router as f32 }, Instant::now());
         let before = trainer.snapshot()?;
-        let report = match trainer.step(&sequences, lr as f32) {
+        let report = match trainer.step(&sequences, rates) {
             Ok(report) => report,
             Err(error) => {
                 // If the loss is not finite, the adapter it was measured with is none to keep.
@@ -311,6 +314,7 @@ mod tests {
             batch: 2,
             grad_accum: 2,
             lr: 1.0,
+            router_lr: None,
             schedule,
             warmup: 2,
             clip: 0.0,
@@ -324,7 +328,7 @@ mod tests {
 
     #[test]
     fn rates() {
-        let rates = |schedule| (0..6).map(|s| recipe(schedule).rate(s)).collect::<Vec<_>>();
+        let rates = |schedule| (0..6).map(|s| recipe(schedule).rate(s, 1.0)).collect::<Vec<_>>();
         assert_eq!(rates(Schedule::Constant), [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]);
         assert_eq!(rates(Schedule::Linear), [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]);
         let cosine = rates(Schedule::Cosine);

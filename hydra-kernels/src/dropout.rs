@@ -57,6 +57,27 @@ pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: 
     )
 }
 
+/// `x` [rows, cols] = mask ∘ `x` / (1 − p).
+pub fn dropout_in_place(isa: Isa, x: &mut [f32], cols: usize, mask: Dropout) -> Result<(), Error> {
+    whole_rows(x.len(), cols)?;
+    let (threshold, scale) = (mask.threshold(), mask.scale());
+    isa.vectorize(
+        #[inline(always)]
+        || {
+            for (x, row) in x.chunks_exact_mut(cols.max(1)).zip(0u64..) {
+                let key = row_key(mask.seed, mask.first_row.wrapping_add(row));
+                for (x, group) in x.chunks_mut(LANES).zip(0u64..) {
+                    let bits = mix(key, group);
+                    for (i, x) in x.iter_mut().enumerate() {
+                        *x = kept(*x, bits, i, threshold, scale);
+                    }
+                }
+            }
+        },
+    );
+    Ok(())
+}
+
 /// `dx` [rows, cols] += mask ∘ `dy` / (1 − p).
 pub fn dropout_accumulate<E: Float>(
     isa: Isa,
@@ -86,9 +107,7 @@ fn apply<O, X: Float>(
     put: impl Fn(&mut O, f32),
 ) -> Result<(), Error> {
     exact("out", x.len(), out.len())?;
-    if !x.len().is_multiple_of(cols.max(1)) || (cols == 0 && !x.is_empty()) {
-        return Err(Error::Block { operand: "x", block: cols, got: x.len() });
-    }
+    whole_rows(x.len(), cols)?;
     let (threshold, scale) = (mask.threshold(), mask.scale());
     isa.vectorize(
         #[inline(always)]
@@ -112,9 +131,21 @@ fn apply<O, X: Float>(
 #[inline(always)]
 fn put_group<O, X: Float>(out: &mut [O], x: &[X], bits: u64, threshold: u32, scale: f32, put: &impl Fn(&mut O, f32)) {
     for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
-        // A choice, not a product: 0 · ∞ would be NaN.
-        put(out, if lane(bits, i) >= threshold { x.widen() * scale } else { 0.0 });
+        put(out, kept(x.widen(), bits, i, threshold, scale));
     }
+}
+
+#[inline(always)]
+fn kept(x: f32, bits: u64, i: usize, threshold: u32, scale: f32) -> f32 {
+    // A choice, not a product: 0 · ∞ would be NaN.
+    if lane(bits, i) >= threshold { x * scale } else { 0.0 }
+}
+
+fn whole_rows(len: usize, cols: usize) -> Result<(), Error> {
+    if !len.is_multiple_of(cols.max(1)) || (cols == 0 && len > 0) {
+        return Err(Error::Block { operand: "x", block: cols, got: len });
+    }
+    Ok(())
 }
 
 #[inline(always)]

@@ -1,21 +1,21 @@
 //! The whole operator, forward and backward, on one thread: for embedders, and the model of how engines compose it.
 //!
-//! With x [T, d_in], the stacked \[A; R\] [a_rows + N, d_in], B [d_out, N·r], s the scale and D the dropout mask:
+//! With x [T, d_in], the stacked \[A; R\] [a_rows + N, d_in], B [d_out, N·r], s the scale, and D and H the dropout masks:
 //!
 //! ```text
-//! hidden = [ D(x) Aᵀ | softmax(x Rᵀ) ]           y   = x Wᵀ + s · mixed Bᵀ          mixed = gate ∘ down
-//! dmixed = s · dy B                              dB += s · dyᵀ mixed
+//! hidden = [ D(x) Aᵀ | softmax(x Rᵀ) ]           y   = x Wᵀ + s · mixed Bᵀ          mixed = H(gate ∘ down)
+//! dmixed = H(s · dy B)                           dB += s · dyᵀ mixed
 //! [ddown | dlogits] from dmixed                  dA += ddownᵀ D(x)                  dR += dlogitsᵀ x
 //!                                                dx += dy W + D(ddown A) + dlogits R
 //! ```
 //!
 //! The products with W run in `E` (f32, or operands rounded to bf16), the adapter's and the router's always in f32. Dropout acts
-//! on A's input, never on the router's. What backward needs of forward is `hidden` alone. (An engine that wants the adapter's
+//! on A's input, never on the router's, and, where it is asked for, on the mixed heads. What backward needs of forward is `hidden` alone. (An engine that wants the adapter's
 //! product in the frozen one's tiles gives both to [`gemm`] as terms of one sum.)
 
-use crate::dropout::{Dropout, dropout as mask, dropout_accumulate};
+use crate::dropout::{Dropout, dropout as mask, dropout_accumulate, dropout_in_place};
 use crate::error::{Error, exact, product};
-use crate::gate::{Gate, activate, mix, mix_backward};
+use crate::gate::{Gate, activate, mix, mix_backward, push};
 use crate::gemm::{
     Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, gemm, pack, panels_bound, panels_len,
 };
@@ -38,7 +38,16 @@ pub struct AdapterRef<'a> {
     pub scale: f32,
 }
 
-/// What [`forward`] needs.
+/// The dropout masks of a training step; by default none.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Dropouts {
+    /// On A's input, [tokens, d_in].
+    pub input: Option<Dropout>,
+    /// On the mixed heads, [tokens, heads·rank], so that each head has a mask of its own (R-LoRA, arXiv 2502.15455).
+    pub heads: Option<Dropout>,
+}
+
+/// What [`forward`] needs; `dropout` says whether there is a mask on the input.
 pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
     let down = panels::<f32>(shape.d_in, shape.stacked_rows());
     let frozen = panels::<E>(shape.d_in, chunk(shape.d_out));
@@ -59,20 +68,20 @@ pub fn forward<E: Multiplicand>(
     weight: Weight<'_>,
     adapter: AdapterRef<'_>,
     gate: Gate<'_>,
-    dropout: Option<Dropout>,
+    dropouts: Dropouts,
     workspace: &mut Workspace<'_>,
 ) -> Result<(), Error> {
     check(shape, &weight, adapter, gate)?;
     exact("y", product(shape.tokens, shape.d_out)?, y.len())?;
     exact("hidden", product(shape.tokens, shape.hidden())?, hidden.len())?;
     exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
-    workspace.require(forward_scratch::<E>(shape, dropout.is_some()))?;
+    workspace.require(forward_scratch::<E>(shape, dropouts.input.is_some()))?;
 
     let mut workspace = workspace.reborrow();
     let plain = E::widened(isa);
     let &HydraShape { tokens, d_in, d_out, .. } = shape;
     let mixed = workspace.take::<f32>(tokens * shape.mixed())?;
-    let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
+    let masked = masked_input(plain, x, shape, dropouts.input, &mut workspace)?;
 
     let (a, r) = adapter.a.split_at(shape.a_rows() * d_in);
     let columns = |data, n| Matrix {
@@ -91,7 +100,7 @@ pub fn forward<E: Multiplicand>(
         multiply::<f32, _>(plain, logits, width, router, tokens, Store::Overwrite, workspace.reborrow())?;
     }
     activate(plain, shape, hidden, gate)?;
-    mix(plain, shape, mixed, hidden)?;
+    mix_heads(plain, shape, mixed, hidden, dropouts.heads)?;
 
     for first in (0..d_out).step_by(CHUNK) {
         let n = CHUNK.min(d_out - first);
@@ -120,13 +129,14 @@ pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool
     Scratch::matrix::<f32>(shape.tokens, shape.mixed())
         .and(Scratch::matrix::<f32>(shape.tokens, shape.mixed()))
         .and(Scratch::matrix::<f32>(shape.tokens, shape.hidden()))
+        .and(Scratch::floats(shape.heads))
         .and(masked(shape, dropout))
         .and(frozen.or(a.and(r)).or(b).or(mixed).or(x))
 }
 
 /// Adds the gradients: `dx` [tokens, d_in], `da` [stacked_rows, d_in] and `db` [d_out, heads·rank] += theirs.
 ///
-/// `dy` [tokens, d_out]; `x`, `gate` and `dropout` are forward's, `hidden` what it left.
+/// `dy` [tokens, d_out]; `x`, `gate` and `dropouts` are forward's, `hidden` what it left.
 /// Scratch: [`backward_scratch`]. Writes nothing if it returns an error.
 #[allow(clippy::too_many_arguments)]
 pub fn backward<E: Multiplicand>(
@@ -141,7 +151,7 @@ pub fn backward<E: Multiplicand>(
     adapter: AdapterRef<'_>,
     hidden: &[f32],
     gate: Gate<'_>,
-    dropout: Option<Dropout>,
+    dropouts: Dropouts,
     workspace: &mut Workspace<'_>,
 ) -> Result<(), Error> {
     check(shape, &weight, adapter, gate)?;
@@ -151,7 +161,7 @@ pub fn backward<E: Multiplicand>(
     exact("dy", product(shape.tokens, shape.d_out)?, dy.len())?;
     exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
     exact("hidden", product(shape.tokens, shape.hidden())?, hidden.len())?;
-    workspace.require(backward_scratch::<E>(shape, dropout.is_some()))?;
+    workspace.require(backward_scratch::<E>(shape, dropouts.input.is_some()))?;
 
     let mut workspace = workspace.reborrow();
     let plain = E::widened(isa);
@@ -160,14 +170,19 @@ pub fn backward<E: Multiplicand>(
     let mixed = workspace.take::<f32>(tokens * mixed_width)?;
     let dmixed = workspace.take::<f32>(tokens * mixed_width)?;
     let dhidden = workspace.take::<f32>(tokens * width)?;
+    let pushes = workspace.take::<f32>(gate.pushes(shape))?;
 
     let source = Source::Dense { data: Values::F32(adapter.b), k_stride: mixed_width, n_stride: 1 };
     let b = Matrix { source, k: d_out, n: mixed_width, scale: adapter.scale };
     let dy_rows = Rows::row_major(dy, d_out);
     multiply::<f32, _>(plain, dmixed, mixed_width, [(dy_rows, b)], tokens, Store::Overwrite, workspace.reborrow())?;
-    mix_backward(plain, shape, dhidden, dmixed, hidden, gate)?;
+    if let Some(heads) = dropouts.heads {
+        dropout_in_place(plain, dmixed, mixed_width, heads)?;
+    }
+    push(shape, pushes, hidden, gate)?;
+    mix_backward(plain, shape, dhidden, dmixed, hidden, gate, pushes)?;
 
-    mix(plain, shape, mixed, hidden)?;
+    mix_heads(plain, shape, mixed, hidden, dropouts.heads)?;
     let source = Source::Dense { data: Values::F32(mixed), k_stride: mixed_width, n_stride: 1 };
     let mixed = Matrix { source, k: tokens, n: mixed_width, scale: adapter.scale };
     let dy_columns = Rows::transposed(dy, d_out);
@@ -180,7 +195,7 @@ pub fn backward<E: Multiplicand>(
     let router_rows = if shape.router { shape.heads } else { 0 };
     {
         let mut workspace = workspace.reborrow();
-        let masked = masked_input(plain, x, shape, dropout, &mut workspace)?;
+        let masked = masked_input(plain, x, shape, dropouts.input, &mut workspace)?;
         for (dw, rows, dh, input) in [(da, a_rows, &*dhidden, masked), (dr, router_rows, dlogits, x)] {
             for first in (0..d_in).step_by(CHUNK) {
                 let data = &input[first.min(input.len())..];
@@ -197,7 +212,7 @@ pub fn backward<E: Multiplicand>(
         let source = Source::Dense { data: Values::F32(data), k_stride: d_in, n_stride: 1 };
         Matrix { source, k: rows, n, scale: 1.0 }
     };
-    if let Some(dropout) = dropout {
+    if let Some(dropout) = dropouts.input {
         let mut workspace = workspace.reborrow();
         let dmasked = workspace.take::<f32>(tokens * d_in)?;
         for first in (0..d_in).step_by(CHUNK) {
@@ -213,7 +228,10 @@ pub fn backward<E: Multiplicand>(
         let frozen = Matrix { source: Source::WeightCols { weight, first }, k: d_out, n, scale: 1.0 };
         let through = [
             // What went through A has been added above if it was masked.
-            (Rows::row_major(&*dhidden, width), rows_of(&a[first..], if dropout.is_some() { 0 } else { a_rows }, n)),
+            (
+                Rows::row_major(&*dhidden, width),
+                rows_of(&a[first..], if dropouts.input.is_some() { 0 } else { a_rows }, n),
+            ),
             (Rows::row_major(dlogits, width), rows_of(&r[first.min(r.len())..], router_rows, n)),
         ];
         let dx = &mut dx[first.min(tokens * d_in)..];
@@ -252,6 +270,18 @@ fn multiply<E: Multiplicand, const N: usize>(
     gemm(isa, c, c_stride, m, n, store, &packed)
 }
 
+/// H(gate ∘ down).
+fn mix_heads(
+    isa: Isa,
+    shape: &HydraShape,
+    mixed: &mut [f32],
+    hidden: &[f32],
+    dropout: Option<Dropout>,
+) -> Result<(), Error> {
+    mix(isa, shape, mixed, hidden)?;
+    dropout.map_or(Ok(()), |mask| dropout_in_place(isa, mixed, shape.mixed(), mask))
+}
+
 /// D(x), or x itself without dropout.
 fn masked_input<'a>(
     isa: Isa,
@@ -284,9 +314,5 @@ fn check(shape: &HydraShape, weight: &Weight<'_>, adapter: AdapterRef<'_>, gate:
     exact("columns of weight", shape.d_in, weight.cols())?;
     exact("a", product(shape.stacked_rows(), shape.d_in)?, adapter.a.len())?;
     exact("b", product(shape.d_out, shape.mixed())?, adapter.b.len())?;
-    match gate {
-        Gate::Label(labels) => exact("labels", shape.tokens, labels.len()),
-        Gate::Router if !shape.router => Err(Error::Shape("the router gate needs a shape with a router")),
-        _ => Ok(()),
-    }
+    gate.validate(shape)
 }

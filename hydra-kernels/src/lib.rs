@@ -29,14 +29,14 @@ pub mod shape;
 pub mod softmax;
 pub mod workspace;
 
-pub use dropout::{Dropout, dropout, dropout_accumulate};
+pub use dropout::{Dropout, dropout, dropout_accumulate, dropout_in_place};
 pub use error::Error;
-pub use gate::{Gate, activate, mix, mix_backward};
+pub use gate::{Gate, Routing, activate, mix, mix_backward, push};
 pub use gemm::{
     Float, Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, ValuesMut, gemm, pack, panels_len,
     to_bf16,
 };
-pub use hydra::AdapterRef;
+pub use hydra::{AdapterRef, Dropouts};
 pub use isa::{Bf16Isa, Isa};
 pub use matvec::matvec;
 pub use quant::{Format, RowOrder, Weight};

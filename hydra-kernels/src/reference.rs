@@ -2,7 +2,7 @@
 //!
 //! Nothing is checked beyond slice bounds; matrices are row-major.
 
-use crate::gate::Gate;
+use crate::gate::{Gate, Routing};
 use crate::shape::HydraShape;
 
 /// eˣ to 10⁻¹⁵: halved until small, a Taylor series, squared back.
@@ -91,7 +91,21 @@ pub fn log_sum_exp(x: &[f64]) -> f64 {
 pub fn activate_row(gate: Gate<'_>, t: usize, weights: &mut [f64]) {
     let uniform = 1.0 / weights.len() as f64;
     match gate {
-        Gate::Router => softmax_row(weights),
+        Gate::Router(Routing { temperature, top_k, .. }) => {
+            let there = weights.iter().filter(|x| **x > f64::NEG_INFINITY).count();
+            for _ in top_k..there {
+                // The least goes, of equals the last.
+                let mut least = None;
+                for e in 0..weights.len() {
+                    if weights[e] > f64::NEG_INFINITY && least.is_none_or(|least: usize| weights[e] <= weights[least]) {
+                        least = Some(e);
+                    }
+                }
+                least.into_iter().for_each(|least| weights[least] = f64::NEG_INFINITY);
+            }
+            weights.iter_mut().for_each(|x| *x /= f64::from(temperature));
+            softmax_row(weights);
+        }
         Gate::Label(labels) if (labels[t] as usize) < weights.len() => {
             weights.fill(0.0);
             weights[labels[t] as usize] = 1.0;
@@ -116,6 +130,27 @@ pub struct Parameters<'a> {
     pub gate: Gate<'a>,
     /// What dropout multiplies each element of x with, [tokens, d_in].
     pub mask: &'a [f64],
+    /// What dropout multiplies each element of the mixed heads with, [tokens, heads·rank].
+    pub heads_mask: &'a [f64],
+}
+
+/// The load-balance term of [`Routing`] for tokens whose gates are in `hidden`, with the largest gates counted in `at`: where
+/// the two are equal it is the term's value; its slope in `hidden` is what [`backward`] adds.
+pub fn balance(shape: &HydraShape, hidden: &[f64], at: &[f64], gate: Gate<'_>) -> f64 {
+    let Gate::Router(Routing { balance, .. }) = gate else { return 0.0 };
+    let (tokens, heads) = (shape.tokens as f64, shape.heads);
+    let mean = |e: usize| hidden.chunks(shape.hidden()).map(|row| row[shape.a_rows() + e]).sum::<f64>() / tokens;
+    let sum: f64 = (0..heads).map(|e| share(shape, at, e) * mean(e)).sum();
+    f64::from(balance) * heads as f64 * sum
+}
+
+/// The share of tokens whose largest gate, of equals the first, is `head`'s.
+fn share(shape: &HydraShape, hidden: &[f64], head: usize) -> f64 {
+    let wins = |row: &&[f64]| {
+        let weights = &row[shape.a_rows()..];
+        weights.iter().enumerate().all(|(e, &x)| x < weights[head] || (x == weights[head] && e >= head))
+    };
+    hidden.chunks(shape.hidden()).filter(wins).count() as f64 / shape.tokens as f64
 }
 
 /// `y` [tokens, d_out] and `hidden` [tokens, hidden] = [down | gate].
@@ -136,7 +171,10 @@ pub fn forward(shape: &HydraShape, y: &mut [f64], hidden: &mut [f64], x: &[f64],
         for o in 0..d_out {
             let mut sum: f64 = (0..d_in).map(|c| parameters.weight[o * d_in + c] * x[c]).sum();
             for column in 0..shape.mixed() {
-                sum += parameters.scale * parameters.b[o * shape.mixed() + column] * mixed(shape, hidden, column);
+                sum += parameters.scale
+                    * parameters.b[o * shape.mixed() + column]
+                    * mixed(shape, hidden, column)
+                    * parameters.heads_mask[t * shape.mixed() + column];
             }
             y[t * d_out + o] = sum;
         }
@@ -176,23 +214,32 @@ pub fn backward(
 ) {
     let Gradients { dx, da, db, dhidden } = gradients;
     let (d_in, d_out, a_rows, width) = (shape.d_in, shape.d_out, shape.a_rows(), shape.mixed());
+    let all = hidden;
     for t in 0..shape.tokens {
         let at = t * shape.hidden()..(t + 1) * shape.hidden();
         let (hidden, dhidden) = (&hidden[at.clone()], &mut dhidden[at]);
         let dy = &dy[t * d_out..][..d_out];
         dhidden.fill(0.0);
         for column in 0..width {
+            let kept = parameters.scale * parameters.heads_mask[t * width + column];
             let mut dmixed = 0.0;
             for o in 0..d_out {
-                dmixed += parameters.scale * dy[o] * parameters.b[o * width + column];
-                db[o * width + column] += parameters.scale * dy[o] * mixed(shape, hidden, column);
+                dmixed += kept * dy[o] * parameters.b[o * width + column];
+                db[o * width + column] += kept * dy[o] * mixed(shape, hidden, column);
             }
             let head = a_rows + column / shape.rank;
             dhidden[head] += dmixed * hidden[down(shape, column)];
             dhidden[down(shape, column)] += dmixed * hidden[head];
         }
         match parameters.gate {
-            Gate::Router => softmax_backward_row(&mut dhidden[a_rows..], &hidden[a_rows..]),
+            Gate::Router(Routing { temperature, balance, .. }) => {
+                for e in 0..shape.heads {
+                    let push = share(shape, all, e) * shape.heads as f64 / shape.tokens as f64;
+                    dhidden[a_rows + e] += f64::from(balance) * push;
+                }
+                softmax_backward_row(&mut dhidden[a_rows..], &hidden[a_rows..]);
+                dhidden[a_rows..].iter_mut().for_each(|x| *x /= f64::from(temperature));
+            }
             _ => dhidden[a_rows..].fill(0.0),
         }
         for c in 0..d_in {

@@ -27,7 +27,18 @@ fn entries() -> BTreeMap<&'static str, Entry> {
 /// One launch of each kernel; sizes don't matter.
 fn launches() -> Vec<Launch> {
     let p = Ptr(256);
-    let heads = Heads { a_rows: 8, stacked: 11, heads: 3, rank: 8, per_head: false, gate: 0, labels: p };
+    let heads = Heads {
+        a_rows: 8,
+        stacked: 11,
+        heads: 3,
+        rank: 8,
+        per_head: false,
+        gate: 0,
+        labels: p,
+        sharpness: 1.0,
+        top_k: 3,
+        mask: Mask::default(),
+    };
     let second = Second { a: p, k: 24, b: p };
     let up = UpBackward { dhidden: p, dhidden_operand: p, mixed: p, dmixed: p, dy_operand: p };
     let (saved, output) =
@@ -39,7 +50,8 @@ fn launches() -> Vec<Launch> {
         operand(p, p, 3, 9, 1.0),
         down(p, p, p, 40, p, 96, p, &heads, 1.0, Mask::default()),
         gate_mix(p, p, 2, &heads),
-        up_backward(&up, 40, p, 64, p, p, &heads, 1.0, false),
+        gate_push(p, p, 40, &heads, 0.5),
+        up_backward(&up, 40, p, 64, p, p, p, &heads, 1.0, false),
         db(p, 40, p, 64, p, &heads, 1.0),
         da(p, 40, p, 96, p, &heads, Mask::default()),
         dropped_add(p, 40, 96, p, p, &heads, Mask::default()),
@@ -173,7 +185,7 @@ fn collectives(name: &str) -> [usize; 4] {
         _ if name.starts_with("matvec") => [0, 4 * 5, 0, 0],
         "rms_norm" | "rms_norm_backward" => [2, 5, 0, 0],
         "soften" => [2 * 2, 2 * 5, 0, 0],
-        "squares" | "squares_total" => [8, 0, 0, 0],
+        "squares" | "squares_total" | "gate_push" => [8, 0, 0, 0],
         "gate_mix" => [1, 0, 0, 0],
         // Four steps of 16: two halves of the left operand each, of the right one for two; three products. Twice where
         // dropout may be before A.

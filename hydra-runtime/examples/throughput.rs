@@ -143,10 +143,7 @@ fn config(settings: &Settings, lora: bool) -> Result<AdapterConfig> {
         alpha: 32.0,
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),
-        labels: Vec::new(),
-        label_field: None,
-        base_model: None,
-        extra: Default::default(),
+        ..AdapterConfig::default()
     })
 }
 

@@ -5,6 +5,8 @@ use crate::adapter::{Adapter, AdapterConfig, AdapterPair};
 use crate::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey};
 use crate::config::Config;
 use crate::projection::Projection;
+use crate::train::Rates;
+use core::ops::Range;
 
 /// The places of an adapter's parameters in a flat buffer: layer by layer, projection by projection, `[A; R]` before `B`.
 #[derive(Clone, Debug)]
@@ -25,7 +27,8 @@ impl Slots {
             let shape = adapter.shape(config, projection, 0);
             let a = take(shape.stacked_rows() * shape.d_in);
             let b = take(shape.d_out * shape.mixed());
-            AdapterSlot { shape, gate: adapter.gate, scale: adapter.alpha / adapter.rank as f32, a, b }
+            let scale = adapter.alpha / adapter.rank as f32;
+            AdapterSlot { shape, gate: adapter.gate, routing: adapter.routing(), scale, a, b }
         };
         let layers = (0..config.layers)
             .map(|_| Projection::ALL.map(|p| adapter.targets.contains(&p).then(|| slot(p))))
@@ -36,6 +39,30 @@ impl Slots {
     pub fn get(&self, layer: usize, projection: Projection) -> Option<&AdapterSlot> {
         self.layers[layer][projection as usize].as_ref()
     }
+
+    /// All parameters by learning rate: the routers' rows at one of their own.
+    pub fn rates(&self, rates: Rates) -> Vec<(Range<usize>, f32)> {
+        if rates.lr == rates.router {
+            return vec![(0..self.len, rates.lr)];
+        }
+        let (mut ranges, mut start) = (Vec::new(), 0);
+        for slot in self.layers.iter().flatten().flatten() {
+            let router = slot.a.start + slot.shape.a_rows() * slot.shape.d_in..slot.a.end;
+            ranges.extend([(start..router.start, rates.lr), (router.clone(), rates.router)]);
+            start = router.end;
+        }
+        ranges.push((start..self.len, rates.lr));
+        ranges
+    }
+}
+
+/// What makes a pass one of a training step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Training {
+    /// Of the dropout masks.
+    pub seed: u64,
+    /// The pass's share of the step's tokens.
+    pub share: f32,
 }
 
 /// An adapter whose parameters are on the device.
@@ -78,21 +105,27 @@ impl<B: Backend> Adapted<B> {
         Ok(Adapter { config: self.config.clone(), layers })
     }
 
-    /// The arguments of one projection's linear operation; `dropout_seed` is the pass's, if it is one that drops.
+    /// The arguments of one projection's linear operation; with `training`, the options that concern it alone apply.
     pub fn args<'a>(
         &'a self,
         layer: usize,
         projection: Projection,
         heads: &'a [u32],
-        dropout_seed: Option<u64>,
+        training: Option<Training>,
     ) -> Option<AdapterArgs<'a, B>> {
         let slot = self.slots.get(layer, projection)?;
-        let p = self.config.dropout;
-        let dropout = dropout_seed.filter(|_| p > 0.0).map(|seed| {
-            let place = (layer * Projection::ALL.len() + projection as usize) as u64;
-            DropoutKey { p, seed: mix(seed ^ mix(place + 1)) }
-        });
-        Some(AdapterArgs { slot, params: &self.params, heads, dropout })
+        let AdapterConfig { dropout, head_dropout, load_balance, .. } = self.config;
+        let place = (layer * Projection::ALL.len() + projection as usize) as u64;
+        let seed = training.map(|training| mix(training.seed ^ mix(place + 1)));
+        let key = |p: f32, seed: Option<u64>| seed.filter(|_| p > 0.0).map(|seed| DropoutKey { p, seed });
+        Some(AdapterArgs {
+            slot,
+            params: &self.params,
+            heads,
+            dropout: key(dropout, seed),
+            head_dropout: key(head_dropout, seed.map(mix)),
+            balance: training.map_or(0.0, |training| load_balance * training.share),
+        })
     }
 }
 

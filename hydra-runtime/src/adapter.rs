@@ -8,8 +8,10 @@
 
 mod config;
 mod file;
+mod kind;
 
-pub use config::{AdapterConfig, GateKind, Method};
+pub use config::AdapterConfig;
+pub use kind::{GateKind, HeadInit, Method};
 
 use crate::config::Config;
 use crate::projection::Projection;
@@ -44,8 +46,14 @@ impl Adapter {
     /// Values come from SplitMix64, one stream for each layer and projection, so that they depend on the seed and the
     /// place alone: stream `p + 7·layer` starts at the `p + 7·layer`-th output of the stream that `seed` starts; the upper
     /// 24 bits u of each output give the value (2 (u + ½) / 2²⁴ − 1) / √d_in; A first, row by row, then R.
+    ///
+    /// With [`HeadInit::Random`] (Multi-Head Random Initialization of R-LoRA, arXiv 2502.15455) R is zero and B, row by row, goes
+    /// on in the stream after A: values of standard deviation d_out^(-1/4) / 8, from which the mean of their heads is taken, so
+    /// that under R's uniform gate the heads cancel (to rounding) and the new adapter still changes nothing. (R-LoRA itself
+    /// doesn't centre, but takes the heads' mean out of the base weights.) A standard normal value is half the sum of twelve
+    /// outputs in (-1, 1): the same bits on every machine, with tails that end at six.
     pub fn init(model: &Config, config: AdapterConfig, seed: u64) -> Result<Self> {
-        config.check().map_err(Error::Invalid)?;
+        config.check()?;
         let layers = fresh(&config, seed, model.layers, |_, projection| projection.dims(model));
         Ok(Self { config, layers })
     }
@@ -66,7 +74,7 @@ impl Adapter {
             return Err(Error::Invalid(format!("head {head} of an adapter of {heads} heads")));
         }
         let mut alone = self.clone();
-        alone.config = AdapterConfig { method: Method::Lora, gate: GateKind::One, heads: 1, ..alone.config };
+        alone.config = AdapterConfig { method: Method::Lora, heads: 1, ..self.config.without_router(GateKind::One) };
         alone.config.labels.clear();
         alone.config.label_field = None;
         alone.config.extra.remove("lora_nums");
@@ -92,7 +100,7 @@ impl Adapter {
 
     /// An error unless the adapter has exactly the pairs, of the sizes, that its configuration calls for on this model.
     pub fn fits(&self, model: &Config) -> Result<()> {
-        self.config.check().map_err(Error::Invalid)?;
+        self.config.check()?;
         if self.layers.len() != model.layers {
             let (got, want) = (self.layers.len(), model.layers);
             return Err(Error::Invalid(format!("an adapter of {got} layers on a model of {want}")));
@@ -129,12 +137,36 @@ fn fresh(
             let (d_out, d_in) = size(layer, projection);
             let shape = config.shape_of(d_in, d_out);
             let bound = 1.0 / (shape.d_in as f64).sqrt();
-            let a = (0..shape.stacked_rows() * shape.d_in).map(|_| (stream.symmetric() * bound) as f32);
-            let b = vec![0.0; shape.d_out * shape.mixed()];
-            AdapterPair { d_in, d_out, a: a.collect(), b }
+            let mut uniform = |rows: usize| -> Vec<f32> {
+                (0..rows * shape.d_in).map(|_| (stream.symmetric() * bound) as f32).collect()
+            };
+            let (a, b) = match config.head_init {
+                HeadInit::Zero => (uniform(shape.stacked_rows()), vec![0.0; shape.d_out * shape.mixed()]),
+                HeadInit::Random => {
+                    let mut a = uniform(shape.a_rows());
+                    a.resize(shape.stacked_rows() * shape.d_in, 0.0);
+                    (a, apart(&shape, &mut stream))
+                }
+            };
+            AdapterPair { d_in, d_out, a, b }
         })
     };
     (0..layers).map(|layer| Projection::ALL.map(|projection| pair(layer, projection))).collect()
+}
+
+/// B of [`HeadInit::Random`].
+fn apart(shape: &HydraShape, stream: &mut SplitMix64) -> Vec<f32> {
+    let deviation = (shape.d_out as f64).sqrt().sqrt().recip() / 8.0;
+    let mut row = vec![0.0; shape.mixed()];
+    let mut b = Vec::with_capacity(shape.d_out * shape.mixed());
+    for _ in 0..shape.d_out {
+        row.fill_with(|| stream.normal() * deviation);
+        for column in 0..shape.mixed() {
+            let of_heads = row.iter().skip(column % shape.rank).step_by(shape.rank);
+            b.push((row[column] - of_heads.sum::<f64>() / shape.heads as f64) as f32);
+        }
+    }
+    b
 }
 
 impl AdapterConfig {
@@ -175,5 +207,10 @@ impl SplitMix64 {
     fn symmetric(&mut self) -> f64 {
         let upper = (self.next() >> 40) as f64;
         2.0 * (upper + 0.5) / (1u64 << 24) as f64 - 1.0
+    }
+
+    /// Of mean 0 and deviation 1, nearly normal.
+    fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.symmetric()).sum::<f64>() / 2.0
     }
 }

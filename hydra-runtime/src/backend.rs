@@ -11,6 +11,7 @@ pub mod cuda;
 use crate::Result;
 use crate::batch::Segment;
 use core::ops::Range;
+pub use hydra_kernels::gate::Routing;
 pub use hydra_kernels::gemm::Store;
 pub use hydra_kernels::quant::{Format, Weight};
 pub use hydra_kernels::shape::HydraShape;
@@ -25,6 +26,8 @@ pub struct AdapterSlot {
     pub shape: HydraShape,
     /// What mixes the heads.
     pub gate: GateKind,
+    /// How the router's logits become weights.
+    pub routing: Routing,
     /// alpha / rank.
     pub scale: f32,
     /// The stacked `[A; R]`, `[stacked_rows, d_in]`.
@@ -40,7 +43,7 @@ impl AdapterSlot {
     }
 }
 
-/// Dropout on the adapter's input in this call.
+/// Dropout in this call.
 #[derive(Clone, Copy, Debug)]
 pub struct DropoutKey {
     /// Probability of dropping a value.
@@ -57,8 +60,12 @@ pub struct AdapterArgs<'a, B: Backend + ?Sized> {
     pub params: &'a B::Buffer,
     /// Each token's head for the label gate, `[tokens]`.
     pub heads: &'a [u32],
-    /// Dropout, if this is a training step that wants it.
+    /// Dropout on the adapter's input, if this is a training step that wants it.
     pub dropout: Option<DropoutKey>,
+    /// Dropout on the mixed heads, the same.
+    pub head_dropout: Option<DropoutKey>,
+    /// The weight of the load-balance term over this pass's tokens; 0 for none. (`slot.routing`'s isn't read.)
+    pub balance: f32,
 }
 
 /// Keys and values that every segment of a batch attends to before its own: a shared prompt, or a generation's past.
@@ -286,7 +293,8 @@ pub trait Backend: Sync {
 
     /// Σ x² over the first `len` values, in an order that does not depend on the number of threads.
     fn sum_of_squares(&self, x: &Self::Buffer, len: usize) -> Result<f64>;
-    /// One AdamW step (t counted from 1) on all parameters; gradients are scaled by `grad_scale` as they are read.
+    /// One AdamW step (t counted from 1): on each of these ranges of the parameters, which don't overlap, at its learning rate.
+    /// Gradients are scaled by `grad_scale` as they are read.
     #[allow(clippy::too_many_arguments)]
     fn adamw(
         &self,
@@ -294,10 +302,9 @@ pub trait Backend: Sync {
         m: &mut Self::Buffer,
         v: &mut Self::Buffer,
         grads: &Self::Buffer,
-        len: usize,
+        rates: &[(Range<usize>, f32)],
         adam: AdamW,
         t: u64,
-        lr: f32,
         grad_scale: f32,
     ) -> Result<()>;
 

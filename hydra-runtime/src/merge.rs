@@ -68,7 +68,7 @@ impl Adapter {
             Fold::One => Some(0),
         };
         if self.config.gate != GateKind::One {
-            fixed.config.gate = GateKind::Label;
+            fixed.config = fixed.config.without_router(GateKind::Label);
             fixed.config.labels.clear();
             let had = self.config.clone();
             for pair in fixed.layers.iter_mut().flatten().flatten() {

@@ -7,7 +7,7 @@ mod block;
 
 use crate::Result;
 use crate::activations::Activations;
-use crate::adapted::Adapted;
+use crate::adapted::{Adapted, Training};
 use crate::backend::{AttentionShape, Backend, Prefix};
 use crate::batch::Packed;
 use crate::checkpoint::{Checkpoint, TensorId};
@@ -134,19 +134,19 @@ pub(crate) struct Pass<'a, 'w, B: Backend> {
     pub adapted: Option<&'a Adapted<B>>,
     pub packed: &'a Packed,
     pub rope: &'a B::Buffer,
-    /// Seeds the adapter's dropout masks; `None` in evaluation.
-    pub dropout_seed: Option<u64>,
+    /// `None` in evaluation.
+    pub training: Option<Training>,
 }
 
 impl<'a, 'w, B: Backend> Pass<'a, 'w, B> {
-    /// A pass that drops nothing.
+    /// A pass without the options that concern training alone.
     pub fn evaluating(
         model: &'a Model<'w, B>,
         adapted: Option<&'a Adapted<B>>,
         packed: &'a Packed,
         rope: &'a B::Buffer,
     ) -> Self {
-        Self { model, adapted, packed, rope, dropout_seed: None }
+        Self { model, adapted, packed, rope, training: None }
     }
 }
 

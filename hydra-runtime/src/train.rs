@@ -5,7 +5,7 @@ mod state;
 pub use state::{STATE_FILE, Snapshot};
 
 use crate::activations::{Activations, Keep, Purpose};
-use crate::adapted::{Adapted, Slots, mix};
+use crate::adapted::{Adapted, Slots, Training, mix};
 use crate::adapter::{Adapter, AdapterConfig};
 use crate::backend::{AdamW, Backend};
 use crate::batch::{self, Packed, Sequence};
@@ -28,12 +28,27 @@ pub struct TrainOptions {
     pub seed: u64,
 }
 
+/// Learning rates of one step; from a number, that for all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Of A and B.
+    pub lr: f32,
+    /// Of the routers' rows.
+    pub router: f32,
+}
+
+impl From<f32> for Rates {
+    fn from(lr: f32) -> Self {
+        Self { lr, router: lr }
+    }
+}
+
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean negative log-likelihood over the step's targets, before the update.
+    /// Mean negative log-likelihood over the step's targets, before the update; without the load-balance term.
     pub loss: f64,
-    /// Norm of the gradient, before clipping.
+    /// Norm of the gradient, that of the load-balance term included, before clipping.
     pub grad_norm: f64,
     /// Tokens that went through the model.
     pub tokens: usize,
@@ -88,10 +103,13 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         })
     }
 
-    /// One optimiser step at learning rate `lr`. The loss is the mean over all targets of `sequences`, however many passes
+    /// One optimiser step at these learning rates. The loss is the mean over all targets of `sequences`, however many passes
     /// they take. If it or the gradient is not finite, that is an error and the adapter is as before; if the step has made
     /// the adapter overflow, that is an error too, and a [`Snapshot`] the way back.
-    pub fn step(&mut self, sequences: &[Sequence], lr: f32) -> Result<StepReport> {
+    ///
+    /// With a load-balance weight C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens (see
+    /// [`hydra_kernels::gate::Routing`]) times the pass's share of the step's tokens.
+    pub fn step(&mut self, sequences: &[Sequence], rates: impl Into<Rates>) -> Result<StepReport> {
         let seed = mix(self.options.seed ^ mix(self.steps));
         let mut report = self.accumulate(sequences, Some(seed))?;
         let (backend, len) = (&self.model.backend, self.adapted.slots.len);
@@ -112,10 +130,9 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             &mut self.exp_avg,
             &mut self.exp_avg_sq,
             &self.grads,
-            len,
+            &self.adapted.slots.rates(rates.into()),
             self.options.adam,
             self.steps,
-            lr,
             scale,
         )?;
         let value = backend.sum_of_squares(&self.adapted.params, len)?;
@@ -125,7 +142,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         Ok(report)
     }
 
-    /// Loss and gradients of `sequences` without an update and without dropout; gradients come in the adapter's shape.
+    /// Loss and gradients of `sequences` without an update, dropout and load-balance term; gradients come in the adapter's shape.
     pub fn gradients(&mut self, sequences: &[Sequence]) -> Result<(StepReport, Adapter)> {
         let mut report = self.accumulate(sequences, None)?;
         let backend = &self.model.backend;
@@ -133,7 +150,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         Ok((report, self.adapted.download(backend, &self.grads)?))
     }
 
-    fn accumulate(&mut self, sequences: &[Sequence], dropout_seed: Option<u64>) -> Result<StepReport> {
+    fn accumulate(&mut self, sequences: &[Sequence], seed: Option<u64>) -> Result<StepReport> {
         let config = &self.model.config;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let groups = batch::groups(&lengths, self.options.max_tokens)?;
@@ -144,6 +161,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             return Err(Error::Invalid("a step without a single target".into()));
         }
         self.model.backend.zero(&mut self.grads, self.adapted.slots.len)?;
+        let tokens: usize = lengths.iter().sum();
         let (mut nll, mut sum) = (Vec::new(), 0.0);
         for (i, packed) in packs.iter().enumerate() {
             let pass = Pass {
@@ -151,14 +169,16 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
                 adapted: Some(&self.adapted),
                 packed,
                 rope: &self.rope,
-                dropout_seed: dropout_seed.map(|seed| mix(seed ^ mix(i as u64))),
+                training: seed.map(|seed| Training {
+                    seed: mix(seed ^ mix(i as u64)),
+                    share: (packed.len() as f64 / tokens as f64) as f32,
+                }),
             };
             nll.resize(packed.targets.len(), 0.0);
             pass.forward(&mut self.activations, Cached::No)?;
             pass.loss(&mut self.activations, &mut nll, Some((&mut self.grads, 1.0 / targets as f32)))?;
             sum += nll.iter().map(|&x| f64::from(x)).sum::<f64>();
         }
-        let tokens = lengths.iter().sum();
         Ok(StepReport { loss: sum / targets as f64, grad_norm: 0.0, tokens, targets })
     }
 
@@ -172,3 +192,6 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         self.steps
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use crate::ops::Stored;
 use crate::support::*;
 use hydra_kernels::shape::HydraShape;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
-use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Store};
+use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing, Store};
 
 /// A linear layer and its inputs.
 struct Case {
@@ -13,6 +13,8 @@ struct Case {
     store: Store,
     slot: Option<AdapterSlot>,
     dropout: Option<DropoutKey>,
+    head_dropout: Option<DropoutKey>,
+    balance: f32,
     /// Whether dx is wanted.
     dx: bool,
     labels: Vec<u32>,
@@ -29,6 +31,8 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
         params: &params,
         heads: &case.labels,
         dropout: case.dropout,
+        head_dropout: case.head_dropout,
+        balance: case.balance,
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
     let mut hidden = b.buffer(width).unwrap();
@@ -67,13 +71,27 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
     let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
     // Not at the start, and not aligned.
     let first = random.within(0, 5);
-    let slot =
-        AdapterSlot { shape, gate, scale: 0.7, a: first..first + a_len, b: first + a_len..first + a_len + b_len };
+    let slot = AdapterSlot {
+        shape,
+        gate,
+        routing: Routing {
+            temperature: if random.coin() { 1.0 } else { 0.6 },
+            // Where many tokens choose, two logits of some are as good as equal, and rounding chooses.
+            top_k: if random.coin() || tokens > 5 { usize::MAX } else { random.within(1, 5) },
+            ..Routing::default()
+        },
+        scale: 0.7,
+        a: first..first + a_len,
+        b: first + a_len..first + a_len + b_len,
+    };
     Case {
         stored: Stored::draw(random, d_out, d_in),
         tokens,
         store: if random.coin() { Store::Accumulate } else { Store::Overwrite },
         dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.3, seed: 5 }),
+        // The same for the largest of them.
+        balance: if tokens <= 5 && random.coin() { 0.8 } else { 0.0 },
+        head_dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.2, seed: 6 }),
         dx: random.within(0, 4) > 0,
         labels: random.ids(tokens, heads + 1),
         x: random.values(tokens * d_in),

@@ -227,7 +227,8 @@ pub fn optimizer<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         let [mut params, mut m, mut v, grads] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
         b.upload(&mut v, &inputs[2].iter().map(|x| x.abs()).collect::<Vec<_>>()).unwrap();
         let adam = AdamW { weight_decay: 0.1, ..AdamW::default() };
-        b.adamw(&mut params, &mut m, &mut v, &grads, len, adam, 3, 1e-2, 0.5).unwrap();
+        let rates = [(0..len / 3, 1e-2), (len / 3..len, 3e-3)];
+        b.adamw(&mut params, &mut m, &mut v, &grads, &rates, adam, 3, 0.5).unwrap();
         let sum = b.sum_of_squares(&grads, len).unwrap();
         (vec![("params", get(b, &params, len)), ("m", get(b, &m, len)), ("v", get(b, &v, len))], sum)
     }

@@ -2,7 +2,7 @@
 
 use crate::support::{assert_close, isas, tolerance, values, wide};
 use hydra_kernels::softmax::{log_sum_exp, softmax_backward_rows, softmax_rows};
-use hydra_kernels::{Dropout, dropout, dropout_accumulate, math, reference};
+use hydra_kernels::{Dropout, dropout, dropout_accumulate, dropout_in_place, math, reference};
 
 /// |got − want| in units of the last place of `want` (of the least subnormal below 2⁻¹²⁶).
 fn ulps(got: f32, want: f64) -> f64 {
@@ -113,6 +113,10 @@ fn dropout_draws_the_same_mask_everywhere() {
                 .map(|i| if mask.keeps(5 + (i / cols) as u64, i % cols) { x[i] * mask.scale() } else { 0.0 })
                 .collect();
             assert_eq!(out, want, "{isa:?} {cols}");
+            let mut in_place = x.clone();
+            dropout_in_place(isa, &mut in_place, cols, mask).unwrap();
+            assert_eq!(in_place, want, "{isa:?} {cols} in place");
+            assert_eq!(dropout_in_place(isa, &mut in_place[1..], cols, mask).is_ok(), cols == 1);
             // a later piece of rows, accumulated
             let mut piece = vec![1.0; 2 * cols];
             let later = Dropout { first_row: 9, ..mask };

@@ -20,10 +20,9 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use manifest::Manifest;
-pub use source::Source;
+pub use source::{Heads, Source};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// Options of `finetune`. The defaults are the published settings.
 #[derive(Args, Clone)]
@@ -58,6 +57,21 @@ pub struct Arguments {
     /// Probability of dropping a value of the adapter's input [default: 0.05]
     #[arg(long, allow_negative_numbers = true, value_name = "P")]
     dropout: Option<f32>,
+    /// Probability of dropping a value of the heads' mix, with a mask a head [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "P")]
+    head_dropout: Option<f32>,
+    /// zero: B starts at zero; random: the heads start apart, their sum at zero [default: zero]
+    #[arg(long, value_parser = ["zero", "random"])]
+    head_init: Option<String>,
+    /// The router's logits are divided by it [default: 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "T")]
+    router_temperature: Option<f32>,
+    /// Heads of a token that the router uses, those of its largest logits [default: all]
+    #[arg(long, allow_negative_numbers = true, value_name = "K", value_parser = positive)]
+    top_k: Option<usize>,
+    /// The weight of a term in the loss that is least where a router uses its heads alike [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "C")]
+    load_balance: Option<f32>,
     /// all, or some of q,k,v,o,gate,up,down [default: gate,up,down]
     #[arg(long, value_name = "LIST")]
     targets: Option<String>,
@@ -79,6 +93,9 @@ pub struct Arguments {
     /// The highest learning rate
     #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 2e-4, value_parser = not_negative)]
     lr: f64,
+    /// The routers' highest learning rate [default: that of --lr]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", value_parser = not_negative)]
+    router_lr: Option<f64>,
     /// Its course after the warm-up
     #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
     schedule: Schedule,
@@ -115,26 +132,6 @@ pub struct Arguments {
     /// Go on with the run in --out, whose options must be the same
     #[arg(long)]
     resume: bool,
-}
-
-/// `--heads`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heads {
-    /// As many as there are clusters.
-    Auto,
-    /// So many.
-    Number(usize),
-}
-
-impl FromStr for Heads {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            number => positive(number).map(Self::Number).map_err(|wanted| format!("{wanted}, or auto")),
-        }
-    }
 }
 
 /// A run that is over.
@@ -311,7 +308,7 @@ fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
 }
 
 fn recipe(arguments: &Arguments, records: usize) -> Result<Recipe> {
-    let Arguments { lr, schedule, seed, .. } = *arguments;
+    let Arguments { lr, router_lr, schedule, seed, .. } = *arguments;
     // The published setting is single records, eight a step.
     let batch = arguments.batch.unwrap_or(1);
     let grad_accum = arguments.grad_accum.unwrap_or(if arguments.batch.is_none() { 8 } else { 1 });
@@ -333,7 +330,8 @@ fn recipe(arguments: &Arguments, records: usize) -> Result<Recipe> {
         warmup => warmup.round() as usize,
     };
     let (clip, shuffle, recompute) = (arguments.clip as f32, !arguments.no_shuffle, arguments.recompute);
-    Ok(Recipe { batch, grad_accum, lr, schedule, warmup, clip, steps, records: taken, seed, shuffle, recompute })
+    let records = taken;
+    Ok(Recipe { batch, grad_accum, lr, router_lr, schedule, warmup, clip, steps, records, seed, shuffle, recompute })
 }
 
 /// The order of a run's records is held in memory.

@@ -15,6 +15,9 @@ fn usage() {
     fails(2, "finetune --model m --data d --out o --rank -1", &["--rank", "from 1 on"]);
     fails(2, "eval mmlu --model m --data d --shots -1", &["--shots"]);
     fails(1, "generate --model m --prompt p --temperature -1", &["temperature -1"]);
+    fails(2, "finetune --model m --data d --out o --top-k 0", &["--top-k", "from 1 on"]);
+    fails(2, "finetune --model m --data d --out o --router-lr nan", &["--router-lr"]);
+    fails(2, "finetune --model m --data d --out o --head-init zeros", &["zero, random"]);
     fails(2, "train", &["train"]);
 }
 
@@ -56,6 +59,24 @@ fn options_that_do_not_go_together() {
     try_options("--method lora --gate router", &["lora"]);
     try_options("--method split --heads 2", &["6 labels", "2 heads"]);
     try_options("--dropout 1.5", &["dropout"]);
+    try_options("--head-dropout 1", &["head dropout 1", "less than 1"]);
+    try_options("--head-dropout nan", &["head dropout NaN"]);
+    try_options("--router-temperature 0", &["router temperature 0", "above 0"]);
+    try_options("--router-temperature inf", &["router temperature inf"]);
+    try_options("--router-temperature 2 --gate uniform", &["router temperature", "gate is uniform"]);
+    try_options("--top-k 5", &["top-k 5 of 4 heads", "1 to 4"]);
+    try_options("--top-k 1 --method lora", &["top-k", "gate is one"]);
+    try_options("--load-balance -1", &["load balance -1", "from 0 on"]);
+    try_options("--load-balance 0.1 --method split", &["load balance", "gate is label"]);
+    try_options("--router-lr 1e-3 --method lora", &["--router-lr", "gate is one"]);
+    try_options("--head-init random --method lora", &["head init random", "one head"]);
+    try_options("--head-init random --gate label", &["head init random", "gate label"]);
+    try_options("--head-init random --top-k 2", &["head init random", "top-k"]);
+    let given = golden("hydra").join("adapter");
+    try_options(&format!("--init-adapter {} --router-temperature 2", given.display()), &["--router-temperature"]);
+    try_options(&format!("--init-adapter {} --top-k 1", given.display()), &["--top-k"]);
+    try_options(&format!("--init-adapter {} --head-init random", given.display()), &["--head-init"]);
+    try_options(&format!("--init-adapter {} --head-dropout 2", given.display()), &["head dropout 2"]);
     try_options("--device gpu", &["--device gpu", "cpu", "cuda:0"]);
     try_options("--device cuda:0 --precision f32", &["--device cuda:0", "bf16"]);
     try_options("--device cuda:0 --threads 2", &["--device cuda:0", "--threads"]);

@@ -44,6 +44,38 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 #[test]
+fn runs_may_have_any_option_of_the_heads() {
+    let scratch = Scratch::new("compare-options");
+    let out = scratch.path("out");
+    let of_router = [
+        "head-dropout = 0.2",
+        "head-init = 'random'",
+        "router-temperature = 0.5",
+        "top-k = 2",
+        "load-balance = 0.1",
+        "router-lr = 1e-2",
+    ];
+    let runs: String =
+        of_router.iter().enumerate().map(|(i, option)| format!("[[run]]\nname = 'r{i}'\n{option}\n")).collect();
+    let defaults = "seeds = [1]\n[defaults]\ntargets = ['down']\nsteps = 4\nlr = 3e-3\nrank = 1\n";
+    succeeds(&compare(
+        &scratch,
+        &format!("{defaults}[bootstrap]\nsamples = 10\n[[run]]\nname = 'plain'\n{runs}"),
+        &out,
+        "",
+    ));
+    let result = json(&format!("{out}/compare.json"));
+    let mut losses: Vec<f64> =
+        result["rows"].as_array().unwrap().iter().map(|row| numbers(&row["scores"]["loss"]["seeds"])[0]).collect();
+    assert_eq!(losses.len(), 7);
+    losses.sort_by(f64::total_cmp);
+    losses.dedup();
+    assert_eq!(losses.len(), 7, "each option does something");
+    let wrong = format!("{defaults}[[run]]\nname = 'a'\nmethod = 'lora'\ntop-k = 2");
+    fails(1, &compare(&scratch, &wrong, &scratch.path("wrong"), ""), &["top-k", "gate is one"]);
+}
+
+#[test]
 fn the_table_is_what_the_runs_gave() {
     let scratch = Scratch::new("compare");
     let out = scratch.path("out");

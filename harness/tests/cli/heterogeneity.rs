@@ -20,6 +20,7 @@ method = 'lora'
 name = 'Split'
 method = 'split'
 rank = 1
+head-dropout = 0.1
 ";
 
 fn line(scratch: &Scratch, config: &str, out: &str, more: &str) -> String {

@@ -3,6 +3,8 @@
 use super::support::{Scratch, assets, column, command, fails, finetune, golden, hydra, succeeds};
 use safetensors::SafeTensors;
 use std::fs;
+#[cfg(unix)]
+use std::process::Stdio;
 
 const AS_PYTORCH: &str = "--batch 6 --grad-accum 1 --steps 10 --lr 1e-3 --schedule constant --warmup 0 --clip 0 --dropout 0 \
                           --no-shuffle --precision f32 --template plain";
@@ -73,17 +75,71 @@ fn a_resumed_run_is_the_same_run() {
     assert_eq!(column(&format!("{broken}/metrics.jsonl"), "loss").len(), 8);
 }
 
+/// What others have added to multi-head adapters, all that go together at once.
+const OPTIONS: &str = "--head-dropout 0.2 --router-temperature 0.5 --top-k 2 --load-balance 0.1 --router-lr 1e-2";
+
+#[test]
+fn options_of_others_resume_and_are_obeyed() {
+    let scratch = Scratch::new("options-of-others");
+    let (whole, broken, plain) = (scratch.path("whole"), scratch.path("broken"), scratch.path("plain"));
+    succeeds(&finetune("hydra", &plain, SHORT));
+    succeeds(&finetune("hydra", &whole, &format!("{SHORT} {OPTIONS} --threads 1")));
+    assert_ne!(adapter_bytes(&plain), adapter_bytes(&whole));
+    let saving = finetune("hydra", &broken, &format!("{SHORT} {OPTIONS} --save-every 3 --threads 2"));
+    succeeds(&saving);
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken), "threads");
+    for (option, other) in [
+        ("--head-dropout 0.2", "--head-dropout 0.1"),
+        ("--router-temperature 0.5", ""),
+        ("--top-k 2", "--top-k 3"),
+        ("--load-balance 0.1", ""),
+        ("--router-lr 1e-2", ""),
+    ] {
+        let changed = format!("{SHORT} {} --resume", OPTIONS.replace(option, other));
+        fails(1, &finetune("hydra", &broken, &changed), &[option.split(' ').next().unwrap()]);
+    }
+    let run: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(format!("{whole}/run.json")).unwrap()).unwrap();
+    let kept = ["head-dropout", "router-temperature", "top-k", "load-balance", "router-lr", "head-init"];
+    let wanted = serde_json::json!([0.2, 0.5, 2, 0.1, 0.01, null]);
+    for (name, wanted) in kept.iter().zip(wanted.as_array().unwrap()) {
+        assert!(run["options"][name].as_f64().map(|x| x as f32) == wanted.as_f64().map(|x| x as f32), "{name}");
+    }
+    // Top-k and temperature are what the adapter is: without them in its file it is another.
+    let data = golden("hydra").join("data.jsonl");
+    let line = format!(
+        "eval loss --model {} --data {} --adapter {whole}",
+        golden("hydra").join("model").display(),
+        data.display()
+    );
+    let with = succeeds(&line);
+    let path = format!("{whole}/adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for key in ["router_temperature", "router_top_k"] {
+        assert!(config.as_object_mut().unwrap().remove(key).is_some());
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    assert_ne!(with, succeeds(&line));
+}
+
 #[cfg(unix)]
 #[test]
-fn ctrl_c_saves_and_the_run_goes_on() {
-    use std::process::Stdio;
-    let scratch = Scratch::new("ctrl-c");
+fn a_run_with_options_goes_on_bit_for_bit() {
+    let scratch = Scratch::new("options-resume");
     let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
-    let long = SHORT.replace("--steps 8", "--steps 300");
-    let mut child =
-        command(&finetune("hydra", &broken, &long)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let metrics = format!("{broken}/metrics.jsonl");
-    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+    let options = "--head-dropout 0.2 --router-temperature 0.5 --head-init random --load-balance 0.1 --router-lr 1e-2";
+    let long = format!("{} {options}", SHORT.replace("--steps 8", "--steps 200"));
+    stopped_after(3, &finetune("hydra", &broken, &long), &format!("{broken}/metrics.jsonl"));
+    succeeds(&format!("{} --resume", finetune("hydra", &broken, &long)));
+    succeeds(&finetune("hydra", &whole, &long));
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
+}
+
+#[cfg(unix)]
+/// Runs a fine-tune and sends it Ctrl-C after so many steps; returns how many it took.
+fn stopped_after(steps: usize, line: &str, metrics: &str) -> usize {
+    let mut child = command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while fs::read_to_string(metrics).map_or(0, |text| text.lines().count()) < steps {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
@@ -91,7 +147,17 @@ fn ctrl_c_saves_and_the_run_goes_on() {
     let sent = unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
     assert_eq!(sent, 0);
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let done = column(&metrics, "step").len();
+    column(metrics, "step").len()
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_the_run_goes_on() {
+    let scratch = Scratch::new("ctrl-c");
+    let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
+    let long = SHORT.replace("--steps 8", "--steps 300");
+    let metrics = format!("{broken}/metrics.jsonl");
+    let done = stopped_after(3, &finetune("hydra", &broken, &long), &metrics);
     assert!((3..300).contains(&done));
     succeeds(&format!("{} --resume", finetune("hydra", &broken, &long)));
     succeeds(&finetune("hydra", &whole, &long));

@@ -2,7 +2,9 @@
 //!
 //! The mathematics is `hydra_kernels::gate`'s. A token's state `hidden` is [down | gate], its gradient [ddown | dlogits].
 
+use crate::mask::Mask;
 use crate::math;
+use crate::optimizer::block_total;
 use crate::prelude::*;
 use crate::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, THREADS};
 
@@ -21,6 +23,12 @@ pub struct Heads {
     pub gate: u32,
     /// Each token's label, for `GATE_LABEL`.
     pub labels: *const u32,
+    /// The router's logits are multiplied by it.
+    pub sharpness: f32,
+    /// So many of a token's largest logits take part; as many as there are heads, or more, is all.
+    pub top_k: u32,
+    /// Dropout on the mixed heads.
+    pub mask: Mask,
 }
 
 impl Heads {
@@ -42,25 +50,62 @@ impl Heads {
         if self.per_head != 0 { column } else { column % self.rank }
     }
 
+    /// A mixed head's value after dropout.
+    #[inline(always)]
+    pub fn dropped(self, value: f32, t: u32, column: u32) -> f32 {
+        if self.mask.threshold > 0 { self.mask.apply(value, t, column) } else { value }
+    }
+
+    /// All but the `top_k` largest logits of a row become −∞; of equals the first are kept. With a NaN nothing has to be right but
+    /// that it stays.
+    #[inline(always)]
+    unsafe fn keep_largest(self, row: *mut f32) {
+        if self.top_k >= self.heads {
+            return;
+        }
+        let (mut left, mut e) = (0, 0);
+        while e < self.heads {
+            left += (load(row.add(e as usize)) > f32::NEG_INFINITY) as u32;
+            e += 1;
+        }
+        while left > self.top_k {
+            // The least goes, of equals the last.
+            let (mut least, mut at) = (f32::INFINITY, u32::MAX);
+            e = 0;
+            while e < self.heads {
+                let logit = load(row.add(e as usize));
+                if logit > f32::NEG_INFINITY && logit <= least {
+                    (least, at) = (logit, e);
+                }
+                e += 1;
+            }
+            if at < self.heads {
+                store(row.add(at as usize), f32::NEG_INFINITY);
+            }
+            left -= 1;
+        }
+    }
+
     /// Writes token `t`'s gate over its logits.
     #[inline(always)]
     unsafe fn activate(self, hidden: *mut f32, t: u32) {
         let row = hidden.add(t as usize * self.hidden() as usize + self.a_rows as usize);
         if self.gate == GATE_ROUTER {
+            self.keep_largest(row);
+            let logit = |e: u32| self.sharpness * load(row.add(e as usize));
             let (mut max, mut sum, mut e) = (f32::NEG_INFINITY, 0.0, 0);
             while e < self.heads {
-                max = max.max(load(row.add(e as usize)));
+                max = max.max(logit(e));
                 e += 1;
             }
             e = 0;
             while e < self.heads {
-                sum += math::exp(load(row.add(e as usize)) - max);
+                sum += math::exp(logit(e) - max);
                 e += 1;
             }
             e = 0;
             while e < self.heads {
-                let at = row.add(e as usize);
-                store(at, math::exp(load(at) - max) / sum);
+                store(row.add(e as usize), math::exp(logit(e) - max) / sum);
                 e += 1;
             }
             return;
@@ -103,7 +148,7 @@ pub unsafe fn mix_tokens(
         if column < heads.mixed() {
             let row = hidden.add(t * heads.hidden() as usize);
             let gate = load(row.add((heads.a_rows + column / heads.rank) as usize));
-            value = gate * load(row.add(heads.down(column) as usize));
+            value = heads.dropped(gate * load(row.add(heads.down(column) as usize)), t as u32, column);
             if !mixed.is_null() {
                 store(mixed.add(t * heads.mixed() as usize + column as usize), value);
             }
@@ -115,7 +160,8 @@ pub unsafe fn mix_tokens(
     }
 }
 
-/// From `dmixed` (already scaled) and `hidden` of tokens `first .. first + count`, at most 32 of them: `dhidden`, and `mixed` again for dB.
+/// From `dmixed` (already scaled, and after dropout) and `hidden` of tokens `first .. first + count`, at most 32 of them: `dhidden`, and `mixed` again for dB.
+/// `push` [heads] is what the load-balance term adds to dgate, or null.
 #[inline(always)]
 pub unsafe fn unmix_tokens(
     heads: Heads,
@@ -123,6 +169,7 @@ pub unsafe fn unmix_tokens(
     mixed: *mut f32,
     dmixed: *const f32,
     hidden: *const f32,
+    push: *const f32,
     first: u32,
     count: u32,
 ) {
@@ -137,7 +184,7 @@ pub unsafe fn unmix_tokens(
         let mut column = part;
         while column < heads.mixed() {
             let value = load(hidden.add(gate_at(column / rank))) * load(hidden.add(heads.down(column) as usize));
-            store(mixed.add(column as usize), value);
+            store(mixed.add(column as usize), heads.dropped(value, at as u32, column));
             column += 8;
         }
         let mut j = part;
@@ -157,7 +204,8 @@ pub unsafe fn unmix_tokens(
         }
         let mut e = part;
         while e < heads.heads {
-            let (mut dot, mut j) = (0.0, 0);
+            let mut dot = if push.is_null() { 0.0 } else { load(push.add(e as usize)) };
+            let mut j = 0;
             while j < rank && heads.gate == GATE_ROUTER {
                 let column = e * rank + j;
                 dot += load(dmixed.add(column as usize)) * load(hidden.add(heads.down(column) as usize));
@@ -177,14 +225,40 @@ pub unsafe fn unmix_tokens(
         e = 0;
         while e < heads.heads {
             let at = dhidden.add(gate_at(e));
-            store(at, load(hidden.add(gate_at(e))) * (load(at) - dot));
+            store(at, heads.sharpness * (load(hidden.add(gate_at(e))) * (load(at) - dot)));
             e += 1;
         }
     }
 }
 
 kernels! {
-    /// The gates and mixed heads of a few tokens whose products are in `hidden` [tokens, a_rows + heads]. Grid: [tokens / 256],
+    /// `push` [heads] = scale · the share of tokens whose largest gate, of equals the first, is that of each head: what the
+    /// load-balance term adds to every token's dgate. Grid: [heads], 256 threads.
+    fn gate_push(push: *mut f32, hidden: *const f32, tokens: u32, a_rows: u32, heads: u32, scale: f32) {
+        let (head, width) = (block_x(), (a_rows + heads) as usize);
+        let (mut count, mut t) = (0.0, thread());
+        while t < tokens {
+            let row = hidden.add(t as usize * width + a_rows as usize);
+            let own = load(row.add(head as usize));
+            let (mut largest, mut e) = (1.0, 0);
+            while e < heads {
+                let other = load(row.add(e as usize));
+                if other > own || (other == own && e < head) {
+                    largest = 0.0;
+                }
+                e += 1;
+            }
+            count += largest;
+            t += THREADS;
+        }
+        // Whole numbers: exact in any order.
+        let total = block_total(count);
+        if thread() == 0 {
+            store(push.add(head as usize), scale * (total as f32 / tokens as f32));
+        }
+    }
+
+    /// The gates and mixed heads, without dropout, of a few tokens whose products are in `hidden` [tokens, a_rows + heads]. Grid: [tokens / 256],
     /// 256 threads.
     fn gate_mix(
         hidden: *mut f32,
@@ -196,8 +270,11 @@ kernels! {
         per_head: u32,
         gate: u32,
         labels: *const u32,
+        sharpness: f32,
+        top_k: u32,
     ) {
-        let heads = Heads { a_rows, heads, rank, per_head, gate, labels };
+        let mask = Mask { seed: 0, threshold: 0, scale: 1.0 };
+        let heads = Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, mask };
         let first = block_x() * THREADS;
         let end = (first + THREADS).min(tokens);
         mix_tokens(heads, hidden, mixed, core::ptr::null_mut(), 0.0, first, end);

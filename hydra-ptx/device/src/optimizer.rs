@@ -5,7 +5,7 @@ use crate::sizes::{SQUARES_PER_BLOCK, THREADS};
 
 /// The sum over a block of 256 threads, for thread 0; by halves, always in the same order.
 #[inline(always)]
-unsafe fn block_total(sum: f64) -> f64 {
+pub unsafe fn block_total(sum: f64) -> f64 {
     st_f64(shared() + 8 * thread(), sum);
     let mut half = THREADS / 2;
     while half > 0 {

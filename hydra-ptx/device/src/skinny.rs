@@ -185,7 +185,7 @@ fn masked(mask: Mask, mut values: Eight, row: u32, column: u32) -> Eight {
 }
 
 kernels! {
-    /// `hidden` [tokens, a_rows + heads] = [D(x) Aᵀ | gate(x Rᵀ)], `mixed` [tokens, padded heads rank] = scale · gate ∘ down and
+    /// `hidden` [tokens, a_rows + heads] = [D(x) Aᵀ | gate(x Rᵀ)], `mixed` [tokens, padded heads rank] = scale · H(gate ∘ down) and
     /// `x_operand` [tokens, padded d_in] = x, both as bf16. `a` is [A; R], [rows, d_in]. Grid: [tokens / 32], 256 threads.
     fn down(
         hidden: *mut f32,
@@ -203,11 +203,17 @@ kernels! {
         per_head: u32,
         gate: u32,
         labels: *const u32,
+        sharpness: f32,
+        top_k: u32,
+        heads_seed: u64,
+        heads_threshold: u32,
+        heads_scale: f32,
         seed: u64,
         threshold: u32,
         keep_scale: f32,
     ) {
-        let heads = Heads { a_rows, heads, rank, per_head, gate, labels };
+        let mask = Mask { seed: heads_seed, threshold: heads_threshold, scale: heads_scale };
+        let heads = Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, mask };
         let mask = Mask { seed, threshold, scale: keep_scale };
         let first = block_x() * SKINNY;
         let count = (tokens - first).min(SKINNY);
@@ -234,7 +240,7 @@ kernels! {
     /// The adjoint of what follows [`down`]: from dy [tokens, d_out] and B [d_out, heads rank], `dhidden` [tokens, a_rows + heads]
     /// = [ddown | dlogits] and again as bf16 (`dhidden_operand` [tokens, padded rows]; with `dropped` A's part of it is zero),
     /// `mixed` [tokens, heads rank] and `dy_operand` [tokens, padded d_out]. `dmixed` is room for [tokens, heads rank].
-    /// Grid: [tokens / 32], 256 threads.
+    /// `push` is [`gate_push`](crate::gate::gate_push)'s, or null. Grid: [tokens / 32], 256 threads.
     fn up_backward(
         dhidden: *mut f32,
         dhidden_operand: *mut u16,
@@ -246,6 +252,7 @@ kernels! {
         d_out: u32,
         b: *const f32,
         hidden: *const f32,
+        push: *const f32,
         scale: f32,
         rows: u32,
         dropped: u32,
@@ -254,8 +261,14 @@ kernels! {
         rank: u32,
         per_head: u32,
         gate: u32,
+        sharpness: f32,
+        heads_seed: u64,
+        heads_threshold: u32,
+        heads_scale: f32,
     ) {
-        let heads = Heads { a_rows, heads, rank, per_head, gate, labels: core::ptr::null() };
+        let mask = Mask { seed: heads_seed, threshold: heads_threshold, scale: heads_scale };
+        let labels = core::ptr::null();
+        let heads = Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k: heads, mask };
         let first = block_x() * SKINNY;
         let count = (tokens - first).min(SKINNY);
         let width = heads.mixed();
@@ -271,12 +284,13 @@ kernels! {
                 |_| false,
             );
             each(acc, count, width - column0, |t, j, value| {
-                store(dmixed.add((first + t) as usize * width as usize + (column0 + j) as usize), scale * value);
+                let to = dmixed.add((first + t) as usize * width as usize + (column0 + j) as usize);
+                store(to, heads.dropped(scale * value, first + t, column0 + j));
             });
             column0 += SKINNY;
         }
         barrier();
-        unmix_tokens(heads, dhidden, mixed, dmixed, hidden, first, count);
+        unmix_tokens(heads, dhidden, mixed, dmixed, hidden, push, first, count);
         barrier();
         let pitch = padded(rows);
         assume(pitch > 0);

@@ -19,6 +19,12 @@ pub struct Heads {
     pub gate: u32,
     /// Each token's label, for `GATE_LABEL`.
     pub labels: Ptr,
+    /// The router's logits are multiplied by it.
+    pub sharpness: f32,
+    /// So many of a token's largest logits take part; as many as there are heads, or more, is all.
+    pub top_k: u32,
+    /// Dropout on the mixed heads.
+    pub mask: Mask,
 }
 
 impl Heads {
@@ -44,7 +50,7 @@ pub struct Mask {
     pub scale: f32,
 }
 
-/// `hidden` = [D(x) Aᵀ | gate(x Rᵀ)]; as bf16, `mixed` = scale · gate ∘ down and `x_operand` = x.
+/// `hidden` = [D(x) Aᵀ | gate(x Rᵀ)]; as bf16, `mixed` = scale · H(gate ∘ down) and `x_operand` = x.
 #[allow(clippy::too_many_arguments)]
 pub fn down(
     hidden: Ptr,
@@ -58,7 +64,7 @@ pub fn down(
     scale: f32,
     mask: Mask,
 ) -> Launch {
-    let &Heads { a_rows, stacked, heads, rank, per_head, gate, labels } = heads;
+    let &Heads { a_rows, stacked, heads, rank, per_head, gate, labels, sharpness, top_k, mask: heads_mask } = heads;
     let Mask { seed, threshold, scale: keep_scale } = mask;
     launch!(
         "down",
@@ -79,17 +85,30 @@ pub fn down(
         per_head,
         gate,
         labels,
+        sharpness,
+        top_k,
+        heads_mask.seed,
+        heads_mask.threshold,
+        heads_mask.scale,
         seed,
         threshold,
         keep_scale
     )
 }
 
-/// Gates and `mixed` (f32, unscaled) of a few tokens whose products are in `hidden`.
+/// Gates and `mixed` (f32, unscaled, without dropout) of a few tokens whose products are in `hidden`.
 pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads) -> Launch {
-    let &Heads { a_rows, heads, rank, per_head, gate, labels, .. } = heads;
+    let &Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, .. } = heads;
     let grid = [blocks(tokens.into()), 1];
-    launch!("gate_mix", grid, 0, hidden, mixed, tokens, a_rows, heads, rank, per_head, gate, labels)
+    launch!("gate_mix", grid, 0, hidden, mixed, tokens, a_rows, heads, rank, per_head, gate, labels, sharpness, top_k)
+}
+
+/// `push`, a value a head, from the gates in `hidden` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
+/// each token's dgate.
+pub fn gate_push(push: Ptr, hidden: Ptr, tokens: u32, heads: &Heads, balance: f32) -> Launch {
+    let &Heads { a_rows, heads, .. } = heads;
+    let scale = balance * heads as f32 / tokens.max(1) as f32;
+    launch!("gate_push", [heads, 1], SQUARES_SHARED, push, hidden, tokens, a_rows, heads, scale)
 }
 
 /// Where [`up_backward`] writes.
@@ -107,7 +126,7 @@ pub struct UpBackward {
     pub dy_operand: Ptr,
 }
 
-/// From `dy` to the gradient of `hidden`; with `dropped`, A's part of it stays out of the operand.
+/// From `dy` to the gradient of `hidden`; `push` is [`gate_push`]'s or null; with `dropped`, A's part of it stays out of the operand.
 #[allow(clippy::too_many_arguments)]
 pub fn up_backward(
     out: &UpBackward,
@@ -116,12 +135,13 @@ pub fn up_backward(
     d_out: u32,
     b: Ptr,
     hidden: Ptr,
+    push: Ptr,
     heads: &Heads,
     scale: f32,
     dropped: bool,
 ) -> Launch {
     let &UpBackward { dhidden, dhidden_operand, mixed, dmixed, dy_operand } = out;
-    let &Heads { a_rows, stacked, heads, rank, per_head, gate, .. } = heads;
+    let &Heads { a_rows, stacked, heads, rank, per_head, gate, sharpness, mask, .. } = heads;
     launch!(
         "up_backward",
         [tokens.div_ceil(SKINNY), 1],
@@ -136,6 +156,7 @@ pub fn up_backward(
         d_out,
         b,
         hidden,
+        push,
         scale,
         stacked,
         dropped,
@@ -143,7 +164,11 @@ pub fn up_backward(
         heads,
         rank,
         per_head,
-        gate
+        gate,
+        sharpness,
+        mask.seed,
+        mask.threshold,
+        mask.scale
     )
 }
 

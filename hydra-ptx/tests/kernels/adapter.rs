@@ -2,10 +2,12 @@
 
 use crate::support::*;
 use hydra_kernels::dropout::Dropout;
-use hydra_kernels::gate::Gate;
+use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::launch::{Heads, Mask, UpBackward, da, db, down, dropped_add, gate_mix, padded, up_backward};
+use hydra_ptx::launch::{
+    Heads, Mask, Ptr, UpBackward, da, db, down, dropped_add, gate_mix, gate_push, padded, up_backward,
+};
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 use hydra_ptx_device::emulator::Global;
 use proptest::prelude::*;
@@ -16,6 +18,8 @@ const SPLIT: f64 = 5e-5;
 struct Case {
     shape: HydraShape,
     gate: u32,
+    routing: Routing,
+    head_dropout: f32,
     dropout: f32,
     seed: u64,
 }
@@ -23,6 +27,16 @@ struct Case {
 fn from_bf16(values: &[u16], pitch: usize, columns: usize) -> Vec<f32> {
     let widen = |&bits: &u16| half::bf16::from_bits(bits).to_f32();
     values.chunks(pitch).flat_map(|row| row[..columns].iter().map(widen)).collect()
+}
+
+/// Whether a token has two logits so near that rounding may choose between them.
+fn ties(shape: &HydraShape, x: &[f64], a: &[f64]) -> bool {
+    x.chunks(shape.d_in).any(|x| {
+        let logit = |row: &[f64]| row.iter().zip(x).map(|(r, x)| r * x).sum::<f64>();
+        let mut logits: Vec<f64> = a[shape.a_rows() * shape.d_in..].chunks(shape.d_in).map(logit).collect();
+        logits.sort_by(f64::total_cmp);
+        logits.windows(2).any(|pair| pair[1] - pair[0] < 5e-4)
+    })
 }
 
 fn check(case: &Case) {
@@ -41,14 +55,31 @@ fn check(case: &Case) {
     let factor = |i: usize| if dropout.keeps((i / d_in) as u64, i % d_in) { f64::from(dropout.scale()) } else { 0.0 };
     let (want_x, want_a, want_b, want_dy) = (f64s(&x), f64s(&a), f64s(&b), f64s(&dy));
     let (weight, factors) = (vec![0.0; d_out * d_in], (0..tokens * d_in).map(factor).collect::<Vec<_>>());
+    let heads_dropout = Dropout { p: case.head_dropout, seed: 98, first_row: 0 };
+    let heads_mask = Mask { seed: 98, threshold: heads_dropout.threshold(), scale: heads_dropout.scale() };
+    let heads_factors: Vec<f64> = (0..tokens * columns)
+        .map(|i| (heads_dropout.keeps((i / columns) as u64, i % columns), f64::from(heads_dropout.scale())))
+        .map(|(keeps, scale)| if keeps { scale } else { 0.0 })
+        .collect();
+    let mut routing = case.routing;
+    if shape.router && ties(&shape, &want_x, &want_a) {
+        routing = Routing { top_k: usize::MAX, balance: 0.0, ..routing };
+    }
     let gate = match case.gate {
-        GATE_ROUTER => Gate::Router,
+        GATE_ROUTER => Gate::Router(routing),
         GATE_LABEL => Gate::Label(&labels),
         GATE_UNIFORM => Gate::Uniform,
         _ => Gate::One,
     };
-    let parameters =
-        Parameters { weight: &weight, a: &want_a, b: &want_b, scale: f64::from(scale), gate, mask: &factors };
+    let parameters = Parameters {
+        weight: &weight,
+        a: &want_a,
+        b: &want_b,
+        scale: f64::from(scale),
+        gate,
+        mask: &factors,
+        heads_mask: &heads_factors,
+    };
     let (mut want_y, mut want_hidden) = (vec![0.0; tokens * d_out], vec![0.0; tokens * width]);
     reference::forward(&shape, &mut want_y, &mut want_hidden, &want_x, &parameters);
     let (mut want_dx, mut want_da) = (vec![0.0; tokens * d_in], f64s(&a));
@@ -58,7 +89,8 @@ fn check(case: &Case) {
     let want_mixed: Vec<f64> = (0..tokens * columns)
         .map(|i| {
             let (hidden, column) = (&want_hidden[i / columns * width..], i % columns);
-            hidden[a_rows + column / shape.rank] * hidden[if shape.per_head_a { column } else { column % shape.rank }]
+            let down = hidden[if shape.per_head_a { column } else { column % shape.rank }];
+            hidden[a_rows + column / shape.rank] * down * heads_factors[i]
         })
         .collect();
 
@@ -73,6 +105,9 @@ fn check(case: &Case) {
         per_head: shape.per_head_a,
         gate: case.gate,
         labels: ptr(&device_labels),
+        sharpness: 1.0 / routing.temperature,
+        top_k: u32::try_from(routing.top_k).unwrap_or(u32::MAX),
+        mask: heads_mask,
     };
     let pitch = |columns: usize| padded(columns as u32) as usize;
     let nan16 = |columns: usize| Global::new(&vec![0x7fc0u16; tokens * pitch(columns)]);
@@ -102,7 +137,7 @@ fn check(case: &Case) {
 
     let again = Global::new(hidden.values());
     let mixed = nan32(tokens * columns);
-    if case.gate != GATE_ROUTER {
+    if case.gate != GATE_ROUTER && heads_mask.threshold == 0 {
         run(gate_mix(ptr(&again), ptr(&mixed), count, &heads), seed);
         assert_close("mixed", mixed.values(), &want_mixed, SPLIT);
     }
@@ -117,7 +152,16 @@ fn check(case: &Case) {
         dy_operand: ptr(&dy16),
     };
     let dropped = mask.threshold > 0;
-    run(up_backward(&out, count, ptr(&device_dy), d_out32, ptr(&device_b), ptr(&hidden), &heads, scale, dropped), seed);
+    let push = nan32(shape.heads);
+    let pushes = shape.router && routing.balance > 0.0;
+    if pushes {
+        run(gate_push(ptr(&push), ptr(&hidden), count, &heads, routing.balance), seed);
+    }
+    let push = if pushes { ptr(&push) } else { Ptr::NULL };
+    run(
+        up_backward(&out, count, ptr(&device_dy), d_out32, ptr(&device_b), ptr(&hidden), push, &heads, scale, dropped),
+        seed,
+    );
     assert_close("dhidden", dhidden.values(), &want_dhidden, SPLIT);
     assert_close("mixed", mixed.values(), &want_mixed, SPLIT);
     assert_eq!(dy16.values(), operand(&dy, d_out), "dy as bf16");
@@ -149,11 +193,14 @@ proptest! {
 
     #[test]
     fn random_adapters(tokens in 1usize..70, d_in in 1usize..80, d_out in 1usize..80, rank in 1usize..20, heads in 1usize..6,
-                       per_head_a: bool, gate in 0u32..4, drops: bool, seed: u64) {
+                       per_head_a: bool, gate in 0u32..4, drops: bool, drops_heads: bool,
+                       routing in prop::option::of((0.4f32..3.0, 1usize..6, prop::sample::select(vec![0.0f32, 0.7]))), seed: u64) {
         let per_head_a = per_head_a && gate != GATE_ROUTER;
         let heads = if gate == GATE_ONE { 1 } else { heads };
         let shape = HydraShape { tokens, d_in, d_out, rank, heads, per_head_a, router: gate == GATE_ROUTER };
-        check(&Case { shape, gate, dropout: if drops { 0.3 } else { 0.0 }, seed });
+        let routing = routing.map(|(temperature, top_k, balance)| Routing { temperature, top_k, balance }).unwrap_or_default();
+        let p = |drops: bool| if drops { 0.3 } else { 0.0 };
+        check(&Case { shape, gate, routing, head_dropout: p(drops_heads), dropout: p(drops), seed });
     }
 }
 
@@ -161,6 +208,15 @@ proptest! {
 fn whole_tiles_and_one_more() {
     for (tokens, rank, heads) in [(32, 8, 4), (33, 8, 3), (64, 32, 3)] {
         let shape = HydraShape { tokens, d_in: 64, d_out: 96, rank, heads, per_head_a: false, router: true };
-        check(&Case { shape, gate: GATE_ROUTER, dropout: 0.1, seed: 3 });
+        let routing = Routing { temperature: 0.8, top_k: 2, balance: 0.5 };
+        check(&Case {
+            shape,
+            gate: GATE_ROUTER,
+            routing: Routing::default(),
+            head_dropout: 0.0,
+            dropout: 0.1,
+            seed: 3,
+        });
+        check(&Case { shape, gate: GATE_ROUTER, routing, head_dropout: 0.2, dropout: 0.1, seed: 3 });
     }
 }

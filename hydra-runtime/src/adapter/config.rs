@@ -1,84 +1,16 @@
 //! `adapter_config.json`: HF PEFT's keys, the reference implementation's `lora_nums`, and `method`, `gate`, `labels` (which
-//! label has which head) and `label_field` (where records have it, if not in their category).
+//! label has which head) and `label_field` (where records have it, if not in their category); and, only where they are asked
+//! for, the options that others have added to multi-head adapters: `router_temperature`, `router_top_k`, `head_dropout`,
+//! `head_init` and `load_balance`.
 
+use super::kind::{GateKind, HeadInit, Method};
 use crate::error::printable;
 use crate::json::{Object, shortest};
 use crate::projection::Projection;
 use crate::{Error, Result};
+use hydra_kernels::gate::Routing;
 use serde_json::{Map, Value, json};
 use std::path::Path;
-
-/// How A is shared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// One A, a B per head.
-    Hydra,
-    /// One A, one B.
-    Lora,
-    /// An A and a B per head.
-    Split,
-}
-
-/// What mixes the heads (the mathematics: `hydra_kernels::gate`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateKind {
-    /// A learned softmax of each token's input.
-    Router,
-    /// The head of the record's category.
-    Label,
-    /// All heads alike.
-    Uniform,
-    /// The only head.
-    One,
-}
-
-impl Method {
-    /// All of them.
-    pub const ALL: [Method; 3] = [Method::Hydra, Method::Lora, Method::Split];
-
-    /// The name in files and on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Method::Hydra => "hydra",
-            Method::Lora => "lora",
-            Method::Split => "split",
-        }
-    }
-
-    /// From its name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name)
-    }
-
-    /// The gate that goes with it unless another is asked for.
-    pub const fn default_gate(self) -> GateKind {
-        match self {
-            Method::Hydra => GateKind::Router,
-            Method::Lora => GateKind::One,
-            Method::Split => GateKind::Label,
-        }
-    }
-}
-
-impl GateKind {
-    /// All of them.
-    pub const ALL: [GateKind; 4] = [GateKind::Router, GateKind::Label, GateKind::Uniform, GateKind::One];
-
-    /// The name in files and on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            GateKind::Router => "router",
-            GateKind::Label => "label",
-            GateKind::Uniform => "uniform",
-            GateKind::One => "one",
-        }
-    }
-
-    /// From its name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|gate| gate.name() == name)
-    }
-}
 
 /// An adapter's kind and sizes.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +27,16 @@ pub struct AdapterConfig {
     pub alpha: f32,
     /// Probability of dropping a value of A's input in training.
     pub dropout: f32,
+    /// Probability of dropping a value of the mixed heads in training (R-LoRA, arXiv 2502.15455).
+    pub head_dropout: f32,
+    /// How the heads' B start (R-LoRA's, but for its offset of the base weights).
+    pub head_init: HeadInit,
+    /// The router's logits are divided by it.
+    pub temperature: f32,
+    /// Only so many of a token's largest logits take part; `None` for all.
+    pub top_k: Option<usize>,
+    /// The weight of the load-balance term in training ([`hydra_kernels::gate::Routing`]).
+    pub load_balance: f32,
     /// The adapted projections, in canonical order.
     pub targets: Vec<Projection>,
     /// Categories; for the label gate, the one at position e has head e.
@@ -117,6 +59,11 @@ impl Default for AdapterConfig {
             heads: 4,
             alpha: 32.0,
             dropout: 0.05,
+            head_dropout: 0.0,
+            head_init: HeadInit::Zero,
+            temperature: 1.0,
+            top_k: None,
+            load_balance: 0.0,
             targets: vec![Projection::Gate, Projection::Up, Projection::Down],
             labels: Vec::new(),
             label_field: None,
@@ -130,9 +77,27 @@ impl Default for AdapterConfig {
 const MAX_RANK: usize = 1 << 16;
 const MAX_HEADS: usize = 1 << 12;
 
+/// Keys that a file has only where the options are asked for.
+const OPTIONS: [&str; 5] = ["router_temperature", "router_top_k", "head_dropout", "head_init", "load_balance"];
+
 impl AdapterConfig {
-    /// Whether the settings go together; the text says which don't.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// How the router's logits become weights.
+    pub fn routing(&self) -> Routing {
+        Routing { temperature: self.temperature, top_k: self.top_k.unwrap_or(usize::MAX), ..Routing::default() }
+    }
+
+    /// The same heads under another gate that is no router: without what only a router has, and without a start.
+    pub(crate) fn without_router(&self, gate: GateKind) -> Self {
+        let Self { temperature, top_k, load_balance, head_init, .. } = Self::default();
+        Self { gate, temperature, top_k, load_balance, head_init, ..self.clone() }
+    }
+
+    /// Fails, saying which, if settings don't go together.
+    pub fn check(&self) -> Result<()> {
+        self.explain().map_err(Error::Invalid)
+    }
+
+    fn explain(&self) -> Result<(), String> {
         let Self { rank, heads, alpha, dropout, .. } = *self;
         if !(1..=MAX_RANK).contains(&rank) {
             return Err(format!("rank {rank}, wanted 1 to {MAX_RANK}"));
@@ -156,11 +121,50 @@ impl AdapterConfig {
         if self.gate == GateKind::Label && self.labels.len() > heads {
             return Err(format!("{} labels for {heads} heads under the label gate", self.labels.len()));
         }
+        self.check_options()?;
         if self.targets.is_empty() {
             return Err("no target projections".into());
         }
         if !self.targets.is_sorted_by(|a, b| a < b) {
             return Err("target projections twice or not in canonical order".into());
+        }
+        Ok(())
+    }
+
+    fn check_options(&self) -> Result<(), String> {
+        let Self { heads, head_dropout, temperature, top_k, load_balance, .. } = *self;
+        let gate = self.gate.name();
+        let of_router = [
+            ("router temperature", temperature != 1.0),
+            ("top-k", top_k.is_some()),
+            ("load balance", load_balance != 0.0),
+        ];
+        if let Some((name, _)) = of_router.iter().find(|(_, set)| *set && self.gate != GateKind::Router) {
+            return Err(format!("{name} goes with the router, and the gate is {gate}"));
+        }
+        if !(0.0..1.0).contains(&head_dropout) {
+            return Err(format!("head dropout {head_dropout}, wanted 0 or more and less than 1"));
+        }
+        if !(temperature > 0.0 && temperature.is_normal()) {
+            return Err(format!("router temperature {temperature}, wanted a number above 0"));
+        }
+        if let Some(top_k) = top_k.filter(|top_k| !(1..=heads).contains(top_k)) {
+            return Err(format!("top-k {top_k} of {heads} heads, wanted 1 to {heads}"));
+        }
+        if !(load_balance.is_finite() && load_balance >= 0.0) {
+            return Err(format!("load balance {load_balance}, wanted a number from 0 on"));
+        }
+        if self.head_init == HeadInit::Random {
+            // Anywhere else the heads would not cancel at the start, and the model would change.
+            let wanted = "wanted several heads with one A that all take part alike at the start, under the router or the uniform gate";
+            let found = match (self.method, self.gate) {
+                _ if heads == 1 => "one head".to_string(),
+                (Method::Split, _) => "an A per head".to_string(),
+                (_, GateKind::Label) => format!("gate {gate}"),
+                _ if top_k.is_some_and(|top_k| top_k < heads) => "top-k".to_string(),
+                _ => return Ok(()),
+            };
+            return Err(format!("head init random with {found}, {wanted}"));
         }
         Ok(())
     }
@@ -193,6 +197,16 @@ impl AdapterConfig {
             heads,
             alpha,
             dropout: file.number("lora_dropout")?.unwrap_or(0.0) as f32,
+            head_dropout: file.number("head_dropout")?.unwrap_or(0.0) as f32,
+            head_init: match file.string("head_init")? {
+                None => HeadInit::Zero,
+                Some(name) => {
+                    HeadInit::parse(name).ok_or_else(|| file.refuse("head_init", "\"zero\" or \"random\""))?
+                }
+            },
+            temperature: file.number("router_temperature")?.unwrap_or(1.0) as f32,
+            top_k: file.size("router_top_k")?,
+            load_balance: file.number("load_balance")?.unwrap_or(0.0) as f32,
             targets: targets(&file, tensors)?,
             labels: file.strings("labels")?.unwrap_or_default(),
             label_field: file.string("label_field")?.map(str::to_owned),
@@ -200,11 +214,12 @@ impl AdapterConfig {
             extra: {
                 let own =
                     ["gate", "r", "lora_alpha", "lora_dropout", "target_modules", "labels", "label_field", "method"];
-                file.map.retain(|key, _| !own.contains(&key.as_str()) && key != "base_model_name_or_path");
+                let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]);
+                file.map.retain(|key, _| !own.clone().any(|own| own == key));
                 std::mem::take(&mut file.map)
             },
         };
-        config.check().map_err(|message| file.error(message))?;
+        config.explain().map_err(|message| file.error(message))?;
         Ok(config)
     }
 
@@ -228,6 +243,14 @@ impl AdapterConfig {
         if self.method != Method::Lora || !self.labels.is_empty() {
             map.insert("labels".into(), json!(self.labels));
         }
+        let asked = [
+            (self.temperature != 1.0).then(|| shortest(self.temperature)),
+            self.top_k.map(Value::from),
+            (self.head_dropout != 0.0).then(|| shortest(self.head_dropout)),
+            (self.head_init != HeadInit::Zero).then(|| self.head_init.name().into()),
+            (self.load_balance != 0.0).then(|| shortest(self.load_balance)),
+        ];
+        map.extend(OPTIONS.into_iter().zip(asked).filter_map(|(key, value)| Some((key.to_string(), value?))));
         if let Some(field) = &self.label_field {
             map.insert("label_field".into(), json!(field));
         }

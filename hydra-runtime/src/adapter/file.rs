@@ -146,7 +146,7 @@ impl Adapter {
 
     /// Writes both files into `dir`, which is made if need be; both or neither are replaced.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        self.config.check().map_err(Error::Invalid)?;
+        self.config.check()?;
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let path = dir.join(TENSORS);
         let invalid = |e| Error::Invalid(format!("{}: {e}", path.display()));

@@ -9,6 +9,7 @@ mod attentive;
 mod buffer;
 mod elementwise;
 mod gradient;
+mod heads;
 mod linear;
 mod loss;
 mod product;
@@ -21,6 +22,7 @@ pub use aligned::Aligned;
 use attentive::Attentive;
 pub use buffer::Buffer;
 use buffer::{Element, convert};
+use core::ops::Range;
 use half::bf16;
 use hydra_kernels::gemm::{Values, ValuesMut};
 use hydra_kernels::isa::{Bf16Isa, Isa};
@@ -428,14 +430,16 @@ impl Backend for Cpu {
         m: &mut Buffer,
         v: &mut Buffer,
         grads: &Buffer,
-        len: usize,
+        rates: &[(Range<usize>, f32)],
         adam: AdamW,
         t: u64,
-        lr: f32,
         grad_scale: f32,
     ) -> Result<()> {
-        let [params, m, v] = [params, m, v].map(|x| &mut f32::of_mut(x)[..len]);
-        self.adamw_values((params, m, v), &f32::of(grads)[..len], adam, t, lr, grad_scale);
+        let ([params, m, v], grads) = ([params, m, v].map(f32::of_mut), f32::of(grads));
+        for (range, lr) in rates {
+            let part = (&mut params[range.clone()], &mut m[range.clone()], &mut v[range.clone()]);
+            self.adamw_values(part, &grads[range.clone()], adam, t, *lr, grad_scale);
+        }
         Ok(())
     }
 

@@ -21,6 +21,7 @@ pub use matrix::Matrix;
 use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
 use crate::batch::Segment;
 use crate::{Error, Result};
+use core::ops::Range;
 use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Ptr, Saved};
 use state::State;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -349,26 +350,31 @@ impl<D: Driver> Backend for Cuda<D> {
         m: &mut Buffer<D>,
         v: &mut Buffer<D>,
         grads: &Buffer<D>,
-        len: usize,
+        rates: &[(Range<usize>, f32)],
         adam: AdamW,
         t: u64,
-        lr: f32,
         grad_scale: f32,
     ) -> Result<()> {
         let AdamW { beta1, beta2, eps, weight_decay } = adam;
         // Powers in f64: beta2^t is close to 1 for the first thousand steps.
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
-        let step = AdamWStep {
-            beta1,
-            beta2,
-            eps,
-            keep: 1.0 - lr * weight_decay,
-            step: (f64::from(lr) / correction(beta1)) as f32,
-            root: correction(beta2).sqrt() as f32,
-            grad_scale,
-        };
+        let len = rates.iter().map(|(range, _)| range.end).max().unwrap_or(0);
         let state = [self.output(params, len), self.output(m, len), self.output(v, len)];
-        self.run(&launch::adamw(state, self.checked(grads, len), len as u64, &step))
+        let grads = self.checked(grads, len);
+        for (range, lr) in rates {
+            let step = AdamWStep {
+                beta1,
+                beta2,
+                eps,
+                keep: 1.0 - lr * weight_decay,
+                step: (f64::from(*lr) / correction(beta1)) as f32,
+                root: correction(beta2).sqrt() as f32,
+                grad_scale,
+            };
+            let state = state.map(|part| part.f32(range.start));
+            self.run(&launch::adamw(state, grads.f32(range.start), range.len() as u64, &step))?;
+        }
+        Ok(())
     }
 
     fn describe(&self) -> String {

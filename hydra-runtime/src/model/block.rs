@@ -30,7 +30,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         let residual = tokens * config.d_model;
         let hidden = &mut acts.hidden;
         let mut project = |projection: Projection, y: &mut B::Buffer, store, x: &B::Buffer| {
-            let args = self.adapted.and_then(|a| a.args(layer, projection, &self.packed.heads, self.dropout_seed));
+            let args = self.adapted.and_then(|a| a.args(layer, projection, &self.packed.heads, self.training));
             let adapter = args.as_ref().zip(hidden[projection as usize].as_mut());
             backend.linear(y, store, tokens, x, &weights.projections[projection as usize], adapter)
         };
@@ -87,7 +87,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         let wanted = |below: &[Projection]| layer > 0 || below.iter().any(|p| adapted.config.targets.contains(p));
         let mut project =
             |projection: Projection, dx: Option<(&mut B::Buffer, Store)>, dy: &B::Buffer, x: &B::Buffer| {
-                let args = adapted.args(layer, projection, &self.packed.heads, self.dropout_seed);
+                let args = adapted.args(layer, projection, &self.packed.heads, self.training);
                 let adapter = args.as_ref().zip(acts.hidden[projection as usize].as_ref());
                 let weight = &weights.projections[projection as usize];
                 backend.linear_backward(dx, Some(&mut *dparams), tokens, dy, x, weight, adapter)

@@ -1,7 +1,7 @@
 //! Adapters: files of all three methods load and save unchanged, bad ones are complained about by name.
 
 use crate::builder::{config_json, safetensors};
-use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, HeadInit, Method};
 use hydra_runtime::config::Config;
 use hydra_runtime::projection::Projection;
 use serde_json::{Value, json};
@@ -89,6 +89,98 @@ fn a_new_adapter_is_seeded_and_does_nothing() {
     let bound = 1.0 / 8f32.sqrt();
     assert!(pair.a.iter().all(|x| x.abs() <= bound) && pair.a.iter().any(|x| x.abs() > bound / 2.0));
     assert!(pair.b.iter().all(|&x| x == 0.0));
+}
+
+#[test]
+fn heads_that_start_apart_cancel() {
+    let config = AdapterConfig { head_init: HeadInit::Random, ..AdapterConfig::default() };
+    let one = Adapter::init(&model(), config.clone(), 1).unwrap();
+    assert_eq!(one, Adapter::init(&model(), config.clone(), 1).unwrap());
+    assert_ne!(one, Adapter::init(&model(), config.clone(), 2).unwrap());
+    assert_eq!(Adapter::init(&model(), config.clone(), 2).unwrap().start(1), one);
+    let plain = Adapter::init(&model(), AdapterConfig::default(), 1).unwrap();
+    let (mut values, mut squares) = (0.0, 0.0);
+    for layer in 0..one.layers.len() {
+        let [pair, plain] =
+            [&one, &plain].map(|adapter| adapter.layers[layer][Projection::Up as usize].as_ref().unwrap());
+        let (rank, d_in, d_out) = (4, pair.d_in, pair.d_out);
+        assert_eq!(pair.a[..rank * d_in], plain.a[..rank * d_in], "A starts where it would");
+        assert!(pair.a[rank * d_in..].iter().all(|&x| x == 0.0), "the router starts at the uniform gate");
+        for row in pair.b.chunks(4 * rank) {
+            for j in 0..rank {
+                let heads = [0, 1, 2, 3].map(|e| f64::from(row[e * rank + j]));
+                assert!(heads.iter().sum::<f64>().abs() < 1e-7 && heads[0] != heads[1], "{heads:?}");
+            }
+        }
+        // Centred on four heads: three quarters of the variance are left.
+        let variance = 0.75 / (64.0 * (d_out as f64).sqrt());
+        values += pair.b.len() as f64;
+        squares += pair.b.iter().map(|&b| f64::from(b).powi(2)).sum::<f64>() / variance;
+    }
+    let error = (2.0 / (0.75 * values)).sqrt();
+    assert!((squares / values - 1.0).abs() < 4.0 * error, "{} ± {error}", squares / values);
+}
+
+#[test]
+fn options_are_in_the_file_only_where_they_are_asked_for() {
+    let dir = tempdir().unwrap();
+    let keys = ["router_temperature", "router_top_k", "head_dropout", "head_init", "load_balance"];
+    let mut adapter = adapter(Method::Hydra, GateKind::Router, 3);
+    adapter.save(dir.path()).unwrap();
+    rewrite(dir.path(), |config| assert!(keys.iter().all(|key| config.get(key).is_none()), "{config}"));
+    adapter.config =
+        AdapterConfig { temperature: 0.7, top_k: Some(2), head_dropout: 0.25, load_balance: 0.01, ..adapter.config };
+    adapter.save(dir.path()).unwrap();
+    rewrite(dir.path(), |config| {
+        assert_eq!(keys.map(|key| config[key].clone()), [json!(0.7), json!(2), json!(0.25), Value::Null, json!(0.01)])
+    });
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap().config.temperature, 0.7);
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap(), Adapter::open(dir.path()).unwrap());
+    let again = Adapter::load(dir.path(), &model()).unwrap();
+    assert_eq!((again.config.top_k, again.config.head_dropout, again.config.load_balance), (Some(2), 0.25, 0.01));
+    assert_eq!(again.config.extra.get("router_top_k"), None, "kept twice");
+    adapter.config = AdapterConfig { head_init: HeadInit::Random, top_k: None, ..adapter.config };
+    adapter.save(dir.path()).unwrap();
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap().config.head_init, HeadInit::Random);
+    // A head alone, or all under a fixed gate, has no router to have options, and is an adapter like any other.
+    let head = adapter.head(1).unwrap();
+    head.save(dir.path()).unwrap();
+    rewrite(dir.path(), |config| {
+        assert!(config.get("router_temperature").is_none() && config.get("head_init").is_none())
+    });
+    let (fixed, _) = adapter.with_fixed_gate(hydra_runtime::merge::Fold::Uniform).unwrap();
+    fixed.save(dir.path()).unwrap();
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap().config.temperature, 1.0);
+}
+
+#[test]
+fn options_that_mean_nothing_are_refused() {
+    let router = AdapterConfig { head_init: HeadInit::Random, ..AdapterConfig::default() };
+    let refused = |config: AdapterConfig, wanted: &[&str]| {
+        let message = Adapter::init(&model(), config, 1).unwrap_err().to_string();
+        assert!(wanted.iter().all(|part| message.contains(part)) && !message.contains('\n'), "{message}");
+    };
+    let uniform = AdapterConfig { gate: GateKind::Uniform, ..router.clone() };
+    assert!(Adapter::init(&model(), uniform.clone(), 1).is_ok());
+    refused(AdapterConfig { heads: 1, ..router.clone() }, &["head init random", "one head"]);
+    refused(AdapterConfig { gate: GateKind::Label, ..router.clone() }, &["head init random", "gate label"]);
+    refused(AdapterConfig { method: Method::Split, ..router.clone() }, &["head init random", "an A per head"]);
+    refused(AdapterConfig { top_k: Some(2), ..router.clone() }, &["head init random", "top-k"]);
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        refused(AdapterConfig { temperature: bad, ..router.clone() }, &["router temperature", "above 0"]);
+    }
+    for bad in [0, 5] {
+        refused(AdapterConfig { top_k: Some(bad), ..router.clone() }, &["top-k", "1 to 4"]);
+    }
+    for bad in [1.0, -0.1, f32::NAN] {
+        refused(AdapterConfig { head_dropout: bad, ..router.clone() }, &["head dropout", "less than 1"]);
+    }
+    for bad in [-1.0, f32::NAN] {
+        refused(AdapterConfig { load_balance: bad, ..router.clone() }, &["load balance", "from 0 on"]);
+    }
+    refused(AdapterConfig { temperature: 2.0, ..uniform.clone() }, &["router temperature", "gate is uniform"]);
+    refused(AdapterConfig { top_k: Some(2), ..uniform.clone() }, &["top-k", "gate is uniform"]);
+    refused(AdapterConfig { load_balance: 2.0, ..uniform }, &["load balance", "gate is uniform"]);
 }
 
 /// The reference implementation's files, as PyTorch wrote them (`tests/golden`).
@@ -199,6 +291,13 @@ fn variants_that_compute_something_else_are_refused() {
         ("lora_nums", json!(1u64 << 62)),
         ("lora_dropout", json!(1.5)),
         ("labels", json!([1])),
+        ("router_temperature", json!(0)),
+        ("router_temperature", json!("hot")),
+        ("router_top_k", json!(4)),
+        ("router_top_k", json!(1.5)),
+        ("head_dropout", json!(1)),
+        ("head_init", json!("other")),
+        ("load_balance", json!(-1)),
     ];
     for (key, bad) in cases {
         adapter(Method::Hydra, GateKind::Router, 3).save(dir.path()).unwrap();

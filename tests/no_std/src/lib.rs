@@ -2,7 +2,7 @@
 #![no_std]
 
 use hydra_kernels::hydra::{backward, forward};
-use hydra_kernels::{AdapterRef, Gate, HydraShape, Isa, Weight, Workspace};
+use hydra_kernels::{AdapterRef, Dropouts, Gate, HydraShape, Isa, Routing, Weight, Workspace};
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -21,9 +21,10 @@ pub extern "C" fn hydra_step() -> i32 {
     let adapter = AdapterRef { a: &a, b: &b, scale: 1.0 };
     let isa = Isa::detect();
     let Ok(weight) = Weight::from_f32(3, 4, &w) else { return 1 };
-    let gate = Gate::Router;
-    let forth = forward::<f32>(isa, &shape, &mut y, &mut hidden, &x, weight, adapter, gate, None, workspace);
+    let gate = Gate::Router(Routing::default());
+    let none = Dropouts::default();
+    let forth = forward::<f32>(isa, &shape, &mut y, &mut hidden, &x, weight, adapter, gate, none, workspace);
     let (dx, da, db) = (&mut dx, &mut da, &mut db);
-    let back = backward::<f32>(isa, &shape, dx, da, db, &y, &x, weight, adapter, &hidden, gate, None, workspace);
+    let back = backward::<f32>(isa, &shape, dx, da, db, &y, &x, weight, adapter, &hidden, gate, none, workspace);
     i32::from(forth.is_err() || back.is_err())
 }

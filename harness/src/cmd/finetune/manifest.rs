@@ -40,6 +40,11 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
+/// `null` for what is off by default: runs of versions that hadn't the option can be taken up.
+fn asked<T: PartialEq>(value: T, off: T) -> Option<T> {
+    (value != off).then_some(value)
+}
+
 impl Manifest {
     /// Of a run that is about to start.
     pub fn new(
@@ -68,6 +73,9 @@ impl Manifest {
             "template-file": template_file, "seq-len": seq_len,
             "method": config.method.name(), "gate": config.gate.name(), "label-field": label_field, "rank": config.rank, "heads": config.heads,
             "alpha": config.alpha, "dropout": config.dropout, "targets": names, "init-adapter": init.transpose()?,
+            "head-dropout": asked(config.head_dropout, 0.0), "head-init": asked(config.head_init.name(), "zero"),
+            "router-temperature": asked(config.temperature, 1.0), "top-k": config.top_k,
+            "load-balance": asked(config.load_balance, 0.0), "router-lr": recipe.router_lr,
             "batch": recipe.batch, "grad-accum": recipe.grad_accum, "lr": recipe.lr, "schedule": recipe.schedule,
             "warmup": arguments.warmup, "clip": recipe.clip, "steps": arguments.steps, "epochs": epochs,
             "seed": recipe.seed, "no-shuffle": !recipe.shuffle, "precision": arguments.model.device.precision(),

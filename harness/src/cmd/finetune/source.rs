@@ -1,14 +1,35 @@
 //! What a run starts from: records with their labels, and an adapter, new or from a file.
 
-use super::{Arguments, Heads, recipe};
+use super::{Arguments, recipe};
 use crate::cluster::{self, Clustering};
-use crate::cmd::targets;
+use crate::cmd::{positive, targets};
 use crate::data::records::{self, Record};
 use crate::device::room;
 use anyhow::{Context, Result, bail};
-use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, HeadInit, Method};
 use hydra_runtime::config::Config;
 use std::path::Path;
+use std::str::FromStr;
+
+/// `--heads`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// As many as there are clusters.
+    Auto,
+    /// So many.
+    Number(usize),
+}
+
+impl FromStr for Heads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => positive(number).map(Self::Number).map_err(|wanted| format!("{wanted}, or auto")),
+        }
+    }
+}
 
 /// What the options name, read.
 pub struct Source<'a> {
@@ -42,6 +63,10 @@ impl<'a> Source<'a> {
             Some(adapter) => from_file(self.arguments, adapter.clone(), &labels)?,
             None => self.fresh(&labels, clustering.as_ref().map(|found| found.k))?,
         };
+        let gate = adapter.config.gate;
+        if self.arguments.router_lr.is_some() && gate != GateKind::Router {
+            bail!("--router-lr goes with the router, and the gate is {}", gate.name());
+        }
         Ok((adapter, clustering))
     }
 
@@ -76,6 +101,11 @@ impl<'a> Source<'a> {
             },
             alpha: arguments.alpha.unwrap_or(defaults.alpha),
             dropout: arguments.dropout.unwrap_or(defaults.dropout),
+            head_dropout: arguments.head_dropout.unwrap_or(defaults.head_dropout),
+            head_init: head_init(arguments).unwrap_or(defaults.head_init),
+            temperature: arguments.router_temperature.unwrap_or(defaults.temperature),
+            top_k: arguments.top_k,
+            load_balance: arguments.load_balance.unwrap_or(defaults.load_balance),
             targets: arguments.targets.as_deref().map_or(Ok(defaults.targets), targets)?,
             labels: labels.to_vec(),
             label_field: (field != records::CATEGORY).then(|| field.clone()),
@@ -92,6 +122,10 @@ impl<'a> Source<'a> {
 fn method_and_gate(arguments: &Arguments) -> (Method, GateKind) {
     let method = arguments.method.as_deref().and_then(Method::parse).unwrap_or(Method::Hydra);
     (method, arguments.gate.as_deref().and_then(GateKind::parse).unwrap_or(method.default_gate()))
+}
+
+fn head_init(arguments: &Arguments) -> Option<HeadInit> {
+    arguments.head_init.as_deref().and_then(HeadInit::parse)
 }
 
 /// Where records have their label.
@@ -128,7 +162,7 @@ fn clusters(arguments: &Arguments, records: &[Record]) -> Result<Option<Clusteri
     cluster::find(records, cluster::Range::default(), arguments.seed).map(Some).context("--heads auto")
 }
 
-/// An adapter's file says what it is; options that say otherwise are refused. Dropout is training's own.
+/// An adapter's file says what it is; options that say otherwise are refused. Dropout and load balance are training's own.
 fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> Result<Adapter> {
     let dir = arguments.init_adapter.as_deref().unwrap_or(Path::new(""));
     let config = &mut adapter.config;
@@ -140,6 +174,9 @@ fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> 
         ("rank", arguments.rank.is_some_and(|rank| rank != config.rank)),
         ("heads", arguments.heads.is_some_and(|heads| heads != Heads::Number(config.heads))),
         ("alpha", arguments.alpha.is_some_and(|alpha| alpha != config.alpha)),
+        ("head-init", head_init(arguments).is_some_and(|init| init != config.head_init)),
+        ("router-temperature", arguments.router_temperature.is_some_and(|t| t != config.temperature)),
+        ("top-k", arguments.top_k.is_some_and(|top_k| Some(top_k) != config.top_k)),
         ("targets", asked.is_some_and(|targets| targets != config.targets)),
         ("label-field", arguments.label_field.as_deref().is_some_and(|field| field != own_field)),
     ];
@@ -149,14 +186,14 @@ fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> 
     if let Some(dropout) = arguments.dropout {
         config.dropout = dropout;
     }
+    config.head_dropout = arguments.head_dropout.unwrap_or(config.head_dropout);
+    config.load_balance = arguments.load_balance.unwrap_or(config.load_balance);
     if config.labels.is_empty() {
         config.labels = labels.to_vec();
     }
     if config.gate == GateKind::Label && config.labels.len() > config.heads {
         bail!("{} labels for the {} heads of --init-adapter {}", config.labels.len(), config.heads, dir.display());
     }
-    if !(0.0..1.0).contains(&config.dropout) {
-        bail!("--dropout {}: wanted 0 or more and less than 1", config.dropout);
-    }
+    config.check()?;
     Ok(adapter)
 }

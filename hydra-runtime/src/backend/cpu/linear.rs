@@ -11,13 +11,13 @@
 
 use super::buffer::{Element, chunks};
 use super::gradient::{Areas, adapter_gradients};
+use super::heads::{mix_rows, push_of, unmix_rows};
 use super::product::{Operand, column_block, columns_of, pack, product};
 use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
 use crate::Result;
-use crate::backend::{AdapterArgs, DropoutKey, GateKind, HydraShape};
+use crate::backend::{AdapterArgs, DropoutKey, HydraShape};
 use hydra_kernels::dropout::{self, Dropout};
-use hydra_kernels::gate::{self, Gate};
 use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values, ValuesMut};
 use hydra_kernels::matvec;
 use rayon::prelude::*;
@@ -89,7 +89,8 @@ pub(super) fn forward<E: Element>(
     let (d_out, d_in) = (weight.rows(), weight.cols());
     let mut y = y.first(tokens * d_out);
     let dropping = adapter.as_ref().is_some_and(|(args, _)| args.dropout.is_some());
-    if tokens <= FEW_TOKENS && !dropping {
+    let dropping_heads = adapter.as_ref().is_some_and(|(args, _)| args.head_dropout.is_some());
+    if tokens <= FEW_TOKENS && !dropping && !dropping_heads {
         return forward_few(cpu, y, store, tokens, x, weight, adapter);
     }
     let workspace = &mut *cpu.workspace();
@@ -123,9 +124,7 @@ pub(super) fn forward<E: Element>(
             tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (hidden, mixed)))| {
                 if first == 0 {
                     before_gate(cpu, isa, args, x, i * rows, hidden, &down, &router)?;
-                    let shape = args.slot.shape(hidden.len() / shape.hidden());
-                    gate::activate(cpu.isa, &shape, hidden, gate_of(args, i * rows, shape.tokens))?;
-                    gate::mix(cpu.isa, &shape, mixed, hidden)?;
+                    mix_rows(cpu, args, i * rows, mixed, hidden)?;
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
                 let heads = Term { a: Rows::row_major(&*mixed, n), b };
@@ -188,15 +187,6 @@ pub(super) fn drop_rows(
     Ok(())
 }
 
-pub(super) fn gate_of<'a>(args: &Args<'a>, first_row: usize, tokens: usize) -> Gate<'a> {
-    match args.slot.gate {
-        GateKind::Router => Gate::Router,
-        GateKind::Label => Gate::Label(&args.heads[first_row..first_row + tokens]),
-        GateKind::Uniform => Gate::Uniform,
-        GateKind::One => Gate::One,
-    }
-}
-
 /// The same for a handful of tokens: memory-bound, so the weights are read straight from their stored form.
 fn forward_few(
     cpu: &Cpu,
@@ -225,9 +215,8 @@ fn forward_few(
             let hidden = &mut hidden[t * shape.hidden()..][..shape.hidden()];
             let stacked = Weight::from_f32(shape.stacked_rows(), d_in, stacked)?;
             matvec(cpu.isa, &mut hidden[..shape.stacked_rows()], stacked, 0, x)?;
-            gate::activate(cpu.isa, &shape, hidden, gate_of(args, t, 1))?;
             let mixed = workspace.mixed.take::<f32>(shape.mixed());
-            gate::mix(cpu.isa, &shape, mixed, hidden)?;
+            mix_rows(cpu, args, t, mixed, hidden)?;
             mixed.iter_mut().for_each(|value| *value *= scale);
             heads = Some((Weight::from_f32(d_out, shape.mixed(), b)?, &*mixed));
         }
@@ -293,18 +282,17 @@ pub(super) fn backward<E: Element>(
     let shape = parameters.shape;
     let (n, width) = (shape.mixed(), shape.hidden());
     let hidden = &hidden[..tokens * width];
+    let push = push_of(args, tokens, hidden)?;
     let Workspace { mixed, dhidden, dropped, gradient, .. } = workspace;
     let areas = Areas { dropped, gradient };
     let (mixed, dhidden) = (mixed.take::<f32>(tokens * n), dhidden.take::<f32>(tokens * width));
     let heads = parameters.heads::<E>(isa, &mut workspace.skinny_panels)?;
     // dmixed, and by way of it dhidden; and mixed once more, which dB needs.
     let through_gate = |first_row: usize, mixed: &mut [f32], dhidden: &mut [f32]| {
-        let shape = args.slot.shape(mixed.len() / n);
-        let hidden = &hidden[first_row * width..][..shape.tokens * width];
+        let (hidden, m) = (&hidden[first_row * width..][..dhidden.len()], mixed.len() / n);
         let term = Term { a: rows_of(dy, first_row, d_out), b: heads };
-        gemm::gemm(isa, &mut *mixed, n, shape.tokens, n, Store::Overwrite, &[term])?;
-        gate::mix_backward(cpu.isa, &shape, dhidden, mixed, hidden, gate_of(args, first_row, shape.tokens))?;
-        gate::mix(cpu.isa, &shape, mixed, hidden)
+        gemm::gemm(isa, &mut *mixed, n, m, n, Store::Overwrite, &[term])?;
+        unmix_rows(cpu, args, first_row, dhidden, mixed, hidden, &push)
     };
     let Some((dx, store)) = dx else {
         let tasks = mixed.par_chunks_mut(rows * n).zip(dhidden.par_chunks_mut(rows * width)).enumerate();

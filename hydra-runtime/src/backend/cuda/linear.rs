@@ -4,7 +4,7 @@
 use super::state::State;
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
-use crate::backend::{AdapterArgs, GateKind, Store};
+use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
 use hydra_kernels::dropout::Dropout;
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Ptr, Rows, Second, UpBackward};
@@ -43,19 +43,29 @@ impl Adapter {
             per_head: shape.per_head_a,
             gate,
             labels,
+            sharpness: 1.0 / args.slot.routing.temperature,
+            top_k: u32::try_from(args.slot.routing.top_k).unwrap_or(u32::MAX),
+            mask: mask(args.head_dropout),
         };
-        let mask = args.dropout.map_or(Mask::default(), |key| {
-            let dropout = Dropout { p: key.p, seed: key.seed, first_row: 0 };
-            Mask { seed: key.seed, threshold: dropout.threshold(), scale: dropout.scale() }
-        });
         let params = cuda.ptr(args.params);
         let (a, b) = (params.f32(args.slot.a.start), params.f32(args.slot.b.start));
-        Ok(Self { shape, heads, a, b, scale: args.slot.scale, mask })
+        Ok(Self { shape, heads, a, b, scale: args.slot.scale, mask: mask(args.dropout) })
     }
 
     fn drops(&self) -> bool {
         self.mask.threshold > 0
     }
+
+    fn drops_heads(&self) -> bool {
+        self.heads.mask.threshold > 0
+    }
+}
+
+fn mask(key: Option<DropoutKey>) -> Mask {
+    key.map_or(Mask::default(), |key| {
+        let dropout = Dropout { p: key.p, seed: key.seed, first_row: 0 };
+        Mask { seed: key.seed, threshold: dropout.threshold(), scale: dropout.scale() }
+    })
 }
 
 impl<D: Driver> Cuda<D> {
@@ -81,7 +91,8 @@ impl<D: Driver> Cuda<D> {
             }
         };
         let accumulate = store == Store::Accumulate;
-        if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops()) {
+        if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops() && !adapter.drops_heads())
+        {
             let output = Output { y, pitch: weight.rows, accumulate, scale: 1.0 };
             self.run(&launch::matvec(output, count, x, Rows::Frozen(&weight), None))?;
             return match adapter {
@@ -168,7 +179,12 @@ impl<D: Driver> Cuda<D> {
             dmixed: state.dmixed.f32(driver, tokens * shape.mixed())?,
             dy_operand: if there { Ptr::NULL } else { operand },
         };
-        self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, &heads, scale, adapter.drops()))?;
+        let mut push = Ptr::NULL;
+        if args.balance != 0.0 && shape.router {
+            push = state.push.f32(driver, shape.heads)?;
+            self.run(&launch::gate_push(push, hidden, count, &heads, args.balance))?;
+        }
+        self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, push, &heads, scale, adapter.drops()))?;
         if let Some(dparams) = dparams {
             let dparams = self.output(dparams, args.slot.a.end.max(args.slot.b.end));
             let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));

@@ -106,6 +106,8 @@ pub(super) struct State<D: Driver> {
     pub dmixed: Area<D>,
     /// `hidden`'s gradient.
     pub dhidden: Area<D>,
+    /// What a load-balance term adds to dgate, [heads].
+    pub push: Area<D>,
     /// A block of logits.
     pub logits: Area<D>,
     /// The same as bf16 weights.
@@ -128,6 +130,7 @@ impl<D: Driver> Default for State<D> {
             mixed: Area::default(),
             dmixed: Area::default(),
             dhidden: Area::default(),
+            push: Area::default(),
             logits: Area::default(),
             weights: Area::default(),
             partial: Area::default(),

@@ -245,6 +245,7 @@ fn set(compare: Compare, unordered: bool, ty: Type, a: u64, b: u64) -> u64 {
 fn convert(to: Type, from: Type, slot: u64) -> u64 {
     match (to, from) {
         (Type::F64, Type::F32) => f64::from(f32_of(slot)).to_bits(),
+        (Type::F32, Type::F64) => slot_of(f64::from_bits(slot) as f32),
         (Type::F32, Type::U(_) | Type::S(_)) => slot_of(from.integer(slot) as f32),
         (Type::U(_) | Type::S(_), Type::U(_) | Type::S(_)) => to.integer(from.integer(slot) as u64) as u64,
         _ => panic!("a conversion from {from:?} to {to:?}"),
