@@ -4,8 +4,10 @@
 //!
 //! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32), isa=best (or a name such
 //! as avx512bf16), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
-//! inputs), steps=5. Random tokens, all seven projections, no dropout; every position has a target. The first step is not
+//! inputs), steps=5, profile=0 (1: each operation's share of the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
 //! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time.
+
+mod timed;
 
 use hydra_kernels::{Bf16Isa, Isa};
 use hydra_runtime::activations::Keep;
@@ -22,7 +24,8 @@ use hydra_runtime::projection::Projection;
 use hydra_runtime::train::{TrainOptions, Trainer};
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use timed::{Timed, Times};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -58,7 +61,10 @@ fn main() -> Result<()> {
         bf16_isa: Bf16Isa::by_name(isa),
     };
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let model = Model::load(Cpu::new(options)?, &checkpoint)?;
+    let measured = Times::default();
+    let profile = settings.number("profile", 0)? > 0;
+    let backend = Timed { inner: Cpu::new(options)?, times: profile.then_some(&measured) };
+    let model = Model::load(backend, &checkpoint)?;
     let adapter = match settings.get("adapter", "hydra") {
         "none" => None,
         kind => Some(Adapter::init(model.config(), config(&settings, kind == "lora")?, 0)?),
@@ -80,18 +86,19 @@ fn main() -> Result<()> {
             println!("planned: {} MiB beside the weights", planned >> 20);
             let mut trainer = Trainer::new(&model, &adapter, options)?;
             let mut step = || trainer.step(&sequences, 2e-4).map(|report| println!("loss {:.4}", report.loss));
-            (tokens, time(steps, &mut step)?)
+            (tokens, time(steps, &measured, &mut step)?)
         }
         "forward" => {
             let mut evaluator = Evaluator::new(&model, adapter.as_ref(), pass)?;
             let prompts: Vec<Sequence> = sequences.iter().map(|s| Sequence::prompt(&s.tokens)).collect();
-            (tokens, time(steps, &mut || evaluator.last_logits(&prompts, &[0, 1, 2, 3]).map(drop))?)
+            (tokens, time(steps, &measured, &mut || evaluator.last_logits(&prompts, &[0, 1, 2, 3]).map(drop))?)
         }
         "decode" => {
             let mut generator = Generator::new(&model, adapter.as_ref(), 192)?;
             let run = &mut || {
                 generator.truncate(0);
                 generator.feed(&sequences[0].tokens[..128])?;
+                measured.reset();
                 let start = Instant::now();
                 for token in &sequences[0].tokens[128..192] {
                     generator.feed(&[*token])?;
@@ -104,6 +111,7 @@ fn main() -> Result<()> {
         other => return Err(format!("{other}: wanted train, forward or decode").into()),
     };
     let mut times = times[1..].to_vec();
+    let last = Duration::from_secs_f64(times[times.len() - 1]);
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
     println!(
@@ -115,12 +123,17 @@ fn main() -> Result<()> {
         counted as f64 / times[0],
         peak_memory_mib()
     );
+    if profile {
+        measured.print(last);
+    }
     Ok(())
 }
 
-fn time<R>(steps: usize, op: &mut impl FnMut() -> hydra_runtime::Result<R>) -> Result<Vec<f64>> {
+/// Seconds of each step, the first of which isn't counted; `measured` is left with the last one's.
+fn time<R>(steps: usize, measured: &Times, op: &mut impl FnMut() -> hydra_runtime::Result<R>) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     for _ in 0..=steps.max(1) {
+        measured.reset();
         let start = Instant::now();
         op()?;
         times.push(start.elapsed().as_secs_f64());
