@@ -1,9 +1,10 @@
 //! Causal attention over packed segments, by blocks with a running softmax (Dao et al., arXiv 2205.14135; Dao, 2307.08691).
 //!
 //! Forward: a task is one block of queries of one segment, with all heads. The query heads that share a key head share its
-//! packed blocks. `backward` has the gradient.
+//! packed blocks. `few` is the same for a handful of queries, `backward` has the gradient.
 
 mod backward;
+mod few;
 
 pub(super) use backward::{Saved, backward};
 
@@ -65,6 +66,15 @@ fn multiply<E: Element>(
     Ok(gemm::gemm(isa, c, b.n, m, b.n, store, &[Term { a, b }])?)
 }
 
+/// Keys and values, [rows, kv_heads · head_dim]: `len` rows from `start` on are attended to.
+#[derive(Clone, Copy)]
+struct Past<'a, E> {
+    k: &'a [E],
+    v: &'a [E],
+    start: usize,
+    len: usize,
+}
+
 /// One task of the forward pass: rows `first .. first + rows` of a segment.
 struct QueryTask<'a, E> {
     segment: Segment,
@@ -118,6 +128,11 @@ fn query_task<E: Element>(
 ) -> Result<()> {
     let d = shape.head_dim;
     let rows = task.lse.len() / shape.heads;
+    let own = Past { k, v, start: task.segment.start, len: task.first + rows };
+    let prefix = prefix.map(|(k, v, len)| Past { k, v, start: 0, len });
+    if task.segment.len <= few::FEW {
+        return few::few(cpu, task, shape, q, own, prefix);
+    }
     let k_len = gemm::panels_len::<E>(isa, d, KEYS);
     let v_len = gemm::panels_len::<E>(isa, KEYS, d);
     let per_head = rows * d + 2 * rows;
@@ -133,9 +148,8 @@ fn query_task<E: Element>(
                 head[rows * d..][..rows].fill(f32::NEG_INFINITY);
                 head[rows * d + rows..].fill(0.0);
             }
-            let own = (k, v, task.segment.start, task.first + rows);
-            let sources = [prefix.map(|(k, v, len)| (k, v, 0, len)), Some(own)];
-            for (is_own, (k, v, start, len)) in sources.into_iter().enumerate().filter_map(|(i, s)| Some((i == 1, s?)))
+            let sources = [(false, prefix), (true, Some(own))];
+            for (is_own, Past { k, v, start, len }) in sources.into_iter().filter_map(|(own, past)| Some((own, past?)))
             {
                 for key in (0..len).step_by(KEYS) {
                     let n = KEYS.min(len - key);
@@ -270,13 +284,30 @@ pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f3
     tree(acc, join)
 }
 
-/// Lanes joined in pairs.
+/// Σ a · b in 16 lanes.
 #[inline(always)]
-fn tree(mut lanes: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] = join(lanes[i], lanes[i + half]);
+pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
+    let mut acc = [0.0; 16];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..16 {
+            acc[i] += a[i].widen() * b[i].widen();
         }
     }
-    lanes[0]
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a.widen() * b.widen()).sum();
+    tree(acc, |a, b| a + b) + rest
+}
+
+/// Lanes joined in pairs, the two halves of what is left each time. Written out, or the compiler makes loops of it.
+#[inline(always)]
+fn tree(x: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let x: [f32; 8] = core::array::from_fn(
+        #[inline(always)]
+        |i| join(x[i], x[i + 8]),
+    );
+    let x: [f32; 4] = core::array::from_fn(
+        #[inline(always)]
+        |i| join(x[i], x[i + 4]),
+    );
+    join(join(x[0], x[2]), join(x[1], x[3]))
 }

@@ -2,7 +2,7 @@
 //!
 //! What is one task's worth in the forward pass runs on the calling thread: a token is done before another thread wakes.
 
-use super::attention::lanes;
+use super::attention::{dot, lanes};
 use super::buffer::Element;
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
@@ -211,20 +211,6 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
             *dx += inv_rms * (dy * w - x * along);
         }
     }
-}
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut acc = [0.0; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            acc[i] += a[i] * b[i];
-        }
-    }
-    lanes(&acc, 0.0, |a, b| a + b) + rest
 }
 
 /// Σ a · b · c.

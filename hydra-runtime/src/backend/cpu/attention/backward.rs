@@ -4,7 +4,7 @@
 use super::super::Cpu;
 use super::super::buffer::{Element, carve, floats};
 use super::super::product::pack;
-use super::{Block, STRIP, hide, multiply, tree};
+use super::{Block, STRIP, dot, hide, multiply};
 use crate::Result;
 use crate::backend::{AttentionShape, Store};
 use crate::batch::Segment;
@@ -193,18 +193,6 @@ fn key_task<E: Element>(
         }
         Ok(())
     })
-}
-
-/// Σ a · b in 16 lanes.
-#[inline(always)]
-fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
-    let mut acc = [0.0; 16];
-    for (a, b) in a.chunks(16).zip(b.chunks(16)) {
-        for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
-            *acc += a.widen() * b.widen();
-        }
-    }
-    tree(acc, |a, b| a + b)
 }
 
 /// p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out.
