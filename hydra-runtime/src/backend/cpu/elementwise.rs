@@ -2,8 +2,8 @@
 //!
 //! What is one task's worth in the forward pass runs on the calling thread: a token is done before another thread wakes.
 
-use super::attention::{dot, lanes};
 use super::buffer::Element;
+use super::lanes::{dot, dot3};
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
 use hydra_kernels::isa::Bf16Isa;
@@ -211,22 +211,6 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
             *dx += inv_rms * (dy * w - x * along);
         }
     }
-}
-
-/// Σ a · b · c.
-#[inline(always)]
-fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    let mut acc = [0.0; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let (c, c_rest) = c.as_chunks::<16>();
-    let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
-    for ((a, b), c) in a.iter().zip(b).zip(c) {
-        for i in 0..16 {
-            acc[i] += a[i] * b[i] * c[i];
-        }
-    }
-    lanes(&acc, 0.0, |a, b| a + b) + rest
 }
 
 /// Each pair (x[i], x[i + d/2]) turned by its angle; see `Backend::rope`.

@@ -4,8 +4,8 @@
 //! the same recurrence as attention's, with the head's rows as keys and as values. So each block of logits is computed once,
 //! used for the loss and for its gradient, and forgotten.
 
-use super::attention::{exponentials, lanes, larger};
 use super::buffer::{Element, carve, floats};
+use super::lanes::{exponentials, lanes, larger};
 use super::product::Operand;
 use super::{Cpu, Weight};
 use crate::Result;

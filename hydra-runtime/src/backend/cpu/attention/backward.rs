@@ -3,8 +3,9 @@
 
 use super::super::Cpu;
 use super::super::buffer::{Element, carve, floats};
+use super::super::lanes::dot;
 use super::super::product::pack;
-use super::{Block, STRIP, dot, hide, multiply};
+use super::{Block, STRIP, hide, multiply};
 use crate::Result;
 use crate::backend::{AttentionShape, Store};
 use crate::batch::Segment;

@@ -3,7 +3,8 @@
 
 use super::super::Cpu;
 use super::super::buffer::Element;
-use super::{Past, QueryTask, dot, exponentials, lanes, larger};
+use super::super::lanes::{dot, exponentials, lanes, larger};
+use super::{Past, QueryTask};
 use crate::Result;
 use crate::backend::AttentionShape;
 use rayon::prelude::*;

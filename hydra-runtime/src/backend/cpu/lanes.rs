@@ -1,0 +1,88 @@
+//! Reductions over 16 lanes, which vectorise, in an order that is always the same.
+
+use super::buffer::Element;
+
+/// `x` = exp(x − max), and their sum in 16 lanes.
+#[inline(always)]
+pub(super) fn exponentials<E: Element>(x: &mut [f32], max: f32) -> f32 {
+    let mut acc = [0.0; 16];
+    let (whole, rest) = x.as_chunks_mut::<16>();
+    for x in whole {
+        for (acc, x) in acc.iter_mut().zip(x) {
+            *x = E::exp(*x - max);
+            *acc += *x;
+        }
+    }
+    for (acc, x) in acc.iter_mut().zip(rest) {
+        *x = E::exp(*x - max);
+        *acc += *x;
+    }
+    tree(acc, |a, b| a + b)
+}
+
+/// The larger of two numbers; `f32::max` also has to look for NaN.
+#[inline(always)]
+pub(super) fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// A reduction over 16 lanes that all begin with `start`, so that it vectorises; the order is fixed.
+#[inline(always)]
+pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut acc = [start; 16];
+    let chunks = x.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (acc, &x) in acc.iter_mut().zip(chunk) {
+            *acc = join(*acc, x);
+        }
+    }
+    for (acc, &x) in acc.iter_mut().zip(rest) {
+        *acc = join(*acc, x);
+    }
+    tree(acc, join)
+}
+
+/// Σ a · b in 16 lanes.
+#[inline(always)]
+pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
+    let mut acc = [0.0; 16];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..16 {
+            acc[i] += a[i].widen() * b[i].widen();
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a.widen() * b.widen()).sum();
+    tree(acc, |a, b| a + b) + rest
+}
+
+/// Σ a · b · c.
+#[inline(always)]
+pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut acc = [0.0; 16];
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let (c, c_rest) = c.as_chunks::<16>();
+    let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for i in 0..16 {
+            acc[i] += a[i] * b[i] * c[i];
+        }
+    }
+    tree(acc, |a, b| a + b) + rest
+}
+
+/// Lanes joined in pairs, the two halves of what is left each time. Written out, or the compiler makes loops of it.
+#[inline(always)]
+fn tree(x: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let x: [f32; 8] = core::array::from_fn(
+        #[inline(always)]
+        |i| join(x[i], x[i + 8]),
+    );
+    let x: [f32; 4] = core::array::from_fn(
+        #[inline(always)]
+        |i| join(x[i], x[i + 4]),
+    );
+    join(join(x[0], x[2]), join(x[1], x[3]))
+}
