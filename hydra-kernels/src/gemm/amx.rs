@@ -2,22 +2,27 @@
 //!
 //! Of the eight tile registers four are sums, two hold A and two B, so that each loaded tile is used twice. A strip of 32 rows of
 //! A is read where it lies or is rounded and copied once, tile by tile, and passes over all panels of a group in one `asm!`
-//! block: tile registers belong to nobody between blocks. Edges need no masks: the configuration says how many rows and columns
-//! a tile has.
+//! block (`tiles`): tile registers belong to nobody between blocks. Edges need no masks: the configuration says how many rows
+//! and columns a tile has.
 //!
 //! The strip stays in L1 while B's panels come from L2: TILELOADDT1 says of B's tiles that they won't be read again soon. With
-//! TILELOADD for both, each pass of a panel drove the strip out, and a product took a quarter longer.
+//! TILELOADD for both, each pass of a panel drove the strip out, and a product took a quarter longer. What comes from further
+//! away is spread over the time of a strip: the next strip's rows are asked for two at a panel, a panel's sums are rounded and
+//! stored while the next panel is multiplied, and their places are asked for before. Together that is worth another third where
+//! A and C come from memory.
 //!
 //! Two terms (a frozen product and its adapter's) are summed in the same registers where their strips fit together.
 
 mod load;
+mod tiles;
 
 use super::avx512bf16::narrow;
 use super::{Store, Term, Values};
 use crate::isa::AmxBf16;
-use core::arch::asm;
 use core::mem::MaybeUninit;
+use core::ptr::{null, null_mut};
 use half::bf16;
+use tiles::{Job, TileConfig};
 
 pub(super) const MR: usize = 32;
 pub(super) const NR: usize = 32;
@@ -42,61 +47,6 @@ const BLOCKS: usize = 3;
 
 /// B's panels that stay in L2 (of 2 MiB on these machines) while strips of A pass.
 const B_BYTES: usize = 1024 * 1024;
-
-/// Palette 1: rows and bytes a row of each of eight tiles.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl TileConfig {
-    /// Sums of `rows` × `cols`, at most 32 each: tiles 0 1 / 2 3, A in 4 and 5 (upper and lower rows), B in 6 and 7.
-    fn new(rows: usize, cols: usize) -> Self {
-        let upper = [rows.min(TILE), rows.saturating_sub(TILE)];
-        let left = [cols.min(TILE), cols.saturating_sub(TILE)];
-        let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let mut set = |tile: usize, rows: usize, bytes: usize| {
-            // A tile that isn't used is left out: both numbers zero.
-            if rows > 0 && bytes > 0 {
-                config.rows[tile] = rows as u8;
-                config.row_bytes[tile] = bytes as u16;
-            }
-        };
-        for i in 0..2 {
-            set(2 * i, upper[i], 4 * left[0]);
-            set(2 * i + 1, upper[i], 4 * left[1]);
-            set(4 + i, upper[i], 2 * K_STEP);
-            set(6 + i, K_STEP / 2, 4 * left[i]);
-        }
-        config
-    }
-}
-
-/// What the `asm!` blocks read: one strip of A against some panels.
-#[repr(C)]
-struct Job {
-    config: TileConfig,
-    c: *mut f32,
-    c_row_bytes: usize,
-    panels: usize,
-    accumulate: usize,
-    /// A's tiles of each part of k: the upper rows' and the lower rows'.
-    a: [[*const bf16; 2]; 2],
-    /// From a row of a tile of A to the next.
-    a_row_bytes: [usize; 2],
-    /// From a tile of A to the next along k.
-    a_step_bytes: [usize; 2],
-    b: [*const bf16; 2],
-    /// Steps of 32 along k; the second may be 0.
-    steps: [usize; 2],
-    /// From a panel to the next.
-    b_panel_bytes: [usize; 2],
-}
 
 /// A part of k that a strip holds: rows `first .. first + len` of a term's B.
 #[derive(Clone, Copy)]
@@ -131,13 +81,40 @@ impl Strip {
     }
 }
 
-/// The most and the fewest columns whose sums wait in f32 to be rounded.
+/// The most columns whose sums wait in f32 while other blocks of k are added.
 const ROUNDED_COLUMNS: usize = 1024;
+
+/// With fewer columns of a deep product in L2, A would be read too often.
 const ROUNDED_COLUMNS_LEAST: usize = 96;
 
-/// Sums of a strip that is stored as bf16.
+/// A panel's sums, where they don't lie in C.
+const PANEL_SUMS: usize = MR * NR;
+
+/// Room for the sums of a strip that is stored as bf16.
 #[repr(align(64))]
-struct Sums(MaybeUninit<[f32; MR * ROUNDED_COLUMNS]>);
+struct Room(MaybeUninit<[f32; MR * ROUNDED_COLUMNS]>);
+
+/// A strip's sums: in C, or panel by panel in a room of their own.
+struct Sums<'c> {
+    data: &'c mut [f32],
+    row_stride: usize,
+    panel_stride: usize,
+    /// There is room for two panels, which take turns: each is rounded while the next is multiplied.
+    turns: bool,
+}
+
+impl Sums<'_> {
+    /// Where the sums of panel `panel` begin.
+    fn at(&self, panel: usize) -> usize {
+        if self.turns { panel % 2 * self.panel_stride } else { panel * self.panel_stride }
+    }
+}
+
+/// Where a strip's sums go as bf16.
+struct Rounded<'c> {
+    data: &'c mut [bf16],
+    row_stride: usize,
+}
 
 /// C = or += Σ terms, in the order of terms and of k.
 pub(super) fn drive(
@@ -158,12 +135,13 @@ pub(super) fn drive(
         if depth == 0 {
             return;
         }
-        let group = group(depth);
+        let group = group(depth, n);
         for first in (0..n).step_by(group) {
             let columns = group.min(n - first);
             for i in (0..m).step_by(MR) {
-                let (c, rows) = (&mut c[i * c_stride + first..], MR.min(m - i));
-                sweep(isa, c, c_stride, [i, first], [rows, columns], store, &mut strip, blocks.clone());
+                let data = &mut c[i * c_stride + first..];
+                let sums = Sums { data, row_stride: c_stride, panel_stride: NR, turns: false };
+                sweep(isa, sums, None, [i, first], [MR.min(m - i), columns], store, &mut strip, blocks.clone());
             }
         }
         store = Store::Accumulate;
@@ -182,55 +160,60 @@ pub(super) fn drive_rounded(
     terms: &[Term<'_, bf16>],
 ) -> bool {
     let depth = depth(blocks(terms));
-    let group = group(depth.max(1)).min(ROUNDED_COLUMNS);
-    if depth == 0 || group < ROUNDED_COLUMNS_LEAST.min(n) {
+    if depth == 0 {
+        return false;
+    }
+    let turns = blocks(terms).nth(1).is_none();
+    let group = if turns { group(depth, n) } else { group(depth, n).min(ROUNDED_COLUMNS) };
+    if group < ROUNDED_COLUMNS_LEAST.min(n) {
         return false;
     }
     let mut strip = Strip(MaybeUninit::uninit());
-    let mut sums = Sums(MaybeUninit::uninit());
-    let len = MR * group.min(n);
-    // SAFETY: `len` floats are inside `Sums` and, once zeroed, initialised.
-    let sums = unsafe {
-        let sums = sums.0.as_mut_ptr().cast::<f32>();
-        sums.write_bytes(0, len);
-        core::slice::from_raw_parts_mut(sums, len)
+    let mut room = Room(MaybeUninit::uninit());
+    let len = PANEL_SUMS * if turns { 2 } else { group.min(n).div_ceil(NR) };
+    // SAFETY: `len` floats are inside the room and, once zeroed, initialised.
+    let room = unsafe {
+        let room = room.0.as_mut_ptr().cast::<f32>();
+        room.write_bytes(0, len);
+        core::slice::from_raw_parts_mut(room, len)
     };
     for first in (0..n).step_by(group) {
         let columns = group.min(n - first);
         for i in (0..m).step_by(MR) {
-            let rows = MR.min(m - i);
-            let blocks = blocks(terms);
-            sweep(isa, sums, columns, [i, first], [rows, columns], Store::Overwrite, &mut strip, blocks);
-            for (row, sums) in sums.chunks_exact(columns).enumerate().take(rows) {
-                narrow(isa.avx512bf16(), &mut c[(i + row) * c_stride + first..][..columns], sums);
-            }
+            let sums = Sums { data: room, row_stride: NR, panel_stride: PANEL_SUMS, turns };
+            let out = Rounded { data: &mut c[i * c_stride + first..], row_stride: c_stride };
+            let size = [MR.min(m - i), columns];
+            sweep(isa, sums, Some(out), [i, first], size, Store::Overwrite, &mut strip, blocks(terms));
         }
     }
     true
 }
 
-/// One strip against some columns' panels, block after block: its sums stay in cache.
+/// One strip against some columns' panels, block after block: its sums stay in cache. The last block's are rounded, if wanted.
 #[allow(clippy::too_many_arguments)]
 fn sweep<'t, 'a: 't>(
     isa: AmxBf16,
-    c: &mut [f32],
-    c_stride: usize,
+    mut sums: Sums<'_>,
+    mut rounded: Option<Rounded<'_>>,
     [i, first]: [usize; 2],
-    [rows, columns]: [usize; 2],
+    size: [usize; 2],
     mut store: Store,
     strip: &mut Strip,
     blocks: impl Iterator<Item = Block<'t, 'a>>,
 ) {
-    for parts in blocks {
-        let places = place(isa, strip, &parts, i, rows);
-        strip_times_panels(isa, c, c_stride, rows, first, columns, store, strip, &parts, places);
+    let mut blocks = blocks.peekable();
+    while let Some(parts) = blocks.next() {
+        let places = place(isa, strip, &parts, i, size[0]);
+        let rounded = if blocks.peek().is_none() { rounded.take() } else { None };
+        strip_times_panels(isa, &mut sums, rounded, size, first, store, strip, &parts, places);
         store = Store::Accumulate;
     }
 }
 
-/// Columns whose panels, so many values deep, stay in L2.
-fn group(depth: usize) -> usize {
-    (B_BYTES / (depth * size_of::<bf16>())).max(NR) / NR * NR
+/// Columns whose panels, so many values deep, stay in L2: equal parts of `n`, since A is read once for each.
+fn group(depth: usize, n: usize) -> usize {
+    let most = (B_BYTES / (depth * size_of::<bf16>())).max(NR) / NR * NR;
+    n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(NR)
 }
 
 fn depth<'t, 'a: 't>(blocks: impl Iterator<Item = Block<'t, 'a>>) -> usize {
@@ -298,44 +281,59 @@ fn in_place<'a>(part: &Part<'_, 'a>, i: usize) -> Option<&'a [bf16]> {
     (lines && !row_lines.is_multiple_of(32)).then_some(data)
 }
 
-/// One strip against the panels of `columns` columns from `first` on, the last of which may be narrower.
+/// One strip of `rows` rows against the panels of `columns` columns from `first` on, the last of which may be narrower.
 #[allow(clippy::too_many_arguments)]
 fn strip_times_panels(
-    _isa: AmxBf16,
-    c: &mut [f32],
-    c_stride: usize,
-    rows: usize,
+    isa: AmxBf16,
+    sums: &mut Sums<'_>,
+    mut rounded: Option<Rounded<'_>>,
+    [rows, columns]: [usize; 2],
     first: usize,
-    columns: usize,
     store: Store,
     strip: &mut Strip,
     parts: &Block<'_, '_>,
     places: [Place<'_>; 2],
 ) {
     assert!((1..=MR).contains(&rows) && columns > 0);
-    assert!(c.len() >= (rows - 1) * c_stride + columns);
-    let whole = columns / NR * NR;
-    for (at, width, panels) in [(0, NR, whole / NR), (whole, columns - whole, 1)] {
+    let whole = columns / NR;
+    for (done, panels, width) in [(0, whole, NR), (whole, 1, columns % NR)] {
         if width == 0 || panels == 0 {
             continue;
         }
+        let last = if sums.turns { (panels - 1).min(1) * sums.panel_stride } else { sums.at(done + panels - 1) };
+        assert!(sums.data.len() >= last + (rows - 1) * sums.row_stride + width);
+        let first_sums = sums.at(done);
+        let panel_bytes = (sums.panel_stride * size_of::<f32>()) as isize;
         let mut job = Job {
             config: TileConfig::new(rows, width),
-            c: c[at..].as_mut_ptr(),
-            c_row_bytes: c_stride * size_of::<f32>(),
+            c: sums.data[first_sums..].as_mut_ptr(),
+            c_row_bytes: sums.row_stride * size_of::<f32>(),
+            c_panel_bytes: if sums.turns { [panel_bytes, -panel_bytes] } else { [panel_bytes; 2] },
             panels,
             accumulate: usize::from(store == Store::Accumulate),
             a: [[strip.at(0).cast_const(); 2]; 2],
             a_row_bytes: [0; 2],
             a_step_bytes: [0; 2],
+            ahead: strip.at(0).cast_const(),
             b: [strip.at(0).cast_const(); 2],
             steps: [0; 2],
             b_panel_bytes: [0; 2],
+            rounded: null_mut(),
+            rounded_row_bytes: 0,
+            rows,
+            pending: null(),
         };
+        if let Some(out) = &mut rounded
+            && width == NR
+        {
+            assert!(out.data.len() >= (rows - 1) * out.row_stride + panels * NR);
+            job.rounded = out.data.as_mut_ptr();
+            job.rounded_row_bytes = out.row_stride * size_of::<bf16>();
+        }
         for (q, part) in parts.iter().enumerate() {
             let Some(part) = part else { continue };
             let panel = part.term.b.k.next_multiple_of(K_STEP) * NR;
-            let from = part.panel(first + at);
+            let from = part.panel(first + done * NR);
             assert!(from.len() >= (panels - 1) * panel + part.depth() * NR);
             match places[q] {
                 Place::Strip(at) => {
@@ -350,146 +348,26 @@ fn strip_times_panels(
                     job.a[q] = [data.as_ptr(), lower];
                     job.a_row_bytes[q] = row_stride * size_of::<bf16>();
                     job.a_step_bytes[q] = K_STEP * size_of::<bf16>();
+                    if q == 0 {
+                        job.ahead = data.as_ptr().wrapping_add(MR * row_stride);
+                    }
                 }
             }
             job.b[q] = from.as_ptr();
             job.steps[q] = part.depth() / K_STEP;
             job.b_panel_bytes[q] = panel * size_of::<bf16>();
         }
-        // SAFETY: the token proves AMX; the asserts are the bounds of C, of A's tiles (`place` has filled both rows of tiles) and of B's panels,
-        // and the configuration's rows and columns are the job's.
-        unsafe {
-            match (rows > TILE, width > TILE) {
-                (true, true) => multiply_2x2(&job),
-                (true, false) => multiply_2x1(&job),
-                (false, true) => multiply_1x2(&job),
-                (false, false) => multiply_1x1(&job),
-            }
+        // SAFETY: the token proves AMX; the asserts are the bounds of the sums, of what is rounded, of A's tiles (`place` has filled
+        // both rows of tiles) and of B's panels, and the configuration's rows and columns are the job's.
+        unsafe { tiles::run(&mut job, rows, width) }
+        if let Some(out) = &mut rounded
+            && width < NR
+        {
+            let sums = sums.data[first_sums..].chunks(sums.row_stride);
+            let out = out.data[done * NR..].chunks_mut(out.row_stride);
+            sums.zip(out)
+                .take(rows)
+                .for_each(|(sums, out)| narrow(isa.avx512bf16(), &mut out[..width], &sums[..width]));
         }
     }
 }
-
-/// One `asm!` block: configure; for each panel sums from zero or from C, both parts of k, sums to C; release.
-///
-/// `$zero`, `$load`, `$store` handle the sums; `$step` is one step along k with A's tiles at RSI and R15 and B's at RDX.
-macro_rules! multiply {
-    ($name:ident, zero: $zero:expr, load: $load:expr, step: $step:expr, store: $store:expr) => {
-        /// # Safety
-        /// AMX; the job's pointers reach what its configuration, steps and panels say.
-        unsafe fn $name(job: &Job) {
-            // SAFETY: the caller's contract. Only the registers and flags named below are changed, and C.
-            unsafe {
-                asm!(
-                    "ldtilecfg [rdi]",
-                    "mov r8, [rdi + {c}]",
-                    "mov r9, [rdi + {c_row_bytes}]",
-                    "mov r10, [rdi + {panels}]",
-                    "mov r12d, 128",
-                    "mov r13, [rdi + {b}]",
-                    "mov r14, [rdi + {b} + 8]",
-                    "2:",
-                    // RAX: the lower tiles' rows of C.
-                    "mov rax, r9",
-                    "shl rax, 4",
-                    "add rax, r8",
-                    "cmp qword ptr [rdi + {accumulate}], 0",
-                    "je 3f",
-                    $load,
-                    "jmp 4f",
-                    "3:",
-                    $zero,
-                    "4:",
-                    "mov rsi, [rdi + {a}]",
-                    "mov r15, [rdi + {a} + 8]",
-                    "mov r11, [rdi + {a_row_bytes}]",
-                    "mov rdx, r13",
-                    "mov rcx, [rdi + {steps}]",
-                    "5:",
-                    $step,
-                    "add rsi, [rdi + {a_step_bytes}]",
-                    "add r15, [rdi + {a_step_bytes}]",
-                    "add rdx, 2048",
-                    "dec rcx",
-                    "jnz 5b",
-                    "mov rsi, [rdi + {a} + 16]",
-                    "mov r15, [rdi + {a} + 24]",
-                    "mov r11, [rdi + {a_row_bytes} + 8]",
-                    "mov rdx, r14",
-                    "mov rcx, [rdi + {steps} + 8]",
-                    "test rcx, rcx",
-                    "jz 7f",
-                    "6:",
-                    $step,
-                    "add rsi, [rdi + {a_step_bytes} + 8]",
-                    "add r15, [rdi + {a_step_bytes} + 8]",
-                    "add rdx, 2048",
-                    "dec rcx",
-                    "jnz 6b",
-                    "7:",
-                    $store,
-                    "add r8, 128",
-                    "add r13, [rdi + {b_panel_bytes}]",
-                    "add r14, [rdi + {b_panel_bytes} + 8]",
-                    "dec r10",
-                    "jnz 2b",
-                    "tilerelease",
-                    c = const core::mem::offset_of!(Job, c),
-                    c_row_bytes = const core::mem::offset_of!(Job, c_row_bytes),
-                    panels = const core::mem::offset_of!(Job, panels),
-                    accumulate = const core::mem::offset_of!(Job, accumulate),
-                    a = const core::mem::offset_of!(Job, a),
-                    a_row_bytes = const core::mem::offset_of!(Job, a_row_bytes),
-                    a_step_bytes = const core::mem::offset_of!(Job, a_step_bytes),
-                    b = const core::mem::offset_of!(Job, b),
-                    steps = const core::mem::offset_of!(Job, steps),
-                    b_panel_bytes = const core::mem::offset_of!(Job, b_panel_bytes),
-                    in("rdi") job,
-                    out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _,
-                    out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-        }
-    };
-}
-
-multiply!(
-    multiply_2x2,
-    zero: "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]\n\
-           tileloadd tmm2, [rax + r9*1]\ntileloadd tmm3, [rax + r9*1 + 64]",
-    step: "tileloaddt1 tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\n\
-           tileloaddt1 tmm7, [rdx + r12*1 + 64]\ntdpbf16ps tmm0, tmm4, tmm6\n\
-           tileloadd tmm5, [r15 + r11*1]\ntdpbf16ps tmm1, tmm4, tmm7\n\
-           tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
-    store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1\n\
-            tilestored [rax + r9*1], tmm2\ntilestored [rax + r9*1 + 64], tmm3"
-);
-
-multiply!(
-    multiply_2x1,
-    zero: "tilezero tmm0\ntilezero tmm2",
-    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm2, [rax + r9*1]",
-    step: "tileloaddt1 tmm6, [rdx + r12*1]\ntileloadd tmm4, [rsi + r11*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloadd tmm5, [r15 + r11*1]\n\
-           tdpbf16ps tmm2, tmm5, tmm6",
-    store: "tilestored [r8 + r9*1], tmm0\ntilestored [rax + r9*1], tmm2"
-);
-
-multiply!(
-    multiply_1x2,
-    zero: "tilezero tmm0\ntilezero tmm1",
-    load: "tileloadd tmm0, [r8 + r9*1]\ntileloadd tmm1, [r8 + r9*1 + 64]",
-    step: "tileloadd tmm4, [rsi + r11*1]\ntileloaddt1 tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6\ntileloaddt1 tmm7, [rdx + r12*1 + 64]\n\
-           tdpbf16ps tmm1, tmm4, tmm7",
-    store: "tilestored [r8 + r9*1], tmm0\ntilestored [r8 + r9*1 + 64], tmm1"
-);
-
-multiply!(
-    multiply_1x1,
-    zero: "tilezero tmm0",
-    load: "tileloadd tmm0, [r8 + r9*1]",
-    step: "tileloadd tmm4, [rsi + r11*1]\ntileloaddt1 tmm6, [rdx + r12*1]\ntdpbf16ps tmm0, tmm4, tmm6",
-    store: "tilestored [r8 + r9*1], tmm0"
-);
