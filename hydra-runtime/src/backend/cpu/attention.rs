@@ -17,6 +17,7 @@ use crate::backend::{AttentionShape, Store};
 use crate::batch::Segment;
 use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
 use hydra_kernels::isa::Bf16Isa;
+use hydra_kernels::math;
 use rayon::prelude::*;
 
 /// Keys in a block.
@@ -193,11 +194,19 @@ fn query_task<E: Element>(
             for (i, head) in heads.chunks_exact(per_head).enumerate() {
                 let q_head = kv_head * shape.group() + i;
                 let (o, state) = head.split_at(rows * d);
-                for row in 0..rows {
-                    let (max, sum) = (state[row], state[rows + row]);
-                    let out = &mut task.o[row * shape.q_width() + q_head * d..][..d];
-                    out.iter_mut().zip(&o[row * d..]).for_each(|(out, o)| *out = E::round(o / sum));
-                    task.lse[row * shape.heads + q_head] = max + sum.ln();
+                let (max, sum) = state.split_at(rows);
+                cpu.isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((out, o), sum) in task.o.chunks_exact_mut(shape.q_width()).zip(o.chunks_exact(d)).zip(sum)
+                        {
+                            let (out, part) = (&mut out[q_head * d..][..d], 1.0 / sum);
+                            out.iter_mut().zip(o).for_each(|(out, o)| *out = E::round(o * part));
+                        }
+                    },
+                );
+                for ((lse, max), sum) in task.lse.chunks_exact_mut(shape.heads).zip(max).zip(sum) {
+                    lse[q_head] = max + math::ln(*sum);
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! What is one task's worth in the forward pass runs on the calling thread: a token is done before another thread wakes.
 
 use super::buffer::Element;
-use super::lanes::{dot, dot3};
+use super::lanes::{dot, dot3, squares};
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
 use hydra_kernels::isa::Bf16Isa;
@@ -84,7 +84,7 @@ impl Cpu {
         let task = |(x, positions): (&mut [E], &[u32])| {
             self.isa.vectorize(
                 #[inline(always)]
-                || rope(self.bf16_isa, x, width, head_dim, table, positions, inverse),
+                || rope(x, width, head_dim, table, positions, inverse),
             );
         };
         if positions.len() <= rows {
@@ -133,7 +133,12 @@ impl Cpu {
     }
 
     pub(super) fn sum_of_squares_values(&self, x: &[f32]) -> f64 {
-        let sum = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        let sum = |x: &[f32]| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || squares(x),
+            )
+        };
         let parts: Vec<f64> = self.pool.install(|| x.par_chunks(CHUNK).map(sum).collect());
         parts.into_iter().sum()
     }
@@ -215,31 +220,16 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
 
 /// Each pair (x[i], x[i + d/2]) turned by its angle; see `Backend::rope`.
 #[inline(always)]
-fn rope<E: Element>(
-    isa: Bf16Isa,
-    x: &mut [E],
-    width: usize,
-    head_dim: usize,
-    table: &[f32],
-    positions: &[u32],
-    inverse: bool,
-) {
+fn rope<E: Element>(x: &mut [E], width: usize, head_dim: usize, table: &[f32], positions: &[u32], inverse: bool) {
     let half = head_dim / 2;
     let sign = if inverse { -1.0 } else { 1.0 };
     for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
         let (cos, sin) = table[position as usize * head_dim..][..head_dim].split_at(half);
         for head in x.chunks_exact_mut(head_dim) {
             let (left, right) = head.split_at_mut(half);
-            let angles = cos.chunks(BLOCK).zip(sin.chunks(BLOCK));
-            for ((left, right), (cos, sin)) in left.chunks_mut(BLOCK).zip(right.chunks_mut(BLOCK)).zip(angles) {
-                let mut turned = [[0.0; BLOCK]; 2];
-                let [new_left, new_right] = turned.each_mut().map(|turned| &mut turned[..cos.len()]);
-                for i in 0..cos.len() {
-                    let (l, r, c, s) = (left[i].widen(), right[i].widen(), cos[i], sin[i] * sign);
-                    (new_left[i], new_right[i]) = (l * c - r * s, r * c + l * s);
-                }
-                E::narrow(isa, left, new_left).expect("one length");
-                E::narrow(isa, right, new_right).expect("one length");
+            for (((left, right), c), s) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+                let (l, r, s) = (left.widen(), right.widen(), s * sign);
+                (*left, *right) = (E::round(l * c - r * s), E::round(r * c + l * s));
             }
         }
     }

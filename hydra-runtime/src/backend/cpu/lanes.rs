@@ -73,14 +73,28 @@ pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     tree(acc, |a, b| a + b) + rest
 }
 
+/// Σ x² in f64.
+#[inline(always)]
+pub(super) fn squares(x: &[f32]) -> f64 {
+    let mut acc = [0.0; 16];
+    let (whole, rest) = x.as_chunks::<16>();
+    for x in whole {
+        for (acc, &x) in acc.iter_mut().zip(x) {
+            *acc += f64::from(x) * f64::from(x);
+        }
+    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    tree(acc, |a, b| a + b) + rest
+}
+
 /// Lanes joined in pairs, the two halves of what is left each time. Written out, or the compiler makes loops of it.
 #[inline(always)]
-fn tree(x: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let x: [f32; 8] = core::array::from_fn(
+fn tree<T: Copy>(x: [T; 16], join: impl Fn(T, T) -> T) -> T {
+    let x: [T; 8] = core::array::from_fn(
         #[inline(always)]
         |i| join(x[i], x[i + 8]),
     );
-    let x: [f32; 4] = core::array::from_fn(
+    let x: [T; 4] = core::array::from_fn(
         #[inline(always)]
         |i| join(x[i], x[i + 4]),
     );
