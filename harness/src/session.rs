@@ -16,7 +16,6 @@ use crate::interrupt;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use hydra_runtime::Error;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::atomic::write_atomically;
@@ -215,8 +214,6 @@ pub fn train<B: Backend>(
     let mut evals: Log<EvalLine> = Log::open(keeping.out.join(EVALS), |line: &EvalLine| line.step <= first)?;
     let mut progress = Progress::new("step", recipe.steps as u64, first as u64);
     let mut saved = first;
-    // The last state that is known to give a finite loss.
-    let mut good = None;
     for s in first..=recipe.steps {
         let due = keeping.every.is_some_and(|every| s > saved && s % every == 0);
         if due || s == recipe.steps || interrupt::requested() {
@@ -241,20 +238,15 @@ pub fn train<B: Backend>(
         let lr = recipe.rate(s, recipe.lr);
         let router = recipe.rate(s, recipe.router_lr.unwrap_or(recipe.lr));
         let (rates, started) = (Rates { lr: lr as f32, router: router as f32 }, Instant::now());
-        let before = trainer.snapshot()?;
         let report = match trainer.step(&sequences, rates) {
             Ok(report) => report,
             Err(error) => {
-                // If the loss is not finite, the adapter it was measured with is none to keep.
-                let spoilt = matches!(error, Error::NotFinite { what: "loss", .. });
-                trainer.restore(good.as_ref().filter(|_| spoilt).unwrap_or(&before))?;
                 save(&trainer, keeping.out)?;
                 let (steps, out) = (trainer.steps(), keeping.out.display());
                 let kept = format!("stopped at step {}; the adapter after {steps} steps is in {out}", s + 1);
                 return Err(anyhow::Error::new(error).context(kept));
             }
         };
-        good = Some(before);
         let tokens_per_second = report.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let (loss, grad_norm, tokens) = (report.loss, report.grad_norm, report.tokens);
         steps.push(StepLine { step: s + 1, loss, lr, grad_norm, tokens, tokens_per_second })?;

@@ -27,6 +27,27 @@ pub fn write_all_atomically(files: &[(PathBuf, &[u8])]) -> Result<()> {
     result
 }
 
+/// Replaces one file with what `fill` writes at the path that it is given, for what shouldn't be in memory as a whole.
+pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = beside(path)?;
+    let at = |source| Error::Io { path: path.into(), source };
+    let write = || {
+        let permissions = File::create(&temporary).and_then(|file| file.metadata()).map_err(at)?.permissions();
+        fill(&temporary)?;
+        // Whoever filled it may have made another file of it.
+        fs::set_permissions(&temporary, permissions).map_err(at)?;
+        File::open(&temporary).and_then(|file| file.sync_all()).map_err(at)?;
+        fs::rename(&temporary, path).map_err(at)
+    };
+    let result = write();
+    match result {
+        Ok(()) => flush_parent(path),
+        // The first error is the one to report.
+        Err(_) => drop(fs::remove_file(&temporary)),
+    }
+    result
+}
+
 fn write_and_rename(files: &[(PathBuf, &[u8])], written: &mut Vec<PathBuf>) -> Result<()> {
     for (path, bytes) in files {
         let temporary = beside(path)?;

@@ -2,7 +2,7 @@
 
 mod state;
 
-pub use state::{STATE_FILE, Snapshot};
+pub use state::STATE_FILE;
 
 use crate::activations::{Activations, Keep, Purpose};
 use crate::adapted::{Adapted, Slots, Training, mix};
@@ -66,6 +66,10 @@ pub struct Trainer<'m, 'w, B: Backend> {
     grads: B::Buffer,
     exp_avg: B::Buffer,
     exp_avg_sq: B::Buffer,
+    /// The three before the latest update.
+    before: [B::Buffer; 3],
+    /// Whether `before` is the step before this one.
+    can_undo: bool,
     steps: u64,
 }
 
@@ -74,7 +78,8 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> u64 {
         let activations = Activations::plan(config, Some(adapter), options.max_tokens, Purpose::Training(options.keep));
         let rope = options.max_tokens * config.head_dim;
-        let adapter = 4 * Slots::new(config, adapter).len;
+        // Parameters, gradients and two moments, and what an update can be undone with.
+        let adapter = 7 * Slots::new(config, adapter).len;
         let workspace = backend.workspace_bytes(options.max_tokens, config.d_ffn.max(config.d_model));
         activations.bytes(backend) + 4 * (rope + adapter) as u64 + workspace
     }
@@ -95,6 +100,8 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             grads: parameters()?,
             exp_avg: parameters()?,
             exp_avg_sq: parameters()?,
+            before: [parameters()?, parameters()?, parameters()?],
+            can_undo: false,
             model,
             adapted,
             options,
@@ -104,8 +111,8 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     /// One optimiser step at these learning rates. The loss is the mean over all targets of `sequences`, however many passes
-    /// they take. If it or the gradient is not finite, that is an error and the adapter is as before; if the step has made
-    /// the adapter overflow, that is an error too, and a [`Snapshot`] the way back.
+    /// they take. If the gradient is not finite, or the step makes the adapter overflow, that is an error and the adapter is as
+    /// before. If the loss is not finite, that is an error and the step that led there is undone, if this trainer took it.
     ///
     /// With a load-balance weight C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens (see
     /// [`hydra_kernels::gate::Routing`]) times the pass's share of the step's tokens.
@@ -116,7 +123,11 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         report.grad_norm = backend.sum_of_squares(&self.grads, len)?.sqrt();
         for (what, value) in [("loss", report.loss), ("gradient norm", report.grad_norm)] {
             if !value.is_finite() {
-                return Err(Error::NotFinite { what, value, step: self.steps + 1 });
+                let step = self.steps + 1;
+                if what == "loss" {
+                    self.undo();
+                }
+                return Err(Error::NotFinite { what, value, step });
             }
         }
         let scale = match self.options.clip {
@@ -124,6 +135,11 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             Some(clip) => (f64::from(clip) / (report.grad_norm + 1e-6)).min(1.0) as f32,
             None => 1.0,
         };
+        let [params, exp_avg, exp_avg_sq] = &mut self.before;
+        backend.copy(params, 0, &self.adapted.params, len)?;
+        backend.copy(exp_avg, 0, &self.exp_avg, len)?;
+        backend.copy(exp_avg_sq, 0, &self.exp_avg_sq, len)?;
+        self.can_undo = true;
         self.steps += 1;
         backend.adamw(
             &mut self.adapted.params,
@@ -137,9 +153,22 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         )?;
         let value = backend.sum_of_squares(&self.adapted.params, len)?;
         if !value.is_finite() {
-            return Err(Error::NotFinite { what: "sum of the adapter's squares", value, step: self.steps });
+            let step = self.steps;
+            self.undo();
+            return Err(Error::NotFinite { what: "sum of the adapter's squares", value, step });
         }
         Ok(report)
+    }
+
+    /// Goes back to before the latest update, once.
+    fn undo(&mut self) {
+        if core::mem::take(&mut self.can_undo) {
+            let [params, exp_avg, exp_avg_sq] = &mut self.before;
+            core::mem::swap(params, &mut self.adapted.params);
+            core::mem::swap(exp_avg, &mut self.exp_avg);
+            core::mem::swap(exp_avg_sq, &mut self.exp_avg_sq);
+            self.steps -= 1;
+        }
     }
 
     /// Loss and gradients of `sequences` without an update, dropout and load-balance term; gradients come in the adapter's shape.

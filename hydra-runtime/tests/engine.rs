@@ -2,6 +2,7 @@
 
 use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
 use hydra_kernels::Bf16Isa;
+use hydra_runtime::Error;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
@@ -218,6 +219,27 @@ fn what_does_not_fit_is_refused() {
     let mut trainer = Trainer::new(&model, &wild, options).unwrap();
     assert!(trainer.step(&[sequence(10, 1)], 1e-3).unwrap_err().to_string().contains("step 1"));
     assert!(trainer.adapter().unwrap() == wild);
+}
+
+/// The step that leads to a loss that is not finite, or makes the adapter overflow, is undone, moments and all.
+#[test]
+fn a_step_too_far_is_undone() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let step = [sequence(10, 1)];
+    for rate in [1e18, 1e38] {
+        let mut trainer = Trainer::new(&model, &adapter, options(16)).unwrap();
+        let mut careful = Trainer::new(&model, &adapter, options(16)).unwrap();
+        trainer.step(&step, 1e-3).unwrap();
+        careful.step(&step, 1e-3).unwrap();
+        let error = trainer.step(&step, rate).and_then(|_| trainer.step(&step, 1e-3)).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+        assert_eq!(trainer.steps(), 1);
+        assert!(trainer.adapter().unwrap() == careful.adapter().unwrap());
+        assert_eq!(trainer.step(&step, 1e-3).unwrap(), careful.step(&step, 1e-3).unwrap());
+        assert!(trainer.adapter().unwrap() == careful.adapter().unwrap());
+    }
 }
 
 fn options(max_tokens: usize) -> TrainOptions {

@@ -2,60 +2,67 @@
 
 use super::Trainer;
 use crate::backend::Backend;
-use crate::{Error, Result};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use crate::{Error, Result, atomic};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
 /// The file in a run's directory.
 pub const STATE_FILE: &str = "trainer_state.safetensors";
 
-/// The names of its tensors, in [`Snapshot`]'s order.
+/// The names of its tensors: the parameters, and the means of their gradients and of those's squares.
 const PARTS: [&str; 3] = ["params", "exp_avg", "exp_avg_sq"];
 
-/// Where a trainer is: what its steps change.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot {
-    /// Parameters, and the means of their gradients and of those's squares.
-    parts: [Vec<f32>; 3],
-    steps: u64,
+/// One of the file's tensors, copied from the device when it is written.
+struct Part<'a, B: Backend> {
+    backend: &'a B,
+    buffer: &'a B::Buffer,
+    shape: [usize; 1],
+    /// What went wrong meanwhile.
+    failed: &'a RefCell<Option<Error>>,
+}
+
+impl<B: Backend> View for &Part<'_, B> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut values = vec![0f32; self.shape[0]];
+        if let Err(error) = self.backend.download(&mut values, self.buffer) {
+            self.failed.replace(Some(error));
+        }
+        Cow::Owned(bytemuck::pod_collect_to_vec(&values))
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape[0] * size_of::<f32>()
+    }
 }
 
 impl<B: Backend> Trainer<'_, '_, B> {
-    /// Copies where the trainer is.
-    pub fn snapshot(&self) -> Result<Snapshot> {
-        let copy = |buffer: &B::Buffer| -> Result<Vec<f32>> {
-            let mut part = vec![0f32; self.adapted.slots.len];
-            self.model.backend.download(&mut part, buffer)?;
-            Ok(part)
-        };
-        let parts = [copy(&self.adapted.params)?, copy(&self.exp_avg)?, copy(&self.exp_avg_sq)?];
-        Ok(Snapshot { parts, steps: self.steps })
-    }
-
-    /// Goes back to where a snapshot of this trainer was taken.
-    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let (backend, [params, exp_avg, exp_avg_sq]) = (&self.model.backend, &snapshot.parts);
-        backend.upload(&mut self.adapted.params, params)?;
-        backend.upload(&mut self.exp_avg, exp_avg)?;
-        backend.upload(&mut self.exp_avg_sq, exp_avg_sq)?;
-        self.steps = snapshot.steps;
-        Ok(())
-    }
-
     /// Writes [`STATE_FILE`] into `dir`, atomically.
     pub fn save_state(&self, dir: &Path) -> Result<()> {
-        let snapshot = self.snapshot()?;
         let path = dir.join(STATE_FILE);
-        let invalid = |e| Error::Invalid(format!("{}: {e}", path.display()));
-        let mut views = Vec::new();
-        for (name, part) in PARTS.into_iter().zip(&snapshot.parts) {
-            let view = TensorView::new(Dtype::F32, vec![part.len()], bytemuck::cast_slice(part)).map_err(invalid)?;
-            views.push((name, view));
-        }
+        let failed = RefCell::new(None);
+        let buffers = [&self.adapted.params, &self.exp_avg, &self.exp_avg_sq];
+        let (backend, len) = (&self.model.backend, self.adapted.slots.len);
+        let parts = buffers.map(|buffer| Part { backend, buffer, shape: [len], failed: &failed });
         let metadata = HashMap::from([("steps".to_string(), self.steps.to_string())]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(invalid)?;
-        crate::atomic::write_atomically(&path, &bytes)
+        atomic::fill_atomically(&path, |temporary| {
+            let written = safetensors::serialize_to_file(PARTS.into_iter().zip(&parts), Some(metadata), temporary);
+            match (failed.take(), written) {
+                (Some(error), _) => Err(error),
+                (None, Err(SafeTensorError::IoError(source))) => Err(Error::Io { path: path.clone(), source }),
+                (None, written) => written.map_err(|e| Error::Invalid(format!("{}: {e}", path.display()))),
+            }
+        })
     }
 
     /// Takes up what [`Trainer::save_state`] wrote: the run then continues as if it had not been interrupted.
@@ -82,6 +89,11 @@ impl<B: Backend> Trainer<'_, '_, B> {
                 return Err(invalid(format!("{name} holds values that are not finite")));
             }
         }
-        self.restore(&Snapshot { parts, steps })
+        let (backend, [params, exp_avg, exp_avg_sq]) = (&self.model.backend, &parts);
+        backend.upload(&mut self.adapted.params, params)?;
+        backend.upload(&mut self.exp_avg, exp_avg)?;
+        backend.upload(&mut self.exp_avg_sq, exp_avg_sq)?;
+        (self.steps, self.can_undo) = (steps, false);
+        Ok(())
     }
 }
