@@ -151,6 +151,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     fn accumulate(&mut self, sequences: &[Sequence], seed: Option<u64>) -> Result<StepReport> {
+        self.adapted.check_heads(sequences)?;
         let config = &self.model.config;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let groups = batch::groups(&lengths, self.options.max_tokens)?;
