@@ -23,7 +23,7 @@ use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{Rates, TrainOptions, Trainer};
+use hydra_runtime::train::{Rates, Snapshot, TrainOptions, Trainer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -230,6 +230,16 @@ pub fn train<B: Backend>(
             let due = s == 0 || s == recipe.steps || held.every.is_some_and(|every| s % every == 0);
             if due && evals.lines.last().is_none_or(|line| line.step < s) {
                 let held_out = heldout::measure(model, Some(&trainer.adapter()?), held.data, |_| {})?;
+                let value = held_out.all.loss;
+                if !value.is_finite() && s == 0 {
+                    bail!(
+                        "the held-out loss is {value} before the first step; the model or the adapter has values that are not finite"
+                    );
+                }
+                if !value.is_finite() {
+                    let error = Error::NotFinite { what: "held-out loss", value, step: s as u64 };
+                    return Err(stop(&mut trainer, good.as_ref(), keeping.out, (s, error))?);
+                }
                 progress.line(&format!("step {s}: held-out loss {:.4}", held_out.all.loss));
                 evals.push(EvalLine { step: s, held_out })?;
             }
@@ -247,11 +257,8 @@ pub fn train<B: Backend>(
             Err(error) => {
                 // If the loss is not finite, the adapter it was measured with is none to keep.
                 let spoilt = matches!(error, Error::NotFinite { what: "loss", .. });
-                trainer.restore(good.as_ref().filter(|_| spoilt).unwrap_or(&before))?;
-                save(&trainer, keeping.out)?;
-                let (steps, out) = (trainer.steps(), keeping.out.display());
-                let kept = format!("stopped at step {}; the adapter after {steps} steps is in {out}", s + 1);
-                return Err(anyhow::Error::new(error).context(kept));
+                let last = good.as_ref().filter(|_| spoilt).unwrap_or(&before);
+                return Err(stop(&mut trainer, Some(last), keeping.out, (s + 1, error))?);
             }
         };
         good = Some(before);
@@ -261,6 +268,21 @@ pub fn train<B: Backend>(
         progress.update(s as u64 + 1, &format!("loss {loss:.4}  {tokens_per_second:.0} tokens/s"));
     }
     Ok(Trained { adapter: trainer.adapter()?, steps: steps.lines, evals: evals.lines })
+}
+
+/// Saves what there was at `last`, or there is, and says why a run ends at a step.
+fn stop<B: Backend>(
+    trainer: &mut Trainer<'_, '_, B>,
+    last: Option<&Snapshot>,
+    out: &Path,
+    (at, error): (usize, Error),
+) -> Result<anyhow::Error> {
+    if let Some(last) = last {
+        trainer.restore(last)?;
+    }
+    save(trainer, out)?;
+    let kept = format!("stopped at step {at}; the adapter after {} steps is in {}", trainer.steps(), out.display());
+    Ok(anyhow::Error::new(error).context(kept))
 }
 
 fn save<B: Backend>(trainer: &Trainer<'_, '_, B>, out: &Path) -> Result<()> {
