@@ -162,3 +162,13 @@ th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:right
 td.long{white-space:normal;overflow-wrap:anywhere;min-width:9rem;text-align:left}\
 code{background:var(--faint);padding:.1rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}\
 @media (max-width:40rem){svg text{font-size:17px}.maps svg text{font-size:11px}}";
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn no_markup_and_no_control_characters() {
+        assert_eq!(escape("a<b> & \"c\"\u{1b}[31m\n"), "a&lt;b&gt; &amp; &quot;c&quot;\\u{1b}[31m\\n");
+    }
+}
