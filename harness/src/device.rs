@@ -3,6 +3,7 @@
 use crate::session::mib;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
@@ -158,6 +159,12 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     from_hub(model).with_context(|| format!("--model {model}: {advice}"))
 }
 
+/// Where the hub's files are kept. (hf-hub's own way there panics where there is no home.)
+fn hub_cache(hf_home: Option<String>, home: Option<PathBuf>) -> Result<PathBuf> {
+    let folder = hf_home.map(PathBuf::from).or_else(|| Some(home?.join(".cache/huggingface")));
+    Ok(folder.context("neither HF_HOME nor HOME says where to keep its files")?.join("hub"))
+}
+
 /// One slash, and what the hub allows in names.
 fn is_hub_name(model: &str) -> bool {
     let part = |part: &str| {
@@ -169,7 +176,12 @@ fn is_hub_name(model: &str) -> bool {
 
 /// Downloads what a checkpoint consists of into the hub's usual cache.
 fn from_hub(model: &str) -> Result<PathBuf> {
-    let repo = ApiBuilder::from_env().build()?.model(model.to_string());
+    let cache = hub_cache(std::env::var("HF_HOME").ok(), std::env::home_dir())?;
+    let mut builder = ApiBuilder::from_cache(Cache::new(cache));
+    if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
+        builder = builder.with_endpoint(endpoint);
+    }
+    let repo = builder.build()?.model(model.to_string());
     let listed: BTreeSet<String> = repo.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
     let fetch = |repo: &ApiRepo, name: &str| repo.get(name).with_context(|| name.to_string());
     let config = fetch(&repo, "config.json")?;
@@ -194,6 +206,15 @@ fn from_hub(model: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hub_has_a_place_or_an_error() {
+        let cache =
+            |hf_home: Option<&str>, home: Option<&str>| hub_cache(hf_home.map(Into::into), home.map(Into::into));
+        assert_eq!(cache(Some("/hf"), None).unwrap(), Path::new("/hf/hub"));
+        assert_eq!(cache(None, Some("/home/a")).unwrap(), Path::new("/home/a/.cache/huggingface/hub"));
+        assert!(cache(None, None).unwrap_err().to_string().contains("HF_HOME"));
+    }
 
     #[test]
     fn hub_names() {

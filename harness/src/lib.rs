@@ -20,7 +20,7 @@ use clap::error::ErrorKind;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C with all saved.
+/// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C, with all saved that a run can go on from.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match cmd::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -39,7 +39,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match cli.command.run() {
+    let done = cli.command.run();
+    interrupt::wait_for_discard();
+    match done {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure(&error),
@@ -68,5 +70,5 @@ fn chain(error: &anyhow::Error) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    output::printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }

@@ -1,7 +1,7 @@
 //! What goes to stdout, and into the files that options name.
 
 use anyhow::{Context, Result, bail};
-use hydra_runtime::atomic::write_atomically;
+use hydra_runtime::atomic::{try_beside, write_atomically};
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -24,15 +24,19 @@ pub fn printable(text: &str) -> String {
 
 /// Columns side by side, the first to the left, the others to the right.
 pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
-    let width =
-        |column: usize| rows.iter().chain([&head.to_vec()]).map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let rows: Vec<Vec<String>> = [head]
+        .into_iter()
+        .chain(rows.iter().map(Vec::as_slice))
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |row: &[String]| {
         let cells = row.iter().zip(&widths).enumerate();
         let cells = cells.map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") });
         cells.collect::<Vec<_>>().join("  ")
     };
-    [head.to_vec()].iter().chain(rows).map(|row| line(row) + "\n").collect()
+    rows.iter().map(|row| line(row) + "\n").collect()
 }
 
 /// The same in Markdown.
@@ -53,7 +57,10 @@ pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     if path.is_dir() || !parent.is_dir() {
         bail!("can't write {}: {}", path.display(), if path.is_dir() { "it is a folder" } else { "no such folder" });
     }
-    Ok(())
+    if path.exists() && !path.is_file() {
+        return Ok(());
+    }
+    try_beside(path).context("can't write")
 }
 
 /// Writes a file, whole or not at all; what is there and no file (a pipe, /dev/stdout) is written into, not replaced.
@@ -72,6 +79,12 @@ mod tests {
     #[test]
     fn names_stay_on_their_line() {
         assert_eq!(printable("ü 漢\n\u{1b}[31m"), "ü 漢\\n\\u{1b}[31m");
+    }
+
+    #[test]
+    fn tables_keep_their_lines() {
+        let table = text_table(&["a".into(), "b".into()], &[vec!["x\u{1b}\n".into(), "1".into()]]);
+        assert_eq!(table, "a          b\nx\\u{1b}\\n  1\n");
     }
 
     #[cfg(unix)]

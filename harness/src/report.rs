@@ -3,9 +3,11 @@
 mod svg;
 
 use crate::data::encode::Encoded;
+use crate::output::printable;
 use crate::router::{self, Sample};
 use crate::session::Trained;
 use anyhow::{Context, Result};
+use hydra_runtime::Error;
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
@@ -33,12 +35,13 @@ pub struct Router {
 }
 
 impl Router {
-    /// Watches an adapter's router on some of `data`, which are called `what`; `None` if it has none.
+    /// Watches the router of an adapter of so many steps on some of `data`, which are called `what`; `None` if it has none.
     pub fn watch<B: Backend>(
         model: &Model<'_, B>,
         adapter: &Adapter,
         data: &Encoded,
         what: &str,
+        step: usize,
     ) -> Result<Option<Self>> {
         if adapter.config.gate != GateKind::Router {
             return Ok(None);
@@ -46,7 +49,11 @@ impl Router {
         let sample = Sample::spread(data, WATCHED, WATCHED_SEED);
         let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
         let mut routing = Routing::new();
-        for (category, watched) in router::watch(model, adapter, &sample)? {
+        let watched = router::watch(model, adapter, &sample)?;
+        if !router::finite(&watched) {
+            return Err(Error::NotFinite { what: "router's weight", value: f64::NAN, step: step as u64 }.into());
+        }
+        for (category, watched) in watched {
             let mut weights = vec![vec![0.0; heads]; layers];
             for mean in watched.means {
                 for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
@@ -128,9 +135,9 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     html + "</table></div>\n"
 }
 
-/// Text as it may stand in HTML.
+/// Text as it may stand in HTML and SVG; XML has no control characters.
 pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    printable(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// Writes a picture of a page as a file of its own.
@@ -155,3 +162,13 @@ th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:right
 td.long{white-space:normal;overflow-wrap:anywhere;min-width:9rem;text-align:left}\
 code{background:var(--faint);padding:.1rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}\
 @media (max-width:40rem){svg text{font-size:17px}.maps svg text{font-size:11px}}";
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn no_markup_and_no_control_characters() {
+        assert_eq!(escape("a<b> & \"c\"\u{1b}[31m\n"), "a&lt;b&gt; &amp; &quot;c&quot;\\u{1b}[31m\\n");
+    }
+}

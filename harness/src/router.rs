@@ -97,6 +97,12 @@ pub fn watch<B: Backend>(
     watched.collect()
 }
 
+/// Whether all gates are gates: where values aren't finite, the weights of a token don't add up to 1.
+pub fn finite(watched: &BTreeMap<String, Watched>) -> bool {
+    let sums = watched.values().flat_map(|watched| &watched.means).map(|mean| mean.heads.iter().sum::<f64>());
+    sums.into_iter().all(|sum| (sum - 1.0).abs() < 1e-3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,7 @@ use crate::interrupt;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use hydra_runtime::Error;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::atomic::write_atomically;
@@ -227,6 +228,17 @@ pub fn train<B: Backend>(
             let due = s == 0 || s == recipe.steps || held.every.is_some_and(|every| s % every == 0);
             if due && evals.lines.last().is_none_or(|line| line.step < s) {
                 let held_out = heldout::measure(model, Some(&trainer.adapter()?), held.data, |_| {})?;
+                let value = held_out.all.loss;
+                if !value.is_finite() && s == 0 {
+                    bail!(
+                        "the held-out loss is {value} before the first step; the model or the adapter has values that are not finite"
+                    );
+                }
+                if !value.is_finite() {
+                    let error = Error::NotFinite { what: "held-out loss", value, step: s as u64 };
+                    trainer.undo();
+                    return Err(stop(&trainer, keeping.out, s, error)?);
+                }
                 progress.line(&format!("step {s}: held-out loss {:.4}", held_out.all.loss));
                 evals.push(EvalLine { step: s, held_out })?;
             }
@@ -241,10 +253,7 @@ pub fn train<B: Backend>(
         let report = match trainer.step(&sequences, rates) {
             Ok(report) => report,
             Err(error) => {
-                save(&trainer, keeping.out)?;
-                let (steps, out) = (trainer.steps(), keeping.out.display());
-                let kept = format!("stopped at step {}; the adapter after {steps} steps is in {out}", s + 1);
-                return Err(anyhow::Error::new(error).context(kept));
+                return Err(stop(&trainer, keeping.out, s + 1, error)?);
             }
         };
         let tokens_per_second = report.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9);
@@ -253,6 +262,13 @@ pub fn train<B: Backend>(
         progress.update(s as u64 + 1, &format!("loss {loss:.4}  {tokens_per_second:.0} tokens/s"));
     }
     Ok(Trained { adapter: trainer.adapter()?, steps: steps.lines, evals: evals.lines })
+}
+
+/// Saves what there is and says why a run ends at step `at`.
+fn stop<B: Backend>(trainer: &Trainer<'_, '_, B>, out: &Path, at: usize, error: Error) -> Result<anyhow::Error> {
+    save(trainer, out)?;
+    let kept = format!("stopped at step {at}; the adapter after {} steps is in {}", trainer.steps(), out.display());
+    Ok(anyhow::Error::new(error).context(kept))
 }
 
 fn save<B: Backend>(trainer: &Trainer<'_, '_, B>, out: &Path) -> Result<()> {

@@ -1,11 +1,12 @@
 //! An adapter on a device: all its parameters in one flat buffer, and where each projection's lie.
 
-use crate::Result;
-use crate::adapter::{Adapter, AdapterConfig, AdapterPair};
+use crate::adapter::{Adapter, AdapterConfig, AdapterPair, GateKind};
 use crate::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey};
+use crate::batch::Sequence;
 use crate::config::Config;
 use crate::projection::Projection;
 use crate::train::Rates;
+use crate::{Error, Result};
 use core::ops::Range;
 
 /// The places of an adapter's parameters in a flat buffer: layer by layer, projection by projection, `[A; R]` before `B`.
@@ -88,6 +89,17 @@ impl<B: Backend> Adapted<B> {
         let mut params = backend.buffer(slots.len)?;
         backend.upload(&mut params, &flat)?;
         Ok(Self { config: adapter.config.clone(), slots, params })
+    }
+
+    /// An error if a label names a head that there isn't.
+    pub fn check_heads(&self, sequences: &[Sequence]) -> Result<()> {
+        let AdapterConfig { gate, heads, .. } = self.config;
+        match sequences.iter().filter_map(|s| s.head).find(|&head| head as usize >= heads) {
+            Some(head) if gate == GateKind::Label => {
+                Err(Error::Invalid(format!("a sequence of head {head}, of an adapter of {heads} heads")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a flat buffer of this layout holds, as an adapter: the parameters, or their gradients.

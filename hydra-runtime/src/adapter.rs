@@ -69,6 +69,7 @@ impl Adapter {
 
     /// One head alone, as a LoRA: its A (or the one that all share) and its B.
     pub fn head(&self, head: usize) -> Result<Self> {
+        self.check()?;
         let AdapterConfig { rank, heads, .. } = self.config;
         if head >= heads {
             return Err(Error::Invalid(format!("head {head} of an adapter of {heads} heads")));
@@ -100,27 +101,40 @@ impl Adapter {
 
     /// An error unless the adapter has exactly the pairs, of the sizes, that its configuration calls for on this model.
     pub fn fits(&self, model: &Config) -> Result<()> {
-        self.config.check()?;
+        self.check()?;
         if self.layers.len() != model.layers {
             let (got, want) = (self.layers.len(), model.layers);
             return Err(Error::Invalid(format!("an adapter of {got} layers on a model of {want}")));
         }
+        match self.pairs().find(|(_, projection, pair)| (pair.d_out, pair.d_in) != projection.dims(model)) {
+            Some((layer, projection, _)) => Err(unfit(layer, projection)),
+            None => Ok(()),
+        }
+    }
+
+    /// An error unless the adapter has exactly the pairs that its configuration calls for, each of the sizes that it says.
+    pub fn check(&self) -> Result<()> {
+        self.config.check()?;
+        let whole = |pair: &AdapterPair| {
+            let shape = self.config.shape_of(pair.d_in, pair.d_out);
+            let (a, b) = (shape.stacked_rows() * shape.d_in, shape.d_out * shape.mixed());
+            pair.d_in > 0 && pair.d_out > 0 && (pair.a.len(), pair.b.len()) == (a, b)
+        };
         for (layer, pairs) in self.layers.iter().enumerate() {
             for projection in Projection::ALL {
-                let shape = self.config.shape(model, projection, 0);
-                let wanted = self.config.targets.contains(&projection);
-                let want = (shape.d_in, shape.d_out, shape.stacked_rows() * shape.d_in, shape.d_out * shape.mixed());
-                let got = pairs[projection as usize].as_ref().map(|p| (p.d_in, p.d_out, p.a.len(), p.b.len()));
-                if got != wanted.then_some(want) {
-                    let place = format!("layer {layer} {}", projection.name());
-                    return Err(Error::Invalid(format!(
-                        "the adapter of {place} doesn't fit its configuration and model"
-                    )));
+                let (pair, wanted) = (&pairs[projection as usize], self.config.targets.contains(&projection));
+                if pair.is_some() != wanted || pair.as_ref().is_some_and(|pair| !whole(pair)) {
+                    return Err(unfit(layer, projection));
                 }
             }
         }
         Ok(())
     }
+}
+
+fn unfit(layer: usize, projection: Projection) -> Error {
+    let name = projection.name();
+    Error::Invalid(format!("the adapter of layer {layer} {name} doesn't fit its configuration and model"))
 }
 
 /// `size` gives d_out and d_in.

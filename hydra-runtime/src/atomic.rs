@@ -66,6 +66,13 @@ fn write_and_rename(files: &[(PathBuf, &[u8])], written: &mut Vec<PathBuf>) -> R
     Ok(())
 }
 
+/// Fails if [`write_atomically`] couldn't even begin a file at `path`; leaves nothing there.
+pub fn try_beside(path: &Path) -> Result<()> {
+    let temporary = beside(path)?;
+    let tried = File::create(&temporary).and_then(|_| fs::remove_file(&temporary));
+    tried.map_err(|source| Error::Io { path: path.into(), source })
+}
+
 /// A rename lasts once its folder is flushed. Some systems can't open folders, and have nothing to flush then.
 fn flush_parent(path: &Path) {
     if let Some(Ok(folder)) = path.parent().map(File::open) {

@@ -95,6 +95,9 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.model.config.vocab) {
             return Err(Error::Invalid(format!("token {id} in a vocabulary of {}", self.model.config.vocab)));
         }
+        if ids.is_empty() {
+            return Ok(vec![Vec::new(); sequences.len()]);
+        }
         let mut logits = Vec::with_capacity(sequences.len());
         self.each_pack(sequences, |pass, activations, _| {
             let rows: Vec<u32> = pass.packed.segments.iter().map(|s| (s.start + s.len - 1) as u32).collect();
@@ -102,7 +105,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             let mut out = vec![0.0; rows.len() * ids.len()];
             let model = pass.model;
             model.backend.head_rows(&mut out, &activations.read.normed, rows.len(), &model.head, ids)?;
-            logits.extend(out.chunks(ids.len().max(1)).map(<[f32]>::to_vec));
+            logits.extend(out.chunks(ids.len()).map(<[f32]>::to_vec));
             Ok(())
         })?;
         Ok(logits)
@@ -177,6 +180,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         sequences: &[Sequence],
         mut run: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B::Buffer>, Cached<'_, B>, &[Sequence]) -> Result<()>,
     ) -> Result<()> {
+        self.adapted.as_ref().map_or(Ok(()), |adapted| adapted.check_heads(sequences))?;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let start = self.prefix.as_ref().map_or(0, |prefix| prefix.len);
         self.reserve_positions(start + lengths.iter().copied().max().unwrap_or(0))?;

@@ -31,8 +31,9 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         let adapter = adapter.map(|adapter| &adapter.config);
         Ok(Self {
             activations: Activations::plan(config, adapter, tokens, Purpose::Forward).allocate(backend)?,
-            rope: model.rope_table(max_len)?,
+            // Before the table, which is computed in memory that is not asked for: what is too much is said so.
             cache: KvCache::new(model, max_len)?,
+            rope: model.rope_table(max_len)?,
             on_device: backend.buffer(config.vocab)?,
             logits: vec![0.0; config.vocab],
             adapted,

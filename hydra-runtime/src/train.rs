@@ -135,6 +135,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             Some(clip) => (f64::from(clip) / (report.grad_norm + 1e-6)).min(1.0) as f32,
             None => 1.0,
         };
+        self.can_undo = false;
         let [params, exp_avg, exp_avg_sq] = &mut self.before;
         backend.copy(params, 0, &self.adapted.params, len)?;
         backend.copy(exp_avg, 0, &self.exp_avg, len)?;
@@ -160,8 +161,8 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         Ok(report)
     }
 
-    /// Goes back to before the latest update, once.
-    fn undo(&mut self) {
+    /// Goes back to before the latest update, if this trainer has made one since it began, loaded a state or went back.
+    pub fn undo(&mut self) {
         if core::mem::take(&mut self.can_undo) {
             let [params, exp_avg, exp_avg_sq] = &mut self.before;
             core::mem::swap(params, &mut self.adapted.params);
@@ -180,6 +181,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     fn accumulate(&mut self, sequences: &[Sequence], seed: Option<u64>) -> Result<StepReport> {
+        self.adapted.check_heads(sequences)?;
         let config = &self.model.config;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let groups = batch::groups(&lengths, self.options.max_tokens)?;

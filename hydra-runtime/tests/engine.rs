@@ -213,6 +213,17 @@ fn what_does_not_fit_is_refused() {
     assert!(trainer.step(&[], 1e-3).is_err(), "nothing to learn from");
     assert!(trainer.step(&[Sequence::prompt(&[1, 2])], 1e-3).is_err(), "no target");
     assert!(trainer.step(&[Sequence::prompt(&[512])], 1e-3).is_err(), "outside the vocabulary");
+    let mut evaluator = Evaluator::new(&model, Some(&adapter), 16).unwrap();
+    assert_eq!(evaluator.last_logits(&[sequence(4, 1)], &[]).unwrap(), [[0f32; 0]], "none asked for");
+    // A label's head is one that there is.
+    let config = AdapterConfig { method: Method::Split, gate: GateKind::Label, heads: 2, ..AdapterConfig::default() };
+    let by_label = Adapter::init(model.config(), config, 1).unwrap();
+    let mut evaluator = Evaluator::new(&model, Some(&by_label), 16).unwrap();
+    assert!(evaluator.losses(&[sequence(4, 1)]).is_ok());
+    let said = evaluator.losses(&[sequence(4, 2)]).unwrap_err().to_string();
+    assert!(said.contains("head 2, of an adapter of 2"), "{said}");
+    let mut trainer = Trainer::new(&model, &by_label, options).unwrap();
+    assert!(trainer.step(&[sequence(4, 2)], 1e-3).is_err());
     // A gradient that is not finite leaves the adapter alone.
     let mut wild = adapter.clone();
     wild.layers[0][0].as_mut().unwrap().b.fill(3e38);

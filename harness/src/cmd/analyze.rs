@@ -41,10 +41,10 @@ pub struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     names: Option<Vec<String>>,
     /// Of t-SNE's start
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Of t-SNE: roughly the number of neighbours that count; a third of the points at most
-    #[arg(long, value_name = "P", default_value_t = 30.0, value_parser = super::not_negative)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 30.0, value_parser = super::not_negative)]
     perplexity: f64,
     /// Records to watch routers on, by category; needs --model
     #[arg(long, value_name = "FILE.jsonl", requires = "model")]
@@ -264,6 +264,9 @@ fn watch<B: Backend>(
         if adapter.config.gate == GateKind::Router {
             eprintln!("{name}: watching the router");
             let watched = router::watch(&model, adapter, &Sample::first(&encoded, arguments.records))?;
+            if !router::finite(&watched) {
+                bail!("{name}: a router's weights are not finite; the model or the adapter has values that aren't");
+            }
             all.push(Gates::new(name, adapter, &watched));
         }
     }

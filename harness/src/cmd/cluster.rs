@@ -2,6 +2,7 @@
 
 use crate::cluster::{self, Clustering, Range};
 use crate::data::records::{self, Record};
+use crate::interrupt;
 use crate::output::{self, printable};
 use crate::report::{self, Curve, curves, section, table};
 use anyhow::{Context, Result, bail};
@@ -46,13 +47,17 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let mut names = BTreeSet::from([FILE, PLOT, report::FILE].map(Into::into));
-    for path in &arguments.data {
+    for path in arguments.data.iter().filter(|_| arguments.out.is_some()) {
+        records::readable_twice(path)?;
         let name = path.file_name().with_context(|| format!("--data {}: not a file's name", path.display()))?;
         if !names.insert(name.to_os_string()) {
             bail!("--data {}: --out would have two files of this name", path.display());
         }
     }
     let folder = arguments.out.as_deref().map(NewFolder::begin).transpose().context("--out")?;
+    if let Some(folder) = &folder {
+        interrupt::discard(folder.path())?;
+    }
     let records = records::read_all(&arguments.data, records::CATEGORY)?;
     let clustering = cluster::find(&records, arguments.k, arguments.seed).context("--data")?;
     let meeting = cluster::contingency(&records, &clustering);

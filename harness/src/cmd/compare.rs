@@ -6,7 +6,7 @@ mod summary;
 use super::experiment::kept::{self, Finished, Task};
 use super::experiment::plan::{Plan, Run, Settings};
 use super::experiment::tune::{self, Tuned};
-use super::experiment::{Corpus, Questions, Stage, digest, open_folder};
+use super::experiment::{Corpus, Questions, Stage, digest, keep_config, open_folder};
 use super::finetune::Source;
 use super::write_json;
 use crate::device::{ModelArgs, on_device};
@@ -70,7 +70,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()>
     }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions };
-    std::fs::copy(&arguments.config, out.join(MARK)).with_context(|| out.join(MARK).display().to_string())?;
+    keep_config(&arguments.config, &out.join(MARK))?;
     interrupt::listen()?;
     let Some(results) = results(&stage, &plan, &data, &eval_data, out)? else {
         output::print(format_args!("{}: stopped, the same command goes on\n", out.display()))?;

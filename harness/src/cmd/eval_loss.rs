@@ -73,6 +73,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
             found.all.loss
         );
     }
+    // Both are tried, whatever becomes of the other.
+    let json = arguments.json.map_or(Ok(()), |path| write_json(&path, &found));
     output::print(found.table())?;
-    arguments.json.map_or(Ok(()), |path| write_json(&path, &found))
+    json
 }

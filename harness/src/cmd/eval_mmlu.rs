@@ -7,7 +7,7 @@ use crate::mmlu::questions::{self, Selection};
 use crate::mmlu::score::score;
 use crate::mmlu::table::Report;
 use crate::output::{self, writable};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
@@ -21,7 +21,8 @@ pub struct Arguments {
     /// An adapter's folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// The head of this label, of an adapter with the label gate [default: the mean of the heads]
+    /// The head of this label, of an adapter with the label gate [default: a subject's, if it is called like a label, else the
+    /// mean of the heads]
     #[arg(long, value_name = "LABEL", requires = "adapter")]
     label: Option<String>,
     /// The original distribution (dev/, test/) or what `hydra fetch mmlu` wrote
@@ -49,6 +50,11 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
+    if let (Some(json), Some(predictions)) = (&arguments.json, &arguments.predictions)
+        && json == predictions
+    {
+        bail!("--json and --predictions are both {}", json.display());
+    }
     writable(arguments.json.as_ref())?;
     writable(arguments.predictions.as_ref())?;
     on_device!(arguments.model.device, device => run_on(device, arguments))
@@ -63,11 +69,11 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let model = Model::load(device, &checkpoint)?;
     let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, scoring)?;
     let report = Report::new(&outcome, shots, scoring);
+    let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    let text: String = lines.into_iter().map(|line| line + "\n").collect();
+    // Each is tried, whatever becomes of the others: it took long to find.
+    let predictions = predictions.map_or(Ok(()), |path| output::write(&path, &text));
+    let json = json.map_or(Ok(()), |path| write_json(&path, &report));
     output::print(report.table())?;
-    if let Some(path) = predictions {
-        let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-        let text: String = lines.into_iter().map(|line| line + "\n").collect();
-        output::write(&path, &text)?;
-    }
-    json.map_or(Ok(()), |path| write_json(&path, &report))
+    predictions.and(json)
 }

@@ -109,6 +109,12 @@ pub fn open_folder(out: &Path, mark: &str) -> Result<()> {
     Ok(())
 }
 
+/// The configuration as it is, in the folder; it may be the one there.
+pub fn keep_config(from: &Path, to: &Path) -> Result<()> {
+    let bytes = std::fs::read(from).with_context(|| from.display().to_string())?;
+    Ok(write_atomically(to, &bytes)?)
+}
+
 /// Writes JSON on one line: long lists of numbers.
 pub fn compact(value: &impl Serialize) -> Result<String> {
     Ok(serde_json::to_string(value)? + "\n")

@@ -14,7 +14,7 @@ use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
 use crate::{interrupt, output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
@@ -241,6 +241,13 @@ impl Prepared {
             if let Some(remark) = encoded.remark(seq_len) {
                 eprintln!("{what}: {remark}");
             }
+            let strangers = encoded.sequences.iter().filter(|sequence| sequence.head.is_none()).count();
+            if strangers > 0 && adapter.config.gate == GateKind::Label {
+                let of = encoded.sequences.len();
+                eprintln!(
+                    "{what}: {strangers} of {of} records have no label that has a head, and take the mean of the heads"
+                );
+            }
             Ok(encoded)
         };
         let data = encode("--data", records)?;
@@ -285,7 +292,8 @@ impl Prepared {
         let trained = session::train(model, adapter, data, recipe, held, keeping)?;
         let held_out = self.held_out.as_ref().map(|held_out| (held_out, "held-out records"));
         let (watched, what) = held_out.unwrap_or((data, "training records"));
-        let router = if watch { Router::watch(model, &trained.adapter, watched, what)? } else { None };
+        let steps = trained.steps.len();
+        let router = if watch { Router::watch(model, &trained.adapter, watched, what, steps)? } else { None };
         report::write_run(out, &manifest.options, &manifest.facts, &trained, &router)?;
         Ok(Done { trained, trainable, router })
     }

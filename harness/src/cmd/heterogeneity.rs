@@ -11,7 +11,7 @@ mod page;
 use super::experiment::kept::{self, Finished, Task};
 use super::experiment::plan::{Plan, Run};
 use super::experiment::scores::{difference, scores};
-use super::experiment::{Corpus, Stage, open_folder, raw_records, write_records};
+use super::experiment::{Corpus, Stage, keep_config, open_folder, raw_records, write_records};
 use super::finetune::Source;
 use super::{positive, write_json};
 use crate::data::records;
@@ -132,7 +132,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()>
     }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None };
-    std::fs::copy(&arguments.config, out.join(MARK)).with_context(|| out.join(MARK).display().to_string())?;
+    keep_config(&arguments.config, &out.join(MARK))?;
     let files = files(&draws, &plan, &arguments.data, out)?;
     interrupt::listen()?;
     let Some((base, found)) = results(&stage, &plan, &draws, &files, &eval_data, out)? else {

@@ -32,6 +32,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let path = locate(&arguments.path)?;
     let mut page = Page::default();
     if path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
+        if let Some(other) = &arguments.adapter {
+            bail!("--adapter {}: goes with a model, and {} is an adapter", other.display(), path.display());
+        }
         adapter(&mut page, &path)?;
     } else {
         let checkpoint = Checkpoint::open(&path)?;

@@ -5,7 +5,7 @@
 
 use super::{positive, write_json};
 use crate::data::encode::prompt_ids;
-use crate::output;
+use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind};
@@ -94,6 +94,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     });
     let options = MergeOptions { format, max_shard_bytes: (arguments.shard_size as u64).saturating_mul(1 << 20) };
     let folder = NewFolder::begin(&arguments.out).context("--out")?;
+    interrupt::discard(folder.path())?;
     let merged = merge::write(&checkpoint, &adapter, fold, folder.path(), options)?;
     let tolerance = tolerance(&merged);
     let check = compare(&arguments, &checkpoint, (&unmerged, head), folder.path())?;

@@ -60,6 +60,14 @@ pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
     Ok(records)
 }
 
+/// Fails if what is there gives its contents only once: a pipe.
+pub fn readable_twice(path: &Path) -> Result<()> {
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        bail!("{}: not a file; wanted one, as it is read more than once", path.display());
+    }
+    Ok(())
+}
+
 /// A file's lines that aren't blank, numbered from 1, without a byte order mark.
 pub fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);

@@ -81,7 +81,7 @@ pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
     if let Some(wanted) = &selection.subjects {
         let known = |name: &String| subjects.contains_key(name);
         if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
-            bail!("--subjects {unknown}: not in {name}");
+            bail!("--subjects {unknown:?}: not in {name}");
         }
         subjects.retain(|name, _| wanted.contains(name));
     }

@@ -1,6 +1,6 @@
 //! Whatever is wrong: one line on stderr, exit code 1 or 2, nothing written over.
 
-use super::support::{Scratch, fails, finetune, golden};
+use super::support::{Scratch, assets, fails, finetune, golden};
 use std::fs;
 
 #[test]
@@ -18,6 +18,7 @@ fn usage() {
     fails(2, "finetune --model m --data d --out o --top-k 0", &["--top-k", "from 1 on"]);
     fails(2, "finetune --model m --data d --out o --router-lr nan", &["--router-lr"]);
     fails(2, "finetune --model m --data d --out o --head-init zeros", &["zero, random"]);
+    fails(2, "analyze a --out o --seed -1", &["--seed <S>"]);
     fails(2, "train", &["train"]);
 }
 
@@ -55,6 +56,8 @@ fn options_that_do_not_go_together() {
         assert!(!fs::exists(&out).unwrap());
     };
     try_options("--targets q,z", &["--targets z"]);
+    try_options("--rank 18446744073709551615", &["rank 18446744073709551615, wanted 1 to"]);
+    try_options("--heads 18446744073709551615", &["18446744073709551615 heads, wanted 1 to"]);
     try_options("--method lora --heads 2", &["heads"]);
     try_options("--method lora --gate router", &["lora"]);
     try_options("--method split --heads 2", &["6 labels", "2 heads"]);
@@ -141,6 +144,16 @@ fn places_that_cannot_be_written() {
     let (model, data) = (case.join("model"), case.join("data.jsonl"));
     let loss = format!("eval loss --model {} --data {}", model.display(), data.display());
     fails(1, &format!("{loss} --json {kept}/x.json"), &["x.json"]);
+    // Before the work: there is no such model.
+    let mmlu = format!("eval mmlu --model absent --data {}", assets("mmlu"));
+    fails(1, &format!("{mmlu} --json {kept} --predictions {kept}"), &["--json and --predictions are both", "file.txt"]);
+    if cfg!(target_os = "linux") {
+        fails(1, &format!("{mmlu} --predictions /proc/x.jsonl"), &["can't write: /proc/x.jsonl"]);
+    }
+    let adapter = case.join("adapter");
+    fails(1, &format!("info {} --adapter {kept}", adapter.display()), &["file.txt: goes with a model"]);
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+    assert_eq!(fs::read_dir(scratch.path("kept")).unwrap().count(), 1);
 }
 
 #[test]
@@ -156,7 +169,7 @@ fn questions() {
     fails(1, &mmlu(&data, ""), &["x_test.csv:1", "\"E\""]);
     scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\n");
     fails(1, &mmlu(&data, "--shots 1"), &["x_dev.csv"]);
-    fails(1, &mmlu(&data, "--subjects y"), &["--subjects y"]);
+    fails(1, &mmlu(&data, "--subjects y"), &["--subjects \"y\""]);
     scratch.write("data/test/x_test.csv", format!("{},a,b,c,d,A\n", "long ".repeat(300)));
     fails(1, &mmlu(&data, ""), &["x 0", "context has 256"]);
 }
@@ -195,6 +208,8 @@ fn lines_of_questions() {
     let scratch = Scratch::new("lines");
     let model = golden("hydra").join("model");
     let good = r#"{"split":"test","subject":"s","question":"q","choices":["a","b","c","d"],"answer":"D"}"#;
+    let coloured = scratch.write("c.jsonl", good.replace("\"s\"", r#""\u001b[31ms""#));
+    fails(1, &format!("eval mmlu --model {} --data {coloured} --shots 1", model.display()), &["for \\u{1b}[31ms"]);
     let data = scratch.write("q.jsonl", format!("\u{feff}{good}\n\n{}\n", good.replace(",\"d\"", "")));
     let eval = format!("eval mmlu --model {} --data ", model.display());
     fails(1, &(eval.clone() + &data), &["q.jsonl:3", "length 3"]);
@@ -213,6 +228,20 @@ fn stdout_that_is_closed_or_full() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.starts_with("error: can't write to stdout: No space left"), "{said}");
+    // What was computed is in its file all the same.
+    let scratch = Scratch::new("full");
+    let (result, lines) = (scratch.path("result.json"), scratch.path("lines.jsonl"));
+    let (model, data) = (golden("hydra").join("model"), golden("hydra").join("data.jsonl"));
+    let loss = format!("eval loss --model {} --data {} --json {result}", model.display(), data.display());
+    let question = scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\n").replace("/test/x_test.csv", "");
+    let mmlu = format!("eval mmlu --model {} --data {question} --json {result} --predictions {lines}", model.display());
+    for line in [&loss, &mmlu] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        assert_eq!(command(line).stdout(full).status().unwrap().code(), Some(1));
+        assert!(fs::read_to_string(&result).unwrap().ends_with("}\n"), "{line}");
+        fs::remove_file(&result).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&lines).unwrap().lines().count(), 1);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = command(&info).stdout(writer).output().unwrap();

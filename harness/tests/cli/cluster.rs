@@ -163,6 +163,12 @@ fn what_cannot_be_clustered() {
     fails(1, &format!("cluster --data {broken} --out {out}"), &["broken.jsonl:2"]);
     let twice = scratch.write("again/d.jsonl", corpus(2, 10));
     fails(1, &format!("cluster --data {data} {twice} --out {out}"), &["two files of this name"]);
+    succeeds(&format!("cluster --data {data} {twice}"));
+    if cfg!(unix) {
+        // It gives nothing when it is read again.
+        fails(1, &format!("cluster --data /dev/stdin --out {out}"), &["/dev/stdin: not a file"]);
+        fails(1, &finetune("hydra", &out, "--data /dev/null"), &["/dev/null"]);
+    }
     assert!(!fs::exists(&out).unwrap());
     let full = scratch.write("full/file", "mine");
     fails(1, &format!("cluster --data {data} --out {}", scratch.path("full")), &["full", "not empty"]);
@@ -170,6 +176,28 @@ fn what_cannot_be_clustered() {
     assert_eq!(read(&full), "mine");
     let left: Vec<_> = fs::read_dir(&scratch.0).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().contains(".tmp")), "{left:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing() {
+    use std::process::Stdio;
+    let scratch = Scratch::new("cluster-ctrl-c");
+    let data = scratch.write("d.jsonl", corpus(8, 1500));
+    let out = scratch.path("folder/out");
+    let line = format!("cluster --data {data} --out {out}");
+    let mut child = command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let inside = || fs::read_dir(scratch.path("folder")).map_or(0, Iterator::count);
+    while inside() == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // It listens from a moment later on, and then counts for seconds.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len(), inside()), (Some(130), 0, 0));
 }
 
 const SHORT: &str = "--batch 4 --steps 2 --lr 1e-2 --warmup 0 --seq-len 64 --rank 2";
@@ -238,6 +266,12 @@ fn labels_of_any_field_have_heads() {
     let without = loss(&relabelled("\"cluster\": ", "\"else\": "), &out);
     assert_eq!(unknown, without);
     assert!((own - unknown).abs() > 1e-6, "{own} {unknown}");
+    // Training on such records is said to be so.
+    let strange = relabelled("\"cluster\": ", "\"cluster\": 7");
+    let further = train(&strange, &scratch.path("further"), &format!("--init-adapter {out}"));
+    let output = command(&further.replace("--seq-len 64", "--seq-len 256")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("60 of 60 records have no label that has a head"), "{said}");
     // And that mean is what the uniform fold gives.
     let merged = scratch.path("merged");
     succeeds(&format!("merge --model {} --adapter {out} --gate uniform --out {merged}", model.display()));

@@ -172,6 +172,35 @@ fn a_run_that_diverges_is_said_to() {
     assert!(result["rows"][0]["scores"]["loss"]["mean"].is_number());
 }
 
+/// After the last step, so that no step's loss tells.
+#[test]
+fn a_run_that_diverges_at_its_end_is_kept_as_such() {
+    let scratch = Scratch::new("compare-nan-end");
+    let out = scratch.path("out");
+    let text = config("[5]", 1, "warmup = 0\nlr = 1e-3\n[mmlu]\nlimit = 1\n[bootstrap]\nsamples = 10\n");
+    let mut runs = text.replace("targets = ['q', 'down']\n", "").replace("rank = 2\n", "rank = 2\nlr = 1e30\n");
+    runs += "[[run]]\nname = 'Router'\nlr = 1e30\n";
+    let line = compare(&scratch, &runs, &out, &format!("--mmlu {}", assets("mmlu")));
+    let table = succeeds(&line);
+    assert!(table.contains("Hydra, uniform, seed 5: the held-out loss is NaN"), "{table}");
+    assert!(table.contains("Router, seed 5: step 1: the router's weight is NaN"), "{table}");
+    assert_eq!(succeeds(&line), table, "taken up as it is");
+    let result = json(&format!("{out}/compare.json"));
+    assert!(result["rows"][1]["scores"].is_null() && result["rows"][0]["scores"]["loss"]["mean"].is_number());
+}
+
+#[test]
+fn the_configuration_may_be_the_one_in_the_folder() {
+    let scratch = Scratch::new("compare-own-config");
+    let out = scratch.path("out");
+    let text = config("[5]", 1, "[bootstrap]\nsamples = 10\n");
+    let line = compare(&scratch, &text, &out, "");
+    let table = succeeds(&line);
+    let own = format!("{out}/compare.toml");
+    assert_eq!(succeeds(&line.replace(&scratch.path("c.toml"), &own)), table);
+    assert_eq!(fs::read_to_string(own).unwrap(), text);
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_and_the_comparison_goes_on() {

@@ -85,7 +85,7 @@ fn what_is_wrong_is_named() {
     let scratch = Scratch::new("heterogeneity-bad");
     let out = scratch.path("out");
     let wrong = |config: &str, more: &str, wanted: &[&str]| fails(1, &line(&scratch, config, &out, more), wanted);
-    wrong(CONFIG, "--among facts,fiction", &["--among fiction", "arithmetic, facts, topics, words"]);
+    wrong(CONFIG, "--among facts,fiction", &["--among \"fiction\"", "arithmetic, facts, topics, words"]);
     wrong(CONFIG, "--records 5000", &["--records 5000", "the largest category"]);
     wrong(CONFIG, "--records 8 --counts 1,5", &["--counts 5", "4 categories"]);
     wrong(&format!("{CONFIG}[tune]\nlr = [1e-3]\n").replace("lr = 3e-3\n", ""), "", &["[tune] is for compare"]);

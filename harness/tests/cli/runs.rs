@@ -165,6 +165,32 @@ fn ctrl_c_saves_and_the_run_goes_on() {
     assert_eq!(column(&metrics, "loss"), column(&format!("{whole}/metrics.jsonl"), "loss"));
 }
 
+/// After the last step, so that no step's loss tells.
+#[test]
+fn a_run_that_diverges_at_its_end_fails() {
+    let scratch = Scratch::new("diverges");
+    let (out, blind) = (scratch.path("run"), scratch.path("blind"));
+    let (model, data) = (golden("hydra").join("model"), golden("hydra").join("data.jsonl"));
+    let with_model = format!("--model {} --data {}", model.display(), data.display());
+    let explode = "--steps 1 --batch 6 --lr 1e30 --schedule constant --warmup 0";
+    let last_line = |line: &str| {
+        let output = command(line).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{said}");
+        said.lines().last().unwrap().to_string()
+    };
+    let said = last_line(&finetune("hydra", &out, &format!("{explode} --eval-data {}", data.display())));
+    assert!(said.starts_with("error: stopped at step 1; the adapter after 0 steps is in"), "{said}");
+    assert!(said.contains("step 1: the held-out loss is NaN"), "{said}");
+    assert_eq!(column(&format!("{out}/evals.jsonl"), "step"), [0.0]);
+    succeeds(&format!("eval loss {with_model} --adapter {out}"));
+    // Where nothing is held out, the router tells.
+    let said = last_line(&finetune("hydra", &blind, explode));
+    assert!(said.contains("the router's weight is NaN"), "{said}");
+    let analyze = last_line(&format!("analyze {blind} {with_model} --out {}", scratch.path("inside")));
+    assert!(analyze.contains("blind: a router's weights are not finite"), "{analyze}");
+}
+
 #[test]
 fn what_was_chosen_is_written_down() {
     let scratch = Scratch::new("manifest");

@@ -73,7 +73,9 @@ impl Adapter {
         let layers = |found: &Found<'_>, _: &AdapterConfig| {
             let layer = |name: &String| name.strip_prefix(LAYERS)?.split_once('.')?.0.parse::<usize>().ok();
             // A number beyond the number of tensors is no layer's: what is missing is named.
-            found.keys().filter_map(layer).map(|layer| layer.saturating_add(1)).max().unwrap_or(0).min(found.len())
+            let layers = found.keys().filter_map(layer).map(|layer| layer.saturating_add(1)).max().unwrap_or(0);
+            // Likewise of the first layer's, if there is none.
+            layers.min(found.len()).max(1)
         };
         let sizes = |layer, projection, found: &Found<'_>, config: &AdapterConfig| {
             let [a, b] = match config.method {
@@ -144,9 +146,15 @@ impl Adapter {
         Ok(Self { config, layers })
     }
 
-    /// Writes both files into `dir`, which is made if need be; both or neither are replaced.
+    /// Writes both files into `dir`, which is made if need be; both or neither are replaced. What couldn't be read again, values
+    /// that aren't finite among it, is not written.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        self.config.check()?;
+        self.check()?;
+        let finite = |(_, _, pair): &(_, _, &AdapterPair)| pair.a.iter().chain(&pair.b).all(|x| x.is_finite());
+        if let Some((layer, projection, _)) = self.pairs().find(|pair| !finite(pair)) {
+            let place = format!("layer {layer} {}", projection.name());
+            return Err(Error::Invalid(format!("the adapter of {place} has values that are not finite")));
+        }
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let path = dir.join(TENSORS);
         let invalid = |e| Error::Invalid(format!("{}: {e}", path.display()));

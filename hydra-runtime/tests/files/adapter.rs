@@ -352,4 +352,39 @@ fn without_a_model_what_is_missing_is_named_and_no_number_is_taken_on_trust() {
     assert!(said.contains("lora_A.weight") && said.contains("lora_X"), "{said}");
     let said = renamed(b"layers.0.self_attn.k", b"layers.77777777777.k");
     assert!(said.contains("layers.0.self_attn.k_proj.lora_A.weight"), "{said}");
+    // No tensors at all aren't an adapter of no layers.
+    std::fs::write(&path, b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    let said = Adapter::open(dir.path()).unwrap_err().to_string();
+    assert!(said.contains("missing: base_model.model.model.layers.0."), "{said}");
+}
+
+#[test]
+fn an_adapter_that_could_not_be_read_again_is_not_written() {
+    let dir = tempdir().unwrap();
+    let good = adapter(Method::Split, GateKind::Label, 3);
+    good.save(dir.path()).unwrap();
+    let refused = |change: &dyn Fn(&mut Adapter)| {
+        let mut broken = good.clone();
+        change(&mut broken);
+        let said = broken.save(dir.path()).unwrap_err().to_string();
+        assert_eq!(Adapter::load(dir.path(), &model()).unwrap().layers, good.layers, "what was there is there");
+        (said, broken.head(1).is_err())
+    };
+    let pair = |adapter: &mut Adapter| adapter.layers[0][Projection::K as usize].clone().unwrap();
+    let fit = "layer 0 k_proj doesn't fit";
+    let broken: [&dyn Fn(&mut Adapter); 5] = [
+        &|adapter| adapter.layers[0][Projection::K as usize] = None,
+        &|adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().a.truncate(1),
+        &|adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().b.clear(),
+        &|adapter| adapter.config.rank = 9,
+        &|adapter| adapter.config.heads = 4,
+    ];
+    for change in broken {
+        let (said, head_refused) = refused(change);
+        assert!(said.contains(fit) && head_refused, "{said}");
+    }
+    let surplus = |adapter: &mut Adapter| adapter.layers[0][Projection::V as usize] = Some(pair(adapter));
+    assert!(refused(&surplus).0.contains("layer 0 v_proj"));
+    let spoilt = |adapter: &mut Adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().b[1] = f32::NAN;
+    assert!(refused(&spoilt).0.contains("not finite"));
 }

@@ -280,6 +280,11 @@ fn measure<B: Backend>(
     let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
     let losses = heldout::losses(&stage.model, adapter, data, |done| progress.update(done as u64, "held out"))?;
     drop(progress);
+    let held_out = HeldOut::of(&losses, &data.categories);
+    if !held_out.all.loss.is_finite() {
+        // Its questions have no answers, and JSON has no numbers for its records.
+        return Ok((held_out, None, Details::default()));
+    }
     let mut details = Details {
         nll: losses.iter().map(|loss: &SequenceLoss| loss.nll).collect(),
         targets: losses.iter().map(|loss| loss.targets).collect(),
@@ -295,7 +300,7 @@ fn measure<B: Backend>(
         details.subjects = outcome.predictions.iter().map(|p| p.subject.clone()).collect();
         details.correct = outcome.predictions.iter().map(|p| u8::from(p.answer == p.prediction)).collect();
     }
-    Ok((HeldOut::of(&losses, &data.categories), accuracy, details))
+    Ok((held_out, accuracy, details))
 }
 
 fn keep(dir: &Path, inputs: Map<String, Value>, finished: Finished) -> Result<Finished> {

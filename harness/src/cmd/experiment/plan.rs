@@ -137,6 +137,9 @@ impl Plan {
         if !(1..=1_000_000).contains(&bootstrap.samples) || !share {
             bail!("[bootstrap]: wanted 1 to 1000000 samples, and a level between 0 and 1");
         }
+        if mmlu.limit == Some(0) || mmlu.subjects.as_ref().is_some_and(Vec::is_empty) {
+            bail!("[mmlu]: wanted a limit from 1 on, and one subject at least");
+        }
         if let Some(tune) = &tune {
             tune.check().context("[tune]")?;
             if defaults.contains_key("lr") {
@@ -173,8 +176,10 @@ impl Plan {
 
 impl Tune {
     fn check(&self) -> Result<()> {
-        if self.lr.is_empty() || self.lr.iter().any(|lr| !(lr.is_finite() && *lr > 0.0)) {
-            bail!("lr: wanted a list of numbers above 0");
+        // As finetune takes them.
+        let trained = |&lr: &f64| (lr as f32).is_finite() && lr as f32 > 0.0;
+        if self.lr.is_empty() || !self.lr.iter().all(trained) {
+            bail!("lr: wanted a list of numbers above 0, within the range of f32");
         }
         if !(self.fraction > 0.0 && self.fraction <= 1.0) {
             bail!("fraction {}: wanted more than 0 and at most 1", self.fraction);
@@ -307,6 +312,9 @@ mod tests {
         assert!(wrong("[[run]]\nname = 'a'\nrecompute = 1").contains("wanted true or false"));
         assert!(wrong("[[run]]\nname = 'a'\nlr = [1e-3]").contains("[tune]"));
         assert!(wrong("[tune]\nlr = []\n[[run]]\nname = 'a'").contains("numbers above 0"));
+        assert!(wrong("[tune]\nlr = [1e-3, 1e40]\n[[run]]\nname = 'a'").contains("range of f32"));
+        assert!(wrong("[mmlu]\nlimit = 0\n[[run]]\nname = 'a'").contains("limit from 1 on"));
+        assert!(wrong("[mmlu]\nsubjects = []\n[[run]]\nname = 'a'").contains("one subject"));
         assert!(wrong("[tun]\nlr = []\n[[run]]\nname = 'a'").contains("unknown field `tun`"));
     }
 }

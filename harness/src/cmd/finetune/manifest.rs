@@ -4,7 +4,7 @@ use super::Arguments;
 use crate::cluster::Clustering;
 use crate::cmd::write_json;
 use crate::data::encode::Encoded;
-use crate::data::records::CATEGORY;
+use crate::data::records::{CATEGORY, readable_twice};
 use crate::session::Recipe;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
@@ -137,6 +137,7 @@ fn contents(value: &Value) -> Value {
 
 /// A file's path, size and digest.
 pub fn describe(path: &Path) -> Result<Value> {
+    readable_twice(path)?;
     let at = || path.display().to_string();
     let mut file = File::open(path).with_context(at)?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);

@@ -36,7 +36,7 @@ impl<'r> Draws<'r> {
         if let Some(among) = among {
             if let Some(unknown) = among.iter().find(|name| !categories.contains_key(name.as_str())) {
                 let known: Vec<&str> = categories.keys().copied().collect();
-                bail!("--among {unknown}: no such category in --data, which has {}", known.join(", "));
+                bail!("--among {unknown:?}: no such category in --data, which has {}", known.join(", "));
             }
             categories.retain(|name, _| among.iter().any(|wanted| wanted == name));
         }
@@ -152,7 +152,7 @@ mod tests {
         };
         assert!(
             wrong(None, Some(&["x".into()]), None)
-                .contains("--among x: no such category in --data, which has a, b, c, d")
+                .contains("--among \"x\": no such category in --data, which has a, b, c, d")
         );
         assert!(wrong(Some(5), Some(&["d".into()]), None).contains("has 3 records, and --records is 5"));
         assert!(wrong(Some(13), None, None).contains("the largest category, a, has 12"));
