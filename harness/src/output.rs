@@ -63,13 +63,22 @@ pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     try_beside(path).context("can't write")
 }
 
+/// `hydra` and its arguments as a shell reads them.
+pub fn command_line(words: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./=,:@%+-".contains(c);
+    let quoted = words.iter().map(|word| match word.chars().all(plain) && !word.is_empty() {
+        true => word.clone(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    });
+    std::iter::once("hydra".to_string()).chain(quoted).collect::<Vec<_>>().join(" ")
+}
+
 /// Writes a file, whole or not at all; what is there and no file (a pipe, /dev/stdout) is written into, not replaced.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    let at = || format!("can't write {}", path.display());
     if path.exists() && !path.is_file() {
-        return std::fs::write(path, text).with_context(at);
+        return std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()));
     }
-    write_atomically(path, text.as_bytes()).with_context(at)
+    write_atomically(path, text.as_bytes()).context("can't write")
 }
 
 #[cfg(test)]
@@ -79,6 +88,13 @@ mod tests {
     #[test]
     fn names_stay_on_their_line() {
         assert_eq!(printable("ü 漢\n\u{1b}[31m"), "ü 漢\\n\\u{1b}[31m");
+    }
+
+    #[test]
+    fn a_shell_reads_a_command_line_back() {
+        let words = ["--data".to_string(), "my 'data'.jsonl".into(), "--lr=1e-3".into(), String::new()];
+        let line = command_line(&words);
+        assert_eq!(line, r"hydra --data 'my '\''data'\''.jsonl' --lr=1e-3 ''");
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub fn write(out: &Path, title: &str, body: &str) -> Result<()> {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <title>{title}</title><style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n{body}</body></html>\n"
     );
-    write_atomically(&path, page.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+    write_atomically(&path, page.as_bytes()).context("can't write")
 }
 
 /// A heading and what is under it, in HTML.
@@ -144,7 +144,7 @@ pub fn escape(text: &str) -> String {
 pub fn write_svg(path: &Path, svg: &str) -> Result<()> {
     let styled = svg.replacen(">\n", &format!("><style>{STYLE}</style>\n"), 1);
     let styled = styled.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
-    write_atomically(path, styled.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+    write_atomically(path, styled.as_bytes()).context("can't write")
 }
 
 const STYLE: &str = "\

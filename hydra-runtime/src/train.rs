@@ -89,6 +89,9 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         if options.max_tokens == 0 {
             return Err(Error::Invalid("training with max_tokens 0".into()));
         }
+        if let Some(clip) = options.clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
+            return Err(Error::Invalid(format!("clipping to a norm of {clip}: wanted a positive number, or none")));
+        }
         let (backend, config) = (&model.backend, &model.config);
         let adapted = Adapted::upload(backend, config, adapter)?;
         let purpose = Purpose::Training(options.keep);

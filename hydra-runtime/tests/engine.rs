@@ -224,6 +224,9 @@ fn what_does_not_fit_is_refused() {
     assert!(said.contains("head 2, of an adapter of 2"), "{said}");
     let mut trainer = Trainer::new(&model, &by_label, options).unwrap();
     assert!(trainer.step(&[sequence(4, 2)], 1e-3).is_err());
+    for clip in [0.0, -1.0, f32::NAN] {
+        assert!(Trainer::new(&model, &adapter, TrainOptions { clip: Some(clip), ..options }).is_err(), "clip {clip}");
+    }
     // A gradient that is not finite leaves the adapter alone.
     let mut wild = adapter.clone();
     wild.layers[0][0].as_mut().unwrap().b.fill(3e38);

@@ -6,7 +6,7 @@ use crate::cmd::experiment::plan::{Mmlu, Plan, Tune};
 use crate::cmd::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
 use crate::cmd::experiment::tune::Tuned;
 use crate::heldout::HeldOut;
-use crate::output::{printable, text_table};
+use crate::output::{command_line, printable, text_table};
 use crate::session::mib;
 use crate::statistics::{Bootstrap, Estimate, Interval};
 use anyhow::Result;
@@ -104,7 +104,7 @@ impl<'a> Summary<'a> {
             let difference = if i > 0 { difference(seeds, first, &plan.bootstrap)? } else { None };
             rows.push(Row {
                 name: &run.name,
-                command: format!("hydra {}", found.command.join(" ")),
+                command: command_line(&found.command),
                 trainable: found.trainable,
                 trainable_by_seed: seeds.iter().map(|f| f.found.trainable).collect(),
                 share: found.share,
