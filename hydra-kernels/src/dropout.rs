@@ -23,6 +23,9 @@ pub struct Dropout {
 /// Elements that one mix decides.
 const LANES: usize = 4;
 
+/// Elements whose mixes are drawn together, so that they fill vectors.
+const BLOCK: usize = 64;
+
 impl Dropout {
     /// p · 2¹⁶, rounded: 0 ..= 65536.
     pub fn threshold(&self) -> u32 {
@@ -46,6 +49,7 @@ impl Dropout {
 
 /// `out` [rows, cols] = mask ∘ `x` / (1 − p).
 pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: Dropout) -> Result<(), Error> {
+    let (threshold, scale) = (mask.threshold(), mask.scale());
     apply(
         isa,
         out,
@@ -53,7 +57,22 @@ pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: 
         cols,
         mask,
         #[inline(always)]
-        |out: &mut f32, x| *out = x,
+        move |out: &mut f32, x: E, draw| *out = kept(x.widen(), draw, threshold, scale),
+    )
+}
+
+/// `out` [rows, cols] = mask ∘ `x`: what is kept stays as it is, and 1 / (1 − p) is owed by the product that reads it.
+pub fn dropout_unscaled<E: Float>(isa: Isa, out: &mut [E], x: &[E], cols: usize, mask: Dropout) -> Result<(), Error> {
+    let threshold = mask.threshold();
+    let (least, any) = (threshold.min(0xffff) as u16, threshold <= 0xffff);
+    apply(
+        isa,
+        out,
+        x,
+        cols,
+        mask,
+        #[inline(always)]
+        move |out: &mut E, x, draw| *out = if any && draw >= least { x } else { E::zeroed() },
     )
 }
 
@@ -66,11 +85,9 @@ pub fn dropout_in_place(isa: Isa, x: &mut [f32], cols: usize, mask: Dropout) -> 
         || {
             for (x, row) in x.chunks_exact_mut(cols.max(1)).zip(0u64..) {
                 let key = row_key(mask.seed, mask.first_row.wrapping_add(row));
-                for (x, group) in x.chunks_mut(LANES).zip(0u64..) {
-                    let bits = mix(key, group);
-                    for (i, x) in x.iter_mut().enumerate() {
-                        *x = kept(*x, bits, i, threshold, scale);
-                    }
+                for (x, block) in x.chunks_mut(BLOCK).zip(0u64..) {
+                    let draws = draws(key, block);
+                    x.iter_mut().zip(draws).for_each(|(x, draw)| *x = kept(*x, draw, threshold, scale));
                 }
             }
         },
@@ -86,6 +103,7 @@ pub fn dropout_accumulate<E: Float>(
     cols: usize,
     mask: Dropout,
 ) -> Result<(), Error> {
+    let (threshold, scale) = (mask.threshold(), mask.scale());
     apply(
         isa,
         dx,
@@ -93,35 +111,35 @@ pub fn dropout_accumulate<E: Float>(
         cols,
         mask,
         #[inline(always)]
-        |dx: &mut E, dy| *dx = E::round(dx.widen() + dy),
+        move |dx: &mut E, dy, draw| *dx = E::round(dx.widen() + kept(dy, draw, threshold, scale)),
     )
 }
 
+/// `put(out, x, draw)` for each element of rows of one width.
 #[inline(always)]
-fn apply<O, X: Float>(
+fn apply<O, X: Copy>(
     isa: Isa,
     out: &mut [O],
     x: &[X],
     cols: usize,
     mask: Dropout,
-    put: impl Fn(&mut O, f32),
+    put: impl Fn(&mut O, X, u16),
 ) -> Result<(), Error> {
     exact("out", x.len(), out.len())?;
     whole_rows(x.len(), cols)?;
-    let (threshold, scale) = (mask.threshold(), mask.scale());
     isa.vectorize(
         #[inline(always)]
         || {
             let rows = out.chunks_exact_mut(cols.max(1)).zip(x.chunks_exact(cols.max(1)));
             for ((out, x), row) in rows.zip(0u64..) {
                 let key = row_key(mask.seed, mask.first_row.wrapping_add(row));
-                let (out_whole, out_rest) = out.as_chunks_mut::<LANES>();
-                let (x_whole, x_rest) = x.as_chunks::<LANES>();
-                let last = x_whole.len() as u64;
-                for ((out, x), group) in out_whole.iter_mut().zip(x_whole).zip(0u64..) {
-                    put_group(out, x, mix(key, group), threshold, scale, &put);
+                let (out, out_rest) = out.as_chunks_mut::<BLOCK>();
+                let (x, x_rest) = x.as_chunks::<BLOCK>();
+                let last = x.len() as u64;
+                for ((out, x), block) in out.iter_mut().zip(x).zip(0u64..) {
+                    put_block(out, x, draws(key, block), &put);
                 }
-                put_group(out_rest, x_rest, mix(key, last), threshold, scale, &put);
+                put_block(out_rest, x_rest, draws(key, last), &put);
             }
         },
     );
@@ -129,16 +147,32 @@ fn apply<O, X: Float>(
 }
 
 #[inline(always)]
-fn put_group<O, X: Float>(out: &mut [O], x: &[X], bits: u64, threshold: u32, scale: f32, put: &impl Fn(&mut O, f32)) {
-    for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
-        put(out, kept(x.widen(), bits, i, threshold, scale));
+fn put_block<O, X: Copy>(out: &mut [O], x: &[X], draws: [u16; BLOCK], put: &impl Fn(&mut O, X, u16)) {
+    for ((out, &x), draw) in out.iter_mut().zip(x).zip(draws) {
+        put(out, x, draw);
     }
 }
 
 #[inline(always)]
-fn kept(x: f32, bits: u64, i: usize, threshold: u32, scale: f32) -> f32 {
+fn kept(x: f32, draw: u16, threshold: u32, scale: f32) -> f32 {
     // A choice, not a product: 0 · ∞ would be NaN.
-    if lane(bits, i) >= threshold { x * scale } else { 0.0 }
+    if u32::from(draw) >= threshold { x * scale } else { 0.0 }
+}
+
+/// What decides about elements BLOCK · `block` .. of a row.
+#[inline(always)]
+fn draws(key: u64, block: u64) -> [u16; BLOCK] {
+    const MIXES: usize = BLOCK / LANES;
+    let first = block.wrapping_mul(MIXES as u64);
+    let mut mixes = [0; MIXES];
+    for (bits, i) in mixes.iter_mut().zip(0u64..) {
+        *bits = mix(key, first.wrapping_add(i));
+    }
+    if cfg!(target_endian = "little") {
+        bytemuck::cast(mixes)
+    } else {
+        core::array::from_fn(|i| lane(mixes[i / LANES], i % LANES) as u16)
+    }
 }
 
 fn whole_rows(len: usize, cols: usize) -> Result<(), Error> {

@@ -29,7 +29,7 @@ pub mod shape;
 pub mod softmax;
 pub mod workspace;
 
-pub use dropout::{Dropout, dropout, dropout_accumulate, dropout_in_place};
+pub use dropout::{Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled};
 pub use error::Error;
 pub use gate::{Gate, Routing, activate, mix, mix_backward, push};
 pub use gemm::{

@@ -1,8 +1,9 @@
 //! Functions of one number, softmax rows, dropout.
 
 use crate::support::{assert_close, isas, tolerance, values, wide};
+use half::bf16;
 use hydra_kernels::softmax::{log_sum_exp, softmax_backward_rows, softmax_rows};
-use hydra_kernels::{Dropout, dropout, dropout_accumulate, dropout_in_place, math, reference};
+use hydra_kernels::{Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled, math, reference};
 
 /// |got − want| in units of the last place of `want` (of the least subnormal below 2⁻¹²⁶).
 fn ulps(got: f32, want: f64) -> f64 {
@@ -104,7 +105,7 @@ fn softmax_and_its_gradient() {
 #[test]
 fn dropout_draws_the_same_mask_everywhere() {
     for isa in isas() {
-        for cols in [1, 3, 4, 5, 16, 67] {
+        for cols in [1, 3, 4, 5, 16, 67, 128, 200] {
             let mask = Dropout { p: 0.3, seed: 11, first_row: 5 };
             let x = values(6 * cols, 1);
             let mut out = vec![f32::NAN; x.len()];
@@ -113,6 +114,14 @@ fn dropout_draws_the_same_mask_everywhere() {
                 .map(|i| if mask.keeps(5 + (i / cols) as u64, i % cols) { x[i] * mask.scale() } else { 0.0 })
                 .collect();
             assert_eq!(out, want, "{isa:?} {cols}");
+            dropout_unscaled(isa, &mut out, &x, cols, mask).unwrap();
+            out.iter_mut().for_each(|out| *out *= mask.scale());
+            assert_eq!(out, want, "{isa:?} {cols} unscaled");
+            let narrow: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            let mut out = vec![bf16::NAN; x.len()];
+            dropout_unscaled(isa, &mut out, &narrow, cols, mask).unwrap();
+            let kept = |i: usize| if want[i] == 0.0 { bf16::ZERO } else { narrow[i] };
+            assert_eq!(out, (0..x.len()).map(kept).collect::<Vec<_>>(), "{isa:?} {cols} bf16");
             let mut in_place = x.clone();
             dropout_in_place(isa, &mut in_place, cols, mask).unwrap();
             assert_eq!(in_place, want, "{isa:?} {cols} in place");
@@ -133,7 +142,10 @@ fn dropout_keeps_the_right_share() {
         let ones = vec![1.0; 1 << 18];
         let mut out = ones.clone();
         let mask = Dropout { p, seed: 3, first_row: 0 };
+        dropout_unscaled(isa, &mut out, &ones, 512, mask).unwrap();
+        let unscaled = out.clone();
         dropout(isa, &mut out, &ones, 512, mask).unwrap();
+        assert!(unscaled.iter().zip(&out).all(|(unscaled, out)| (*unscaled != 0.0) == (*out != 0.0)));
         let kept = out.iter().filter(|&&x| x != 0.0).count() as f64 / out.len() as f64;
         let deviation = f64::from(p * (1.0 - p)).max(1e-9).sqrt() / (out.len() as f64).sqrt();
         assert!((kept - f64::from(1.0 - p)).abs() <= 5.0 * deviation + 1e-5, "{p}: {kept}");

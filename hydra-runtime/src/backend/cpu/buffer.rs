@@ -48,6 +48,12 @@ pub(super) trait Element: Float + Multiplicand + Default {
 
     fn values(x: &[Self]) -> Values<'_>;
 
+    /// The reverse of [`Element::values`].
+    ///
+    /// # Panics
+    /// As [`Element::of`].
+    fn slice(values: Values<'_>) -> &[Self];
+
     /// eˣ, as exact as what will be made of it.
     fn exp(x: f32) -> f32;
 
@@ -69,6 +75,11 @@ impl Element for f32 {
 
     fn values(x: &[f32]) -> Values<'_> {
         Values::F32(x)
+    }
+
+    fn slice(values: Values<'_>) -> &[f32] {
+        let Values::F32(x) = values else { panic!("{WRONG_KIND}") };
+        x
     }
 
     fn of(buffer: &Buffer) -> &[f32] {
@@ -94,6 +105,11 @@ impl Element for bf16 {
 
     fn values(x: &[bf16]) -> Values<'_> {
         Values::Bf16(x)
+    }
+
+    fn slice(values: Values<'_>) -> &[bf16] {
+        let Values::Bf16(x) = values else { panic!("{WRONG_KIND}") };
+        x
     }
 
     fn of(buffer: &Buffer) -> &[bf16] {

@@ -9,7 +9,7 @@
 
 use super::Cpu;
 use super::buffer::{Element, carve, floats};
-use super::linear::{Args, add, drop_rows};
+use super::linear::{Args, drop_rows, mask};
 use super::workspace::Area;
 use crate::Result;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values};
@@ -60,7 +60,7 @@ pub(super) fn adapter_gradients<E: Element>(
     })?;
     let da = &mut dparams[args.slot.a.clone()];
     let block = column_block(cpu, d_in);
-    let mut add_rows = |from: usize, end: usize, x: Values<'_>| {
+    let mut add_rows = |from: usize, end: usize, x: Values<'_>, scale: f32| {
         let height = end - from;
         let rows = Rows::transposed(&dhidden[from..], width);
         let sums = gradient.take::<f32>(height * d_in);
@@ -73,23 +73,23 @@ pub(super) fn adapter_gradients<E: Element>(
         for (i, sums) in sums.chunks(height * block).enumerate() {
             let columns = sums.len() / height;
             for (da, sums) in da[from * d_in..].chunks_exact_mut(d_in).zip(sums.chunks_exact(columns)) {
-                add(&mut da[i * block..][..columns], sums);
+                da[i * block..][..columns].iter_mut().zip(sums).for_each(|(da, sum)| *da += scale * sum);
             }
         }
         Ok::<_, crate::Error>(())
     };
     let (a_rows, stacked) = (shape.a_rows(), shape.stacked_rows());
-    let Some(key) = args.dropout else { return add_rows(0, stacked, x) };
+    let Some(key) = args.dropout else { return add_rows(0, stacked, x, 1.0) };
     // The mask comes before A, never before the router.
-    let dropped = dropped.take::<f32>(tokens * d_in);
+    let dropped = dropped.take::<E>(tokens * d_in);
     let rows = cpu.row_chunk(tokens);
     cpu.pool.install(|| {
         let chunks = dropped.par_chunks_mut(rows * d_in).enumerate();
         chunks.try_for_each(|(i, out)| drop_rows(cpu, key, out, x, i * rows, d_in))
     })?;
-    add_rows(0, a_rows, Values::F32(dropped))?;
+    add_rows(0, a_rows, E::values(dropped), mask(key, 0).scale())?;
     if a_rows < stacked {
-        add_rows(a_rows, stacked, x)?;
+        add_rows(a_rows, stacked, x, 1.0)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 //! A task takes some rows through the skinny product, the gate and the frozen product while they are in its cache; the
 //! adapter's product is a second term of the frozen one, added while the tile of y is in registers.
 
-use super::buffer::{Element, chunks};
+use super::buffer::{Element, carve, chunks, floats};
 use super::gradient::{Areas, adapter_gradients};
 use super::heads::{mix_rows, push_of, unmix_rows};
 use super::product::{Operand, column_block, columns_of, pack, product};
@@ -52,18 +52,19 @@ impl<'a> Parameters<'a> {
         Self { shape: slot.shape(tokens), scale: slot.scale, stacked, b }
     }
 
-    /// Rows `first ..` of [A; R], as columns: for x [A; R]ᵀ.
+    /// Rows `first ..` of scale · [A; R], as columns: for x [A; R]ᵀ.
     fn stacked_columns<E: Element>(
         &self,
         isa: E::Isa,
         area: &'a mut Area,
         first: usize,
         end: usize,
+        scale: f32,
     ) -> Result<Panels<'a, E>> {
         let (d_in, n) = (self.shape.d_in, end - first);
         let data = Values::F32(&self.stacked[first * d_in..]);
         let area = area.take(gemm::panels_len::<E>(isa, d_in, n));
-        pack(isa, area, d_in, n, Source::Dense { data, k_stride: 1, n_stride: d_in }, 1.0)
+        pack(isa, area, d_in, n, Source::Dense { data, k_stride: 1, n_stride: d_in }, scale)
     }
 
     /// scale · B: for dy B.
@@ -106,8 +107,9 @@ pub(super) fn forward<E: Element>(
     let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed());
     let Workspace { skinny_panels, router_panels, .. } = workspace;
     let a_end = if dropping { shape.a_rows() } else { shape.stacked_rows() };
-    let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end)?;
-    let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows())?;
+    let kept = args.dropout.map_or(1.0, |key| mask(key, 0).scale());
+    let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end, kept)?;
+    let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows(), 1.0)?;
     let n = shape.mixed();
     let heads = Operand {
         k: n,
@@ -156,9 +158,10 @@ fn before_gate<E: Element>(
     match args.dropout {
         None => product(hidden, rows, down)?,
         Some(key) => {
-            cpu.with_scratch(m * d_in, |dropped| {
+            cpu.with_scratch(floats::<E>(m * d_in), |scratch| {
+                let (dropped, _) = carve::<E>(scratch, m * d_in);
                 drop_rows(cpu, key, dropped, x, first_row, d_in)?;
-                product(hidden, Rows::row_major(&*dropped, d_in), down)?;
+                product(hidden, Rows::row_major(E::values(dropped), d_in), down)?;
                 Ok::<_, crate::Error>(())
             })?;
             if router.n > 0 {
@@ -169,22 +172,21 @@ fn before_gate<E: Element>(
     Ok(())
 }
 
-/// `out` = mask ∘ x / (1 − p), as many rows of x from `first_row` on as `out` has.
-pub(super) fn drop_rows(
+/// `out` = mask ∘ x, as many rows of x from `first_row` on as `out` has; the product that reads it has 1 / (1 − p).
+pub(super) fn drop_rows<E: Element>(
     cpu: &Cpu,
     key: DropoutKey,
-    out: &mut [f32],
+    out: &mut [E],
     x: Values<'_>,
     first_row: usize,
     d_in: usize,
 ) -> Result<()> {
-    let len = out.len();
-    let mask = Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 };
-    match x {
-        Values::F32(x) => dropout::dropout(cpu.isa, out, &x[first_row * d_in..][..len], d_in, mask)?,
-        Values::Bf16(x) => dropout::dropout(cpu.isa, out, &x[first_row * d_in..][..len], d_in, mask)?,
-    }
-    Ok(())
+    let x = &E::slice(x)[first_row * d_in..][..out.len()];
+    Ok(dropout::dropout_unscaled(cpu.isa, out, x, d_in, mask(key, first_row))?)
+}
+
+pub(super) fn mask(key: DropoutKey, first_row: usize) -> Dropout {
+    Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 }
 }
 
 /// The same for a handful of tokens: memory-bound, so the weights are read straight from their stored form.
@@ -355,7 +357,7 @@ fn add_masked<E: Element>(
     a: Panels<'_, E>,
 ) -> Result<()> {
     let (d_in, m) = (a.n, dhidden.len() / width);
-    let mask = Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 };
+    let mask = mask(key, first_row);
     cpu.with_scratch(m * d_in, |sums| {
         let term = Term { a: Rows::row_major(dhidden, width), b: a };
         gemm::gemm(isa, &mut *sums, d_in, m, d_in, Store::Overwrite, &[term])?;
