@@ -50,7 +50,6 @@ pub(in super::super) fn backward<E: Element>(
     let (d, group) = (shape.head_dim, shape.group());
     let workspace = &mut *cpu.workspace();
     let area = workspace.gradient.take::<f32>(tokens * (shape.q_width() + 2 * shape.kv_width()));
-    cpu.zero_values(area);
     let (dq_area, rest) = area.split_at_mut(tokens * shape.q_width());
     let (dk_area, dv_area) = rest.split_at_mut(tokens * shape.kv_width());
     {
@@ -185,10 +184,13 @@ fn key_task<E: Element>(
                     }
                     let (p, ds) = (E::values(p), E::values(ds));
                     let (dv, dk) = (&mut task.dv[key * d..], &mut task.dk[key * d..]);
-                    multiply(isa, dv, n, Store::Accumulate, Rows::transposed(p, n), do_panels)?;
-                    multiply(isa, dk, n, Store::Accumulate, Rows::transposed(ds, n), q_panels)?;
+                    // A key's first block of queries is the one on the diagonal; a query's first block of keys, the first of all.
+                    let store = |first| if first { Store::Overwrite } else { Store::Accumulate };
+                    let first_queries = (i, qb) == (0, b);
+                    multiply(isa, dv, n, store(first_queries), Rows::transposed(p, n), do_panels)?;
+                    multiply(isa, dk, n, store(first_queries), Rows::transposed(ds, n), q_panels)?;
                     let dq = &mut task.dq[(i * len + row) * d..];
-                    multiply(isa, dq, rows, Store::Accumulate, Rows::row_major(ds, n), k)?;
+                    multiply(isa, dq, rows, store(b == 0), Rows::row_major(ds, n), k)?;
                 }
             }
         }
