@@ -113,7 +113,7 @@ impl<'a> Source<'a> {
             ..defaults
         };
         config.check()?;
-        // Itself, in training, its gradient, two moments, two copies of the last three, and a file of it, 4 bytes a value.
+        // Itself, in training, its gradient, two moments, the three before the latest step, and files of it, 4 bytes a value.
         room(config.parameters(model).saturating_mul(4 * 11), &format!("an adapter of rank {}", config.rank))?;
         Ok(Adapter::init(model, config, arguments.seed)?)
     }
