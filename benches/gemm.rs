@@ -1,10 +1,12 @@
 //! Single-core products at the projections' real sizes, with the frozen weight decoded and packed in the time, beside this
 //! core's peak: a loop of independent FMAs (VDPBF16PS, products of AMX tiles) in registers, measured in the same run.
 //!
-//! f32 products of dense weights are timed beside those of the `gemm` crate. Before a shape is timed, sampled elements are held
-//! to an f64 sum.
+//! f32 products of dense weights are timed beside those of the `gemm` crate, bf16 ones beside PyTorch's, if HYDRA_PYTHON names a
+//! Python that has it. Before a shape is timed, sampled elements are held to an f64 sum.
 
 mod common;
+#[path = "common/torch.rs"]
+mod torch;
 
 use common::{aligned, fastest, peaks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -15,6 +17,7 @@ use hydra_kernels::{
 };
 use std::hint::black_box;
 use std::time::Duration;
+use torch::{PYTHON, Torch};
 
 /// (name, tokens, d_out, d_in)
 const SHAPES: [(&str, usize, usize, usize); 7] = [
@@ -92,9 +95,15 @@ fn other_crate(y: &mut [f32], x: &[f32], w: &[f32], m: usize, n: usize, k: usize
 
 /// Holds 64 elements of `y` to the f64 sum over decoded rows.
 fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
+    let n = weight.rows();
+    let sampled: Vec<f32> = (0..64).map(|sample| y[sample * 7919 % m * n + sample * 104_729 % n]).collect();
+    check_sampled(&sampled, x, m, weight, exact);
+}
+
+fn check_sampled(sampled: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
     let (n, k) = (weight.rows(), weight.cols());
     let mut row = vec![0.0; k];
-    for sample in 0..64 {
+    for (sample, &got) in sampled.iter().enumerate() {
         let (i, j) = (sample * 7919 % m, sample * 104_729 % n);
         weight.decode_row(Isa::Portable, j, 0, &mut row);
         let (mut want, mut size) = (0.0, 0.0);
@@ -103,15 +112,18 @@ fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exac
             want += product;
             size += product.abs();
         }
-        // Quantised weights are rounded to bf16 where the product is bf16's.
+        // Quantised weights are rounded to bf16 where the product is bf16's, and so are PyTorch's results.
         let tolerance = if exact { (k + 8) as f64 * 6e-8 } else { 4e-3 };
-        let got = f64::from(y[i * n + j]);
+        let got = f64::from(got);
         assert!((got - want).abs() <= tolerance * size, "[{i}, {j}]: {got} where {want} is right");
     }
 }
 
 fn shapes(criterion: &mut Criterion) {
     let (f32_peak, bf16_peak) = peaks();
+    if std::env::var_os(PYTHON).is_none() {
+        println!("{PYTHON} names no Python with PyTorch: its products are left out");
+    }
     println!("peak of one core: {:.1} GFLOP/s f32, {:.1} bf16", f32_peak * 1e-9, bf16_peak * 1e-9);
     for (name, m, n, k) in SHAPES {
         let mut group = criterion.benchmark_group(format!("{name} {m}x{n}x{k}"));
@@ -174,6 +186,14 @@ fn shapes(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
                 bench.iter(|| product(isa, &mut y, Values::Bf16(black_box(x)), m, weight, panels));
             });
+            if format == Format::Bf16
+                && let Some((mut torch, sampled)) = Torch::begin(m, n, k)
+            {
+                check_sampled(&sampled, value, m, weight, false);
+                group.bench_function(BenchmarkId::new("bf16", "dense, PyTorch"), |bench| {
+                    bench.iter_custom(|products| torch.time(products));
+                });
+            }
         }
         group.finish();
     }
