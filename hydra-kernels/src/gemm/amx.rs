@@ -41,10 +41,6 @@ const K_BLOCK: usize = 576;
 /// A second term's block that still joins the first's.
 const K_JOINED: usize = 128;
 
-/// Blocks of k that a strip passes through before the next strip: more of them save loads and stores of sums, but leave room for
-/// fewer columns in L2, so that A is read more often.
-const BLOCKS: usize = 3;
-
 /// B's panels that stay in L2 (of 2 MiB on these machines) while strips of A pass.
 const B_BYTES: usize = 1024 * 1024;
 
@@ -128,24 +124,19 @@ pub(super) fn drive(
 ) {
     let mut strip = Strip(MaybeUninit::uninit());
     let mut store = store;
-    let mut done = 0;
-    loop {
-        let blocks = blocks(terms).skip(done).take(BLOCKS);
-        let depth = depth(blocks.clone());
-        if depth == 0 {
-            return;
-        }
-        let group = group(depth, n);
+    // A block of k at a time through all of C: more columns of fewer rows of B in L2, so that A is read less often.
+    for block in blocks(terms) {
+        let one = core::iter::once(block);
+        let group = group(depth(one.clone()), n);
         for first in (0..n).step_by(group) {
             let columns = group.min(n - first);
             for i in (0..m).step_by(MR) {
                 let data = &mut c[i * c_stride + first..];
                 let sums = Sums { data, row_stride: c_stride, panel_stride: NR, turns: false };
-                sweep(isa, sums, None, [i, first], [MR.min(m - i), columns], store, &mut strip, blocks.clone());
+                sweep(isa, sums, None, [i, first], [MR.min(m - i), columns], store, &mut strip, one.clone());
             }
         }
         store = Store::Accumulate;
-        done += BLOCKS;
     }
 }
 
