@@ -50,14 +50,19 @@ impl Dropout {
 /// `out` [rows, cols] = mask ∘ `x` / (1 − p).
 pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: Dropout) -> Result<(), Error> {
     let (threshold, scale) = (mask.threshold(), mask.scale());
-    apply(
+    exact("out", x.len(), out.len())?;
+    blocks(
         isa,
         out,
-        x,
         cols,
         mask,
         #[inline(always)]
-        move |out: &mut f32, x: E, draw| *out = kept(x.widen(), draw, threshold, scale),
+        move |at, out: &mut [f32], draws| {
+            let len = out.len();
+            for ((out, x), draw) in out.iter_mut().zip(&x[at..at + len]).zip(draws) {
+                *out = kept(x.widen(), draw, threshold, scale);
+            }
+        },
     )
 }
 
@@ -65,34 +70,35 @@ pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: 
 pub fn dropout_unscaled<E: Float>(isa: Isa, out: &mut [E], x: &[E], cols: usize, mask: Dropout) -> Result<(), Error> {
     let threshold = mask.threshold();
     let (least, any) = (threshold.min(0xffff) as u16, threshold <= 0xffff);
-    apply(
+    exact("out", x.len(), out.len())?;
+    blocks(
         isa,
         out,
-        x,
         cols,
         mask,
         #[inline(always)]
-        move |out: &mut E, x, draw| *out = if any && draw >= least { x } else { E::zeroed() },
+        move |at, out: &mut [E], draws| {
+            let len = out.len();
+            for ((out, &x), draw) in out.iter_mut().zip(&x[at..at + len]).zip(draws) {
+                *out = if any && draw >= least { x } else { E::zeroed() };
+            }
+        },
     )
 }
 
 /// `x` [rows, cols] = mask ∘ `x` / (1 − p).
 pub fn dropout_in_place(isa: Isa, x: &mut [f32], cols: usize, mask: Dropout) -> Result<(), Error> {
-    whole_rows(x.len(), cols)?;
     let (threshold, scale) = (mask.threshold(), mask.scale());
-    isa.vectorize(
+    blocks(
+        isa,
+        x,
+        cols,
+        mask,
         #[inline(always)]
-        || {
-            for (x, row) in x.chunks_exact_mut(cols.max(1)).zip(0u64..) {
-                let key = row_key(mask.seed, mask.first_row.wrapping_add(row));
-                for (x, block) in x.chunks_mut(BLOCK).zip(0u64..) {
-                    let draws = draws(key, block);
-                    x.iter_mut().zip(draws).for_each(|(x, draw)| *x = kept(*x, draw, threshold, scale));
-                }
-            }
+        move |_, x: &mut [f32], draws| {
+            x.iter_mut().zip(draws).for_each(|(x, draw)| *x = kept(*x, draw, threshold, scale));
         },
-    );
-    Ok(())
+    )
 }
 
 /// `dx` [rows, cols] += mask ∘ `dy` / (1 − p).
@@ -104,53 +110,47 @@ pub fn dropout_accumulate<E: Float>(
     mask: Dropout,
 ) -> Result<(), Error> {
     let (threshold, scale) = (mask.threshold(), mask.scale());
-    apply(
+    exact("out", dy.len(), dx.len())?;
+    blocks(
         isa,
         dx,
-        dy,
         cols,
         mask,
         #[inline(always)]
-        move |dx: &mut E, dy, draw| *dx = E::round(dx.widen() + kept(dy, draw, threshold, scale)),
+        move |at, dx: &mut [E], draws| {
+            let len = dx.len();
+            for ((dx, &dy), draw) in dx.iter_mut().zip(&dy[at..at + len]).zip(draws) {
+                *dx = E::round(dx.widen() + kept(dy, draw, threshold, scale));
+            }
+        },
     )
 }
 
-/// `put(out, x, draw)` for each element of rows of one width.
+/// `put(at, values, draws)` for each block of each row, which begins at element `at`.
 #[inline(always)]
-fn apply<O, X: Copy>(
+fn blocks<O>(
     isa: Isa,
     out: &mut [O],
-    x: &[X],
     cols: usize,
     mask: Dropout,
-    put: impl Fn(&mut O, X, u16),
+    put: impl Fn(usize, &mut [O], [u16; BLOCK]),
 ) -> Result<(), Error> {
-    exact("out", x.len(), out.len())?;
-    whole_rows(x.len(), cols)?;
+    whole_rows(out.len(), cols)?;
     isa.vectorize(
         #[inline(always)]
         || {
-            let rows = out.chunks_exact_mut(cols.max(1)).zip(x.chunks_exact(cols.max(1)));
-            for ((out, x), row) in rows.zip(0u64..) {
-                let key = row_key(mask.seed, mask.first_row.wrapping_add(row));
-                let (out, out_rest) = out.as_chunks_mut::<BLOCK>();
-                let (x, x_rest) = x.as_chunks::<BLOCK>();
-                let last = x.len() as u64;
-                for ((out, x), block) in out.iter_mut().zip(x).zip(0u64..) {
-                    put_block(out, x, draws(key, block), &put);
+            for (row, out) in out.chunks_exact_mut(cols.max(1)).enumerate() {
+                let key = row_key(mask.seed, mask.first_row.wrapping_add(row as u64));
+                let (whole, rest) = out.as_chunks_mut::<BLOCK>();
+                let last = whole.len();
+                for (block, out) in whole.iter_mut().enumerate() {
+                    put(row * cols + block * BLOCK, out, draws(key, block as u64));
                 }
-                put_block(out_rest, x_rest, draws(key, last), &put);
+                put(row * cols + last * BLOCK, rest, draws(key, last as u64));
             }
         },
     );
     Ok(())
-}
-
-#[inline(always)]
-fn put_block<O, X: Copy>(out: &mut [O], x: &[X], draws: [u16; BLOCK], put: &impl Fn(&mut O, X, u16)) {
-    for ((out, &x), draw) in out.iter_mut().zip(x).zip(draws) {
-        put(out, x, draw);
-    }
 }
 
 #[inline(always)]
