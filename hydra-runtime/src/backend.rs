@@ -11,6 +11,7 @@ pub mod cuda;
 use crate::Result;
 use crate::batch::Segment;
 use core::ops::Range;
+use hydra_kernels::dropout::Dropout;
 pub use hydra_kernels::gate::Routing;
 pub use hydra_kernels::gemm::Store;
 pub use hydra_kernels::quant::{Format, Weight};
@@ -50,6 +51,13 @@ pub struct DropoutKey {
     pub p: f32,
     /// Names the mask: the same seed draws the same mask again, in the backward pass.
     pub seed: u64,
+}
+
+impl DropoutKey {
+    /// The mask of an operand whose first row is row `first_row` of the pass.
+    pub fn mask(self, first_row: usize) -> Dropout {
+        Dropout { p: self.p, seed: self.seed, first_row: first_row as u64 }
+    }
 }
 
 /// An adapter as a linear operation reads it.

@@ -124,15 +124,12 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         let mut report = self.accumulate(sequences, Some(seed))?;
         let (backend, len) = (&self.model.backend, self.adapted.slots.len);
         report.grad_norm = backend.sum_of_squares(&self.grads, len)?.sqrt();
-        for (what, value) in [("loss", report.loss), ("gradient norm", report.grad_norm)] {
-            if !value.is_finite() {
-                let step = self.steps + 1;
-                if what == "loss" {
-                    self.undo();
-                }
-                return Err(Error::NotFinite { what, value, step });
-            }
-        }
+        let step = self.steps + 1;
+        let finite = |what, value: f64| {
+            if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { what, value, step }) }
+        };
+        finite("loss", report.loss).inspect_err(|_| self.undo())?;
+        finite("gradient norm", report.grad_norm)?;
         let scale = match self.options.clip {
             // PyTorch's clip_grad_norm_.
             Some(clip) => (f64::from(clip) / (report.grad_norm + 1e-6)).min(1.0) as f32,
@@ -144,7 +141,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         backend.copy(exp_avg, 0, &self.exp_avg, len)?;
         backend.copy(exp_avg_sq, 0, &self.exp_avg_sq, len)?;
         self.can_undo = true;
-        self.steps += 1;
+        self.steps = step;
         backend.adamw(
             &mut self.adapted.params,
             &mut self.exp_avg,
@@ -156,11 +153,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             scale,
         )?;
         let value = backend.sum_of_squares(&self.adapted.params, len)?;
-        if !value.is_finite() {
-            let step = self.steps;
-            self.undo();
-            return Err(Error::NotFinite { what: "sum of the adapter's squares", value, step });
-        }
+        finite("sum of the adapter's squares", value).inspect_err(|_| self.undo())?;
         Ok(report)
     }
 

@@ -9,7 +9,7 @@
 
 use super::Cpu;
 use super::buffer::{Element, carve, floats};
-use super::linear::{Args, drop_rows, mask};
+use super::linear::{Args, drop_rows};
 use super::workspace::Area;
 use crate::Result;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values};
@@ -87,7 +87,7 @@ pub(super) fn adapter_gradients<E: Element>(
         let chunks = dropped.par_chunks_mut(rows * d_in).enumerate();
         chunks.try_for_each(|(i, out)| drop_rows(cpu, key, out, x, i * rows, d_in))
     })?;
-    add_rows(0, a_rows, E::values(dropped), mask(key, 0).scale())?;
+    add_rows(0, a_rows, E::values(dropped), key.mask(0).scale())?;
     if a_rows < stacked {
         add_rows(a_rows, stacked, x, 1.0)?;
     }

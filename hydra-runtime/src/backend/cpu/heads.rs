@@ -9,7 +9,7 @@ use super::Cpu;
 use super::linear::Args;
 use crate::Result;
 use crate::backend::GateKind;
-use hydra_kernels::dropout::{self, Dropout};
+use hydra_kernels::dropout;
 use hydra_kernels::gate::{self, Gate, Routing};
 
 /// Activates the gate's columns of `hidden`, and mixes.
@@ -56,8 +56,7 @@ fn mix_activated(cpu: &Cpu, args: &Args<'_>, first_row: usize, mixed: &mut [f32]
 
 fn drop_heads(cpu: &Cpu, args: &Args<'_>, first_row: usize, mixed: &mut [f32]) -> Result<()> {
     let Some(key) = args.head_dropout else { return Ok(()) };
-    let mask = Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 };
-    Ok(dropout::dropout_in_place(cpu.isa, mixed, args.slot.shape.mixed(), mask)?)
+    Ok(dropout::dropout_in_place(cpu.isa, mixed, args.slot.shape.mixed(), key.mask(first_row))?)
 }
 
 fn gate_of<'a>(args: &Args<'a>, first_row: usize, tokens: usize) -> Gate<'a> {

@@ -17,7 +17,7 @@ use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, HydraShape};
-use hydra_kernels::dropout::{self, Dropout};
+use hydra_kernels::dropout;
 use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values, ValuesMut};
 use hydra_kernels::matvec;
 use rayon::prelude::*;
@@ -107,7 +107,7 @@ pub(super) fn forward<E: Element>(
     let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed());
     let Workspace { skinny_panels, router_panels, .. } = workspace;
     let a_end = if dropping { shape.a_rows() } else { shape.stacked_rows() };
-    let kept = args.dropout.map_or(1.0, |key| mask(key, 0).scale());
+    let kept = args.dropout.map_or(1.0, |key| key.mask(0).scale());
     let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end, kept)?;
     let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows(), 1.0)?;
     let n = shape.mixed();
@@ -182,11 +182,7 @@ pub(super) fn drop_rows<E: Element>(
     d_in: usize,
 ) -> Result<()> {
     let x = &E::slice(x)[first_row * d_in..][..out.len()];
-    Ok(dropout::dropout_unscaled(cpu.isa, out, x, d_in, mask(key, first_row))?)
-}
-
-pub(super) fn mask(key: DropoutKey, first_row: usize) -> Dropout {
-    Dropout { p: key.p, seed: key.seed, first_row: first_row as u64 }
+    Ok(dropout::dropout_unscaled(cpu.isa, out, x, d_in, key.mask(first_row))?)
 }
 
 /// The same for a handful of tokens: memory-bound, so the weights are read straight from their stored form.
@@ -254,7 +250,7 @@ fn forward_few(
     Ok(())
 }
 
-pub(super) fn add(y: &mut [f32], x: &[f32]) {
+fn add(y: &mut [f32], x: &[f32]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
 }
 
@@ -357,7 +353,7 @@ fn add_masked<E: Element>(
     a: Panels<'_, E>,
 ) -> Result<()> {
     let (d_in, m) = (a.n, dhidden.len() / width);
-    let mask = mask(key, first_row);
+    let mask = key.mask(first_row);
     cpu.with_scratch(m * d_in, |sums| {
         let term = Term { a: Rows::row_major(dhidden, width), b: a };
         gemm::gemm(isa, &mut *sums, d_in, m, d_in, Store::Overwrite, &[term])?;

@@ -5,7 +5,6 @@ use super::state::State;
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
-use hydra_kernels::dropout::Dropout;
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Ptr, Rows, Second, UpBackward};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
@@ -63,7 +62,7 @@ impl Adapter {
 
 fn mask(key: Option<DropoutKey>) -> Mask {
     key.map_or(Mask::default(), |key| {
-        let dropout = Dropout { p: key.p, seed: key.seed, first_row: 0 };
+        let dropout = key.mask(0);
         Mask { seed: key.seed, threshold: dropout.threshold(), scale: dropout.scale() }
     })
 }
