@@ -30,6 +30,7 @@ pub mod tolerance {
 pub trait Element: Multiplicand {
     const OPERATOR: f64;
     fn from(x: f32) -> Self;
+    fn wide(self) -> f32;
     fn isas() -> Vec<Self::Isa>;
 }
 
@@ -37,6 +38,9 @@ impl Element for f32 {
     const OPERATOR: f64 = tolerance::OPERATOR_F32;
     fn from(x: f32) -> f32 {
         x
+    }
+    fn wide(self) -> f32 {
+        self
     }
     fn isas() -> Vec<Isa> {
         isas()
@@ -47,6 +51,9 @@ impl Element for bf16 {
     const OPERATOR: f64 = tolerance::OPERATOR_BF16;
     fn from(x: f32) -> bf16 {
         bf16::from_f32(x)
+    }
+    fn wide(self) -> f32 {
+        self.to_f32()
     }
     fn isas() -> Vec<Bf16Isa> {
         isas();

@@ -58,6 +58,16 @@ impl Part<'_, '_> {
         self.len.next_multiple_of(K_STEP)
     }
 
+    /// Its rows of A from row `i` on, and their distance in bytes; nothing is read.
+    fn rows_from(&self, i: usize) -> (*const u8, usize) {
+        let a = self.term.a;
+        let at = i * a.row_stride + self.first * a.col_stride;
+        match a.data {
+            Values::F32(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<f32>()),
+            Values::Bf16(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<bf16>()),
+        }
+    }
+
     /// The panel that begins at column `j`, from this part's first row on.
     fn panel(&self, j: usize) -> &[bf16] {
         let padded = self.term.b.k.next_multiple_of(K_STEP);
@@ -196,7 +206,7 @@ fn sweep<'t, 'a: 't>(
     while let Some(parts) = blocks.next() {
         let places = place(isa, strip, &parts, i, size[0]);
         let rounded = if blocks.peek().is_none() { rounded.take() } else { None };
-        strip_times_panels(isa, &mut sums, rounded, size, first, store, strip, &parts, places);
+        strip_times_panels(isa, &mut sums, rounded, size, [i, first], store, strip, &parts, places);
         store = Store::Accumulate;
     }
 }
@@ -279,7 +289,7 @@ fn strip_times_panels(
     sums: &mut Sums<'_>,
     mut rounded: Option<Rounded<'_>>,
     [rows, columns]: [usize; 2],
-    first: usize,
+    [i, first]: [usize; 2],
     store: Store,
     strip: &mut Strip,
     parts: &Block<'_, '_>,
@@ -305,7 +315,8 @@ fn strip_times_panels(
             a: [[strip.at(0).cast_const(); 2]; 2],
             a_row_bytes: [0; 2],
             a_step_bytes: [0; 2],
-            ahead: strip.at(0).cast_const(),
+            ahead: strip.at(0).cast_const().cast(),
+            ahead_row_bytes: 0,
             b: [strip.at(0).cast_const(); 2],
             steps: [0; 2],
             b_panel_bytes: [0; 2],
@@ -320,6 +331,9 @@ fn strip_times_panels(
             assert!(out.data.len() >= (rows - 1) * out.row_stride + panels * NR);
             job.rounded = out.data.as_mut_ptr();
             job.rounded_row_bytes = out.row_stride * size_of::<bf16>();
+        }
+        if let Some(part) = &parts[0] {
+            (job.ahead, job.ahead_row_bytes) = part.rows_from(i + MR);
         }
         for (q, part) in parts.iter().enumerate() {
             let Some(part) = part else { continue };
@@ -339,9 +353,6 @@ fn strip_times_panels(
                     job.a[q] = [data.as_ptr(), lower];
                     job.a_row_bytes[q] = row_stride * size_of::<bf16>();
                     job.a_step_bytes[q] = K_STEP * size_of::<bf16>();
-                    if q == 0 {
-                        job.ahead = data.as_ptr().wrapping_add(MR * row_stride);
-                    }
                 }
             }
             job.b[q] = from.as_ptr();

@@ -275,6 +275,63 @@ fn panels_across_features(
     }
 }
 
+/// Panels of a matrix [k, n] by its columns, each of which is `2 · k` bytes of bf16: `out` as in [`panels_across`].
+pub(super) fn panels_along<'a>(
+    _isa: Avx512Bf16,
+    out: &mut [[u8; 128]],
+    steps: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    column: impl Fn(usize) -> &'a [u8],
+) {
+    assert!(out.len() >= n.div_ceil(NR) * steps && 2 * steps >= k);
+    // SAFETY: the token proves the features.
+    unsafe { panels_along_features(out, steps, k, n, scale, column) }
+}
+
+/// Bytes of a column that are fetched before they are read.
+const COLUMN_AHEAD: usize = 512;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn panels_along_features<'a>(
+    out: &mut [[u8; 128]],
+    steps: usize,
+    k: usize,
+    n: usize,
+    scale: f32,
+    column: impl Fn(usize) -> &'a [u8],
+) {
+    let factor = _mm512_set1_ps(scale);
+    for (panel, first) in out.chunks_exact_mut(steps).zip((0..n).step_by(NR)) {
+        for (part, p) in panel.chunks_mut(16).zip((0..).step_by(32)) {
+            let left = k.saturating_sub(p).min(32);
+            let mask = ((1u64 << left) - 1) as u32;
+            for half in 0..2 {
+                let rows = core::array::from_fn(|i| {
+                    let j = first + 16 * half + i;
+                    if j >= n || left == 0 {
+                        return _mm512_setzero_si512();
+                    }
+                    let column = column(j);
+                    assert!(column.len() == 2 * k);
+                    let at = column.as_ptr().wrapping_add(2 * p);
+                    // SAFETY: the mask admits `left` values from p on, which the column has; a prefetch reads nothing.
+                    let values = unsafe {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(COLUMN_AHEAD).cast());
+                        _mm512_maskz_loadu_epi16(mask, at.cast())
+                    };
+                    if scale == 1.0 { values } else { scaled(widened(values), factor) }
+                });
+                for (step, pairs) in part.iter_mut().zip(transpose(rows)) {
+                    // SAFETY: half a step of 32 columns is 64 bytes.
+                    unsafe { _mm512_storeu_si512(step.as_mut_ptr().add(64 * half).cast(), pairs) }
+                }
+            }
+        }
+    }
+}
+
 /// `panel[step][column]` = the pair (2 · step, 2 · step + 1) of a column's values, scaled and rounded: up to 16 steps of 32 columns.
 ///
 /// `columns[j]` are 32 values along k of column j.

@@ -5,12 +5,16 @@
 //! columns of a panel are gathered in a small buffer and transposed.
 
 #[cfg(target_arch = "x86_64")]
-use super::avx512bf16::{pairs_across, pairs_along, panels_across};
+use super::Values;
+#[cfg(target_arch = "x86_64")]
+use super::avx512bf16::{pairs_across, pairs_along, panels_across, panels_along};
 use super::drive::Tile;
 use super::{Multiplicand, Source, panels_len};
 use crate::error::{Error, at_least, extent};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Avx512Bf16;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::Format;
 
 /// Elements decoded at a time.
 const STRETCH: usize = 256;
@@ -63,10 +67,25 @@ pub fn pack<E: Multiplicand>(
     let panel = E::tile(isa);
     let out = bytemuck::cast_slice_mut::<E, u8>(&mut out[..len]);
     #[cfg(target_arch = "x86_64")]
-    if let (Some(pairs), Source::Dense { data, k_stride, n_stride: 1 }) = (E::pairs(isa), source) {
+    if let Some(pairs) = E::pairs(isa) {
+        let steps = k.next_multiple_of(panel.k_step) / 2;
         let (out, _) = out.as_chunks_mut();
-        panels_across(pairs, out, k.next_multiple_of(panel.k_step) / 2, k, n, scale, data, k_stride);
-        return Ok(());
+        match source {
+            Source::Dense { data, k_stride, n_stride: 1 } => {
+                panels_across(pairs, out, steps, k, n, scale, data, k_stride);
+                return Ok(());
+            }
+            Source::Dense { data: Values::Bf16(data), k_stride: 1, n_stride } => {
+                let column = |j: usize| bytemuck::cast_slice(&data[j * n_stride..][..k]);
+                panels_along(pairs, out, steps, k, n, scale, column);
+                return Ok(());
+            }
+            Source::WeightRows { weight, first } if weight.format() == Format::Bf16 => {
+                panels_along(pairs, out, steps, k, n, scale, |j| &weight.stored(first + j)[..2 * k]);
+                return Ok(());
+            }
+            _ => {}
+        }
     }
     let (out, _) = out.as_chunks_mut::<4>();
     let plain = E::widened(isa);

@@ -195,4 +195,27 @@ mod tests {
             assert_eq!(run(threads, Store::Accumulate), added);
         }
     }
+
+    /// Sums that don't fit the tiles' registers for long, a bf16 result, columns that come in two blocks.
+    #[test]
+    fn deep_products_into_bf16_are_rounded_once() {
+        let (tokens, rows, cols) = (37, 530, 2100);
+        let value = |i: usize| (i.wrapping_mul(2_654_435_761) >> 16 & 15) as f32 / 8.0 - 1.0;
+        let w: Vec<f32> = (0..rows * cols).map(value).collect();
+        let x: Vec<f32> = (0..tokens * cols).map(|i| value(i + 7)).collect();
+        let weight = Weight::from_f32(rows, cols, &w).unwrap();
+        let options = CpuOptions { threads: Some(2), precision: Precision::Bf16, ..CpuOptions::default() };
+        let cpu = Cpu::new(options).unwrap();
+        let (mut x_buffer, mut y) = (cpu.activation(x.len()).unwrap(), cpu.activation(tokens * rows).unwrap());
+        cpu.upload(&mut x_buffer, &x).unwrap();
+        cpu.linear(&mut y, Store::Overwrite, tokens, &x_buffer, &weight, None).unwrap();
+        let mut got = vec![0.0; tokens * rows];
+        cpu.download(&mut got, &y).unwrap();
+        for (i, got) in got.into_iter().enumerate() {
+            let (x, w) = (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
+            // Multiples of 1/64 below 2^12: exact in f32, whatever the order.
+            let want: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+            assert_eq!(got, half::bf16::from_f32(want).to_f32(), "[{}, {}]", i / rows, i % rows);
+        }
+    }
 }

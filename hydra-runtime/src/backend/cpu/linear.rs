@@ -130,7 +130,7 @@ pub(super) fn forward<E: Element>(
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
                 let heads = Term { a: Rows::row_major(&*mixed, n), b };
-                columns_of(isa, y, d_out, first, store, &[frozen, heads])
+                columns_of(cpu, isa, y, d_out, first, store, &[frozen, heads])
             })
         })?;
     }
@@ -327,7 +327,7 @@ pub(super) fn backward<E: Element>(
                 }
                 let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
                 let through = Term { a: Rows::row_major(&dhidden[first_row..], width), b: a };
-                columns_of(isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
+                columns_of(cpu, isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
                 match args.dropout {
                     Some(key) if first + columns == d_in => {
                         add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked)

@@ -2,11 +2,15 @@
 
 use super::Cpu;
 use super::buffer::{Element, chunks};
-use super::workspace::{Area, PANEL_VALUES};
+use super::workspace::{Area, PANEL_COLUMNS, PANEL_VALUES};
 use crate::Result;
 use crate::backend::Store;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values, ValuesMut};
 use rayon::prelude::*;
+
+/// A product with more terms than this into bf16 is summed in f32 beside it: with all of k at a time few columns' panels stay
+/// in L2, with a part of it the sums have to be kept.
+const DEEP: usize = 2048;
 
 /// The right operand of a product, packed a block of columns at a time.
 #[derive(Clone, Copy)]
@@ -75,7 +79,7 @@ pub(super) fn product<E: Element>(
         cpu.pool.install(|| {
             tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
                 let a = Rows::row_major(x.skip(i * rows * weight.k), weight.k);
-                columns_of(isa, y, n, first, store, &[Term { a, b }])
+                columns_of(cpu, isa, y, n, first, store, &[Term { a, b }])
             })
         })?;
     }
@@ -84,6 +88,7 @@ pub(super) fn product<E: Element>(
 
 /// Columns `first ..` of `y` [m, n] = or += Σ terms, as many as the terms have.
 pub(super) fn columns_of<E: Element>(
+    cpu: &Cpu,
     isa: E::Isa,
     y: ValuesMut<'_>,
     n: usize,
@@ -92,10 +97,21 @@ pub(super) fn columns_of<E: Element>(
     terms: &[Term<'_, E>],
 ) -> Result<()> {
     let (m, columns) = (y.len() / n, terms[0].b.n);
-    Ok(gemm::gemm(isa, y.skip(first), n, m, columns, store, terms)?)
+    match y {
+        ValuesMut::Bf16(y) if terms[0].b.k > DEEP && store == Store::Overwrite => {
+            cpu.with_scratch(m * columns, |sums| {
+                gemm::gemm(isa, &mut *sums, columns, m, columns, store, terms)?;
+                for (y, sums) in y.chunks_mut(n).zip(sums.chunks_exact(columns)) {
+                    gemm::to_bf16(cpu.bf16_isa, &mut y[first..first + columns], sums)?;
+                }
+                Ok(())
+            })
+        }
+        y => Ok(gemm::gemm(isa, y.skip(first), n, m, columns, store, terms)?),
+    }
 }
 
 /// Columns of a block that are packed together, of an operand of `k` rows.
 pub(super) fn column_block(cpu: &Cpu, k: usize) -> usize {
-    (PANEL_VALUES / k.max(1)).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN)
+    (PANEL_VALUES / k.max(1)).max(PANEL_COLUMNS).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN)
 }

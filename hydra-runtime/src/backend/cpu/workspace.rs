@@ -6,6 +6,9 @@ use bytemuck::Pod;
 /// Packed panels of one block of a weight: about this many values, a share of L3 that leaves room for the rows.
 pub(super) const PANEL_VALUES: usize = 1024 * 1024;
 
+/// But at least so many columns: for each block all rows are read again.
+pub(super) const PANEL_COLUMNS: usize = 512;
+
 /// Storage that grows to the largest size asked for, and holds f32 or bf16.
 #[derive(Default)]
 pub(super) struct Area(Aligned<u64>);
@@ -43,7 +46,7 @@ impl Workspace {
     /// An estimate of what a model whose widest matrix dimension is `widest` makes of it at `tokens` rows.
     pub fn bytes(tokens: usize, widest: usize, threads: usize) -> u64 {
         let rows = 2 * tokens * widest;
-        let panels = 2 * PANEL_VALUES.max(64 * widest);
+        let panels = 2 * PANEL_VALUES.max(PANEL_COLUMNS * widest);
         let scratch = threads * PANEL_VALUES;
         4 * (rows + panels + scratch) as u64
     }

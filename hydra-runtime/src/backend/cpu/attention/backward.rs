@@ -118,7 +118,8 @@ fn key_task<E: Element>(
             let q_head = task.kv_head * group + i;
             // Both forms of the head's queries and dO packed once.
             for block in 0..blocks {
-                let (n, q_block) = (rows_of(block), |x| Block::new(E::values(x), shape.q_width(), start + block * BLOCK, q_head * d));
+                let (n, q_block) =
+                    (rows_of(block), |x| Block::new(E::values(x), shape.q_width(), start + block * BLOCK, q_head * d));
                 let (q, d_o) = (q_block(saved.q), q_block(saved.d_o));
                 pack(isa, &mut q_panels[block * by_d..], n, d, q.as_rows(), scale)?;
                 pack(isa, &mut do_panels[block * by_d..], n, d, d_o.as_rows(), 1.0)?;
