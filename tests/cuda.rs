@@ -90,6 +90,12 @@ fn generation_on_the_emulator() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn more_memory_than_there_is() {
+    ops::more_memory_than_there_is(&support::gpu());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn golden_cases_on_a_gpu() {
     model::golden(support::gpu);
 }

@@ -79,6 +79,22 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     assert!(cuda.workspace_bytes(10, 10) > 0 && !cuda.describe().is_empty());
 }
 
+/// What was asked for and what is free is said; what is there can still be had.
+pub fn more_memory_than_there_is<D: Driver>(cuda: &Cuda<D>) {
+    let before = cuda.free_bytes().unwrap();
+    let kept = put(cuda, &[1.0, 2.0]);
+    let Err(error) = cuda.buffer(1 << 40) else { panic!("four TiB") };
+    let text = error.to_string();
+    assert!(text.contains("out of memory: 4194304.0 MiB asked for") && text.contains(" are free"), "{text}");
+    let more: Vec<_> = (1..100).map(|i| put(cuda, &vec![i as f32; 1000 * i])).collect();
+    for (i, buffer) in (1..100).zip(&more) {
+        assert_eq!(get(cuda, buffer, 1000 * i), vec![i as f32; 1000 * i]);
+    }
+    assert_eq!(get(cuda, &kept, 2), [1.0, 2.0]);
+    drop((kept, more));
+    assert_eq!(cuda.free_bytes().unwrap(), before);
+}
+
 pub fn embedding<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let (rows, columns) = (random.within(1, 40), if random.coin() { 256 } else { random.within(1, 100 * size) });
     let table = Stored::draw(random, rows, columns);

@@ -6,6 +6,7 @@
 //!
 //! The files here decide which launches make an operation; [`Driver`] is what starts them.
 
+mod arena;
 mod driver;
 mod gpu;
 mod linear;
