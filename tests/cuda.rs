@@ -79,6 +79,11 @@ fn golden_cases_compiled() {
 }
 
 #[test]
+fn a_step_waits_for_what_it_reads() {
+    model::a_step_waits_for_what_it_reads();
+}
+
+#[test]
 fn generation_compiled() {
     model::generation(emulated::compiled);
 }

@@ -52,33 +52,43 @@ const KEPT: usize = 8;
 
 /// Ids on the device. What was uploaded a little while ago is still there.
 pub(super) struct Ids<D: Driver> {
-    kept: Vec<(Vec<u32>, Area<D>)>,
+    /// [`KEPT`] arrays, each with room for `room` ids.
+    area: Area<D>,
+    room: usize,
+    kept: [Vec<u32>; KEPT],
     next: usize,
 }
 
 impl<D: Driver> Default for Ids<D> {
     fn default() -> Self {
-        Self { kept: Vec::new(), next: 0 }
+        Self { area: Area::default(), room: 0, kept: Default::default(), next: 0 }
     }
 }
 
 impl<D: Driver> Ids<D> {
-    /// Where `ids` are, until [`KEPT`] others have been asked for.
+    /// Where `ids` are, until others are asked for.
     pub fn on_device(&mut self, driver: &D, ids: &[u32]) -> Result<Ptr> {
-        if let Some((_, area)) = self.kept.iter_mut().find(|(kept, _)| kept == ids) {
-            return area.take(driver, size_of_val(ids));
+        if ids.len() > self.room {
+            // So that arrays begin at multiples of 256 bytes. They are all uploaded again.
+            self.room = ids.len().next_multiple_of(64);
+            self.kept.iter_mut().for_each(Vec::clear);
         }
-        if self.kept.len() < KEPT {
-            self.kept.push((Vec::new(), Area::default()));
-        }
-        let (kept, area) = &mut self.kept[self.next];
-        self.next = (self.next + 1) % KEPT;
-        // Not valid under the old name, whatever happens now.
-        kept.clear();
-        let memory = area.memory(driver, size_of_val(ids))?;
-        driver.upload(memory, 0, bytemuck::cast_slice(ids))?;
-        kept.extend_from_slice(ids);
-        Ok(Ptr(driver.address(memory)))
+        let bytes = size_of::<u32>() * self.room;
+        let memory = self.area.memory(driver, KEPT * bytes)?;
+        let place = match self.kept.iter().position(|kept| kept == ids) {
+            Some(place) => place,
+            None => {
+                let place = self.next;
+                self.next = (place + 1) % KEPT;
+                let kept = &mut self.kept[place];
+                // Not valid under the old name, whatever happens now.
+                kept.clear();
+                driver.upload(memory, bytes * place, bytemuck::cast_slice(ids))?;
+                kept.extend_from_slice(ids);
+                place
+            }
+        };
+        Ok(Ptr(driver.address(memory) + (bytes * place) as u64))
     }
 }
 
