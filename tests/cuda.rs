@@ -64,7 +64,6 @@ all! {
     ops::head: 8;
     ops::optimizer: 4;
     linear::frozen: 16;
-    linear::same_rows: 4;
     linear::adapted: 24;
 }
 

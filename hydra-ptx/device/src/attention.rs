@@ -1,8 +1,8 @@
 //! Causal attention over packed segments, after an optional prefix: o = softmax(q kᵀ / √d) v by blocks of keys with a running
 //! softmax (Dao et al., arXiv 2205.14135), and the pieces that its gradient shares.
 //!
-//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands are rounded to bf16 as they are loaded into
-//! shared memory; scores, probabilities and sums stay in registers in f32. Heads are padded with zeros to 64 or 128 columns.
+//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands and results are bf16; scores, probabilities and
+//! sums stay in registers in f32. Heads, of an even number of columns, are padded with zeros to 64 or 128 in shared memory.
 //!
 //! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the segment's
 //! length.
@@ -57,7 +57,7 @@ pub unsafe fn group(heads: u32, kv_heads: u32) -> u32 {
 #[derive(Clone, Copy)]
 pub struct Head {
     /// Row 0's first column.
-    pub at: *const f32,
+    pub at: *const u16,
     /// From a row to the next.
     pub pitch: u32,
     /// Columns.
@@ -67,11 +67,11 @@ pub struct Head {
 impl Head {
     /// Head `head` of `heads`.
     #[inline(always)]
-    pub unsafe fn new(at: *const f32, head: u32, heads: u32, d: u32) -> Self {
+    pub unsafe fn new(at: *const u16, head: u32, heads: u32, d: u32) -> Self {
         Self { at: at.add((head * d) as usize), pitch: heads * d, d }
     }
 
-    /// Loads `rows` rows from `row` on as bf16, of which `there` exist; the rest, and columns from d on, are zero.
+    /// Loads `rows` rows from `row` on, of which `there` exist; the rest, and columns from d on, are zero.
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_tile<const CHUNKS: u32>(self, to: u32, rows: u32, row: u32, there: u32) {
@@ -79,22 +79,19 @@ impl Head {
         while i < rows * CHUNKS {
             let (r, chunk) = (i / CHUNKS, i % CHUNKS);
             let from = self.at.add((row + r) as usize * self.pitch as usize + 8 * chunk as usize);
-            let mut values = [0.0; 8];
-            if r < there {
+            let mut words = [0; 4];
+            if r < there && 8 * chunk < self.d {
                 if self.d.is_multiple_of(8) {
-                    if 8 * chunk < self.d {
-                        let ([a, b, c, d], [e, f, g, h]) = (load4(from), load4(from.add(4)));
-                        values = [a, b, c, d, e, f, g, h];
-                    }
+                    words = load(from.cast::<U4>()).0;
                 } else {
-                    for l in 0..8 {
-                        if 8 * chunk + l < self.d {
-                            values[l as usize] = load(from.add(l as usize));
+                    for two in 0..4 {
+                        if 8 * chunk + 2 * two < self.d {
+                            words[two as usize] = load(from.cast::<u32>().add(two as usize));
                         }
                     }
                 }
             }
-            st_u4(at::<CHUNKS>(to, r, chunk), pack8(values));
+            st_u4(at::<CHUNKS>(to, r, chunk), words);
             i += threads();
         }
     }
@@ -115,7 +112,7 @@ pub fn column_of(n: usize, i: usize) -> u32 {
 /// Writes a result's rows that exist to head `head` of `heads`.
 #[inline(always)]
 pub unsafe fn store_rows<const N: usize>(
-    to: *mut f32,
+    to: *mut u16,
     head: u32,
     heads: u32,
     d: u32,
@@ -124,12 +121,13 @@ pub unsafe fn store_rows<const N: usize>(
     factors: [f32; 2],
 ) {
     for n in 0..N {
-        for i in 0..4 {
-            let (row, column) = (row_of(i), column_of(n, i));
+        for half in 0..2 {
+            let (row, column) = (row_of(2 * half), column_of(n, 0));
             if row < rows.count() && column < d {
                 let row = (rows.start + rows.first + row) as usize;
                 let at = to.add(row * (heads * d) as usize + (head * d + column) as usize);
-                store(at, values[n][i] * factors[i / 2]);
+                let [left, right] = [values[n][2 * half], values[n][2 * half + 1]];
+                store(at.cast::<u32>(), pack_bf16(left * factors[half], right * factors[half]));
             }
         }
     }
@@ -137,13 +135,13 @@ pub unsafe fn store_rows<const N: usize>(
 
 #[inline(always)]
 unsafe fn attention<const CHUNKS: u32, const N: usize>(
-    o: *mut f32,
+    o: *mut u16,
     lse: *mut f32,
-    q: *const f32,
-    k: *const f32,
-    v: *const f32,
-    prefix_k: *const f32,
-    prefix_v: *const f32,
+    q: *const u16,
+    k: *const u16,
+    v: *const u16,
+    prefix_k: *const u16,
+    prefix_v: *const u16,
     prefix: u32,
     tiles: *const u32,
     heads: u32,
@@ -225,13 +223,13 @@ macro_rules! widths {
         kernels! {$(
             /// o [tokens, heads d] and lse [tokens, heads]; see the module's heading. Grid: [tiles, heads], 128 threads.
             fn $name(
-                o: *mut f32,
+                o: *mut u16,
                 lse: *mut f32,
-                q: *const f32,
-                k: *const f32,
-                v: *const f32,
-                prefix_k: *const f32,
-                prefix_v: *const f32,
+                q: *const u16,
+                k: *const u16,
+                v: *const u16,
+                prefix_k: *const u16,
+                prefix_v: *const u16,
                 prefix: u32,
                 tiles: *const u32,
                 heads: u32,

@@ -16,13 +16,13 @@ use core::f32::consts::LOG2_E;
 
 #[inline(always)]
 unsafe fn dq_block<const CHUNKS: u32, const N: usize>(
-    dq: *mut f32,
-    d_o: *const f32,
+    dq: *mut u16,
+    d_o: *const u16,
     lse: *const f32,
     delta: *const f32,
-    q: *const f32,
-    k: *const f32,
-    v: *const f32,
+    q: *const u16,
+    k: *const u16,
+    v: *const u16,
     tiles: *const u32,
     heads: u32,
     kv_heads: u32,
@@ -75,14 +75,14 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(
 
 #[inline(always)]
 unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(
-    dk: *mut f32,
-    dv: *mut f32,
-    d_o: *const f32,
+    dk: *mut u16,
+    dv: *mut u16,
+    d_o: *const u16,
     lse: *const f32,
     delta: *const f32,
-    q: *const f32,
-    k: *const f32,
-    v: *const f32,
+    q: *const u16,
+    k: *const u16,
+    v: *const u16,
     tiles: *const u32,
     heads: u32,
     kv_heads: u32,
@@ -147,15 +147,17 @@ macro_rules! widths {
     ($($dq:ident, $dkv:ident: $chunks:literal;)*) => {
         kernels! {
             /// delta [tokens, heads] = Σ d o ∘ o over a head; `rows` is tokens · heads. Grid: [rows / 8], 256 threads.
-            fn attention_delta(delta: *mut f32, d_o: *const f32, o: *const f32, rows: u32, d: u32) {
+            fn attention_delta(delta: *mut f32, d_o: *const u16, o: *const u16, rows: u32, d: u32) {
                 let row = block_x() * (THREADS / WARP) + warp();
                 if row >= rows {
                     return;
                 }
                 let at = row as usize * d as usize;
                 let (mut sum, mut i) = (0.0, lane());
-                while i < d {
-                    sum = fma(load(d_o.add(at + i as usize)), load(o.add(at + i as usize)), sum);
+                while 2 * i < d {
+                    let two = |from: *const u16| unpack2(load(from.add(at).cast::<u32>().add(i as usize)));
+                    let ([d0, d1], [o0, o1]) = (two(d_o), two(o));
+                    sum = fma(d1, o1, fma(d0, o0, sum));
                     i += WARP;
                 }
                 let sum = over_warp::<Sum>(sum);
@@ -166,13 +168,13 @@ macro_rules! widths {
             $(
             /// dq [tokens, heads d]. Grid: [tiles, heads], 128 threads.
             fn $dq(
-                dq: *mut f32,
-                d_o: *const f32,
+                dq: *mut u16,
+                d_o: *const u16,
                 lse: *const f32,
                 delta: *const f32,
-                q: *const f32,
-                k: *const f32,
-                v: *const f32,
+                q: *const u16,
+                k: *const u16,
+                v: *const u16,
                 tiles: *const u32,
                 heads: u32,
                 kv_heads: u32,
@@ -184,14 +186,14 @@ macro_rules! widths {
 
             /// dk, dv [tokens, kv_heads d]. Grid: [tiles, kv_heads], 128 threads.
             fn $dkv(
-                dk: *mut f32,
-                dv: *mut f32,
-                d_o: *const f32,
+                dk: *mut u16,
+                dv: *mut u16,
+                d_o: *const u16,
                 lse: *const f32,
                 delta: *const f32,
-                q: *const f32,
-                k: *const f32,
-                v: *const f32,
+                q: *const u16,
+                k: *const u16,
+                v: *const u16,
                 tiles: *const u32,
                 heads: u32,
                 kv_heads: u32,

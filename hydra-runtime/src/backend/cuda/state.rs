@@ -34,7 +34,7 @@ impl<D: Driver> Area<D> {
         self.take(driver, 4 * len)
     }
 
-    /// Room for a bf16 operand [rows, columns].
+    /// Room for an operand [rows, columns].
     pub fn operand(&mut self, driver: &D, rows: u32, columns: u32) -> Result<Ptr> {
         self.take(driver, 2 * rows as usize * padded(columns) as usize)
     }
@@ -92,23 +92,15 @@ impl<D: Driver> Ids<D> {
     }
 }
 
-/// Rows of a buffer as bf16: its version, how many, and their width.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Held {
-    version: u64,
-    rows: u32,
-    columns: u32,
-}
-
 /// One area for each thing that is alive at the same time.
 pub(super) struct State<D: Driver> {
-    /// x or dy as bf16.
-    rows: Area<D>,
-    /// What `rows` holds.
-    held: Option<Held>,
-    /// The mixed heads, or `hidden`'s gradient, as bf16.
+    /// x as an operand, where it isn't one.
+    pub x: Area<D>,
+    /// dy, the same.
+    pub dy: Area<D>,
+    /// The mixed heads, or `hidden`'s gradient, as an operand.
     pub small_rows: Area<D>,
-    /// B or [A; R] as bf16.
+    /// B or [A; R] as an operand.
     pub small: Area<D>,
     /// The mixed heads in f32.
     pub mixed: Area<D>,
@@ -133,8 +125,8 @@ pub(super) struct State<D: Driver> {
 impl<D: Driver> Default for State<D> {
     fn default() -> Self {
         Self {
-            rows: Area::default(),
-            held: None,
+            x: Area::default(),
+            dy: Area::default(),
             small_rows: Area::default(),
             small: Area::default(),
             mixed: Area::default(),
@@ -147,18 +139,5 @@ impl<D: Driver> Default for State<D> {
             result: Area::default(),
             ids: Ids::default(),
         }
-    }
-}
-
-impl<D: Driver> State<D> {
-    /// Room for the first `rows` rows of a buffer of this `version` as bf16, and whether they are there already: projections that
-    /// read the same x follow each other. If not, the caller is about to write them.
-    pub fn operand(&mut self, driver: &D, version: u64, rows: u32, columns: u32) -> Result<(Ptr, bool)> {
-        let wanted = Some(Held { version, rows, columns });
-        let there = self.held == wanted;
-        self.held = None;
-        let room = self.rows.operand(driver, rows, columns)?;
-        self.held = wanted;
-        Ok((room, there))
     }
 }
