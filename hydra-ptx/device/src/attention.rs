@@ -71,7 +71,8 @@ impl Head {
         Self { at: at.add((head * d) as usize), pitch: heads * d, d }
     }
 
-    /// Loads `rows` rows from `row` on, of which `there` exist; the rest, and columns from d on, are zero.
+    /// Starts loading `rows` rows from `row` on, of which `there` exist; the rest, and columns from d on, are zero. They are there
+    /// after [`loaded`].
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_tile<const CHUNKS: u32>(self, to: u32, rows: u32, row: u32, there: u32) {
@@ -79,22 +80,30 @@ impl Head {
         while i < rows * CHUNKS {
             let (r, chunk) = (i / CHUNKS, i % CHUNKS);
             let from = self.at.add((row + r) as usize * self.pitch as usize + 8 * chunk as usize);
-            let mut words = [0; 4];
-            if r < there && 8 * chunk < self.d {
-                if self.d.is_multiple_of(8) {
-                    words = load(from.cast::<U4>()).0;
-                } else {
-                    for two in 0..4 {
-                        if 8 * chunk + 2 * two < self.d {
-                            words[two as usize] = load(from.cast::<u32>().add(two as usize));
-                        }
+            let (to, inside) = (at::<CHUNKS>(to, r, chunk), r < there && 8 * chunk < self.d);
+            if self.d.is_multiple_of(8) {
+                copy_async(to, if inside { from.cast() } else { self.at.cast() }, inside);
+            } else {
+                let mut words = [0; 4];
+                for two in 0..4 {
+                    if inside && 8 * chunk + 2 * two < self.d {
+                        words[two as usize] = load(from.cast::<u32>().add(two as usize));
                     }
                 }
+                st_u4(to, words);
             }
-            st_u4(at::<CHUNKS>(to, r, chunk), words);
             i += threads();
         }
     }
+}
+
+/// Waits until the whole block's tiles are there.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn loaded() {
+    copy_commit();
+    copy_wait::<0>();
+    barrier();
 }
 
 /// Row of element `i` of a matrix instruction's result, in the block; the warp has rows 16 warp ...
@@ -170,7 +179,7 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
             let there = (limit - key).min(ATTENTION_TILE);
             k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, start + key, there);
             v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, start + key, there);
-            barrier();
+            loaded();
             let mut s = [[0f32; 4]; 8];
             rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
             let mut new_max = max;

@@ -8,7 +8,7 @@
 //! dq: a block has 64 queries of one head and goes over the keys. dk and dv: a block has 64 keys of one key head and goes over
 //! the queries of all heads that share it. So each result has one writer, and no atomics are needed.
 
-use crate::attention::{Head, Rows, column_of, group, key_head, row_of, store_rows};
+use crate::attention::{Head, Rows, column_of, group, key_head, loaded, row_of, store_rows};
 use crate::prelude::*;
 use crate::sizes::{ATTENTION_TILE, BACKWARD_QUERIES, THREADS};
 use crate::tile::{registers_by_tile, rows_by_rows};
@@ -55,7 +55,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(
         let there = (limit - key).min(ATTENTION_TILE);
         k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, rows.start + key, there);
         v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, rows.start + key, there);
-        barrier();
+        loaded();
         let (mut s, mut dp) = ([[0f32; 4]; 8], [[0f32; 4]; 8]);
         rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
         rows_by_rows::<CHUNKS, 8>(&mut dp, o_tile, 16 * warp(), v_tile);
@@ -118,7 +118,7 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(
                 st_f32(lse_row + 4 * thread(), l);
                 st_f32(delta_row + 4 * thread(), e);
             }
-            barrier();
+            loaded();
             // Transposed: rows are keys, columns queries.
             let (mut p, mut ds) = ([[0f32; 4]; 4], [[0f32; 4]; 4]);
             rows_by_rows::<CHUNKS, 4>(&mut p, k_tile, 16 * warp(), q_tile);
