@@ -107,6 +107,9 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
     let a_stage = |stage: u32| shared() + stage * 2 * GEMM_TILE_BYTES;
     let b_stage = |stage: u32| a_stage(stage) + GEMM_TILE_BYTES;
 
+    let copy_b = |b: Operand, to: u32, k0: u32| {
+        if ROWS { b.copy_tile::<DEEP>(to, n0, k0) } else { b.copy_tile::<WIDE>(to, k0, n0) }
+    };
     let fetch = |tile: u32| {
         let stage = tile % GEMM_STAGES;
         let (a_to, b_to) = (a_stage(stage), b_stage(stage));
@@ -114,19 +117,14 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
             let k0 = tile * GEMM_K;
             a.copy_tile::<DEEP>(a_to, m0, k0);
             match (F::PLAIN, ROWS) {
-                (true, true) => w.copy_tile::<DEEP>(b_to, n0, k0),
-                (true, false) => w.copy_tile::<WIDE>(b_to, k0, n0),
+                (true, _) => copy_b(w, b_to, k0),
                 (false, true) => decode_tile::<F, DEEP>(b_to, w, scales, n0, k0),
                 (false, false) => decode_tile::<F, WIDE>(b_to, w, scales, k0, n0),
             }
         } else if tile < tiles + tiles2 {
             let k0 = (tile - tiles) * GEMM_K;
             a2.copy_tile::<DEEP>(a_to, m0, k0);
-            if ROWS {
-                b2.copy_tile::<DEEP>(b_to, n0, k0);
-            } else {
-                b2.copy_tile::<WIDE>(b_to, k0, n0);
-            }
+            copy_b(b2, b_to, k0);
         }
         // A group even where nothing is left to copy: so the latest two groups are always the two tiles ahead.
         copy_commit();
