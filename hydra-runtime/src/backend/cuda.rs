@@ -8,6 +8,7 @@
 //! The files here decide which launches make an operation; [`Driver`] is what starts them.
 
 mod arena;
+mod buffer;
 mod driver;
 mod gpu;
 mod linear;
@@ -16,6 +17,7 @@ mod matrix;
 mod shim;
 mod state;
 
+pub use buffer::Buffer;
 pub use driver::Driver;
 pub use gpu::Gpu;
 pub use matrix::Matrix;
@@ -35,22 +37,6 @@ pub struct Cuda<D: Driver> {
     state: Mutex<State<D>>,
 }
 
-/// Memory of the device.
-pub struct Buffer<D: Driver> {
-    memory: D::Memory,
-    /// Values.
-    len: usize,
-    /// An activation; else f32.
-    bf16: bool,
-}
-
-impl<D: Driver> Buffer<D> {
-    /// Bytes of `len` values.
-    fn bytes(&self, len: usize) -> usize {
-        if self.bf16 { size_of::<bf16>() * len } else { size_of::<f32>() * len }
-    }
-}
-
 /// A size as kernels take it.
 fn size(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::Invalid(format!("a size of {n}; the device takes less than 2^32")))
@@ -67,30 +53,26 @@ impl<D: Driver> Cuda<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn allocate(&self, len: usize, bf16: bool) -> Result<Buffer<D>> {
-        let bytes = if bf16 { 2 } else { 4 } * len.max(1);
-        Ok(Buffer { memory: self.driver.allocate(bytes)?, len, bf16 })
-    }
-
-    /// Where a buffer is that has at least `len` values: what makes a launch safe.
+    /// Where a buffer of either kind is that has at least `len` values.
     #[track_caller]
     fn values(&self, buffer: &Buffer<D>, len: usize) -> Values {
-        assert!(len <= buffer.len, "{len} values of a buffer of {}", buffer.len);
-        Values { at: Ptr(self.driver.address(&buffer.memory)), bf16: buffer.bf16 }
+        buffer.values(&self.driver, len)
     }
 
     /// The same of one that isn't an activation.
     #[track_caller]
     fn f32(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
-        assert!(!buffer.bf16, "an activation where a buffer is wanted");
-        self.values(buffer, len).at
+        let values = self.values(buffer, len);
+        assert!(!values.bf16, "an activation where a buffer is wanted");
+        values.at
     }
 
     /// The same of an activation.
     #[track_caller]
     fn bf16(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
-        assert!(buffer.bf16, "a buffer where an activation is wanted");
-        self.values(buffer, len).at
+        let values = self.values(buffer, len);
+        assert!(values.bf16, "a buffer where an activation is wanted");
+        values.at
     }
 
     /// The first `rows` rows of a buffer as an operand: as it lies, if it does so already, or in `area`.
@@ -115,13 +97,14 @@ impl<D: Driver> Cuda<D> {
         unsafe { self.driver.launch(launch) }
     }
 
-    /// The shape as launches take it; the rows' blocks go to the device.
+    /// The shape as launches take it, tokens, and where q, k and v are; the rows' blocks go to the device.
     fn attention_of(
         &self,
         state: &mut State<D>,
         shape: AttentionShape,
         segments: &[Segment],
-    ) -> Result<(Attention, usize)> {
+        [q, k, v]: [&Buffer<D>; 3],
+    ) -> Result<(Attention, usize, [Ptr; 3])> {
         if shape.head_dim > launch::WIDEST_HEAD as usize || !shape.head_dim.is_multiple_of(2) {
             let (have, most) = (shape.head_dim, launch::WIDEST_HEAD);
             let what = format!("heads of {have} columns; the device's attention takes even numbers up to {most}");
@@ -140,7 +123,8 @@ impl<D: Driver> Cuda<D> {
             tile_count: size(tiles.len() / 3)?,
             tiles: state.ids.on_device(&self.driver, &tiles)?,
         };
-        Ok((attention, tokens))
+        let narrow = tokens * shape.kv_width();
+        Ok((attention, tokens, [self.bf16(q, tokens * shape.q_width()), self.bf16(k, narrow), self.bf16(v, narrow)]))
     }
 }
 
@@ -149,11 +133,11 @@ impl<D: Driver> Backend for Cuda<D> {
     type Matrix<'w> = Matrix<D>;
 
     fn buffer(&self, len: usize) -> Result<Buffer<D>> {
-        self.allocate(len, false)
+        Buffer::zeroed(&self.driver, len, false)
     }
 
     fn activation(&self, len: usize) -> Result<Buffer<D>> {
-        self.allocate(len, true)
+        Buffer::zeroed(&self.driver, len, true)
     }
 
     fn activation_bytes(&self) -> usize {
@@ -161,34 +145,19 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn upload(&self, to: &mut Buffer<D>, from: &[f32]) -> Result<()> {
-        if !self.values(to, from.len()).bf16 {
-            return self.driver.upload(&mut to.memory, 0, bytemuck::cast_slice(from));
-        }
-        let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
-        self.driver.upload(&mut to.memory, 0, bytemuck::cast_slice(&rounded))
+        to.upload(&self.driver, from)
     }
 
     fn download(&self, to: &mut [f32], from: &Buffer<D>) -> Result<()> {
-        if !self.values(from, to.len()).bf16 {
-            return self.driver.download(bytemuck::cast_slice_mut(to), &from.memory);
-        }
-        let mut values = vec![bf16::ZERO; to.len()];
-        self.driver.download(bytemuck::cast_slice_mut(&mut values), &from.memory)?;
-        to.iter_mut().zip(values).for_each(|(to, x)| *to = x.to_f32());
-        Ok(())
+        from.download(&self.driver, to)
     }
 
     fn copy(&self, to: &mut Buffer<D>, to_start: usize, from: &Buffer<D>, len: usize) -> Result<()> {
-        let (source, target) = (self.values(from, len), self.values(to, to_start + len));
-        assert_eq!(source.bf16, target.bf16, "a copy between a buffer and an activation");
-        let (at, bytes) = (to.bytes(to_start), to.bytes(len));
-        self.driver.copy(&mut to.memory, at, &from.memory, bytes)
+        to.copy(&self.driver, to_start, from, len)
     }
 
     fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {
-        self.values(buffer, len);
-        let bytes = buffer.bytes(len);
-        self.driver.zero(&mut buffer.memory, bytes)
+        buffer.zero(&self.driver, len)
     }
 
     fn matrix<'w>(&self, weight: Weight<'w>) -> Result<Matrix<D>> {
@@ -211,9 +180,9 @@ impl<D: Driver> Backend for Cuda<D> {
         weight: &Buffer<D>,
         eps: f32,
     ) -> Result<()> {
-        let (d, values) = (size(weight.len)?, tokens * weight.len);
+        let (d, values) = (size(weight.len())?, tokens * weight.len());
         let (y, inv_rms) = (self.bf16(y, values), self.f32(inv_rms, tokens));
-        let (x, weight) = (self.f32(x, values), self.f32(weight, weight.len));
+        let (x, weight) = (self.f32(x, values), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm(y, inv_rms, size(tokens)?, x, weight, d, eps))
     }
 
@@ -226,9 +195,9 @@ impl<D: Driver> Backend for Cuda<D> {
         inv_rms: &Buffer<D>,
         weight: &Buffer<D>,
     ) -> Result<()> {
-        let (d, values) = (size(weight.len)?, tokens * weight.len);
+        let (d, values) = (size(weight.len())?, tokens * weight.len());
         let (dx, dy, x) = (self.f32(dx, values), self.f32(dy, values), self.f32(x, values));
-        let (inv_rms, weight) = (self.f32(inv_rms, tokens), self.f32(weight, weight.len));
+        let (inv_rms, weight) = (self.f32(inv_rms, tokens), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm_backward(dx, size(tokens)?, dy, x, inv_rms, weight, d))
     }
 
@@ -285,9 +254,7 @@ impl<D: Driver> Backend for Cuda<D> {
         prefix: Option<Prefix<'_, Self>>,
     ) -> Result<()> {
         let state = &mut *self.state();
-        let (attention, tokens) = self.attention_of(state, shape, segments)?;
-        let (wide, narrow) = (tokens * shape.q_width(), tokens * shape.kv_width());
-        let inputs = [self.bf16(q, wide), self.bf16(k, narrow), self.bf16(v, narrow)];
+        let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let prefix = match prefix {
             None => None,
             Some(Prefix { k, v, len }) => {
@@ -295,7 +262,7 @@ impl<D: Driver> Backend for Cuda<D> {
                 Some(launch::Prefix { k: self.bf16(k, values), v: self.bf16(v, values), len: size(len)? })
             }
         };
-        let (o, lse) = (self.bf16(o, wide), self.f32(lse, tokens * shape.heads));
+        let (o, lse) = (self.bf16(o, tokens * shape.q_width()), self.f32(lse, tokens * shape.heads));
         self.run(&launch::attention(o, lse, &attention, inputs, prefix))
     }
 
@@ -314,9 +281,8 @@ impl<D: Driver> Backend for Cuda<D> {
         v: &Buffer<D>,
     ) -> Result<()> {
         let state = &mut *self.state();
-        let (attention, tokens) = self.attention_of(state, shape, segments)?;
+        let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let (wide, narrow) = (tokens * shape.q_width(), tokens * shape.kv_width());
-        let inputs = [self.bf16(q, wide), self.bf16(k, narrow), self.bf16(v, narrow)];
         let (d_o, o) = (self.bf16(d_o, wide), self.bf16(o, wide));
         let delta = state.partial.f32(&self.driver, tokens * shape.heads)?;
         let saved = Saved { d_o, lse: self.f32(lse, tokens * shape.heads), delta };
