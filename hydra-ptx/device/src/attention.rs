@@ -192,6 +192,11 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
         let (k, v) = if own { (of.k, of.v) } else { (prefix_k, prefix_v) };
         let (k, v) = (of.key_head(k, kv_head), of.key_head(v, kv_head));
         let (start, limit) = if own { (rows.start, rows.first + rows.count()) } else { (0, prefix) };
+        // The first key that a row doesn't see. (Rows that don't exist may see zeros.)
+        let end = [0, 2].map(
+            #[inline(always)]
+            |i| if own { rows.first + row_of(i) + 1 } else { prefix },
+        );
         let mut key = 0;
         while key < limit {
             barrier();
@@ -204,8 +209,7 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
             let mut new_max = max;
             for n in 0..8 {
                 for i in 0..4 {
-                    let at = key + column_of(n, i);
-                    if at >= limit || (own && at > rows.first + row_of(i)) {
+                    if key + column_of(n, i) >= end[i / 2] {
                         s[n][i] = f32::NEG_INFINITY;
                     }
                     new_max[i / 2] = new_max[i / 2].max(s[n][i]);

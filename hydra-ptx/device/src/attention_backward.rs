@@ -74,8 +74,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
         rows_by_rows::<CHUNKS, 8>(&mut dp, o_tile, 16 * warp(), v_tile);
         for n in 0..8 {
             for i in 0..4 {
-                let at = key + column_of(n, i);
-                let seen = at < limit && at <= rows.first + row_of(i);
+                let seen = key + column_of(n, i) <= rows.first + row_of(i);
                 let p = if seen { of.probability(s[n][i], row_lse[i / 2]) } else { 0.0 };
                 s[n][i] = p * (dp[n][i] - row_delta[i / 2]);
             }
