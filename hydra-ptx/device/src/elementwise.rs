@@ -15,6 +15,34 @@ unsafe fn value(from: *const u16) -> f32 {
     from_bf16(load(from))
 }
 
+/// Two neighbours of an array, or its last value alone.
+#[derive(Clone, Copy)]
+struct Two {
+    first: usize,
+    alone: bool,
+}
+
+impl Two {
+    /// This thread's of `len` values, if there are any left for it.
+    #[inline(always)]
+    fn of_thread(len: u64) -> Option<Self> {
+        let first = 2 * index();
+        (first < len).then_some(Self { first: first as usize, alone: first + 1 == len })
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const u16) -> [f32; 2] {
+        let from = from.add(self.first);
+        if self.alone { [value(from), 0.0] } else { unpack2(load(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut u16, [x, y]: [f32; 2]) {
+        let (to, both) = (to.add(self.first), pack_bf16(x, y));
+        if self.alone { store(to, both as u16) } else { store(to.cast(), both) }
+    }
+}
+
 kernels! {
     /// Turns each pair (x[i], x[i + d/2]) of each head by its token's angle, or by `sign` −1 back; `table` [positions, d] holds
     /// cosines, then sines. Grid: [tokens · heads · d/2 / 256], 256 threads.
@@ -35,23 +63,24 @@ kernels! {
         store(right, to_bf16(r * cos + l * sin));
     }
 
-    /// out = silu(gate) ∘ up. Grid: [len / 256], 256 threads.
+    /// out = silu(gate) ∘ up. Grid: [len / 512], 256 threads.
     fn swiglu(out: *mut u16, gate: *const u16, up: *const u16, len: u64) {
-        if index() < len {
-            let i = index() as usize;
-            let g = value(gate.add(i));
-            store(out.add(i), to_bf16(g * math::sigmoid(g) * value(up.add(i))));
-        }
+        let Some(two) = Two::of_thread(len) else { return };
+        let (g, u) = (two.load(gate), two.load(up));
+        let value = |i: usize| g[i] * math::sigmoid(g[i]) * u[i];
+        two.store(out, [value(0), value(1)]);
     }
 
-    /// dgate: d out → d gate; dup is overwritten. Grid: [len / 256], 256 threads.
+    /// dgate: d out → d gate; dup is overwritten. Grid: [len / 512], 256 threads.
     fn swiglu_backward(dgate: *mut u16, dup: *mut u16, gate: *const u16, up: *const u16, len: u64) {
-        if index() < len {
-            let i = index() as usize;
-            let (d, g, u) = (value(dgate.add(i)), value(gate.add(i)), value(up.add(i)));
-            let sigmoid = math::sigmoid(g);
-            store(dup.add(i), to_bf16(d * g * sigmoid));
-            store(dgate.add(i), to_bf16(d * u * sigmoid * (1.0 + g * (1.0 - sigmoid))));
-        }
+        let Some(two) = Two::of_thread(len) else { return };
+        let (d, g, u) = (two.load(dgate), two.load(gate), two.load(up));
+        let gradients = |i: usize| {
+            let sigmoid = math::sigmoid(g[i]);
+            (d[i] * u[i] * sigmoid * (1.0 + g[i] * (1.0 - sigmoid)), d[i] * g[i] * sigmoid)
+        };
+        let ((dgate0, dup0), (dgate1, dup1)) = (gradients(0), gradients(1));
+        two.store(dgate, [dgate0, dgate1]);
+        two.store(dup, [dup0, dup1]);
     }
 }
