@@ -64,7 +64,6 @@ all! {
     ops::head: 8;
     ops::optimizer: 4;
     linear::frozen: 16;
-    linear::same_rows: 4;
     linear::adapted: 24;
 }
 
@@ -79,6 +78,11 @@ fn golden_cases_compiled() {
 }
 
 #[test]
+fn a_step_waits_for_what_it_reads() {
+    model::a_step_waits_for_what_it_reads();
+}
+
+#[test]
 fn generation_compiled() {
     model::generation(emulated::compiled);
 }
@@ -86,6 +90,12 @@ fn generation_compiled() {
 #[test]
 fn generation_on_the_emulator() {
     model::generation(emulated::backend);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn more_memory_than_there_is() {
+    ops::more_memory_than_there_is(&support::gpu());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The launch table: one pure function for each kernel.
 //!
 //! What the parameters mean is said at the kernels (`device/src`); the order here is theirs, and a test compares both with the
-//! PTX text. Sizes are in elements, pointers are device addresses.
+//! PTX text. Sizes are in elements, pointers are device addresses. Activations are bf16; an *operand* is an activation whose rows
+//! are padded with zeros to a multiple of 8 columns.
 
 use crate::sizes::*;
 
@@ -26,6 +27,28 @@ impl Ptr {
     /// The address of f32 number `index` from here.
     pub fn f32(self, index: usize) -> Self {
         Ptr(self.0 + 4 * index as u64)
+    }
+}
+
+/// Values that are f32, or bf16 as activations are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Values {
+    /// The first.
+    pub at: Ptr,
+    /// Which of the two.
+    pub bf16: bool,
+}
+
+impl Values {
+    /// f32.
+    pub fn f32(at: Ptr) -> Self {
+        Self { at, bf16: false }
+    }
+
+    /// How a product writes there.
+    fn store(self, accumulate: bool) -> u32 {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        flag(accumulate, STORE_ACCUMULATE) | flag(self.bf16, STORE_BF16)
     }
 }
 

@@ -5,11 +5,24 @@ use hydra_ptx_device::emulator::ptx::Module;
 use hydra_ptx_device::emulator::{self, Global, Grid};
 use hydra_runtime::Result;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What a program waits for on a device.
+#[derive(Default)]
+pub struct Waits {
+    /// New buffers.
+    pub allocations: AtomicUsize,
+    /// Results that the host reads.
+    pub downloads: AtomicUsize,
+}
 
 /// The emulator, on the thread that made it.
+#[derive(Default)]
 pub struct Emulated {
     /// The compiled kernels, where it isn't the source that runs.
     compiled: Option<Module>,
+    waits: Arc<Waits>,
 }
 
 // SAFETY: the tests use a backend on one thread only.
@@ -26,18 +39,25 @@ unsafe impl Sync for Memory {}
 
 /// Runs the kernels' source.
 pub fn backend() -> Cuda<Emulated> {
-    Cuda::new(Emulated { compiled: None })
+    Cuda::new(Emulated::default())
+}
+
+/// The same, and what it counts.
+pub fn counted() -> (Cuda<Emulated>, Arc<Waits>) {
+    let waits = Arc::new(Waits::default());
+    (Cuda::new(Emulated { waits: waits.clone(), ..Emulated::default() }), waits)
 }
 
 /// Interprets the kernels' PTX.
 pub fn compiled() -> Cuda<Emulated> {
-    Cuda::new(Emulated { compiled: Some(Module::new(hydra_ptx::PTX)) })
+    Cuda::new(Emulated { compiled: Some(Module::new(hydra_ptx::PTX)), ..Emulated::default() })
 }
 
 impl Driver for Emulated {
     type Memory = Memory;
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.waits.allocations.fetch_add(1, Ordering::Relaxed);
         Ok(Memory(Global::new(&vec![0; bytes])))
     }
 
@@ -51,6 +71,7 @@ impl Driver for Emulated {
     }
 
     fn download(&self, to: &mut [u8], from: &Memory) -> Result<()> {
+        self.waits.downloads.fetch_add(1, Ordering::Relaxed);
         to.copy_from_slice(&from.0.values()[..to.len()]);
         Ok(())
     }

@@ -19,13 +19,19 @@ struct Case {
     dx: bool,
     labels: Vec<u32>,
     x: Vec<f32>,
+    /// y before, and dy.
     y: Vec<f32>,
+    /// dx before.
+    before: Vec<f32>,
+    /// Whether y and dx, too, are activations.
+    activations: bool,
     params: Vec<f32>,
 }
 
 fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let (weight, tokens) = (b.matrix(case.stored.weight()).unwrap(), case.tokens);
-    let [x, mut y, params] = [&case.x, &case.y, &case.params].map(|values| put(b, values));
+    let stream = |values: &[f32]| if case.activations { activation(b, values) } else { put(b, values) };
+    let (x, mut y, params) = (activation(b, &case.x), stream(&case.y), put(b, &case.params));
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
         params: &params,
@@ -38,8 +44,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let mut hidden = b.buffer(width).unwrap();
     b.linear(&mut y, case.store, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut hidden))).unwrap();
     let mut results = vec![("y", get(b, &y, case.y.len())), ("hidden", get(b, &hidden, width))];
-    // y and x change places: dy is what y was before, dx is added to x.
-    let (dy, mut dx, mut dparams) = (put(b, &case.y), put(b, &case.x), put(b, &case.params));
+    let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.before), put(b, &case.params));
     let wanted = case.dx.then_some((&mut dx, case.store));
     let adapter = args.as_ref().map(|args| (args, &hidden));
     b.linear_backward(wanted, Some(&mut dparams), tokens, &dy, &x, &weight, adapter).unwrap();
@@ -94,8 +99,10 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
         head_dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.2, seed: 6 }),
         dx: random.within(0, 4) > 0,
         labels: random.ids(tokens, heads + 1),
-        x: random.values(tokens * d_in),
-        y: random.values(tokens * d_out),
+        x: random.rounded(tokens * d_in),
+        y: random.rounded(tokens * d_out),
+        before: random.rounded(tokens * d_in),
+        activations: random.coin(),
         params: random.values(if adapted { slot.b.end + 3 } else { 1 }),
         slot: adapted.then_some(slot),
     }
@@ -103,9 +110,10 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
 
 fn check<D: Driver>(cuda: &Cuda<D>, case: &Case) {
     let name = format!(
-        "{} tokens {} {:?} {:?} dropout {:?}",
+        "{} tokens {} activations {} {:?} {:?} dropout {:?}",
         case.stored.name(),
         case.tokens,
+        case.activations,
         case.store,
         case.slot,
         case.dropout
@@ -115,40 +123,6 @@ fn check<D: Driver>(cuda: &Cuda<D>, case: &Case) {
 
 pub fn frozen<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &draw(random, size, false));
-}
-
-/// Two projections of the same x, and again after x has changed: what is kept of x between them must be x.
-pub fn same_rows<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
-    let (tokens, d_in) = (random.within(5, 40 * size), random.within(1, 60 * size));
-    let weights = [random.within(1, 50), random.within(1, 50)].map(|d_out| Stored::draw(random, d_out, d_in));
-    let inputs = [random.values(tokens * d_in), random.values(tokens * d_in), random.values(d_in)];
-    fn run<B: Backend>(b: &B, tokens: usize, weights: &[Stored; 2], inputs: &[Vec<f32>; 3]) -> Results {
-        let (mut results, len) = (Vec::new(), inputs[0].len());
-        let [mut x, norm] = [&inputs[0], &inputs[2]].map(|values| put(b, values));
-        let project = |results: &mut Results, x: &B::Buffer, tokens: usize| {
-            for stored in weights {
-                let (weight, rows) = (b.matrix(stored.weight()).unwrap(), stored.weight().rows());
-                let mut y = b.buffer(tokens * rows).unwrap();
-                b.linear(&mut y, Store::Overwrite, tokens, x, &weight, None).unwrap();
-                results.push(("y", get(b, &y, tokens * rows)));
-            }
-        };
-        project(&mut results, &x, tokens);
-        // Fewer of them; then changed by the host, by a copy, by an operation, and to zero.
-        project(&mut results, &x, tokens - 1);
-        b.upload(&mut x, &inputs[1]).unwrap();
-        project(&mut results, &x, tokens);
-        b.copy(&mut x, 0, &put(b, &inputs[0]), len).unwrap();
-        project(&mut results, &x, tokens);
-        let mut inv_rms = b.buffer(tokens).unwrap();
-        b.rms_norm(&mut x, &mut inv_rms, tokens, &put(b, &inputs[1]), &norm, 1e-5).unwrap();
-        project(&mut results, &x, tokens);
-        b.zero(&mut x, len).unwrap();
-        project(&mut results, &x, tokens);
-        results
-    }
-    let case = format!("{} and {}, {tokens} tokens", weights[0].name(), weights[1].name());
-    assert_same(&case, run(cuda, tokens, &weights, &inputs), run(&cpu(), tokens, &weights, &inputs), BF16);
 }
 
 pub fn adapted<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {

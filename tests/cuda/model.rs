@@ -1,11 +1,12 @@
 //! Whole models: PyTorch's losses and trajectories (`hydra-runtime/tests/golden`), and generation against the CPU's.
 
+use crate::emulated;
 use crate::support::{assert_close, cpu};
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{AdamW, Backend};
-use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::batch::{NO_TARGET, Sequence, groups};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
@@ -13,6 +14,7 @@ use hydra_runtime::model::Model;
 use hydra_runtime::train::{TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("hydra-runtime/tests/golden").join(name)
@@ -56,6 +58,31 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
         let (fell, should) = (losses[0] - losses[9], want[0] - want[9]);
         assert!((fell - should).abs() <= 0.05 * should, "{name}: the loss fell by {fell}, PyTorch's by {should}");
         assert_eq!(run(Keep::Inputs, 2), losses[..2], "{name}: recomputed");
+    }
+}
+
+/// A step waits for the loss of each of its passes, the gradient's norm and the adapter's, and for nothing else; after the first
+/// one, nothing is allocated.
+pub fn a_step_waits_for_what_it_reads() {
+    let dir = case("hydra");
+    let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
+    let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+    let sequences = sequences(&SafeTensors::deserialize(&bytes).unwrap(), &dir, &adapter);
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+    let max_tokens = *lengths.iter().max().unwrap();
+    let passes = groups(&lengths, max_tokens).unwrap().len();
+    assert!(passes > 1);
+    let (cuda, waits) = emulated::counted();
+    let model = Model::load(cuda, &checkpoint).unwrap();
+    let options = TrainOptions { keep: Keep::All, max_tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
+    let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
+    let counts = || [&waits.allocations, &waits.downloads].map(|count| count.load(Ordering::Relaxed));
+    trainer.step(&sequences, 1e-3).unwrap();
+    for _ in 0..2 {
+        let [allocations, downloads] = counts();
+        trainer.step(&sequences, 1e-3).unwrap();
+        assert_eq!(counts(), [allocations, downloads + passes + 2]);
     }
 }
 

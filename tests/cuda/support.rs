@@ -4,7 +4,7 @@ use hydra_runtime::backend::Backend;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::backend::cuda::{Cuda, Gpu};
 
-/// bf16 operands, relative to the largest value.
+/// bf16 operands or results, relative to the largest value.
 pub const BF16: f32 = 1e-2;
 /// f32 throughout.
 pub const F32: f32 = 1e-4;
@@ -47,6 +47,11 @@ impl Random {
         (0..len).map(|_| self.bits() as f32 / (1u64 << 31) as f32 - 1.0).collect()
     }
 
+    /// Values that are the same in bf16.
+    pub fn rounded(&mut self, len: usize) -> Vec<f32> {
+        self.values(len).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect()
+    }
+
     pub fn ids(&mut self, len: usize, below: usize) -> Vec<u32> {
         (0..len).map(|_| self.bits() % below as u32).collect()
     }
@@ -55,6 +60,13 @@ impl Random {
 /// A buffer with these values.
 pub fn put<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
     let mut buffer = backend.buffer(values.len()).unwrap();
+    backend.upload(&mut buffer, values).unwrap();
+    buffer
+}
+
+/// An activation with these values.
+pub fn activation<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
+    let mut buffer = backend.activation(values.len()).unwrap();
     backend.upload(&mut buffer, values).unwrap();
     buffer
 }

@@ -1,8 +1,8 @@
 //! Causal attention over packed segments, after an optional prefix: o = softmax(q kᵀ / √d) v by blocks of keys with a running
 //! softmax (Dao et al., arXiv 2205.14135), and the pieces that its gradient shares.
 //!
-//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands are rounded to bf16 as they are loaded into
-//! shared memory; scores, probabilities and sums stay in registers in f32. Heads are padded with zeros to 64 or 128 columns.
+//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands and results are bf16; scores, probabilities and
+//! sums stay in registers in f32. Heads, of an even number of columns, are padded with zeros to 64 or 128 in shared memory.
 //!
 //! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the segment's
 //! length.
@@ -38,26 +38,61 @@ impl Rows {
     }
 }
 
-/// The key head that a query head reads.
-#[inline(always)]
-pub unsafe fn key_head(head: u32, heads: u32, kv_heads: u32) -> u32 {
-    head / group(heads, kv_heads)
+/// What each kernel of an attention reads: rotated q [tokens, heads d], k and v [tokens, kv_heads d], and its sizes.
+#[derive(Clone, Copy)]
+pub struct Attention {
+    /// Queries.
+    pub q: *const u16,
+    /// Keys.
+    pub k: *const u16,
+    /// Values.
+    pub v: *const u16,
+    /// See the module's heading.
+    pub tiles: *const u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key heads.
+    pub kv_heads: u32,
+    /// Columns of a head.
+    pub d: u32,
+    /// 1/√d.
+    pub scale: f32,
 }
 
-/// Query heads that share a key head.
-#[inline(always)]
-pub unsafe fn group(heads: u32, kv_heads: u32) -> u32 {
-    assume(kv_heads > 0);
-    let group = heads / kv_heads;
-    assume(group > 0);
-    group
+impl Attention {
+    /// The rows of this block.
+    #[inline(always)]
+    pub unsafe fn rows(self) -> Rows {
+        Rows::of(self.tiles, block_x())
+    }
+
+    /// Query heads that share a key head.
+    #[inline(always)]
+    pub unsafe fn group(self) -> u32 {
+        assume(self.kv_heads > 0);
+        let group = self.heads / self.kv_heads;
+        assume(group > 0);
+        group
+    }
+
+    /// A query head's columns of a matrix like q.
+    #[inline(always)]
+    pub unsafe fn query_head(self, at: *const u16, head: u32) -> Head {
+        Head::new(at, head, self.heads, self.d)
+    }
+
+    /// A key head's columns of a matrix like k.
+    #[inline(always)]
+    pub unsafe fn key_head(self, at: *const u16, head: u32) -> Head {
+        Head::new(at, head, self.kv_heads, self.d)
+    }
 }
 
 /// A head's columns of a [rows, pitch] matrix.
 #[derive(Clone, Copy)]
 pub struct Head {
     /// Row 0's first column.
-    pub at: *const f32,
+    pub at: *const u16,
     /// From a row to the next.
     pub pitch: u32,
     /// Columns.
@@ -67,11 +102,12 @@ pub struct Head {
 impl Head {
     /// Head `head` of `heads`.
     #[inline(always)]
-    pub unsafe fn new(at: *const f32, head: u32, heads: u32, d: u32) -> Self {
+    pub unsafe fn new(at: *const u16, head: u32, heads: u32, d: u32) -> Self {
         Self { at: at.add((head * d) as usize), pitch: heads * d, d }
     }
 
-    /// Loads `rows` rows from `row` on as bf16, of which `there` exist; the rest, and columns from d on, are zero.
+    /// Starts loading `rows` rows from `row` on, of which `there` exist; the rest, and columns from d on, are zero. They are there
+    /// after [`loaded`].
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load_tile<const CHUNKS: u32>(self, to: u32, rows: u32, row: u32, there: u32) {
@@ -79,25 +115,46 @@ impl Head {
         while i < rows * CHUNKS {
             let (r, chunk) = (i / CHUNKS, i % CHUNKS);
             let from = self.at.add((row + r) as usize * self.pitch as usize + 8 * chunk as usize);
-            let mut values = [0.0; 8];
-            if r < there {
-                if self.d.is_multiple_of(8) {
-                    if 8 * chunk < self.d {
-                        let ([a, b, c, d], [e, f, g, h]) = (load4(from), load4(from.add(4)));
-                        values = [a, b, c, d, e, f, g, h];
-                    }
-                } else {
-                    for l in 0..8 {
-                        if 8 * chunk + l < self.d {
-                            values[l as usize] = load(from.add(l as usize));
-                        }
+            let (to, inside) = (at::<CHUNKS>(to, r, chunk), r < there && 8 * chunk < self.d);
+            if self.d.is_multiple_of(8) {
+                copy_async(to, if inside { from.cast() } else { self.at.cast() }, inside);
+            } else {
+                let mut words = [0; 4];
+                for two in 0..4 {
+                    if inside && 8 * chunk + 2 * two < self.d {
+                        words[two as usize] = load(from.cast::<u32>().add(two as usize));
                     }
                 }
+                st_u4(to, words);
             }
-            st_u4(at::<CHUNKS>(to, r, chunk), pack8(values));
             i += threads();
         }
     }
+
+    /// Writes the rows of a result that exist, times a factor for each half of a warp's.
+    #[inline(always)]
+    pub unsafe fn store_rows<const N: usize>(self, rows: Rows, values: &[[f32; 4]; N], factors: [f32; 2]) {
+        for n in 0..N {
+            for half in 0..2 {
+                let (row, column) = (row_of(2 * half), column_of(n, 0));
+                if row < rows.count() && column < self.d {
+                    let row = (rows.start + rows.first + row) as usize;
+                    let at = self.at.add(row * self.pitch as usize + column as usize);
+                    let [left, right] = [values[n][2 * half], values[n][2 * half + 1]];
+                    store(at.cast_mut().cast::<u32>(), pack_bf16(left * factors[half], right * factors[half]));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the whole block's tiles are there.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn loaded() {
+    copy_commit();
+    copy_wait::<0>();
+    barrier();
 }
 
 /// Row of element `i` of a matrix instruction's result, in the block; the warp has rows 16 warp ...
@@ -112,74 +169,47 @@ pub fn column_of(n: usize, i: usize) -> u32 {
     8 * n as u32 + lane() % 4 * 2 + i as u32 % 2
 }
 
-/// Writes a result's rows that exist to head `head` of `heads`.
-#[inline(always)]
-pub unsafe fn store_rows<const N: usize>(
-    to: *mut f32,
-    head: u32,
-    heads: u32,
-    d: u32,
-    rows: Rows,
-    values: &[[f32; 4]; N],
-    factors: [f32; 2],
-) {
-    for n in 0..N {
-        for i in 0..4 {
-            let (row, column) = (row_of(i), column_of(n, i));
-            if row < rows.count() && column < d {
-                let row = (rows.start + rows.first + row) as usize;
-                let at = to.add(row * (heads * d) as usize + (head * d + column) as usize);
-                store(at, values[n][i] * factors[i / 2]);
-            }
-        }
-    }
-}
-
 #[inline(always)]
 unsafe fn attention<const CHUNKS: u32, const N: usize>(
-    o: *mut f32,
+    o: *mut u16,
     lse: *mut f32,
-    q: *const f32,
-    k: *const f32,
-    v: *const f32,
-    prefix_k: *const f32,
-    prefix_v: *const f32,
+    of: Attention,
+    prefix_k: *const u16,
+    prefix_v: *const u16,
     prefix: u32,
-    tiles: *const u32,
-    heads: u32,
-    kv_heads: u32,
-    d: u32,
-    scale: f32,
 ) {
-    let (rows, head) = (Rows::of(tiles, block_x()), block_y());
-    let kv_head = key_head(head, heads, kv_heads);
+    let (rows, head) = (of.rows(), block_y());
+    let kv_head = head / of.group();
     let bytes = ATTENTION_TILE * CHUNKS * 16;
     let (q_tile, k_tile, v_tile) = (shared(), shared() + bytes, shared() + 2 * bytes);
-    let q = Head::new(q, head, heads, d);
-    q.load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
+    of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
     // Scores are taken to base 2: p = 2^(s · factor − max · factor).
-    let factor = scale * core::f32::consts::LOG2_E;
+    let factor = of.scale * core::f32::consts::LOG2_E;
     let mut acc = [[0f32; 4]; N];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; 2], [0f32; 2]);
     for own in 0..2 {
         let own = own == 1;
-        let (k, v) = if own { (k, v) } else { (prefix_k, prefix_v) };
-        let (k, v) = (Head::new(k, kv_head, kv_heads, d), Head::new(v, kv_head, kv_heads, d));
+        let (k, v) = if own { (of.k, of.v) } else { (prefix_k, prefix_v) };
+        let (k, v) = (of.key_head(k, kv_head), of.key_head(v, kv_head));
         let (start, limit) = if own { (rows.start, rows.first + rows.count()) } else { (0, prefix) };
+        // The first key that a row doesn't see. (Rows that don't exist may see zeros.)
+        let end = [0, 2].map(
+            #[inline(always)]
+            |i| if own { rows.first + row_of(i) + 1 } else { prefix },
+        );
         let mut key = 0;
         while key < limit {
             barrier();
             let there = (limit - key).min(ATTENTION_TILE);
             k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, start + key, there);
             v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, start + key, there);
-            barrier();
+            loaded();
             let mut s = [[0f32; 4]; 8];
             rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
             let mut new_max = max;
             for n in 0..8 {
                 for i in 0..4 {
-                    let at = key + column_of(n, i);
-                    if at >= limit || (own && at > rows.first + row_of(i)) {
+                    if key + column_of(n, i) >= end[i / 2] {
                         s[n][i] = f32::NEG_INFINITY;
                     }
                     new_max[i / 2] = new_max[i / 2].max(s[n][i]);
@@ -209,12 +239,12 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
         }
     }
     let sum = [over_quad::<Sum>(sum[0]), over_quad::<Sum>(sum[1])];
-    store_rows(o, head, heads, d, rows, &acc, [1.0 / sum[0], 1.0 / sum[1]]);
+    of.query_head(o, head).store_rows(rows, &acc, [1.0 / sum[0], 1.0 / sum[1]]);
     for r in 0..2 {
         let row = row_of(2 * r);
         if row < rows.count() && lane().is_multiple_of(4) {
-            let at = (rows.start + rows.first + row) as usize * heads as usize + head as usize;
-            store(lse.add(at), max[r] * scale + math::ln(sum[r]));
+            let at = (rows.start + rows.first + row) as usize * of.heads as usize + head as usize;
+            store(lse.add(at), max[r] * of.scale + math::ln(sum[r]));
         }
     }
 }
@@ -225,13 +255,13 @@ macro_rules! widths {
         kernels! {$(
             /// o [tokens, heads d] and lse [tokens, heads]; see the module's heading. Grid: [tiles, heads], 128 threads.
             fn $name(
-                o: *mut f32,
+                o: *mut u16,
                 lse: *mut f32,
-                q: *const f32,
-                k: *const f32,
-                v: *const f32,
-                prefix_k: *const f32,
-                prefix_v: *const f32,
+                q: *const u16,
+                k: *const u16,
+                v: *const u16,
+                prefix_k: *const u16,
+                prefix_v: *const u16,
                 prefix: u32,
                 tiles: *const u32,
                 heads: u32,
@@ -239,7 +269,8 @@ macro_rules! widths {
                 d: u32,
                 scale: f32,
             ) {
-                attention::<$chunks, $chunks>(o, lse, q, k, v, prefix_k, prefix_v, prefix, tiles, heads, kv_heads, d, scale)
+                let of = Attention { q, k, v, tiles, heads, kv_heads, d, scale };
+                attention::<$chunks, $chunks>(o, lse, of, prefix_k, prefix_v, prefix)
             }
         )*}
     };

@@ -62,8 +62,7 @@ impl Format for Bf16 {
     const PLAIN: bool = true;
     #[inline(always)]
     unsafe fn eight(w: *const u8, _: *const u8, row: u32, group: u32, pitch: u32, _: u32) -> [f32; 8] {
-        let words = load(w.cast::<U4>().add(group_at(row, group, pitch))).0;
-        core::array::from_fn(|i| from_bf16((words[i / 2] >> (i % 2 * 16)) as u16))
+        unpack8(load(w.cast::<U4>().add(group_at(row, group, pitch))).0)
     }
 }
 

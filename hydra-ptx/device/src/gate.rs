@@ -121,18 +121,10 @@ impl Heads {
     }
 }
 
-/// Activates the gates of tokens `first .. end` and writes their mixed heads: as f32 to `mixed`, and times `scale` as bf16,
-/// padded, to `operand`; either may be null. By a whole block, which sees its own stores to `hidden`.
+/// Activates the gates of tokens `first .. end` and writes `scale` times their mixed heads to `mixed`, bf16 and padded. By a whole
+/// block, which sees its own stores to `hidden`.
 #[inline(always)]
-pub unsafe fn mix_tokens(
-    heads: Heads,
-    hidden: *mut f32,
-    mixed: *mut f32,
-    operand: *mut u16,
-    scale: f32,
-    first: u32,
-    end: u32,
-) {
+pub unsafe fn mix_tokens(heads: Heads, hidden: *mut f32, mixed: *mut u16, scale: f32, first: u32, end: u32) {
     let mut t = first + thread();
     while t < end {
         heads.activate(hidden, t);
@@ -149,13 +141,8 @@ pub unsafe fn mix_tokens(
             let row = hidden.add(t * heads.hidden() as usize);
             let gate = load(row.add((heads.a_rows + column / heads.rank) as usize));
             value = heads.dropped(gate * load(row.add(heads.down(column) as usize)), t as u32, column);
-            if !mixed.is_null() {
-                store(mixed.add(t * heads.mixed() as usize + column as usize), value);
-            }
         }
-        if !operand.is_null() {
-            store(operand.add(t * pitch as usize + column as usize), to_bf16(scale * value));
-        }
+        store(mixed.add(t * pitch as usize + column as usize), to_bf16(scale * value));
         i += threads();
     }
 }
@@ -258,12 +245,13 @@ kernels! {
         }
     }
 
-    /// The gates and mixed heads, without dropout, of a few tokens whose products are in `hidden` [tokens, a_rows + heads]. Grid: [tokens / 256],
-    /// 256 threads.
+    /// The gates of a few tokens whose products are in `hidden` [tokens, a_rows + heads], and `scale` times their mixed heads
+    /// [tokens, padded heads rank] as bf16, without dropout. Grid: [tokens / 256], 256 threads.
     fn gate_mix(
         hidden: *mut f32,
-        mixed: *mut f32,
+        mixed: *mut u16,
         tokens: u32,
+        scale: f32,
         a_rows: u32,
         heads: u32,
         rank: u32,
@@ -273,10 +261,9 @@ kernels! {
         sharpness: f32,
         top_k: u32,
     ) {
-        let mask = Mask { seed: 0, threshold: 0, scale: 1.0 };
-        let heads = Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, mask };
+        let heads = Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, mask: Mask::NONE };
         let first = block_x() * THREADS;
         let end = (first + THREADS).min(tokens);
-        mix_tokens(heads, hidden, mixed, core::ptr::null_mut(), 0.0, first, end);
+        mix_tokens(heads, hidden, mixed, scale, first, end);
     }
 }

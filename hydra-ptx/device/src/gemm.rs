@@ -1,4 +1,5 @@
-//! C = or += A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product and the adapter's in one pass over C.
+//! C = or += A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product and the adapter's in one pass over C, which is
+//! f32 or bf16.
 //!
 //! ```text
 //! rows:     C [m, n] = A [m, k] · Wᵀ,  W [n, k]     (x Wᵀ; B₂ is [n, k₂])
@@ -11,6 +12,7 @@
 
 use crate::format::{Bf16, Format, Q4_0, Q4_1, Q8_0};
 use crate::prelude::*;
+use crate::rows::Output;
 use crate::sizes::{GEMM_GROUP, GEMM_K, GEMM_M, GEMM_N, GEMM_STAGES, GEMM_TILE_BYTES, THREADS};
 use crate::tile::{a_fragment, at, b_fragments, b_fragments_transposed};
 
@@ -74,25 +76,12 @@ unsafe fn tile_of_block(m: u32, n: u32) -> (u32, u32) {
     ((first + place % height) * GEMM_M, place / height * GEMM_N)
 }
 
-/// Two neighbours of C; `both` says that there are two, at a multiple of 8 bytes.
-#[inline(always)]
-unsafe fn put(to: *mut f32, values: [f32; 2], both: bool, accumulate: bool) {
-    let add = |before: f32, value: f32| if accumulate { before + value } else { value };
-    if both {
-        let before = if accumulate { load(to.cast::<F2>()).0 } else { [0.0; 2] };
-        store(to.cast::<F2>(), F2([add(before[0], values[0]), add(before[1], values[1])]));
-    } else {
-        let before = if accumulate { load(to) } else { 0.0 };
-        store(to, add(before, values[0]));
-    }
-}
-
 #[inline(always)]
 unsafe fn gemm<F: Format, const ROWS: bool>(
-    c: *mut f32,
+    c: *mut u8,
     m: u32,
     n: u32,
-    accumulate: u32,
+    store: u32,
     a: *const u16,
     k: u32,
     w: *const u8,
@@ -118,6 +107,9 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
     let a_stage = |stage: u32| shared() + stage * 2 * GEMM_TILE_BYTES;
     let b_stage = |stage: u32| a_stage(stage) + GEMM_TILE_BYTES;
 
+    let copy_b = |b: Operand, to: u32, k0: u32| {
+        if ROWS { b.copy_tile::<DEEP>(to, n0, k0) } else { b.copy_tile::<WIDE>(to, k0, n0) }
+    };
     let fetch = |tile: u32| {
         let stage = tile % GEMM_STAGES;
         let (a_to, b_to) = (a_stage(stage), b_stage(stage));
@@ -125,19 +117,14 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
             let k0 = tile * GEMM_K;
             a.copy_tile::<DEEP>(a_to, m0, k0);
             match (F::PLAIN, ROWS) {
-                (true, true) => w.copy_tile::<DEEP>(b_to, n0, k0),
-                (true, false) => w.copy_tile::<WIDE>(b_to, k0, n0),
+                (true, _) => copy_b(w, b_to, k0),
                 (false, true) => decode_tile::<F, DEEP>(b_to, w, scales, n0, k0),
                 (false, false) => decode_tile::<F, WIDE>(b_to, w, scales, k0, n0),
             }
         } else if tile < tiles + tiles2 {
             let k0 = (tile - tiles) * GEMM_K;
             a2.copy_tile::<DEEP>(a_to, m0, k0);
-            if ROWS {
-                b2.copy_tile::<DEEP>(b_to, n0, k0);
-            } else {
-                b2.copy_tile::<WIDE>(b_to, k0, n0);
-            }
+            copy_b(b2, b_to, k0);
         }
         // A group even where nothing is left to copy: so the latest two groups are always the two tiles ahead.
         copy_commit();
@@ -175,7 +162,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
         tile += 1;
     }
 
-    let even = n.is_multiple_of(2);
+    let (c, even) = (Output::new(c, store), n.is_multiple_of(2));
     for row in 0..4 {
         for column in 0..4 {
             for half in 0..2 {
@@ -183,10 +170,14 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
                 let column_at = n0 + warp_n + 8 * column as u32 + lane() % 4 * 2;
                 if row_at < m && column_at < n {
                     let [first, second] = [acc[row * 4 + column][2 * half], acc[row * 4 + column][2 * half + 1]];
-                    let to = c.add(row_at as usize * n as usize + column_at as usize);
-                    put(to, [first, second], even, accumulate != 0);
-                    if !even && column_at + 1 < n {
-                        put(to.add(1), [second, 0.0], false, accumulate != 0);
+                    let at = row_at as usize * n as usize + column_at as usize;
+                    if even {
+                        c.put_two(at, [first, second]);
+                    } else {
+                        c.put(at, first);
+                        if column_at + 1 < n {
+                            c.put(at + 1, second);
+                        }
                     }
                 }
             }
@@ -200,10 +191,10 @@ macro_rules! forms {
         kernels! {$(
             /// See the module's heading. Grid: [n / 128, m / 128], 256 threads.
             fn $name(
-                c: *mut f32,
+                c: *mut u8,
                 m: u32,
                 n: u32,
-                accumulate: u32,
+                store: u32,
                 a: *const u16,
                 k: u32,
                 w: *const u8,
@@ -214,7 +205,7 @@ macro_rules! forms {
                 b2: *const u16,
                 pitch2: u32,
             ) {
-                gemm::<$format, $rows>(c, m, n, accumulate, a, k, w, scales, pitch, a2, k2, b2, pitch2)
+                gemm::<$format, $rows>(c, m, n, store, a, k, w, scales, pitch, a2, k2, b2, pitch2)
             }
         )*}
     };

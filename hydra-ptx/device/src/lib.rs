@@ -1,8 +1,9 @@
 //! Hydra's CUDA kernels.
 //!
 //! The same source is compiled to PTX (`../build-ptx`) and, on any other target, to functions that [`emulator`] runs thread by
-//! thread. Only [`prelude`] knows which it is. Matrices are row-major; buffers are f32, operands of matrix instructions are
-//! bf16 with rows padded by zeros to a multiple of 8 (their *pitch*), sums are f32 and in a fixed order: no atomics.
+//! thread. Only [`prelude`] knows which it is. Matrices are row-major; activations are bf16, other buffers f32, operands of
+//! matrix instructions are bf16 with rows padded by zeros to a multiple of 8 (their *pitch*; most activations need no padding, and
+//! are operands as they lie), sums are f32 and in a fixed order: no atomics.
 //!
 //! Everything here is unsafe in the same way: a kernel trusts its launch (`hydra-ptx/src/launch.rs`) for pointers and sizes.
 //! So the crate doesn't mark what each line trusts; the emulator checks all accesses in tests.

@@ -12,12 +12,38 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// Drops nothing.
+    pub const NONE: Mask = Mask { seed: 0, threshold: 0, scale: 1.0 };
+
+    /// What decides about four columns of a row, 16 bits each.
+    #[inline(always)]
+    fn bits(self, row: u32, four: u32) -> u64 {
+        mix(mix(mix(self.seed, 0), u64::from(row)), u64::from(four))
+    }
+
+    #[inline(always)]
+    fn keeps(self, bits: u64, lane: u32) -> bool {
+        (bits >> (16 * lane)) as u32 & 0xffff >= self.threshold
+    }
+
     /// The value after dropout.
     #[inline(always)]
     pub fn apply(self, x: f32, row: u32, column: u32) -> f32 {
-        let bits = mix(mix(mix(self.seed, 0), u64::from(row)), u64::from(column / 4));
-        let lane = (bits >> (column % 4 * 16)) as u32 & 0xffff;
-        if lane >= self.threshold { x * self.scale } else { 0.0 }
+        if self.keeps(self.bits(row, column / 4), column % 4) { x * self.scale } else { 0.0 }
+    }
+
+    /// Eight bf16 of a row from `column` on, a multiple of 8, with zeros for what is dropped; the rest is *not* scaled.
+    #[inline(always)]
+    pub fn cut(self, mut chunk: [u32; 4], row: u32, column: u32) -> [u32; 4] {
+        for four in 0..2 {
+            let bits = self.bits(row, column / 4 + four);
+            for two in 0..2 {
+                let low = if self.keeps(bits, 2 * two) { 0xffff } else { 0 };
+                let high = if self.keeps(bits, 2 * two + 1) { 0xffff_0000 } else { 0 };
+                chunk[(2 * four + two) as usize] &= low | high;
+            }
+        }
+        chunk
     }
 }
 

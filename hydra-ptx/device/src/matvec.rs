@@ -1,20 +1,19 @@
 //! A few rows of x times a weight, straight from its stored form: generation, and the logits of a few ids.
 //!
-//! A warp has one row of the weight and up to four rows of x; a lane takes groups of eight columns. f32 throughout.
+//! A warp has one row of the weight and up to four rows of x, a bf16 operand; a lane takes groups of eight columns. Sums are f32.
 
 use crate::format::{Bf16, F32, Format, Q4_0, Q4_1, Q8_0};
 use crate::prelude::*;
-use crate::rows::load_eight;
+use crate::rows::{Output, load_chunk};
 use crate::sizes::{FEW_TOKENS, THREADS};
 
 #[inline(always)]
 unsafe fn matvec<F: Format>(
-    y: *mut f32,
+    y: *mut u8,
     y_pitch: u32,
-    accumulate: u32,
-    scale: f32,
+    store: u32,
     tokens: u32,
-    x: *const f32,
+    x: *const u16,
     columns: u32,
     w: *const u8,
     scales: *const u8,
@@ -34,7 +33,7 @@ unsafe fn matvec<F: Format>(
         let weights = F::eight(w, scales, stored, group, pitch, columns);
         for t in 0..FEW_TOKENS {
             if first + t < tokens {
-                let values = load_eight(x, columns, first + t, tokens, 8 * group, columns, columns.is_multiple_of(4));
+                let values = unpack8(load_chunk(x, padded(columns), first + t, tokens, 8 * group));
                 for i in 0..8 {
                     acc[t as usize] = fma(values[i], weights[i], acc[t as usize]);
                 }
@@ -42,12 +41,11 @@ unsafe fn matvec<F: Format>(
         }
         group += WARP;
     }
+    let y = Output::new(y, store);
     for t in 0..FEW_TOKENS {
         let sum = over_warp::<Sum>(acc[t as usize]);
         if first + t < tokens && lane() == 0 {
-            let to = y.add((first + t) as usize * y_pitch as usize + row as usize);
-            let before = if accumulate != 0 { load(to) } else { 0.0 };
-            store(to, before + scale * sum);
+            y.put((first + t) as usize * y_pitch as usize + row as usize, sum);
         }
     }
 }
@@ -56,15 +54,14 @@ unsafe fn matvec<F: Format>(
 macro_rules! formats {
     ($($name:ident: $format:ty;)*) => {
         kernels! {$(
-            /// y [tokens, rows] = or += scale · x [tokens, columns] · Wᵀ; with `ids`, W's rows are those ids. Grid:
+            /// y [tokens, rows] = or += x [tokens, padded columns] · Wᵀ; with `ids`, W's rows are those ids. Grid:
             /// [rows / 8, tokens / 4], 256 threads.
             fn $name(
-                y: *mut f32,
+                y: *mut u8,
                 y_pitch: u32,
-                accumulate: u32,
-                scale: f32,
+                store: u32,
                 tokens: u32,
-                x: *const f32,
+                x: *const u16,
                 columns: u32,
                 w: *const u8,
                 scales: *const u8,
@@ -72,7 +69,7 @@ macro_rules! formats {
                 rows: u32,
                 ids: *const u32,
             ) {
-                matvec::<$format>(y, y_pitch, accumulate, scale, tokens, x, columns, w, scales, pitch, rows, ids)
+                matvec::<$format>(y, y_pitch, store, tokens, x, columns, w, scales, pitch, rows, ids)
             }
         )*}
     };

@@ -74,6 +74,19 @@ pub fn pack8(x: [f32; 8]) -> [u32; 4] {
     [pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])]
 }
 
+/// Two bf16 as f32.
+#[inline(always)]
+pub fn unpack2(x: u32) -> [f32; 2] {
+    [f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000)]
+}
+
+/// Eight bf16 as f32.
+#[inline(always)]
+pub fn unpack8(x: [u32; 4]) -> [f32; 8] {
+    let [[a, b], [c, d], [e, f], [g, h]] = x.map(unpack2);
+    [a, b, c, d, e, f, g, h]
+}
+
 /// What combines two values in a reduction.
 pub trait Combine {
     /// Changes nothing.

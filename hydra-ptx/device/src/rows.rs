@@ -2,32 +2,19 @@
 
 use crate::format::eight_of;
 use crate::prelude::*;
-use crate::sizes::THREADS;
+use crate::sizes::{STORE_ACCUMULATE, STORE_BF16, THREADS};
 
 /// Eight neighbours in memory.
 pub type Eight = [f32; 8];
 
-/// Eight values of a row of a [rows, pitch] matrix from `column` on, zero outside of [rows, columns]. `aligned` says that rows
-/// begin at multiples of 16 bytes.
+/// Eight values of a row of a [rows, pitch] matrix from `column` on, zero outside of [rows, columns].
 #[inline(always)]
-pub unsafe fn load_eight(
-    from: *const f32,
-    pitch: u32,
-    row: u32,
-    rows: u32,
-    column: u32,
-    columns: u32,
-    aligned: bool,
-) -> Eight {
+pub unsafe fn load_eight(from: *const f32, pitch: u32, row: u32, rows: u32, column: u32, columns: u32) -> Eight {
     let mut values = [0.0; 8];
     if row >= rows || column >= columns {
         return values;
     }
     let from = from.add(row as usize * pitch as usize + column as usize);
-    if aligned && column + 8 <= columns {
-        let ([a, b, c, d], [e, f, g, h]) = (load4(from), load4(from.add(4)));
-        return [a, b, c, d, e, f, g, h];
-    }
     for i in 0..8 {
         if column + i < columns {
             values[i as usize] = load(from.add(i as usize));
@@ -36,9 +23,66 @@ pub unsafe fn load_eight(
     values
 }
 
+/// Eight values of a row of a bf16 operand [rows, pitch] from `column` on, a multiple of 8; zero outside of it.
+#[inline(always)]
+pub unsafe fn load_chunk(from: *const u16, pitch: u32, row: u32, rows: u32, column: u32) -> [u32; 4] {
+    if row >= rows || column >= pitch {
+        return [0; 4];
+    }
+    load(from.add(row as usize * pitch as usize + column as usize).cast::<U4>()).0
+}
+
+/// What a product writes: f32 or bf16, over what is there or in addition to it.
+#[derive(Clone, Copy)]
+pub struct Output {
+    at: *mut u8,
+    bf16: bool,
+    accumulate: bool,
+}
+
+impl Output {
+    /// `store` is some of `sizes::STORE_*`.
+    #[inline(always)]
+    pub fn new(at: *mut u8, store: u32) -> Self {
+        Self { at, bf16: store & STORE_BF16 != 0, accumulate: store & STORE_ACCUMULATE != 0 }
+    }
+
+    /// Value `index`.
+    #[inline(always)]
+    pub unsafe fn put(self, index: usize, value: f32) {
+        if self.bf16 {
+            let to = self.at.cast::<u16>().add(index);
+            store(to, to_bf16(if self.accumulate { from_bf16(load(to)) + value } else { value }));
+        } else {
+            let to = self.at.cast::<f32>().add(index);
+            store(to, if self.accumulate { load(to) + value } else { value });
+        }
+    }
+
+    /// Values `index` and `index + 1`; `index` is even.
+    #[inline(always)]
+    pub unsafe fn put_two(self, index: usize, [mut x, mut y]: [f32; 2]) {
+        if self.bf16 {
+            let to = self.at.cast::<u16>().add(index).cast::<u32>();
+            if self.accumulate {
+                let [before_x, before_y] = unpack2(load(to));
+                (x, y) = (before_x + x, before_y + y);
+            }
+            store(to, pack_bf16(x, y));
+        } else {
+            let to = self.at.cast::<f32>().add(index).cast::<F2>();
+            if self.accumulate {
+                let F2([before_x, before_y]) = load(to);
+                (x, y) = (before_x + x, before_y + y);
+            }
+            store(to, F2([x, y]));
+        }
+    }
+}
+
 kernels! {
     /// y = x · inv_rms · weight, inv_rms = 1 / √(mean x² + eps); x, y [rows, d]. Grid: [rows], 256 threads.
-    fn rms_norm(y: *mut f32, inv_rms: *mut f32, x: *const f32, weight: *const f32, d: u32, eps: f32) {
+    fn rms_norm(y: *mut u16, inv_rms: *mut f32, x: *const f32, weight: *const f32, d: u32, eps: f32) {
         let row = block_x() as usize;
         let (x, y) = (x.add(row * d as usize), y.add(row * d as usize));
         let (mut sum, mut i) = (0.0, thread());
@@ -53,7 +97,7 @@ kernels! {
         }
         i = thread();
         while i < d {
-            store(y.add(i as usize), load(x.add(i as usize)) * inverse * load(weight.add(i as usize)));
+            store(y.add(i as usize), to_bf16(load(x.add(i as usize)) * inverse * load(weight.add(i as usize))));
             i += THREADS;
         }
     }
@@ -123,8 +167,9 @@ kernels! {
         }
     }
 
-    /// `out` [rows, padded width] = scale · x [rows, width] as bf16, the padding zero. Grid: [rows · padded width / 8 / 256], 256 threads.
-    fn operand(out: *mut u16, x: *const f32, rows: u32, width: u32, scale: f32) {
+    /// `out` [rows, padded width] = x [rows, width] as bf16, the padding zero; x is f32 or, with `bf16`, bf16. Grid:
+    /// [rows · padded width / 8 / 256], 256 threads.
+    fn operand(out: *mut u16, x: *const u8, bf16: u32, rows: u32, width: u32) {
         let chunks = padded(width) / 8;
         assume(chunks > 0);
         let i = block_x() as u64 * THREADS as u64 + thread() as u64;
@@ -132,11 +177,12 @@ kernels! {
             return;
         }
         let (row, column) = ((i / chunks as u64) as usize, (i % chunks as u64) as u32 * 8);
-        let from = x.add(row * width as usize);
         let mut values = [0.0; 8];
         for l in 0..8 {
             if column + l < width {
-                values[l as usize] = scale * load(from.add((column + l) as usize));
+                let at = row * width as usize + (column + l) as usize;
+                values[l as usize] =
+                    if bf16 != 0 { from_bf16(load(x.cast::<u16>().add(at))) } else { load(x.cast::<f32>().add(at)) };
             }
         }
         store(out.cast::<U4>().add(i as usize), U4(pack8(values)));

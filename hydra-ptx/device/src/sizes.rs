@@ -25,8 +25,8 @@ pub const GEMM_SHARED: u32 = GEMM_STAGES * 2 * GEMM_TILE_BYTES;
 pub const SKINNY: u32 = 32;
 /// Its depth: a thread loads eight values of either operand.
 pub const SKINNY_DEPTH: u32 = 64;
-/// Shared memory of a skinny product: x, x after dropout, and the small matrix, each as two tiles of bf16.
-pub const SKINNY_SHARED: u32 = 3 * 2 * SKINNY * SKINNY_DEPTH * 2;
+/// Shared memory of a skinny product, in tiles of bf16: x, x after dropout, and two for the small matrix.
+pub const SKINNY_SHARED: u32 = 4 * SKINNY * SKINNY_DEPTH * 2;
 
 /// Tokens that one warp of a matrix-vector product takes along.
 pub const FEW_TOKENS: u32 = 4;
@@ -52,6 +52,11 @@ pub const fn attention_dq_shared(width: u32) -> u32 {
 pub const fn attention_dkv_shared(width: u32) -> u32 {
     2 * (ATTENTION_TILE + BACKWARD_QUERIES) * width * 2 + 2 * BACKWARD_QUERIES * 4
 }
+
+/// A product's result is added to what is there.
+pub const STORE_ACCUMULATE: u32 = 1;
+/// It is bf16, not f32.
+pub const STORE_BF16: u32 = 2;
 
 /// Values that one block of a sum of squares adds up.
 pub const SQUARES_PER_BLOCK: u32 = 16 * 1024;

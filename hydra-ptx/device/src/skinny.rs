@@ -1,16 +1,16 @@
 //! Products with one small side: x [A; R]ᵀ with the gate behind it, dy B with the gate's adjoint behind it, and the adapter's
 //! gradients, which sum over tokens. They are bound by reading x or dy, once.
 //!
-//! To f32's precision, nearly, on matrix instructions: each operand is split into two bf16, x = h + l, and the product is
-//! h h' + h l' + l h' with f32 sums (relative error 2⁻¹⁶); the router is sensitive. A block of 8 warps has a tile of 32 x 32
-//! results; tiles of the operands, 64 deep, pass through shared memory, the next one in registers meanwhile. Sums have a fixed
-//! order.
+//! The large side is bf16. To f32's precision, nearly, on matrix instructions: the small operand is split into two bf16,
+//! s = h + l, and the product is x h + x l with f32 sums (relative error 2⁻¹⁷); the router is sensitive. A block of 8 warps has a
+//! tile of 32 x 32 results; tiles of the operands, 64 deep, pass through shared memory, the next one in registers meanwhile. Sums
+//! have a fixed order. Dropout is a mask on x, and its factor one on the sum, so x stays bf16.
 
 use crate::gate::{Heads, mix_tokens, unmix_tokens};
 use crate::mask::Mask;
 use crate::prelude::*;
-use crate::rows::{Eight, load_eight};
-use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, THREADS};
+use crate::rows::{Eight, Output, load_chunk, load_eight};
+use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, STORE_ACCUMULATE, THREADS};
 use crate::tile::{a_fragment, at};
 
 /// Bytes of a tile of bf16.
@@ -64,28 +64,28 @@ unsafe fn right<const ALONG: bool>(tile: u32, n: u32, half: u32) -> [u32; 4] {
     }
 }
 
-/// acc += x · s in three products of halves; the fourth is below their rounding.
+/// acc += x · s, the lower halves of s first.
 #[inline(always)]
 unsafe fn multiply<const X_ALONG: bool>(acc: &mut [f32; 4], x: u32, m: u32, step: u32, s: [[u32; 2]; 2]) {
-    let (high, low) = (left::<X_ALONG>(x, m, step), left::<X_ALONG>(x + TILE, m, step));
-    mma_bf16(acc, low, s[0]);
-    mma_bf16(acc, high, s[1]);
-    mma_bf16(acc, high, s[0]);
+    let x = left::<X_ALONG>(x, m, step);
+    mma_bf16(acc, x, s[1]);
+    mma_bf16(acc, x, s[0]);
 }
 
 /// Σ_k x(i, k) · s(j, k) for a tile of 32 x 32: a warp has 16 x 8 of it, a thread four, see [`each`]. `x` and `s` give eight
-/// neighbours, from a row and a first column of the matrix as it lies. Where `two`, the columns for which `second` holds read x
-/// through `dropped` instead (x's chunk, its row and first column in the matrix).
+/// neighbours, from a row and a first column of the matrix as it lies, counted from the tile's corner, which is at `corner` of x.
+/// If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
 #[inline(always)]
 unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     depth: u32,
-    two: bool,
-    x: impl Fn(u32, u32) -> Eight,
+    x: impl Fn(u32, u32) -> [u32; 4],
     s: impl Fn(u32, u32) -> Eight,
-    dropped: impl Fn(Eight, u32, u32) -> Eight,
-    second: impl Fn(u32) -> bool,
+    mask: Mask,
+    corner: (u32, u32),
+    dropped: impl Fn(u32) -> bool,
 ) -> [f32; 4] {
-    let (plain_tile, dropped_tile, small_tile) = (shared(), shared() + 2 * TILE, shared() + 4 * TILE);
+    let (plain_tile, dropped_tile, small_tile) = (shared(), shared() + TILE, shared() + 2 * TILE);
+    let two = mask.threshold > 0;
     // Row and first column of this thread's chunk in a matrix that lies along k or not.
     let place = |along: bool, k0: u32| {
         let (row, chunk) = chunk_of_thread(along);
@@ -101,10 +101,12 @@ unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     let mut k0 = 0;
     while k0 < depth {
         barrier();
-        store_split::<X_ALONG>(plain_tile, next.0);
+        let (row, chunk) = chunk_of_thread(X_ALONG);
+        st_u4(chunk_at::<X_ALONG>(plain_tile, row, chunk), next.0);
         if two {
-            let (row, column) = place(X_ALONG, k0);
-            store_split::<X_ALONG>(dropped_tile, dropped(next.0, row, column));
+            let (x_row, x_column) = place(X_ALONG, k0);
+            let left = mask.cut(next.0, corner.0 + x_row, corner.1 + x_column);
+            st_u4(chunk_at::<X_ALONG>(dropped_tile, row, chunk), left);
         }
         store_split::<S_ALONG>(small_tile, next.1);
         barrier();
@@ -127,8 +129,8 @@ unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
         k0 += SKINNY_DEPTH;
     }
     for i in 0..4 {
-        if two && second(result_column(i)) {
-            plain[i] = other[i];
+        if two && dropped(result_column(i)) {
+            plain[i] = mask.scale * other[i];
         }
     }
     plain
@@ -157,42 +159,14 @@ unsafe fn each(acc: [f32; 4], rows: u32, columns: u32, body: impl Fn(u32, u32, f
     }
 }
 
-/// x[t, k ..] for [`tile_product`], zero outside; on the way into the tile it is written to `operand` [tokens, padded width] as bf16, if
-/// that isn't null.
-#[inline(always)]
-unsafe fn pass_on(x: *const f32, operand: *mut u16, t: u32, tokens: u32, k: u32, width: u32) -> Eight {
-    let values = load_eight(x, width, t, tokens, k, width, width.is_multiple_of(4));
-    if !operand.is_null() && t < tokens && k < width {
-        let to = operand.add(t as usize * padded(width) as usize + k as usize);
-        store(to.cast::<U4>(), U4(pack8(values)));
-    }
-    values
-}
-
-/// Nothing is dropped.
-#[inline(always)]
-fn as_it_is(values: Eight, _row: u32, _column: u32) -> Eight {
-    values
-}
-
-/// A chunk after dropout, its row and first column those of the mask.
-#[inline(always)]
-fn masked(mask: Mask, mut values: Eight, row: u32, column: u32) -> Eight {
-    for i in 0..8 {
-        values[i as usize] = mask.apply(values[i as usize], row, column + i);
-    }
-    values
-}
-
 kernels! {
-    /// `hidden` [tokens, a_rows + heads] = [D(x) Aᵀ | gate(x Rᵀ)], `mixed` [tokens, padded heads rank] = scale · H(gate ∘ down) and
-    /// `x_operand` [tokens, padded d_in] = x, both as bf16. `a` is [A; R], [rows, d_in]. Grid: [tokens / 32], 256 threads.
+    /// `hidden` [tokens, a_rows + heads] = [D(x) Aᵀ | gate(x Rᵀ)] and `mixed` [tokens, padded heads rank] = scale · H(gate ∘ down)
+    /// as bf16. `x` is [tokens, padded d_in], `a` is [A; R], [rows, d_in]. Grid: [tokens / 32], 256 threads.
     fn down(
         hidden: *mut f32,
         mixed: *mut u16,
-        x_operand: *mut u16,
         tokens: u32,
-        x: *const f32,
+        x: *const u16,
         d_in: u32,
         a: *const f32,
         rows: u32,
@@ -219,13 +193,12 @@ kernels! {
         let count = (tokens - first).min(SKINNY);
         let mut row0 = 0;
         while row0 < rows {
-            let operand = if row0 == 0 { x_operand } else { core::ptr::null_mut() };
             let acc = tile_product::<true, true>(
                 d_in,
-                threshold > 0,
-                |t, k| pass_on(x, operand, first + t, tokens, k, d_in),
-                |j, k| load_eight(a, d_in, row0 + j, rows, k, d_in, false),
-                |values, t, k| masked(mask, values, first + t, k),
+                |t, k| load_chunk(x, padded(d_in), first + t, tokens, k),
+                |j, k| load_eight(a, d_in, row0 + j, rows, k, d_in),
+                mask,
+                (first, 0),
                 |j| row0 + j < a_rows,
             );
             each(acc, count, rows - row0, |t, j, value| {
@@ -234,21 +207,20 @@ kernels! {
             row0 += SKINNY;
         }
         barrier();
-        mix_tokens(heads, hidden, core::ptr::null_mut(), mixed, scale, first, first + count);
+        mix_tokens(heads, hidden, mixed, scale, first, first + count);
     }
 
-    /// The adjoint of what follows [`down`]: from dy [tokens, d_out] and B [d_out, heads rank], `dhidden` [tokens, a_rows + heads]
-    /// = [ddown | dlogits] and again as bf16 (`dhidden_operand` [tokens, padded rows]; with `dropped` A's part of it is zero),
-    /// `mixed` [tokens, heads rank] and `dy_operand` [tokens, padded d_out]. `dmixed` is room for [tokens, heads rank].
+    /// The adjoint of what follows [`down`]: from dy [tokens, padded d_out] and B [d_out, heads rank], `dhidden`
+    /// [tokens, a_rows + heads] = [ddown | dlogits] and again as bf16 (`dhidden_operand` [tokens, padded rows]; with `dropped` A's
+    /// part of it is zero), and `mixed` [tokens, heads rank]. `dmixed` is room for [tokens, heads rank].
     /// `push` is [`gate_push`](crate::gate::gate_push)'s, or null. Grid: [tokens / 32], 256 threads.
     fn up_backward(
         dhidden: *mut f32,
         dhidden_operand: *mut u16,
         mixed: *mut f32,
         dmixed: *mut f32,
-        dy_operand: *mut u16,
         tokens: u32,
-        dy: *const f32,
+        dy: *const u16,
         d_out: u32,
         b: *const f32,
         hidden: *const f32,
@@ -274,13 +246,12 @@ kernels! {
         let width = heads.mixed();
         let mut column0 = 0;
         while column0 < width {
-            let operand = if column0 == 0 { dy_operand } else { core::ptr::null_mut() };
             let acc = tile_product::<true, false>(
                 d_out,
-                false,
-                |t, k| pass_on(dy, operand, first + t, tokens, k, d_out),
-                |k, j| load_eight(b, width, k, d_out, column0 + j, width, false),
-                as_it_is,
+                |t, k| load_chunk(dy, padded(d_out), first + t, tokens, k),
+                |k, j| load_eight(b, width, k, d_out, column0 + j, width),
+                Mask::NONE,
+                (first, 0),
                 |_| false,
             );
             each(acc, count, width - column0, |t, j, value| {
@@ -305,14 +276,14 @@ kernels! {
     }
 
     /// `out`(c, j) += scale · Σ_t D(big)[t, c] · small[t, j] for c < columns, j < rows, at `out[c · c_stride + j · j_stride]`: dB
-    /// and d[A; R]. `big` is [tokens, columns], `small` [tokens, small_pitch]; dropout is before rows j < a_rows.
+    /// and d[A; R]. `big` is [tokens, padded columns], `small` [tokens, small_pitch]; dropout is before rows j < a_rows.
     /// Grid: [columns / 32, rows / 32], 256 threads.
     fn outer(
         out: *mut f32,
         c_stride: u32,
         j_stride: u32,
         tokens: u32,
-        big: *const f32,
+        big: *const u16,
         columns: u32,
         small: *const f32,
         small_pitch: u32,
@@ -327,10 +298,10 @@ kernels! {
         let (c0, j0) = (block_x() * SKINNY, block_y() * SKINNY);
         let acc = tile_product::<false, false>(
             tokens,
-            threshold > 0,
-            |t, c| load_eight(big, columns, t, tokens, c0 + c, columns, columns.is_multiple_of(4)),
-            |t, j| load_eight(small, small_pitch, t, tokens, j0 + j, rows, false),
-            |values, t, c| masked(mask, values, t, c0 + c),
+            |t, c| load_chunk(big, padded(columns), t, tokens, c0 + c),
+            |t, j| load_eight(small, small_pitch, t, tokens, j0 + j, rows),
+            mask,
+            (0, c0),
             |j| j0 + j < a_rows,
         );
         each(acc, columns - c0, rows - j0, |c, j, value| {
@@ -339,9 +310,11 @@ kernels! {
         });
     }
 
-    /// dx [tokens, d_in] += D(ddown A): the part of dx that went through dropout. Grid: [d_in / 256, tokens / 8], 256 threads.
+    /// dx [tokens, d_in] += D(ddown A): the part of dx that went through dropout; dx is as `store` says. Grid:
+    /// [d_in / 256, tokens / 8], 256 threads.
     fn dropped_add(
-        dx: *mut f32,
+        dx: *mut u8,
+        store: u32,
         tokens: u32,
         d_in: u32,
         dhidden: *const f32,
@@ -353,6 +326,7 @@ kernels! {
         keep_scale: f32,
     ) {
         let mask = Mask { seed, threshold, scale: keep_scale };
+        let dx = Output::new(dx, store | STORE_ACCUMULATE);
         let (column, first) = (block_x() * THREADS + thread(), block_y() * DROPPED_TOKENS);
         if column >= d_in {
             return;
@@ -371,8 +345,8 @@ kernels! {
         }
         for t in 0..DROPPED_TOKENS {
             if first + t < tokens {
-                let to = dx.add((first + t) as usize * d_in as usize + column as usize);
-                store(to, load(to) + mask.apply(acc[t as usize], first + t, column));
+                let at = (first + t) as usize * d_in as usize + column as usize;
+                dx.put(at, mask.apply(acc[t as usize], first + t, column));
             }
         }
     }

@@ -3,7 +3,8 @@
 //! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work, slowly, on
 //! any machine: so the whole path from the command line through `cust` to the kernels' parameters is tested without a GPU.
 //! It is strict where a driver would be: launches with an empty grid or more shared memory than was asked for are refused,
-//! fresh memory is not zero, and everything has to be in the one stream. A context belongs to one thread.
+//! fresh memory is not zero, and everything has to be in the one stream. A context belongs to one thread. Calls that make a
+//! program wait for a real device are written to the file that `HYDRA_EMULATED_CALLS` names, one a line.
 
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
 #![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API
@@ -14,6 +15,8 @@ use hydra_ptx_device::entries;
 use std::alloc::{Layout, alloc};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 
 const OK: u32 = 0;
 const INVALID_VALUE: u32 = 1;
@@ -45,7 +48,7 @@ macro_rules! nothing {
 }
 
 nothing! {
-    cuInit cuCtxSetCurrent cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload cuStreamDestroy_v2 cuStreamSynchronize
+    cuInit cuCtxSetCurrent cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload cuStreamDestroy_v2
 }
 
 /// Functions of the driver API, see its documentation.
@@ -55,6 +58,14 @@ macro_rules! driver {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $ty),*) -> u32 $body
     )*};
+}
+
+/// Adds a line to the list of calls, if one is wanted.
+fn note(call: &str) {
+    if let Some(path) = std::env::var_os("HYDRA_EMULATED_CALLS") {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut file| writeln!(file, "{call}")).expect("a file that can be written");
+    }
 }
 
 fn used() -> usize {
@@ -122,6 +133,7 @@ driver! {
     }
 
     fn cuMemAlloc_v2(at: *mut u64, bytes: usize) {
+        note("cuMemAlloc");
         if bytes == 0 {
             return INVALID_VALUE;
         }
@@ -135,7 +147,14 @@ driver! {
     }
 
     fn cuMemFree_v2(at: u64) {
+        note("cuMemFree");
         if MEMORY.with_borrow_mut(|memory| memory.remove(&at)).is_some() { OK } else { INVALID_VALUE }
+    }
+
+    fn cuStreamSynchronize(stream: usize) {
+        note("cuStreamSynchronize");
+        assert_eq!(stream, STREAM);
+        OK
     }
 
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {

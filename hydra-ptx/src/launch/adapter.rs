@@ -50,12 +50,11 @@ pub struct Mask {
     pub scale: f32,
 }
 
-/// `hidden` = [D(x) Aᵀ | gate(x Rᵀ)]; as bf16, `mixed` = scale · H(gate ∘ down) and `x_operand` = x.
+/// From the operand x, `hidden` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
 #[allow(clippy::too_many_arguments)]
 pub fn down(
     hidden: Ptr,
     mixed: Ptr,
-    x_operand: Ptr,
     tokens: u32,
     x: Ptr,
     d_in: u32,
@@ -72,7 +71,6 @@ pub fn down(
         SKINNY_SHARED,
         hidden,
         mixed,
-        x_operand,
         tokens,
         x,
         d_in,
@@ -96,11 +94,14 @@ pub fn down(
     )
 }
 
-/// Gates and `mixed` (f32, unscaled, without dropout) of a few tokens whose products are in `hidden`.
-pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads) -> Launch {
+/// Gates of a few tokens whose products are in `hidden`, and the operand `mixed` = scale · gate ∘ down, without dropout.
+pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads, scale: f32) -> Launch {
     let &Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, .. } = heads;
     let grid = [blocks(tokens.into()), 1];
-    launch!("gate_mix", grid, 0, hidden, mixed, tokens, a_rows, heads, rank, per_head, gate, labels, sharpness, top_k)
+    launch!(
+        "gate_mix", grid, 0, hidden, mixed, tokens, scale, a_rows, heads, rank, per_head, gate, labels, sharpness,
+        top_k
+    )
 }
 
 /// `push`, a value a head, from the gates in `hidden` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
@@ -122,11 +123,9 @@ pub struct UpBackward {
     pub mixed: Ptr,
     /// [tokens, heads · rank].
     pub dmixed: Ptr,
-    /// bf16 [tokens, padded d_out], or null.
-    pub dy_operand: Ptr,
 }
 
-/// From `dy` to the gradient of `hidden`; `push` is [`gate_push`]'s or null; with `dropped`, A's part of it stays out of the operand.
+/// From `dy`, an operand, to the gradient of `hidden`; `push` is [`gate_push`]'s or null; with `dropped`, A's part of it stays out of the operand.
 #[allow(clippy::too_many_arguments)]
 pub fn up_backward(
     out: &UpBackward,
@@ -140,7 +139,7 @@ pub fn up_backward(
     scale: f32,
     dropped: bool,
 ) -> Launch {
-    let &UpBackward { dhidden, dhidden_operand, mixed, dmixed, dy_operand } = out;
+    let &UpBackward { dhidden, dhidden_operand, mixed, dmixed } = out;
     let &Heads { a_rows, stacked, heads, rank, per_head, gate, sharpness, mask, .. } = heads;
     launch!(
         "up_backward",
@@ -150,7 +149,6 @@ pub fn up_backward(
         dhidden_operand,
         mixed,
         dmixed,
-        dy_operand,
         tokens,
         dy,
         d_out,
@@ -172,13 +170,13 @@ pub fn up_backward(
     )
 }
 
-/// `db` [d_out, heads · rank] += scale · dyᵀ mixed.
+/// `db` [d_out, heads · rank] += scale · dyᵀ mixed; dy is an operand.
 pub fn db(db: Ptr, tokens: u32, dy: Ptr, d_out: u32, mixed: Ptr, heads: &Heads, scale: f32) -> Launch {
     let rows = heads.mixed();
     outer(db, [rows, 1], tokens, (dy, d_out), (mixed, rows, rows), scale, 0, Mask::default())
 }
 
-/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x).
+/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x); x is an operand.
 pub fn da(da: Ptr, tokens: u32, x: Ptr, d_in: u32, dhidden: Ptr, heads: &Heads, mask: Mask) -> Launch {
     outer(da, [1, d_in], tokens, (x, d_in), (dhidden, heads.hidden(), heads.stacked), 1.0, heads.a_rows, mask)
 }
@@ -218,9 +216,10 @@ fn outer(
 }
 
 /// `dx` [tokens, d_in] += D(ddown A).
-pub fn dropped_add(dx: Ptr, tokens: u32, d_in: u32, dhidden: Ptr, a: Ptr, heads: &Heads, mask: Mask) -> Launch {
+pub fn dropped_add(dx: Values, tokens: u32, d_in: u32, dhidden: Ptr, a: Ptr, heads: &Heads, mask: Mask) -> Launch {
     let grid = [d_in.div_ceil(THREADS), tokens.div_ceil(DROPPED_TOKENS)];
     let Mask { seed, threshold, scale } = mask;
     let (hidden, a_rows) = (heads.hidden(), heads.a_rows);
-    launch!("dropped_add", grid, 0, dx, tokens, d_in, dhidden, hidden, a, a_rows, seed, threshold, scale)
+    let (to, store) = (dx.at, dx.store(true));
+    launch!("dropped_add", grid, 0, to, store, tokens, d_in, dhidden, hidden, a, a_rows, seed, threshold, scale)
 }

@@ -12,7 +12,7 @@ pub struct Attention {
     pub heads: u32,
     /// Key and value heads.
     pub kv_heads: u32,
-    /// Width of a head, at most [`WIDEST_HEAD`].
+    /// Width of a head, even, at most [`WIDEST_HEAD`].
     pub d: u32,
     /// [n, 3]: a segment's first row, the block's first row in it, the segment's length.
     pub tiles: Ptr,
@@ -36,7 +36,7 @@ impl Attention {
 
     /// The padded width, and which of two kernels has it.
     fn width(&self, entries: [&'static str; 2]) -> (u32, &'static str) {
-        assert!(self.d <= WIDEST_HEAD, "heads of {} columns", self.d);
+        assert!(self.d <= WIDEST_HEAD && self.d.is_multiple_of(2), "heads of {} columns", self.d);
         if self.d <= 64 { (64, entries[0]) } else { (128, entries[1]) }
     }
 }

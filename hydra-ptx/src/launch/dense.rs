@@ -22,8 +22,8 @@ pub struct Second {
     pub b: Ptr,
 }
 
-/// `c` [m, n] = or += `a` (bf16, padded) · W, and the second product.
-pub fn gemm(c: Ptr, m: u32, accumulate: bool, form: Form, a: Ptr, w: &Matrix, second: Option<Second>) -> Launch {
+/// `c` [m, n] = or += `a` (an operand) · W, and the second product.
+pub fn gemm(c: Values, m: u32, accumulate: bool, form: Form, a: Ptr, w: &Matrix, second: Option<Second>) -> Launch {
     let entry = match (form, w.format) {
         (Form::Rows, Format::Bf16) => "gemm_rows_bf16",
         (Form::Rows, Format::Q8_0) => "gemm_rows_q8_0",
@@ -44,7 +44,8 @@ pub fn gemm(c: Ptr, m: u32, accumulate: bool, form: Form, a: Ptr, w: &Matrix, se
         Form::Columns => padded(n),
     };
     let grid = [n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)];
-    launch!(entry, grid, GEMM_SHARED, c, m, n, accumulate, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
+    let (to, store) = (c.at, c.store(accumulate));
+    launch!(entry, grid, GEMM_SHARED, to, m, n, store, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
 }
 
 /// What a matrix-vector product reads.
@@ -67,16 +68,14 @@ pub enum Rows<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     /// y.
-    pub y: Ptr,
+    pub y: Values,
     /// Elements from a row of y to the next.
     pub pitch: u32,
     /// Whether y is added to.
     pub accumulate: bool,
-    /// What the product is multiplied with.
-    pub scale: f32,
 }
 
-/// y [tokens, rows] = or += scale · x [tokens, columns] · Wᵀ, in f32. With `ids` (their address and number), the rows are those.
+/// y [tokens, rows] = or += x (an operand) · Wᵀ, with f32 sums. With `ids` (their address and number), the rows are those.
 pub fn matvec(output: Output, tokens: u32, x: Ptr, w: Rows<'_>, ids: Option<(Ptr, u32)>) -> Launch {
     let (entry, data, scales, pitch, rows, columns) = match w {
         Rows::F32 { at, rows, columns } => ("matvec_f32", at, Ptr::NULL, columns, rows, columns),
@@ -92,12 +91,12 @@ pub fn matvec(output: Output, tokens: u32, x: Ptr, w: Rows<'_>, ids: Option<(Ptr
     };
     let (ids, rows) = ids.unwrap_or((Ptr::NULL, rows));
     let grid = [rows.div_ceil(THREADS / 32), tokens.div_ceil(FEW_TOKENS)];
-    let Output { y, pitch: y_pitch, accumulate, scale } = output;
-    launch!(entry, grid, 0, y, y_pitch, accumulate, scale, tokens, x, columns, data, scales, pitch, rows, ids)
+    let Output { y, pitch: y_pitch, accumulate } = output;
+    launch!(entry, grid, 0, y.at, y_pitch, y.store(accumulate), tokens, x, columns, data, scales, pitch, rows, ids)
 }
 
-/// `out` [rows, padded width] = scale · `x` [rows, width] as bf16.
-pub fn operand(out: Ptr, x: Ptr, rows: u32, width: u32, scale: f32) -> Launch {
+/// `out` [rows, padded width] = `x` [rows, width] as an operand.
+pub fn operand(out: Ptr, x: Values, rows: u32, width: u32) -> Launch {
     let chunks = u64::from(rows) * u64::from(padded(width) / 8);
-    launch!("operand", [blocks(chunks), 1], 0, out, x, rows, width, scale)
+    launch!("operand", [blocks(chunks), 1], 0, out, x.at, x.bf16, rows, width)
 }

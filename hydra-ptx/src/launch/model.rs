@@ -21,12 +21,12 @@ pub fn rope(x: Ptr, tokens: u32, heads: u32, d: u32, table: Ptr, positions: Ptr,
 
 /// out = silu(gate) ∘ up.
 pub fn swiglu(out: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    launch!("swiglu", [blocks(len), 1], 0, out, gate, up, len)
+    launch!("swiglu", [blocks(len.div_ceil(2)), 1], 0, out, gate, up, len)
 }
 
 /// dgate: d out → d gate; dup is overwritten.
 pub fn swiglu_backward(dgate: Ptr, dup: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    launch!("swiglu_backward", [blocks(len), 1], 0, dgate, dup, gate, up, len)
+    launch!("swiglu_backward", [blocks(len.div_ceil(2)), 1], 0, dgate, dup, gate, up, len)
 }
 
 /// `out[t]` = `table[ids[t]]`.

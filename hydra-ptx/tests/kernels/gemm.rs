@@ -2,7 +2,9 @@
 
 use crate::support::*;
 use hydra_kernels::reference;
-use hydra_ptx::launch::{Form, Format, Matrix, Output, Ptr, Rows, Second, gemm, matvec, operand as operand_launch};
+use hydra_ptx::launch::{
+    Form, Format, Matrix, Output, Ptr, Rows, Second, Values, gemm, matvec, operand as operand_launch,
+};
 use hydra_ptx_device::emulator::Global;
 use proptest::prelude::*;
 
@@ -57,6 +59,34 @@ impl Stored {
 /// Rounding of block values to bf16: 2⁻⁹ each, and sums of them.
 const TOLERANCE: f64 = 4e-3;
 
+/// C before and after a product: f32, or bf16.
+struct C {
+    f32s: Global<f32>,
+    bf16s: Global<u16>,
+    bf16: bool,
+}
+
+impl C {
+    fn new(values: &[f32], bf16: bool) -> Self {
+        Self { f32s: Global::new(values), bf16s: Global::new(&operand(values, 8)), bf16 }
+    }
+
+    fn at(&self) -> Values {
+        Values { at: if self.bf16 { ptr(&self.bf16s) } else { ptr(&self.f32s) }, bf16: self.bf16 }
+    }
+
+    /// What is there is near `want`: but for the result's own rounding, to `tolerance`.
+    #[track_caller]
+    fn assert_close(&self, what: &str, want: &[f64], tolerance: f64) {
+        if !self.bf16 {
+            return assert_close(what, self.f32s.values(), want, tolerance);
+        }
+        let widen = |&bits: &u16| half::bf16::from_bits(bits).to_f32();
+        let values: Vec<f32> = self.bf16s.values()[..want.len()].iter().map(widen).collect();
+        assert_close(what, &values, want, tolerance + 4e-3);
+    }
+}
+
 fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], accumulate: bool, seed: u64) {
     let mut random = Random::new(seed);
     let stored = Stored::new(format, rows, columns, &mut random);
@@ -66,10 +96,11 @@ fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], ac
     let device_a = Global::new(&operand(&a, k));
     let device_a2 = Global::new(&operand(&a2, k2));
     let device_b2 = Global::new(&operand(&b2, if form == Form::Rows { k2 } else { n }));
-    let c = Global::new(&before);
+    let c = C::new(&before, seed % 2 == 1);
+    let before = if c.bf16 { rounded(&before) } else { before };
     let second = (k2 > 0).then_some(Second { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
     let w = stored.matrix(format, rows, columns);
-    run(gemm(ptr(&c), m as u32, accumulate, form, ptr(&device_a), &w, second), seed);
+    run(gemm(c.at(), m as u32, accumulate, form, ptr(&device_a), &w, second), seed);
 
     let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
     let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
@@ -79,7 +110,7 @@ fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], ac
     reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
     let tolerance = if format == Format::Bf16 { 1e-5 } else { TOLERANCE };
     let what = format!("{format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
-    assert_close(&what, c.values(), &want, tolerance);
+    c.assert_close(&what, &want, tolerance);
 }
 
 #[test]
@@ -124,40 +155,43 @@ proptest! {
 
     #[test]
     fn matrix_vector(tokens in 1usize..10, rows in 1usize..40, blocks in 1usize..20, ragged in 0usize..32, format in 0usize..4,
-                     accumulate: bool, some_ids: bool, seed: u64) {
+                     accumulate: bool, bf16: bool, some_ids: bool, seed: u64) {
         let (format, mut random) = (Format::ALL[format], Random::new(seed));
         let columns = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
         let stored = Stored::new(format, rows, columns, &mut random);
-        let x = random.values(tokens * columns);
+        let x = rounded(&random.values(tokens * columns));
         let ids: Vec<u32> = (0..5).map(|_| random.bits() % rows as u32).collect();
         let wanted = if some_ids { ids.clone() } else { (0..rows as u32).collect() };
         let before = random.values(tokens * wanted.len());
-        let (device_x, device_ids, y) = (Global::new(&x), Global::new(&ids), Global::new(&before));
-        let output = Output { y: ptr(&y), pitch: wanted.len() as u32, accumulate, scale: 0.5 };
+        let (device_x, device_ids, y) = (Global::new(&operand(&x, columns)), Global::new(&ids), C::new(&before, bf16));
+        let before = if bf16 { rounded(&before) } else { before };
+        let output = Output { y: y.at(), pitch: wanted.len() as u32, accumulate };
         let w = stored.matrix(format, rows, columns);
         let ids = some_ids.then_some((ptr(&device_ids), 5));
         run(matvec(output, tokens as u32, ptr(&device_x), Rows::Frozen(&w), ids), seed);
         let (mut want, x) = (vec![0.0; before.len()], f64s(&x));
-        let weight = |p: usize, j: usize| 0.5 * stored.values[wanted[j] as usize * columns + p];
+        let weight = |p: usize, j: usize| stored.values[wanted[j] as usize * columns + p];
         reference::gemm(&mut want, tokens, columns, wanted.len(), |i, p| x[i * columns + p], weight);
         if accumulate {
             want.iter_mut().zip(&before).for_each(|(want, &before)| *want += f64::from(before));
         }
-        assert_close("matvec", y.values(), &want, 1e-5);
+        y.assert_close("matvec", &want, 1e-5);
     }
 
     #[test]
     fn operands_are_padded(rows in 1usize..20, width in 1usize..70, seed: u64) {
         let x = Random::new(seed).values(rows * width);
-        let (device_x, out) = (Global::new(&x), Global::new(&vec![0x7fc0u16; operand(&x, width).len()]));
-        run(operand_launch(ptr(&out), ptr(&device_x), rows as u32, width as u32, 1.0), seed);
-        prop_assert_eq!(out.values(), operand(&x, width));
+        for bf16 in [false, true] {
+            let (x, out) = (C::new(&x, bf16), Global::new(&vec![0x7fc0u16; operand(&x, width).len()]));
+            run(operand_launch(ptr(&out), x.at(), rows as u32, width as u32), seed);
+            prop_assert_eq!(out.values(), operand(x.f32s.values(), width));
+        }
     }
 }
 
 #[test]
 fn nothing_to_do() {
-    let (a, c) = (Global::new(&[0u16; 8]), Global::new(&[1f32; 4]));
+    let (a, c) = (Global::new(&[0u16; 8]), C::new(&[1.0; 4], false));
     let w = Matrix { format: Format::Bf16, data: ptr(&a), scales: Ptr::NULL, rows: 4, columns: 8 };
-    assert!(gemm(ptr(&c), 0, false, Form::Rows, ptr(&a), &w, None).is_empty());
+    assert!(gemm(c.at(), 0, false, Form::Rows, ptr(&a), &w, None).is_empty());
 }

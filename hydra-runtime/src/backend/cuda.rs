@@ -1,11 +1,14 @@
 //! One NVIDIA GPU: `hydra_ptx`'s kernels in one stream.
 //!
-//! Products take bf16 operands and sum in f32; everything else is f32. Frozen weights lie on the device as bf16 or in their own
-//! 4- and 8-bit blocks. Nothing waits for the device but downloads: a training step asks for its loss, the gradient's norm and
+//! Products take bf16 operands and sum in f32. Activations are bf16, so that they are operands as they are; residual streams, their
+//! gradients, statistics and all that is trained are f32. Frozen weights lie on the device as bf16 or in their own 4- and 8-bit
+//! blocks. Nothing waits for the device but downloads: a training step asks for its loss, the gradient's norm and
 //! the adapter's, and otherwise only queues work. Sums have a fixed order, so a step has the same bits each time.
 //!
 //! The files here decide which launches make an operation; [`Driver`] is what starts them.
 
+mod arena;
+mod buffer;
 mod driver;
 mod gpu;
 mod linear;
@@ -14,6 +17,7 @@ mod matrix;
 mod shim;
 mod state;
 
+pub use buffer::Buffer;
 pub use driver::Driver;
 pub use gpu::Gpu;
 pub use matrix::Matrix;
@@ -22,25 +26,15 @@ use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
 use crate::batch::Segment;
 use crate::{Error, Result};
 use core::ops::Range;
-use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Ptr, Saved};
-use state::State;
-use std::sync::atomic::{AtomicU64, Ordering};
+use half::bf16;
+use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Ptr, Saved, Values};
+use state::{Area, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A GPU as a [`Backend`].
 pub struct Cuda<D: Driver> {
     driver: D,
     state: Mutex<State<D>>,
-    /// Writes to buffers so far: each gives the buffer a new version.
-    writes: AtomicU64,
-}
-
-/// f32 memory of the device.
-pub struct Buffer<D: Driver> {
-    memory: D::Memory,
-    len: usize,
-    /// Names what it holds: no two contents of any buffers have the same one.
-    version: u64,
 }
 
 /// A size as kernels take it.
@@ -51,7 +45,7 @@ fn size(n: usize) -> Result<u32> {
 impl<D: Driver> Cuda<D> {
     /// The backend of a device.
     pub fn new(driver: D) -> Self {
-        Self { driver, state: Mutex::default(), writes: AtomicU64::new(0) }
+        Self { driver, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State<D>> {
@@ -59,26 +53,39 @@ impl<D: Driver> Cuda<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ptr(&self, buffer: &Buffer<D>) -> Ptr {
-        Ptr(self.driver.address(&buffer.memory))
-    }
-
-    /// Where a buffer is that has at least `len` values: what makes a launch safe.
+    /// Where a buffer of either kind is that has at least `len` values.
     #[track_caller]
-    fn checked(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
-        assert!(len <= buffer.len, "{len} values of a buffer of {}", buffer.len);
-        self.ptr(buffer)
+    fn values(&self, buffer: &Buffer<D>, len: usize) -> Values {
+        buffer.values(&self.driver, len)
     }
 
-    fn new_version(&self) -> u64 {
-        self.writes.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// [`Self::checked`] for a buffer that is about to be written.
+    /// The same of one that isn't an activation.
     #[track_caller]
-    fn output(&self, buffer: &mut Buffer<D>, len: usize) -> Ptr {
-        buffer.version = self.new_version();
-        self.checked(buffer, len)
+    fn f32(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
+        let values = self.values(buffer, len);
+        assert!(!values.bf16, "an activation where a buffer is wanted");
+        values.at
+    }
+
+    /// The same of an activation.
+    #[track_caller]
+    fn bf16(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
+        let values = self.values(buffer, len);
+        assert!(values.bf16, "a buffer where an activation is wanted");
+        values.at
+    }
+
+    /// The first `rows` rows of a buffer as an operand: as it lies, if it does so already, or in `area`.
+    #[track_caller]
+    fn operand(&self, area: &mut Area<D>, buffer: &Buffer<D>, rows: usize, columns: u32) -> Result<Ptr> {
+        let values = self.values(buffer, rows * columns as usize);
+        if values.bf16 && columns == launch::padded(columns) {
+            return Ok(values.at);
+        }
+        let count = size(rows)?;
+        let operand = area.operand(&self.driver, count, columns)?;
+        self.run(&launch::operand(operand, values, count, columns))?;
+        Ok(operand)
     }
 
     fn run(&self, launch: &Launch) -> Result<()> {
@@ -90,16 +97,18 @@ impl<D: Driver> Cuda<D> {
         unsafe { self.driver.launch(launch) }
     }
 
-    /// The shape as launches take it; the rows' blocks go to the device.
+    /// The shape as launches take it, tokens, and where q, k and v are; the rows' blocks go to the device.
     fn attention_of(
         &self,
         state: &mut State<D>,
         shape: AttentionShape,
         segments: &[Segment],
-    ) -> Result<(Attention, usize)> {
-        if shape.head_dim > launch::WIDEST_HEAD as usize {
+        [q, k, v]: [&Buffer<D>; 3],
+    ) -> Result<(Attention, usize, [Ptr; 3])> {
+        if shape.head_dim > launch::WIDEST_HEAD as usize || !shape.head_dim.is_multiple_of(2) {
             let (have, most) = (shape.head_dim, launch::WIDEST_HEAD);
-            return Err(Error::Invalid(format!("heads of {have} columns; the device's attention takes up to {most}")));
+            let what = format!("heads of {have} columns; the device's attention takes even numbers up to {most}");
+            return Err(Error::Invalid(what));
         }
         let mut rows = Vec::with_capacity(segments.len());
         for segment in segments {
@@ -114,7 +123,8 @@ impl<D: Driver> Cuda<D> {
             tile_count: size(tiles.len() / 3)?,
             tiles: state.ids.on_device(&self.driver, &tiles)?,
         };
-        Ok((attention, tokens))
+        let narrow = tokens * shape.kv_width();
+        Ok((attention, tokens, [self.bf16(q, tokens * shape.q_width()), self.bf16(k, narrow), self.bf16(v, narrow)]))
     }
 }
 
@@ -123,28 +133,31 @@ impl<D: Driver> Backend for Cuda<D> {
     type Matrix<'w> = Matrix<D>;
 
     fn buffer(&self, len: usize) -> Result<Buffer<D>> {
-        Ok(Buffer { memory: self.driver.allocate(4 * len.max(1))?, len, version: self.new_version() })
+        Buffer::zeroed(&self.driver, len, false)
+    }
+
+    fn activation(&self, len: usize) -> Result<Buffer<D>> {
+        Buffer::zeroed(&self.driver, len, true)
+    }
+
+    fn activation_bytes(&self) -> usize {
+        size_of::<bf16>()
     }
 
     fn upload(&self, to: &mut Buffer<D>, from: &[f32]) -> Result<()> {
-        self.output(to, from.len());
-        self.driver.upload(&mut to.memory, 0, bytemuck::cast_slice(from))
+        to.upload(&self.driver, from)
     }
 
     fn download(&self, to: &mut [f32], from: &Buffer<D>) -> Result<()> {
-        self.checked(from, to.len());
-        self.driver.download(bytemuck::cast_slice_mut(to), &from.memory)
+        from.download(&self.driver, to)
     }
 
     fn copy(&self, to: &mut Buffer<D>, to_start: usize, from: &Buffer<D>, len: usize) -> Result<()> {
-        self.checked(from, len);
-        self.output(to, to_start + len);
-        self.driver.copy(&mut to.memory, 4 * to_start, &from.memory, 4 * len)
+        to.copy(&self.driver, to_start, from, len)
     }
 
     fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {
-        self.output(buffer, len);
-        self.driver.zero(&mut buffer.memory, 4 * len)
+        buffer.zero(&self.driver, len)
     }
 
     fn matrix<'w>(&self, weight: Weight<'w>) -> Result<Matrix<D>> {
@@ -153,7 +166,7 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn embed(&self, out: &mut Buffer<D>, table: &Matrix<D>, tokens: &[u32]) -> Result<()> {
         let table = table.of(&self.driver);
-        let out = self.output(out, tokens.len() * table.columns as usize);
+        let out = self.f32(out, tokens.len() * table.columns as usize);
         let ids = self.state().ids.on_device(&self.driver, tokens)?;
         self.run(&launch::embed(out, size(tokens.len())?, &table, ids))
     }
@@ -167,9 +180,9 @@ impl<D: Driver> Backend for Cuda<D> {
         weight: &Buffer<D>,
         eps: f32,
     ) -> Result<()> {
-        let (d, values) = (size(weight.len)?, tokens * weight.len);
-        let (y, inv_rms) = (self.output(y, values), self.output(inv_rms, tokens));
-        let (x, weight) = (self.checked(x, values), self.ptr(weight));
+        let (d, values) = (size(weight.len())?, tokens * weight.len());
+        let (y, inv_rms) = (self.bf16(y, values), self.f32(inv_rms, tokens));
+        let (x, weight) = (self.f32(x, values), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm(y, inv_rms, size(tokens)?, x, weight, d, eps))
     }
 
@@ -182,9 +195,9 @@ impl<D: Driver> Backend for Cuda<D> {
         inv_rms: &Buffer<D>,
         weight: &Buffer<D>,
     ) -> Result<()> {
-        let (d, values) = (size(weight.len)?, tokens * weight.len);
-        let (dx, dy, x) = (self.output(dx, values), self.checked(dy, values), self.checked(x, values));
-        let (inv_rms, weight) = (self.checked(inv_rms, tokens), self.ptr(weight));
+        let (d, values) = (size(weight.len())?, tokens * weight.len());
+        let (dx, dy, x) = (self.f32(dx, values), self.f32(dy, values), self.f32(x, values));
+        let (inv_rms, weight) = (self.f32(inv_rms, tokens), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm_backward(dx, size(tokens)?, dy, x, inv_rms, weight, d))
     }
 
@@ -198,8 +211,8 @@ impl<D: Driver> Backend for Cuda<D> {
         inverse: bool,
     ) -> Result<()> {
         let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
-        let (tokens, table) = (positions.len(), self.checked(table, end * head_dim));
-        let x = self.output(x, tokens * heads * head_dim);
+        let (tokens, table) = (positions.len(), self.f32(table, end * head_dim));
+        let x = self.bf16(x, tokens * heads * head_dim);
         let positions = self.state().ids.on_device(&self.driver, positions)?;
         self.run(&launch::rope(x, size(tokens)?, size(heads)?, size(head_dim)?, table, positions, inverse))
     }
@@ -241,17 +254,15 @@ impl<D: Driver> Backend for Cuda<D> {
         prefix: Option<Prefix<'_, Self>>,
     ) -> Result<()> {
         let state = &mut *self.state();
-        let (attention, tokens) = self.attention_of(state, shape, segments)?;
-        let (wide, narrow) = (tokens * shape.q_width(), tokens * shape.kv_width());
-        let inputs = [self.checked(q, wide), self.checked(k, narrow), self.checked(v, narrow)];
+        let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let prefix = match prefix {
             None => None,
             Some(Prefix { k, v, len }) => {
                 let values = len * shape.kv_width();
-                Some(launch::Prefix { k: self.checked(k, values), v: self.checked(v, values), len: size(len)? })
+                Some(launch::Prefix { k: self.bf16(k, values), v: self.bf16(v, values), len: size(len)? })
             }
         };
-        let (o, lse) = (self.output(o, wide), self.output(lse, tokens * shape.heads));
+        let (o, lse) = (self.bf16(o, tokens * shape.q_width()), self.f32(lse, tokens * shape.heads));
         self.run(&launch::attention(o, lse, &attention, inputs, prefix))
     }
 
@@ -270,20 +281,19 @@ impl<D: Driver> Backend for Cuda<D> {
         v: &Buffer<D>,
     ) -> Result<()> {
         let state = &mut *self.state();
-        let (attention, tokens) = self.attention_of(state, shape, segments)?;
+        let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let (wide, narrow) = (tokens * shape.q_width(), tokens * shape.kv_width());
-        let inputs = [self.checked(q, wide), self.checked(k, narrow), self.checked(v, narrow)];
-        let (d_o, o) = (self.checked(d_o, wide), self.checked(o, wide));
+        let (d_o, o) = (self.bf16(d_o, wide), self.bf16(o, wide));
         let delta = state.partial.f32(&self.driver, tokens * shape.heads)?;
-        let saved = Saved { d_o, lse: self.checked(lse, tokens * shape.heads), delta };
-        let (dq, dk, dv) = (self.output(dq, wide), self.output(dk, narrow), self.output(dv, narrow));
+        let saved = Saved { d_o, lse: self.f32(lse, tokens * shape.heads), delta };
+        let (dq, dk, dv) = (self.bf16(dq, wide), self.bf16(dk, narrow), self.bf16(dv, narrow));
         self.run(&launch::attention_delta(delta, size(tokens)?, &attention, d_o, o))?;
         self.run(&launch::attention_dq(dq, &attention, &saved, inputs))?;
         self.run(&launch::attention_dkv([dk, dv], &attention, &saved, inputs))
     }
 
     fn swiglu(&self, out: &mut Buffer<D>, len: usize, gate: &Buffer<D>, up: &Buffer<D>) -> Result<()> {
-        let (out, gate, up) = (self.output(out, len), self.checked(gate, len), self.checked(up, len));
+        let (out, gate, up) = (self.bf16(out, len), self.bf16(gate, len), self.bf16(up, len));
         self.run(&launch::swiglu(out, len as u64, gate, up))
     }
 
@@ -295,14 +305,14 @@ impl<D: Driver> Backend for Cuda<D> {
         gate: &Buffer<D>,
         up: &Buffer<D>,
     ) -> Result<()> {
-        let (dgate, dup) = (self.output(dgate, len), self.output(dup, len));
-        let (gate, up) = (self.checked(gate, len), self.checked(up, len));
+        let (dgate, dup) = (self.bf16(dgate, len), self.bf16(dup, len));
+        let (gate, up) = (self.bf16(gate, len), self.bf16(up, len));
         self.run(&launch::swiglu_backward(dgate, dup, len as u64, gate, up))
     }
 
     fn gather(&self, out: &mut Buffer<D>, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
         let end = rows.iter().max().map_or(0, |&last| last as usize + 1);
-        let (out, x) = (self.output(out, rows.len() * d), self.checked(x, end * d));
+        let (out, x) = (self.f32(out, rows.len() * d), self.f32(x, end * d));
         let (count, rows) = (size(rows.len())?, self.state().ids.on_device(&self.driver, rows)?);
         self.run(&launch::gather(out, x, rows, count, size(d)?))
     }
@@ -311,7 +321,7 @@ impl<D: Driver> Backend for Cuda<D> {
         let end = rows.last().map_or(0, |&last| last as usize + 1);
         assert!(end <= tokens, "row {end} of {tokens}");
         self.zero(out, tokens * d)?;
-        let (out, x) = (self.output(out, tokens * d), self.checked(x, rows.len() * d));
+        let (out, x) = (self.f32(out, tokens * d), self.f32(x, rows.len() * d));
         let (count, rows) = (size(rows.len())?, self.state().ids.on_device(&self.driver, rows)?);
         self.run(&launch::scatter(out, x, rows, count, size(d)?))
     }
@@ -334,7 +344,7 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn sum_of_squares(&self, x: &Buffer<D>, len: usize) -> Result<f64> {
         let (state, driver, len64) = (&mut *self.state(), &self.driver, len as u64);
-        let (x, count) = (self.checked(x, len), launch::squares_parts(len64));
+        let (x, count) = (self.f32(x, len), launch::squares_parts(len64));
         let parts = state.partial.take(driver, 8 * count as usize)?;
         let total = state.result.take(driver, 8)?;
         self.run(&launch::squares(parts, x, len64))?;
@@ -359,8 +369,8 @@ impl<D: Driver> Backend for Cuda<D> {
         // Powers in f64: beta2^t is close to 1 for the first thousand steps.
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
         let len = rates.iter().map(|(range, _)| range.end).max().unwrap_or(0);
-        let state = [self.output(params, len), self.output(m, len), self.output(v, len)];
-        let grads = self.checked(grads, len);
+        let state = [self.f32(params, len), self.f32(m, len), self.f32(v, len)];
+        let grads = self.f32(grads, len);
         for (range, lr) in rates {
             let step = AdamWStep {
                 beta1,
@@ -386,7 +396,7 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
-        // A bf16 operand and what the adapter's few columns take beside it; the head's block of logits.
+        // An f32 gradient as an operand, and what the adapter's few columns take beside it; the head's block of logits.
         4 * (tokens * widest) as u64 + loss::bytes(tokens)
     }
 }

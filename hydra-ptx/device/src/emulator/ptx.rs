@@ -343,7 +343,9 @@ impl Op {
         let two = |binary| Some(Op::Two(binary, ty()));
         Some(match (parts[0], &parts[1..]) {
             ("mov", ["b32" | "b64"]) => Op::Repack(ty().bits()),
-            ("mov", _) | ("cvta", ["to", "global", "u64"]) | ("ld", ["param", _]) => Op::Move,
+            ("mov", _) | ("ld", ["param", _]) => Op::Move,
+            // Global addresses are the same among all.
+            ("cvta", ["global", "u64"] | ["to", "global", "u64"]) => Op::Move,
             ("add", ["rn", _] | [_]) => return two(Binary::Add),
             ("sub", ["rn", _] | [_]) => return two(Binary::Sub),
             ("mul", ["lo" | "rn", _]) => return two(Binary::Mul),

@@ -1,8 +1,9 @@
 //! A GPU through the CUDA driver: the only file that knows `cust`.
 //!
-//! One context, one stream, one module. Uploads go through a pinned buffer, so that they are queued like everything else and
-//! the caller's memory is free at once.
+//! One context, one stream, one module. Buffers are parts of a few large allocations. Uploads go through a pinned buffer, so that
+//! they are queued like everything else and the caller's memory is free at once.
 
+use super::arena::{self, Arena};
 use super::{Driver, shim};
 use crate::{Error, Result};
 use core::ffi::c_void;
@@ -18,10 +19,13 @@ use hydra_ptx::launch::Launch;
 use hydra_ptx::{CAPABILITY, PTX};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of the pinned buffer. When it is full, an upload waits for the stream.
 const STAGING: usize = 8 << 20;
+
+/// The device's memory by what the arena asks for at once: over a gigabyte on the largest devices, and little where there is little.
+const SLABS: usize = 64;
 
 /// Shared memory of a block that a kernel has without asking.
 const SHARED: u32 = 48 * 1024;
@@ -38,10 +42,18 @@ struct Staging {
     used: usize,
 }
 
-/// The context, which memory keeps alive.
+/// What memory keeps alive: the context, and where buffers are.
 struct Shared {
     ordinal: u32,
     context: Context,
+    arena: Mutex<Arena>,
+}
+
+impl Shared {
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        // No call of the arena's leaves it half-way.
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One NVIDIA GPU.
@@ -68,10 +80,12 @@ pub struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // Nothing can be done about an error here; if there was one before, it has been told.
-        let _ = CurrentContext::set_current(&self.shared.context);
-        // SAFETY: allocated by `allocate`, dropped once; the driver waits for work that uses it.
-        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+        if let Some(slab) = self.shared.arena().give_back(self.address, self.bytes) {
+            // Nothing can be done about an error here; if there was one before, it has been told.
+            let _ = CurrentContext::set_current(&self.shared.context);
+            // SAFETY: allocated by `room`, and the arena has let go of it; the driver waits for work that uses it.
+            let _ = unsafe { sys::cuMemFree_v2(slab) };
+        }
     }
 }
 
@@ -131,7 +145,7 @@ impl Gpu {
         // SAFETY: written before it is read.
         let buffer = unsafe { LockedBuffer::uninitialized(STAGING) }.map_err(failed("no pinned memory"))?;
         let staging = Mutex::new(Staging { buffer, used: 0 });
-        let shared = Arc::new(Shared { ordinal, context });
+        let shared = Arc::new(Shared { ordinal, context, arena: Mutex::default() });
         Ok(Self { name, kernels, staging, stream, _module: module, shared })
     }
 
@@ -156,8 +170,44 @@ impl Gpu {
         Ok((free, total))
     }
 
-    fn wait(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|error| self.failed("the device's work failed", error))
+    /// Where `bytes` bytes are that nobody has.
+    fn room(&self, bytes: usize) -> Result<u64> {
+        let arena = &mut *self.shared.arena();
+        if let Some(address) = arena.take(bytes) {
+            return Ok(address);
+        }
+        let (free, total) = self.memory()?;
+        // Where a whole slab doesn't fit any more, what is asked for may.
+        let least = arena::rounded(bytes);
+        for slab in [least.max(total / SLABS), least] {
+            let mut address = 0;
+            // SAFETY: `address` is there to be written.
+            match result(unsafe { sys::cuMemAlloc_v2(&mut address, slab) }) {
+                Ok(()) => {
+                    arena.add(address, slab);
+                    return Ok(arena.take(bytes).expect("a slab is large enough"));
+                }
+                Err(CudaError::OutOfMemory) => {}
+                Err(error) => return Err(self.failed("memory", error)),
+            }
+        }
+        let (unused, largest) = arena.free();
+        let [bytes, free, total, unused, largest] = [bytes, free, total, unused, largest].map(mib);
+        let here = format!("{free:.1} of {total:.1} MiB are free");
+        let own = format!("{unused:.1} MiB are free in what was allocated before, {largest:.1} of them in one piece");
+        let what = format!("out of memory: {bytes:.1} MiB asked for, {here}, and {own}");
+        Err(Error::Device(format!("cuda:{}: {what}", self.shared.ordinal)))
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all that was asked for; so the pinned buffer is free.
+    fn wait(&self, staging: &mut Staging) -> Result<()> {
+        self.stream.synchronize().map_err(|error| self.failed("the device's work failed", error))?;
+        staging.used = 0;
+        Ok(())
     }
 
     #[track_caller]
@@ -173,19 +223,7 @@ impl Driver for Gpu {
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         self.enter()?;
-        let mut address = 0;
-        // SAFETY: `address` is there to be written.
-        match result(unsafe { sys::cuMemAlloc_v2(&mut address, bytes) }) {
-            Ok(()) => {}
-            Err(CudaError::OutOfMemory) => {
-                let (free, total) = self.memory()?;
-                let (asked, free, total) = (mib(bytes), mib(free), mib(total));
-                let what = format!("out of memory: {asked:.1} MiB asked for, {free:.1} of {total:.1} MiB are free");
-                return Err(Error::Device(format!("cuda:{}: {what}", self.shared.ordinal)));
-            }
-            Err(error) => return Err(self.failed("memory", error)),
-        }
-        let mut memory = Memory { address, bytes, shared: self.shared.clone() };
+        let mut memory = Memory { address: self.room(bytes)?, bytes, shared: self.shared.clone() };
         self.zero(&mut memory, bytes)?;
         Ok(memory)
     }
@@ -197,12 +235,11 @@ impl Driver for Gpu {
     fn upload(&self, to: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
         self.enter()?;
         let to = Self::range(to, at, from.len());
-        let staging = &mut *self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let staging = &mut *self.staging();
         let mut copied = 0;
         while copied < from.len() {
             if staging.used == STAGING {
-                self.wait()?;
-                staging.used = 0;
+                self.wait(staging)?;
             }
             let len = (from.len() - copied).min(STAGING - staging.used);
             let room = &mut staging.buffer.as_mut_slice()[staging.used..][..len];
@@ -226,7 +263,7 @@ impl Driver for Gpu {
                 unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream.as_inner()) };
             self.done("a download failed", code)?;
         }
-        self.wait()
+        self.wait(&mut self.staging())
     }
 
     fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: usize) -> Result<()> {
@@ -271,7 +308,7 @@ impl Driver for Gpu {
 
     fn free_bytes(&self) -> Result<u64> {
         self.enter()?;
-        Ok(self.memory()?.0 as u64)
+        Ok((self.memory()?.0 + self.shared.arena().free().0) as u64)
     }
 
     fn describe(&self) -> String {

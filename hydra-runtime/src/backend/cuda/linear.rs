@@ -6,7 +6,7 @@ use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Ptr, Rows, Second, UpBackward};
+use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Ptr, Rows, Second, UpBackward, Values};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 
 type Args<'a, D> = AdapterArgs<'a, Cuda<D>>;
@@ -46,7 +46,7 @@ impl Adapter {
             top_k: u32::try_from(args.slot.routing.top_k).unwrap_or(u32::MAX),
             mask: mask(args.head_dropout),
         };
-        let params = cuda.ptr(args.params);
+        let params = cuda.f32(args.params, args.slot.a.end.max(args.slot.b.end));
         let (a, b) = (params.f32(args.slot.a.start), params.f32(args.slot.b.start));
         Ok(Self { shape, heads, a, b, scale: args.slot.scale, mask: mask(args.dropout) })
     }
@@ -79,49 +79,41 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<()> {
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let count = size(tokens)?;
-        let y = self.output(y, tokens * weight.rows as usize);
-        let (x, version) = (self.checked(x, tokens * weight.columns as usize), x.version);
+        let y = self.values(y, tokens * weight.rows as usize);
+        let x = self.operand(&mut state.x, x, tokens, weight.columns)?;
         let adapter = match adapter {
             None => None,
             Some((args, hidden)) => {
                 let adapter = Adapter::new(self, state, args, tokens)?;
-                let hidden = self.output(hidden, tokens * adapter.shape.hidden());
+                let hidden = self.f32(hidden, tokens * adapter.shape.hidden());
                 Some((adapter, hidden))
             }
         };
         let accumulate = store == Store::Accumulate;
         if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops() && !adapter.drops_heads())
         {
-            let output = Output { y, pitch: weight.rows, accumulate, scale: 1.0 };
+            let output = Output { y, pitch: weight.rows, accumulate };
             self.run(&launch::matvec(output, count, x, Rows::Frozen(&weight), None))?;
             return match adapter {
                 Some((adapter, hidden)) => self.few_forward(state, &adapter, output, count, x, hidden),
                 None => Ok(()),
             };
         }
-        let (operand, there) = state.operand(driver, version, count, weight.columns)?;
         let second = match &adapter {
-            None => {
-                if !there {
-                    self.run(&launch::operand(operand, x, count, weight.columns, 1.0))?;
-                }
-                None
-            }
+            None => None,
             Some((adapter, hidden)) => {
                 let &Adapter { heads, a, b, scale, mask, .. } = adapter;
                 let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
-                let d_in = weight.columns;
-                let to = if there { Ptr::NULL } else { operand };
-                self.run(&launch::down(*hidden, mixed, to, count, x, d_in, a, &heads, scale, mask))?;
+                self.run(&launch::down(*hidden, mixed, count, x, weight.columns, a, &heads, scale, mask))?;
                 let b_operand = state.small.operand(driver, weight.rows, heads.mixed())?;
-                self.run(&launch::operand(b_operand, b, weight.rows, heads.mixed(), 1.0))?;
+                self.run(&launch::operand(b_operand, Values::f32(b), weight.rows, heads.mixed()))?;
                 Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
             }
         };
-        self.run(&launch::gemm(y, count, accumulate, Form::Rows, operand, &weight, second))
+        self.run(&launch::gemm(y, count, accumulate, Form::Rows, x, &weight, second))
     }
 
-    /// The adapter's part for a handful of tokens, in f32: three more products with vectors.
+    /// The adapter's part for a handful of tokens: two more products with vectors.
     fn few_forward(
         &self,
         state: &mut State<D>,
@@ -133,12 +125,12 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<()> {
         let &Adapter { ref shape, heads, a, b, scale, .. } = adapter;
         let stacked = Rows::F32 { at: a, rows: heads.stacked, columns: size(shape.d_in)? };
-        let to_hidden = Output { y: hidden, pitch: heads.hidden(), accumulate: false, scale: 1.0 };
+        let to_hidden = Output { y: Values::f32(hidden), pitch: heads.hidden(), accumulate: false };
         self.run(&launch::matvec(to_hidden, tokens, x, stacked, None))?;
-        let mixed = state.mixed.f32(&self.driver, tokens as usize * shape.mixed())?;
-        self.run(&launch::gate_mix(hidden, mixed, tokens, &heads))?;
+        let mixed = state.small_rows.operand(&self.driver, tokens, heads.mixed())?;
+        self.run(&launch::gate_mix(hidden, mixed, tokens, &heads, scale))?;
         let b = Rows::F32 { at: b, rows: output.pitch, columns: heads.mixed() };
-        self.run(&launch::matvec(Output { accumulate: true, scale, ..output }, tokens, mixed, b, None))
+        self.run(&launch::matvec(Output { accumulate: true, ..output }, tokens, mixed, b, None))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -154,29 +146,20 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<()> {
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let (count, d_in, d_out) = (size(tokens)?, weight.columns, weight.rows);
-        let (dy, version) = (self.checked(dy, tokens * d_out as usize), dy.version);
-        let x = self.checked(x, tokens * d_in as usize);
-        let dx = dx.map(|(dx, store)| (self.output(dx, tokens * d_in as usize), store == Store::Accumulate));
-        let (operand, there) = match dx {
-            Some(_) => state.operand(driver, version, count, d_out)?,
-            None => (Ptr::NULL, true),
-        };
+        let dx = dx.map(|(dx, store)| (self.values(dx, tokens * d_in as usize), store == Store::Accumulate));
+        let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
         let Some((args, hidden)) = adapter else {
             let Some((dx, accumulate)) = dx else { return Ok(()) };
-            if !there {
-                self.run(&launch::operand(operand, dy, count, d_out, 1.0))?;
-            }
-            return self.run(&launch::gemm(dx, count, accumulate, Form::Columns, operand, &weight, None));
+            return self.run(&launch::gemm(dx, count, accumulate, Form::Columns, dy, &weight, None));
         };
         let adapter = Adapter::new(self, state, args, tokens)?;
         let &Adapter { ref shape, heads, a, b, scale, mask } = &adapter;
-        let hidden = self.checked(hidden, tokens * shape.hidden());
+        let hidden = self.f32(hidden, tokens * shape.hidden());
         let out = UpBackward {
             dhidden: state.dhidden.f32(driver, tokens * shape.hidden())?,
             dhidden_operand: state.small_rows.operand(driver, count, heads.stacked)?,
             mixed: state.mixed.f32(driver, tokens * shape.mixed())?,
             dmixed: state.dmixed.f32(driver, tokens * shape.mixed())?,
-            dy_operand: if there { Ptr::NULL } else { operand },
         };
         let mut push = Ptr::NULL;
         if args.balance != 0.0 && shape.router {
@@ -185,7 +168,8 @@ impl<D: Driver> Cuda<D> {
         }
         self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, push, &heads, scale, adapter.drops()))?;
         if let Some(dparams) = dparams {
-            let dparams = self.output(dparams, args.slot.a.end.max(args.slot.b.end));
+            let x = self.operand(&mut state.x, x, tokens, d_in)?;
+            let dparams = self.f32(dparams, args.slot.a.end.max(args.slot.b.end));
             let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));
             self.run(&launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;
             self.run(&launch::da(da, count, x, d_in, out.dhidden, &heads, mask))?;
@@ -196,10 +180,10 @@ impl<D: Driver> Cuda<D> {
             None
         } else {
             let stacked = state.small.operand(driver, heads.stacked, d_in)?;
-            self.run(&launch::operand(stacked, a, heads.stacked, d_in, 1.0))?;
+            self.run(&launch::operand(stacked, Values::f32(a), heads.stacked, d_in))?;
             Some(Second { a: out.dhidden_operand, k: heads.stacked, b: stacked })
         };
-        self.run(&launch::gemm(dx, count, accumulate, Form::Columns, operand, &weight, second))?;
+        self.run(&launch::gemm(dx, count, accumulate, Form::Columns, dy, &weight, second))?;
         if adapter.drops() {
             self.run(&launch::dropped_add(dx, count, d_in, out.dhidden, a, &heads, mask))?;
         }

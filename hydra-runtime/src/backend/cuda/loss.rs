@@ -2,7 +2,7 @@
 
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
-use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Ptr, Rows};
+use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Ptr, Rows, Values};
 
 /// Logits in a block, f32 and bf16: some 100 MiB, so that the vocabulary takes few passes over dx.
 const BLOCK_VALUES: usize = 16 << 20;
@@ -30,25 +30,21 @@ impl<D: Driver> Cuda<D> {
         let (state, driver, head) = (&mut *self.state(), &self.driver, head.of(&self.driver));
         let (rows, d) = (targets.len(), head.columns);
         let count = size(rows)?;
-        let nll = self.output(nll, rows);
-        let (x, version) = (self.checked(x, rows * d as usize), x.version);
-        let dx = dx.map_or(Ptr::NULL, |dx| self.output(dx, rows * d as usize));
+        let nll = self.f32(nll, rows);
+        let dx = dx.map_or(Ptr::NULL, |dx| self.f32(dx, rows * d as usize));
         let targets = state.ids.on_device(driver, targets)?;
         let softmax = state.partial.f32(driver, rows * LOSS_STATE)?;
-        let (operand, there) = state.operand(driver, version, count, d)?;
-        if !there {
-            self.run(&launch::operand(operand, x, count, d, 1.0))?;
-        }
+        let x = self.operand(&mut state.x, x, rows, d)?;
         let block = size(block_ids(rows))?;
         for first in (0..head.rows).step_by(block as usize) {
             let ids = block.min(head.rows - first);
             let part = head.from_row(first, ids);
             let logits = state.logits.f32(driver, rows * ids as usize)?;
             let weights = state.weights.operand(driver, count, ids)?;
-            self.run(&launch::gemm(logits, count, false, Form::Rows, operand, &part, None))?;
+            self.run(&launch::gemm(Values::f32(logits), count, false, Form::Rows, x, &part, None))?;
             self.run(&launch::soften(weights, softmax, dx, count, logits, ids, targets, first, d))?;
             if dx != Ptr::NULL {
-                self.run(&launch::gemm(dx, count, first > 0, Form::Columns, weights, &part, None))?;
+                self.run(&launch::gemm(Values::f32(dx), count, first > 0, Form::Columns, weights, &part, None))?;
             }
         }
         self.run(&launch::finish_loss(nll, dx, count, softmax, &head, targets, scale))
@@ -63,11 +59,11 @@ impl<D: Driver> Cuda<D> {
         ids: &[u32],
     ) -> Result<()> {
         let (state, driver, head) = (&mut *self.state(), &self.driver, head.of(&self.driver));
-        let x = self.checked(x, rows * head.columns as usize);
+        let x = self.operand(&mut state.x, x, rows, head.columns)?;
         let count = size(ids.len())?;
         let ids = state.ids.on_device(driver, ids)?;
         let y = state.result.f32(driver, out.len())?;
-        let output = Output { y, pitch: count, accumulate: false, scale: 1.0 };
+        let output = Output { y: Values::f32(y), pitch: count, accumulate: false };
         self.run(&launch::matvec(output, size(rows)?, x, Rows::Frozen(&head), Some((ids, count))))?;
         state.result.download(driver, bytemuck::cast_slice_mut(out))
     }

@@ -34,7 +34,7 @@ impl<D: Driver> Area<D> {
         self.take(driver, 4 * len)
     }
 
-    /// Room for a bf16 operand [rows, columns].
+    /// Room for an operand [rows, columns].
     pub fn operand(&mut self, driver: &D, rows: u32, columns: u32) -> Result<Ptr> {
         self.take(driver, 2 * rows as usize * padded(columns) as usize)
     }
@@ -52,53 +52,55 @@ const KEPT: usize = 8;
 
 /// Ids on the device. What was uploaded a little while ago is still there.
 pub(super) struct Ids<D: Driver> {
-    kept: Vec<(Vec<u32>, Area<D>)>,
+    /// [`KEPT`] arrays, each with room for `room` ids.
+    area: Area<D>,
+    room: usize,
+    kept: [Vec<u32>; KEPT],
     next: usize,
 }
 
 impl<D: Driver> Default for Ids<D> {
     fn default() -> Self {
-        Self { kept: Vec::new(), next: 0 }
+        Self { area: Area::default(), room: 0, kept: Default::default(), next: 0 }
     }
 }
 
 impl<D: Driver> Ids<D> {
-    /// Where `ids` are, until [`KEPT`] others have been asked for.
+    /// Where `ids` are, until others are asked for.
     pub fn on_device(&mut self, driver: &D, ids: &[u32]) -> Result<Ptr> {
-        if let Some((_, area)) = self.kept.iter_mut().find(|(kept, _)| kept == ids) {
-            return area.take(driver, size_of_val(ids));
+        if ids.len() > self.room {
+            // So that arrays begin at multiples of 256 bytes. They are all uploaded again.
+            self.room = ids.len().next_multiple_of(64);
+            self.kept.iter_mut().for_each(Vec::clear);
         }
-        if self.kept.len() < KEPT {
-            self.kept.push((Vec::new(), Area::default()));
-        }
-        let (kept, area) = &mut self.kept[self.next];
-        self.next = (self.next + 1) % KEPT;
-        // Not valid under the old name, whatever happens now.
-        kept.clear();
-        let memory = area.memory(driver, size_of_val(ids))?;
-        driver.upload(memory, 0, bytemuck::cast_slice(ids))?;
-        kept.extend_from_slice(ids);
-        Ok(Ptr(driver.address(memory)))
+        let bytes = size_of::<u32>() * self.room;
+        let memory = self.area.memory(driver, KEPT * bytes)?;
+        let place = match self.kept.iter().position(|kept| kept == ids) {
+            Some(place) => place,
+            None => {
+                let place = self.next;
+                self.next = (place + 1) % KEPT;
+                let kept = &mut self.kept[place];
+                // Not valid under the old name, whatever happens now.
+                kept.clear();
+                driver.upload(memory, bytes * place, bytemuck::cast_slice(ids))?;
+                kept.extend_from_slice(ids);
+                place
+            }
+        };
+        Ok(Ptr(driver.address(memory) + (bytes * place) as u64))
     }
-}
-
-/// Rows of a buffer as bf16: its version, how many, and their width.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Held {
-    version: u64,
-    rows: u32,
-    columns: u32,
 }
 
 /// One area for each thing that is alive at the same time.
 pub(super) struct State<D: Driver> {
-    /// x or dy as bf16.
-    rows: Area<D>,
-    /// What `rows` holds.
-    held: Option<Held>,
-    /// The mixed heads, or `hidden`'s gradient, as bf16.
+    /// x as an operand, where it isn't one.
+    pub x: Area<D>,
+    /// dy, the same.
+    pub dy: Area<D>,
+    /// The mixed heads, or `hidden`'s gradient, as an operand.
     pub small_rows: Area<D>,
-    /// B or [A; R] as bf16.
+    /// B or [A; R] as an operand.
     pub small: Area<D>,
     /// The mixed heads in f32.
     pub mixed: Area<D>,
@@ -123,8 +125,8 @@ pub(super) struct State<D: Driver> {
 impl<D: Driver> Default for State<D> {
     fn default() -> Self {
         Self {
-            rows: Area::default(),
-            held: None,
+            x: Area::default(),
+            dy: Area::default(),
             small_rows: Area::default(),
             small: Area::default(),
             mixed: Area::default(),
@@ -137,18 +139,5 @@ impl<D: Driver> Default for State<D> {
             result: Area::default(),
             ids: Ids::default(),
         }
-    }
-}
-
-impl<D: Driver> State<D> {
-    /// Room for the first `rows` rows of a buffer of this `version` as bf16, and whether they are there already: projections that
-    /// read the same x follow each other. If not, the caller is about to write them.
-    pub fn operand(&mut self, driver: &D, version: u64, rows: u32, columns: u32) -> Result<(Ptr, bool)> {
-        let wanted = Some(Held { version, rows, columns });
-        let there = self.held == wanted;
-        self.held = None;
-        let room = self.rows.operand(driver, rows, columns)?;
-        self.held = wanted;
-        Ok((room, there))
     }
 }

@@ -1,0 +1,79 @@
+//! Memory of the device, f32 or bf16, and its ways to and from the host, which has f32 alone.
+
+use super::Driver;
+use crate::Result;
+use half::bf16;
+use hydra_ptx::launch::{Ptr, Values};
+
+/// Values on the device.
+pub struct Buffer<D: Driver> {
+    memory: D::Memory,
+    len: usize,
+    /// An activation; else f32.
+    bf16: bool,
+}
+
+impl<D: Driver> Buffer<D> {
+    pub(super) fn zeroed(driver: &D, len: usize, bf16: bool) -> Result<Self> {
+        let bytes = if bf16 { size_of::<bf16>() } else { size_of::<f32>() };
+        Ok(Self { memory: driver.allocate(bytes * len.max(1))?, len, bf16 })
+    }
+
+    /// All there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of the first `len` values.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[track_caller]
+    fn bytes(&self, len: usize) -> usize {
+        assert!(len <= self.len, "{len} values of a buffer of {}", self.len);
+        if self.bf16 { size_of::<bf16>() * len } else { size_of::<f32>() * len }
+    }
+
+    /// Where at least `len` values are: what makes a launch safe.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[track_caller]
+    pub(super) fn values(&self, driver: &D, len: usize) -> Values {
+        self.bytes(len);
+        Values { at: Ptr(driver.address(&self.memory)), bf16: self.bf16 }
+    }
+
+    pub(super) fn upload(&mut self, driver: &D, from: &[f32]) -> Result<()> {
+        self.bytes(from.len());
+        if !self.bf16 {
+            return driver.upload(&mut self.memory, 0, bytemuck::cast_slice(from));
+        }
+        let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+        driver.upload(&mut self.memory, 0, bytemuck::cast_slice(&rounded))
+    }
+
+    pub(super) fn download(&self, driver: &D, to: &mut [f32]) -> Result<()> {
+        self.bytes(to.len());
+        if !self.bf16 {
+            return driver.download(bytemuck::cast_slice_mut(to), &self.memory);
+        }
+        let mut values = vec![bf16::ZERO; to.len()];
+        driver.download(bytemuck::cast_slice_mut(&mut values), &self.memory)?;
+        to.iter_mut().zip(values).for_each(|(to, x)| *to = x.to_f32());
+        Ok(())
+    }
+
+    /// The first `len` values of `from` to those from `start` on.
+    pub(super) fn copy(&mut self, driver: &D, start: usize, from: &Self, len: usize) -> Result<()> {
+        assert_eq!(self.bf16, from.bf16, "a copy between a buffer and an activation");
+        let (at, bytes) = (self.bytes(start), from.bytes(len));
+        self.bytes(start + len);
+        driver.copy(&mut self.memory, at, &from.memory, bytes)
+    }
+
+    pub(super) fn zero(&mut self, driver: &D, len: usize) -> Result<()> {
+        let bytes = self.bytes(len);
+        driver.zero(&mut self.memory, bytes)
+    }
+}
