@@ -66,7 +66,7 @@ fn main() {
         let (x, dy) = (activation(&host_x), activation(&host_dy));
         let (mut y, mut dx) = (activation(&host_dy), activation(&host_x));
 
-        device.linear(&mut y, Store::Overwrite, TOKENS, &x, &matrix, None).expect("a product");
+        device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
         let mut got = vec![0.0; TOKENS * d_out];
         device.download(&mut got, &y).expect("a product");
         for i in (0..200).map(|i| i * 7919 * 13 % got.len()) {
@@ -83,7 +83,7 @@ fn main() {
 
         let probe = device.buffer(1).expect("memory");
         let forward = seconds(&device, &probe, || {
-            device.linear(&mut y, Store::Overwrite, TOKENS, &x, &matrix, None).expect("a product");
+            device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
         });
         let backward = seconds(&device, &probe, || {
             let dx = Some((&mut dx, Store::Overwrite));
@@ -101,7 +101,7 @@ fn main() {
             let args = AdapterArgs { slot: &slot, params: &params, heads: &[], dropout, head_dropout, balance };
             let adapted_forward = seconds(&device, &probe, || {
                 let adapter = Some((&args, &mut hidden));
-                device.linear(&mut y, Store::Overwrite, TOKENS, &x, &matrix, adapter).expect("a product");
+                device.linear(&mut y, None, TOKENS, &x, &matrix, adapter).expect("a product");
             });
             let adapted_backward = seconds(&device, &probe, || {
                 let (dx, adapter) = (Some((&mut dx, Store::Overwrite)), Some((&args, &hidden)));

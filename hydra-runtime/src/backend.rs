@@ -204,13 +204,14 @@ pub trait Backend: Sync {
         inverse: bool,
     ) -> Result<()>;
 
-    /// Frozen linear and adapter: y = x Wᵀ + scale · mixed Bᵀ, overwritten or added to; y [tokens, d_out], x [tokens, d_in].
+    /// Frozen linear and adapter: y = residual + x Wᵀ + scale · mixed Bᵀ; y and, if there is one, residual [tokens, d_out], both
+    /// of one kind, x [tokens, d_in].
     /// Beside the adapter comes `hidden` [tokens, a_rows + heads], which receives what the backward pass needs: `[down | gate]`.
     #[allow(clippy::too_many_arguments)]
     fn linear(
         &self,
         y: &mut Self::Buffer,
-        store: Store,
+        residual: Option<&Self::Buffer>,
         tokens: usize,
         x: &Self::Buffer,
         weight: &Self::Matrix<'_>,

@@ -119,8 +119,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             pass.read_rows(activations, &rows)?;
             let (model, vocab) = (pass.model, pass.model.config.vocab);
             let mut logits = model.backend.buffer(rows.len() * vocab)?;
-            let store = crate::backend::Store::Overwrite;
-            model.backend.linear(&mut logits, store, rows.len(), &activations.read.normed, &model.head, None)?;
+            model.backend.linear(&mut logits, None, rows.len(), &activations.read.normed, &model.head, None)?;
             out.resize(rows.len() * vocab, 0.0);
             model.backend.download(&mut out, &logits)
         })?;

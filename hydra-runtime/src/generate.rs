@@ -3,7 +3,7 @@
 use crate::activations::{Activations, Purpose};
 use crate::adapted::{Adapted, mix};
 use crate::adapter::Adapter;
-use crate::backend::{Backend, Store};
+use crate::backend::Backend;
 use crate::batch::{Packed, Sequence};
 use crate::model::{Cached, KvCache, Model, Pass};
 use crate::{Error, Result};
@@ -63,7 +63,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
             pass.read_rows(&mut self.activations, &[part.len() as u32 - 1])?;
         }
         let (backend, head) = (&self.model.backend, &self.model.head);
-        backend.linear(&mut self.on_device, Store::Overwrite, 1, &self.activations.read.normed, head, None)?;
+        backend.linear(&mut self.on_device, None, 1, &self.activations.read.normed, head, None)?;
         backend.download(&mut self.logits, &self.on_device)
     }
 

@@ -19,7 +19,7 @@ struct Case {
     dx: bool,
     labels: Vec<u32>,
     x: Vec<f32>,
-    /// y before, and dy.
+    /// The residual, and dy.
     y: Vec<f32>,
     /// dx before.
     before: Vec<f32>,
@@ -31,7 +31,9 @@ struct Case {
 fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let (weight, tokens) = (b.matrix(case.stored.weight()).unwrap(), case.tokens);
     let stream = |values: &[f32]| if case.activations { activation(b, values) } else { put(b, values) };
-    let (x, mut y, params) = (activation(b, &case.x), stream(&case.y), put(b, &case.params));
+    let (x, params) = (activation(b, &case.x), put(b, &case.params));
+    let (mut y, before) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
+    let residual = (case.store == Store::Accumulate).then_some(&before);
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
         params: &params,
@@ -42,7 +44,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
     let mut hidden = b.buffer(width).unwrap();
-    b.linear(&mut y, case.store, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut hidden))).unwrap();
+    b.linear(&mut y, residual, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut hidden))).unwrap();
     let mut results = vec![("y", get(b, &y, case.y.len())), ("hidden", get(b, &hidden, width))];
     let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.before), put(b, &case.params));
     let wanted = case.dx.then_some((&mut dx, case.store));

@@ -136,7 +136,7 @@ impl<B: Backend> Backend for Timed<'_, B> {
     fn linear(
         &self,
         y: &mut B::Buffer,
-        store: Store,
+        residual: Option<&B::Buffer>,
         tokens: usize,
         x: &B::Buffer,
         weight: &B::Matrix<'_>,
@@ -146,9 +146,9 @@ impl<B: Backend> Backend for Timed<'_, B> {
         match adapter {
             Some((adapter, hidden)) => {
                 let adapter = args(adapter);
-                self.time(name, |b| b.linear(y, store, tokens, x, weight, Some((&adapter, hidden))))
+                self.time(name, |b| b.linear(y, residual, tokens, x, weight, Some((&adapter, hidden))))
             }
-            None => self.time(name, |b| b.linear(y, store, tokens, x, weight, None)),
+            None => self.time(name, |b| b.linear(y, residual, tokens, x, weight, None)),
         }
     }
     fn linear_backward(

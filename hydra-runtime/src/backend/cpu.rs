@@ -183,16 +183,17 @@ mod tests {
         let data: Vec<u8> = (0..rows * cols).flat_map(|i| ((i % 251) as f32 - 125.0).to_le_bytes()).collect();
         let weight = Weight::new(Format::F32, rows, cols, &data, RowOrder::Natural).unwrap();
         let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.7).sin()).collect();
-        let run = |threads: usize, store: Store| {
-            let (mut y, x) = (Buffer::F32(vec![0.5; rows].as_slice().into()), Buffer::F32(x.as_slice().into()));
-            cpu(threads).linear(&mut y, store, 1, &x, &weight, None).unwrap();
+        let run = |threads: usize, added: bool| {
+            let residual = Buffer::F32(vec![0.5; rows].as_slice().into());
+            let (mut y, x) = (Buffer::F32(vec![9.0; rows].as_slice().into()), Buffer::F32(x.as_slice().into()));
+            cpu(threads).linear(&mut y, added.then_some(&residual), 1, &x, &weight, None).unwrap();
             f32::of(&y).to_vec()
         };
-        let (set, added) = (run(1, Store::Overwrite), run(1, Store::Accumulate));
+        let (set, added) = (run(1, false), run(1, true));
         assert!(set.iter().zip(&added).all(|(set, added)| 0.5 + set == *added));
         for threads in [2, 3, 8] {
-            assert_eq!(run(threads, Store::Overwrite), set);
-            assert_eq!(run(threads, Store::Accumulate), added);
+            assert_eq!(run(threads, false), set);
+            assert_eq!(run(threads, true), added);
         }
     }
 
@@ -208,7 +209,7 @@ mod tests {
         let cpu = Cpu::new(options).unwrap();
         let (mut x_buffer, mut y) = (cpu.activation(x.len()).unwrap(), cpu.activation(tokens * rows).unwrap());
         cpu.upload(&mut x_buffer, &x).unwrap();
-        cpu.linear(&mut y, Store::Overwrite, tokens, &x_buffer, &weight, None).unwrap();
+        cpu.linear(&mut y, None, tokens, &x_buffer, &weight, None).unwrap();
         let mut got = vec![0.0; tokens * rows];
         cpu.download(&mut got, &y).unwrap();
         for (i, got) in got.into_iter().enumerate() {

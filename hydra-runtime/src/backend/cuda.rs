@@ -220,13 +220,13 @@ impl<D: Driver> Backend for Cuda<D> {
     fn linear(
         &self,
         y: &mut Buffer<D>,
-        store: Store,
+        residual: Option<&Buffer<D>>,
         tokens: usize,
         x: &Buffer<D>,
         weight: &Matrix<D>,
         adapter: Option<(&AdapterArgs<'_, Self>, &mut Buffer<D>)>,
     ) -> Result<()> {
-        self.linear_forward(y, store, tokens, x, weight, adapter)
+        self.linear_forward(y, residual, tokens, x, weight, adapter)
     }
 
     fn linear_backward(

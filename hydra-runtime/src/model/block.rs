@@ -27,19 +27,18 @@ impl<B: Backend> Pass<'_, '_, B> {
     ) -> Result<()> {
         let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
         let (weights, attention) = (&self.model.layers[layer], AttentionShape::of(config));
-        let residual = tokens * config.d_model;
         let hidden = &mut acts.hidden;
-        let mut project = |projection: Projection, y: &mut B::Buffer, store, x: &B::Buffer| {
+        let mut project = |projection: Projection, y: &mut B::Buffer, residual, x: &B::Buffer| {
             let args = self.adapted.and_then(|a| a.args(layer, projection, &self.packed.heads, self.training));
             let adapter = args.as_ref().zip(hidden[projection as usize].as_mut());
-            backend.linear(y, store, tokens, x, &weights.projections[projection as usize], adapter)
+            backend.linear(y, residual, tokens, x, &weights.projections[projection as usize], adapter)
         };
 
         let norm = &weights.attention_norm;
         backend.rms_norm(&mut work.normed, &mut acts.attention_inv_rms, tokens, x, norm, config.norm_eps)?;
-        project(Q, &mut acts.q, Store::Overwrite, &work.normed)?;
-        project(K, &mut acts.k, Store::Overwrite, &work.normed)?;
-        project(V, &mut acts.v, Store::Overwrite, &work.normed)?;
+        project(Q, &mut acts.q, None, &work.normed)?;
+        project(K, &mut acts.k, None, &work.normed)?;
+        project(V, &mut acts.v, None, &work.normed)?;
         let positions = &self.packed.positions;
         backend.rope(&mut acts.q, config.heads, config.head_dim, self.rope, positions, false)?;
         backend.rope(&mut acts.k, config.kv_heads, config.head_dim, self.rope, positions, false)?;
@@ -55,16 +54,14 @@ impl<B: Backend> Pass<'_, '_, B> {
             backend.copy(&mut cache.k[layer], cache.len * width, &acts.k, tokens * width)?;
             backend.copy(&mut cache.v[layer], cache.len * width, &acts.v, tokens * width)?;
         }
-        backend.copy(&mut acts.middle, 0, x, residual)?;
-        project(O, &mut acts.middle, Store::Accumulate, &acts.o)?;
+        project(O, &mut acts.middle, Some(x), &acts.o)?;
 
         let norm = &weights.ffn_norm;
         backend.rms_norm(&mut work.normed, &mut acts.ffn_inv_rms, tokens, &acts.middle, norm, config.norm_eps)?;
-        project(Gate, &mut acts.gate, Store::Overwrite, &work.normed)?;
-        project(Up, &mut acts.up, Store::Overwrite, &work.normed)?;
+        project(Gate, &mut acts.gate, None, &work.normed)?;
+        project(Up, &mut acts.up, None, &work.normed)?;
         backend.swiglu(&mut work.act, tokens * config.d_ffn, &acts.gate, &acts.up)?;
-        backend.copy(out, 0, &acts.middle, residual)?;
-        project(Down, out, Store::Accumulate, &work.act)
+        project(Down, out, Some(&acts.middle), &work.act)
     }
 
     /// Turns `gradients.dx` from the gradient of the layer's output into that of its input, adding to `dparams` on the way;

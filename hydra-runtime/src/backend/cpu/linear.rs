@@ -12,11 +12,12 @@
 use super::buffer::{Element, carve, chunks, floats};
 use super::gradient::{Areas, adapter_gradients};
 use super::heads::{mix_rows, push_of, unmix_rows};
-use super::product::{Operand, column_block, columns_of, pack, product};
+use super::product::{Onto, Operand, column_block, columns_of, pack, product};
 use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, HydraShape};
+use half::bf16;
 use hydra_kernels::dropout;
 use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values, ValuesMut};
 use hydra_kernels::matvec;
@@ -81,7 +82,7 @@ pub(super) fn forward<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
     y: ValuesMut<'_>,
-    store: Store,
+    residual: Option<Values<'_>>,
     tokens: usize,
     x: Values<'_>,
     weight: &Weight<'_>,
@@ -92,14 +93,14 @@ pub(super) fn forward<E: Element>(
     let dropping = adapter.as_ref().is_some_and(|(args, _)| args.dropout.is_some());
     let dropping_heads = adapter.as_ref().is_some_and(|(args, _)| args.head_dropout.is_some());
     if tokens <= FEW_TOKENS && !dropping && !dropping_heads {
-        return forward_few(cpu, y, store, tokens, x, weight, adapter);
+        return forward_few(cpu, y, residual, tokens, x, weight, adapter);
     }
     let workspace = &mut *cpu.workspace();
     let frozen = Operand { k: d_in, source: &|first| Source::WeightRows { weight: *weight, first }, scale: 1.0 };
     let rows = cpu.row_chunk(tokens);
-    let block = column_block(cpu, d_in);
+    let (block, onto) = (column_block(cpu, d_in), Onto::from(residual));
     let Some((args, hidden)) = adapter else {
-        return product::<E>(cpu, isa, y, d_out, store, x, frozen, &mut workspace.panels);
+        return product::<E>(cpu, isa, y, d_out, onto, x, frozen, &mut workspace.panels);
     };
     let parameters = Parameters::of(args, tokens);
     let shape = parameters.shape;
@@ -130,7 +131,7 @@ pub(super) fn forward<E: Element>(
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
                 let heads = Term { a: Rows::row_major(&*mixed, n), b };
-                columns_of(cpu, isa, y, d_out, first, store, &[frozen, heads])
+                columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, heads])
             })
         })?;
     }
@@ -189,7 +190,7 @@ pub(super) fn drop_rows<E: Element>(
 fn forward_few(
     cpu: &Cpu,
     mut y: ValuesMut<'_>,
-    store: Store,
+    residual: Option<Values<'_>>,
     tokens: usize,
     x: Values<'_>,
     weight: &Weight<'_>,
@@ -221,36 +222,37 @@ fn forward_few(
         let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
         let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads));
         let part = |first: usize, y: &mut [f32]| {
+            matvec(cpu.isa, y, *weight, first, x)?;
+            let Some((b, mixed)) = heads else { return Ok(()) };
             cpu.with_scratch(y.len(), |product| {
-                match store {
-                    Store::Overwrite => matvec(cpu.isa, y, *weight, first, x)?,
-                    Store::Accumulate => {
-                        matvec(cpu.isa, product, *weight, first, x)?;
-                        add(y, product);
-                    }
-                }
-                if let Some((b, mixed)) = heads {
-                    matvec(cpu.isa, product, b, first, mixed)?;
-                    add(y, product);
-                }
+                matvec(cpu.isa, product, b, first, mixed)?;
+                add(y, product.iter().copied());
                 Ok(())
             })
         };
+        let residual = residual.map(|residual| residual.skip(t * d_out));
         match &mut y {
-            ValuesMut::F32(y) => cpu.in_parts(&mut y[t * d_out..][..d_out], rows, part)?,
-            ValuesMut::Bf16(y) => {
+            ValuesMut::F32(y) => {
                 let y = &mut y[t * d_out..][..d_out];
-                wide_y.clear();
-                wide_y.extend(y.iter().map(|y| y.to_f32()));
+                cpu.in_parts(y, rows, part)?;
+                if let Some(residual) = residual {
+                    add(y, f32::slice(residual).iter().copied());
+                }
+            }
+            ValuesMut::Bf16(y) => {
+                wide_y.resize(d_out, 0.0);
                 cpu.in_parts(&mut wide_y, rows, part)?;
-                gemm::to_bf16(cpu.bf16_isa, y, &wide_y)?;
+                if let Some(residual) = residual {
+                    add(&mut wide_y, bf16::slice(residual).iter().map(|x| x.to_f32()));
+                }
+                gemm::to_bf16(cpu.bf16_isa, &mut y[t * d_out..][..d_out], &wide_y)?;
             }
         }
     }
     Ok(())
 }
 
-fn add(y: &mut [f32], x: &[f32]) {
+fn add(y: &mut [f32], x: impl Iterator<Item = f32>) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
 }
 
@@ -274,7 +276,7 @@ pub(super) fn backward<E: Element>(
     let Some((args, hidden)) = adapter else {
         let Some((dx, store)) = dx else { return Ok(()) };
         let dx = dx.first(tokens * d_in);
-        return product::<E>(cpu, isa, dx, d_in, store, dy, frozen, &mut workspace.panels);
+        return product::<E>(cpu, isa, dx, d_in, store.into(), dy, frozen, &mut workspace.panels);
     };
     let parameters = Parameters::of(args, tokens);
     let shape = parameters.shape;
@@ -327,7 +329,7 @@ pub(super) fn backward<E: Element>(
                 }
                 let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
                 let through = Term { a: Rows::row_major(&dhidden[first_row..], width), b: a };
-                columns_of(cpu, isa, dx.reborrow(), d_in, first, store, &[frozen, through])?;
+                columns_of(cpu, isa, dx.reborrow(), d_in, first, store.into(), &[frozen, through])?;
                 match args.dropout {
                     Some(key) if first + columns == d_in => {
                         add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked)

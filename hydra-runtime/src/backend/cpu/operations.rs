@@ -122,17 +122,17 @@ impl Backend for Cpu {
     fn linear(
         &self,
         y: &mut Buffer,
-        store: Store,
+        residual: Option<&Buffer>,
         tokens: usize,
         x: &Buffer,
         weight: &Weight<'_>,
         adapter: Option<(&AdapterArgs<'_, Self>, &mut Buffer)>,
     ) -> Result<()> {
         let adapter = adapter.map(|(args, hidden)| (args, f32::of_mut(hidden)));
-        let (y, x) = (y.values_mut(), x.values());
+        let (y, residual, x) = (y.values_mut(), residual.map(Buffer::values), x.values());
         match self.precision {
-            Precision::F32 => linear::forward::<f32>(self, self.isa, y, store, tokens, x, weight, adapter),
-            Precision::Bf16 => linear::forward::<bf16>(self, self.bf16_isa, y, store, tokens, x, weight, adapter),
+            Precision::F32 => linear::forward::<f32>(self, self.isa, y, residual, tokens, x, weight, adapter),
+            Precision::Bf16 => linear::forward::<bf16>(self, self.bf16_isa, y, residual, tokens, x, weight, adapter),
         }
     }
 

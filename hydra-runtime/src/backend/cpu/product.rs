@@ -5,8 +5,10 @@ use super::buffer::{Element, chunks};
 use super::workspace::{Area, PANEL_COLUMNS, PANEL_VALUES};
 use crate::Result;
 use crate::backend::Store;
+use half::bf16;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values, ValuesMut};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A product with more terms than this into bf16 is summed in f32 beside it: with all of k at a time few columns' panels stay
 /// in L2, with a part of it the sums have to be kept.
@@ -60,14 +62,49 @@ pub(super) fn pack<'p, E: Element>(
     Ok(Panels { data: out, k, n })
 }
 
-/// y [m, n] = or += x · `weight`, a block of columns after the other; a row of x is as long as the operand is high.
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Onto<'a> {
+    Nothing,
+    /// What is in its place.
+    Itself,
+    /// A matrix of its shape and type.
+    Other(Values<'a>),
+}
+
+impl Onto<'_> {
+    /// For rows `first ..` of a matrix `width` wide.
+    pub fn rows(self, first: usize, width: usize) -> Self {
+        match self {
+            Onto::Other(values) => Onto::Other(values.skip(first * width)),
+            same => same,
+        }
+    }
+}
+
+impl From<Store> for Onto<'_> {
+    fn from(store: Store) -> Self {
+        match store {
+            Store::Overwrite => Onto::Nothing,
+            Store::Accumulate => Onto::Itself,
+        }
+    }
+}
+
+impl<'a> From<Option<Values<'a>>> for Onto<'a> {
+    fn from(values: Option<Values<'a>>) -> Self {
+        values.map_or(Onto::Nothing, Onto::Other)
+    }
+}
+
+/// y [m, n] = `onto` + x · `weight`, a block of columns after the other; a row of x is as long as the operand is high.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn product<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
     mut y: ValuesMut<'_>,
     n: usize,
-    store: Store,
+    onto: Onto<'_>,
     x: Values<'_>,
     weight: Operand<'_>,
     area: &mut Area,
@@ -79,24 +116,33 @@ pub(super) fn product<E: Element>(
         cpu.pool.install(|| {
             tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
                 let a = Rows::row_major(x.skip(i * rows * weight.k), weight.k);
-                columns_of(cpu, isa, y, n, first, store, &[Term { a, b }])
+                columns_of(cpu, isa, y, n, first, onto.rows(i * rows, n), &[Term { a, b }])
             })
         })?;
     }
     Ok(())
 }
 
-/// Columns `first ..` of `y` [m, n] = or += Σ terms, as many as the terms have.
+/// Columns `first ..` of `y` [m, n] = `onto` + Σ terms, as many as the terms have.
 pub(super) fn columns_of<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
-    y: ValuesMut<'_>,
+    mut y: ValuesMut<'_>,
     n: usize,
     first: usize,
-    store: Store,
+    onto: Onto<'_>,
     terms: &[Term<'_, E>],
 ) -> Result<()> {
     let (m, columns) = (y.len() / n, terms[0].b.n);
+    let store = match onto {
+        Onto::Nothing => Store::Overwrite,
+        Onto::Itself => Store::Accumulate,
+        Onto::Other(values) => {
+            // Here, where the product finds it in its cache.
+            copy_columns(y.reborrow(), values, n, first..first + columns);
+            Store::Accumulate
+        }
+    };
     match y {
         ValuesMut::Bf16(y) if terms[0].b.k > DEEP && store == Store::Overwrite => {
             cpu.with_scratch(m * columns, |sums| {
@@ -108,6 +154,18 @@ pub(super) fn columns_of<E: Element>(
             })
         }
         y => Ok(gemm::gemm(isa, y.skip(first), n, m, columns, store, terms)?),
+    }
+}
+
+fn copy_columns(y: ValuesMut<'_>, from: Values<'_>, width: usize, columns: Range<usize>) {
+    fn copy<E: Element>(y: &mut [E], from: &[E], width: usize, columns: Range<usize>) {
+        for (y, from) in y.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
+            y[columns.clone()].copy_from_slice(&from[columns.clone()]);
+        }
+    }
+    match y {
+        ValuesMut::F32(y) => copy(y, f32::slice(from), width, columns),
+        ValuesMut::Bf16(y) => copy(y, bf16::slice(from), width, columns),
     }
 }
 

@@ -71,12 +71,16 @@ impl<D: Driver> Cuda<D> {
     pub(super) fn linear_forward(
         &self,
         y: &mut Buffer<D>,
-        store: Store,
+        residual: Option<&Buffer<D>>,
         tokens: usize,
         x: &Buffer<D>,
         weight: &Matrix<D>,
         adapter: Option<(&Args<'_, D>, &mut Buffer<D>)>,
     ) -> Result<()> {
+        let accumulate = residual.is_some();
+        if let Some(residual) = residual {
+            y.copy(&self.driver, 0, residual, tokens * weight.of(&self.driver).rows as usize)?;
+        }
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let count = size(tokens)?;
         let y = self.values(y, tokens * weight.rows as usize);
@@ -89,7 +93,6 @@ impl<D: Driver> Cuda<D> {
                 Some((adapter, hidden))
             }
         };
-        let accumulate = store == Store::Accumulate;
         if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops() && !adapter.drops_heads())
         {
             let output = Output { y, pitch: weight.rows, accumulate };
