@@ -220,12 +220,13 @@ impl<B: Backend> Pass<'_, '_, B> {
         };
         let [dnormed, dx] = read.gradients.as_mut().expect("activations planned for training");
         backend.head_loss(&mut read.nll, Some(dnormed), &read.normed, head, targets, scale)?;
-        backend.download(nll, &read.nll)?;
         backend.zero(dx, targets.len() * config.d_model)?;
         backend.rms_norm_backward(dx, targets.len(), dnormed, &read.x, &read.inv_rms, &self.model.final_norm)?;
         let gradients = acts.gradients.as_mut().expect("activations planned for training");
         backend.scatter(&mut gradients.dx, self.packed.len(), dx, &self.packed.target_rows, config.d_model)?;
-        self.backward(acts, dparams)
+        self.backward(acts, dparams)?;
+        // Last, because a device has to be waited for: by now it has been given all its work.
+        backend.download(nll, &acts.read.nll)
     }
 
     fn backward(&self, acts: &mut Activations<B::Buffer>, dparams: &mut B::Buffer) -> Result<()> {

@@ -5,16 +5,18 @@ use hydra_ptx_device::emulator::ptx::Module;
 use hydra_ptx_device::emulator::{self, Global, Grid};
 use hydra_runtime::Result;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// What a program waits for on a device.
 #[derive(Default)]
 pub struct Waits {
     /// New buffers.
     pub allocations: AtomicUsize,
-    /// Results that the host reads.
-    pub downloads: AtomicUsize,
+    /// Kernels.
+    launches: AtomicUsize,
+    /// For each result that the host has read, how many kernels had been started.
+    pub downloads: Mutex<Vec<usize>>,
 }
 
 /// The emulator, on the thread that made it.
@@ -71,7 +73,7 @@ impl Driver for Emulated {
     }
 
     fn download(&self, to: &mut [u8], from: &Memory) -> Result<()> {
-        self.waits.downloads.fetch_add(1, Ordering::Relaxed);
+        self.waits.downloads.lock().unwrap().push(self.waits.launches.load(Ordering::Relaxed));
         to.copy_from_slice(&from.0.values()[..to.len()]);
         Ok(())
     }
@@ -86,6 +88,7 @@ impl Driver for Emulated {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        self.waits.launches.fetch_add(1, Ordering::Relaxed);
         let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
         let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed: slots[0] };
         if let Some(module) = &self.compiled {
