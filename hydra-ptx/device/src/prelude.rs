@@ -14,11 +14,6 @@ pub use host::*;
 #[cfg(target_arch = "nvptx64")]
 pub use nvptx::*;
 
-/// Four values that are loaded and stored in one instruction.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C, align(16))]
-pub struct F4(pub [f32; 4]);
-
 /// Two values that are loaded and stored in one instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(8))]

@@ -95,7 +95,7 @@ fn off_its_alignment() {
     // SAFETY: emulated.
     run(
         |slots| unsafe {
-            load4((slots[0] as *const f32).add(1));
+            load((slots[0] as *const f32).add(1).cast::<U4>());
         },
         &[global.address()],
     );

@@ -60,12 +60,6 @@ pub unsafe fn st_f64(address: u32, value: f64) {
 }
 
 #[track_caller]
-pub unsafe fn ld_f4(address: u32) -> [f32; 4] {
-    let bytes: [u8; 16] = with_block(|block| block.shared_load(address));
-    core::array::from_fn(|i| f32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap()))
-}
-
-#[track_caller]
 pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
     let mut bytes = [0; 16];
     value.iter().enumerate().for_each(|(i, word)| bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes()));
@@ -111,11 +105,6 @@ pub unsafe fn load<T: Copy>(from: *const T) -> T {
 pub unsafe fn store<T: Copy>(to: *mut T, value: T) {
     with_block(|block| block.check_global(to as usize, size_of::<T>(), align_of::<T>(), true));
     *to = value;
-}
-
-#[track_caller]
-pub unsafe fn load4(from: *const f32) -> [f32; 4] {
-    load(from.cast::<super::F4>()).0
 }
 
 pub fn exp2(x: f32) -> f32 {

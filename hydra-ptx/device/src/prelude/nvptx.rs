@@ -4,7 +4,6 @@
 //! it. So collectives are convergent LLVM intrinsics; where there is none for our operands (`ldmatrix`), the convergent
 //! `bar.warp.sync` right before the assembly keeps them together and costs no instruction.
 
-use super::F4;
 use core::arch::{asm, global_asm, nvptx};
 
 #[repr(C)]
@@ -93,15 +92,6 @@ pub unsafe fn st_f64(address: u32, value: f64) {
     asm!("st.shared.f64 [{}], {};", in(reg32) address, in(reg64) value, options(nostack));
 }
 
-/// Loads four values from shared memory, 16-byte aligned.
-#[inline(always)]
-pub unsafe fn ld_f4(address: u32) -> [f32; 4] {
-    let (a, b, c, d): (f32, f32, f32, f32);
-    asm!("ld.shared.v4.f32 {{{}, {}, {}, {}}}, [{}];",
-        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
-    [a, b, c, d]
-}
-
 /// Stores 16 bytes to shared memory, 16-byte aligned.
 #[inline(always)]
 pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
@@ -167,12 +157,6 @@ pub unsafe fn load<T: Copy>(from: *const T) -> T {
 #[inline(always)]
 pub unsafe fn store<T: Copy>(to: *mut T, value: T) {
     *to = value;
-}
-
-/// [`load`] of four, 16-byte aligned.
-#[inline(always)]
-pub unsafe fn load4(from: *const f32) -> [f32; 4] {
-    (*from.cast::<F4>()).0
 }
 
 /// 2ˣ, to 2 ulp.
