@@ -44,12 +44,6 @@ impl Values {
     pub fn f32(at: Ptr) -> Self {
         Self { at, bf16: false }
     }
-
-    /// How a product writes there.
-    fn store(self, accumulate: bool) -> u32 {
-        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        flag(accumulate, STORE_ACCUMULATE) | flag(self.bf16, STORE_BF16)
-    }
 }
 
 /// A parameter.

@@ -43,7 +43,7 @@ fn launches() -> Vec<Launch> {
     let second = Second { a: p, k: 24, b: p };
     let up = UpBackward { dhidden: p, dhidden_operand: p, mixed: p, dmixed: p };
     let values = Values { at: p, bf16: true };
-    let (saved, output) = (Saved { d_o: p, lse: p, delta: p }, Output { y: values, pitch: 64, accumulate: true });
+    let (saved, output) = (Saved { d_o: p, lse: p, delta: p }, Output { y: values, pitch: 64, before: p });
     let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
     let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
     let mut all = vec![
@@ -71,7 +71,7 @@ fn launches() -> Vec<Launch> {
         adamw([p; 3], p, 1000, &adam),
     ];
     for format in Format::ALL {
-        all.extend([Form::Rows, Form::Columns].map(|form| gemm(values, 40, true, form, p, &w(format), Some(second))));
+        all.extend([Form::Rows, Form::Columns].map(|form| gemm(values, p, 40, form, p, &w(format), Some(second))));
         all.push(matvec(output, 2, p, Rows::Frozen(&w(format)), Some((p, 4))));
     }
     for d in [64, 128] {

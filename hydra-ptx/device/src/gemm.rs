@@ -1,5 +1,5 @@
-//! C = or += A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product and the adapter's in one pass over C, which is
-//! f32 or bf16.
+//! C = before + A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product, the adapter's and a residual in one pass over
+//! C, which is f32 or bf16. `before` may be null or C.
 //!
 //! ```text
 //! rows:     C [m, n] = A [m, k] · Wᵀ,  W [n, k]     (x Wᵀ; B₂ is [n, k₂])
@@ -79,9 +79,10 @@ unsafe fn tile_of_block(m: u32, n: u32) -> (u32, u32) {
 #[inline(always)]
 unsafe fn gemm<F: Format, const ROWS: bool>(
     c: *mut u8,
+    before: *const u8,
+    bf16: u32,
     m: u32,
     n: u32,
-    store: u32,
     a: *const u16,
     k: u32,
     w: *const u8,
@@ -162,7 +163,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(
         tile += 1;
     }
 
-    let (c, even) = (Output::new(c, store), n.is_multiple_of(2));
+    let (c, even) = (Output::new(c, before, bf16), n.is_multiple_of(2));
     for row in 0..4 {
         for column in 0..4 {
             for half in 0..2 {
@@ -192,9 +193,10 @@ macro_rules! forms {
             /// See the module's heading. Grid: [n / 128, m / 128], 256 threads.
             fn $name(
                 c: *mut u8,
+                before: *const u8,
+                bf16: u32,
                 m: u32,
                 n: u32,
-                store: u32,
                 a: *const u16,
                 k: u32,
                 w: *const u8,
@@ -205,7 +207,7 @@ macro_rules! forms {
                 b2: *const u16,
                 pitch2: u32,
             ) {
-                gemm::<$format, $rows>(c, m, n, store, a, k, w, scales, pitch, a2, k2, b2, pitch2)
+                gemm::<$format, $rows>(c, before, bf16, m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2)
             }
         )*}
     };

@@ -10,8 +10,9 @@ use crate::sizes::{FEW_TOKENS, THREADS};
 #[inline(always)]
 unsafe fn matvec<F: Format>(
     y: *mut u8,
+    before: *const u8,
+    bf16: u32,
     y_pitch: u32,
-    store: u32,
     tokens: u32,
     x: *const u16,
     columns: u32,
@@ -41,7 +42,7 @@ unsafe fn matvec<F: Format>(
         }
         group += WARP;
     }
-    let y = Output::new(y, store);
+    let y = Output::new(y, before, bf16);
     for t in 0..FEW_TOKENS {
         let sum = over_warp::<Sum>(acc[t as usize]);
         if first + t < tokens && lane() == 0 {
@@ -54,12 +55,13 @@ unsafe fn matvec<F: Format>(
 macro_rules! formats {
     ($($name:ident: $format:ty;)*) => {
         kernels! {$(
-            /// y [tokens, rows] = or += x [tokens, padded columns] · Wᵀ; with `ids`, W's rows are those ids. Grid:
+            /// y [tokens, rows] = before + x [tokens, padded columns] · Wᵀ; with `ids`, W's rows are those ids. Grid:
             /// [rows / 8, tokens / 4], 256 threads.
             fn $name(
                 y: *mut u8,
+                before: *const u8,
+                bf16: u32,
                 y_pitch: u32,
-                store: u32,
                 tokens: u32,
                 x: *const u16,
                 columns: u32,
@@ -69,7 +71,7 @@ macro_rules! formats {
                 rows: u32,
                 ids: *const u32,
             ) {
-                matvec::<$format>(y, y_pitch, store, tokens, x, columns, w, scales, pitch, rows, ids)
+                matvec::<$format>(y, before, bf16, y_pitch, tokens, x, columns, w, scales, pitch, rows, ids)
             }
         )*}
     };

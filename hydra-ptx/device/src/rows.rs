@@ -2,7 +2,7 @@
 
 use crate::format::eight_of;
 use crate::prelude::*;
-use crate::sizes::{STORE_ACCUMULATE, STORE_BF16, THREADS};
+use crate::sizes::THREADS;
 
 /// Eight neighbours in memory.
 pub type Eight = [f32; 8];
@@ -32,50 +32,46 @@ pub unsafe fn load_chunk(from: *const u16, pitch: u32, row: u32, rows: u32, colu
     load(from.add(row as usize * pitch as usize + column as usize).cast::<U4>()).0
 }
 
-/// What a product writes: f32 or bf16, over what is there or in addition to it.
+/// What a product writes: values of f32 or bf16, each in addition to one of the same kind in `before`, which may be null (nothing is
+/// added), or the same memory.
 #[derive(Clone, Copy)]
 pub struct Output {
     at: *mut u8,
+    before: *const u8,
     bf16: bool,
-    accumulate: bool,
 }
 
 impl Output {
-    /// `store` is some of `sizes::STORE_*`.
+    /// `bf16` is 0 for f32.
     #[inline(always)]
-    pub fn new(at: *mut u8, store: u32) -> Self {
-        Self { at, bf16: store & STORE_BF16 != 0, accumulate: store & STORE_ACCUMULATE != 0 }
+    pub fn new(at: *mut u8, before: *const u8, bf16: u32) -> Self {
+        Self { at, before, bf16: bf16 != 0 }
     }
 
     /// Value `index`.
     #[inline(always)]
     pub unsafe fn put(self, index: usize, value: f32) {
+        let adds = !self.before.is_null();
         if self.bf16 {
-            let to = self.at.cast::<u16>().add(index);
-            store(to, to_bf16(if self.accumulate { from_bf16(load(to)) + value } else { value }));
+            let before = if adds { from_bf16(load(self.before.cast::<u16>().add(index))) } else { 0.0 };
+            store(self.at.cast::<u16>().add(index), to_bf16(before + value));
         } else {
-            let to = self.at.cast::<f32>().add(index);
-            store(to, if self.accumulate { load(to) + value } else { value });
+            let before = if adds { load(self.before.cast::<f32>().add(index)) } else { 0.0 };
+            store(self.at.cast::<f32>().add(index), before + value);
         }
     }
 
     /// Values `index` and `index + 1`; `index` is even.
     #[inline(always)]
-    pub unsafe fn put_two(self, index: usize, [mut x, mut y]: [f32; 2]) {
+    pub unsafe fn put_two(self, index: usize, [x, y]: [f32; 2]) {
+        let adds = !self.before.is_null();
         if self.bf16 {
-            let to = self.at.cast::<u16>().add(index).cast::<u32>();
-            if self.accumulate {
-                let [before_x, before_y] = unpack2(load(to));
-                (x, y) = (before_x + x, before_y + y);
-            }
-            store(to, pack_bf16(x, y));
+            let before = if adds { load(self.before.cast::<u16>().add(index).cast()) } else { 0 };
+            let [before_x, before_y] = unpack2(before);
+            store(self.at.cast::<u16>().add(index).cast(), pack_bf16(before_x + x, before_y + y));
         } else {
-            let to = self.at.cast::<f32>().add(index).cast::<F2>();
-            if self.accumulate {
-                let F2([before_x, before_y]) = load(to);
-                (x, y) = (before_x + x, before_y + y);
-            }
-            store(to, F2([x, y]));
+            let before = if adds { load(self.before.cast::<f32>().add(index).cast()) } else { F2([0.0; 2]) };
+            store(self.at.cast::<f32>().add(index).cast(), F2([before.0[0] + x, before.0[1] + y]));
         }
     }
 }

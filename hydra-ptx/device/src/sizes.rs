@@ -53,11 +53,6 @@ pub const fn attention_dkv_shared(width: u32) -> u32 {
     2 * (ATTENTION_TILE + BACKWARD_QUERIES) * width * 2 + 2 * BACKWARD_QUERIES * 4
 }
 
-/// A product's result is added to what is there.
-pub const STORE_ACCUMULATE: u32 = 1;
-/// It is bf16, not f32.
-pub const STORE_BF16: u32 = 2;
-
 /// Values that one block of a sum of squares adds up.
 pub const SQUARES_PER_BLOCK: u32 = 16 * 1024;
 /// Shared memory of a sum of squares: one f64 a thread.

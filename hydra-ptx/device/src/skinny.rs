@@ -10,7 +10,7 @@ use crate::gate::{Heads, mix_tokens, unmix_tokens};
 use crate::mask::Mask;
 use crate::prelude::*;
 use crate::rows::{Eight, Output, load_chunk, load_eight};
-use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, STORE_ACCUMULATE, THREADS};
+use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, THREADS};
 use crate::tile::{a_fragment, at};
 
 /// Bytes of a tile of bf16.
@@ -310,11 +310,11 @@ kernels! {
         });
     }
 
-    /// dx [tokens, d_in] += D(ddown A): the part of dx that went through dropout; dx is as `store` says. Grid:
+    /// dx [tokens, d_in] += D(ddown A): the part of dx that went through dropout. Grid:
     /// [d_in / 256, tokens / 8], 256 threads.
     fn dropped_add(
         dx: *mut u8,
-        store: u32,
+        bf16: u32,
         tokens: u32,
         d_in: u32,
         dhidden: *const f32,
@@ -326,7 +326,7 @@ kernels! {
         keep_scale: f32,
     ) {
         let mask = Mask { seed, threshold, scale: keep_scale };
-        let dx = Output::new(dx, store | STORE_ACCUMULATE);
+        let dx = Output::new(dx, dx, bf16);
         let (column, first) = (block_x() * THREADS + thread(), block_y() * DROPPED_TOKENS);
         if column >= d_in {
             return;

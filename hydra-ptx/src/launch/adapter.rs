@@ -220,6 +220,5 @@ pub fn dropped_add(dx: Values, tokens: u32, d_in: u32, dhidden: Ptr, a: Ptr, hea
     let grid = [d_in.div_ceil(THREADS), tokens.div_ceil(DROPPED_TOKENS)];
     let Mask { seed, threshold, scale } = mask;
     let (hidden, a_rows) = (heads.hidden(), heads.a_rows);
-    let (to, store) = (dx.at, dx.store(true));
-    launch!("dropped_add", grid, 0, to, store, tokens, d_in, dhidden, hidden, a, a_rows, seed, threshold, scale)
+    launch!("dropped_add", grid, 0, dx.at, dx.bf16, tokens, d_in, dhidden, hidden, a, a_rows, seed, threshold, scale)
 }

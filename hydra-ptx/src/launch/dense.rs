@@ -22,8 +22,8 @@ pub struct Second {
     pub b: Ptr,
 }
 
-/// `c` [m, n] = or += `a` (an operand) · W, and the second product.
-pub fn gemm(c: Values, m: u32, accumulate: bool, form: Form, a: Ptr, w: &Matrix, second: Option<Second>) -> Launch {
+/// `c` [m, n] = `before` + `a` (an operand) · W, and the second product; `before` is of c's kind, and may be null or c.
+pub fn gemm(c: Values, before: Ptr, m: u32, form: Form, a: Ptr, w: &Matrix, second: Option<Second>) -> Launch {
     let entry = match (form, w.format) {
         (Form::Rows, Format::Bf16) => "gemm_rows_bf16",
         (Form::Rows, Format::Q8_0) => "gemm_rows_q8_0",
@@ -44,8 +44,7 @@ pub fn gemm(c: Values, m: u32, accumulate: bool, form: Form, a: Ptr, w: &Matrix,
         Form::Columns => padded(n),
     };
     let grid = [n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)];
-    let (to, store) = (c.at, c.store(accumulate));
-    launch!(entry, grid, GEMM_SHARED, to, m, n, store, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
+    launch!(entry, grid, GEMM_SHARED, c.at, before, c.bf16, m, n, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
 }
 
 /// What a matrix-vector product reads.
@@ -71,11 +70,11 @@ pub struct Output {
     pub y: Values,
     /// Elements from a row of y to the next.
     pub pitch: u32,
-    /// Whether y is added to.
-    pub accumulate: bool,
+    /// What is added to, of y's kind and pitch: null, y or something else.
+    pub before: Ptr,
 }
 
-/// y [tokens, rows] = or += x (an operand) · Wᵀ, with f32 sums. With `ids` (their address and number), the rows are those.
+/// y [tokens, rows] = before + x (an operand) · Wᵀ, with f32 sums. With `ids` (their address and number), the rows are those.
 pub fn matvec(output: Output, tokens: u32, x: Ptr, w: Rows<'_>, ids: Option<(Ptr, u32)>) -> Launch {
     let (entry, data, scales, pitch, rows, columns) = match w {
         Rows::F32 { at, rows, columns } => ("matvec_f32", at, Ptr::NULL, columns, rows, columns),
@@ -91,8 +90,8 @@ pub fn matvec(output: Output, tokens: u32, x: Ptr, w: Rows<'_>, ids: Option<(Ptr
     };
     let (ids, rows) = ids.unwrap_or((Ptr::NULL, rows));
     let grid = [rows.div_ceil(THREADS / 32), tokens.div_ceil(FEW_TOKENS)];
-    let Output { y, pitch: y_pitch, accumulate } = output;
-    launch!(entry, grid, 0, y.at, y_pitch, y.store(accumulate), tokens, x, columns, data, scales, pitch, rows, ids)
+    let Output { y, pitch: y_pitch, before } = output;
+    launch!(entry, grid, 0, y.at, before, y.bf16, y_pitch, tokens, x, columns, data, scales, pitch, rows, ids)
 }
 
 /// `out` [rows, padded width] = `x` [rows, width] as an operand.

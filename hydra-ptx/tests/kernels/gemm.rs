@@ -96,11 +96,20 @@ fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], ac
     let device_a = Global::new(&operand(&a, k));
     let device_a2 = Global::new(&operand(&a2, k2));
     let device_b2 = Global::new(&operand(&b2, if form == Form::Rows { k2 } else { n }));
-    let c = C::new(&before, seed % 2 == 1);
-    let before = if c.bf16 { rounded(&before) } else { before };
+    let bf16 = seed % 2 == 1;
+    let before = if bf16 { rounded(&before) } else { before };
+    // Added to is C itself, or another matrix; then C holds NaN.
+    let residual = C::new(&before, bf16);
+    let added_to_c = accumulate && seed % 3 > 0;
+    let c = if added_to_c { C::new(&before, bf16) } else { C::new(&vec![f32::NAN; m * n], bf16) };
+    let add = match (accumulate, added_to_c) {
+        (false, _) => Ptr::NULL,
+        (true, true) => c.at().at,
+        (true, false) => residual.at().at,
+    };
     let second = (k2 > 0).then_some(Second { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
     let w = stored.matrix(format, rows, columns);
-    run(gemm(c.at(), m as u32, accumulate, form, ptr(&device_a), &w, second), seed);
+    run(gemm(c.at(), add, m as u32, form, ptr(&device_a), &w, second), seed);
 
     let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
     let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
@@ -165,7 +174,11 @@ proptest! {
         let before = random.values(tokens * wanted.len());
         let (device_x, device_ids, y) = (Global::new(&operand(&x, columns)), Global::new(&ids), C::new(&before, bf16));
         let before = if bf16 { rounded(&before) } else { before };
-        let output = Output { y: y.at(), pitch: wanted.len() as u32, accumulate };
+        let output = Output {
+            y: y.at(),
+            pitch: wanted.len() as u32,
+            before: if accumulate { y.at().at } else { Ptr::NULL },
+        };
         let w = stored.matrix(format, rows, columns);
         let ids = some_ids.then_some((ptr(&device_ids), 5));
         run(matvec(output, tokens as u32, ptr(&device_x), Rows::Frozen(&w), ids), seed);
@@ -193,5 +206,5 @@ proptest! {
 fn nothing_to_do() {
     let (a, c) = (Global::new(&[0u16; 8]), C::new(&[1.0; 4], false));
     let w = Matrix { format: Format::Bf16, data: ptr(&a), scales: Ptr::NULL, rows: 4, columns: 8 };
-    assert!(gemm(c.at(), 0, false, Form::Rows, ptr(&a), &w, None).is_empty());
+    assert!(gemm(c.at(), Ptr::NULL, 0, Form::Rows, ptr(&a), &w, None).is_empty());
 }

@@ -77,13 +77,12 @@ impl<D: Driver> Cuda<D> {
         weight: &Matrix<D>,
         adapter: Option<(&Args<'_, D>, &mut Buffer<D>)>,
     ) -> Result<()> {
-        let accumulate = residual.is_some();
-        if let Some(residual) = residual {
-            y.copy(&self.driver, 0, residual, tokens * weight.of(&self.driver).rows as usize)?;
-        }
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let count = size(tokens)?;
-        let y = self.values(y, tokens * weight.rows as usize);
+        let place = |buffer| self.values(buffer, tokens * weight.rows as usize);
+        let (y, residual) = (place(y), residual.map(place));
+        assert!(residual.is_none_or(|residual| residual.bf16 == y.bf16), "a residual of another kind than y");
+        let before = residual.map_or(Ptr::NULL, |residual| residual.at);
         let x = self.operand(&mut state.x, x, tokens, weight.columns)?;
         let adapter = match adapter {
             None => None,
@@ -95,7 +94,7 @@ impl<D: Driver> Cuda<D> {
         };
         if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops() && !adapter.drops_heads())
         {
-            let output = Output { y, pitch: weight.rows, accumulate };
+            let output = Output { y, pitch: weight.rows, before };
             self.run(&launch::matvec(output, count, x, Rows::Frozen(&weight), None))?;
             return match adapter {
                 Some((adapter, hidden)) => self.few_forward(state, &adapter, output, count, x, hidden),
@@ -113,7 +112,7 @@ impl<D: Driver> Cuda<D> {
                 Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
             }
         };
-        self.run(&launch::gemm(y, count, accumulate, Form::Rows, x, &weight, second))
+        self.run(&launch::gemm(y, before, count, Form::Rows, x, &weight, second))
     }
 
     /// The adapter's part for a handful of tokens: two more products with vectors.
@@ -128,12 +127,12 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<()> {
         let &Adapter { ref shape, heads, a, b, scale, .. } = adapter;
         let stacked = Rows::F32 { at: a, rows: heads.stacked, columns: size(shape.d_in)? };
-        let to_hidden = Output { y: Values::f32(hidden), pitch: heads.hidden(), accumulate: false };
+        let to_hidden = Output { y: Values::f32(hidden), pitch: heads.hidden(), before: Ptr::NULL };
         self.run(&launch::matvec(to_hidden, tokens, x, stacked, None))?;
         let mixed = state.small_rows.operand(&self.driver, tokens, heads.mixed())?;
         self.run(&launch::gate_mix(hidden, mixed, tokens, &heads, scale))?;
         let b = Rows::F32 { at: b, rows: output.pitch, columns: heads.mixed() };
-        self.run(&launch::matvec(Output { accumulate: true, ..output }, tokens, mixed, b, None))
+        self.run(&launch::matvec(Output { before: output.y.at, ..output }, tokens, mixed, b, None))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -149,11 +148,14 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<()> {
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let (count, d_in, d_out) = (size(tokens)?, weight.columns, weight.rows);
-        let dx = dx.map(|(dx, store)| (self.values(dx, tokens * d_in as usize), store == Store::Accumulate));
+        let dx = dx.map(|(dx, store)| {
+            let dx = self.values(dx, tokens * d_in as usize);
+            (dx, if store == Store::Accumulate { dx.at } else { Ptr::NULL })
+        });
         let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
         let Some((args, hidden)) = adapter else {
-            let Some((dx, accumulate)) = dx else { return Ok(()) };
-            return self.run(&launch::gemm(dx, count, accumulate, Form::Columns, dy, &weight, None));
+            let Some((dx, before)) = dx else { return Ok(()) };
+            return self.run(&launch::gemm(dx, before, count, Form::Columns, dy, &weight, None));
         };
         let adapter = Adapter::new(self, state, args, tokens)?;
         let &Adapter { ref shape, heads, a, b, scale, mask } = &adapter;
@@ -177,7 +179,7 @@ impl<D: Driver> Cuda<D> {
             self.run(&launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;
             self.run(&launch::da(da, count, x, d_in, out.dhidden, &heads, mask))?;
         }
-        let Some((dx, accumulate)) = dx else { return Ok(()) };
+        let Some((dx, before)) = dx else { return Ok(()) };
         // With dropout only the router's part reaches dx undiminished.
         let second = if adapter.drops() && !shape.router {
             None
@@ -186,7 +188,7 @@ impl<D: Driver> Cuda<D> {
             self.run(&launch::operand(stacked, Values::f32(a), heads.stacked, d_in))?;
             Some(Second { a: out.dhidden_operand, k: heads.stacked, b: stacked })
         };
-        self.run(&launch::gemm(dx, count, accumulate, Form::Columns, dy, &weight, second))?;
+        self.run(&launch::gemm(dx, before, count, Form::Columns, dy, &weight, second))?;
         if adapter.drops() {
             self.run(&launch::dropped_add(dx, count, d_in, out.dhidden, a, &heads, mask))?;
         }

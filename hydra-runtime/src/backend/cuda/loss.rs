@@ -41,10 +41,11 @@ impl<D: Driver> Cuda<D> {
             let part = head.from_row(first, ids);
             let logits = state.logits.f32(driver, rows * ids as usize)?;
             let weights = state.weights.operand(driver, count, ids)?;
-            self.run(&launch::gemm(Values::f32(logits), count, false, Form::Rows, x, &part, None))?;
+            self.run(&launch::gemm(Values::f32(logits), Ptr::NULL, count, Form::Rows, x, &part, None))?;
             self.run(&launch::soften(weights, softmax, dx, count, logits, ids, targets, first, d))?;
             if dx != Ptr::NULL {
-                self.run(&launch::gemm(Values::f32(dx), count, first > 0, Form::Columns, weights, &part, None))?;
+                let before = if first > 0 { dx } else { Ptr::NULL };
+                self.run(&launch::gemm(Values::f32(dx), before, count, Form::Columns, weights, &part, None))?;
             }
         }
         self.run(&launch::finish_loss(nll, dx, count, softmax, &head, targets, scale))
@@ -63,7 +64,7 @@ impl<D: Driver> Cuda<D> {
         let count = size(ids.len())?;
         let ids = state.ids.on_device(driver, ids)?;
         let y = state.result.f32(driver, out.len())?;
-        let output = Output { y: Values::f32(y), pitch: count, accumulate: false };
+        let output = Output { y: Values::f32(y), pitch: count, before: Ptr::NULL };
         self.run(&launch::matvec(output, size(rows)?, x, Rows::Frozen(&head), Some((ids, count))))?;
         state.result.download(driver, bytemuck::cast_slice_mut(out))
     }
