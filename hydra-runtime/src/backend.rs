@@ -274,7 +274,7 @@ pub trait Backend: Sync {
         up: &Self::Buffer,
     ) -> Result<()>;
 
-    /// `out[i] = x[rows[i]]`, rows of width `d`.
+    /// `out[i] = x[rows[i]]`, rows of width `d`; both buffers, or both activations and `d` even.
     fn gather(&self, out: &mut Self::Buffer, x: &Self::Buffer, rows: &[u32], d: usize) -> Result<()>;
     /// `out[rows[i]] = x[i]`, zero elsewhere; out [tokens, d], `rows` ascending without repetition.
     fn scatter(&self, out: &mut Self::Buffer, tokens: usize, x: &Self::Buffer, rows: &[u32], d: usize) -> Result<()>;

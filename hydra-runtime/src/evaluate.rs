@@ -57,9 +57,10 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
     pub fn losses(&mut self, sequences: &[Sequence]) -> Result<Vec<SequenceLoss>> {
         let mut losses = Vec::with_capacity(sequences.len());
         let mut nll = Vec::new();
-        self.each_pack(sequences, |pass, activations, sequences| {
+        self.packs(sequences, |pass, activations, cached, sequences| {
             nll.resize(pass.packed.targets.len(), 0.0);
-            pass.loss(activations, &mut nll, None)?;
+            pass.read(activations, cached, &pass.packed.target_rows)?;
+            pass.loss(activations, &mut nll)?;
             let mut rest = nll.as_slice();
             for sequence in sequences {
                 let targets = sequence.targets.iter().filter(|&&id| id != batch::NO_TARGET).count();
@@ -84,7 +85,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         for part in prompt.chunks(self.activations.tokens) {
             let packed = Packed::new([&Sequence::prompt(part)], cache.len, self.model.config.vocab)?;
             let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
-            pass.forward(&mut self.activations, Cached::Append(&mut cache))?;
+            pass.read(&mut self.activations, Cached::Append(&mut cache), &[])?;
         }
         self.prefix = Some(cache);
         Ok(())
@@ -99,9 +100,9 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             return Ok(vec![Vec::new(); sequences.len()]);
         }
         let mut logits = Vec::with_capacity(sequences.len());
-        self.each_pack(sequences, |pass, activations, _| {
+        self.packs(sequences, |pass, activations, cached, _| {
             let rows: Vec<u32> = pass.packed.segments.iter().map(|s| (s.start + s.len - 1) as u32).collect();
-            pass.read_rows(activations, &rows)?;
+            pass.read(activations, cached, &rows)?;
             let mut out = vec![0.0; rows.len() * ids.len()];
             let model = pass.model;
             model.backend.head_rows(&mut out, &activations.read.normed, rows.len(), &model.head, ids)?;
@@ -114,9 +115,9 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
     /// Logits of the whole vocabulary at every position of one sequence, [tokens, vocab]: large, for comparisons.
     pub fn logits(&mut self, sequence: &Sequence) -> Result<Vec<f32>> {
         let mut out = Vec::new();
-        self.each_pack(std::slice::from_ref(sequence), |pass, activations, _| {
+        self.packs(std::slice::from_ref(sequence), |pass, activations, cached, _| {
             let rows: Vec<u32> = (0..pass.packed.len() as u32).collect();
-            pass.read_rows(activations, &rows)?;
+            pass.read(activations, cached, &rows)?;
             let (model, vocab) = (pass.model, pass.model.config.vocab);
             let mut logits = model.backend.buffer(rows.len() * vocab)?;
             model.backend.linear(&mut logits, None, rows.len(), &activations.read.normed, &model.head, None)?;
@@ -160,17 +161,6 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             mean.heads.iter_mut().chain([&mut mean.entropy]).for_each(|sum| *sum /= tokens.max(1) as f64);
         }
         Ok(means)
-    }
-
-    fn each_pack(
-        &mut self,
-        sequences: &[Sequence],
-        mut read: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B::Buffer>, &[Sequence]) -> Result<()>,
-    ) -> Result<()> {
-        self.packs(sequences, |pass, activations, cached, sequences| {
-            pass.forward(activations, cached)?;
-            read(pass, activations, sequences)
-        })
     }
 
     /// Hands each group of sequences that fits one pass to `run`.

@@ -59,8 +59,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         for part in tokens.chunks(self.activations.tokens) {
             let packed = Packed::new([&Sequence::prompt(part)], self.cache.len, self.model.config.vocab)?;
             let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
-            pass.forward(&mut self.activations, Cached::Append(&mut self.cache))?;
-            pass.read_rows(&mut self.activations, &[part.len() as u32 - 1])?;
+            pass.read(&mut self.activations, Cached::Append(&mut self.cache), &[part.len() as u32 - 1])?;
         }
         let (backend, head) = (&self.model.backend, &self.model.head);
         backend.linear(&mut self.on_device, None, 1, &self.activations.read.normed, head, None)?;

@@ -151,7 +151,7 @@ impl<'a, 'w, B: Backend> Pass<'a, 'w, B> {
 }
 
 impl<B: Backend> Pass<'_, '_, B> {
-    /// Runs all layers; the last one's output is then `acts.inputs[layers % inputs.len()]`.
+    /// Runs all layers for all rows; the last one's output is then `acts.inputs[layers % inputs.len()]`.
     pub fn forward(&self, acts: &mut Activations<B::Buffer>, cached: Cached<'_, B>) -> Result<()> {
         self.model.backend.inside(|| self.forward_by_layer(acts, cached, |_, _| Ok(())))
     }
@@ -174,50 +174,76 @@ impl<B: Backend> Pass<'_, '_, B> {
         Ok(())
     }
 
+    /// The final norm of some rows, ascending without repetition, in `acts.read.normed`. Nothing is kept for gradients, and of the
+    /// last layer only what these rows need is computed.
+    pub fn read(&self, acts: &mut Activations<B::Buffer>, mut cached: Cached<'_, B>, rows: &[u32]) -> Result<()> {
+        self.model.backend.inside(|| {
+            self.model.backend.embed(&mut acts.inputs[0], &self.model.embedding, &self.packed.tokens)?;
+            let last = self.model.config.layers - 1;
+            for layer in 0..last {
+                self.layer_forward(acts, layer, &mut cached)?;
+            }
+            let (set, input) = (last % acts.layers.len(), last % acts.inputs.len());
+            let (x, out) = (&acts.inputs[input], &mut acts.read.x);
+            let some = (rows.len() < self.packed.len()).then_some(rows);
+            self.block_forward(last, out, x, &mut acts.layers[set], &mut acts.work, &mut cached, some)?;
+            if let Cached::Append(cache) = cached {
+                cache.len += self.packed.len();
+            }
+            self.final_norm(acts, rows.len())
+        })
+    }
+
     fn layer_forward(&self, acts: &mut Activations<B::Buffer>, layer: usize, cached: &mut Cached<'_, B>) -> Result<()> {
         let set = layer % acts.layers.len();
         let (x, out) = Activations::input_and_output(&mut acts.inputs, layer);
-        self.block_forward(layer, out, x, &mut acts.layers[set], &mut acts.work, cached)
+        self.block_forward(layer, out, x, &mut acts.layers[set], &mut acts.work, cached, None)
     }
 
-    /// Final norm of the rows that are read, into `acts.read.normed`.
-    pub fn read_rows(&self, acts: &mut Activations<B::Buffer>, rows: &[u32]) -> Result<()> {
-        let (backend, config) = (&self.model.backend, &self.model.config);
-        let last = &acts.inputs[config.layers % acts.inputs.len()];
-        backend.gather(&mut acts.read.x, last, rows, config.d_model)?;
-        let read = &mut acts.read;
-        let weight = &self.model.final_norm;
-        backend.rms_norm(&mut read.normed, &mut read.inv_rms, rows.len(), &read.x, weight, config.norm_eps)
+    /// Of `rows` rows in `acts.read.x`, into `acts.read.normed`.
+    fn final_norm(&self, acts: &mut Activations<B::Buffer>, rows: usize) -> Result<()> {
+        let (read, model) = (&mut acts.read, self.model);
+        let (weight, eps) = (&model.final_norm, model.config.norm_eps);
+        model.backend.rms_norm(&mut read.normed, &mut read.inv_rms, rows, &read.x, weight, eps)
     }
 
-    /// The loss at the batch's targets, after [`Pass::forward`]: `nll` [targets]; and, where training, the gradient of
-    /// `scale` · Σ nll in the adapter, added to `dparams`.
-    pub fn loss(
+    /// The loss at the batch's targets, whose rows [`Pass::read`] has read: `nll` [targets].
+    pub fn loss(&self, acts: &mut Activations<B::Buffer>, nll: &mut [f32]) -> Result<()> {
+        let (backend, read) = (&self.model.backend, &mut acts.read);
+        backend.inside(|| {
+            backend.head_loss(&mut read.nll, None, &read.normed, &self.model.head, &self.packed.targets, 1.0)?;
+            backend.download(nll, &read.nll)
+        })
+    }
+
+    /// The loss at the batch's targets, after [`Pass::forward`]: `nll` [targets]; and the gradient of `scale` · Σ nll in the
+    /// adapter, added to `dparams`.
+    pub fn gradient(
         &self,
         acts: &mut Activations<B::Buffer>,
         nll: &mut [f32],
-        gradient: Option<(&mut B::Buffer, f32)>,
+        dparams: &mut B::Buffer,
+        scale: f32,
     ) -> Result<()> {
         if self.packed.targets.is_empty() {
             return Ok(());
         }
-        self.model.backend.inside(|| self.loss_inside(acts, nll, gradient))
+        self.model.backend.inside(|| self.gradient_inside(acts, nll, dparams, scale))
     }
 
-    fn loss_inside(
+    fn gradient_inside(
         &self,
         acts: &mut Activations<B::Buffer>,
         nll: &mut [f32],
-        gradient: Option<(&mut B::Buffer, f32)>,
+        dparams: &mut B::Buffer,
+        scale: f32,
     ) -> Result<()> {
         let (backend, config) = (&self.model.backend, &self.model.config);
-        self.read_rows(acts, &self.packed.target_rows)?;
+        let last = &acts.inputs[config.layers % acts.inputs.len()];
+        backend.gather(&mut acts.read.x, last, &self.packed.target_rows, config.d_model)?;
+        self.final_norm(acts, self.packed.targets.len())?;
         let read = &mut acts.read;
         let (targets, head) = (&self.packed.targets, &self.model.head);
-        let Some((dparams, scale)) = gradient else {
-            backend.head_loss(&mut read.nll, None, &read.normed, head, targets, 1.0)?;
-            return backend.download(nll, &read.nll);
-        };
         let [dnormed, dx] = read.gradients.as_mut().expect("activations planned for training");
         backend.head_loss(&mut read.nll, Some(dnormed), &read.normed, head, targets, scale)?;
         backend.zero(dx, targets.len() * config.d_model)?;

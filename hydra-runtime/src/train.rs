@@ -203,7 +203,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             };
             nll.resize(packed.targets.len(), 0.0);
             pass.forward(&mut self.activations, Cached::No)?;
-            pass.loss(&mut self.activations, &mut nll, Some((&mut self.grads, 1.0 / targets as f32)))?;
+            pass.gradient(&mut self.activations, &mut nll, &mut self.grads, 1.0 / targets as f32)?;
             sum += nll.iter().map(|&x| f64::from(x)).sum::<f64>();
         }
         Ok(StepReport { loss: sum / targets as f64, grad_norm: 0.0, tokens, targets })

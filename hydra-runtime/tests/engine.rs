@@ -117,6 +117,36 @@ fn packing_keeps_sequences_apart() {
     }
 }
 
+/// The last layer is computed for the positions that are read: they are what they are among all.
+#[test]
+fn what_nobody_reads_changes_nothing() {
+    for case in ["hydra", "split"] {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+        let checkpoint = Checkpoint::open(&case.join("model")).unwrap();
+        let adapter = Adapter::load(&case.join("adapter"), checkpoint.config()).unwrap();
+        let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+        let mut evaluator = Evaluator::new(&model, Some(&adapter), 200).unwrap();
+        let sequences = [(70, 1, 3), (30, 2, 7), (80, 3, 50)].map(|(len, seed, every)| {
+            let mut sequence = sequence(len, seed);
+            let targets = sequence.targets.iter_mut().enumerate();
+            targets.filter(|(i, _)| i % every != 1).for_each(|(_, target)| *target = NO_TARGET);
+            sequence
+        });
+        let losses = evaluator.losses(&sequences).unwrap();
+        for (sequence, loss) in sequences.iter().zip(losses) {
+            let logits = evaluator.logits(sequence).unwrap();
+            let rows = logits.chunks_exact(checkpoint.config().vocab).zip(&sequence.targets);
+            let nll = |(row, &target): (&[f32], &u32)| {
+                let total: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+                total.ln() - f64::from(row[target as usize])
+            };
+            let want: Vec<f64> = rows.filter(|(_, target)| **target != NO_TARGET).map(nll).collect();
+            assert_eq!(loss.targets, want.len());
+            assert_relative_eq!(loss.nll, want.iter().sum(), max_relative = 1e-5);
+        }
+    }
+}
+
 #[test]
 fn gate_means_are_distributions() {
     let checkpoint = Checkpoint::open(&case().join("model")).unwrap();

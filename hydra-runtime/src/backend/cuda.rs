@@ -312,9 +312,13 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn gather(&self, out: &mut Buffer<D>, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
         let end = rows.iter().max().map_or(0, |&last| last as usize + 1);
-        let (out, x) = (self.f32(out, rows.len() * d), self.f32(x, end * d));
+        let (out, x) = (self.values(out, rows.len() * d), self.values(x, end * d));
+        assert_eq!(out.bf16, x.bf16, "rows of one kind gathered into another");
+        // Rows of bf16 as half as many words.
+        assert!(!x.bf16 || d.is_multiple_of(2), "rows of {d} bf16");
+        let words = if x.bf16 { d / 2 } else { d };
         let (count, rows) = (size(rows.len())?, self.state().ids.on_device(&self.driver, rows)?);
-        self.run(&launch::gather(out, x, rows, count, size(d)?))
+        self.run(&launch::gather(out.at, x.at, rows, count, size(words)?))
     }
 
     fn scatter(&self, out: &mut Buffer<D>, tokens: usize, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {

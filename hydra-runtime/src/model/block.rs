@@ -15,7 +15,9 @@ use crate::backend::{AttentionShape, Backend, Store};
 use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
 
 impl<B: Backend> Pass<'_, '_, B> {
-    /// `out` = layer(`x`); see the module's heading.
+    /// `out` = layer(`x`); see the module's heading. With `read`, `out` holds these rows alone, one after the other, and the rest of
+    /// them is left off after their keys and values; the queries are then overwritten.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn block_forward(
         &self,
         layer: usize,
@@ -24,21 +26,54 @@ impl<B: Backend> Pass<'_, '_, B> {
         acts: &mut LayerActivations<B::Buffer>,
         work: &mut Work<B::Buffer>,
         cached: &mut Cached<'_, B>,
+        read: Option<&[u32]>,
+    ) -> Result<()> {
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        self.attend(layer, x, acts, work, cached)?;
+        let LayerActivations { q, o, middle, ffn_inv_rms, gate, up, hidden, .. } = acts;
+        let all = (self.packed.len(), &self.packed.heads);
+        let of_read: Vec<u32>;
+        let ((tokens, heads), x, o) = match read {
+            None => (all, x, &*o),
+            Some(rows) => {
+                backend.gather(out, x, rows, config.d_model)?;
+                backend.gather(q, o, rows, AttentionShape::of(config).q_width())?;
+                of_read = rows.iter().map(|&row| self.packed.heads[row as usize]).collect();
+                ((rows.len(), &of_read), &*out, &*q)
+            }
+        };
+        let mut project = |projection: Projection, y: &mut B::Buffer, residual: Option<&B::Buffer>, x: &B::Buffer| {
+            self.project(layer, projection, y, residual, tokens, heads, x, hidden)
+        };
+        project(O, middle, Some(x), o)?;
+        let norm = &self.model.layers[layer].ffn_norm;
+        backend.rms_norm(&mut work.normed, ffn_inv_rms, tokens, middle, norm, config.norm_eps)?;
+        project(Gate, gate, None, &work.normed)?;
+        project(Up, up, None, &work.normed)?;
+        backend.swiglu(&mut work.act, tokens * config.d_ffn, gate, up)?;
+        project(Down, out, Some(middle), &work.act)
+    }
+
+    /// From `x` to attention's result, `acts.o`.
+    fn attend(
+        &self,
+        layer: usize,
+        x: &B::Buffer,
+        acts: &mut LayerActivations<B::Buffer>,
+        work: &mut Work<B::Buffer>,
+        cached: &mut Cached<'_, B>,
     ) -> Result<()> {
         let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
-        let (weights, attention) = (&self.model.layers[layer], AttentionShape::of(config));
+        let attention = AttentionShape::of(config);
         let hidden = &mut acts.hidden;
-        let mut project = |projection: Projection, y: &mut B::Buffer, residual, x: &B::Buffer| {
-            let args = self.adapted.and_then(|a| a.args(layer, projection, &self.packed.heads, self.training));
-            let adapter = args.as_ref().zip(hidden[projection as usize].as_mut());
-            backend.linear(y, residual, tokens, x, &weights.projections[projection as usize], adapter)
+        let mut project = |projection: Projection, y: &mut B::Buffer, x: &B::Buffer| {
+            self.project(layer, projection, y, None, tokens, &self.packed.heads, x, hidden)
         };
-
-        let norm = &weights.attention_norm;
+        let norm = &self.model.layers[layer].attention_norm;
         backend.rms_norm(&mut work.normed, &mut acts.attention_inv_rms, tokens, x, norm, config.norm_eps)?;
-        project(Q, &mut acts.q, None, &work.normed)?;
-        project(K, &mut acts.k, None, &work.normed)?;
-        project(V, &mut acts.v, None, &work.normed)?;
+        project(Q, &mut acts.q, &work.normed)?;
+        project(K, &mut acts.k, &work.normed)?;
+        project(V, &mut acts.v, &work.normed)?;
         let positions = &self.packed.positions;
         backend.rope(&mut acts.q, config.heads, config.head_dim, self.rope, positions, false)?;
         backend.rope(&mut acts.k, config.kv_heads, config.head_dim, self.rope, positions, false)?;
@@ -54,14 +89,26 @@ impl<B: Backend> Pass<'_, '_, B> {
             backend.copy(&mut cache.k[layer], cache.len * width, &acts.k, tokens * width)?;
             backend.copy(&mut cache.v[layer], cache.len * width, &acts.v, tokens * width)?;
         }
-        project(O, &mut acts.middle, Some(x), &acts.o)?;
+        Ok(())
+    }
 
-        let norm = &weights.ffn_norm;
-        backend.rms_norm(&mut work.normed, &mut acts.ffn_inv_rms, tokens, &acts.middle, norm, config.norm_eps)?;
-        project(Gate, &mut acts.gate, None, &work.normed)?;
-        project(Up, &mut acts.up, None, &work.normed)?;
-        backend.swiglu(&mut work.act, tokens * config.d_ffn, &acts.gate, &acts.up)?;
-        project(Down, out, Some(&acts.middle), &work.act)
+    /// One projection with its adapter, if it has one; `heads` are the label gate's, of these `tokens` rows.
+    #[allow(clippy::too_many_arguments)]
+    fn project(
+        &self,
+        layer: usize,
+        projection: Projection,
+        y: &mut B::Buffer,
+        residual: Option<&B::Buffer>,
+        tokens: usize,
+        heads: &[u32],
+        x: &B::Buffer,
+        hidden: &mut [Option<B::Buffer>; 7],
+    ) -> Result<()> {
+        let weight = &self.model.layers[layer].projections[projection as usize];
+        let args = self.adapted.and_then(|a| a.args(layer, projection, heads, self.training));
+        let adapter = args.as_ref().zip(hidden[projection as usize].as_mut());
+        self.model.backend.linear(y, residual, tokens, x, weight, adapter)
     }
 
     /// Turns `gradients.dx` from the gradient of the layer's output into that of its input, adding to `dparams` on the way;

@@ -244,9 +244,14 @@ impl Backend for Cpu {
     }
 
     fn gather(&self, out: &mut Buffer, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
-        let x = f32::of(x);
-        for (out, &row) in f32::of_mut(out).chunks_exact_mut(d).zip(rows) {
-            out.copy_from_slice(&x[row as usize * d..][..d]);
+        fn gather<E: Element>(out: &mut Buffer, x: &[E], rows: &[u32], d: usize) {
+            for (out, &row) in E::of_mut(out).chunks_exact_mut(d).zip(rows) {
+                out.copy_from_slice(&x[row as usize * d..][..d]);
+            }
+        }
+        match x.values() {
+            Values::F32(x) => gather(out, x, rows, d),
+            Values::Bf16(x) => gather(out, x, rows, d),
         }
         Ok(())
     }
