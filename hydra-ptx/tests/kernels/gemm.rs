@@ -100,7 +100,7 @@ fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], ac
     let before = if bf16 { rounded(&before) } else { before };
     // Added to is C itself, or another matrix; then C holds NaN.
     let residual = C::new(&before, bf16);
-    let added_to_c = accumulate && seed % 3 > 0;
+    let added_to_c = accumulate && !seed.is_multiple_of(3);
     let c = if added_to_c { C::new(&before, bf16) } else { C::new(&vec![f32::NAN; m * n], bf16) };
     let add = match (accumulate, added_to_c) {
         (false, _) => Ptr::NULL,
