@@ -62,12 +62,16 @@ impl Prompts {
 
     /// Tokens of all prompts, each counted whole, with its continuations.
     pub fn tokens(&self) -> usize {
-        let prompt = |rest: &Vec<u32>| self.prefix.len() + rest.len();
-        if self.continuations.is_empty() {
-            return self.rests.iter().map(prompt).sum();
+        (0..self.rests.len()).map(|i| self.scored(i, self.prefix.len())).sum()
+    }
+
+    /// Tokens of question `i`'s sequences, in each of which `before` tokens come first: one, or one a choice.
+    pub fn scored(&self, i: usize, before: usize) -> usize {
+        let prompt = before + self.rests[i].len();
+        match self.continuations.get(i) {
+            None => prompt,
+            Some(choices) => choices.iter().map(|choice| prompt + choice.len()).sum(),
         }
-        let choices = |ids: &[Vec<u32>; 4]| ids.iter().map(Vec::len).sum::<usize>();
-        self.rests.iter().zip(&self.continuations).map(|(rest, ids)| 4 * prompt(rest) + choices(ids)).sum()
     }
 }
 

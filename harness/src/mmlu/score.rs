@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
-use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::batch::{self, NO_TARGET, Sequence};
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
@@ -16,9 +16,7 @@ use std::thread;
 use std::time::Instant;
 
 /// Tokens in one pass, unless a question is longer.
-const PASS_TOKENS: usize = 2048;
-/// Questions between two looks at the progress bar.
-const QUESTIONS_AT_ONCE: usize = 32;
+const PASS_TOKENS: usize = 4096;
 
 /// One question's outcome: a line of `--predictions`.
 #[derive(Clone, Debug, Serialize)]
@@ -60,7 +58,8 @@ pub fn score<B: Backend>(
     let longest_choice = |p: &Prompts| p.continuations.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let longest_rest = |p: &Prompts| p.prefix.len() + p.rests.iter().map(Vec::len).max().unwrap_or(0);
     let longest = prompts.iter().map(|p| longest_rest(p) + longest_choice(p)).max().unwrap_or(1);
-    let mut evaluator = Evaluator::new(model, adapter, longest.max(PASS_TOKENS))?;
+    let pass_tokens = longest.max(PASS_TOKENS);
+    let mut evaluator = Evaluator::new(model, adapter, pass_tokens)?;
     let questions: usize = subjects.iter().map(|subject| subject.test.len()).sum();
     let mut progress = Progress::new("questions", questions as u64, 0);
     let (started, mut predictions, mut correct) = (Instant::now(), Vec::with_capacity(questions), 0);
@@ -72,7 +71,10 @@ pub fn score<B: Backend>(
         evaluator.set_prefix(prefix)?;
         let own: &[u32] = if head.is_none() { &[] } else { &prompts.prefix };
         let indices: Vec<usize> = (0..subject.test.len()).collect();
-        for chunk in indices.chunks(QUESTIONS_AT_ONCE) {
+        let length = |&i: &usize| prompts.scored(i, own.len()).min(pass_tokens);
+        let lengths: Vec<usize> = indices.iter().map(length).collect();
+        for chunk in batch::groups(&lengths, pass_tokens)? {
+            let chunk = &indices[chunk];
             let head = head.map(|head| head as u32);
             let scores = match scoring {
                 Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk, own, head, &letters)?,
