@@ -22,6 +22,7 @@ use crate::{Error, Result};
 pub use aligned::Aligned;
 use attentive::Attentive;
 pub use buffer::Buffer;
+use hydra_kernels::gemm::PANEL_ALIGN;
 use hydra_kernels::isa::{Bf16Isa, Isa};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -136,14 +137,31 @@ impl Cpu {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(done, Err)
     }
 
-    /// Rows a task takes: two tasks a thread, a multiple of the tile's height, and few enough that a task's results stay in its
-    /// core's L2 for what comes next; every task reads all of a weight's panels.
+    /// Rows a task takes: few enough that a task's results stay in its core's L2 for what comes next; every task reads all of a
+    /// weight's panels.
     fn row_chunk(&self, rows: usize) -> usize {
-        let multiple = match self.precision {
+        self.row_share(rows, 16)
+    }
+
+    /// Rows a task takes, whole tiles, at most `tiles` of them.
+    fn row_share(&self, rows: usize, tiles: usize) -> usize {
+        let tile = match self.precision {
             Precision::F32 => 48,
             Precision::Bf16 => 32,
         };
-        rows.div_ceil(2 * self.threads).next_multiple_of(multiple).clamp(multiple, 16 * multiple)
+        tile * self.share(rows.div_ceil(tile), tiles)
+    }
+
+    /// Columns a task takes, whole panels, at most `panels` of them.
+    fn column_share(&self, columns: usize, panels: usize) -> usize {
+        PANEL_ALIGN * self.share(columns.div_ceil(PANEL_ALIGN), panels)
+    }
+
+    /// How many of `units` a task takes, `most` at most: two tasks a thread or more, as many for each thread, so that all end
+    /// together.
+    fn share(&self, units: usize, most: usize) -> usize {
+        let rounds = units.div_ceil(most.saturating_mul(self.threads)).max(2);
+        units.div_ceil(rounds * self.threads).max(1)
     }
 }
 
@@ -156,6 +174,27 @@ mod tests {
 
     fn cpu(threads: usize) -> Cpu {
         Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
+    }
+
+    #[test]
+    fn threads_get_equal_shares() {
+        let two = cpu(2);
+        // 70 as 5 × 12 + 10, not 4 × 16 + 6.
+        assert_eq!([18, 48, 47, 70, 64, 1, 0].map(|units| two.share(units, 16)), [5, 12, 12, 12, 16, 1, 1]);
+        for threads in [1, 2, 3, 64] {
+            let cpu = cpu(threads);
+            for units in 1..300 {
+                for most in [1, 8, 16, usize::MAX] {
+                    let share = cpu.share(units, most);
+                    let rounds = units.div_ceil(share).div_ceil(threads);
+                    assert!((1..=most).contains(&share), "{share} of {units}");
+                    assert!(
+                        share == 1 || rounds * share * threads < units + 3 * rounds * threads,
+                        "{share} of {units}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

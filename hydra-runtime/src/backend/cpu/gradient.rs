@@ -12,14 +12,14 @@ use super::buffer::{Element, carve, floats};
 use super::linear::{Args, drop_rows};
 use super::workspace::Area;
 use crate::Result;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values};
+use hydra_kernels::gemm::{self, Panels, Rows, Source, Store, Term, Values};
 use rayon::prelude::*;
 
 /// Tokens whose rows are packed together.
 const TOKENS: usize = 1024;
 
-/// Most columns of a task: packed, with that many tokens, a quarter of L2.
-const COLUMNS: usize = 256;
+/// Most panels of columns in a task: with that many tokens a quarter of L2.
+const PANELS: usize = 8;
 
 /// What the products need beside their operands.
 pub(super) struct Areas<'a> {
@@ -44,7 +44,7 @@ pub(super) fn adapter_gradients<E: Element>(
     let Some(dparams) = dparams else { return Ok(()) };
     let shape = args.slot.shape(tokens);
     let (n, width, d_in) = (shape.mixed(), shape.hidden(), shape.d_in);
-    let (block, scale) = (column_block(cpu, shape.d_out), args.slot.scale);
+    let (block, scale) = (cpu.column_share(shape.d_out, PANELS), args.slot.scale);
     let rows = Rows::transposed(mixed, n);
     let db = &mut dparams[args.slot.b.clone()];
     cpu.pool.install(|| {
@@ -59,7 +59,7 @@ pub(super) fn adapter_gradients<E: Element>(
         })
     })?;
     let da = &mut dparams[args.slot.a.clone()];
-    let block = column_block(cpu, d_in);
+    let block = cpu.column_share(d_in, PANELS);
     let mut add_rows = |from: usize, end: usize, x: Values<'_>, scale: f32| {
         let height = end - from;
         let rows = Rows::transposed(&dhidden[from..], width);
@@ -101,11 +101,6 @@ struct Columns<'a> {
     d: usize,
     first: usize,
     count: usize,
-}
-
-/// Columns of a task: two tasks a thread, at most [`COLUMNS`].
-fn column_block(cpu: &Cpu, d: usize) -> usize {
-    d.div_ceil(2 * cpu.threads).next_multiple_of(PANEL_ALIGN).min(COLUMNS)
 }
 
 /// Hands `write` `rows` [height, tokens] · columns, [height, count].

@@ -15,8 +15,8 @@ use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
 use rayon::prelude::*;
 
-/// Rows of a task: with a block's logits beside them they stay in L2.
-const ROWS: usize = 256;
+/// Tiles of rows in a task, at most: with a block's logits beside them they stay in L2.
+const TILES: usize = 8;
 
 /// Values of the head in a block: its logits and both its packed forms share L2 with a task's rows.
 const HEAD_VALUES: usize = 640 * 1024;
@@ -54,6 +54,7 @@ pub(super) fn head_loss<E: Element>(
     if let Some(dx) = &mut dx {
         dx.fill(0.0);
     }
+    let share = cpu.row_share(targets.len(), TILES);
     let block = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN);
     for first in (0..vocab).step_by(block) {
         let rows = block.min(vocab - first);
@@ -67,13 +68,13 @@ pub(super) fn head_loss<E: Element>(
             Some(_) => Some(to_dx.pack::<E>(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
             None => None,
         };
-        let mut dx_chunks = dx.as_mut().map(|dx| dx.chunks_mut(ROWS * d));
+        let mut dx_chunks = dx.as_mut().map(|dx| dx.chunks_mut(share * d));
         let tasks: Vec<_> = states
-            .chunks_mut(ROWS)
+            .chunks_mut(share)
             .enumerate()
             .map(|(i, states)| {
                 let dx = dx_chunks.as_mut().and_then(Iterator::next);
-                RowTask { first: i * ROWS, states, dx }
+                RowTask { first: i * share, states, dx }
             })
             .collect();
         cpu.pool.install(|| {

@@ -35,7 +35,7 @@ impl Operand<'_> {
         n: usize,
     ) -> Result<Panels<'p, E>> {
         let out = area.take::<E>(gemm::panels_len::<E>(isa, self.k, n));
-        let share = n.div_ceil(2 * cpu.threads).next_multiple_of(PANEL_ALIGN);
+        let share = cpu.column_share(n, usize::MAX);
         let chunk = gemm::panels_len::<E>(isa, self.k, share).max(1);
         cpu.pool.install(|| {
             out.par_chunks_mut(chunk).enumerate().try_for_each(|(i, out)| {
