@@ -13,7 +13,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use half::bf16;
 use hydra_kernels::{
     Bf16Isa, Format, Isa, Multiplicand, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec,
-    pack, panels_len,
+    pack, panels_len, to_bf16,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -31,7 +31,12 @@ const SHAPES: [(&str, usize, usize, usize); 7] = [
 ];
 
 /// Columns packed together, as the engine does.
-const CHUNK: usize = 512;
+fn chunk(k: usize) -> usize {
+    ((1 << 20) / k).max(512).next_multiple_of(32)
+}
+
+/// Deeper products into bf16 are summed beside their place, as the engine does.
+const DEEP: usize = 2048;
 
 /// Small values, exact in bf16.
 fn value(i: usize) -> f32 {
@@ -55,11 +60,38 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
 #[allow(clippy::too_many_arguments)]
 fn product<E: Multiplicand>(isa: E::Isa, y: &mut [f32], x: Values<'_>, m: usize, weight: Weight<'_>, panels: &mut [E]) {
     let (n, k) = (weight.rows(), weight.cols());
-    for first in (0..n).step_by(CHUNK) {
-        let columns = CHUNK.min(n - first);
+    for first in (0..n).step_by(chunk(k)) {
+        let columns = chunk(k).min(n - first);
         pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
         let term = Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
         gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
+    }
+}
+
+/// The same into bf16.
+fn product_rounded(
+    isa: Bf16Isa,
+    y: &mut [bf16],
+    x: &[bf16],
+    m: usize,
+    weight: Weight<'_>,
+    panels: &mut [bf16],
+    sums: &mut [f32],
+) {
+    let (n, k) = (weight.rows(), weight.cols());
+    for first in (0..n).step_by(chunk(k)) {
+        let columns = chunk(k).min(n - first);
+        pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
+        let term = Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
+        if k <= DEEP {
+            gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
+            continue;
+        }
+        let sums = &mut sums[..m * columns];
+        gemm(isa, &mut *sums, columns, m, columns, Store::Overwrite, &[term]).unwrap();
+        for (y, sums) in y.chunks_exact_mut(n).zip(sums.chunks_exact(columns)) {
+            to_bf16(isa, &mut y[first..first + columns], sums).unwrap();
+        }
     }
 }
 
@@ -112,7 +144,7 @@ fn check_sampled(sampled: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: We
             want += product;
             size += product.abs();
         }
-        // Quantised weights are rounded to bf16 where the product is bf16's, and so are PyTorch's results.
+        // Quantised weights are rounded to bf16 where the product is bf16's, and so are its results.
         let tolerance = if exact { (k + 8) as f64 * 6e-8 } else { 4e-3 };
         let got = f64::from(got);
         assert!((got - want).abs() <= tolerance * size, "[{i}, {j}]: {got} where {want} is right");
@@ -140,7 +172,7 @@ fn shapes(criterion: &mut Criterion) {
 
             let x: Vec<f32> = (0..m * k).map(value).collect();
             let isa = Isa::detect();
-            let mut panels = aligned(panels_len::<f32>(isa, k, CHUNK.min(n)), 0.0);
+            let mut panels = aligned(panels_len::<f32>(isa, k, chunk(k).min(n)), 0.0);
             let panels = panels.on_line();
             let seconds = fastest(3, || product(isa, &mut y, Values::F32(&x), m, weight, panels));
             check(&y, value, m, weight, true);
@@ -169,14 +201,17 @@ fn shapes(criterion: &mut Criterion) {
 
             let x: Vec<bf16> = x.into_iter().map(bf16::from_f32).collect();
             let isa = Bf16Isa::detect();
-            let mut panels = aligned(panels_len::<bf16>(isa, k, CHUNK.min(n)), bf16::ZERO);
+            let mut panels = aligned(panels_len::<bf16>(isa, k, chunk(k).min(n)), bf16::ZERO);
             let panels = panels.on_line();
             let mut narrow = aligned(x.len(), bf16::ZERO);
             let narrow = narrow.on_line();
             narrow.copy_from_slice(&x);
             let x = &*narrow;
-            let seconds = fastest(3, || product(isa, &mut y, Values::Bf16(x), m, weight, panels));
-            check(&y, value, m, weight, format == Format::Bf16);
+            let (mut rounded, mut sums) = (aligned(m * n, bf16::ZERO), aligned(m * chunk(k), 0.0));
+            let (rounded, sums) = (rounded.on_line(), sums.on_line());
+            let seconds = fastest(3, || product_rounded(isa, rounded, x, m, weight, panels, sums));
+            y.iter_mut().zip(&*rounded).for_each(|(y, x)| *y = x.to_f32());
+            check(&y, value, m, weight, false);
             let share = 100.0 * operations / seconds / bf16_peak;
             println!(
                 "{name}, {}: bf16 {:.1} GFLOP/s, {share:.0} % of the peak",
@@ -184,7 +219,7 @@ fn shapes(criterion: &mut Criterion) {
                 operations / seconds * 1e-9
             );
             group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, Values::Bf16(black_box(x)), m, weight, panels));
+                bench.iter(|| product_rounded(isa, rounded, black_box(x), m, weight, panels, sums));
             });
             if format == Format::Bf16
                 && let Some((mut torch, sampled)) = Torch::begin(m, n, k)
