@@ -56,16 +56,28 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
     }
 }
 
-/// One X Wᵀ by chunks of columns, packing included.
-#[allow(clippy::too_many_arguments)]
-fn product<E: Multiplicand>(isa: E::Isa, y: &mut [f32], x: Values<'_>, m: usize, weight: Weight<'_>, panels: &mut [E]) {
+/// Hands `multiply` X and each chunk of W's rows, packed, with the first's number.
+fn by_chunks<E: Multiplicand>(
+    isa: E::Isa,
+    x: Values<'_>,
+    weight: Weight<'_>,
+    panels: &mut [E],
+    mut multiply: impl FnMut(usize, Term<'_, E>),
+) {
     let (n, k) = (weight.rows(), weight.cols());
     for first in (0..n).step_by(chunk(k)) {
         let columns = chunk(k).min(n - first);
         pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
-        let term = Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
-        gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
+        multiply(first, Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } });
     }
+}
+
+/// One X Wᵀ by chunks of columns, packing included.
+fn product(isa: Isa, y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, panels: &mut [f32]) {
+    let n = weight.rows();
+    by_chunks(isa, x.into(), weight, panels, |first, term| {
+        gemm(isa, &mut y[first..], n, m, term.b.n, Store::Overwrite, &[term]).unwrap();
+    });
 }
 
 /// The same into bf16.
@@ -78,21 +90,18 @@ fn product_rounded(
     panels: &mut [bf16],
     sums: &mut [f32],
 ) {
-    let (n, k) = (weight.rows(), weight.cols());
-    for first in (0..n).step_by(chunk(k)) {
-        let columns = chunk(k).min(n - first);
-        pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
-        let term = Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
-        if k <= DEEP {
-            gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
-            continue;
+    let n = weight.rows();
+    by_chunks(isa, x.into(), weight, panels, |first, term| {
+        let columns = term.b.n;
+        if weight.cols() <= DEEP {
+            return gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
         }
         let sums = &mut sums[..m * columns];
         gemm(isa, &mut *sums, columns, m, columns, Store::Overwrite, &[term]).unwrap();
         for (y, sums) in y.chunks_exact_mut(n).zip(sums.chunks_exact(columns)) {
             to_bf16(isa, &mut y[first..first + columns], sums).unwrap();
         }
-    }
+    });
 }
 
 /// The same by the `gemm` crate, from a weight that is f32 already, on one thread.
@@ -174,7 +183,7 @@ fn shapes(criterion: &mut Criterion) {
             let isa = Isa::detect();
             let mut panels = aligned(panels_len::<f32>(isa, k, chunk(k).min(n)), 0.0);
             let panels = panels.on_line();
-            let seconds = fastest(3, || product(isa, &mut y, Values::F32(&x), m, weight, panels));
+            let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, panels));
             check(&y, value, m, weight, true);
             let share = 100.0 * operations / seconds / f32_peak;
             println!(
@@ -183,7 +192,7 @@ fn shapes(criterion: &mut Criterion) {
                 operations / seconds * 1e-9
             );
             group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, Values::F32(black_box(&x)), m, weight, panels));
+                bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, panels));
             });
 
             if format == Format::Bf16 {

@@ -12,6 +12,7 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
+use std::ops::Range;
 use std::thread;
 use std::time::Instant;
 
@@ -70,17 +71,15 @@ pub fn score<B: Backend>(
         let prefix = if head.is_none() { prompts.prefix.as_slice() } else { &[] };
         evaluator.set_prefix(prefix)?;
         let own: &[u32] = if head.is_none() { &[] } else { &prompts.prefix };
-        let indices: Vec<usize> = (0..subject.test.len()).collect();
-        let length = |&i: &usize| prompts.scored(i, own.len()).min(pass_tokens);
-        let lengths: Vec<usize> = indices.iter().map(length).collect();
+        let length = |i| prompts.scored(i, own.len()).min(pass_tokens);
+        let lengths: Vec<usize> = (0..subject.test.len()).map(length).collect();
         for chunk in batch::groups(&lengths, pass_tokens)? {
-            let chunk = &indices[chunk];
             let head = head.map(|head| head as u32);
             let scores = match scoring {
-                Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk, own, head, &letters)?,
-                Scoring::Cloze => cloze_scores(&mut evaluator, prompts, chunk, own, head)?,
+                Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk.clone(), own, head, &letters)?,
+                Scoring::Cloze => cloze_scores(&mut evaluator, prompts, chunk.clone(), own, head)?,
             };
-            for (&index, scores) in chunk.iter().zip(scores) {
+            for (index, scores) in chunk.zip(scores) {
                 if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
                     let why = "the model or the adapter has values that are not finite";
                     bail!("{} {index}: a score is {score}; {why}", subject.name);
@@ -118,13 +117,13 @@ fn tokenise(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, conte
 fn letter_scores<B: Backend>(
     evaluator: &mut Evaluator<'_, '_, B>,
     prompts: &Prompts,
-    chunk: &[usize],
+    chunk: Range<usize>,
     own: &[u32],
     head: Option<u32>,
     letters: &[u32; 4],
 ) -> Result<Vec<[f64; 4]>> {
-    let sequence = |&i: &usize| Sequence { head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
-    let sequences: Vec<_> = chunk.iter().map(sequence).collect();
+    let sequence = |i: usize| Sequence { head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
+    let sequences: Vec<_> = chunk.map(sequence).collect();
     let logits = evaluator.last_logits(&sequences, letters)?;
     Ok(logits.iter().map(|row| std::array::from_fn(|i| f64::from(row[i]))).collect())
 }
@@ -132,7 +131,7 @@ fn letter_scores<B: Backend>(
 fn cloze_scores<B: Backend>(
     evaluator: &mut Evaluator<'_, '_, B>,
     prompts: &Prompts,
-    chunk: &[usize],
+    chunk: Range<usize>,
     own: &[u32],
     head: Option<u32>,
 ) -> Result<Vec<[f64; 4]>> {
@@ -143,8 +142,8 @@ fn cloze_scores<B: Backend>(
         targets[before - 1..tokens.len() - 1].copy_from_slice(choice);
         Sequence { tokens, targets, head }
     };
-    let choices = |&i: &usize| prompts.continuations[i].iter().map(move |choice| continued(i, choice));
-    let sequences: Vec<_> = chunk.iter().flat_map(choices).collect();
+    let choices = |i: usize| prompts.continuations[i].iter().map(move |choice| continued(i, choice));
+    let sequences: Vec<_> = chunk.flat_map(choices).collect();
     let losses = evaluator.losses(&sequences)?;
     let mean = |loss: &hydra_runtime::evaluate::SequenceLoss| -loss.nll / loss.targets as f64;
     Ok(losses.chunks_exact(4).map(|four| std::array::from_fn(|i| mean(&four[i]))).collect())

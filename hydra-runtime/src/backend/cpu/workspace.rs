@@ -38,7 +38,7 @@ pub(super) struct Workspace {
     pub dhidden: Area,
     /// The adapter's input after dropout.
     pub dropped: Area,
-    /// Head-major gradients of attention, or a gradient of [A; R] by blocks of columns.
+    /// A gradient of [A; R] by blocks of columns.
     pub gradient: Area,
 }
 
