@@ -324,12 +324,13 @@ fn strip_times_panels(
             rounded_row_bytes: 0,
             rows,
             pending: null(),
+            pending_end: null(),
         };
         if let Some(out) = &mut rounded
             && width == NR
         {
             assert!(out.data.len() >= (rows - 1) * out.row_stride + panels * NR);
-            job.rounded = out.data.as_mut_ptr();
+            job.rounded = out.data.as_mut_ptr().wrapping_sub(NR);
             job.rounded_row_bytes = out.row_stride * size_of::<bf16>();
         }
         if let Some(part) = &parts[0] {

@@ -63,13 +63,15 @@ pub(super) struct Job {
     pub(super) steps: [usize; 2],
     /// From a panel to the next.
     pub(super) b_panel_bytes: [usize; 2],
-    /// Where the first panel's sums go as bf16, the next one's beside them; null if they stay as they are.
+    /// Where the last panel's sums go as bf16, the next one's beside them: at first a panel before the first.
     pub(super) rounded: *mut bf16,
+    /// 0 if sums stay as they are.
     pub(super) rounded_row_bytes: usize,
     /// Rows to be rounded.
     pub(super) rows: usize,
-    /// The last panel's sums; null at first.
+    /// The last panel's sums that are to be rounded, and their end; both null at first.
     pub(super) pending: *const f32,
+    pub(super) pending_end: *const f32,
 }
 
 /// Multiplies as `job` says, its strip of `rows` rows, its panels of `width` columns.
@@ -88,8 +90,15 @@ pub(super) unsafe fn run(job: &mut Job, rows: usize, width: usize) {
     }
 }
 
-/// One `asm!` block: configure; for each panel round the last one's sums, sums from zero or from C, both parts of k, sums to C;
-/// round the last; release.
+/// A row of 32 sums at R8 as bf16 to R10, and on to the next.
+macro_rules! round_row {
+    () => {
+        "vmovups zmm16, [r8 + 64]\nvcvtne2ps2bf16 zmm16, zmm16, [r8]\nvmovups [r10], zmm16\nadd r8, r9\nadd r10, r13"
+    };
+}
+
+/// One `asm!` block: configure; for each panel sums from zero or from C, both parts of k and, two rows a step, the last panel's
+/// sums rounded, sums to C; round the last panel's; release.
 ///
 /// `$zero`, `$load`, `$store` handle the sums; `$step` is one step along k with A's tiles at RSI and R15 and B's at RDX.
 macro_rules! multiply {
@@ -101,38 +110,10 @@ macro_rules! multiply {
             unsafe {
                 asm!(
                     "ldtilecfg [rdi]",
-                    "mov r8, [rdi + {c}]",
                     "mov r9, [rdi + {c_row_bytes}]",
                     "mov r12d, 128",
                     "2:",
-                    // The last panel's sums, if there was one and they are wanted rounded.
-                    "mov rdx, [rdi + {rounded}]",
-                    "test rdx, rdx",
-                    "jz 9f",
-                    "mov rsi, [rdi + {pending}]",
-                    "test rsi, rsi",
-                    "jz 9f",
-                    "mov r15, [rdi + {rounded_row_bytes}]",
-                    "mov rcx, [rdi + {rows}]",
-                    "8:",
-                    "vmovups zmm16, [rsi + 64]",
-                    "vcvtne2ps2bf16 zmm16, zmm16, [rsi]",
-                    "vmovups [rdx], zmm16",
-                    "add rsi, r9",
-                    "add rdx, r15",
-                    "dec rcx",
-                    "jnz 8b",
-                    "add qword ptr [rdi + {rounded}], 64",
-                    "9:",
-                    "cmp qword ptr [rdi + {panels}], 0",
-                    "je 22f",
-                    // R10, R13 from row to row: where this panel's bf16 go, or the next panel's sums.
-                    "mov r10, [rdi + {rounded}]",
-                    "mov r13, [rdi + {rounded_row_bytes}]",
-                    "test r10, r10",
-                    "lea rax, [r8 + 128]",
-                    "cmovz r10, rax",
-                    "cmovz r13, r9",
+                    "mov r8, [rdi + {c}]",
                     // RAX: the lower tiles' rows of C.
                     "mov rax, r9",
                     "shl rax, 4",
@@ -144,6 +125,14 @@ macro_rules! multiply {
                     "3:",
                     $zero,
                     "4:",
+                    // R10, R13 from row to row: where the last panel's bf16 go, or the next panel's sums. R8: the last panel's sums.
+                    "mov r10, [rdi + {rounded}]",
+                    "mov r13, [rdi + {rounded_row_bytes}]",
+                    "test r13, r13",
+                    "lea rax, [r8 + 128]",
+                    "cmovz r10, rax",
+                    "cmovz r13, r9",
+                    "mov r8, [rdi + {pending}]",
                     "mov rsi, [rdi + {a}]",
                     "mov r15, [rdi + {a} + 8]",
                     "mov r11, [rdi + {a_row_bytes}]",
@@ -155,13 +144,22 @@ macro_rules! multiply {
                     $step,
                     "prefetcht1 [rax]",
                     "prefetcht1 [rax + r14*1]",
-                    "prefetchw [r10]",
-                    "prefetchw [r10 + r13]",
-                    "lea r10, [r10 + r13*2]",
                     "add rax, 64",
                     "add rsi, [rdi + {a_step_bytes}]",
                     "add r15, [rdi + {a_step_bytes}]",
                     "add rdx, 2048",
+                    "cmp r8, [rdi + {pending_end}]",
+                    "je 51f",
+                    round_row!(),
+                    "cmp r8, [rdi + {pending_end}]",
+                    "je 52f",
+                    round_row!(),
+                    "jmp 52f",
+                    "51:",
+                    "prefetchw [r10]",
+                    "prefetchw [r10 + r13]",
+                    "lea r10, [r10 + r13*2]",
+                    "52:",
                     "dec rcx",
                     "jnz 5b",
                     "lea rcx, [r14 + r14]",
@@ -181,14 +179,30 @@ macro_rules! multiply {
                     "dec rcx",
                     "jnz 6b",
                     "7:",
+                    // Rows that are left, where k has few steps.
+                    "cmp r8, [rdi + {pending_end}]",
+                    "je 8f",
+                    round_row!(),
+                    "jmp 7b",
+                    "8:",
+                    "mov r8, [rdi + {c}]",
                     "mov rax, r9",
                     "shl rax, 4",
                     "add rax, r8",
                     $store,
+                    "cmp qword ptr [rdi + {rounded_row_bytes}], 0",
+                    "je 9f",
                     "mov [rdi + {pending}], r8",
+                    "mov rax, [rdi + {rows}]",
+                    "imul rax, r9",
+                    "add rax, r8",
+                    "mov [rdi + {pending_end}], rax",
+                    "add qword ptr [rdi + {rounded}], 64",
+                    "9:",
                     "mov rax, [rdi + {c_panel_bytes}]",
                     "mov rcx, [rdi + {c_panel_bytes} + 8]",
                     "add r8, rax",
+                    "mov [rdi + {c}], r8",
                     "mov [rdi + {c_panel_bytes}], rcx",
                     "mov [rdi + {c_panel_bytes} + 8], rax",
                     "mov rax, [rdi + {b_panel_bytes}]",
@@ -196,7 +210,16 @@ macro_rules! multiply {
                     "add [rdi + {b}], rax",
                     "add [rdi + {b} + 8], rcx",
                     "dec qword ptr [rdi + {panels}]",
-                    "jmp 2b",
+                    "jnz 2b",
+                    // The last panel's rows.
+                    "mov r8, [rdi + {pending}]",
+                    "mov r10, [rdi + {rounded}]",
+                    "mov r13, [rdi + {rounded_row_bytes}]",
+                    "21:",
+                    "cmp r8, [rdi + {pending_end}]",
+                    "je 22f",
+                    round_row!(),
+                    "jmp 21b",
                     "22:",
                     "tilerelease",
                     c = const offset_of!(Job, c),
@@ -214,6 +237,7 @@ macro_rules! multiply {
                     rounded = const offset_of!(Job, rounded),
                     rounded_row_bytes = const offset_of!(Job, rounded_row_bytes),
                     pending = const offset_of!(Job, pending),
+                    pending_end = const offset_of!(Job, pending_end),
                     rows = const offset_of!(Job, rows),
                     c_panel_bytes = const offset_of!(Job, c_panel_bytes),
                     in("rdi") core::ptr::from_mut(job),
