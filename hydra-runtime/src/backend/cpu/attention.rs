@@ -10,7 +10,7 @@ pub(super) use backward::{Saved, backward};
 
 use super::Cpu;
 use super::buffer::{Element, carve, floats};
-use super::lanes::{exponentials, lanes, larger};
+use super::lanes::{LANES, exponentials, lanes, larger};
 use super::product::pack;
 use crate::Result;
 use crate::backend::{AttentionShape, Store};
@@ -246,7 +246,7 @@ fn soften<E: Element>(
 /// The first `visible` scores of a row, and enough hidden ones (−∞) to fill a vector; the rest are zeros.
 #[inline(always)]
 fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
-    let padded = visible.next_multiple_of(16).min(scores.len());
+    let padded = visible.next_multiple_of(LANES).min(scores.len());
     let (seen, hidden) = scores.split_at_mut(padded);
     seen[visible..].fill(f32::NEG_INFINITY);
     hidden.fill(0.0);

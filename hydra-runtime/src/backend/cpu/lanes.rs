@@ -2,11 +2,14 @@
 
 use super::buffer::Element;
 
+/// Lanes: one 512-bit register of f32.
+pub(super) const LANES: usize = 16;
+
 /// `x` = exp(x − max), and their sum in 16 lanes.
 #[inline(always)]
 pub(super) fn exponentials<E: Element>(x: &mut [f32], max: f32) -> f32 {
-    let mut acc = [0.0; 16];
-    let (whole, rest) = x.as_chunks_mut::<16>();
+    let mut acc = [0.0; LANES];
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
     for x in whole {
         for (acc, x) in acc.iter_mut().zip(x) {
             *x = E::exp(*x - max);
@@ -29,8 +32,8 @@ pub(super) fn larger(a: f32, b: f32) -> f32 {
 /// A reduction over 16 lanes that all begin with `start`, so that it vectorises; the order is fixed.
 #[inline(always)]
 pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut acc = [start; 16];
-    let chunks = x.chunks_exact(16);
+    let mut acc = [start; LANES];
+    let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
         for (acc, &x) in acc.iter_mut().zip(chunk) {
@@ -46,10 +49,10 @@ pub(super) fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f3
 /// Σ a · b in 16 lanes.
 #[inline(always)]
 pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
-    let mut acc = [0.0; 16];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let mut acc = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
+        for i in 0..LANES {
             acc[i] += a[i].widen() * b[i].widen();
         }
     }
@@ -60,13 +63,13 @@ pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
 /// Σ a · b · c.
 #[inline(always)]
 pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    let mut acc = [0.0; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let (c, c_rest) = c.as_chunks::<16>();
+    let mut acc = [0.0; LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let (c, c_rest) = c.as_chunks::<LANES>();
     let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
     for ((a, b), c) in a.iter().zip(b).zip(c) {
-        for i in 0..16 {
+        for i in 0..LANES {
             acc[i] += a[i] * b[i] * c[i];
         }
     }
@@ -76,8 +79,8 @@ pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
 /// Σ x² in f64.
 #[inline(always)]
 pub(super) fn squares(x: &[f32]) -> f64 {
-    let mut acc = [0.0; 16];
-    let (whole, rest) = x.as_chunks::<16>();
+    let mut acc = [0.0; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
         for (acc, &x) in acc.iter_mut().zip(x) {
             *acc += f64::from(x) * f64::from(x);
@@ -89,7 +92,7 @@ pub(super) fn squares(x: &[f32]) -> f64 {
 
 /// Lanes joined in pairs, the two halves of what is left each time. Written out, or the compiler makes loops of it.
 #[inline(always)]
-fn tree<T: Copy>(x: [T; 16], join: impl Fn(T, T) -> T) -> T {
+fn tree<T: Copy>(x: [T; LANES], join: impl Fn(T, T) -> T) -> T {
     let x: [T; 8] = core::array::from_fn(
         #[inline(always)]
         |i| join(x[i], x[i + 8]),

@@ -6,7 +6,7 @@
 
 use super::super::Cpu;
 use super::super::buffer::{Element, carve, floats};
-use super::super::lanes::dot;
+use super::super::lanes::{LANES, dot};
 use super::super::product::pack;
 use super::{Block, STRIP, multiply};
 use crate::Result;
@@ -17,9 +17,6 @@ use rayon::prelude::*;
 
 /// Keys and queries in a block.
 const BLOCK: usize = 128;
-
-/// Lanes that scores are worked on in.
-const LANES: usize = 16;
 
 /// What the forward pass left, and the gradient of its result.
 #[derive(Clone, Copy)]
