@@ -104,6 +104,33 @@ fn a_prefix_is_as_good_as_the_whole_prompt() {
     assert_eq!(shared.losses(&tails[1..3]).unwrap(), plain.losses(&tails[1..3]).unwrap());
 }
 
+/// More at once than there are threads: each has the results that it has alone, and all come to an end.
+#[test]
+fn threads_share_a_model() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    for threads in [1, 2, 3] {
+        let cpu = Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
+        let model = Model::load(cpu, &checkpoint).unwrap();
+        let results = |seed: u32| {
+            let (mut evaluator, example) = (Evaluator::new(&model, Some(&adapter), 200).unwrap(), sequence(200, seed));
+            let mut trainer = Trainer::new(&model, &adapter, options(200)).unwrap();
+            let rounds = (0..4).map(|_| {
+                let nll = evaluator.losses(std::slice::from_ref(&example)).unwrap()[0].nll;
+                (nll, evaluator.logits(&example).unwrap(), trainer.step(std::slice::from_ref(&example), 1e-3).unwrap())
+            });
+            rounds.collect::<Vec<_>>()
+        };
+        let alone: Vec<_> = (0..4).map(results).collect();
+        std::thread::scope(|scope| {
+            for (seed, alone) in alone.iter().enumerate() {
+                let results = &results;
+                scope.spawn(move || assert!(results(seed as u32) == *alone, "{seed}, {threads} threads"));
+            }
+        });
+    }
+}
+
 #[test]
 fn packing_keeps_sequences_apart() {
     let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
