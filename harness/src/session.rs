@@ -163,7 +163,7 @@ impl Recipe {
         data: &Encoded,
     ) -> Result<()> {
         let options = self.options(&self.stream(data), data);
-        room_on(backend, Trainer::plan_bytes(backend, config, adapter, &options), "training")
+        room_on(backend, Trainer::plan_bytes(backend, config, adapter, &options)?, "training")
     }
 
     /// The records of step `s` in `stream`.
@@ -197,7 +197,7 @@ pub fn train<B: Backend>(
 ) -> Result<Trained> {
     let stream = recipe.stream(data);
     let options = recipe.options(&stream, data);
-    let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options);
+    let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
     eprintln!(
         "{} tokens in a pass at most; training takes {:.1} MiB beside the weights",
         options.max_tokens,

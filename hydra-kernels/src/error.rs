@@ -4,6 +4,7 @@ use core::fmt;
 
 /// A refused call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Error {
     /// A slice has the wrong (or too small a) number of elements.
     Length {

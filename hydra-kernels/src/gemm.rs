@@ -66,6 +66,9 @@ impl<'a> Values<'a> {
     }
 
     /// From element `first` on.
+    ///
+    /// # Panics
+    /// If there are fewer than `first`.
     pub fn skip(&self, first: usize) -> Values<'a> {
         match self {
             Values::F32(data) => Values::F32(&data[first..]),
@@ -74,6 +77,9 @@ impl<'a> Values<'a> {
     }
 
     /// The first `len` elements.
+    ///
+    /// # Panics
+    /// If there are fewer.
     pub fn first(&self, len: usize) -> Values<'a> {
         match self {
             Values::F32(data) => Values::F32(&data[..len]),
@@ -146,6 +152,9 @@ impl<'a> ValuesMut<'a> {
     }
 
     /// The first `len` elements.
+    ///
+    /// # Panics
+    /// If there are fewer.
     pub fn first(self, len: usize) -> Self {
         match self {
             ValuesMut::F32(data) => ValuesMut::F32(&mut data[..len]),
@@ -154,6 +163,9 @@ impl<'a> ValuesMut<'a> {
     }
 
     /// From element `first` on.
+    ///
+    /// # Panics
+    /// If there are fewer than `first`.
     pub fn skip(self, first: usize) -> Self {
         match self {
             ValuesMut::F32(data) => ValuesMut::F32(&mut data[first..]),
@@ -246,14 +258,14 @@ pub enum Source<'a> {
         /// From a column of B to the next.
         n_stride: usize,
     },
-    /// B[p, j] = W[first + j, p]: for X Wᵀ. k is W's columns.
+    /// B[p, j] = W[first + j, p]: for X Wᵀ. k is W's columns, or fewer of them.
     WeightRows {
         /// W.
         weight: Weight<'a>,
         /// The row of W that is column 0 of B.
         first: usize,
     },
-    /// B[p, j] = W[p, first + j]: for dY W. k is W's rows.
+    /// B[p, j] = W[p, first + j]: for dY W. k is W's rows, or fewer of them.
     WeightCols {
         /// W.
         weight: Weight<'a>,
@@ -291,7 +303,8 @@ pub const fn panels_bound(k: usize, n: usize) -> usize {
 
 /// `c` [m, n], rows `c_stride` apart, = or += Σ_t A_t · B_t.
 ///
-/// Every term has n columns; m, n, k and the number of terms may be 0. Writes nothing if it returns an error.
+/// Every term has n columns; m, n, k and the number of terms may be 0, and into bf16 there are at most [`BF16_TERMS`] terms.
+/// Writes nothing if it returns an error.
 pub fn gemm<'c, E: Multiplicand>(
     isa: E::Isa,
     c: impl Into<ValuesMut<'c>>,
@@ -306,6 +319,9 @@ pub fn gemm<'c, E: Multiplicand>(
         return Err(Error::Range { operand: "n", limit: c_stride, got: n });
     }
     at_least("c", extent(m, n, c_stride, 1)?, c.len())?;
+    if matches!(c, ValuesMut::Bf16(_)) && terms.len() > BF16_TERMS {
+        return Err(Error::Range { operand: "terms", limit: BF16_TERMS, got: terms.len() });
+    }
     for Term { a, b } in terms {
         if b.n != n {
             return Err(Error::Length { operand: "columns of b", want: n, got: b.n });
@@ -345,6 +361,9 @@ fn sum<E: Multiplicand>(
     E::multiply(isa, c, c_stride, m, n, store, terms);
 }
 
+/// The most terms of a product into bf16, whose blocks of sums are on the stack with their operands.
+pub const BF16_TERMS: usize = 4;
+
 /// Rows and columns of a block of sums on the stack: whole tiles of every instruction set.
 const BLOCK_ROWS: usize = 96;
 const BLOCK_COLUMNS: usize = 4 * PANEL_ALIGN;
@@ -359,15 +378,13 @@ fn by_blocks<E: Multiplicand>(
     store: Store,
     terms: &[Term<'_, E>],
 ) {
-    const MOST: usize = 4;
-    assert!(terms.len() <= MOST, "a product into bf16 has at most {MOST} terms");
     let mut block = [0.0; BLOCK_ROWS * BLOCK_COLUMNS];
     for j in (0..n).step_by(BLOCK_COLUMNS) {
         let columns = BLOCK_COLUMNS.min(n - j);
         for i in (0..m).step_by(BLOCK_ROWS) {
             let rows = BLOCK_ROWS.min(m - i);
             let mut parts =
-                [Term { a: Rows::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } }; MOST];
+                [Term { a: Rows::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } }; BF16_TERMS];
             for (part, Term { a, b }) in parts.iter_mut().zip(terms) {
                 let a = Rows { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
                 let b = Panels { data: &b.data[panels_len::<E>(isa, b.k, j)..], k: b.k, n: columns };

@@ -12,6 +12,33 @@
 //! The products with W run in `E` (f32, or operands rounded to bf16), the adapter's and the router's always in f32. Dropout acts
 //! on A's input, never on the router's, and, where it is asked for, on the mixed heads. What backward needs of forward is `hidden` alone. (An engine that wants the adapter's
 //! product in the frozen one's tiles gives both to [`gemm`] as terms of one sum.)
+//!
+//! ```
+//! use hydra_kernels::hydra::{AdapterRef, Dropouts, backward, backward_scratch, forward, forward_scratch};
+//! use hydra_kernels::{Gate, HydraShape, Isa, Weight, Workspace, gate::Routing};
+//!
+//! // Two tokens, 4 → 3 columns; one A of rank 1, two B, a router. The memory is known when it is compiled.
+//! const SHAPE: HydraShape =
+//!     HydraShape { tokens: 2, d_in: 4, d_out: 3, rank: 1, heads: 2, per_head_a: false, router: true };
+//! const SCRATCH: usize = forward_scratch::<f32>(&SHAPE, false).or(backward_scratch::<f32>(&SHAPE, false)).0;
+//! let (isa, mut memory) = (Isa::detect(), [0.0; SCRATCH]);
+//! let weight = Weight::from_f32(3, 4, &[0.1; 12])?;
+//! // [A; R] has 1 + 2 rows, B a column a head.
+//! let adapter = AdapterRef { a: &[0.2; 3 * 4], b: &[0.5; 3 * 2], scale: 2.0 };
+//! let (gate, dropouts) = (Gate::Router(Routing::default()), Dropouts::default());
+//!
+//! let (x, mut y, mut hidden) = ([1.0; 2 * 4], [0.0; 2 * 3], [0.0; 2 * 3]);
+//! let mut workspace = Workspace::new(&mut memory);
+//! forward::<f32>(isa, &SHAPE, &mut y, &mut hidden, &x, weight, adapter, gate, dropouts, &mut workspace)?;
+//! assert!((y[0] - (0.4 + 2.0 * 0.8 * 0.5)).abs() < 1e-6);
+//!
+//! let (mut dx, mut da, mut db, dy) = ([0.0; 2 * 4], [0.0; 3 * 4], [0.0; 3 * 2], [1.0; 2 * 3]);
+//! backward::<f32>(
+//!     isa, &SHAPE, &mut dx, &mut da, &mut db, &dy, &x, weight, adapter, &hidden, gate, dropouts, &mut workspace,
+//! )?;
+//! assert!((db[0] - 2.0 * 2.0 * 0.5 * 0.8).abs() < 1e-6);
+//! # Ok::<(), hydra_kernels::Error>(())
+//! ```
 
 use crate::dropout::{Dropout, dropout as mask, dropout_accumulate, dropout_in_place};
 use crate::error::{Error, exact, product};

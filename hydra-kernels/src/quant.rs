@@ -130,6 +130,9 @@ pub enum RowOrder {
 
 impl RowOrder {
     /// Where the logical row lies.
+    ///
+    /// # Panics
+    /// If `head_dim` is 0.
     #[inline(always)]
     pub const fn stored_row(self, logical: usize) -> usize {
         match self {

@@ -3,11 +3,11 @@
 //! Each struct is generic in what it holds: a [`Size`] (a plan) or a backend's buffer. So the bytes that are announced are the
 //! bytes that are allocated.
 
-use crate::Result;
 use crate::adapter::AdapterConfig;
 use crate::backend::{AttentionShape, Backend};
-use crate::config::Config;
+use crate::config::{Config, MAX_SIZE};
 use crate::projection::Projection;
+use crate::{Error, Result};
 
 /// What is kept between the forward and the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,9 +126,19 @@ pub struct Activations<T> {
     pub gradients: Option<Gradients<T>>,
 }
 
+/// An error if memory can't be planned for so many tokens.
+pub(crate) fn check_tokens(tokens: usize) -> Result<()> {
+    if tokens > MAX_SIZE {
+        return Err(Error::Invalid(format!("memory for {tokens} tokens asked for, wanted at most {MAX_SIZE}")));
+    }
+    Ok(())
+}
+
 impl Activations<Size> {
-    /// The sizes for rows of up to `tokens` tokens.
-    pub fn plan(config: &Config, adapter: Option<&AdapterConfig>, tokens: usize, purpose: Purpose) -> Self {
+    /// The sizes for rows of up to `tokens` tokens. Fails if that is absurd, or the adapter's settings don't go together.
+    pub fn plan(config: &Config, adapter: Option<&AdapterConfig>, tokens: usize, purpose: Purpose) -> Result<Self> {
+        check_tokens(tokens)?;
+        adapter.map_or(Ok(()), AdapterConfig::check)?;
         use Size::{Activation, Buffer};
         let attention = AttentionShape::of(config);
         let (d, ffn) = (tokens * config.d_model, Activation(tokens * config.d_ffn));
@@ -152,7 +162,7 @@ impl Activations<Size> {
         };
         let training = purpose != Purpose::Forward;
         let sets = if purpose == Purpose::Training(Keep::All) { config.layers } else { 1 };
-        Self {
+        Ok(Self {
             tokens,
             inputs: vec![Buffer(d); if training { config.layers + 1 } else { 2 }],
             layers: vec![layer; sets],
@@ -173,7 +183,7 @@ impl Activations<Size> {
                 dv: kv,
                 dact: ffn,
             }),
-        }
+        })
     }
 
     /// What [`Activations::allocate`] will take of this backend.

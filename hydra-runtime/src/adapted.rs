@@ -77,18 +77,25 @@ impl<B: Backend> Adapted<B> {
     pub fn upload(backend: &B, config: &Config, adapter: &Adapter) -> Result<Self> {
         adapter.fits(config)?;
         let slots = Slots::new(config, &adapter.config);
-        let mut flat = vec![0.0; slots.len];
+        let params = backend.buffer(slots.len)?;
+        let mut adapted = Self { config: adapter.config.clone(), slots, params };
+        adapted.set(backend, config, adapter)?;
+        Ok(adapted)
+    }
+
+    /// Takes the parameters of an adapter of the same configuration.
+    pub fn set(&mut self, backend: &B, config: &Config, adapter: &Adapter) -> Result<()> {
+        adapter.fits(config)?;
+        let mut flat = vec![0.0; self.slots.len];
         for (layer, pairs) in adapter.layers.iter().enumerate() {
             for projection in Projection::ALL {
-                if let (Some(slot), Some(pair)) = (slots.get(layer, projection), &pairs[projection as usize]) {
+                if let (Some(slot), Some(pair)) = (self.slots.get(layer, projection), &pairs[projection as usize]) {
                     flat[slot.a.clone()].copy_from_slice(&pair.a);
                     flat[slot.b.clone()].copy_from_slice(&pair.b);
                 }
             }
         }
-        let mut params = backend.buffer(slots.len)?;
-        backend.upload(&mut params, &flat)?;
-        Ok(Self { config: adapter.config.clone(), slots, params })
+        backend.upload(&mut self.params, &flat)
     }
 
     /// An error if a label names a head that there isn't.

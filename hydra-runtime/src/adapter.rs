@@ -196,13 +196,14 @@ impl AdapterConfig {
         HydraShape { tokens: 0, d_in, d_out, rank, heads, per_head_a, router }
     }
 
-    /// Number of trainable parameters on a model, the router's among them.
+    /// Number of trainable parameters on a model, the router's among them; saturates.
     pub fn parameters(&self, model: &Config) -> u64 {
         let pair = |&projection: &Projection| {
             let shape = self.shape(model, projection, 0);
-            (shape.stacked_rows() * shape.d_in + shape.d_out * shape.mixed()) as u64
+            shape.stacked_rows().saturating_mul(shape.d_in).saturating_add(shape.d_out.saturating_mul(shape.mixed()))
+                as u64
         };
-        model.layers as u64 * self.targets.iter().map(pair).sum::<u64>()
+        (model.layers as u64).saturating_mul(self.targets.iter().map(pair).fold(0, u64::saturating_add))
     }
 }
 

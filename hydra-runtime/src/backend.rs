@@ -3,6 +3,9 @@
 //! Every operation writes into buffers that its caller owns; nothing is allocated but in [`Backend::buffer`] and
 //! [`Backend::activation`]. Matrices are row-major, f32 but for activations; `tokens` says how many rows of a buffer take part, so that one set of buffers serves batches of any size
 //! up to the planned one. Gradients are `d` + name. An operation *overwrites* its outputs unless it says *adds*.
+//!
+//! This is what models are run through; who loads, trains and evaluates by way of [`crate::model`] calls none of it. Operations take
+//! buffers to be long enough and of the right kind, and ids and rows to be there: they panic, or fail, where these are not.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]

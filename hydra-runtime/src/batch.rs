@@ -27,6 +27,14 @@ impl Sequence {
     pub fn prompt(tokens: &[u32]) -> Self {
         Self { tokens: tokens.to_vec(), targets: vec![NO_TARGET; tokens.len()], head: None }
     }
+
+    /// A prompt and the answer that is to be predicted after it. (Without a prompt, nothing predicts the answer's first token.)
+    pub fn answer(prompt: &[u32], answer: &[u32]) -> Self {
+        let tokens = [prompt, answer].concat();
+        let wanted = |t: usize| (t + 1 >= prompt.len()).then(|| tokens.get(t + 1)).flatten();
+        let targets = (0..tokens.len()).map(|t| wanted(t).copied().unwrap_or(NO_TARGET)).collect();
+        Self { tokens, targets, head: None }
+    }
 }
 
 /// One sequence's place in the row: `start .. start + len`.
@@ -138,6 +146,14 @@ mod tests {
         assert_eq!(packed.heads, [2, 2, 2, NO_HEAD, NO_HEAD]);
         assert_eq!(packed.segments, [Segment { start: 0, len: 3 }, Segment { start: 3, len: 2 }]);
         assert_eq!((packed.target_rows, packed.targets), (vec![1, 2], vec![7, 1]));
+    }
+
+    #[test]
+    fn answers_are_predicted_from_the_prompts_last_token_on() {
+        const NO: u32 = NO_TARGET;
+        assert_eq!(Sequence::answer(&[1, 2, 3], &[4, 5]).targets, [NO, NO, 4, 5, NO]);
+        assert_eq!(Sequence::answer(&[], &[4, 5]).targets, [5, NO]);
+        assert_eq!(Sequence::answer(&[1, 2], &[]), Sequence::prompt(&[1, 2]));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct Config {
 }
 
 /// No real model has a size beyond this; it keeps every product of two sizes inside 64 bits.
-const MAX_SIZE: usize = 1 << 28;
+pub(crate) const MAX_SIZE: usize = 1 << 28;
 /// No real model is deeper; it bounds what a hostile file can make a loader list.
 const MAX_LAYERS: usize = 1 << 12;
 

@@ -1,7 +1,8 @@
 //! What can go wrong, each in one line that says where, what was wanted and what was found.
 
+use safetensors::SafeTensorError;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of anything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -46,9 +47,9 @@ pub enum Error {
     },
     /// A tokenizer that can't be built, doesn't fit the model, or refused a text.
     Tokenizer(String),
-    /// The kernels refused a shape.
+    /// The kernels refused a shape: no caller's doing, but for one who calls a backend's operations.
     Kernel(hydra_kernels::Error),
-    /// A wrong argument.
+    /// A wrong argument, or memory that there isn't.
     Invalid(String),
     /// A device that isn't there, can't do what is asked, or has failed.
     Device(String),
@@ -112,6 +113,14 @@ impl std::error::Error for Error {
 impl From<hydra_kernels::Error> for Error {
     fn from(error: hydra_kernels::Error) -> Self {
         Error::Kernel(error)
+    }
+}
+
+/// Why a file of tensors couldn't be written.
+pub(crate) fn not_written(path: &Path, error: SafeTensorError) -> Error {
+    match error {
+        SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },
+        other => Error::Invalid(format!("can't write {}: {other}", path.display())),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// A sequence's negative log-likelihood.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SequenceLoss {
-    /// Summed over its targets.
+    /// Summed over its targets, in nats; 0 without any.
     pub nll: f64,
     /// Number of targets.
     pub targets: usize,
@@ -43,12 +43,16 @@ pub struct Evaluator<'m, 'w, B: Backend> {
 }
 
 impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
-    /// An evaluator that takes up to `max_tokens` tokens in one pass.
+    /// An evaluator that takes up to `max_tokens` tokens, at least one, in one pass; no sequence may be longer. The adapter is copied.
+    /// Positions beyond [`crate::config::Config::context`] are computed as any other, but the model was not made for them.
     pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_tokens: usize) -> Result<Self> {
+        if max_tokens == 0 {
+            return Err(Error::Invalid("evaluation with max_tokens 0".into()));
+        }
         let (backend, config) = (&model.backend, &model.config);
         let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
         let adapter = adapter.map(|adapter| &adapter.config);
-        let activations = Activations::plan(config, adapter, max_tokens, Purpose::Forward).allocate(backend)?;
+        let activations = Activations::plan(config, adapter, max_tokens, Purpose::Forward)?.allocate(backend)?;
         let rope = model.rope_table(max_tokens)?;
         Ok(Self { model, adapted, activations, rope, positions: max_tokens, prefix: None })
     }
@@ -65,7 +69,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             for sequence in sequences {
                 let targets = sequence.targets.iter().filter(|&&id| id != batch::NO_TARGET).count();
                 let (own, others) = rest.split_at(targets);
-                losses.push(SequenceLoss { nll: own.iter().map(|&x| f64::from(x)).sum(), targets });
+                losses.push(SequenceLoss { nll: own.iter().fold(0.0, |sum, &x| sum + f64::from(x)), targets });
                 rest = others;
             }
             Ok(())

@@ -11,7 +11,8 @@ use crate::{Error, Result};
 /// Tokens of a prompt that go through the model at once.
 const PROMPT_CHUNK: usize = 512;
 
-/// A growing sequence: what has been fed is remembered as keys and values.
+/// A growing sequence: what has been fed is remembered as keys and values. The caller's loop feeds it what it draws, and ends where
+/// it likes: at one of [`crate::config::Config::eos`], or at [`crate::tokenizer::Tokenizer::eos`].
 pub struct Generator<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
     adapted: Option<Adapted<B>>,
@@ -23,14 +24,17 @@ pub struct Generator<'m, 'w, B: Backend> {
 }
 
 impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
-    /// Room for `max_len` tokens, prompt and answer.
+    /// Room for `max_len` tokens, prompt and answer. The adapter is copied. Positions beyond [`crate::config::Config::context`] are
+    /// computed as any other, but the model was not made for them.
+    ///
+    /// Under the label gate every token gets the mean of the heads; [`Adapter::head`] takes out the one of a label.
     pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_len: usize) -> Result<Self> {
         let (backend, config) = (&model.backend, &model.config);
         let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
         let tokens = PROMPT_CHUNK.min(max_len.max(1));
         let adapter = adapter.map(|adapter| &adapter.config);
         Ok(Self {
-            activations: Activations::plan(config, adapter, tokens, Purpose::Forward).allocate(backend)?,
+            activations: Activations::plan(config, adapter, tokens, Purpose::Forward)?.allocate(backend)?,
             // Before the table, which is computed in memory that is not asked for: what is too much is said so.
             cache: KvCache::new(model, max_len)?,
             rope: model.rope_table(max_len)?,
@@ -41,7 +45,8 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         })
     }
 
-    /// Appends `tokens`; returns the logits `[vocab]` of what may follow.
+    /// Appends `tokens`; returns the logits `[vocab]` of what may follow. Tokens that don't fit or are outside the vocabulary are
+    /// refused before any is appended.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         if tokens.is_empty() {
             return Err(Error::Invalid("nothing to feed".into()));
@@ -56,10 +61,19 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
     }
 
     fn feed_inside(&mut self, tokens: &[u32]) -> Result<()> {
-        for part in tokens.chunks(self.activations.tokens) {
-            let packed = Packed::new([&Sequence::prompt(part)], self.cache.len, self.model.config.vocab)?;
-            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
-            pass.read(&mut self.activations, Cached::Append(&mut self.cache), &[part.len() as u32 - 1])?;
+        let mut position = self.cache.len;
+        let parts = tokens.chunks(self.activations.tokens).map(|part| {
+            let packed = Packed::new([&Sequence::prompt(part)], position, self.model.config.vocab);
+            position += part.len();
+            packed
+        });
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let last = parts.len() - 1;
+        for (i, packed) in parts.iter().enumerate() {
+            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), packed, &self.rope);
+            let row = packed.len() as u32 - 1;
+            let read: &[u32] = if i == last { &[row] } else { &[] };
+            pass.read(&mut self.activations, Cached::Append(&mut self.cache), read)?;
         }
         let (backend, head) = (&self.model.backend, &self.model.head);
         backend.linear(&mut self.on_device, None, 1, &self.activations.read.normed, head, None)?;
@@ -103,13 +117,19 @@ impl Sampler {
         Ok(Self { temperature, top_p, state: seed })
     }
 
-    /// The next token's id.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
-        if self.temperature == 0.0 {
-            return best as u32;
+    /// The next token's id, given the logits of all. One of −∞ is never drawn; fails if there is no other, or one is NaN or ∞.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
+            let why = "the model or the adapter has values that are not finite";
+            return Err(Error::Invalid(format!("a logit is {logit}; {why}")));
         }
-        let max = logits[best];
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        let Some((best, &max)) = best.filter(|(_, max)| max.is_finite()) else {
+            return Err(Error::Invalid(format!("no token to draw: none of {} logits is finite", logits.len())));
+        };
+        if self.temperature == 0.0 {
+            return Ok(best as u32);
+        }
         let weight = |&logit: &f32| f64::from((logit - max) / self.temperature).exp();
         let mut candidates: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();
         candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -125,10 +145,10 @@ impl Sampler {
         for &(id, weight) in &candidates {
             left -= weight;
             if left < 0.0 {
-                return id as u32;
+                return Ok(id as u32);
             }
         }
-        best as u32
+        Ok(best as u32)
     }
 
     fn uniform(&mut self) -> f64 {
@@ -144,7 +164,19 @@ mod tests {
     #[test]
     fn greedy_takes_the_largest() {
         let mut sampler = Sampler::new(0.0, 1.0, 7).unwrap();
-        assert_eq!(sampler.sample(&[0.1, 3.0, -1.0]), 1);
+        assert_eq!(sampler.sample(&[0.1, 3.0, -1.0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_drawn() {
+        const NO: f32 = f32::NEG_INFINITY;
+        for temperature in [0.0, 1.0, 1e-30] {
+            let mut sampler = Sampler::new(temperature, 1.0, 7).unwrap();
+            assert!((0..100).all(|_| sampler.sample(&[NO, -3.0, NO]).unwrap() == 1));
+            for bad in [&[] as &[f32], &[NO, NO], &[0.0, f32::NAN], &[0.0, f32::INFINITY]] {
+                assert!(sampler.sample(bad).is_err(), "{bad:?} at {temperature}");
+            }
+        }
     }
 
     #[test]
@@ -152,13 +184,13 @@ mod tests {
         let logits = [0.0, 1.0f32, 2.0, -9.0];
         let mut sampler = Sampler::new(1.0, 1.0, 3).unwrap();
         let mut counts = [0usize; 4];
-        (0..20_000).for_each(|_| counts[sampler.sample(&logits) as usize] += 1);
+        (0..20_000).for_each(|_| counts[sampler.sample(&logits).unwrap() as usize] += 1);
         let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         for (count, logit) in counts.iter().zip(logits) {
             assert!((*count as f64 / 20_000.0 - f64::from(logit).exp() / total).abs() < 0.01);
         }
         let mut nucleus = Sampler::new(1.0, 0.6, 3).unwrap();
-        assert!((0..1000).all(|_| nucleus.sample(&logits) == 2), "0.665 of the mass is in token 2");
+        assert!((0..1000).all(|_| nucleus.sample(&logits).unwrap() == 2), "0.665 of the mass is in token 2");
     }
 
     #[test]

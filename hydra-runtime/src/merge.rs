@@ -12,6 +12,7 @@
 use crate::adapter::{Adapter, AdapterPair, GateKind};
 use crate::checkpoint::safetensors::{INDEX, ONE_FILE};
 use crate::checkpoint::{Checkpoint, TensorId};
+use crate::error::not_written;
 use crate::json::Object;
 use crate::{Error, Result};
 use half::{bf16, f16};
@@ -118,7 +119,9 @@ const COMPANIONS: [&str; 13] = [
 ];
 
 /// Writes the model with the adapter folded into it to `folder`, which exists and is empty: `config.json`, the tokenizer's
-/// files, and `model.safetensors` or its shards.
+/// files, and `model.safetensors` or its shards. Of an adapter with a router this is what `fold` says, and an approximation.
+///
+/// Files are written one after the other: give it a [`crate::atomic::NewFolder`]'s path, and the destination is whole or not there.
 pub fn write(
     checkpoint: &Checkpoint,
     adapter: &Adapter,
@@ -129,6 +132,10 @@ pub fn write(
     let config = checkpoint.config();
     adapter.fits(config)?;
     fold.check(adapter.config.heads)?;
+    let mut there = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
+    if there.next().is_some() {
+        return Err(Error::Invalid(format!("{} is not empty", folder.display())));
+    }
     let format = match options.format {
         None if checkpoint.is_folder() => None,
         None => Some(common_format(checkpoint)),
@@ -235,8 +242,7 @@ fn write_shards(folder: &Path, shards: Vec<Vec<Tensor<'_>>>, bytes: u64) -> Resu
         let path = folder.join(name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         let views = shard.iter().map(|tensor| (tensor.id.hf_name(), tensor));
-        safetensors::serialize_to_file(views, Some(metadata), &path)
-            .map_err(|e| Error::Invalid(format!("can't write {}: {e}", path.display())))?;
+        safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|error| not_written(&path, error))?;
         // The crate's file is its owner's alone; a model's is like its neighbours.
         let neighbour = std::fs::metadata(folder.join("config.json"));
         let shared = neighbour.and_then(|neighbour| std::fs::set_permissions(&path, neighbour.permissions()));

@@ -6,7 +6,7 @@
 mod block;
 
 use crate::Result;
-use crate::activations::Activations;
+use crate::activations::{Activations, check_tokens};
 use crate::adapted::{Adapted, Training};
 use crate::backend::{AttentionShape, Backend, Prefix};
 use crate::batch::Packed;
@@ -30,6 +30,9 @@ pub(crate) struct Layer<'w, B: Backend> {
 }
 
 /// A model on a device. Its weights are the checkpoint's: they stay in their own format and, on the CPU, in the mapping.
+///
+/// Nothing about it changes once it is loaded, so threads may share it: each takes its own evaluator, generator or trainer.
+/// It borrows the checkpoint; who can't keep the two side by side may leak the checkpoint (`Box::leak`).
 pub struct Model<'w, B: Backend> {
     pub(crate) backend: B,
     pub(crate) config: Config,
@@ -107,6 +110,7 @@ pub(crate) struct KvCache<B: Backend> {
 
 impl<B: Backend> KvCache<B> {
     pub fn new(model: &Model<'_, B>, capacity: usize) -> Result<Self> {
+        check_tokens(capacity)?;
         let width = AttentionShape::of(&model.config).kv_width();
         let buffers =
             || (0..model.config.layers).map(|_| model.backend.activation(capacity * width)).collect::<Result<_>>();
@@ -175,7 +179,7 @@ impl<B: Backend> Pass<'_, '_, B> {
     }
 
     /// The final norm of some rows, ascending without repetition, in `acts.read.normed`. Nothing is kept for gradients, and of the
-    /// last layer only what these rows need is computed.
+    /// last layer only what these rows need is computed: for none of them, keys and values.
     pub fn read(&self, acts: &mut Activations<B::Buffer>, mut cached: Cached<'_, B>, rows: &[u32]) -> Result<()> {
         self.model.backend.inside(|| {
             self.model.backend.embed(&mut acts.inputs[0], &self.model.embedding, &self.packed.tokens)?;
@@ -190,7 +194,7 @@ impl<B: Backend> Pass<'_, '_, B> {
             if let Cached::Append(cache) = cached {
                 cache.len += self.packed.len();
             }
-            self.final_norm(acts, rows.len())
+            if rows.is_empty() { Ok(()) } else { self.final_norm(acts, rows.len()) }
         })
     }
 

@@ -98,7 +98,7 @@ impl Tokenizer {
         Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec())
     }
 
-    /// The text of ids, without special tokens.
+    /// The text of ids, without special tokens and ids that there are not.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(refused)
     }

@@ -4,10 +4,12 @@ mod state;
 
 pub use state::STATE_FILE;
 
-use crate::activations::{Activations, Keep, Purpose};
+pub use crate::activations::Keep;
+use crate::activations::{Activations, Purpose};
 use crate::adapted::{Adapted, Slots, Training, mix};
 use crate::adapter::{Adapter, AdapterConfig};
-use crate::backend::{AdamW, Backend};
+pub use crate::backend::AdamW;
+use crate::backend::Backend;
 use crate::batch::{self, Packed, Sequence};
 use crate::config::Config;
 use crate::model::{Cached, Model, Pass};
@@ -26,6 +28,18 @@ pub struct TrainOptions {
     pub adam: AdamW,
     /// Seeds the dropout masks.
     pub seed: u64,
+}
+
+impl TrainOptions {
+    fn check(&self) -> Result<()> {
+        if self.max_tokens == 0 {
+            return Err(Error::Invalid("training with max_tokens 0".into()));
+        }
+        if let Some(clip) = self.clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
+            return Err(Error::Invalid(format!("clipping to a norm of {clip}: wanted a positive number, or none")));
+        }
+        Ok(())
+    }
 }
 
 /// Learning rates of one step; from a number, that for all.
@@ -74,29 +88,27 @@ pub struct Trainer<'m, 'w, B: Backend> {
 }
 
 impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
-    /// Bytes that a trainer takes beside the weights: known before anything is allocated.
-    pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> u64 {
-        let activations = Activations::plan(config, Some(adapter), options.max_tokens, Purpose::Training(options.keep));
+    /// Bytes that a trainer takes beside the weights: known before anything is allocated. Fails as [`Trainer::new`] would for an
+    /// adapter of this configuration, but for memory.
+    pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
+        options.check()?;
+        let purpose = Purpose::Training(options.keep);
+        let activations = Activations::plan(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
         // Parameters, gradients and two moments, and what an update can be undone with.
         let adapter = 7 * Slots::new(config, adapter).len;
         let workspace = backend.workspace_bytes(options.max_tokens, config.d_ffn.max(config.d_model));
-        activations.bytes(backend) + 4 * (rope + adapter) as u64 + workspace
+        Ok(activations.bytes(backend) + 4 * (rope + adapter) as u64 + workspace)
     }
 
     /// Allocates all that training takes. Fails if the adapter does not fit the model or memory does not suffice.
     pub fn new(model: &'m Model<'w, B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
-        if options.max_tokens == 0 {
-            return Err(Error::Invalid("training with max_tokens 0".into()));
-        }
-        if let Some(clip) = options.clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
-            return Err(Error::Invalid(format!("clipping to a norm of {clip}: wanted a positive number, or none")));
-        }
+        options.check()?;
         let (backend, config) = (&model.backend, &model.config);
         let adapted = Adapted::upload(backend, config, adapter)?;
         let purpose = Purpose::Training(options.keep);
         let activations =
-            Activations::plan(config, Some(&adapter.config), options.max_tokens, purpose).allocate(backend)?;
+            Activations::plan(config, Some(&adapter.config), options.max_tokens, purpose)?.allocate(backend)?;
         let parameters = || backend.buffer(adapted.slots.len);
         Ok(Self {
             rope: model.rope_table(options.max_tokens)?,
@@ -169,6 +181,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     /// Loss and gradients of `sequences` without an update, dropout and load-balance term; gradients come in the adapter's shape.
+    /// With [`Trainer::set_adapter`], for optimisers of one's own.
     pub fn gradients(&mut self, sequences: &[Sequence]) -> Result<(StepReport, Adapter)> {
         let mut report = self.accumulate(sequences, None)?;
         let backend = &self.model.backend;
@@ -212,6 +225,15 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     /// The adapter as it is now.
     pub fn adapter(&self) -> Result<Adapter> {
         self.adapted.download(&self.model.backend, &self.adapted.params)
+    }
+
+    /// Goes on from other parameters, of an adapter of the same configuration. AdamW's moments and the number of steps stay.
+    pub fn set_adapter(&mut self, adapter: &Adapter) -> Result<()> {
+        if adapter.config != self.adapted.config {
+            return Err(Error::Invalid("an adapter of another configuration than the trainer's".into()));
+        }
+        self.can_undo = false;
+        self.adapted.set(&self.model.backend, &self.model.config, adapter)
     }
 
     /// Steps taken so far.

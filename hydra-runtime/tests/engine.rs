@@ -104,6 +104,62 @@ fn a_prefix_is_as_good_as_the_whole_prompt() {
     assert_eq!(shared.losses(&tails[1..3]).unwrap(), plain.losses(&tails[1..3]).unwrap());
 }
 
+/// More at once than there are threads: each has the results that it has alone, and all come to an end.
+#[test]
+fn threads_share_a_model() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    for threads in [1, 2, 3] {
+        let cpu = Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
+        let model = Model::load(cpu, &checkpoint).unwrap();
+        let results = |seed: u32| {
+            let (mut evaluator, example) = (Evaluator::new(&model, Some(&adapter), 200).unwrap(), sequence(200, seed));
+            let mut trainer = Trainer::new(&model, &adapter, options(200)).unwrap();
+            let rounds = (0..4).map(|_| {
+                let nll = evaluator.losses(std::slice::from_ref(&example)).unwrap()[0].nll;
+                (nll, evaluator.logits(&example).unwrap(), trainer.step(std::slice::from_ref(&example), 1e-3).unwrap())
+            });
+            rounds.collect::<Vec<_>>()
+        };
+        let alone: Vec<_> = (0..4).map(results).collect();
+        std::thread::scope(|scope| {
+            for (seed, alone) in alone.iter().enumerate() {
+                let results = &results;
+                scope.spawn(move || assert!(results(seed as u32) == *alone, "{seed}, {threads} threads"));
+            }
+        });
+    }
+}
+
+/// Gradient descent outside the trainer: it goes on from what it is given.
+#[test]
+fn an_optimiser_of_ones_own() {
+    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let mut adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let mut trainer = Trainer::new(&model, &adapter, options(64)).unwrap();
+    let example = [sequence(50, 1)];
+    let mut losses = Vec::new();
+    for _ in 0..4 {
+        let (report, gradient) = trainer.gradients(&example).unwrap();
+        losses.push(report.loss);
+        let pairs = adapter.layers.iter_mut().flatten().flatten().zip(gradient.layers.iter().flatten().flatten());
+        for (pair, gradient) in pairs {
+            let descend = |(x, dx): (&mut f32, &f32)| *x -= 1e-2 / report.grad_norm as f32 * dx;
+            pair.a.iter_mut().zip(&gradient.a).for_each(descend);
+            pair.b.iter_mut().zip(&gradient.b).for_each(descend);
+        }
+        trainer.set_adapter(&adapter).unwrap();
+        assert!(trainer.adapter().unwrap() == adapter);
+    }
+    assert!(losses.is_sorted_by(|before, after| before > after), "{losses:?}");
+    let mut other = adapter.clone();
+    other.config.alpha += 1.0;
+    assert!(trainer.set_adapter(&other).is_err(), "of another configuration");
+    adapter.layers.pop();
+    assert!(trainer.set_adapter(&adapter).is_err(), "of too few layers");
+}
+
 #[test]
 fn packing_keeps_sequences_apart() {
     let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
@@ -245,6 +301,24 @@ fn what_does_not_fit_is_refused() {
     assert!(trainer.step(&[Sequence::prompt(&[512])], 1e-3).is_err(), "outside the vocabulary");
     let mut evaluator = Evaluator::new(&model, Some(&adapter), 16).unwrap();
     assert_eq!(evaluator.last_logits(&[sequence(4, 1)], &[]).unwrap(), [[0f32; 0]], "none asked for");
+    // Sizes that can't be meant.
+    assert!(Evaluator::new(&model, None, 0).is_err());
+    assert!(Evaluator::new(&model, None, usize::MAX).is_err());
+    assert!(Generator::new(&model, None, usize::MAX).is_err());
+    let (backend, config) = (model.backend(), model.config());
+    let huge = TrainOptions { max_tokens: usize::MAX, ..options };
+    assert!(Trainer::plan_bytes(backend, config, &adapter.config, &huge).is_err());
+    let huge = AdapterConfig { rank: usize::MAX, ..adapter.config.clone() };
+    assert!(Trainer::plan_bytes(backend, config, &huge, &options).is_err());
+    // A prompt with a token that there isn't is refused before any of it is remembered.
+    let mut generator = Generator::new(&model, None, 600).unwrap();
+    let mut prompt = tokens(600, 1);
+    prompt[599] = 512;
+    assert!(generator.feed(&prompt).is_err() && generator.is_empty());
+    // A state that isn't one.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(STATE_FILE), "no").unwrap();
+    assert!(matches!(trainer.load_state(dir.path()), Err(Error::Format { .. })));
     // A label's head is one that there is.
     let config = AdapterConfig { method: Method::Split, gate: GateKind::Label, heads: 2, ..AdapterConfig::default() };
     let by_label = Adapter::init(model.config(), config, 1).unwrap();

@@ -323,6 +323,11 @@ fn errors_write_nothing() {
     }
     let far = Term { a: Rows { data: Values::F32(&a), row_stride: usize::MAX / 2, col_stride: 1 }, b };
     assert!(gemm(isa, &mut c[..], 2, 3, 2, Store::Overwrite, &[far]).is_err());
+    let term = Term { a: Rows::row_major(&a[..], 64), b };
+    let mut rounded = [bf16::ONE; 6];
+    let many = gemm(isa, &mut rounded[..], 2, 3, 2, Store::Overwrite, &[term; 5]);
+    assert_eq!(many, Err(Error::Range { operand: "terms", limit: 4, got: 5 }));
+    assert_eq!(rounded, [bf16::ONE; 6]);
     assert!(matvec(isa, &mut c, weight, 0, &a[..64]).is_err());
     assert!(to_bf16(Bf16Isa::detect(), &mut [bf16::ONE; 2], &a).is_err());
     assert!(c.iter().all(|&x| x == 7.0));

@@ -99,19 +99,19 @@ fn training(
         "trainable",
         format!("{trainable} ({:.3} % of all)", 100.0 * trainable as f64 / (trainable + frozen) as f64),
     );
-    on_device!(device, device => memory(page, &device, checkpoint, adapter));
-    Ok(())
+    on_device!(device, device => memory(page, &device, checkpoint, adapter))
 }
 
-fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) {
+fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) -> Result<()> {
     for tokens in [512, 2048] {
         for (keep, how) in [(Keep::All, ""), (Keep::Inputs, ", --recompute")] {
             let options = TrainOptions { keep, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
-            let bytes = Trainer::plan_bytes(device, checkpoint.config(), adapter, &options);
+            let bytes = Trainer::plan_bytes(device, checkpoint.config(), adapter, &options)?;
             let what = format!("{:.1} MiB beside the weights, {tokens} tokens in a pass{how}", mib(bytes));
             page.row("memory to train", what);
         }
     }
+    Ok(())
 }
 
 fn describe(page: &mut Page, adapter: &AdapterConfig) {

@@ -89,11 +89,10 @@ pub fn prompt_ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 
 /// `None` if no target is left within `seq_len` tokens.
 fn sequence(source: &[u32], target: &[u32], seq_len: usize, head: Option<u32>) -> Option<Sequence> {
-    let mut tokens = [source, target].concat();
-    tokens.truncate(seq_len);
-    let wanted = |t: usize| (t + 1 >= source.len()).then(|| tokens.get(t + 1)).flatten();
-    let targets: Vec<u32> = (0..tokens.len()).map(|t| wanted(t).copied().unwrap_or(NO_TARGET)).collect();
-    targets.iter().any(|&id| id != NO_TARGET).then_some(Sequence { tokens, targets, head })
+    let source = &source[..source.len().min(seq_len)];
+    let target = &target[..target.len().min(seq_len - source.len())];
+    let sequence = Sequence { head, ..Sequence::answer(source, target) };
+    sequence.targets.iter().any(|&id| id != NO_TARGET).then_some(sequence)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
-use hydra_runtime::batch::{self, NO_TARGET, Sequence};
+use hydra_runtime::batch::{self, Sequence};
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
@@ -135,13 +135,8 @@ fn cloze_scores<B: Backend>(
     own: &[u32],
     head: Option<u32>,
 ) -> Result<Vec<[f64; 4]>> {
-    let continued = |i: usize, choice: &Vec<u32>| {
-        let before = own.len() + prompts.rests[i].len();
-        let tokens = [own, &prompts.rests[i], choice].concat();
-        let mut targets = vec![NO_TARGET; tokens.len()];
-        targets[before - 1..tokens.len() - 1].copy_from_slice(choice);
-        Sequence { tokens, targets, head }
-    };
+    let continued =
+        |i: usize, choice: &Vec<u32>| Sequence { head, ..Sequence::answer(&[own, &prompts.rests[i]].concat(), choice) };
     let choices = |i: usize| prompts.continuations[i].iter().map(move |choice| continued(i, choice));
     let sequences: Vec<_> = chunk.flat_map(choices).collect();
     let losses = evaluator.losses(&sequences)?;

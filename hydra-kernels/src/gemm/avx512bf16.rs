@@ -191,21 +191,27 @@ pub(super) fn pairs_across(_isa: Avx512Bf16, out: &mut [u8; 128], x: &[f32; 32],
     unsafe { run(out, x, next, scale) }
 }
 
-/// Panels of a row-major matrix [k, n], rows `stride` apart: `out` is `[n / 32][steps][32]` pairs, zeros beyond k and n.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn panels_across(
-    _isa: Avx512Bf16,
-    out: &mut [[u8; 128]],
-    steps: usize,
-    k: usize,
-    n: usize,
-    scale: f32,
-    data: Values<'_>,
-    stride: usize,
-) {
-    assert!(out.len() >= n.div_ceil(NR) * steps && 2 * steps >= k);
+/// Where the panels of `scale` times a matrix [k, n] go.
+pub(super) struct PairPanels<'a> {
+    /// `[n / 32][steps][32]` pairs, zeros beyond k and n.
+    pub out: &'a mut [[u8; 128]],
+    pub steps: usize,
+    pub k: usize,
+    pub n: usize,
+    pub scale: f32,
+}
+
+impl PairPanels<'_> {
+    fn check(&self) {
+        assert!(self.out.len() >= self.n.div_ceil(NR) * self.steps && 2 * self.steps >= self.k);
+    }
+}
+
+/// Panels of a row-major matrix, rows `stride` apart.
+pub(super) fn panels_across(_isa: Avx512Bf16, panels: PairPanels<'_>, data: Values<'_>, stride: usize) {
+    panels.check();
     // SAFETY: the token proves the features.
-    unsafe { panels_across_features(out, steps, k, n, scale, data, stride) }
+    unsafe { panels_across_features(panels, data, stride) }
 }
 
 /// Columns read of a row before the next row's: eight panels' worth.
@@ -228,15 +234,8 @@ fn fetch_row(data: Values<'_>, first: usize, len: usize) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn panels_across_features(
-    out: &mut [[u8; 128]],
-    steps: usize,
-    k: usize,
-    n: usize,
-    scale: f32,
-    data: Values<'_>,
-    stride: usize,
-) {
+fn panels_across_features(panels: PairPanels<'_>, data: Values<'_>, stride: usize) {
+    let PairPanels { out, steps, k, n, scale } = panels;
     let factor = _mm512_set1_ps(scale);
     for first in (0..n).step_by(STRETCH) {
         for step in 0..steps {
@@ -275,33 +274,19 @@ fn panels_across_features(
     }
 }
 
-/// Panels of a matrix [k, n] by its columns, each of which is `2 · k` bytes of bf16: `out` as in [`panels_across`].
-pub(super) fn panels_along<'a>(
-    _isa: Avx512Bf16,
-    out: &mut [[u8; 128]],
-    steps: usize,
-    k: usize,
-    n: usize,
-    scale: f32,
-    column: impl Fn(usize) -> &'a [u8],
-) {
-    assert!(out.len() >= n.div_ceil(NR) * steps && 2 * steps >= k);
+/// Panels of a matrix by its columns, each of which is `2 · k` bytes of bf16.
+pub(super) fn panels_along<'a>(_isa: Avx512Bf16, panels: PairPanels<'_>, column: impl Fn(usize) -> &'a [u8]) {
+    panels.check();
     // SAFETY: the token proves the features.
-    unsafe { panels_along_features(out, steps, k, n, scale, column) }
+    unsafe { panels_along_features(panels, column) }
 }
 
 /// Bytes of a column that are fetched before they are read.
 const COLUMN_AHEAD: usize = 512;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn panels_along_features<'a>(
-    out: &mut [[u8; 128]],
-    steps: usize,
-    k: usize,
-    n: usize,
-    scale: f32,
-    column: impl Fn(usize) -> &'a [u8],
-) {
+fn panels_along_features<'a>(panels: PairPanels<'_>, column: impl Fn(usize) -> &'a [u8]) {
+    let PairPanels { out, steps, k, n, scale } = panels;
     let factor = _mm512_set1_ps(scale);
     for (panel, first) in out.chunks_exact_mut(steps).zip((0..n).step_by(NR)) {
         for (part, p) in panel.chunks_mut(16).zip((0..).step_by(32)) {

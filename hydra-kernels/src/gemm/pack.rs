@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::Values;
 #[cfg(target_arch = "x86_64")]
-use super::avx512bf16::{pairs_across, pairs_along, panels_across, panels_along};
+use super::avx512bf16::{PairPanels, pairs_across, pairs_along, panels_across, panels_along};
 use super::drive::Tile;
 use super::{Multiplicand, Source, panels_len};
 use crate::error::{Error, at_least, extent};
@@ -70,18 +70,19 @@ pub fn pack<E: Multiplicand>(
     if let Some(pairs) = E::pairs(isa) {
         let steps = k.next_multiple_of(panel.k_step) / 2;
         let (out, _) = out.as_chunks_mut();
+        let panels = PairPanels { out, steps, k, n, scale };
         match source {
             Source::Dense { data, k_stride, n_stride: 1 } => {
-                panels_across(pairs, out, steps, k, n, scale, data, k_stride);
+                panels_across(pairs, panels, data, k_stride);
                 return Ok(());
             }
             Source::Dense { data: Values::Bf16(data), k_stride: 1, n_stride } => {
                 let column = |j: usize| bytemuck::cast_slice(&data[j * n_stride..][..k]);
-                panels_along(pairs, out, steps, k, n, scale, column);
+                panels_along(pairs, panels, column);
                 return Ok(());
             }
             Source::WeightRows { weight, first } if weight.format() == Format::Bf16 => {
-                panels_along(pairs, out, steps, k, n, scale, |j| &weight.stored(first + j)[..2 * k]);
+                panels_along(pairs, panels, |j| &weight.stored(first + j)[..2 * k]);
                 return Ok(());
             }
             _ => {}

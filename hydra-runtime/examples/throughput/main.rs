@@ -82,7 +82,7 @@ fn main() -> Result<()> {
             let keep = if settings.get("keep", "all") == "inputs" { Keep::Inputs } else { Keep::All };
             let options = TrainOptions { keep, max_tokens: pass, clip: None, adam: AdamW::default(), seed: 0 };
             let adapter = adapter.ok_or("adapter=none can't be trained")?;
-            let planned = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options);
+            let planned = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
             println!("planned: {} MiB beside the weights", planned >> 20);
             let mut trainer = Trainer::new(&model, &adapter, options)?;
             let mut step = || trainer.step(&sequences, 2e-4).map(|report| println!("loss {:.4}", report.loss));

@@ -77,6 +77,9 @@ impl Default for AdapterConfig {
 const MAX_RANK: usize = 1 << 16;
 const MAX_HEADS: usize = 1 << 12;
 
+/// Keys that every file has, and what they say where nothing else came from elsewhere.
+const GIVEN: [(&str, &str); 3] = [("peft_type", "LORA"), ("task_type", "CAUSAL_LM"), ("bias", "none")];
+
 /// Keys that a file has only where the options are asked for.
 const OPTIONS: [&str; 5] = ["router_temperature", "router_top_k", "head_dropout", "head_init", "load_balance"];
 
@@ -214,8 +217,10 @@ impl AdapterConfig {
             extra: {
                 let own =
                     ["gate", "r", "lora_alpha", "lora_dropout", "target_modules", "labels", "label_field", "method"];
-                let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]);
-                file.map.retain(|key, _| !own.clone().any(|own| own == key));
+                let heads = (method != Method::Lora).then_some(&"lora_nums");
+                let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]).chain(heads);
+                let given = |key: &str, value: &Value| GIVEN.iter().any(|&(own, says)| own == key && says == value);
+                file.map.retain(|key, value| !own.clone().any(|own| own == key) && !given(key, value));
                 std::mem::take(&mut file.map)
             },
         };
@@ -226,7 +231,7 @@ impl AdapterConfig {
     /// What [`AdapterConfig::read`] reads. A plain LoRA has no keys of ours but `method`, so that PEFT takes it as its own.
     pub(super) fn to_json(&self) -> Value {
         let mut map = self.extra.clone();
-        for (key, value) in [("peft_type", "LORA"), ("task_type", "CAUSAL_LM"), ("bias", "none")] {
+        for (key, value) in GIVEN {
             map.entry(key).or_insert_with(|| value.into());
         }
         let targets: Vec<_> = self.targets.iter().map(|projection| projection.name()).collect();

@@ -10,7 +10,7 @@
 use super::{Adapter, AdapterConfig, AdapterPair, Method};
 use crate::atomic::write_all_atomically;
 use crate::config::Config;
-use crate::error::printable;
+use crate::error::{not_written, printable};
 use crate::projection::Projection;
 use crate::{Error, Result};
 use half::{bf16, f16};
@@ -148,6 +148,9 @@ impl Adapter {
 
     /// Writes both files into `dir`, which is made if need be; both or neither are replaced. What couldn't be read again, values
     /// that aren't finite among it, is not written.
+    ///
+    /// With [`Method::Lora`] the folder is one of HF PEFT's, whose `PeftModel.from_pretrained` takes it; [`Adapter::head`] makes a
+    /// LoRA of one head. With the other methods it is the reference implementation's.
     pub fn save(&self, dir: &Path) -> Result<()> {
         self.check()?;
         let finite = |(_, _, pair): &(_, _, &AdapterPair)| pair.a.iter().chain(&pair.b).all(|x| x.is_finite());
@@ -157,7 +160,7 @@ impl Adapter {
         }
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let path = dir.join(TENSORS);
-        let invalid = |e| Error::Invalid(format!("{}: {e}", path.display()));
+        let invalid = |e| not_written(&path, e);
         let tensors: Vec<_> = self.tensors().collect();
         let mut views = Vec::with_capacity(tensors.len());
         for (name, shape, values) in &tensors {
@@ -172,6 +175,9 @@ impl Adapter {
     }
 
     /// The file's tensors: name, shape, values; layer by layer.
+    ///
+    /// # Panics
+    /// If a pair's sizes aren't those that its configuration says: [`Adapter::check`].
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Vec<f32>)> {
         self.pairs().flat_map(move |(layer, projection, pair)| {
             let (config, d_in, d_out) = (&self.config, pair.d_in, pair.d_out);

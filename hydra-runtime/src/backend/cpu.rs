@@ -23,10 +23,10 @@ pub use aligned::Aligned;
 use attentive::Attentive;
 pub use buffer::Buffer;
 use hydra_kernels::gemm::PANEL_ALIGN;
-use hydra_kernels::isa::{Bf16Isa, Isa};
+pub use hydra_kernels::isa::{Bf16Isa, Isa};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use workspace::Workspace;
+use std::sync::{Mutex, PoisonError};
+use workspace::Workspaces;
 
 /// What matrices are multiplied in; everything else, and every sum, is f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +44,9 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Operand precision.
     pub precision: Precision,
-    /// The widest f32 instruction set to use; `None` takes the machine's best.
+    /// The instruction set of f32 arithmetic, [`Isa::by_name`] say; `None` takes the machine's best.
     pub isa: Option<Isa>,
-    /// The same for bf16 products.
+    /// That of products under [`Precision::Bf16`], which `isa` doesn't limit; `None` takes the machine's best.
     pub bf16_isa: Option<Bf16Isa>,
 }
 
@@ -57,6 +57,8 @@ impl Default for CpuOptions {
 }
 
 /// The CPU as a [`Backend`](super::Backend).
+///
+/// Several threads may use one at a time: they share its threads, and each operation that is under way has memory of its own.
 pub struct Cpu {
     pool: ThreadPool,
     attentive: Attentive,
@@ -64,7 +66,7 @@ pub struct Cpu {
     precision: Precision,
     isa: Isa,
     bf16_isa: Bf16Isa,
-    workspace: Mutex<Workspace>,
+    workspaces: Workspaces,
     /// One a thread, the last for callers that aren't of the pool; taken for the length of one task.
     scratch: Vec<Mutex<Aligned<f32>>>,
 }
@@ -89,7 +91,7 @@ impl Cpu {
             precision: options.precision,
             isa: options.isa.unwrap_or_else(Isa::detect),
             bf16_isa: options.bf16_isa.unwrap_or_else(Bf16Isa::detect),
-            workspace: Mutex::default(),
+            workspaces: Workspaces::default(),
             scratch: (0..=threads).map(|_| Mutex::default()).collect(),
         })
     }
@@ -102,11 +104,6 @@ impl Cpu {
     /// Operand precision.
     pub fn precision(&self) -> Precision {
         self.precision
-    }
-
-    fn workspace(&self) -> MutexGuard<'_, Workspace> {
-        // What a panicking call left behind is overwritten before it is read.
-        self.workspace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `len` floats of this thread's scratch; what they hold is not specified.

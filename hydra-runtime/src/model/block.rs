@@ -29,7 +29,11 @@ impl<B: Backend> Pass<'_, '_, B> {
         read: Option<&[u32]>,
     ) -> Result<()> {
         let (backend, config) = (&self.model.backend, &self.model.config);
-        self.attend(layer, x, acts, work, cached)?;
+        let nobody_reads = read.is_some_and(<[u32]>::is_empty);
+        self.attend(layer, x, acts, work, cached, nobody_reads)?;
+        if nobody_reads {
+            return Ok(());
+        }
         let LayerActivations { q, o, middle, ffn_inv_rms, gate, up, hidden, .. } = acts;
         let all = (self.packed.len(), &self.packed.heads);
         let of_read: Vec<u32>;
@@ -54,7 +58,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         project(Down, out, Some(middle), &work.act)
     }
 
-    /// From `x` to attention's result, `acts.o`.
+    /// From `x` to attention's result, `acts.o`; or, with `only_keys`, to keys and values.
     fn attend(
         &self,
         layer: usize,
@@ -62,6 +66,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         acts: &mut LayerActivations<B::Buffer>,
         work: &mut Work<B::Buffer>,
         cached: &mut Cached<'_, B>,
+        only_keys: bool,
     ) -> Result<()> {
         let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
         let attention = AttentionShape::of(config);
@@ -71,25 +76,28 @@ impl<B: Backend> Pass<'_, '_, B> {
         };
         let norm = &self.model.layers[layer].attention_norm;
         backend.rms_norm(&mut work.normed, &mut acts.attention_inv_rms, tokens, x, norm, config.norm_eps)?;
-        project(Q, &mut acts.q, &work.normed)?;
         project(K, &mut acts.k, &work.normed)?;
         project(V, &mut acts.v, &work.normed)?;
         let positions = &self.packed.positions;
-        backend.rope(&mut acts.q, config.heads, config.head_dim, self.rope, positions, false)?;
         backend.rope(&mut acts.k, config.kv_heads, config.head_dim, self.rope, positions, false)?;
+        if let Cached::Append(cache) = cached {
+            // Behind the rows in use, which are all that attention reads.
+            let width = attention.kv_width();
+            backend.copy(&mut cache.k[layer], cache.len * width, &acts.k, tokens * width)?;
+            backend.copy(&mut cache.v[layer], cache.len * width, &acts.v, tokens * width)?;
+        }
+        if only_keys {
+            return Ok(());
+        }
+        project(Q, &mut acts.q, &work.normed)?;
+        backend.rope(&mut acts.q, config.heads, config.head_dim, self.rope, positions, false)?;
         let prefix = match &*cached {
             Cached::No => None,
             Cached::Read(cache) => cache.prefix(layer),
             Cached::Append(cache) => cache.prefix(layer),
         };
         let segments = &self.packed.segments;
-        backend.attention(&mut acts.o, &mut acts.lse, attention, segments, &acts.q, &acts.k, &acts.v, prefix)?;
-        if let Cached::Append(cache) = cached {
-            let width = attention.kv_width();
-            backend.copy(&mut cache.k[layer], cache.len * width, &acts.k, tokens * width)?;
-            backend.copy(&mut cache.v[layer], cache.len * width, &acts.v, tokens * width)?;
-        }
-        Ok(())
+        backend.attention(&mut acts.o, &mut acts.lse, attention, segments, &acts.q, &acts.k, &acts.v, prefix)
     }
 
     /// One projection with its adapter, if it has one; `heads` are the label gate's, of these `tokens` rows.

@@ -2,8 +2,9 @@
 
 use super::Trainer;
 use crate::backend::Backend;
+use crate::error::not_written;
 use crate::{Error, Result, atomic};
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -57,19 +58,19 @@ impl<B: Backend> Trainer<'_, '_, B> {
         let metadata = HashMap::from([("steps".to_string(), self.steps.to_string())]);
         atomic::fill_atomically(&path, |temporary| {
             let written = safetensors::serialize_to_file(PARTS.into_iter().zip(&parts), Some(metadata), temporary);
-            match (failed.take(), written) {
-                (Some(error), _) => Err(error),
-                (None, Err(SafeTensorError::IoError(source))) => Err(Error::Io { path: path.clone(), source }),
-                (None, written) => written.map_err(|e| Error::Invalid(format!("{}: {e}", path.display()))),
+            match failed.take() {
+                Some(error) => Err(error),
+                None => written.map_err(|error| not_written(&path, error)),
             }
         })
     }
 
-    /// Takes up what [`Trainer::save_state`] wrote: the run then continues as if it had not been interrupted.
+    /// Takes up what [`Trainer::save_state`] wrote: the run then continues as if it had not been interrupted. A file that isn't one,
+    /// or is another adapter's, is an error, and the trainer goes on as it was.
     pub fn load_state(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(STATE_FILE);
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let invalid = |message: String| Error::Invalid(format!("{}: {message}", path.display()));
+        let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(format!("not safetensors: {e}")))?;
         let steps = header.metadata().as_ref().and_then(|m| m.get("steps")).and_then(|s| s.parse().ok());
         let steps = steps.ok_or_else(|| invalid("no number of steps in its metadata".into()))?;

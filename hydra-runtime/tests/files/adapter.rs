@@ -45,7 +45,7 @@ fn what_was_saved_is_loaded() {
         adapter.config.base_model = Some("a/b".into());
         adapter.save(dir.path()).unwrap();
         let loaded = Adapter::load(dir.path(), &model()).unwrap();
-        assert_eq!(loaded.layers, adapter.layers);
+        assert_eq!(loaded, adapter);
         loaded.fits(&model()).unwrap();
         assert_eq!(Adapter::open(dir.path()).unwrap(), loaded, "the file alone says as much");
         assert_eq!(loaded.parameters(), adapter.config.parameters(&model()));

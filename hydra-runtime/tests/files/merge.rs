@@ -2,6 +2,7 @@
 
 use crate::builder::{Gguf, config_json, model_tensors, write_folder};
 use half::bf16;
+use hydra_runtime::Error;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::atomic::NewFolder;
 use hydra_runtime::backend::Format;
@@ -196,6 +197,11 @@ fn what_cannot_be_merged_is_refused() {
     assert!(refused(Fold::One, None).contains("2 heads, wanted 1"));
     assert!(refused(Fold::Uniform, Some(Format::Q4_1)).contains("Q4_1, wanted F32"));
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is written");
+    let missing = dir.path().join("missing");
+    let error = merge::write(&checkpoint, &adapter, Fold::Uniform, &missing, AS_STORED).unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if *path == missing), "{error}");
+    let taken = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra/model");
+    assert!(merge::write(&checkpoint, &adapter, Fold::Uniform, &taken, AS_STORED).is_err(), "a folder with files");
     let other = golden("split").0;
     assert!(merge::write(&other, &adapter, Fold::Uniform, dir.path(), AS_STORED).is_err());
     let path = gguf(dir.path(), |gguf| gguf.tensor("rope_freqs.weight", &[2], &[1.0, 3.0]));

@@ -95,7 +95,7 @@ pub(super) fn forward<E: Element>(
     if tokens <= FEW_TOKENS && !dropping && !dropping_heads {
         return forward_few(cpu, y, residual, tokens, x, weight, adapter);
     }
-    let workspace = &mut *cpu.workspace();
+    let workspace = &mut *cpu.workspaces.take();
     let frozen = Operand { k: d_in, source: &|first| Source::WeightRows { weight: *weight, first }, scale: 1.0 };
     let rows = cpu.row_chunk(tokens);
     let (block, onto) = (column_block(cpu, d_in), Onto::from(residual));
@@ -207,7 +207,7 @@ fn forward_few(
                 &wide_x
             }
         };
-        let workspace = &mut *cpu.workspace();
+        let workspace = &mut *cpu.workspaces.take();
         let mut heads = None;
         if let Some((args, hidden)) = &mut adapter {
             let Parameters { shape, stacked, b, scale } = Parameters::of(args, 1);
@@ -271,7 +271,7 @@ pub(super) fn backward<E: Element>(
     let (d_out, d_in) = (weight.rows(), weight.cols());
     let rows = cpu.row_chunk(tokens);
     let block = column_block(cpu, d_out);
-    let workspace = &mut *cpu.workspace();
+    let workspace = &mut *cpu.workspaces.take();
     let frozen = Operand { k: d_out, source: &|first| Source::WeightCols { weight: *weight, first }, scale: 1.0 };
     let Some((args, hidden)) = adapter else {
         let Some((dx, store)) = dx else { return Ok(()) };

@@ -48,7 +48,7 @@ pub(super) fn head_loss<E: Element>(
     scale: f32,
 ) -> Result<()> {
     let (d, vocab) = (head.cols(), head.rows());
-    let workspace = &mut *cpu.workspace();
+    let workspace = &mut *cpu.workspaces.take();
     let mut states = vec![State { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; targets.len()];
     let mut dx = dx.map(|dx| &mut dx[..targets.len() * d]);
     if let Some(dx) = &mut dx {

@@ -2,6 +2,8 @@
 
 use super::aligned::Aligned;
 use bytemuck::Pod;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
 
 /// Packed panels of one block of a weight: about this many values, a share of L3 that leaves room for the rows.
 pub(super) const PANEL_VALUES: usize = 1024 * 1024;
@@ -49,5 +51,48 @@ impl Workspace {
         let panels = 2 * PANEL_VALUES.max(PANEL_COLUMNS * widest);
         let scratch = threads * PANEL_VALUES;
         4 * (rows + panels + scratch) as u64
+    }
+}
+
+/// As many workspaces as operations have run at once.
+///
+/// None is locked while an operation runs: one that waits for its parts may be given another caller's operation to do meanwhile,
+/// on the same thread.
+#[derive(Default)]
+pub(super) struct Workspaces(Mutex<Vec<Workspace>>);
+
+impl Workspaces {
+    /// One that nobody else uses, for as long as it is held.
+    pub fn take(&self) -> Taken<'_> {
+        // What a panicking call left behind is overwritten before it is read.
+        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Taken { workspaces: self, workspace: free.unwrap_or_default() }
+    }
+}
+
+/// A workspace in use.
+pub(super) struct Taken<'a> {
+    workspaces: &'a Workspaces,
+    workspace: Workspace,
+}
+
+impl Deref for Taken<'_> {
+    type Target = Workspace;
+
+    fn deref(&self) -> &Workspace {
+        &self.workspace
+    }
+}
+
+impl DerefMut for Taken<'_> {
+    fn deref_mut(&mut self) -> &mut Workspace {
+        &mut self.workspace
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let workspace = std::mem::take(&mut self.workspace);
+        self.workspaces.0.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
     }
 }
