@@ -7,9 +7,9 @@
 //!
 //! The strip stays in L1 while B's panels come from L2: TILELOADDT1 says of B's tiles that they won't be read again soon. With
 //! TILELOADD for both, each pass of a panel drove the strip out, and a product took a quarter longer. What comes from further
-//! away is spread over the time of a strip: the next strip's rows are asked for two at a panel, a panel's sums are rounded and
-//! stored while the next panel is multiplied, and their places are asked for before. Together that is worth another third where
-//! A and C come from memory.
+//! away is spread over the time of a strip: the next strip's rows are asked for two at a panel; a panel's sums are rounded and
+//! stored two rows a step between the next panel's products, or, where they stay f32, their places are asked for before. Together
+//! that is worth another third where A and C come from memory.
 //!
 //! Two terms (a frozen product and its adapter's) are summed in the same registers where their strips fit together.
 
