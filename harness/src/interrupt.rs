@@ -1,22 +1,31 @@
-//! Ctrl-C: the first asks a run to end after its step, a second ends the process at once. What is no run ends at the first.
+//! Ctrl-C, or SIGTERM as a cluster's scheduler or a container's end sends it: the first asks a run to end after its step, a
+//! second ends the process at once. What is no run ends at the first. A closed terminal's SIGHUP is left to `nohup`.
 
 use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::path::Path;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Once};
+use std::time::Duration;
 
-static REQUESTED: AtomicBool = AtomicBool::new(false);
-static DISCARDING: AtomicBool = AtomicBool::new(false);
+type Flag = LazyLock<Arc<AtomicBool>>;
+
+static REQUESTED: Flag = LazyLock::new(Arc::default);
+static DISCARDING: Flag = LazyLock::new(Arc::default);
 static INSTALL: Once = Once::new();
+
+/// What the process ends with.
+const STOPPED: i32 = 130;
 
 /// From now on Ctrl-C is a request.
 pub fn listen() -> Result<()> {
     let mut installed = Ok(());
     INSTALL.call_once(|| {
-        installed = ctrlc::set_handler(|| {
-            if REQUESTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
+        installed = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
+            // In this order: at the first the flag isn't set yet.
+            flag::register_conditional_shutdown(signal, STOPPED, REQUESTED.clone())?;
+            flag::register(signal, REQUESTED.clone()).map(drop)
         });
     });
     installed.context("can't listen to Ctrl-C")
@@ -25,16 +34,21 @@ pub fn listen() -> Result<()> {
 /// From now on Ctrl-C ends the process at once, and takes with it a folder that isn't complete.
 pub fn discard(folder: &Path) -> Result<()> {
     let (folder, name) = (folder.to_path_buf(), folder.with_extension("stopped"));
-    let ended = ctrlc::set_handler(move || {
-        DISCARDING.store(true, Ordering::SeqCst);
+    let listens = |signal| flag::register(signal, DISCARDING.clone()).map(drop);
+    [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
+    // A handler may hardly do more than set a flag.
+    std::thread::spawn(move || {
+        while !DISCARDING.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         // Under another name it can't be put into its place any more while its files go.
         if std::fs::rename(&folder, &name).is_ok() {
             // Nobody is left to be told.
             let _ = std::fs::remove_dir_all(&name);
         }
-        std::process::exit(130);
+        std::process::exit(STOPPED);
     });
-    ended.context("can't listen to Ctrl-C")
+    Ok(())
 }
 
 /// Does not return if a folder is being discarded: that ends the process, and what fails meanwhile fails for want of it.

@@ -20,7 +20,7 @@ use clap::error::ErrorKind;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C, with all saved that a run can go on from.
+/// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM, with all saved that a run can go on from.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match cmd::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,

@@ -129,22 +129,22 @@ fn a_run_with_options_goes_on_bit_for_bit() {
     let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
     let options = "--head-dropout 0.2 --router-temperature 0.5 --head-init random --load-balance 0.1 --router-lr 1e-2";
     let long = format!("{} {options}", SHORT.replace("--steps 8", "--steps 200"));
-    stopped_after(3, &finetune("hydra", &broken, &long), &format!("{broken}/metrics.jsonl"));
+    stopped_after(3, libc::SIGTERM, &finetune("hydra", &broken, &long), &format!("{broken}/metrics.jsonl"));
     succeeds(&format!("{} --resume", finetune("hydra", &broken, &long)));
     succeeds(&finetune("hydra", &whole, &long));
     assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
 }
 
 #[cfg(unix)]
-/// Runs a fine-tune and sends it Ctrl-C after so many steps; returns how many it took.
-fn stopped_after(steps: usize, line: &str, metrics: &str) -> usize {
+/// Runs a fine-tune and sends it a signal after so many steps; returns how many it took.
+fn stopped_after(steps: usize, signal: i32, line: &str, metrics: &str) -> usize {
     let mut child = command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while fs::read_to_string(metrics).map_or(0, |text| text.lines().count()) < steps {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
-    let sent = unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let sent = unsafe { libc::kill(child.id() as i32, signal) };
     assert_eq!(sent, 0);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     column(metrics, "step").len()
@@ -157,7 +157,7 @@ fn ctrl_c_saves_and_the_run_goes_on() {
     let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
     let long = SHORT.replace("--steps 8", "--steps 300");
     let metrics = format!("{broken}/metrics.jsonl");
-    let done = stopped_after(3, &finetune("hydra", &broken, &long), &metrics);
+    let done = stopped_after(3, libc::SIGINT, &finetune("hydra", &broken, &long), &metrics);
     assert!((3..300).contains(&done));
     succeeds(&format!("{} --resume", finetune("hydra", &broken, &long)));
     succeeds(&finetune("hydra", &whole, &long));
