@@ -1,5 +1,8 @@
 //! The harness: the command line, data, MMLU, and reports. What it runs is in `hydra-runtime`.
 
+// `println!` and `eprintln!` panic where nobody reads; `output::print` and `output::say` don't.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod cluster;
 mod cmd;
 pub mod data;
@@ -31,11 +34,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{error}");
+            output::say(error.to_string().trim_end());
             return ExitCode::from(2);
         }
         Err(error) => {
-            eprintln!("{}", wrong_usage(&error));
+            output::say(wrong_usage(&error));
             return ExitCode::from(2);
         }
     };
@@ -56,7 +59,7 @@ fn wrong_usage(error: &clap::Error) -> String {
 }
 
 fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", one_line(&chain(error)));
+    output::say(format_args!("error: {}", one_line(&chain(error))));
     ExitCode::FAILURE
 }
 

@@ -1,4 +1,4 @@
-//! What goes to stdout, and into the files that options name.
+//! What goes to stdout and stderr, and into the files that options name.
 
 use anyhow::{Context, Result, bail};
 use hydra_runtime::atomic::{try_beside, write_atomically};
@@ -14,6 +14,11 @@ pub fn print(text: impl Display) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error).context("can't write to stdout"),
     }
+}
+
+/// Tells, on stderr, how things go. Nobody has to listen: a run whose log has gone (`2>&1 | head`) goes on.
+pub fn say(text: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// A text out of a file, fit for one line of a terminal: control characters are escaped.

@@ -1,5 +1,6 @@
 //! A progress bar on stderr; where stderr is not a terminal, a plain line now and then.
 
+use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -40,15 +41,15 @@ impl Progress {
             self.last_line = Instant::now();
             let (behind, ahead) = ((done - self.first).max(1), self.total.saturating_sub(done));
             let left = self.started.elapsed().as_secs_f64() * ahead as f64 / behind as f64;
-            eprintln!("{} {done}/{} {message}  {left:.0} s left", self.what, self.total);
+            output::say(format_args!("{} {done}/{} {message}  {left:.0} s left", self.what, self.total));
         }
     }
 
     /// A line of its own, above the bar.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::say(text)),
+            None => output::say(text),
         }
     }
 }

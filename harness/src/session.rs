@@ -12,8 +12,8 @@ use crate::data::encode::Encoded;
 use crate::data::order::Order;
 use crate::device::room_on;
 use crate::heldout::{self, HeldOut};
-use crate::interrupt;
 use crate::progress::Progress;
+use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use hydra_runtime::Error;
@@ -198,11 +198,11 @@ pub fn train<B: Backend>(
     let stream = recipe.stream(data);
     let options = recipe.options(&stream, data);
     let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
-    eprintln!(
+    output::say(format_args!(
         "{} tokens in a pass at most; training takes {:.1} MiB beside the weights",
         options.max_tokens,
         mib(bytes)
-    );
+    ));
     let mut trainer = Trainer::new(model, adapter, options)?;
     if keeping.resume {
         trainer.load_state(keeping.out)?;

@@ -135,7 +135,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut sides = Vec::new();
     for kind in [Kind::A, Kind::B] {
         let matrices = matrices::all(&adapters, kind);
-        eprintln!("{kind:?}: {} matrices", matrices.len());
+        output::say(format_args!("{kind:?}: {} matrices", matrices.len()));
         sides.push(side(&adapters, &matrices, layers, &settings)?);
     }
     let [a, b]: [Side; 2] = sides.try_into().ok().context("two kinds")?;
@@ -262,7 +262,7 @@ fn watch<B: Backend>(
     let mut all = Vec::new();
     for (adapter, name) in adapters.iter().zip(names) {
         if adapter.config.gate == GateKind::Router {
-            eprintln!("{name}: watching the router");
+            output::say(format_args!("{name}: watching the router"));
             let watched = router::watch(&model, adapter, &Sample::first(&encoded, arguments.records))?;
             if !router::finite(&watched) {
                 bail!("{name}: a router's weights are not finite; the model or the adapter has values that aren't");

@@ -160,8 +160,10 @@ fn results<B: Backend>(
         tuned.push(if trials.is_empty() {
             None
         } else {
-            let Some(chosen) = tune::choose(stage, run, trials, |text| eprintln!("\n{text}"))? else { return Ok(None) };
-            eprintln!("{}: lr {:e} it is", run.name, chosen.lr);
+            let Some(chosen) = tune::choose(stage, run, trials, |text| output::say(format_args!("\n{text}")))? else {
+                return Ok(None);
+            };
+            output::say(format_args!("{}: lr {:e} it is", run.name, chosen.lr));
             Some(chosen)
         });
     }
@@ -175,7 +177,7 @@ fn results<B: Backend>(
         let mut seeds = Vec::new();
         for &seed in &plan.seeds {
             let place = runs.len() * plan.seeds.len() + seeds.len() + 1;
-            eprintln!("\n{}, seed {seed} ({place} of {total})", run.name);
+            output::say(format_args!("\n{}, seed {seed} ({place} of {total})", run.name));
             let task = task(run, settings.clone(), seed, data, eval_data, out);
             let Some(finished) = task.finish(stage)? else { return Ok(None) };
             seeds.push(finished);

@@ -73,7 +73,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut domains = Vec::new();
     for method in &METHODS {
         let command = command(method, &arguments);
-        eprintln!("\n{command}");
+        output::say(format_args!("\n{command}"));
         let done = finetune::execute(parse(&command, out)?)?;
         if interrupt::requested() {
             return Ok(());

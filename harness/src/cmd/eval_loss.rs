@@ -60,7 +60,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
     let encoded = encoder.encode(&records, labels).with_context(|| arguments.data.display().to_string())?;
     if let Some(remark) = encoded.remark(seq_len) {
-        eprintln!("{remark}");
+        output::say(remark);
     }
     let model = Model::load(device, &checkpoint)?;
     let mut progress = Progress::new("records", encoded.sequences.len() as u64, 0);

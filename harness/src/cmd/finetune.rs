@@ -230,23 +230,26 @@ impl Prepared {
         let records = &source.records;
         let (adapter, clustering) = source.start(records)?;
         if let Some(found) = &clustering {
-            eprintln!("{} heads: {}", found.k, found.reason);
+            output::say(format_args!("{} heads: {}", found.k, found.reason));
             for (cluster, (size, terms)) in found.sizes.iter().zip(&found.terms).enumerate() {
-                eprintln!("  cluster {cluster}: {size} records, {}", output::printable(&terms.join(" ")));
+                output::say(format_args!(
+                    "  cluster {cluster}: {size} records, {}",
+                    output::printable(&terms.join(" "))
+                ));
             }
         }
         let labels = &adapter.config.labels;
         let encode = |what: &str, records: &[Record]| -> Result<Encoded> {
             let encoded = encoder.encode(records, labels).with_context(|| what.to_string())?;
             if let Some(remark) = encoded.remark(seq_len) {
-                eprintln!("{what}: {remark}");
+                output::say(format_args!("{what}: {remark}"));
             }
             let strangers = encoded.sequences.iter().filter(|sequence| sequence.head.is_none()).count();
             if strangers > 0 && adapter.config.gate == GateKind::Label {
                 let of = encoded.sequences.len();
-                eprintln!(
+                output::say(format_args!(
                     "{what}: {strangers} of {of} records have no label that has a head, and take the mean of the heads"
-                );
+                ));
             }
             Ok(encoded)
         };
@@ -286,7 +289,10 @@ impl Prepared {
         let Self { arguments, adapter, data, recipe, manifest, .. } = self;
         let (trainable, share) = (self.trainable, 100.0 * self.share);
         let count = data.sequences.len();
-        eprintln!("{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all", recipe.steps);
+        output::say(format_args!(
+            "{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all",
+            recipe.steps
+        ));
         let out = &arguments.out;
         let keeping = Keeping { out, every: arguments.save_every, resume };
         let trained = session::train(model, adapter, data, recipe, held, keeping)?;

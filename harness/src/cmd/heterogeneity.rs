@@ -222,7 +222,10 @@ fn results<B: Backend>(
                     return Ok(None);
                 }
                 place += 1;
-                eprintln!("\n{}, {count} categories, seed {} ({place} of {total})", run.name, task.seed);
+                output::say(format_args!(
+                    "\n{}, {count} categories, seed {} ({place} of {total})",
+                    run.name, task.seed
+                ));
                 let Some(finished) = task.finish(stage)? else { return Ok(None) };
                 of_count.push(finished);
             }

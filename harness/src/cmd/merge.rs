@@ -85,7 +85,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let (unmerged, head) = adapter.with_fixed_gate(fold).with_context(|| arguments.adapter.display().to_string())?;
     let note = approximation(&adapter.config, fold);
     if let Some(note) = &note {
-        eprintln!("note: {note}");
+        output::say(format_args!("note: {note}"));
     }
     let format = arguments.dtype.map(|dtype| match dtype {
         Dtype::F32 => hydra_runtime::backend::Format::F32,

@@ -219,9 +219,10 @@ fn lines_of_questions() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn stdout_that_is_closed_or_full() {
+fn stdout_and_stderr_that_are_closed_or_full() {
     use super::support::command;
     use std::fs::File;
+    use std::process::Stdio;
     let info = format!("info {}", golden("hydra").join("model").display());
     let full = File::options().write(true).open("/dev/full").unwrap();
     let output = command(&info).stdout(full).output().unwrap();
@@ -246,6 +247,18 @@ fn stdout_that_is_closed_or_full() {
     drop(reader);
     let output = command(&info).stdout(writer).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
+    // A run outlives whoever reads its log.
+    for (n, full) in [false, true].into_iter().enumerate() {
+        let gone = || match full {
+            true => Stdio::from(File::options().write(true).open("/dev/full").unwrap()),
+            false => Stdio::from(std::io::pipe().unwrap().1),
+        };
+        let out = scratch.path(&format!("run-{n}"));
+        let status = command(&finetune("hydra", &out, "--steps 1")).stdout(gone()).stderr(gone()).status().unwrap();
+        assert_eq!(status.code(), Some(i32::from(full)));
+        assert!(fs::exists(format!("{out}/report.html")).unwrap());
+        assert_eq!(command("train").stderr(gone()).status().unwrap().code(), Some(2));
+    }
 }
 
 /// In a build with the feature `cuda`, on any machine, with a driver or without.

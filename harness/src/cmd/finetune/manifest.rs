@@ -5,6 +5,7 @@ use crate::cluster::Clustering;
 use crate::cmd::write_json;
 use crate::data::encode::Encoded;
 use crate::data::records::{CATEGORY, readable_twice};
+use crate::output;
 use crate::session::Recipe;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
@@ -119,7 +120,7 @@ impl Manifest {
             bail!("--resume: --{name} is {value}, and was {before} in {}", path.display());
         }
         if !out.join(STATE_FILE).is_file() {
-            eprintln!("nothing was saved in {} yet: the run starts from its beginning", out.display());
+            output::say(format_args!("nothing was saved in {} yet: the run starts from its beginning", out.display()));
             return Ok(false);
         }
         Ok(true)
