@@ -93,6 +93,11 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "wanted a whole number from 1 on".to_string())
 }
 
+/// What random numbers begin with.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "wanted a whole number from 0 to 18446744073709551615".to_string())
+}
+
 /// A number from 0 on that f32 can hold, too.
 fn not_negative(text: &str) -> Result<f64, String> {
     let holds = |x: &f64| (*x as f32).is_finite() && *x >= 0.0 && (*x == 0.0 || *x as f32 > 0.0);

@@ -2,6 +2,7 @@
 
 use crate::session::mib;
 use anyhow::{Context, Result, bail};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// A Hugging Face folder, a GGUF file, a folder with one, or org/name on the Hugging Face hub
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     pub model: String,
     #[command(flatten)]
     pub device: DeviceArgs,

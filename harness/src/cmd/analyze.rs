@@ -7,7 +7,7 @@ mod page;
 mod similarity;
 mod tsne;
 
-use super::{positive, seq_len, write_json};
+use super::{positive, seed, seq_len, write_json};
 use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
@@ -41,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     names: Option<Vec<String>>,
     /// Of t-SNE's start
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0, value_parser = seed)]
     seed: u64,
     /// Of t-SNE: roughly the number of neighbours that count; a third of the points at most
     #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 30.0, value_parser = super::not_negative)]

@@ -1,5 +1,6 @@
 //! `hydra cluster`: how many kinds of records a corpus has, and which is of which kind.
 
+use super::seed;
 use crate::cluster::{self, Clustering, Range};
 use crate::data::records::{self, Record};
 use crate::interrupt;
@@ -40,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Of the starts and samples
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 41)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 41, value_parser = seed)]
     seed: u64,
 }
 

@@ -3,7 +3,7 @@
 pub mod manifest;
 mod source;
 
-use super::{not_negative, positive, seq_len};
+use super::{not_negative, positive, seed, seq_len};
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records::Record;
 use crate::data::template::Template;
@@ -112,7 +112,7 @@ pub struct Arguments {
     #[arg(long, allow_negative_numbers = true, value_name = "E", value_parser = not_negative)]
     epochs: Option<f64>,
     /// Of the adapter's start, the order of the records and the dropout
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 41)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 41, value_parser = seed)]
     seed: u64,
     /// Take records in the files' order
     #[arg(long)]

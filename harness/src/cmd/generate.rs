@@ -1,6 +1,6 @@
 //! `hydra generate`: text after a prompt.
 
-use super::{adapter, positive};
+use super::{adapter, positive, seed};
 use crate::data::encode::prompt_ids;
 use crate::data::records::Record;
 use crate::data::template::Template;
@@ -40,7 +40,7 @@ pub struct Arguments {
     #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// The same seed draws the same text
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0, value_parser = seed)]
     seed: u64,
 }
 

@@ -3,8 +3,9 @@
 use crate::device::{DeviceArgs, locate, on_device};
 use crate::output::{self, printable};
 use crate::session::mib;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::{AdamW, Backend};
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub struct Arguments {
     /// A Hugging Face folder, a GGUF file, a folder with one, an adapter's folder, or org/name on the hub
-    #[arg(value_name = "PATH")]
+    #[arg(value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     path: String,
     /// An adapter to count on the model, beside the default one
     #[arg(long, value_name = "DIR")]
@@ -132,7 +133,8 @@ fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).with_context(at)?;
     let path = dir.join("adapter_model.safetensors");
     let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    let Ok(file) = SafeTensors::deserialize(&bytes) else { bail!("{}: not safetensors", path.display()) };
+    let file = SafeTensors::deserialize(&bytes);
+    let file = file.map_err(|error| anyhow!("{}: not safetensors: {error}", path.display()))?;
     page.row("adapter", dir.display());
     for (key, value) in &config {
         page.row(&printable(key), value);

@@ -7,6 +7,7 @@ use super::{positive, write_json};
 use crate::data::encode::prompt_ids;
 use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind};
 use hydra_runtime::atomic::NewFolder;
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 )]
 pub struct Arguments {
     /// A Hugging Face folder, a GGUF file, a folder with one, or org/name on the Hugging Face hub
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     model: String,
     /// The adapter's folder
     #[arg(long, value_name = "DIR")]

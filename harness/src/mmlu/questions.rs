@@ -109,6 +109,10 @@ fn read_folders(path: &Path, selection: &Selection) -> Result<BTreeMap<String, S
         let file = entry.with_context(|| test.display().to_string())?.path();
         let file_name = file.file_name().unwrap_or_default().to_string_lossy();
         let Some(name) = file_name.strip_suffix("_test.csv").map(str::to_owned) else { continue };
+        // What macOS adds to an archive: "._x_test.csv".
+        if name.starts_with('.') {
+            continue;
+        }
         let wanted = selection.subjects.as_ref().is_none_or(|wanted| wanted.contains(&name));
         let dev_file = path.join("dev").join(format!("{name}_dev.csv"));
         let dev = if wanted && selection.shots > 0 { read_csv(&dev_file)? } else { Vec::new() };
@@ -178,6 +182,7 @@ mod tests {
         fs::create_dir_all(dir.join("dev")).unwrap();
         fs::write(dir.join("test/x_test.csv"), "\"Is \"\"it\"\", so?\nYes\",1,2,3,4,C\r\nq,a,b,c,d,A\n").unwrap();
         fs::write(dir.join("dev/x_dev.csv"), "e,a,b,c,d,B\n").unwrap();
+        fs::write(dir.join("test/._x_test.csv"), [0, 5, 0xFF]).unwrap();
         let selection = |shots| Selection { shots, ..Selection::default() };
         let subjects = read(&dir, &selection(1)).unwrap();
         assert_eq!(subjects[0].test[0].question, "Is \"it\", so?\nYes");

@@ -1,6 +1,6 @@
 //! Whatever is wrong: one line on stderr, exit code 1 or 2, nothing written over.
 
-use super::support::{Scratch, assets, fails, finetune, golden};
+use super::support::{Scratch, assets, command, fails, finetune, golden};
 use std::fs;
 
 #[test]
@@ -18,7 +18,9 @@ fn usage() {
     fails(2, "finetune --model m --data d --out o --top-k 0", &["--top-k", "from 1 on"]);
     fails(2, "finetune --model m --data d --out o --router-lr nan", &["--router-lr"]);
     fails(2, "finetune --model m --data d --out o --head-init zeros", &["zero, random"]);
-    fails(2, "analyze a --out o --seed -1", &["--seed <S>"]);
+    fails(2, "analyze a --out o --seed -1", &["--seed <S>", "from 0 to"]);
+    let output = command("info").arg("").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "an empty name: {}", String::from_utf8_lossy(&output.stderr));
     fails(2, "train", &["train"]);
 }
 
@@ -220,7 +222,6 @@ fn lines_of_questions() {
 #[cfg(target_os = "linux")]
 #[test]
 fn stdout_and_stderr_that_are_closed_or_full() {
-    use super::support::command;
     use std::fs::File;
     use std::process::Stdio;
     let info = format!("info {}", golden("hydra").join("model").display());
