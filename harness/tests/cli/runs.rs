@@ -75,6 +75,33 @@ fn a_resumed_run_is_the_same_run() {
     assert_eq!(column(&format!("{broken}/metrics.jsonl"), "loss").len(), 8);
 }
 
+#[test]
+fn a_model_that_has_changed_is_not_resumed_on() {
+    let scratch = Scratch::new("swapped");
+    let (model, out) = (scratch.path("model"), scratch.path("run"));
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        scratch.write(&format!("model/{file}"), fs::read(golden("hydra").join("model").join(file)).unwrap());
+    }
+    let data = golden("hydra").join("data.jsonl");
+    let line = format!("finetune --model {model} --data {} --out {out} {SHORT}", data.display());
+    succeeds(&line);
+    let state = fs::read(format!("{out}/trainer_state.safetensors")).unwrap();
+    let weights = format!("{model}/model.safetensors");
+    let same = fs::read(&weights).unwrap();
+    // Another of the same shape: every weight is a little larger.
+    let start = 8 + u64::from_le_bytes(same[..8].try_into().unwrap()) as usize;
+    let other = same[start..].chunks(4).flat_map(|x| (1.001 * f32::from_le_bytes(x.try_into().unwrap())).to_le_bytes());
+    fs::write(&weights, [&same[..start], &other.collect::<Vec<_>>()].concat()).unwrap();
+    fails(1, &format!("{line} --resume"), &["--model", &model, "other weights", "run.json"]);
+    assert_eq!(state, fs::read(format!("{out}/trainer_state.safetensors")).unwrap());
+    // Where it isn't known what the run began with, it goes on.
+    let run = format!("{out}/run.json");
+    let mut earlier = super::support::json(&run);
+    assert!(earlier["facts"].as_object_mut().unwrap().remove("model_fingerprint").is_some());
+    fs::write(&run, earlier.to_string()).unwrap();
+    succeeds(&format!("{line} --resume"));
+}
+
 /// What others have added to multi-head adapters, all that go together at once.
 const OPTIONS: &str = "--head-dropout 0.2 --router-temperature 0.5 --top-k 2 --load-balance 0.1 --router-lr 1e-2";
 

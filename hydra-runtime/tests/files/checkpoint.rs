@@ -200,6 +200,26 @@ fn rope_scalings_are_read() {
 }
 
 #[test]
+fn fingerprints_tell_weights_and_shapes_apart() {
+    let dir = tempdir().unwrap();
+    let print = |config: &serde_json::Value, tensors: &[_]| {
+        write_folder(dir.path(), config, tensors);
+        Checkpoint::open(dir.path()).unwrap().fingerprint()
+    };
+    let (config, tensors) = (config_json(), model_tensors());
+    let own = print(&config, &tensors);
+    assert_eq!(own, print(&config, &tensors));
+    for t in 0..tensors.len() {
+        let mut other = tensors.clone();
+        other[t].2.iter_mut().for_each(|x| *x += 0.5);
+        assert_ne!(own, print(&config, &other), "{}", tensors[t].0);
+    }
+    let mut other = config.clone();
+    other["rope_theta"] = 10001.0.into();
+    assert_ne!(own, print(&other, &tensors));
+}
+
+#[test]
 fn end_tokens_of_both_files() {
     let dir = tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config_json().to_string()).unwrap();

@@ -10,7 +10,7 @@
 
 use super::plan::{Run, Settings, words};
 use super::{Corpus, Stage, compact, digest};
-use crate::cmd::finetune::manifest::describe;
+use crate::cmd::finetune::manifest::{describe, weights};
 use crate::cmd::finetune::{Prepared, begun};
 use crate::data::encode::Encoder;
 use crate::data::records;
@@ -32,6 +32,8 @@ use std::path::{Path, PathBuf};
 
 const RESULT: &str = "result.json";
 const RECORDS: &str = "records.json";
+/// An input that earlier versions did not write.
+const WEIGHTS: &str = "model-fingerprint";
 
 /// What is to be done.
 pub struct Task<'a> {
@@ -264,6 +266,7 @@ fn shared_inputs<B: Backend>(stage: &Stage<'_, '_, B>, eval_data: &Corpus, ask: 
     let inputs = [
         ("hydra", json!(env!("CARGO_PKG_VERSION"))),
         ("model", model),
+        (WEIGHTS, json!(weights(stage.checkpoint))),
         ("precision", json!(stage.options.device.precision())),
         ("eval-data", json!(eval_data.digests())),
         ("mmlu", json!(questions)),
@@ -324,11 +327,15 @@ fn take_up(dir: &Path, inputs: &Map<String, Value>) -> Result<Option<Finished>> 
         return Ok(None);
     }
     let file: File = read(&path)?;
-    if file.hash != hash(inputs)? {
+    let mut inputs = inputs.clone();
+    if !file.inputs.contains_key(WEIGHTS) {
+        inputs.remove(WEIGHTS);
+    }
+    if file.hash != hash(&inputs)? {
         let keys = inputs.keys().chain(file.inputs.keys());
         let text = |map: &Map<String, Value>, key| map.get(key).map_or("not given".to_string(), Value::to_string);
         let mut differing =
-            keys.map(|key| (key, text(&file.inputs, key), text(inputs, key))).filter(|(_, was, is)| was != is);
+            keys.map(|key| (key, text(&file.inputs, key), text(&inputs, key))).filter(|(_, was, is)| was != is);
         let (key, was, is) = differing
             .next()
             .map_or(("hash".into(), String::new(), String::new()), |(key, was, is)| (key.clone(), was, is));

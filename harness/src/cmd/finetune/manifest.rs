@@ -21,6 +21,14 @@ use std::path::Path;
 /// Its name in the run's folder.
 pub const FILE: &str = "run.json";
 
+/// A fact: [`weights`].
+const WEIGHTS: &str = "model_fingerprint";
+
+/// Of a model's weights, as text.
+pub fn weights(checkpoint: &Checkpoint) -> String {
+    format!("{:016x}", checkpoint.fingerprint())
+}
+
 /// What the file holds.
 #[derive(Serialize, Deserialize)]
 pub struct Manifest {
@@ -89,7 +97,7 @@ impl Manifest {
         }));
         let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
         let facts = object(json!({
-            "model_path": checkpoint.path(), "model_parameters": frozen, "model_bytes": checkpoint.bytes(),
+            "model_path": checkpoint.path(), "model_parameters": frozen, "model_bytes": checkpoint.bytes(), WEIGHTS: weights(checkpoint),
             "trainable_parameters": trainable, "trainable_share": trainable as f64 / (trainable + frozen) as f64,
             "labels": config.labels, "clusters": clusters, "records": data.sequences.len(), "records_cut": data.cut,
             "records_dropped": data.dropped, "steps": recipe.steps, "warmup_steps": recipe.warmup,
@@ -118,6 +126,14 @@ impl Manifest {
         if let Some((name, value)) = now.iter().find(|(name, value)| !same(name, value)) {
             let before = earlier.options.get(name).unwrap_or(&Value::Null);
             bail!("--resume: --{name} is {value}, and was {before} in {}", path.display());
+        }
+        // Runs of versions that didn't write it can be taken up.
+        if let Some(before) = earlier.facts.get(WEIGHTS).filter(|before| self.facts.get(WEIGHTS) != Some(before)) {
+            bail!(
+                "--resume: --model {} has other weights than when the run in {} began ({WEIGHTS} {before} there)",
+                now["model"],
+                path.display()
+            );
         }
         if !out.join(STATE_FILE).is_file() {
             output::say(format_args!("nothing was saved in {} yet: the run starts from its beginning", out.display()));
