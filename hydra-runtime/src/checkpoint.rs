@@ -211,12 +211,17 @@ impl Checkpoint {
 
     /// The model's tokenizer, checked to fit its embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let tokenizer = match self.kind {
-            Kind::HuggingFace => Tokenizer::from_folder(&self.path, &self.config)?,
-            Kind::Gguf => gguf::tokenizer(&self.path, &self.files[0])?,
+        let (tokenizer, path) = match self.kind {
+            Kind::HuggingFace => {
+                (Tokenizer::from_folder(&self.path, &self.config), self.path.join(crate::tokenizer::FILE))
+            }
+            Kind::Gguf => (gguf::tokenizer(&self.path, &self.files[0]), self.path.clone()),
         };
-        tokenizer.fits(self.config.vocab)?;
-        Ok(tokenizer)
+        let fitting = tokenizer.and_then(|tokenizer| tokenizer.fits(self.config.vocab).map(|()| tokenizer));
+        fitting.map_err(|error| match error {
+            Error::Tokenizer(message) => Error::Format { path, offset: None, message: format!("tokenizer: {message}") },
+            other => other,
+        })
     }
 
     /// The format in which a tensor is stored.

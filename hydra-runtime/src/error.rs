@@ -94,7 +94,14 @@ impl fmt::Display for Error {
             Error::Kernel(error) => error.fmt(f),
             Error::Invalid(message) | Error::Device(message) => f.write_str(message),
             Error::NotFinite { what, value, step } => {
-                write!(f, "step {step}: the {what} is {value}; a lower learning rate or clipping may help")
+                let why = match (*what, step) {
+                    // Nothing has been changed before them.
+                    ("loss" | "gradient norm", 1) => {
+                        "the model or the adapter has values that are too large or not finite"
+                    }
+                    _ => "a lower learning rate or clipping may help",
+                };
+                write!(f, "step {step}: the {what} is {value}; {why}")
             }
         }
     }

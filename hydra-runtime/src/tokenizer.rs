@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tokenizers::processors::template::TemplateProcessing;
 
+/// Its name in a Hugging Face folder.
+pub(crate) const FILE: &str = "tokenizer.json";
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -35,7 +38,7 @@ impl Tokenizer {
     /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
     /// the tokenizer's own, else the model's.
     pub(crate) fn from_folder(folder: &Path, config: &Config) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
+        let path = folder.join(FILE);
         if !path.is_file() && folder.join("tokenizer.model").is_file() {
             let how = "AutoTokenizer.from_pretrained(..).save_pretrained(..) writes it";
             let message = format!("not there, and tokenizer.model alone isn't read: {how}");
@@ -85,7 +88,7 @@ impl Tokenizer {
             "clean_up_tokenization_spaces": false,
         });
         let tokenizer = inner.to_string(true).map_err(refused)?;
-        let files = [("tokenizer.json", tokenizer), ("tokenizer_config.json", format!("{options:#}\n"))];
+        let files = [(FILE, tokenizer), ("tokenizer_config.json", format!("{options:#}\n"))];
         for (name, text) in files {
             let path = folder.join(name);
             std::fs::write(&path, text).map_err(|source| Error::Io { path, source })?;

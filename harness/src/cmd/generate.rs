@@ -6,7 +6,7 @@ use crate::data::records::Record;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::output;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::generate::{Generator, Sampler};
@@ -51,6 +51,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> Result<()> {
+    let name = &arguments.model.model;
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
     let adapter = adapter(arguments.adapter.as_deref(), arguments.label.as_deref(), config)?;
@@ -75,7 +76,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
     let mut generator = Generator::new(&model, adapter.as_ref(), room)?;
     let ends = |id: u32| tokenizer.eos() == Some(id) || config.eos.contains(&id);
     let mut text = tokenizer.stream();
-    let mut next = sampler.sample(generator.feed(&prompt)?)?;
+    let mut draw = |logits: &[f32]| sampler.sample(logits).with_context(|| name.clone());
+    let mut next = draw(generator.feed(&prompt)?)?;
     for written in prompt.len() + 1.. {
         if ends(next) {
             break;
@@ -86,7 +88,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
         if written == room {
             break;
         }
-        next = sampler.sample(generator.feed(&[next])?)?;
+        next = draw(generator.feed(&[next])?)?;
     }
     output::print(text.finish()? + "\n")?;
     Ok(())

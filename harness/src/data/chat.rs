@@ -5,12 +5,15 @@
 //! what the template writes behind the text, whitespace at its end left out.
 
 use super::template::jinja;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use hydra_runtime::tokenizer::Tokenizer;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What errors call it.
+const OWN: &str = "the model's chat template";
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -35,7 +38,7 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned("chat", template.to_string()).map_err(|e| jinja(&e))?;
+        environment.add_template_owned("chat", template.to_string()).map_err(|e| jinja(&e)).context(OWN)?;
         Ok(Self { environment, bos, eos })
     }
 
@@ -68,7 +71,7 @@ impl ChatTemplate {
         let template = self.environment.get_template("chat").map_err(|e| jinja(&e))?;
         let (bos_token, eos_token) = (&self.bos, &self.eos);
         let text = template.render(context! { messages, add_generation_prompt, bos_token, eos_token });
-        text.map_err(|e| jinja(&e))
+        text.map_err(|e| jinja(&e)).context(OWN)
     }
 }
 
@@ -155,7 +158,8 @@ mod tests {
         assert_eq!((source.as_str(), target.as_str(), end), ("<s>[INST] Hi [/INST]", " Yes </s>", false));
         let raises =
             ChatTemplate::with_tokens("{{ raise_exception('no system turn') }}", String::new(), String::new()).unwrap();
-        assert!(raises.prompt("Hi").unwrap_err().to_string().contains("no system turn"));
+        let error = format!("{:#}", raises.prompt("Hi").unwrap_err());
+        assert!(error.starts_with(OWN) && error.ends_with("no system turn"), "{error}");
     }
 
     #[test]

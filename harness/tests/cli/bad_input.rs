@@ -116,6 +116,14 @@ fn models_and_adapters() {
     }
     let cut = scratch.path("cut");
     fails(1, &format!("generate --model {cut} --prompt x"), &["model.safetensors"]);
+    let tokenizer = fs::read_to_string(golden("hydra").join("model/tokenizer.json")).unwrap();
+    let tokenizer =
+        scratch.write("cut/tokenizer.json", tokenizer.replace("\"vocab\": {", "\"vocab\": {\"more\": 9999,"));
+    fs::copy(golden("hydra").join("model/model.safetensors"), format!("{cut}/model.safetensors")).unwrap();
+    fails(1, &format!("generate --model {cut} --prompt x"), &[&tokenizer, "9999", "512 rows"]);
+    fs::copy(golden("hydra").join("model/tokenizer.json"), &tokenizer).unwrap();
+    scratch.write("cut/chat_template.jinja", "{{ raise_exception('no') }}");
+    fails(1, &format!("generate --model {cut} --prompt x --template chat"), &["the model's chat template", "no"]);
     let adapter = scratch.path("adapter");
     fs::create_dir(&adapter).unwrap();
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
@@ -191,7 +199,7 @@ fn a_model_of_values_that_are_not_finite() {
     let data = case.join("data.jsonl");
     let row = "q,a,b,c,d,A\n";
     scratch.write("mmlu/test/x_test.csv", row);
-    fails(1, &format!("generate --model {model} --prompt x"), &["NaN"]);
+    fails(1, &format!("generate --model {model} --prompt x"), &[&model, "NaN"]);
     fails(1, &format!("eval loss --model {model} --data {}", data.display()), &["data.jsonl", "NaN"]);
     fails(1, &format!("eval mmlu --model {model} --data {}", scratch.path("mmlu")), &["x 0", "NaN"]);
 }

@@ -10,6 +10,7 @@ fn complaint(path: &Path) -> Option<String> {
     let opened = Checkpoint::open(path).and_then(|checkpoint| checkpoint.tokenizer().map(|_| ()));
     let message = opened.err()?.to_string();
     assert!(!message.contains('\n') && message.len() < 2000, "{message}");
+    assert!(message.contains(&path.display().to_string()), "{message} names no file");
     Some(message)
 }
 
@@ -90,7 +91,8 @@ fn gguf_metadata_that_cannot_be() {
         let level = [9u32.to_le_bytes().as_slice(), &1u64.to_le_bytes()].concat();
         level.repeat(depth)
     };
-    let cases: [(&str, Change); 12] = [
+    let cases: [(&str, Change); 13] = [
+        ("tokens 0 and 1 are both", &|g| g.strings("tokenizer.ggml.tokens", &["a", "a", "b", "c", "d", "e"])),
         ("version 1", &|g| g.version = 1),
         ("big-endian", &|g| g.version = 3u32.swap_bytes()),
         ("general.architecture", &|g| g.string("general.architecture", "mamba")),
