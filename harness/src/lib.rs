@@ -25,6 +25,11 @@ use std::process::ExitCode;
 
 /// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM, with all saved that a run can go on from.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(strange) = arguments.iter().find(|argument| argument.to_str().is_none()) {
+        output::say(format_args!("error: {strange:?}: wanted UTF-8, as names are kept in files of JSON"));
+        return ExitCode::from(2);
+    }
     let cli = match cmd::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

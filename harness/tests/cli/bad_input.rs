@@ -24,6 +24,19 @@ fn usage() {
     fails(2, "train", &["train"]);
 }
 
+/// Names go into files of JSON, which can't hold them.
+#[cfg(unix)]
+#[test]
+fn names_that_are_not_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let output =
+        command(&finetune("hydra", "o", "--eval-data")).arg(OsStr::from_bytes(b"d\xff.jsonl")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    assert!(said.contains(r"d\xFF.jsonl") && said.contains("UTF-8"), "{said}");
+}
+
 #[test]
 fn records() {
     let scratch = Scratch::new("records");
