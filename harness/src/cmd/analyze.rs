@@ -123,20 +123,29 @@ struct Point {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let names = names(&arguments)?;
-    let load = |path: &PathBuf| Adapter::open(path).with_context(|| path.display().to_string());
-    let adapters: Vec<Adapter> = arguments.adapters.iter().map(load).collect::<Result<_>>()?;
+    let adapters = arguments.adapters.iter().map(|path| Adapter::open(path)).collect::<Result<Vec<_>, _>>()?;
     matrices::check_alike(&adapters, &names)?;
     // Before the work, so that it isn't done in vain.
-    let out = &arguments.out;
+    let (out, new) = (&arguments.out, !arguments.out.exists());
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    let router = routers(&arguments, &adapters, &names)?;
+    analyse(&arguments, &adapters, &names).inspect_err(|_| {
+        if new {
+            // Only if it is empty; that error is the one to report.
+            let _ = std::fs::remove_dir(out);
+        }
+    })
+}
+
+fn analyse(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Result<()> {
+    let out = &arguments.out;
+    let router = routers(arguments, adapters, names)?;
     let settings = tsne::Settings { seed: arguments.seed, perplexity: arguments.perplexity };
     let layers = adapters[0].layers.len();
     let mut sides = Vec::new();
     for kind in [Kind::A, Kind::B] {
-        let matrices = matrices::all(&adapters, kind);
+        let matrices = matrices::all(adapters, kind);
         output::say(format_args!("{kind:?}: {} matrices", matrices.len()));
-        sides.push(side(&adapters, &matrices, layers, &settings)?);
+        sides.push(side(adapters, &matrices, layers, &settings)?);
     }
     let [a, b]: [Side; 2] = sides.try_into().ok().context("two kinds")?;
     let seeds: Vec<Option<u64>> = arguments.adapters.iter().map(|path| seed_of(path)).collect();

@@ -60,7 +60,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         interrupt::discard(folder.path())?;
     }
     let records = records::read_all(&arguments.data, records::CATEGORY)?;
-    let clustering = cluster::find(&records, arguments.k, arguments.seed).context("--data")?;
+    let clustering = cluster::find(&records, arguments.k, arguments.seed)
+        .with_context(|| format!("--data {}", records::names(&arguments.data)))?;
     let meeting = cluster::contingency(&records, &clustering);
     let agreement = cluster::adjusted_rand(&meeting.values().cloned().collect::<Vec<_>>());
     let found = Found { arguments: &arguments, records: &records, clustering: &clustering, meeting, agreement };

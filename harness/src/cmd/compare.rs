@@ -6,7 +6,7 @@ mod summary;
 use super::experiment::kept::{self, Finished, Task};
 use super::experiment::plan::{Plan, Run, Settings};
 use super::experiment::tune::{self, Tuned};
-use super::experiment::{Corpus, Questions, Stage, digest, keep_config, open_folder};
+use super::experiment::{Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
 use super::finetune::Source;
 use super::write_json;
 use crate::device::{ModelArgs, on_device};
@@ -50,7 +50,7 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let plan = Plan::read(&arguments.config)?;
-    open_folder(&arguments.out, MARK)?;
+    check_folder(&arguments.out, MARK)?;
     on_device!(arguments.model.device, device => run_on(device, arguments, plan))
 }
 
@@ -68,9 +68,14 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()>
         let check = Source::read(&options, checkpoint.config()).and_then(|source| source.check(&source.records));
         check.with_context(|| run.title())?;
     }
+    let first = task(&plan.runs[0], plan.runs[0].settings.clone(), plan.seeds[0], &data, &eval_data, out);
+    first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
+    if let Some(tune) = &plan.tune {
+        tune::apart(tune, raw_records(&data.paths)?.len())?;
+    }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions };
-    keep_config(&arguments.config, &out.join(MARK))?;
+    open_folder(out, MARK, &arguments.config)?;
     interrupt::listen()?;
     let Some(results) = results(&stage, &plan, &data, &eval_data, out)? else {
         output::print(format_args!("{}: stopped, the same command goes on\n", out.display()))?;

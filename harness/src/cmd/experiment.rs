@@ -89,8 +89,8 @@ pub fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The folder of an experiment: new, empty, or an earlier one's, which `mark` in it tells.
-pub fn open_folder(out: &Path, mark: &str) -> Result<()> {
+/// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which `mark` in it tells.
+pub fn check_folder(out: &Path, mark: &str) -> Result<()> {
     let at = || format!("--out {}", out.display());
     match std::fs::read_dir(out) {
         Ok(mut entries) => {
@@ -101,18 +101,18 @@ pub fn open_folder(out: &Path, mark: &str) -> Result<()> {
                 );
             }
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(at),
     }
     Ok(())
 }
 
-/// The configuration as it is, in the folder; it may be the one there.
-pub fn keep_config(from: &Path, to: &Path) -> Result<()> {
-    let bytes = std::fs::read(from).with_context(|| from.display().to_string())?;
-    Ok(write_atomically(to, &bytes)?)
+/// Makes the folder, with the configuration as it is in it, which marks it; that may be the one there. Not before all is
+/// checked: what is refused leaves nothing.
+pub fn open_folder(out: &Path, mark: &str, config: &Path) -> Result<()> {
+    let bytes = std::fs::read(config).with_context(|| config.display().to_string())?;
+    std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
+    Ok(write_atomically(&out.join(mark), &bytes)?)
 }
 
 /// Writes JSON on one line: long lists of numbers.

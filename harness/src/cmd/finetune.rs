@@ -5,7 +5,7 @@ mod source;
 
 use super::{not_negative, positive, seed, seq_len};
 use crate::data::encode::{Encoded, Encoder};
-use crate::data::records::Record;
+use crate::data::records::{Record, names};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::heldout::HeldOut;
@@ -253,8 +253,11 @@ impl Prepared {
             }
             Ok(encoded)
         };
-        let data = encode("--data", records)?;
-        let held_out = source.held_out.as_ref().map(|records| encode("--eval-data", records)).transpose()?;
+        let data = encode(&format!("--data {}", names(&arguments.data)), records)?;
+        let measured = arguments.eval_data.as_slice();
+        let held_out = source.held_out.as_ref();
+        let held_out =
+            held_out.map(|records| encode(&format!("--eval-data {}", names(measured)), records)).transpose()?;
 
         let recipe = recipe(&arguments, data.sequences.len())?;
         recipe.check_room(device, config, &adapter.config, &data)?;

@@ -11,7 +11,7 @@ mod page;
 use super::experiment::kept::{self, Finished, Task};
 use super::experiment::plan::{Plan, Run};
 use super::experiment::scores::{difference, scores};
-use super::experiment::{Corpus, Stage, keep_config, open_folder, raw_records, write_records};
+use super::experiment::{Corpus, Stage, check_folder, open_folder, raw_records, write_records};
 use super::finetune::Source;
 use super::{positive, write_json};
 use crate::data::records;
@@ -109,7 +109,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if plan.tune.is_some() {
         bail!("{}: [tune] is for compare; give each run the lr that it chose there", arguments.config.display());
     }
-    open_folder(&arguments.out, MARK)?;
+    check_folder(&arguments.out, MARK)?;
     on_device!(arguments.model.device, device => run_on(device, arguments, plan))
 }
 
@@ -130,9 +130,11 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()>
             source.check(&drawn).with_context(|| run.title()).with_context(|| format!("{count} categories"))?;
         }
     }
+    let first = task(&plan.runs[0], draws.counts[0], plan.seeds[0], &data, &eval_data, out);
+    first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None };
-    keep_config(&arguments.config, &out.join(MARK))?;
+    open_folder(out, MARK, &arguments.config)?;
     let files = files(&draws, &plan, &arguments.data, out)?;
     interrupt::listen()?;
     let Some((base, found)) = results(&stage, &plan, &draws, &files, &eval_data, out)? else {

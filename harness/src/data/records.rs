@@ -44,6 +44,12 @@ pub fn read_all(paths: &[PathBuf], field: &str) -> Result<Vec<Record>> {
     Ok(all)
 }
 
+/// Their paths, for errors.
+pub fn names(paths: &[PathBuf]) -> String {
+    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(", ")
+}
+
 /// One, with the label from the field `field`: a string or a whole number.
 pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
     let name = path.display();

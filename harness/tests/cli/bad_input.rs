@@ -1,6 +1,6 @@
 //! Whatever is wrong: one line on stderr, exit code 1 or 2, nothing written over.
 
-use super::support::{Scratch, assets, command, fails, finetune, golden};
+use super::support::{Scratch, assets, command, fails, finetune, golden, hydra};
 use std::fs;
 
 #[test]
@@ -57,7 +57,7 @@ fn records() {
     try_data("\u{0}\u{1}", &["d.jsonl:1"]);
     let data = scratch.write("d.jsonl", good);
     let long = format!("finetune --model {} --data {data} --out {out}", model.display());
-    fails(1, &format!("{long} --seq-len 1"), &["none of 1 records", "1 tokens"]);
+    fails(1, &format!("{long} --seq-len 1"), &["d.jsonl", "none of 1 records", "1 tokens"]);
     fails(1, &format!("{long} --seq-len 100000"), &["--seq-len", "256"]);
     fails(1, &format!("{long} --data {}", scratch.path("absent.jsonl")), &["absent.jsonl"]);
 }
@@ -215,6 +215,38 @@ fn a_model_of_values_that_are_not_finite() {
     fails(1, &format!("generate --model {model} --prompt x"), &[&model, "NaN"]);
     fails(1, &format!("eval loss --model {model} --data {}", data.display()), &["data.jsonl", "NaN"]);
     fails(1, &format!("eval mmlu --model {model} --data {}", scratch.path("mmlu")), &["x 0", "NaN"]);
+}
+
+#[test]
+fn what_is_refused_makes_no_folder() {
+    let scratch = Scratch::new("no-folder");
+    let case = golden("hydra");
+    let (model, data, out) = (case.join("model"), case.join("data.jsonl"), scratch.path("out"));
+    let (model, data) = (model.display().to_string(), data.display().to_string());
+    let long = scratch.write("long.jsonl", format!(r#"{{"prompt":"{}","completion":"c"}}"#, "long ".repeat(300)));
+    let try_with = |toml: &str, [model, data, held_out]: [&str; 3], more: &str, wanted: &[&str]| {
+        let config = scratch.write("c.toml", toml.to_string() + "[[run]]\nname = 'a'\n");
+        for command in
+            ["compare", "heterogeneity --records 1"].iter().filter(|name| more.is_empty() || !name.contains(' '))
+        {
+            let files = format!("--data {data} --eval-data {held_out} --config {config} --out {out}");
+            fails(1, &format!("{command} --model {model} {files} {more}"), wanted);
+            assert!(!fs::exists(&out).unwrap(), "{command}");
+        }
+    };
+    let seeds = "seeds = [1]\n";
+    try_with(seeds, ["absent", &data, &data], "", &["absent"]);
+    try_with(seeds, [&model, "absent", &data], "", &["absent"]);
+    try_with(seeds, [&model, &data, "absent"], "", &["absent"]);
+    try_with(seeds, [&model, &data, &long], "", &["--eval-data", "long.jsonl", "none of 1 records"]);
+    try_with(seeds, [&model, &long, &data], "--mmlu absent", &["absent"]);
+    try_with(seeds, [&model, &data, &data], "--device gpu", &["--device gpu"]);
+    let tune = format!("{seeds}[tune]\nlr = [1e-3]\nvalidation = 0.01\n");
+    try_with(&tune, [&model, &data, &data], "--threads 1", &["[tune]: validation 0.01 of 6 records"]);
+    let (one, other) = (case.join("adapter"), golden("lora").join("model"));
+    let analyze = format!("analyze {} --out {out} --model {} --data {data}", one.display(), other.display());
+    assert_eq!(hydra(&analyze).status.code(), Some(1));
+    assert!(!fs::exists(&out).unwrap());
 }
 
 #[test]

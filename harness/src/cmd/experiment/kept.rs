@@ -15,6 +15,7 @@ use crate::cmd::finetune::{Prepared, begun};
 use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
+use crate::device::ModelArgs;
 use crate::heldout::{self, HeldOut};
 use crate::mmlu::score::score;
 use crate::mmlu::table::Report;
@@ -25,7 +26,9 @@ use hydra_runtime::Error;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::write_all_atomically;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::SequenceLoss;
+use hydra_runtime::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -151,6 +154,18 @@ impl Task<'_> {
         let text = |path: &Path| path.display().to_string();
         let data: Vec<String> = self.data.paths.iter().map(|path| text(path)).collect();
         words(model, &data, &text(&self.eval_data.paths[0]), &text(&self.dir), &self.settings, self.seed)
+    }
+
+    /// Fails if the records, as tokens, are none to train or measure on: the same for all runs, whose template and length are one.
+    pub fn check<B: Backend>(
+        &self,
+        model: &ModelArgs,
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        device: &B,
+    ) -> Result<()> {
+        let arguments = self.run.arguments(&self.words(&model.model))?;
+        Prepared::new(arguments, checkpoint, tokenizer, device).map(drop)
     }
 
     /// Does what is left to do. `None` if Ctrl-C came.

@@ -35,6 +35,9 @@ const SHARED: [&str; 7] = ["template", "seq-len", "batch", "grad-accum", "steps"
 /// Saves are what an interrupted run goes on from.
 const SAVE_EVERY: u64 = 50;
 
+/// What file systems take as a folder's name, nearly.
+const MOST_LETTERS: usize = 200;
+
 /// The file, checked.
 pub struct Plan {
     /// Of each run.
@@ -159,6 +162,12 @@ impl Plan {
             }
             let settings: Settings = defaults.clone().into_iter().chain(own).collect();
             let folder = folder(&name);
+            if folder.len() > MOST_LETTERS {
+                bail!(
+                    "run {name:?}: its name makes a folder of {} letters, wanted {MOST_LETTERS} at most",
+                    folder.len()
+                );
+            }
             if let Some(other) = runs.iter().find(|run| run.folder == folder) {
                 bail!("runs {:?} and {name:?}: their folder would be {folder} for both", other.name);
             }
@@ -308,6 +317,7 @@ mod tests {
         assert!(wrong("[[run]]\nname = 'a'\nseed = 3").contains("seeds = [..]"));
         assert!(wrong("[[run]]\nname = 'a'\nbatch = 3").contains("belongs in [defaults]"));
         assert!(wrong("[[run]]\nrank = 3").contains("without a name"));
+        assert!(wrong(&format!("[[run]]\nname = '{}'", "x".repeat(201))).contains("201 letters"));
         assert!(wrong("[[run]]\nname = 'a b'\n[[run]]\nname = 'A-b'").contains("a-b for both"));
         assert!(wrong("[[run]]\nname = 'a'\nrecompute = 1").contains("wanted true or false"));
         assert!(wrong("[[run]]\nname = 'a'\nlr = [1e-3]").contains("[tune]"));

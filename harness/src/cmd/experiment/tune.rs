@@ -32,14 +32,19 @@ pub struct Trial {
     pub loss: Option<f64>,
 }
 
+/// How many of so many training records are kept apart to choose by. Fails if there would be none, or no others.
+pub fn apart(tune: &Tune, records: usize) -> Result<usize> {
+    let apart = (tune.validation * records as f64).round() as usize;
+    if apart == 0 || apart >= records {
+        bail!("[tune]: validation {} of {records} records leaves one part without any", tune.validation);
+    }
+    Ok(apart)
+}
+
 /// The two parts of the training records, as files in `dir`.
 pub fn split(tune: &Tune, data: &[std::path::PathBuf], dir: &Path) -> Result<(Corpus, Corpus)> {
     let all = raw_records(data)?;
-    let apart = (tune.validation * all.len() as f64).round() as usize;
-    if apart == 0 || apart >= all.len() {
-        bail!("[tune]: validation {} of {} records leaves one part without any", tune.validation, all.len());
-    }
-    let mut chosen = Order::new(all.len(), Some(tune.seed)).take(0, apart);
+    let mut chosen = Order::new(all.len(), Some(tune.seed)).take(0, apart(tune, all.len())?);
     chosen.sort_unstable();
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let (train_path, validation_path) = (dir.join("train.jsonl"), dir.join("validation.jsonl"));

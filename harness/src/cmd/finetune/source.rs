@@ -82,7 +82,10 @@ impl<'a> Source<'a> {
         let Self { arguments, model, field, .. } = self;
         let (method, gate) = method_and_gate(arguments);
         if gate == GateKind::Label && labels.is_empty() {
-            bail!("the label gate goes by the records' \"{field}\", and none has one");
+            bail!(
+                "the label gate goes by the records' \"{field}\", and none has one in --data {}",
+                records::names(&arguments.data)
+            );
         }
         let defaults = AdapterConfig::default();
         let heads = match (method, gate) {
