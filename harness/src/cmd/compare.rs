@@ -50,11 +50,11 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     let plan = Plan::read(&arguments.config)?;
-    check_folder(&arguments.out, MARK)?;
-    on_device!(arguments.model.device, device => run_on(device, arguments, plan))
+    let begun = check_folder(&arguments.out, MARK)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, plan, begun))
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()> {
+fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, begun: bool) -> Result<()> {
     let out = &arguments.out;
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
@@ -68,10 +68,13 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()>
         let check = Source::read(&options, checkpoint.config()).and_then(|source| source.check(&source.records));
         check.with_context(|| run.title())?;
     }
-    let first = task(&plan.runs[0], plan.runs[0].settings.clone(), plan.seeds[0], &data, &eval_data, out);
-    first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
-    if let Some(tune) = &plan.tune {
-        tune::apart(tune, raw_records(&data.paths)?.len())?;
+    // All records as tokens: seconds, which an experiment that goes on has spent before.
+    if !begun {
+        let first = task(&plan.runs[0], plan.runs[0].settings.clone(), plan.seeds[0], &data, &eval_data, out);
+        first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
+        if let Some(tune) = &plan.tune {
+            tune::apart(tune, raw_records(&data.paths)?.len())?;
+        }
     }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions };

@@ -89,22 +89,23 @@ pub fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which `mark` in it tells.
-pub fn check_folder(out: &Path, mark: &str) -> Result<()> {
-    let at = || format!("--out {}", out.display());
+/// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which `mark` in it tells. Whether it is
+/// an earlier one's.
+pub fn check_folder(out: &Path, mark: &str) -> Result<bool> {
+    let begun = out.join(mark).is_file();
     match std::fs::read_dir(out) {
         Ok(mut entries) => {
-            if entries.next().is_some() && !out.join(mark).is_file() {
+            if !begun && entries.next().is_some() {
                 anyhow::bail!(
                     "--out {} is not empty, and nothing that this command has begun ({mark} is not in it)",
                     out.display()
                 );
             }
+            Ok(begun)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(at),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("--out {}", out.display())),
     }
-    Ok(())
 }
 
 /// Makes the folder, with the configuration as it is in it, which marks it; that may be the one there. Not before all is

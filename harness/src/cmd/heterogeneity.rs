@@ -109,11 +109,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if plan.tune.is_some() {
         bail!("{}: [tune] is for compare; give each run the lr that it chose there", arguments.config.display());
     }
-    check_folder(&arguments.out, MARK)?;
-    on_device!(arguments.model.device, device => run_on(device, arguments, plan))
+    let begun = check_folder(&arguments.out, MARK)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, plan, begun))
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()> {
+fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, begun: bool) -> Result<()> {
     let out = &arguments.out;
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
@@ -130,8 +130,11 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan) -> Result<()>
             source.check(&drawn).with_context(|| run.title()).with_context(|| format!("{count} categories"))?;
         }
     }
-    let first = task(&plan.runs[0], draws.counts[0], plan.seeds[0], &data, &eval_data, out);
-    first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
+    // All records as tokens: seconds, which an experiment that goes on has spent before.
+    if !begun {
+        let first = task(&plan.runs[0], draws.counts[0], plan.seeds[0], &data, &eval_data, out);
+        first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
+    }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None };
     open_folder(out, MARK, &arguments.config)?;
