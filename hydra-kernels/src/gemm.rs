@@ -24,7 +24,13 @@ mod avx512bf16;
 mod convert;
 mod drive;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+mod parts;
 mod portable;
+mod tiled;
+#[cfg(target_arch = "x86_64")]
+mod turn;
 
 pub use convert::{Float, to_bf16};
 use convert::{round, widen};
@@ -335,7 +341,7 @@ pub fn gemm<'c, E: Multiplicand>(
     match c {
         ValuesMut::F32(c) => sum(isa, c, c_stride, m, n, store, terms),
         ValuesMut::Bf16(c) => {
-            if store == Store::Accumulate || !E::multiply_rounded(isa, c, c_stride, m, n, terms) {
+            if !E::multiply_rounded(isa, c, c_stride, m, n, store, terms) {
                 by_blocks(isa, c, c_stride, m, n, store, terms);
             }
         }

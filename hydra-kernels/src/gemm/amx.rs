@@ -17,6 +17,7 @@ mod load;
 mod tiles;
 
 use super::avx512bf16::narrow;
+use super::parts::{Block, Cut, Part, depth};
 use super::{Store, Term, Values};
 use crate::isa::AmxBf16;
 use core::mem::MaybeUninit;
@@ -43,37 +44,6 @@ const K_JOINED: usize = 128;
 
 /// B's panels that stay in L2 (of 2 MiB on these machines) while strips of A pass.
 const B_BYTES: usize = 1024 * 1024;
-
-/// A part of k that a strip holds: rows `first .. first + len` of a term's B.
-#[derive(Clone, Copy)]
-struct Part<'t, 'a> {
-    term: &'t Term<'a, bf16>,
-    first: usize,
-    len: usize,
-}
-
-impl Part<'_, '_> {
-    /// Its length in whole steps, in values.
-    fn depth(&self) -> usize {
-        self.len.next_multiple_of(K_STEP)
-    }
-
-    /// Its rows of A from row `i` on, and their distance in bytes; nothing is read.
-    fn rows_from(&self, i: usize) -> (*const u8, usize) {
-        let a = self.term.a;
-        let at = i * a.row_stride + self.first * a.col_stride;
-        match a.data {
-            Values::F32(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<f32>()),
-            Values::Bf16(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<bf16>()),
-        }
-    }
-
-    /// The panel that begins at column `j`, from this part's first row on.
-    fn panel(&self, j: usize) -> &[bf16] {
-        let padded = self.term.b.k.next_multiple_of(K_STEP);
-        &self.term.b.data[j * padded + self.first * NR..]
-    }
-}
 
 /// A's tiles. Written by [`place`] before it is read.
 #[repr(align(64))]
@@ -135,9 +105,9 @@ pub(super) fn drive(
     let mut strip = Strip(MaybeUninit::uninit());
     let mut store = store;
     // A block of k at a time through all of C: more columns of fewer rows of B in L2, so that A is read less often.
-    for block in blocks(terms) {
+    for block in CUT.blocks(terms) {
         let one = core::iter::once(block);
-        let group = group(depth(one.clone()), n);
+        let group = group(depth(&block), n);
         for first in (0..n).step_by(group) {
             let columns = group.min(n - first);
             for i in (0..m).step_by(MR) {
@@ -160,11 +130,11 @@ pub(super) fn drive_rounded(
     n: usize,
     terms: &[Term<'_, bf16>],
 ) -> bool {
-    let depth = depth(blocks(terms));
+    let depth = all_depths(CUT.blocks(terms));
     if depth == 0 {
         return false;
     }
-    let turns = blocks(terms).nth(1).is_none();
+    let turns = CUT.blocks(terms).nth(1).is_none();
     let group = if turns { group(depth, n) } else { group(depth, n).min(ROUNDED_COLUMNS) };
     if group < ROUNDED_COLUMNS_LEAST.min(n) {
         return false;
@@ -184,7 +154,7 @@ pub(super) fn drive_rounded(
             let sums = Sums { data: room, row_stride: NR, panel_stride: PANEL_SUMS, turns };
             let out = Rounded { data: &mut c[i * c_stride + first..], row_stride: c_stride };
             let size = [MR.min(m - i), columns];
-            sweep(isa, sums, Some(out), [i, first], size, Store::Overwrite, &mut strip, blocks(terms));
+            sweep(isa, sums, Some(out), [i, first], size, Store::Overwrite, &mut strip, CUT.blocks(terms));
         }
     }
     true
@@ -200,7 +170,7 @@ fn sweep<'t, 'a: 't>(
     size: [usize; 2],
     mut store: Store,
     strip: &mut Strip,
-    blocks: impl Iterator<Item = Block<'t, 'a>>,
+    blocks: impl Iterator<Item = Block<'t, 'a, bf16>>,
 ) {
     let mut blocks = blocks.peekable();
     while let Some(parts) = blocks.next() {
@@ -217,27 +187,21 @@ fn group(depth: usize, n: usize) -> usize {
     n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(NR)
 }
 
-fn depth<'t, 'a: 't>(blocks: impl Iterator<Item = Block<'t, 'a>>) -> usize {
-    blocks.flatten().flatten().map(|part| part.depth()).sum()
+/// Blocks whose strips stay in L1.
+const CUT: Cut = Cut { step: K_STEP, most: K_BLOCK, joined: K_JOINED };
+
+/// The rows of all blocks, in whole steps.
+fn all_depths<'t, 'a: 't>(blocks: impl Iterator<Item = Block<'t, 'a, bf16>>) -> usize {
+    blocks.map(|block| depth(&block)).sum()
 }
 
-/// One or two parts that are summed in the same registers.
-type Block<'t, 'a> = [Option<Part<'t, 'a>>; 2];
-
-/// All terms, block by block.
-fn blocks<'t, 'a>(terms: &'t [Term<'a, bf16>]) -> impl Iterator<Item = Block<'t, 'a>> + Clone {
-    let mut parts = terms.iter().filter(|term| term.b.k > 0).flat_map(cut).peekable();
-    core::iter::from_fn(move || {
-        let part = parts.next()?;
-        Some([Some(part), parts.next_if(|next| next.depth() <= K_JOINED)])
-    })
-}
-
-/// Equal blocks of at most [`K_BLOCK`], whole steps but for the last.
-fn cut<'t, 'a>(term: &'t Term<'a, bf16>) -> impl Iterator<Item = Part<'t, 'a>> + Clone {
-    let k = term.b.k;
-    let block = k.div_ceil(k.div_ceil(K_BLOCK)).next_multiple_of(K_STEP);
-    (0..k).step_by(block).map(move |first| Part { term, first, len: block.min(k - first) })
+/// A part's rows of A from row `i` on, and their distance in bytes; nothing is read.
+fn rows_from(part: &Part<'_, '_, bf16>, i: usize) -> (*const u8, usize) {
+    let (a, at) = (part.a(), part.start(i));
+    match a.data {
+        Values::F32(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<f32>()),
+        Values::Bf16(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<bf16>()),
+    }
 }
 
 /// Where a part of A is.
@@ -250,17 +214,17 @@ enum Place<'a> {
 }
 
 /// Rows `i .. i + rows` of A's parts, rounded to bf16 and copied to the strip if they have to be.
-fn place<'a>(isa: AmxBf16, strip: &mut Strip, parts: &Block<'_, 'a>, i: usize, rows: usize) -> [Place<'a>; 2] {
+fn place<'a>(isa: AmxBf16, strip: &mut Strip, parts: &Block<'_, 'a, bf16>, i: usize, rows: usize) -> [Place<'a>; 2] {
     let mut places = [Place::Strip(0); 2];
     let mut used = 0;
     for (part, place) in parts.iter().flatten().zip(&mut places) {
         if let Some(data) = in_place(part, i) {
-            *place = Place::Operand { data, row_stride: part.term.a.row_stride };
+            *place = Place::Operand { data, row_stride: part.a().row_stride };
             continue;
         }
         *place = Place::Strip(used);
         let at = used;
-        used += part.depth() * MR;
+        used += part.depth * MR;
         assert!(used <= MR * (K_BLOCK + K_JOINED) && rows <= MR);
         // SAFETY: the token proves the features; there is room for the part's tiles.
         unsafe { load::part(isa, strip.at(at), part, i, rows) }
@@ -270,8 +234,8 @@ fn place<'a>(isa: AmxBf16, strip: &mut Strip, parts: &Block<'_, 'a>, i: usize, r
 
 /// Whether tiles can be loaded from the operand itself, and as fast: bf16 in whole steps, each row's piece one cache line, and
 /// rows that don't crowd into few sets of L1.
-fn in_place<'a>(part: &Part<'_, 'a>, i: usize) -> Option<&'a [bf16]> {
-    let a = part.term.a;
+fn in_place<'a>(part: &Part<'_, 'a, bf16>, i: usize) -> Option<&'a [bf16]> {
+    let a = part.a();
     let Values::Bf16(data) = a.data else { return None };
     let data = &data[i * a.row_stride + part.first..];
     let row_lines = a.row_stride / K_STEP;
@@ -292,7 +256,7 @@ fn strip_times_panels(
     [i, first]: [usize; 2],
     store: Store,
     strip: &mut Strip,
-    parts: &Block<'_, '_>,
+    parts: &Block<'_, '_, bf16>,
     places: [Place<'_>; 2],
 ) {
     assert!((1..=MR).contains(&rows) && columns > 0);
@@ -334,13 +298,13 @@ fn strip_times_panels(
             job.rounded_row_bytes = out.row_stride * size_of::<bf16>();
         }
         if let Some(part) = &parts[0] {
-            (job.ahead, job.ahead_row_bytes) = part.rows_from(i + MR);
+            (job.ahead, job.ahead_row_bytes) = rows_from(part, i + MR);
         }
         for (q, part) in parts.iter().enumerate() {
             let Some(part) = part else { continue };
-            let panel = part.term.b.k.next_multiple_of(K_STEP) * NR;
-            let from = part.panel(first + done * NR);
-            assert!(from.len() >= (panels - 1) * panel + part.depth() * NR);
+            let panel = part.panel_stride(NR);
+            let from = part.panel(first + done * NR, NR);
+            assert!(from.len() >= (panels - 1) * panel + part.depth * NR);
             match places[q] {
                 Place::Strip(at) => {
                     job.a[q] = [strip.at(at), strip.at(at + A_TILE)];
@@ -348,7 +312,7 @@ fn strip_times_panels(
                     job.a_step_bytes[q] = MR * K_STEP * size_of::<bf16>();
                 }
                 Place::Operand { data, row_stride } => {
-                    assert!(data.len() >= (rows - 1) * row_stride + part.depth());
+                    assert!(data.len() >= (rows - 1) * row_stride + part.depth);
                     // Without lower rows their tile is neither configured nor loaded.
                     let lower = data.as_ptr().wrapping_add(TILE * row_stride);
                     job.a[q] = [data.as_ptr(), lower];
@@ -357,7 +321,7 @@ fn strip_times_panels(
                 }
             }
             job.b[q] = from.as_ptr();
-            job.steps[q] = part.depth() / K_STEP;
+            job.steps[q] = part.depth / K_STEP;
             job.b_panel_bytes[q] = panel * size_of::<bf16>();
         }
         // SAFETY: the token proves AMX; the asserts are the bounds of the sums, of what is rounded, of A's tiles (`place` has filled

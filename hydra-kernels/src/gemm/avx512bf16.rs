@@ -3,11 +3,14 @@
 //! The instruction sums the pair with flush-to-zero and round-to-nearest whatever the mode.
 
 use super::Values;
-use super::avx512::{MR, NR, prefetch, store};
+use super::avx512::{MR, NR, Tiles, prefetch, store, tiles, vectors};
 use super::convert::round;
-use super::drive::{CTile, Micro, a_stride};
+use super::parts::Part;
+use super::tiled::{CTile, Micro, Piece, a_stride, load};
+use super::turn::{Column, Turned};
 use crate::isa::{Avx512Bf16, Isa};
 use core::arch::x86_64::*;
+use core::array::from_fn;
 use core::mem::transmute;
 use half::bf16;
 
@@ -37,42 +40,99 @@ impl Micro for Avx512Pairs {
         a
     }
 
-    fn tile(self, k: usize, a: &[bf16], b: &[bf16], c: CTile<'_>) {
-        type Tile = unsafe fn(usize, *const bf16, *const bf16, CTile<'_>);
-        const TILES: [Tile; MR] = [
-            tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>, tile::<7>, tile::<8>, tile::<9>,
-            tile::<10>, tile::<11>, tile::<12>,
-        ];
-        c.check::<Self>(k, a, b);
-        // SAFETY: `self` proves AVX-512 BF16; `check` is the bounds contract of the tile with `c.rows` rows.
-        unsafe { TILES[c.rows - 1](k, a.as_ptr(), b.as_ptr(), c) }
+    fn load(self, tile: &mut [bf16], part: &Part<'_, '_, bf16>, first_row: usize, rows: usize) {
+        let a = part.a();
+        let first = part.start(first_row);
+        match (a.data, a.row_stride, a.col_stride) {
+            (Values::F32(data), stride, 1) => {
+                for (row, out) in tile.chunks_mut(a_stride::<bf16>()).enumerate().take(rows) {
+                    narrow(self.0, &mut out[..part.len], &data[first + row * stride..][..part.len]);
+                    out[part.len..part.depth].fill(bf16::ZERO);
+                }
+            }
+            (Values::F32(data), 1, stride) => pairs_of_columns(self.0, tile, &data[first..], stride, rows, part.len),
+            (Values::Bf16(data), 1, stride) if stride != 1 => {
+                pairs_of_columns(self.0, tile, &data[first..], stride, rows, part.len);
+            }
+            _ => self.isa().vectorize(
+                #[inline(always)]
+                || load::<Self>(tile, part, first_row, rows),
+            ),
+        }
+    }
+
+    fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
+        const TILES: Tiles<Avx512Pairs> = tiles!(tile 1 2 3 4 5 6 7 8 9 10 11 12);
+        c.check(pieces);
+        // SAFETY: `self` proves AVX-512 BF16; `check` is the bounds contract of the tile with `c.rows` rows and `c.cols` columns.
+        unsafe { TILES[vectors(&c) - 1][c.rows - 1](pieces, c) }
+    }
+
+    fn round(self, c: &mut [bf16], stride: usize, sums: &[f32], rows: usize, cols: usize) {
+        assert!(rows > 0 && cols <= NR && sums.len() >= rows * NR && c.len() >= (rows - 1) * stride + cols);
+        // SAFETY: the token proves the features; the assert is the bounds.
+        unsafe { round_tile(c.as_mut_ptr(), stride, sums.as_ptr(), rows, cols) }
     }
 }
 
 /// # Safety
-/// AVX-512 BF16; `CTile::check` with R = `c.rows`.
+/// AVX-512 BF16; `CTile::check` with R = `c.rows` and at most 16 · V columns.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn tile<const R: usize>(k: usize, a: *const bf16, b: *const bf16, c: CTile<'_>) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+unsafe fn tile<const R: usize, const V: usize>(pieces: &[Piece<'_, Avx512Pairs>], c: CTile<'_>) {
+    let mut sums = [[_mm512_setzero_ps(); V]; R];
     // SAFETY: `check`: C's rows lie inside its slice; a prefetch reads nothing in any case.
-    unsafe { prefetch::<R>(&c) };
-    for p in (0..k).step_by(2) {
-        // SAFETY: `check`: b has k · NR elements and a R rows of k, k even; 512 bits are 32 bf16, whatever they are called.
-        unsafe {
-            let b: [__m512bh; 2] = [
-                transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(p * NR).cast())),
-                transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(p * NR + 32).cast())),
-            ];
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let pair = a.add(i * a_stride::<bf16>() + p).cast::<i32>().read_unaligned();
-                let a = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair));
-                sums[0] = _mm512_dpbf16_ps(sums[0], a, b[0]);
-                sums[1] = _mm512_dpbf16_ps(sums[1], a, b[1]);
+    unsafe { prefetch::<R, V>(&c) };
+    for piece in pieces {
+        let (a, b) = (piece.a.as_ptr(), piece.b.as_ptr());
+        for p in (0..piece.k).step_by(2) {
+            // SAFETY: `check`: b has k · NR elements and a R rows of k, k even; 512 bits are 32 bf16, whatever they are called.
+            unsafe {
+                let b: [__m512bh; V] =
+                    from_fn(|v| transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(p * NR + 32 * v).cast())));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let pair = a.add(i * a_stride::<bf16>() + p).cast::<i32>().read_unaligned();
+                    let a = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair));
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = _mm512_dpbf16_ps(*sum, a, b);
+                    }
+                }
             }
         }
     }
     // SAFETY: the same contract.
     unsafe { store(sums, c) }
+}
+
+/// # Safety
+/// AVX-512 F, BW and BF16; `rows` rows of `cols` values at `out`, of NR at `sums`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn round_tile(out: *mut bf16, stride: usize, sums: *const f32, rows: usize, cols: usize) {
+    for row in 0..rows {
+        // SAFETY: the caller's contract.
+        unsafe { store_rounded(out.add(row * stride), sums.add(row * NR), cols) }
+    }
+}
+
+/// Rows of a transpose, `data[q · stride + row]`, as rows of a tile.
+fn pairs_of_columns<E: Column>(_isa: Avx512Bf16, tile: &mut [bf16], data: &[E], stride: usize, rows: usize, k: usize) {
+    let turned = Turned::new(data, stride, rows, k);
+    assert!(rows <= 16 && (rows == 0 || tile.len() >= (rows - 1) * a_stride::<bf16>() + k.next_multiple_of(32)));
+    // SAFETY: the token proves the features; the assert is the room.
+    unsafe { run(tile.as_mut_ptr(), turned, rows, k) }
+
+    /// # Safety
+    /// AVX-512 F, BW, VL and BF16; room for `k` values, in steps of 32, of each row.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn run<E: Column>(tile: *mut bf16, turned: Turned<'_, E>, rows: usize, k: usize) {
+        for q in (0..k).step_by(32) {
+            // SAFETY: the caller's contract.
+            unsafe {
+                for (row, values) in turned.pairs(0, q).into_iter().enumerate().take(rows) {
+                    _mm512_storeu_si512(tile.add(row * a_stride::<bf16>() + q).cast(), values);
+                }
+            }
+        }
+    }
 }
 
 /// `out` = `x` rounded, both of one length.
@@ -118,272 +178,4 @@ unsafe fn store_rounded(out: *mut bf16, x: *const f32, left: usize) {
 pub(super) fn rounded(low: __m512, high: __m512) -> __m512i {
     // SAFETY: 512 bits are 32 bf16, whatever they are called.
     unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
-}
-
-/// Words of two registers, the second's from 32 on: x0 n0 x1 n1 ..
-const INTERLEAVED: [[u16; 32]; 2] = {
-    let mut order = [[0; 32]; 2];
-    let mut i = 0;
-    while i < 64 {
-        order[i / 32][i % 32] = (i / 2 + i % 2 * 32) as u16;
-        i += 1;
-    }
-    order
-};
-
-/// 32 pairs (`x[j]`, `next[j]`) at `out`.
-///
-/// # Safety
-/// AVX-512 F and BW; 128 bytes at `out`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn store_pairs(out: *mut u8, x: __m512i, next: __m512i) {
-    for (i, order) in INTERLEAVED.iter().enumerate() {
-        // SAFETY: an order is 64 bytes; the caller's room is 128.
-        unsafe {
-            let pairs = _mm512_permutex2var_epi16(x, _mm512_loadu_si512(order.as_ptr().cast()), next);
-            _mm512_storeu_si512(out.add(64 * i).cast(), pairs);
-        }
-    }
-}
-
-/// 32 f32, scaled and rounded.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn scaled([low, high]: [__m512; 2], scale: __m512) -> __m512i {
-    rounded(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn loaded(x: &[f32; 32]) -> [__m512; 2] {
-    // SAFETY: two vectors of 16.
-    unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))] }
-}
-
-/// 32 bf16 as f32.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn widened(x: __m512i) -> [__m512; 2] {
-    let wide = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
-    [wide(_mm512_castsi512_si256(x)), wide(_mm512_extracti64x4_epi64::<1>(x))]
-}
-
-/// The first min(`n`, 32) values, which have to be there, and zeros.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn some_of(x: &[bf16], n: usize) -> __m512i {
-    let n = n.min(NR);
-    assert!(n > 0 && x.len() >= n);
-    // SAFETY: the mask admits what the assert found.
-    unsafe { _mm512_maskz_loadu_epi16(u32::MAX >> (NR - n), x.as_ptr().cast()) }
-}
-
-/// `out[j]` = the pair (scale · `x[j]`, scale · `next[j]`), rounded, for 32 columns.
-pub(super) fn pairs_across(_isa: Avx512Bf16, out: &mut [u8; 128], x: &[f32; 32], next: &[f32; 32], scale: f32) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn run(out: &mut [u8; 128], x: &[f32; 32], next: &[f32; 32], scale: f32) {
-        let scale = _mm512_set1_ps(scale);
-        // SAFETY: the token proves the features; `out` is 128 bytes.
-        unsafe { store_pairs(out.as_mut_ptr(), scaled(loaded(x), scale), scaled(loaded(next), scale)) }
-    }
-    // SAFETY: the token proves the features.
-    unsafe { run(out, x, next, scale) }
-}
-
-/// Where the panels of `scale` times a matrix [k, n] go.
-pub(super) struct PairPanels<'a> {
-    /// `[n / 32][steps][32]` pairs, zeros beyond k and n.
-    pub out: &'a mut [[u8; 128]],
-    pub steps: usize,
-    pub k: usize,
-    pub n: usize,
-    pub scale: f32,
-}
-
-impl PairPanels<'_> {
-    fn check(&self) {
-        assert!(self.out.len() >= self.n.div_ceil(NR) * self.steps && 2 * self.steps >= self.k);
-    }
-}
-
-/// Panels of a row-major matrix, rows `stride` apart.
-pub(super) fn panels_across(_isa: Avx512Bf16, panels: PairPanels<'_>, data: Values<'_>, stride: usize) {
-    panels.check();
-    // SAFETY: the token proves the features.
-    unsafe { panels_across_features(panels, data, stride) }
-}
-
-/// Columns read of a row before the next row's: eight panels' worth.
-const STRETCH: usize = 8 * NR;
-
-/// Rows that are fetched before they are read.
-const AHEAD: usize = 12;
-
-/// Fetches `len` elements from `first` on.
-#[inline]
-fn fetch_row(data: Values<'_>, first: usize, len: usize) {
-    let (at, bytes) = match data {
-        Values::F32(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 4 * len),
-        Values::Bf16(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 2 * len),
-    };
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: every x86-64 machine prefetches; no address is read.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn panels_across_features(panels: PairPanels<'_>, data: Values<'_>, stride: usize) {
-    let PairPanels { out, steps, k, n, scale } = panels;
-    let factor = _mm512_set1_ps(scale);
-    for first in (0..n).step_by(STRETCH) {
-        for step in 0..steps {
-            // Pieces of rows are too short for the machine's own prefetching.
-            for p in [2 * step + AHEAD, 2 * step + AHEAD + 1] {
-                fetch_row(data, p * stride + first, STRETCH.min(n - first));
-            }
-            for j in (first..n.min(first + STRETCH)).step_by(NR) {
-                let half = |p: usize| {
-                    if p >= k {
-                        return _mm512_setzero_si512();
-                    }
-                    match data {
-                        Values::Bf16(data) => {
-                            let row = some_of(&data[p * stride + j..], n - j);
-                            if scale == 1.0 { row } else { scaled(widened(row), factor) }
-                        }
-                        Values::F32(data) => {
-                            let mut row = [0.0; NR];
-                            let row = match data[p * stride + j..].first_chunk() {
-                                Some(whole) if n - j >= NR => whole,
-                                _ => {
-                                    row[..n - j].copy_from_slice(&data[p * stride + j..][..n - j]);
-                                    &row
-                                }
-                            };
-                            scaled(loaded(row), factor)
-                        }
-                    }
-                };
-                let place = &mut out[j / NR * steps + step];
-                // SAFETY: a step of a panel is 128 bytes.
-                unsafe { store_pairs(place.as_mut_ptr(), half(2 * step), half(2 * step + 1)) }
-            }
-        }
-    }
-}
-
-/// Panels of a matrix by its columns, each of which is `2 · k` bytes of bf16.
-pub(super) fn panels_along<'a>(_isa: Avx512Bf16, panels: PairPanels<'_>, column: impl Fn(usize) -> &'a [u8]) {
-    panels.check();
-    // SAFETY: the token proves the features.
-    unsafe { panels_along_features(panels, column) }
-}
-
-/// Bytes of a column that are fetched before they are read.
-const COLUMN_AHEAD: usize = 512;
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn panels_along_features<'a>(panels: PairPanels<'_>, column: impl Fn(usize) -> &'a [u8]) {
-    let PairPanels { out, steps, k, n, scale } = panels;
-    let factor = _mm512_set1_ps(scale);
-    for (panel, first) in out.chunks_exact_mut(steps).zip((0..n).step_by(NR)) {
-        for (part, p) in panel.chunks_mut(16).zip((0..).step_by(32)) {
-            let left = k.saturating_sub(p).min(32);
-            let mask = ((1u64 << left) - 1) as u32;
-            for half in 0..2 {
-                let rows = core::array::from_fn(|i| {
-                    let j = first + 16 * half + i;
-                    if j >= n || left == 0 {
-                        return _mm512_setzero_si512();
-                    }
-                    let column = column(j);
-                    assert!(column.len() == 2 * k);
-                    let at = column.as_ptr().wrapping_add(2 * p);
-                    // SAFETY: the mask admits `left` values from p on, which the column has; a prefetch reads nothing.
-                    let values = unsafe {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(COLUMN_AHEAD).cast());
-                        _mm512_maskz_loadu_epi16(mask, at.cast())
-                    };
-                    if scale == 1.0 { values } else { scaled(widened(values), factor) }
-                });
-                for (step, pairs) in part.iter_mut().zip(transpose(rows)) {
-                    // SAFETY: half a step of 32 columns is 64 bytes.
-                    unsafe { _mm512_storeu_si512(step.as_mut_ptr().add(64 * half).cast(), pairs) }
-                }
-            }
-        }
-    }
-}
-
-/// `panel[step][column]` = the pair (2 · step, 2 · step + 1) of a column's values, scaled and rounded: up to 16 steps of 32 columns.
-///
-/// `columns[j]` are 32 values along k of column j.
-pub(super) fn pairs_along(
-    _isa: Avx512Bf16,
-    panel: &mut [[u8; 128]],
-    columns: &[[f32; super::pack::COLUMN_STRIDE]; 32],
-    first: usize,
-    scale: f32,
-) {
-    assert!(first + 32 <= super::pack::COLUMN_STRIDE);
-    // SAFETY: the token proves the features; the assert is the bound of each column.
-    unsafe { pairs_along_features(panel, columns, first, scale) }
-}
-
-/// # Safety
-/// AVX-512 F and BF16; 32 values of each column from `first` on.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn pairs_along_features(
-    panel: &mut [[u8; 128]],
-    columns: &[[f32; super::pack::COLUMN_STRIDE]; 32],
-    first: usize,
-    scale: f32,
-) {
-    let scale = _mm512_set1_ps(scale);
-    for half in 0..2 {
-        let mut rows = [_mm512_setzero_si512(); 16];
-        for (row, column) in rows.iter_mut().zip(&columns[16 * half..]) {
-            // SAFETY: the caller's bound.
-            *row = unsafe {
-                let at = column.as_ptr().add(first);
-                rounded(_mm512_mul_ps(_mm512_loadu_ps(at), scale), _mm512_mul_ps(_mm512_loadu_ps(at.add(16)), scale))
-            };
-        }
-        for (step, words) in panel.iter_mut().zip(transpose(rows)) {
-            // SAFETY: half a step of 32 columns is 64 bytes.
-            unsafe { _mm512_storeu_si512(step.as_mut_ptr().add(64 * half).cast(), words) }
-        }
-    }
-}
-
-/// 16 × 16 words.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Words, then pairs of words, between neighbouring rows in each quarter of a register; then quarters.
-    let words: [__m512i; 16] = core::array::from_fn(|i| match i % 2 {
-        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
-        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
-    });
-    // words[4g + {0, 1}]: columns {0, 1}, {2, 3} of rows 4g, 4g + 1; words[4g + {2, 3}]: of rows 4g + 2, 4g + 3.
-    let pairs: [__m512i; 16] = core::array::from_fn(|i| {
-        let (group, column) = (i / 4 * 4, i % 4);
-        let (upper, lower) = (words[group + column / 2], words[group + 2 + column / 2]);
-        if column % 2 == 0 { _mm512_unpacklo_epi64(upper, lower) } else { _mm512_unpackhi_epi64(upper, lower) }
-    });
-    // pairs[4g + c], quarter h: column 4h + c of rows 4g .. 4g + 4.
-    core::array::from_fn(|column| {
-        let (h, c) = (column / 4, column % 4);
-        let quarter = |a, b| match h {
-            0 => _mm512_shuffle_i32x4::<0b00_00_00_00>(a, b),
-            1 => _mm512_shuffle_i32x4::<0b01_01_01_01>(a, b),
-            2 => _mm512_shuffle_i32x4::<0b10_10_10_10>(a, b),
-            _ => _mm512_shuffle_i32x4::<0b11_11_11_11>(a, b),
-        };
-        let (first, second) = (quarter(pairs[c], pairs[4 + c]), quarter(pairs[8 + c], pairs[12 + c]));
-        // [a a b b], [c c d d] → [a b c d]
-        _mm512_shuffle_i32x4::<0b10_00_10_00>(first, second)
-    })
 }

@@ -6,9 +6,9 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::Values;
-#[cfg(target_arch = "x86_64")]
-use super::avx512bf16::{PairPanels, pairs_across, pairs_along, panels_across, panels_along};
 use super::drive::Tile;
+#[cfg(target_arch = "x86_64")]
+use super::pairs::{PairPanels, pairs_across, pairs_along, panels_across, panels_along};
 use super::{Multiplicand, Source, panels_len};
 use crate::error::{Error, at_least, extent};
 #[cfg(target_arch = "x86_64")]

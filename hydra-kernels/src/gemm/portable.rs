@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::convert::{round, widen};
-use super::drive::{CTile, Micro, a_stride};
+use super::tiled::{CTile, Micro, Piece, a_stride};
 use crate::isa::Isa;
 use half::bf16;
 
@@ -35,9 +35,13 @@ impl Micro for PortableF32 {
         widen(a)
     }
 
-    fn tile(self, k: usize, a: &[f32], b: &[f32], c: CTile<'_>) {
-        let (b, _) = b.as_chunks::<NR>();
-        sum(k, a, |p| b[p], c);
+    fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
+        let mut sums = [[0.0; NR]; MR];
+        for &Piece { k, a, b } in pieces {
+            let (b, _) = b.as_chunks::<NR>();
+            add(&mut sums, k, a, c.rows, |p| b[p]);
+        }
+        store(sums, c);
     }
 }
 
@@ -67,21 +71,20 @@ impl Micro for PortableBf16 {
         widen(a)
     }
 
-    fn tile(self, k: usize, a: &[f32], b: &[bf16], c: CTile<'_>) {
-        let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
-        sum(
-            k,
-            a,
-            |p| core::array::from_fn(|j| f32::from_bits(u32::from(pairs[p / 2][2 * j + p % 2].to_bits()) << 16)),
-            c,
-        );
+    fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
+        let mut sums = [[0.0; NR]; MR];
+        for &Piece { k, a, b } in pieces {
+            let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
+            add(&mut sums, k, a, c.rows, |p| core::array::from_fn(|j| widen(pairs[p / 2][2 * j + p % 2])));
+        }
+        store(sums, c);
     }
 }
 
+/// Sums of rows beyond `rows` are nothing in particular.
 #[inline(always)]
-fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
-    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i * a_stride::<f32>()..][..k]);
-    let mut sums = [[0.0f32; NR]; MR];
+fn add(sums: &mut [[f32; NR]; MR], k: usize, a: &[f32], rows: usize, b: impl Fn(usize) -> [f32; NR]) {
+    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i.min(rows - 1) * a_stride::<f32>()..][..k]);
     for p in 0..k {
         let b = b(p);
         for (sums, row) in sums.iter_mut().zip(rows) {
@@ -90,6 +93,9 @@ fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
             }
         }
     }
+}
+
+fn store(sums: [[f32; NR]; MR], c: CTile<'_>) {
     for (row, sums) in c.data.chunks_mut(c.stride.max(c.cols)).zip(sums).take(c.rows) {
         for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
             match c.store {

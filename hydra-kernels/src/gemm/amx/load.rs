@@ -1,8 +1,10 @@
 //! A's rows as tiles of bf16: 16 rows of 32 values along k, step by step the upper rows' tile and the lower rows'.
 
 use super::super::Values;
-use super::super::avx512bf16::{rounded, transpose};
-use super::{A_TILE, K_STEP, MR, Part, TILE};
+use super::super::avx512bf16::rounded;
+use super::super::turn::{Column, Turned};
+use super::{A_TILE, K_STEP, MR, TILE};
+use crate::gemm::parts::Part;
 use crate::isa::AmxBf16;
 use core::arch::x86_64::*;
 use half::bf16;
@@ -11,9 +13,9 @@ use half::bf16;
 ///
 /// # Safety
 /// AVX-512 F, BW and BF16; room for the part's tiles at `strip`; at most [`MR`] rows.
-pub(super) unsafe fn part(_isa: AmxBf16, strip: *mut bf16, part: &Part<'_, '_>, i: usize, rows: usize) {
-    let a = part.term.a;
-    let first = i * a.row_stride + part.first * a.col_stride;
+pub(super) unsafe fn part(_isa: AmxBf16, strip: *mut bf16, part: &Part<'_, '_, bf16>, i: usize, rows: usize) {
+    let a = part.a();
+    let first = part.start(i);
     match (a.data, a.row_stride) {
         // SAFETY: the caller's contract.
         (Values::F32(data), 1) => return unsafe { columns(strip, &data[first..], a.col_stride, rows, part.len) },
@@ -70,68 +72,18 @@ unsafe fn round_row(strip: *mut bf16, row: &[f32]) {
 /// [`round_row`] for all rows of a transpose: `data[q · stride + row]`, `q` below `k`.
 ///
 /// # Safety
-/// AVX-512 F, BW and BF16; room for all tiles at `strip`; at most [`MR`] rows.
+/// AVX-512 F, BW, VL and BF16; room for all tiles at `strip`; at most [`MR`] rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn columns<E: Pairs>(strip: *mut bf16, data: &[E], stride: usize, rows: usize, k: usize) {
-    assert!(k == 0 || data.len() >= (k - 1) * stride + rows);
+unsafe fn columns<E: Column>(strip: *mut bf16, data: &[E], stride: usize, rows: usize, k: usize) {
+    let turned = Turned::new(data, stride, rows, k);
     for tile in 0..rows.div_ceil(TILE) {
-        let mask = ((1u32 << (rows - tile * TILE).min(TILE)) - 1) as u16;
         for step in 0..k.div_ceil(K_STEP) {
-            let mut pairs = [_mm512_setzero_si512(); TILE];
-            for (p, pair) in pairs.iter_mut().enumerate() {
-                let column =
-                    |q: usize| (data.as_ptr().wrapping_add(q * stride + tile * TILE), if q < k { mask } else { 0 });
-                let q = step * K_STEP + 2 * p;
-                // SAFETY: the masks admit only columns below `k` and rows below `rows`, inside by the assert.
-                *pair = unsafe { E::pairs(column(q), column(q + 1)) };
+            // SAFETY: the caller's features and room.
+            unsafe {
+                for (row, values) in turned.pairs(tile * TILE, step * K_STEP).into_iter().enumerate() {
+                    _mm512_storeu_si512(strip.add((step * 2 + tile) * A_TILE + row * K_STEP).cast(), values);
+                }
             }
-            for (row, values) in transpose(pairs).into_iter().enumerate() {
-                // SAFETY: the caller's room.
-                unsafe { _mm512_storeu_si512(strip.add((step * 2 + tile) * A_TILE + row * K_STEP).cast(), values) }
-            }
-        }
-    }
-}
-
-/// Neighbouring columns of a transpose as pairs of bf16.
-trait Pairs: Copy {
-    /// Lane i is the pair (`even[i]`, `odd[i]`), zeros where a mask says so.
-    ///
-    /// # Safety
-    /// AVX-512 F, BW and BF16; what the masks admit can be read.
-    unsafe fn pairs(even: (*const Self, u16), odd: (*const Self, u16)) -> __m512i;
-}
-
-impl Pairs for f32 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn pairs(even: (*const f32, u16), odd: (*const f32, u16)) -> __m512i {
-        const ORDER: [u16; 32] = {
-            let mut order = [0; 32];
-            let mut lane = 0;
-            while lane < 32 {
-                order[lane] = (lane / 2 + lane % 2 * 16) as u16;
-                lane += 1;
-            }
-            order
-        };
-        // SAFETY: the caller's contract; the order is 64 bytes.
-        unsafe {
-            let (even, odd) = (_mm512_maskz_loadu_ps(even.1, even.0), _mm512_maskz_loadu_ps(odd.1, odd.0));
-            _mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER.as_ptr().cast()), rounded(even, odd))
-        }
-    }
-}
-
-impl Pairs for bf16 {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn pairs(even: (*const bf16, u16), odd: (*const bf16, u16)) -> __m512i {
-        // SAFETY: the caller's contract; the token of AVX-512 includes VL.
-        unsafe {
-            let even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even.1, even.0.cast()));
-            let odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd.1, odd.0.cast()));
-            _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd))
         }
     }
 }
