@@ -33,7 +33,7 @@ mod tiled;
 mod turn;
 
 pub use convert::{Float, to_bf16};
-use convert::{round, widen};
+use convert::{round_rows, widen, widen_rows};
 pub use pack::pack;
 
 use crate::error::{Error, at_least, extent};
@@ -338,33 +338,36 @@ pub fn gemm<'c, E: Multiplicand>(
     if m == 0 || n == 0 {
         return Ok(());
     }
+    let product = Product { c_stride: c_stride.max(n), m, n, store, terms };
+    if terms.iter().all(|term| term.b.k == 0) {
+        if store == Store::Overwrite {
+            match c {
+                ValuesMut::F32(c) => c.chunks_mut(product.c_stride).take(m).for_each(|row| row[..n].fill(0.0)),
+                ValuesMut::Bf16(c) => c.chunks_mut(product.c_stride).take(m).for_each(|row| row[..n].fill(bf16::ZERO)),
+            }
+        }
+        return Ok(());
+    }
     match c {
-        ValuesMut::F32(c) => sum(isa, c, c_stride, m, n, store, terms),
+        ValuesMut::F32(c) => E::multiply(isa, c, &product),
         ValuesMut::Bf16(c) => {
-            if !E::multiply_rounded(isa, c, c_stride, m, n, store, terms) {
-                by_blocks(isa, c, c_stride, m, n, store, terms);
+            if !E::multiply_rounded(isa, c, &product) {
+                by_blocks(isa, c, &product);
             }
         }
     }
     Ok(())
 }
 
-fn sum<E: Multiplicand>(
-    isa: E::Isa,
-    c: &mut [f32],
+/// A checked product of at least one element and one term, but for where it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'t, 'a, E> {
+    /// From a row of C to the next, at least `n`.
     c_stride: usize,
     m: usize,
     n: usize,
     store: Store,
-    terms: &[Term<'_, E>],
-) {
-    if terms.iter().all(|term| term.b.k == 0) {
-        if store == Store::Overwrite {
-            c.chunks_mut(c_stride.max(n)).take(m).for_each(|row| row[..n].fill(0.0));
-        }
-        return;
-    }
-    E::multiply(isa, c, c_stride, m, n, store, terms);
+    terms: &'t [Term<'a, E>],
 }
 
 /// The most terms of a product into bf16, whose blocks of sums are on the stack with their operands.
@@ -375,15 +378,8 @@ const BLOCK_ROWS: usize = 96;
 const BLOCK_COLUMNS: usize = 4 * PANEL_ALIGN;
 
 /// A bf16 result, summed in f32 a block at a time.
-fn by_blocks<E: Multiplicand>(
-    isa: E::Isa,
-    c: &mut [bf16],
-    c_stride: usize,
-    m: usize,
-    n: usize,
-    store: Store,
-    terms: &[Term<'_, E>],
-) {
+fn by_blocks<E: Multiplicand>(isa: E::Isa, c: &mut [bf16], product: &Product<'_, '_, E>) {
+    let &Product { c_stride, m, n, store, terms } = product;
     let mut block = [0.0; BLOCK_ROWS * BLOCK_COLUMNS];
     for j in (0..n).step_by(BLOCK_COLUMNS) {
         let columns = BLOCK_COLUMNS.min(n - j);
@@ -397,17 +393,13 @@ fn by_blocks<E: Multiplicand>(
                 *part = Term { a, b };
             }
             let sums = &mut block[..rows * columns];
+            let c = &mut c[i * c_stride + j..];
             if store == Store::Accumulate {
-                for (row, sums) in sums.chunks_exact_mut(columns).enumerate() {
-                    let c = &c[(i + row) * c_stride + j..];
-                    sums.iter_mut().zip(c).for_each(|(sum, c)| *sum = c.widen());
-                }
+                widen_rows(E::widened(isa), sums, columns, c, c_stride, columns);
             }
-            sum(isa, sums, columns, rows, columns, store, &parts[..terms.len()]);
-            for (row, sums) in sums.chunks_exact(columns).enumerate() {
-                let c = &mut c[(i + row) * c_stride + j..];
-                c.iter_mut().zip(sums).for_each(|(c, &sum)| *c = round(sum));
-            }
+            let terms = &parts[..terms.len()];
+            E::multiply(isa, sums, &Product { c_stride: columns, m: rows, n: columns, store, terms });
+            round_rows(E::widened(isa), c, c_stride, sums, columns, columns);
         }
     }
 }

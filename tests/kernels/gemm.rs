@@ -11,7 +11,7 @@ use proptest::prelude::*;
 /// 0, 1, and around the edges of tiles (4, 6, 8, 12, 16, 32), stretches (256) and blocks of k (384, 768); where a second
 /// term joins the first (128).
 const SIZES: [usize; 17] = [0, 1, 2, 3, 5, 7, 8, 11, 12, 13, 16, 17, 31, 32, 33, 65, 130];
-const DEPTHS: [usize; 17] = [0, 1, 2, 7, 8, 31, 33, 127, 129, 255, 257, 383, 385, 769, 771, 1537, 64];
+const DEPTHS: [usize; 19] = [0, 1, 2, 7, 8, 31, 33, 127, 129, 255, 257, 383, 385, 769, 771, 1537, 64, 2801, 5505];
 
 fn size() -> impl Strategy<Value = usize> {
     prop::sample::select(&SIZES[..])
@@ -144,10 +144,13 @@ fn f32_operands_are_rounded() {
         let mut panels = vec![bf16::NAN; panels_len::<bf16>(isa, k, k)];
         pack(isa, &mut panels, k, k, Source::Dense { data: Values::F32(&identity), k_stride: k, n_stride: 1 }, 1.0)
             .unwrap();
-        let mut c = vec![f32::NAN; m * k];
-        let term = Term { a: Rows::row_major(&x[..], k), b: Panels { data: &panels, k, n: k } };
-        gemm(isa, &mut c[..], k, m, k, Store::Overwrite, &[term]).unwrap();
-        assert!(c.iter().zip(&x).all(|(&c, &x)| c == bf16::from_f32(x).to_f32()), "{isa:?}");
+        let turned: Vec<f32> = (0..k * m).map(|i| x[i % m * k + i / m]).collect();
+        for a in [Rows::row_major(&x[..], k), Rows::transposed(&turned[..], m)] {
+            let mut c = vec![f32::NAN; m * k];
+            gemm(isa, &mut c[..], k, m, k, Store::Overwrite, &[Term { a, b: Panels { data: &panels, k, n: k } }])
+                .unwrap();
+            assert!(c.iter().zip(&x).all(|(&c, &x)| c == bf16::from_f32(x).to_f32()), "{isa:?}");
+        }
     }
 }
 

@@ -17,9 +17,10 @@ mod load;
 mod tiles;
 
 use super::avx512bf16::narrow;
+use super::convert::widen_rows;
 use super::parts::{Block, Cut, Part, depth};
-use super::{Store, Term, Values};
-use crate::isa::AmxBf16;
+use super::{Product, Store, Values};
+use crate::isa::{AmxBf16, Isa};
 use core::mem::MaybeUninit;
 use core::ptr::{null, null_mut};
 use half::bf16;
@@ -93,17 +94,9 @@ struct Rounded<'c> {
 }
 
 /// C = or += Σ terms, in the order of terms and of k.
-pub(super) fn drive(
-    isa: AmxBf16,
-    c: &mut [f32],
-    c_stride: usize,
-    m: usize,
-    n: usize,
-    store: Store,
-    terms: &[Term<'_, bf16>],
-) {
+pub(super) fn drive(isa: AmxBf16, c: &mut [f32], product: &Product<'_, '_, bf16>) {
+    let &Product { c_stride, m, n, mut store, terms } = product;
     let mut strip = Strip(MaybeUninit::uninit());
-    let mut store = store;
     // A block of k at a time through all of C: more columns of fewer rows of B in L2, so that A is read less often.
     for block in CUT.blocks(terms) {
         let one = core::iter::once(block);
@@ -120,21 +113,12 @@ pub(super) fn drive(
     }
 }
 
-/// [`drive`] into bf16, overwritten. Returns `false`, and does nothing, where k is so long that few columns' panels would stay
-/// in L2 and A would be read too often.
-pub(super) fn drive_rounded(
-    isa: AmxBf16,
-    c: &mut [bf16],
-    c_stride: usize,
-    m: usize,
-    n: usize,
-    terms: &[Term<'_, bf16>],
-) -> bool {
-    let depth = all_depths(CUT.blocks(terms));
-    if depth == 0 {
-        return false;
-    }
-    let turns = CUT.blocks(terms).nth(1).is_none();
+/// [`drive`] into bf16. Returns `false`, and does nothing, where k is so long that few columns' panels would stay in L2 and A would
+/// be read too often.
+pub(super) fn drive_rounded(isa: AmxBf16, c: &mut [bf16], product: &Product<'_, '_, bf16>) -> bool {
+    let &Product { c_stride, m, n, store, terms } = product;
+    let depth = CUT.blocks(terms).map(|block| depth(&block)).sum();
+    let turns = store == Store::Overwrite && CUT.blocks(terms).nth(1).is_none();
     let group = if turns { group(depth, n) } else { group(depth, n).min(ROUNDED_COLUMNS) };
     if group < ROUNDED_COLUMNS_LEAST.min(n) {
         return false;
@@ -151,10 +135,16 @@ pub(super) fn drive_rounded(
     for first in (0..n).step_by(group) {
         let columns = group.min(n - first);
         for i in (0..m).step_by(MR) {
+            let (rows, c) = (MR.min(m - i), &mut c[i * c_stride + first..]);
+            if store == Store::Accumulate {
+                for (sums, j) in room.chunks_mut(PANEL_SUMS).zip((0..columns).step_by(NR)) {
+                    let isa = isa.avx512bf16().avx512();
+                    widen_rows(Isa::Avx512(isa), &mut sums[..rows * NR], NR, &c[j..], c_stride, NR.min(columns - j));
+                }
+            }
             let sums = Sums { data: room, row_stride: NR, panel_stride: PANEL_SUMS, turns };
-            let out = Rounded { data: &mut c[i * c_stride + first..], row_stride: c_stride };
-            let size = [MR.min(m - i), columns];
-            sweep(isa, sums, Some(out), [i, first], size, Store::Overwrite, &mut strip, CUT.blocks(terms));
+            let out = Rounded { data: c, row_stride: c_stride };
+            sweep(isa, sums, Some(out), [i, first], [rows, columns], store, &mut strip, CUT.blocks(terms));
         }
     }
     true
@@ -189,11 +179,6 @@ fn group(depth: usize, n: usize) -> usize {
 
 /// Blocks whose strips stay in L1.
 const CUT: Cut = Cut { step: K_STEP, most: K_BLOCK, joined: K_JOINED };
-
-/// The rows of all blocks, in whole steps.
-fn all_depths<'t, 'a: 't>(blocks: impl Iterator<Item = Block<'t, 'a, bf16>>) -> usize {
-    blocks.map(|block| depth(&block)).sum()
-}
 
 /// A part's rows of A from row `i` on, and their distance in bytes; nothing is read.
 fn rows_from(part: &Part<'_, '_, bf16>, i: usize) -> (*const u8, usize) {

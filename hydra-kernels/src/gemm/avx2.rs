@@ -3,7 +3,6 @@
 //! f32 as it is; bf16 widened: a pair of neighbours along k is one 32-bit lane whose halves, moved up, are f32.
 
 use super::Store;
-use super::convert::{round, widen};
 use super::tiled::{CTile, Micro, Piece, a_stride};
 use crate::isa::{Avx2, Isa};
 use core::arch::x86_64::*;
@@ -26,16 +25,6 @@ impl Micro for Avx2F32 {
     #[inline(always)]
     fn isa(self) -> Isa {
         Isa::Avx2(self.0)
-    }
-
-    #[inline(always)]
-    fn of_f32(a: f32) -> f32 {
-        a
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> f32 {
-        widen(a)
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
@@ -62,16 +51,6 @@ impl Micro for Avx2Widened {
     #[inline(always)]
     fn isa(self) -> Isa {
         Isa::Avx2(self.0)
-    }
-
-    #[inline(always)]
-    fn of_f32(a: f32) -> f32 {
-        widen(round(a))
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> f32 {
-        widen(a)
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {

@@ -2,7 +2,7 @@
 //!
 //! f32 as it is; bf16 widened: a pair of neighbours along k is one 32-bit lane whose halves, moved up, are f32.
 
-use super::convert::{round, widen};
+use super::convert::Held;
 use super::parts::Part;
 use super::tiled::{CTile, Micro, Piece, a_stride, load};
 use super::turn::{Column, Turned};
@@ -34,16 +34,6 @@ impl Micro for Avx512F32 {
         Isa::Avx512(self.0)
     }
 
-    #[inline(always)]
-    fn of_f32(a: f32) -> f32 {
-        a
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> f32 {
-        widen(a)
-    }
-
     fn load(self, tile: &mut [f32], part: &Part<'_, '_, f32>, first_row: usize, rows: usize) {
         load_floats::<Self>(self.0, tile, part, first_row, rows);
     }
@@ -70,16 +60,6 @@ impl Micro for Avx512Widened {
     #[inline(always)]
     fn isa(self) -> Isa {
         Isa::Avx512(self.0)
-    }
-
-    #[inline(always)]
-    fn of_f32(a: f32) -> f32 {
-        widen(round(a))
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> f32 {
-        widen(a)
     }
 
     fn load(self, tile: &mut [f32], part: &Part<'_, '_, bf16>, first_row: usize, rows: usize) {
@@ -164,7 +144,9 @@ fn load_floats<K: Micro<A = f32>>(
     part: &Part<'_, '_, K::E>,
     first_row: usize,
     rows: usize,
-) {
+) where
+    f32: Held<K::E>,
+{
     let a = part.a();
     let first = part.start(first_row);
     match (a.data, a.row_stride) {
@@ -174,7 +156,7 @@ fn load_floats<K: Micro<A = f32>>(
                 let rows = tile.chunks_mut(a_stride::<f32>()).take(rows);
                 isa.vectorize(
                     #[inline(always)]
-                    || rows.for_each(|row| row[..part.len].iter_mut().for_each(|a| *a = K::of_f32(*a))),
+                    || rows.for_each(|row| row[..part.len].iter_mut().for_each(|a| *a = Held::<K::E>::of_f32(*a))),
                 );
             }
         }

@@ -4,7 +4,6 @@
 
 use super::Values;
 use super::avx512::{MR, NR, Tiles, prefetch, store, tiles, vectors};
-use super::convert::round;
 use super::parts::Part;
 use super::tiled::{CTile, Micro, Piece, a_stride, load};
 use super::turn::{Column, Turned};
@@ -28,16 +27,6 @@ impl Micro for Avx512Pairs {
     #[inline(always)]
     fn isa(self) -> Isa {
         Isa::Avx512(self.0.avx512())
-    }
-
-    #[inline(always)]
-    fn of_f32(a: f32) -> bf16 {
-        round(a)
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> bf16 {
-        a
     }
 
     fn load(self, tile: &mut [bf16], part: &Part<'_, '_, bf16>, first_row: usize, rows: usize) {
@@ -68,8 +57,9 @@ impl Micro for Avx512Pairs {
         unsafe { TILES[vectors(&c) - 1][c.rows - 1](pieces, c) }
     }
 
-    fn round(self, c: &mut [bf16], stride: usize, sums: &[f32], rows: usize, cols: usize) {
-        assert!(rows > 0 && cols <= NR && sums.len() >= rows * NR && c.len() >= (rows - 1) * stride + cols);
+    fn round(self, c: &mut [bf16], stride: usize, sums: &[f32], cols: usize) {
+        let rows = sums.len() / NR;
+        assert!(rows > 0 && cols <= NR && c.len() >= (rows - 1) * stride + cols);
         // SAFETY: the token proves the features; the assert is the bounds.
         unsafe { round_tile(c.as_mut_ptr(), stride, sums.as_ptr(), rows, cols) }
     }

@@ -1,7 +1,7 @@
 //! f32 to bf16 and back.
 
 use crate::error::{Error, exact};
-use crate::isa::Bf16Isa;
+use crate::isa::{Bf16Isa, Isa};
 use half::bf16;
 
 /// `out` = `x` rounded to nearest, ties to even; NaN stays NaN. (AVX-512 BF16 and AMX flush subnormals to zero.)
@@ -79,4 +79,75 @@ pub(super) fn round(x: f32) -> bf16 {
     let rounded = (bits.wrapping_add(even) >> 16) as u16;
     let quiet = (bits >> 16) as u16 | 0x40;
     bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded })
+}
+
+/// `cols` values of each row: `c[i · c_stride + j]` = `sums[i · sums_stride + j]` rounded, as many rows as `sums` has.
+#[inline]
+pub(super) fn round_rows(isa: Isa, c: &mut [bf16], c_stride: usize, sums: &[f32], sums_stride: usize, cols: usize) {
+    isa.vectorize(
+        #[inline(always)]
+        || {
+            for (c, sums) in c.chunks_mut(c_stride).zip(sums.chunks(sums_stride)) {
+                c[..cols].iter_mut().zip(&sums[..cols]).for_each(|(c, &sum)| *c = round(sum));
+            }
+        },
+    );
+}
+
+/// `cols` values of each row: `sums[i · sums_stride + j]` = `c[i · c_stride + j]`, as many rows as `sums` has.
+#[inline]
+pub(super) fn widen_rows(isa: Isa, sums: &mut [f32], sums_stride: usize, c: &[bf16], c_stride: usize, cols: usize) {
+    isa.vectorize(
+        #[inline(always)]
+        || {
+            for (sums, c) in sums.chunks_mut(sums_stride).zip(c.chunks(c_stride)) {
+                sums[..cols].iter_mut().zip(&c[..cols]).for_each(|(sum, &c)| *sum = widen(c));
+            }
+        },
+    );
+}
+
+/// What a tile of A holds for a product of `E`: rounded to it.
+pub(super) trait Held<E>: bytemuck::Pod {
+    /// Rounded to E.
+    fn of_f32(x: f32) -> Self;
+    /// Exact.
+    fn of_bf16(x: bf16) -> Self;
+}
+
+impl Held<f32> for f32 {
+    #[inline(always)]
+    fn of_f32(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn of_bf16(x: bf16) -> f32 {
+        widen(x)
+    }
+}
+
+/// Where the instruction set has no product of bf16.
+impl Held<bf16> for f32 {
+    #[inline(always)]
+    fn of_f32(x: f32) -> f32 {
+        widen(round(x))
+    }
+
+    #[inline(always)]
+    fn of_bf16(x: bf16) -> f32 {
+        widen(x)
+    }
+}
+
+impl Held<bf16> for bf16 {
+    #[inline(always)]
+    fn of_f32(x: f32) -> bf16 {
+        round(x)
+    }
+
+    #[inline(always)]
+    fn of_bf16(x: bf16) -> bf16 {
+        x
+    }
 }

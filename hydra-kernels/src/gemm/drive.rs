@@ -3,7 +3,7 @@
 use super::convert::round;
 use super::portable::{PortableBf16, PortableF32};
 use super::tiled::{Micro, drive, drive_rounded};
-use super::{Multiplicand, Store, Term};
+use super::{Multiplicand, Product};
 #[cfg(target_arch = "x86_64")]
 use super::{
     amx,
@@ -44,15 +44,7 @@ pub trait Kernel: Sized {
         Self: Multiplicand;
     /// A product into bf16 in one go, where the instruction set has a way; else `false`, and nothing is done.
     #[doc(hidden)]
-    fn multiply_rounded(
-        isa: Self::Isa,
-        c: &mut [bf16],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        terms: &[Term<'_, Self>],
-    ) -> bool
+    fn multiply_rounded(isa: Self::Isa, c: &mut [bf16], product: &Product<'_, '_, Self>) -> bool
     where
         Self: Multiplicand;
     /// The instructions that pack pairs of bf16, if these panels are of such pairs.
@@ -65,15 +57,8 @@ pub trait Kernel: Sized {
         None
     }
     #[doc(hidden)]
-    fn multiply(
-        isa: Self::Isa,
-        c: &mut [f32],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        terms: &[Term<'_, Self>],
-    ) where
+    fn multiply(isa: Self::Isa, c: &mut [f32], product: &Product<'_, '_, Self>)
+    where
         Self: Multiplicand;
 }
 
@@ -104,31 +89,23 @@ impl Kernel for f32 {
         }
     }
 
-    fn multiply_rounded(
-        isa: Isa,
-        c: &mut [bf16],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        terms: &[Term<'_, f32>],
-    ) -> bool {
+    fn multiply_rounded(isa: Isa, c: &mut [bf16], product: &Product<'_, '_, f32>) -> bool {
         match isa {
-            Isa::Portable => drive_rounded(PortableF32, c, c_stride, m, n, store, terms),
+            Isa::Portable => drive_rounded(PortableF32, c, product),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(isa) => drive_rounded(Avx2F32(isa), c, c_stride, m, n, store, terms),
+            Isa::Avx2(isa) => drive_rounded(Avx2F32(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(isa) => drive_rounded(Avx512F32(isa), c, c_stride, m, n, store, terms),
+            Isa::Avx512(isa) => drive_rounded(Avx512F32(isa), c, product),
         }
     }
 
-    fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, m: usize, n: usize, store: Store, terms: &[Term<'_, f32>]) {
+    fn multiply(isa: Isa, c: &mut [f32], product: &Product<'_, '_, f32>) {
         match isa {
-            Isa::Portable => drive(PortableF32, c, c_stride, m, n, store, terms),
+            Isa::Portable => drive(PortableF32, c, product),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(isa) => drive(Avx2F32(isa), c, c_stride, m, n, store, terms),
+            Isa::Avx2(isa) => drive(Avx2F32(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(isa) => drive(Avx512F32(isa), c, c_stride, m, n, store, terms),
+            Isa::Avx512(isa) => drive(Avx512F32(isa), c, product),
         }
     }
 }
@@ -162,25 +139,17 @@ impl Kernel for bf16 {
         }
     }
 
-    fn multiply_rounded(
-        isa: Bf16Isa,
-        c: &mut [bf16],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        terms: &[Term<'_, bf16>],
-    ) -> bool {
+    fn multiply_rounded(isa: Bf16Isa, c: &mut [bf16], product: &Product<'_, '_, bf16>) -> bool {
         match isa {
-            Bf16Isa::Portable => drive_rounded(PortableBf16, c, c_stride, m, n, store, terms),
+            Bf16Isa::Portable => drive_rounded(PortableBf16, c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx2(isa) => drive_rounded(Avx2Widened(isa), c, c_stride, m, n, store, terms),
+            Bf16Isa::Avx2(isa) => drive_rounded(Avx2Widened(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512(isa) => drive_rounded(Avx512Widened(isa), c, c_stride, m, n, store, terms),
+            Bf16Isa::Avx512(isa) => drive_rounded(Avx512Widened(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512Bf16(isa) => drive_rounded(Avx512Pairs(isa), c, c_stride, m, n, store, terms),
+            Bf16Isa::Avx512Bf16(isa) => drive_rounded(Avx512Pairs(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::AmxBf16(isa) => store == Store::Overwrite && amx::drive_rounded(isa, c, c_stride, m, n, terms),
+            Bf16Isa::AmxBf16(isa) => amx::drive_rounded(isa, c, product),
         }
     }
 
@@ -193,25 +162,17 @@ impl Kernel for bf16 {
         }
     }
 
-    fn multiply(
-        isa: Bf16Isa,
-        c: &mut [f32],
-        c_stride: usize,
-        m: usize,
-        n: usize,
-        store: Store,
-        terms: &[Term<'_, bf16>],
-    ) {
+    fn multiply(isa: Bf16Isa, c: &mut [f32], product: &Product<'_, '_, bf16>) {
         match isa {
-            Bf16Isa::Portable => drive(PortableBf16, c, c_stride, m, n, store, terms),
+            Bf16Isa::Portable => drive(PortableBf16, c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx2(isa) => drive(Avx2Widened(isa), c, c_stride, m, n, store, terms),
+            Bf16Isa::Avx2(isa) => drive(Avx2Widened(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512(isa) => drive(Avx512Widened(isa), c, c_stride, m, n, store, terms),
+            Bf16Isa::Avx512(isa) => drive(Avx512Widened(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::Avx512Bf16(isa) => drive(Avx512Pairs(isa), c, c_stride, m, n, store, terms),
+            Bf16Isa::Avx512Bf16(isa) => drive(Avx512Pairs(isa), c, product),
             #[cfg(target_arch = "x86_64")]
-            Bf16Isa::AmxBf16(isa) => amx::drive(isa, c, c_stride, m, n, store, terms),
+            Bf16Isa::AmxBf16(isa) => amx::drive(isa, c, product),
         }
     }
 }

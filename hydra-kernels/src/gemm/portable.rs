@@ -1,7 +1,7 @@
 //! Micro-kernels in plain Rust, for any architecture.
 
 use super::Store;
-use super::convert::{round, widen};
+use super::convert::widen;
 use super::tiled::{CTile, Micro, Piece, a_stride};
 use crate::isa::Isa;
 use half::bf16;
@@ -23,16 +23,6 @@ impl Micro for PortableF32 {
     #[inline(always)]
     fn isa(self) -> Isa {
         Isa::Portable
-    }
-
-    #[inline(always)]
-    fn of_f32(a: f32) -> f32 {
-        a
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> f32 {
-        widen(a)
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
@@ -59,16 +49,6 @@ impl Micro for PortableBf16 {
     #[inline(always)]
     fn isa(self) -> Isa {
         Isa::Portable
-    }
-
-    #[inline(always)]
-    fn of_f32(a: f32) -> f32 {
-        widen(round(a))
-    }
-
-    #[inline(always)]
-    fn of_bf16(a: bf16) -> f32 {
-        widen(a)
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {

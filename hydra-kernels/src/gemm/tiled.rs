@@ -1,8 +1,8 @@
 //! The loops around a micro-kernel, the same for every element type and instruction set but AMX.
 
-use super::convert::{round, widen};
+use super::convert::{Held, round_rows, widen_rows};
 use super::parts::{Block, Cut, Part, depth};
-use super::{Multiplicand, Store, Term, Values};
+use super::{Multiplicand, Product, Store, Values};
 use crate::isa::Isa;
 use half::bf16;
 
@@ -32,19 +32,13 @@ pub(super) trait Micro: Copy {
     /// The type of B and of the panels.
     type E: Multiplicand;
     /// What a tile of A holds: E, or f32 where the instruction set has no product of E.
-    type A: bytemuck::Pod;
+    type A: Held<Self::E>;
     const MR: usize;
     const NR: usize;
     const K_STEP: usize;
 
     /// The f32 instruction set that this one contains.
     fn isa(self) -> Isa;
-
-    /// An element of A as a tile holds it: rounded to E.
-    fn of_f32(a: f32) -> Self::A;
-
-    /// The same from bf16: exact.
-    fn of_bf16(a: bf16) -> Self::A;
 
     /// `tile[row · a_stride + q]` = element (row, q) of A for rows below `rows` and q below the part's length, zeros up to its
     /// depth. What lies behind in a row is overwritten by at most 64 bytes.
@@ -59,16 +53,9 @@ pub(super) trait Micro: Copy {
     /// (a multiple of K_STEP).
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>);
 
-    /// `c[i · stride + j]` = `sums[i · NR + j]` rounded, for i < `rows`, j < `cols`.
-    fn round(self, c: &mut [bf16], stride: usize, sums: &[f32], rows: usize, cols: usize) {
-        self.isa().vectorize(
-            #[inline(always)]
-            || {
-                for (c, sums) in c.chunks_mut(stride.max(cols)).zip(sums.chunks(Self::NR)).take(rows) {
-                    c[..cols].iter_mut().zip(sums).for_each(|(c, &sum)| *c = round(sum));
-                }
-            },
-        );
+    /// `c[i · stride + j]` = `sums[i · NR + j]` rounded, for j < `cols` and all rows of `sums`.
+    fn round(self, c: &mut [bf16], stride: usize, sums: &[f32], cols: usize) {
+        round_rows(self.isa(), c, stride, sums, Self::NR, cols);
     }
 }
 
@@ -148,18 +135,10 @@ fn group<K: Micro>(depth: usize) -> usize {
 }
 
 /// C = or += Σ terms, block by block: groups of panels, tiles of A, panels.
-pub(super) fn drive<K: Micro>(
-    kernel: K,
-    c: &mut [f32],
-    c_stride: usize,
-    m: usize,
-    n: usize,
-    store: Store,
-    terms: &[Term<'_, K::E>],
-) {
+pub(super) fn drive<K: Micro>(kernel: K, c: &mut [f32], product: &Product<'_, '_, K::E>) {
     const { assert!(K::MR <= MR_MAX) };
+    let &Product { c_stride, m, n, mut store, terms } = product;
     let mut tile = ATile::ZEROED;
-    let mut store = store;
     for block in cut::<K>().blocks(terms) {
         let group = group::<K>(depth(&block));
         for first in (0..n).step_by(group) {
@@ -179,26 +158,13 @@ pub(super) fn drive<K: Micro>(
 
 /// [`drive`] into bf16. A tile's sums wait in f32, in L1, for the last block. Returns `false`, and does nothing, where k is so long
 /// that few columns' panels would stay in L2 and A would be read too often.
-pub(super) fn drive_rounded<K: Micro>(
-    kernel: K,
-    c: &mut [bf16],
-    c_stride: usize,
-    m: usize,
-    n: usize,
-    store: Store,
-    terms: &[Term<'_, K::E>],
-) -> bool {
-    let blocks = cut::<K>().blocks(terms);
-    let depth: usize = blocks.clone().map(|block| depth(&block)).sum();
-    if depth == 0 {
-        return false;
-    }
-    let group = group::<K>(depth);
+pub(super) fn drive_rounded<K: Micro>(kernel: K, c: &mut [bf16], product: &Product<'_, '_, K::E>) -> bool {
+    let blocks = cut::<K>().blocks(product.terms);
+    let group = group::<K>(blocks.clone().map(|block| depth(&block)).sum());
     if blocks.clone().nth(1).is_none() {
-        rounded::<K, { MR_MAX * NR_MAX }>(kernel, c, c_stride, [m, n], group, store, blocks);
-    } else if group >= SUMS_COLUMNS_LEAST.min(n) {
-        let group = group.min(SUMS_COLUMNS);
-        rounded::<K, { MR_MAX * SUMS_COLUMNS }>(kernel, c, c_stride, [m, n], group, store, blocks);
+        rounded::<K, { MR_MAX * NR_MAX }>(kernel, c, product, group, blocks);
+    } else if group >= SUMS_COLUMNS_LEAST.min(product.n) {
+        rounded::<K, { MR_MAX * SUMS_COLUMNS }>(kernel, c, product, group.min(SUMS_COLUMNS), blocks);
     } else {
         return false;
     }
@@ -212,42 +178,33 @@ const NR_MAX: usize = 32;
 fn rounded<'t, 'a: 't, K: Micro + 't, const SUMS: usize>(
     kernel: K,
     c: &mut [bf16],
-    c_stride: usize,
-    [m, n]: [usize; 2],
+    product: &Product<'_, '_, K::E>,
     group: usize,
-    store: Store,
     blocks: impl Iterator<Item = Block<'t, 'a, K::E>> + Clone,
 ) {
     const { assert!(K::MR <= MR_MAX && K::NR <= NR_MAX) };
+    let &Product { c_stride, m, n, .. } = product;
     let mut tile = ATile::ZEROED;
     let mut sums = [0.0; SUMS];
     for first in (0..n).step_by(group) {
         for i in (0..m).step_by(K::MR) {
             let rows = K::MR.min(m - i);
-            let mut store = store;
             let mut blocks = blocks.clone().enumerate().peekable();
             while let Some((index, block)) = blocks.next() {
                 tile.load(kernel, &block, i, rows);
+                let store = if index == 0 { product.store } else { Store::Accumulate };
                 for j in (first..n.min(first + group)).step_by(K::NR) {
-                    let sums = &mut sums[K::MR * (j - first) % SUMS..][..K::MR * K::NR];
+                    let sums = &mut sums[K::MR * (j - first) % SUMS..][..rows * K::NR];
                     let c = &mut c[i * c_stride + j..];
                     let cols = K::NR.min(n - j);
                     if index == 0 && store == Store::Accumulate {
-                        kernel.isa().vectorize(
-                            #[inline(always)]
-                            || {
-                                for (sums, c) in sums.chunks_mut(K::NR).zip(c.chunks(c_stride.max(cols))).take(rows) {
-                                    sums.iter_mut().zip(&c[..cols]).for_each(|(sum, &c)| *sum = widen(c));
-                                }
-                            },
-                        );
+                        widen_rows(kernel.isa(), sums, K::NR, c, c_stride, cols);
                     }
                     tile.multiply(kernel, &block, j, CTile { data: sums, stride: K::NR, rows, cols, store });
                     if blocks.peek().is_none() {
-                        kernel.round(c, c_stride, sums, rows, cols);
+                        kernel.round(c, c_stride, sums, cols);
                     }
                 }
-                store = Store::Accumulate;
             }
         }
     }
@@ -260,8 +217,8 @@ pub(super) fn load<K: Micro>(tile: &mut [K::A], part: &Part<'_, '_, K::E>, first
     let first = part.start(first_row);
     let strides = (a.row_stride, a.col_stride);
     match a.data {
-        Values::F32(data) => copy::<f32, K::A>(tile, &data[first..], strides, rows, part.len, K::of_f32),
-        Values::Bf16(data) => copy::<bf16, K::A>(tile, &data[first..], strides, rows, part.len, K::of_bf16),
+        Values::F32(data) => copy::<f32, K::A>(tile, &data[first..], strides, rows, part.len, K::A::of_f32),
+        Values::Bf16(data) => copy::<bf16, K::A>(tile, &data[first..], strides, rows, part.len, K::A::of_bf16),
     }
     for out in tile.chunks_mut(a_stride::<K::A>()).take(rows) {
         out[part.len..part.depth].fill(bytemuck::Zeroable::zeroed());
