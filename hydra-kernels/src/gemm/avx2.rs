@@ -3,7 +3,7 @@
 //! f32 as it is; bf16 widened: a pair of neighbours along k is one 32-bit lane whose halves, moved up, are f32.
 
 use super::Store;
-use super::tiled::{CTile, Micro, Piece, a_stride};
+use super::tiled::{CTile, Micro, Piece, a_stride, one_by_one};
 use crate::isa::{Avx2, Isa};
 use core::arch::x86_64::*;
 use half::bf16;
@@ -28,12 +28,13 @@ impl Micro for Avx2F32 {
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
-        type Tile = unsafe fn(&[Piece<'_, Avx2F32>], CTile<'_>);
-        const TILES: [Tile; MR] =
+        const TILES: [Tile<f32>; MR] =
             [f32_tile::<1>, f32_tile::<2>, f32_tile::<3>, f32_tile::<4>, f32_tile::<5>, f32_tile::<6>];
         c.check(pieces);
-        // SAFETY: `self` proves AVX2 and FMA; `check` is the bounds contract of the tile with `c.rows` rows.
-        unsafe { TILES[c.rows - 1](pieces, c) }
+        one_by_one(pieces, c, |&Piece { k, a, b }, c| {
+            // SAFETY: `self` proves AVX2 and FMA; `check` is the bounds contract of the tile with `c.rows` rows.
+            unsafe { TILES[c.rows - 1](k, a.as_ptr(), b.as_ptr(), c) }
+        });
     }
 }
 
@@ -54,31 +55,32 @@ impl Micro for Avx2Widened {
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
-        type Tile = unsafe fn(&[Piece<'_, Avx2Widened>], CTile<'_>);
-        const TILES: [Tile; MR] =
+        const TILES: [Tile<bf16>; MR] =
             [bf16_tile::<1>, bf16_tile::<2>, bf16_tile::<3>, bf16_tile::<4>, bf16_tile::<5>, bf16_tile::<6>];
         c.check(pieces);
-        // SAFETY: `self` proves AVX2 and FMA; `check` is the bounds contract of the tile with `c.rows` rows.
-        unsafe { TILES[c.rows - 1](pieces, c) }
+        one_by_one(pieces, c, |&Piece { k, a, b }, c| {
+            // SAFETY: `self` proves AVX2 and FMA; `check` is the bounds contract of the tile with `c.rows` rows.
+            unsafe { TILES[c.rows - 1](k, a.as_ptr(), b.as_ptr(), c) }
+        });
     }
 }
+
+/// A tile of so many rows.
+type Tile<E> = unsafe fn(usize, *const f32, *const E, CTile<'_>);
 
 /// # Safety
 /// AVX2 and FMA; `CTile::check` with R = `c.rows`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn f32_tile<const R: usize>(pieces: &[Piece<'_, Avx2F32>], c: CTile<'_>) {
+unsafe fn f32_tile<const R: usize>(k: usize, a: *const f32, b: *const f32, c: CTile<'_>) {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for piece in pieces {
-        let (a, b) = (piece.a.as_ptr(), piece.b.as_ptr());
-        for p in 0..piece.k {
-            // SAFETY: `check`: b has k · NR elements and a R rows of k.
-            unsafe {
-                let b = [_mm256_loadu_ps(b.add(p * NR)), _mm256_loadu_ps(b.add(p * NR + 8))];
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let a = _mm256_set1_ps(*a.add(i * a_stride::<f32>() + p));
-                    sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
-                    sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
-                }
+    for p in 0..k {
+        // SAFETY: `check`: b has k · NR elements and a R rows of k.
+        unsafe {
+            let b = [_mm256_loadu_ps(b.add(p * NR)), _mm256_loadu_ps(b.add(p * NR + 8))];
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = _mm256_set1_ps(*a.add(i * a_stride::<f32>() + p));
+                sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
+                sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
             }
         }
     }
@@ -88,23 +90,20 @@ unsafe fn f32_tile<const R: usize>(pieces: &[Piece<'_, Avx2F32>], c: CTile<'_>) 
 /// # Safety
 /// AVX2 and FMA; `CTile::check` with R = `c.rows`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn bf16_tile<const R: usize>(pieces: &[Piece<'_, Avx2Widened>], c: CTile<'_>) {
+unsafe fn bf16_tile<const R: usize>(k: usize, a: *const f32, b: *const bf16, c: CTile<'_>) {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-    for piece in pieces {
-        let (a, b) = (piece.a.as_ptr(), piece.b.as_ptr());
-        for p in (0..piece.k).step_by(2) {
-            // SAFETY: `check`: b has k · NR elements and a R rows of k; k is even.
-            unsafe {
-                let pairs = [_mm256_loadu_si256(b.add(p * NR).cast()), _mm256_loadu_si256(b.add(p * NR + 16).cast())];
-                let even = pairs.map(|b| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)));
-                let odd = pairs.map(|b| _mm256_castsi256_ps(_mm256_and_si256(b, upper)));
-                for (q, b) in [even, odd].into_iter().enumerate() {
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let a = _mm256_set1_ps(*a.add(i * a_stride::<f32>() + p + q));
-                        sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
-                        sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
-                    }
+    for p in (0..k).step_by(2) {
+        // SAFETY: `check`: b has k · NR elements and a R rows of k; k is even.
+        unsafe {
+            let pairs = [_mm256_loadu_si256(b.add(p * NR).cast()), _mm256_loadu_si256(b.add(p * NR + 16).cast())];
+            let even = pairs.map(|b| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)));
+            let odd = pairs.map(|b| _mm256_castsi256_ps(_mm256_and_si256(b, upper)));
+            for (q, b) in [even, odd].into_iter().enumerate() {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = _mm256_set1_ps(*a.add(i * a_stride::<f32>() + p + q));
+                    sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
+                    sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::convert::widen;
-use super::tiled::{CTile, Micro, Piece, a_stride};
+use super::tiled::{CTile, Micro, Piece, a_stride, one_by_one};
 use crate::isa::Isa;
 use half::bf16;
 
@@ -26,12 +26,10 @@ impl Micro for PortableF32 {
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
-        let mut sums = [[0.0; NR]; MR];
-        for &Piece { k, a, b } in pieces {
+        one_by_one(pieces, c, |&Piece { k, a, b }, c| {
             let (b, _) = b.as_chunks::<NR>();
-            add(&mut sums, k, a, c.rows, |p| b[p]);
-        }
-        store(sums, c);
+            sum(k, a, |p| b[p], c);
+        });
     }
 }
 
@@ -52,19 +50,18 @@ impl Micro for PortableBf16 {
     }
 
     fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
-        let mut sums = [[0.0; NR]; MR];
-        for &Piece { k, a, b } in pieces {
+        one_by_one(pieces, c, |&Piece { k, a, b }, c| {
             let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
-            add(&mut sums, k, a, c.rows, |p| core::array::from_fn(|j| widen(pairs[p / 2][2 * j + p % 2])));
-        }
-        store(sums, c);
+            sum(k, a, |p| core::array::from_fn(|j| widen(pairs[p / 2][2 * j + p % 2])), c);
+        });
     }
 }
 
-/// Sums of rows beyond `rows` are nothing in particular.
 #[inline(always)]
-fn add(sums: &mut [[f32; NR]; MR], k: usize, a: &[f32], rows: usize, b: impl Fn(usize) -> [f32; NR]) {
-    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i.min(rows - 1) * a_stride::<f32>()..][..k]);
+fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
+    // Beyond the last row it is repeated: always MR in registers.
+    let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i.min(c.rows - 1) * a_stride::<f32>()..][..k]);
+    let mut sums = [[0.0f32; NR]; MR];
     for p in 0..k {
         let b = b(p);
         for (sums, row) in sums.iter_mut().zip(rows) {
@@ -73,9 +70,6 @@ fn add(sums: &mut [[f32; NR]; MR], k: usize, a: &[f32], rows: usize, b: impl Fn(
             }
         }
     }
-}
-
-fn store(sums: [[f32; NR]; MR], c: CTile<'_>) {
     for (row, sums) in c.data.chunks_mut(c.stride.max(c.cols)).zip(sums).take(c.rows) {
         for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
             match c.store {

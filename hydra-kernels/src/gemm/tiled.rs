@@ -67,6 +67,16 @@ pub(super) struct Piece<'a, K: Micro> {
     pub(super) b: &'a [K::E],
 }
 
+/// [`Micro::tile`] by one piece after the other, for kernels that would run out of registers in one loop over all.
+#[inline(always)]
+pub(super) fn one_by_one<K: Micro>(pieces: &[Piece<'_, K>], c: CTile<'_>, tile: impl Fn(&Piece<'_, K>, CTile<'_>)) {
+    let CTile { data, stride, rows, cols, mut store } = c;
+    for piece in pieces {
+        tile(piece, CTile { data: &mut *data, stride, rows, cols, store });
+        store = Store::Accumulate;
+    }
+}
+
 /// Where a tile of C lies.
 pub(super) struct CTile<'a> {
     pub(super) data: &'a mut [f32],
