@@ -8,7 +8,8 @@
 //! along k adjacent, as VDPBF16PS wants them (and an AMX tile, in sixteen columns).
 //!
 //! **Blocks.** k is cut into equal blocks of at most KC, so that a tile of A (MR × KC, copied to the stack) stays in L1,
-//! and n into groups of panels that stay in L2 while all the tiles of A pass over them.
+//! and n into groups of panels that stay in L2 while all the tiles of A pass over them. A short second term (an adapter's)
+//! joins the first's last block. A bf16 result is rounded tile by tile, when its last block has been summed.
 //!
 //! **Order.** An element of C is the sum over terms and blocks in order, each block summed in order of k: for a given
 //! instruction set it doesn't depend on m, on n, or on how a caller cuts C into rows and panels.
