@@ -35,6 +35,7 @@ mod turn;
 
 pub use convert::{Float, to_bf16};
 use convert::{round_rows, widen, widen_rows};
+use drive::Product;
 pub use pack::pack;
 
 use crate::error::{Error, at_least, extent};
@@ -358,17 +359,6 @@ pub fn gemm<'c, E: Multiplicand>(
         }
     }
     Ok(())
-}
-
-/// A checked product of at least one element and one term, but for where it goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Product<'t, 'a, E> {
-    /// From a row of C to the next, at least `n`.
-    c_stride: usize,
-    m: usize,
-    n: usize,
-    store: Store,
-    terms: &'t [Term<'a, E>],
 }
 
 /// The most terms of a product into bf16, whose blocks of sums are on the stack with their operands.

@@ -18,8 +18,9 @@ mod tiles;
 
 use super::avx512bf16::narrow;
 use super::convert::widen_rows;
+use super::drive::Product;
 use super::parts::{Block, Cut, Part, depth};
-use super::{Product, Store, Values};
+use super::{Store, Values};
 use crate::isa::{AmxBf16, Isa};
 use core::mem::MaybeUninit;
 use core::ptr::{null, null_mut};

@@ -3,7 +3,7 @@
 use super::convert::round;
 use super::portable::{PortableBf16, PortableF32};
 use super::tiled::{Micro, drive, drive_rounded};
-use super::{Multiplicand, Product};
+use super::{Multiplicand, Store, Term};
 #[cfg(target_arch = "x86_64")]
 use super::{
     amx,
@@ -23,6 +23,18 @@ pub struct Tile {
     pub(super) nr: usize,
     /// Panels are padded to a multiple of this many rows.
     pub(super) k_step: usize,
+}
+
+/// A product of at least one element, whose operands have been checked, but for where it goes.
+#[derive(Clone, Copy)]
+pub struct Product<'t, 'a, E> {
+    /// From a row of C to the next, at least `n`.
+    pub(super) c_stride: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) store: Store,
+    /// Of which one has a k.
+    pub(super) terms: &'t [Term<'a, E>],
 }
 
 /// What [`Multiplicand`] seals: the dispatch to micro-kernels and the panel's arrangement.

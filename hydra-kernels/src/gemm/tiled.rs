@@ -1,8 +1,9 @@
 //! The loops around a micro-kernel, the same for every element type and instruction set but AMX.
 
 use super::convert::{Held, round_rows, widen_rows};
+use super::drive::Product;
 use super::parts::{Block, Cut, Part, depth};
-use super::{Multiplicand, Product, Store, Values};
+use super::{Multiplicand, Store, Values};
 use crate::isa::Isa;
 use half::bf16;
 
