@@ -65,6 +65,7 @@ all! {
     ops::optimizer: 4;
     linear::frozen: 16;
     linear::adapted: 24;
+    linear::large: 2;
 }
 
 #[test]

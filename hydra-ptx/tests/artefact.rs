@@ -2,7 +2,7 @@
 
 use hydra_ptx::launch::*;
 use hydra_ptx::sizes::ATTENTION_THREADS;
-use hydra_ptx::{PTX, launch};
+use hydra_ptx::{HOPPER_PTX, PTX, launch};
 use hydra_ptx_device::emulator::Kind;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,9 @@ struct Entry {
     body: &'static str,
 }
 
+/// The modules.
+const TEXTS: [&str; 2] = [PTX, HOPPER_PTX];
+
 fn entries() -> BTreeMap<&'static str, Entry> {
     let parse = |text: &'static str| {
         let (name, rest) = text.split_once('(').expect("a parameter list");
@@ -22,7 +25,7 @@ fn entries() -> BTreeMap<&'static str, Entry> {
         let types = params.lines().filter_map(|line| line.trim().strip_prefix(".param ")?.split(' ').next());
         (name, Entry { params: types.collect(), body })
     };
-    PTX.split(".visible .entry ").skip(1).map(parse).collect()
+    TEXTS.iter().flat_map(|text| text.split(".visible .entry ").skip(1)).map(parse).collect()
 }
 
 /// One launch of each kernel; sizes don't matter.
@@ -71,7 +74,12 @@ fn launches() -> Vec<Launch> {
         adamw([p; 3], p, 1000, &adam),
     ];
     for format in Format::ALL {
-        all.extend([Form::Rows, Form::Columns].map(|form| gemm(values, p, 40, form, p, &w(format), Some(second))));
+        for by in [Instructions::Mma, Instructions::Wgmma] {
+            for form in [Form::Rows, Form::Columns] {
+                let (w, second) = (&w(format), Some(second));
+                all.push(gemm(by, &Product { c: values, before: p, m: 40, form, a: p, w, second }));
+            }
+        }
         all.push(matvec(output, 2, p, Rows::Frozen(&w(format)), Some((p, 4))));
     }
     for d in [64, 128] {
@@ -118,8 +126,10 @@ fn the_text_is_that_of_the_sources() {
         hash.update(std::fs::read(path).unwrap());
     }
     let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let stated = PTX.lines().find_map(|line| line.strip_prefix("// sources sha256 ")).expect("a hash");
-    assert_eq!(stated, hash, "the kernels' sources have changed: run hydra-ptx/build-ptx");
+    for text in TEXTS {
+        let stated = text.lines().find_map(|line| line.strip_prefix("// sources sha256 ")).expect("a hash");
+        assert_eq!(stated, hash, "the kernels' sources have changed: run hydra-ptx/build-ptx");
+    }
 }
 
 #[test]
@@ -148,11 +158,14 @@ fn shared_memory_is_asked_for_where_it_is_used() {
     for launch in launches() {
         let used = entries[launch.entry].body.contains("dynamic_shared");
         assert_eq!(used, launch.shared > 0, "{}: shared memory", launch.entry);
-        // What every device from 8.0 on gives a block.
-        assert!(launch.shared <= 99 * 1024, "{}: {} bytes of shared memory", launch.entry, launch.shared);
+        // What every device from 8.0 on gives a block, and Hopper.
+        let most = if HOPPER_PTX.contains(&format!("entry {}(", launch.entry)) { 227 } else { 99 };
+        assert!(launch.shared <= most * 1024, "{}: {} bytes of shared memory", launch.entry, launch.shared);
         assert!(launch.threads.is_multiple_of(32) && launch.threads <= 1024);
         // Operands that lie as they are wanted.
-        let copies = launch.entry.starts_with("gemm") || launch.threads == ATTENTION_THREADS;
+        let copies = launch.entry.starts_with("gemm")
+            || launch.entry.starts_with("wgmma")
+            || launch.threads == ATTENTION_THREADS;
         assert_eq!(entries[launch.entry].body.contains("cp.async"), copies, "{}", launch.entry);
     }
 }
@@ -167,8 +180,10 @@ fn collectives(name: &str) -> [usize; 4] {
     let by_tile = |k: usize| (k / 2 * (chunks / 2), k / 2 * chunks);
     let sum = |parts: &[(usize, usize)]| parts.iter().fold((0, 0), |all, part| (all.0 + part.0, all.1 + part.1));
     match name {
-        // Two steps of 16: four fragments of A and two pairs of B, 4 x 4 products.
-        _ if name.starts_with("gemm") => [1, 0, 2 * (4 + 2), 2 * 16],
+        // Two steps of 16: four fragments of A and two pairs of B, 4 x 4 products. C is written in two halves.
+        _ if name.starts_with("gemm") => [1 + 2 * 2, 0, 2 * (4 + 2), 2 * 16],
+        // C is written in one piece.
+        _ if name.starts_with("wgmma") => [1 + 2, 0, 0, 0],
         // The loop over prefix and own keys is unrolled; two sums at the end.
         "attention_64" | "attention_128" => {
             let (fragments, products) = sum(&[rows_by_rows(8), by_tile(8)]);
@@ -204,11 +219,15 @@ fn no_collective_is_cloned() {
         let count = |what: &str| entry.body.matches(what).count();
         let found = [count("bar.sync"), count("shfl.sync"), count("ldmatrix.sync"), count("mma.sync")];
         assert_eq!(found, collectives(name), "{name}: barriers, shuffles, ldmatrix, mma");
+        // A fence, four products and their commit; two waits.
+        let asynchronous = if name.starts_with("wgmma") { 1 + 4 + 1 + 2 } else { 0 };
+        assert_eq!(count("wgmma."), asynchronous, "{name}: asynchronous products");
         let all = count(".sync") - count("bar.warp.sync");
-        assert_eq!(all, found.iter().sum(), "{name}: other collectives");
-        // What keeps an inline ldmatrix in its place stands right before it.
+        assert_eq!(all, found.iter().sum::<usize>() + asynchronous, "{name}: other collectives");
+        // What keeps inline collectives in their place stands right before them.
         let instructions: Vec<_> = entry.body.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
-        for pair in instructions.windows(2).filter(|pair| pair[1].starts_with("ldmatrix")) {
+        let inline = ["ldmatrix", "wgmma.fence", "wgmma.wait_group"];
+        for pair in instructions.windows(2).filter(|pair| inline.iter().any(|name| pair[1].starts_with(name))) {
             assert!(pair[0].starts_with("bar.warp.sync"), "{name}: {pair:?}");
         }
     }
@@ -217,10 +236,12 @@ fn no_collective_is_cloned() {
 #[test]
 fn nothing_is_atomic_on_the_stack_or_panics() {
     for banned in ["atom.", "red.", ".local", "call", ".func", "trap"] {
-        assert!(!PTX.lines().any(|line| line.trim_start().starts_with(banned)), "{banned}");
-        assert!(!PTX.contains(&format!("\t{banned}")), "{banned}");
+        for text in TEXTS {
+            assert!(!text.lines().any(|line| line.trim_start().starts_with(banned)), "{banned}");
+            assert!(!text.contains(&format!("\t{banned}")), "{banned}");
+        }
     }
-    assert!(PTX.contains(".target sm_80"));
+    assert!(PTX.contains(".target sm_80") && HOPPER_PTX.contains(".target sm_90a"));
 }
 
 /// The assembler: `$HYDRA_PTXAS`, or the one on the path.
@@ -238,13 +259,16 @@ fn it_assembles_without_spills() {
         eprintln!("no ptxas: not assembled");
         return;
     };
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx/hydra.sm_80.ptx");
     let threads: BTreeMap<_, _> = launches().into_iter().map(|launch| (launch.entry, launch.threads)).collect();
-    for architecture in ["sm_80", "sm_86", "sm_90a"] {
+    let of_all = [("sm_80", "sm_80"), ("sm_80", "sm_86"), ("sm_80", "sm_90a")];
+    for (text, architecture) in of_all.into_iter().chain([("sm_90a", "sm_90a")]) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("ptx/hydra.{text}.ptx"));
         let arch = format!("-arch={architecture}");
-        let output = Command::new(&ptxas).args([&arch, "-v", "-o", "/dev/null"]).arg(&text).output().unwrap();
+        let output = Command::new(&ptxas).args([&arch, "-v", "-o", "/dev/null"]).arg(&path).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{architecture}: {log}");
+        // Above all that asynchronous products wait for each other.
+        assert!(!log.contains("arning") && !log.contains("erformance"), "{architecture}: {log}");
         let (mut name, mut assembled) = ("", 0);
         for line in log.lines() {
             if let Some(rest) = line.split_once("Compiling entry function '") {
@@ -257,10 +281,13 @@ fn it_assembles_without_spills() {
             } else if let Some(rest) = line.split_once("Used ") {
                 let registers: u32 = rest.1.split(' ').next().unwrap().parse().unwrap();
                 println!("{architecture} {name:<20} {registers} registers");
-                assert!(registers * threads[name] <= 65_536, "{name}: {registers} registers");
+                // Two blocks of a product on a multiprocessor, so that one multiplies while the other waits.
+                let blocks = if name.starts_with("gemm") { 2 } else { 1 };
+                assert!(blocks * registers * threads[name] <= 65_536, "{name}: {registers} registers");
                 assembled += 1;
             }
         }
-        assert_eq!(assembled, threads.len(), "{architecture}: {log}");
+        let entries = std::fs::read_to_string(&path).unwrap().matches(".visible .entry").count();
+        assert_eq!(assembled, entries, "{architecture}: {log}");
     }
 }

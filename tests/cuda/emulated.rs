@@ -1,6 +1,6 @@
 //! A device that is the kernels' emulator: of their source, or of the PTX that was compiled from it.
 
-use hydra_ptx::launch::Launch;
+use hydra_ptx::launch::{Instructions, Launch};
 use hydra_ptx_device::emulator::ptx::Module;
 use hydra_ptx_device::emulator::{self, Global, Grid};
 use hydra_runtime::Result;
@@ -19,11 +19,11 @@ pub struct Waits {
     pub downloads: Mutex<Vec<usize>>,
 }
 
-/// The emulator, on the thread that made it.
+/// The emulator, on the thread that made it: a device with Hopper's instructions.
 #[derive(Default)]
 pub struct Emulated {
-    /// The compiled kernels, where it isn't the source that runs.
-    compiled: Option<Module>,
+    /// The compiled kernels, where it isn't the source that runs: for every device, and for Hopper.
+    compiled: Option<[Module; 2]>,
     waits: Arc<Waits>,
 }
 
@@ -52,7 +52,8 @@ pub fn counted() -> (Cuda<Emulated>, Arc<Waits>) {
 
 /// Interprets the kernels' PTX.
 pub fn compiled() -> Cuda<Emulated> {
-    Cuda::new(Emulated { compiled: Some(Module::new(hydra_ptx::PTX)), ..Emulated::default() })
+    let modules = [hydra_ptx::PTX, hydra_ptx::HOPPER_PTX].map(Module::new);
+    Cuda::new(Emulated { compiled: Some(modules), ..Emulated::default() })
 }
 
 impl Driver for Emulated {
@@ -91,7 +92,8 @@ impl Driver for Emulated {
         self.waits.launches.fetch_add(1, Ordering::Relaxed);
         let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
         let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed: slots[0] };
-        if let Some(module) = &self.compiled {
+        if let Some(modules) = &self.compiled {
+            let module = modules.iter().find(|module| module.has(launch.entry)).expect(launch.entry);
             // SAFETY: the caller's, and the emulator checks each access.
             unsafe { module.launch(launch.entry, grid, &slots) };
             return Ok(());
@@ -100,6 +102,10 @@ impl Driver for Emulated {
         // SAFETY: as above.
         unsafe { emulator::launch(entry, grid, &slots) };
         Ok(())
+    }
+
+    fn instructions(&self) -> Instructions {
+        Instructions::Wgmma
     }
 
     fn free_bytes(&self) -> Result<u64> {

@@ -3,6 +3,7 @@
 use crate::ops::Stored;
 use crate::support::*;
 use hydra_kernels::shape::HydraShape;
+use hydra_ptx::sizes::{WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing, Store};
 
@@ -61,8 +62,12 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
         1 => 256,
         _ => random.within(1, 140 * size),
     };
-    let (d_in, d_out) = (width(random), width(random));
+    let widths = [width(random), width(random)];
     let tokens = if random.coin() { random.within(1, 5) } else { random.within(1, 140 * size) };
+    case(random, tokens, widths, adapted)
+}
+
+fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: bool) -> Case {
     let gate = [GateKind::Router, GateKind::Label, GateKind::Uniform, GateKind::One][random.within(0, 3)];
     let router = gate == GateKind::Router;
     let heads = if gate == GateKind::One { 1 } else { random.within(1, 5) };
@@ -129,4 +134,14 @@ pub fn frozen<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 
 pub fn adapted<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &draw(random, size, true));
+}
+
+/// So many results that a device with faster instructions for them uses them: of the forward pass, or of the backward pass.
+/// With an adapter where `size` says that it is a device, on which that takes no minute.
+pub fn large<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let tokens = WGMMA_LEAST_TILES as usize / 8 * WGMMA_M as usize + random.within(1, 90);
+    let widths = [random.within(30, 64), 8 * WGMMA_N as usize + random.within(1, 90)];
+    for widths in [widths, [widths[1], widths[0]]] {
+        check(cuda, &case(random, tokens, widths, size > 1));
+    }
 }

@@ -7,11 +7,13 @@
 //! - a collective that not all threads reach, or at different places;
 //! - an access outside the memory that was registered, or off its alignment;
 //! - a race: two threads at the same shared or device memory, one of them writing, with no barrier between them;
+//! - what an asynchronous product's operands may not suffer (`wgmma.rs`);
 //! - reading shared memory before anything was written there (it holds NaN), or before an asynchronous copy was waited for.
 
 pub mod block;
 pub mod memory;
 pub mod ptx;
+pub(crate) mod wgmma;
 
 pub use memory::Global;
 

@@ -15,16 +15,19 @@
 )]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::too_many_arguments)]
+#![cfg_attr(hopper, allow(dead_code))] // what the other module's kernels use
 // Registers are matrices with two indices.
 #![allow(clippy::needless_range_loop)]
 // Shapes, and the CPU's mathematics, are written as they are elsewhere.
 #![allow(rustdoc::broken_intra_doc_links)]
 
-/// Defines kernels: functions of the PTX module, or of this crate with an [`emulator::Entry`] beside each, in `ENTRIES`.
+/// Defines kernels: functions of a PTX module, or of this crate with an [`emulator::Entry`] beside each, in `ENTRIES`. There are two
+/// modules: one for every device, and, compiled with `--cfg hopper`, one of the kernels that are marked `hopper`.
 macro_rules! kernels {
-    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {
+    (hopper: $($kernels:tt)*) => { kernels! { @hopper; $($kernels)* } };
+    (@$module:meta; $($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {
         $(
-            #[cfg(target_arch = "nvptx64")]
+            #[cfg(all(target_arch = "nvptx64", $module))]
             $(#[$meta])*
             #[unsafe(no_mangle)]
             pub unsafe extern "ptx-kernel" fn $name($($arg: $ty),*) $body
@@ -49,6 +52,7 @@ macro_rules! kernels {
             },
         )*];
     };
+    ($($kernels:tt)*) => { kernels! { @not(hopper); $($kernels)* } };
 }
 
 pub mod attention;
@@ -66,10 +70,12 @@ pub mod math;
 pub mod matvec;
 pub mod optimizer;
 pub mod prelude;
+pub mod product;
 pub mod rows;
 pub mod sizes;
 pub mod skinny;
 pub mod tile;
+pub mod wgmma;
 
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]
@@ -91,6 +97,7 @@ pub fn entries() -> impl Iterator<Item = &'static emulator::Entry> {
         optimizer::ENTRIES,
         rows::ENTRIES,
         skinny::ENTRIES,
+        wgmma::ENTRIES,
     ]
     .into_iter()
     .flatten()

@@ -61,19 +61,52 @@ impl Output {
         }
     }
 
-    /// Values `index` and `index + 1`; `index` is even.
+    /// Values from `index` on: all eight, or the first `len`. `aligned` says that `index` is a multiple of 8.
     #[inline(always)]
-    pub unsafe fn put_two(self, index: usize, [x, y]: [f32; 2]) {
-        let adds = !self.before.is_null();
-        if self.bf16 {
-            let before = if adds { load(self.before.cast::<u16>().add(index).cast()) } else { 0 };
-            let [before_x, before_y] = unpack2(before);
-            store(self.at.cast::<u16>().add(index).cast(), pack_bf16(before_x + x, before_y + y));
-        } else {
-            let before = if adds { load(self.before.cast::<f32>().add(index).cast()) } else { F2([0.0; 2]) };
-            store(self.at.cast::<f32>().add(index).cast(), F2([before.0[0] + x, before.0[1] + y]));
+    pub unsafe fn put_row(self, index: usize, values: Eight, len: u32, aligned: bool) {
+        if aligned {
+            self.put_eight(index, values);
+            return;
+        }
+        for i in 0..8 {
+            if i < len {
+                self.put(index + i as usize, values[i as usize]);
+            }
         }
     }
+
+    #[inline(always)]
+    unsafe fn put_eight(self, index: usize, values: Eight) {
+        let adds = !self.before.is_null();
+        let mut before = [0.0; 8];
+        if self.bf16 {
+            if adds {
+                before = unpack8(load(self.before.cast::<u16>().add(index).cast::<U4>()).0);
+            }
+            store(self.at.cast::<u16>().add(index).cast(), U4(pack8(sum(before, values))));
+        } else {
+            if adds {
+                let at = self.before.cast::<f32>().add(index).cast::<U4>();
+                before = floats(load(at).0, load(at.add(1)).0);
+            }
+            let at = self.at.cast::<f32>().add(index).cast::<U4>();
+            let [a, b, c, d, e, f, g, h] = sum(before, values);
+            store(at, U4([a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()]));
+            store(at.add(1), U4([e.to_bits(), f.to_bits(), g.to_bits(), h.to_bits()]));
+        }
+    }
+}
+
+#[inline(always)]
+fn sum(a: Eight, b: Eight) -> Eight {
+    [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6], a[7] + b[7]]
+}
+
+/// Eight f32 from their bits.
+#[inline(always)]
+pub fn floats([a, b, c, d]: [u32; 4], [e, f, g, h]: [u32; 4]) -> Eight {
+    let of = f32::from_bits;
+    [of(a), of(b), of(c), of(d), of(e), of(f), of(g), of(h)]
 }
 
 kernels! {

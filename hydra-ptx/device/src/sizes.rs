@@ -16,10 +16,29 @@ pub const GEMM_K: u32 = 32;
 pub const GEMM_STAGES: u32 = 3;
 /// Rows of tiles that blocks which run at the same time share: with as many columns, what they read stays in L2.
 pub const GEMM_GROUP: u32 = 8;
+/// Sums that a row of C is longer in shared memory, where a tile waits to be written.
+pub const STAGED_MORE: u32 = 8;
 /// Bytes of one operand's tile.
 pub const GEMM_TILE_BYTES: u32 = GEMM_M * GEMM_K * 2;
 /// Shared memory of a matrix product.
 pub const GEMM_SHARED: u32 = GEMM_STAGES * 2 * GEMM_TILE_BYTES;
+
+/// Rows and columns of a tile of Hopper's matrix product: two warpgroups of 64 x 256, 128 accumulators a thread.
+pub const WGMMA_M: u32 = 128;
+/// See [`WGMMA_M`].
+pub const WGMMA_N: u32 = 256;
+/// Depth of its operands' tiles: 128 bytes.
+pub const WGMMA_K: u32 = 64;
+/// Tiles of both operands in shared memory at once.
+pub const WGMMA_STAGES: u32 = 4;
+/// Bytes of A's tile.
+pub const WGMMA_A_BYTES: u32 = WGMMA_M * WGMMA_K * 2;
+/// Bytes of both.
+pub const WGMMA_STAGE_BYTES: u32 = WGMMA_A_BYTES + WGMMA_N * WGMMA_K * 2;
+/// Shared memory of such a product: 192 KiB of the 227 that a block can have.
+pub const WGMMA_SHARED: u32 = WGMMA_STAGES * WGMMA_STAGE_BYTES;
+/// Fewer tiles leave so many of an H100's 132 multiprocessors idle that `mma.sync`'s smaller tiles are faster.
+pub const WGMMA_LEAST_TILES: u32 = 66;
 
 /// Rows and columns of a skinny product's tile: 8 warps of 16 x 8.
 pub const SKINNY: u32 = 32;

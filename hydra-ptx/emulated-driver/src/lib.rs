@@ -22,6 +22,7 @@ const OK: u32 = 0;
 const INVALID_VALUE: u32 = 1;
 const OUT_OF_MEMORY: u32 = 2;
 const INVALID_DEVICE: u32 = 101;
+const NO_BINARY: u32 = 209;
 const NOT_FOUND: u32 = 500;
 
 /// Bytes that there are.
@@ -68,6 +69,11 @@ fn note(call: &str) {
     }
 }
 
+/// The device's compute capability, times ten.
+fn capability() -> i32 {
+    std::env::var("HYDRA_EMULATED_CAPABILITY").ok().and_then(|text| text.parse().ok()).unwrap_or(80)
+}
+
 fn used() -> usize {
     MEMORY.with_borrow(|memory| memory.values().map(|memory| memory.values().len()).sum())
 }
@@ -90,9 +96,9 @@ driver! {
         OK
     }
 
-    // 75 and 76 are the compute capability; `HYDRA_EMULATED_CAPABILITY=75` makes it an old device.
+    // 75 and 76 are the compute capability; `HYDRA_EMULATED_CAPABILITY=75` makes it an old device, 90 a Hopper.
     fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, _device: i32) {
-        let capability = std::env::var("HYDRA_EMULATED_CAPABILITY").ok().and_then(|text| text.parse().ok()).unwrap_or(80);
+        let capability = capability();
         *value = match attribute {
             75 => capability / 10,
             76 => capability % 10,
@@ -108,7 +114,15 @@ driver! {
 
     fn cuModuleLoadDataEx(module: *mut usize, image: *const c_char, _options: u32, _names: usize, _values: usize) {
         *module = 2;
-        if CStr::from_ptr(image).to_bytes().windows(7).any(|word| word == b".target") { OK } else { INVALID_VALUE }
+        let text = String::from_utf8_lossy(CStr::from_ptr(image).to_bytes());
+        let target = text.lines().find_map(|line| line.strip_prefix(".target "));
+        match target.map(|target| target.split(',').next().unwrap_or_default()) {
+            Some("sm_80") => OK,
+            // Of one architecture alone.
+            Some("sm_90a") if capability() == 90 => OK,
+            Some(_) => NO_BINARY,
+            None => INVALID_VALUE,
+        }
     }
 
     fn cuModuleGetFunction(function: *mut usize, _module: usize, name: *const c_char) {
@@ -190,7 +204,7 @@ driver! {
     // 8 is the most dynamic shared memory.
     fn cuFuncSetAttribute(function: usize, attribute: i32, value: i32) {
         SHARED_OF.with_borrow_mut(|all| all.insert(function, value));
-        if attribute == 8 && value <= 99 * 1024 { OK } else { INVALID_VALUE }
+        if attribute == 8 && value <= 227 * 1024 { OK } else { INVALID_VALUE }
     }
 
     fn cuLaunchKernel(

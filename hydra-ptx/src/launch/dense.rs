@@ -22,29 +22,85 @@ pub struct Second {
     pub b: Ptr,
 }
 
-/// `c` [m, n] = `before` + `a` (an operand) · W, and the second product; `before` is of c's kind, and may be null or c.
-pub fn gemm(c: Values, before: Ptr, m: u32, form: Form, a: Ptr, w: &Matrix, second: Option<Second>) -> Launch {
-    let entry = match (form, w.format) {
-        (Form::Rows, Format::Bf16) => "gemm_rows_bf16",
-        (Form::Rows, Format::Q8_0) => "gemm_rows_q8_0",
-        (Form::Rows, Format::Q4_0) => "gemm_rows_q4_0",
-        (Form::Rows, Format::Q4_1) => "gemm_rows_q4_1",
-        (Form::Columns, Format::Bf16) => "gemm_columns_bf16",
-        (Form::Columns, Format::Q8_0) => "gemm_columns_q8_0",
-        (Form::Columns, Format::Q4_0) => "gemm_columns_q4_0",
-        (Form::Columns, Format::Q4_1) => "gemm_columns_q4_1",
+/// `c` [m, n] = `before` + `a` (an operand [m, k]) · W, and the second product.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// C.
+    pub c: Values,
+    /// What is added to, of c's kind: null, c or something else.
+    pub before: Ptr,
+    /// Rows of C.
+    pub m: u32,
+    /// Which side of W is summed over.
+    pub form: Form,
+    /// A.
+    pub a: Ptr,
+    /// W.
+    pub w: &'a Matrix,
+    /// The second product, which is added.
+    pub second: Option<Second>,
+}
+
+impl Product<'_> {
+    /// n and k.
+    fn sizes(&self) -> (u32, u32) {
+        match self.form {
+            Form::Rows => (self.w.rows, self.w.columns),
+            Form::Columns => (self.w.columns, self.w.rows),
+        }
+    }
+}
+
+/// Matrix instructions of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// `mma.sync`: compute capability 8.0 and later.
+    Mma,
+    /// `wgmma`: 9.0 alone, from the module [`crate::HOPPER_PTX`].
+    Wgmma,
+}
+
+impl Instructions {
+    /// What is fastest for a product on a device that has these.
+    pub fn best_for(self, product: &Product<'_>) -> Self {
+        let tiles = u64::from(product.m.div_ceil(WGMMA_M)) * u64::from(product.sizes().0.div_ceil(WGMMA_N));
+        if tiles < u64::from(WGMMA_LEAST_TILES) { Instructions::Mma } else { self }
+    }
+}
+
+/// A product with these instructions.
+pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
+    use Instructions::{Mma, Wgmma};
+    let &Product { c, before, m, form, a, w, second } = product;
+    let entry = match (by, form, w.format) {
+        (Mma, Form::Rows, Format::Bf16) => "gemm_rows_bf16",
+        (Mma, Form::Rows, Format::Q8_0) => "gemm_rows_q8_0",
+        (Mma, Form::Rows, Format::Q4_0) => "gemm_rows_q4_0",
+        (Mma, Form::Rows, Format::Q4_1) => "gemm_rows_q4_1",
+        (Mma, Form::Columns, Format::Bf16) => "gemm_columns_bf16",
+        (Mma, Form::Columns, Format::Q8_0) => "gemm_columns_q8_0",
+        (Mma, Form::Columns, Format::Q4_0) => "gemm_columns_q4_0",
+        (Mma, Form::Columns, Format::Q4_1) => "gemm_columns_q4_1",
+        (Wgmma, Form::Rows, Format::Bf16) => "wgmma_rows_bf16",
+        (Wgmma, Form::Rows, Format::Q8_0) => "wgmma_rows_q8_0",
+        (Wgmma, Form::Rows, Format::Q4_0) => "wgmma_rows_q4_0",
+        (Wgmma, Form::Rows, Format::Q4_1) => "wgmma_rows_q4_1",
+        (Wgmma, Form::Columns, Format::Bf16) => "wgmma_columns_bf16",
+        (Wgmma, Form::Columns, Format::Q8_0) => "wgmma_columns_q8_0",
+        (Wgmma, Form::Columns, Format::Q4_0) => "wgmma_columns_q4_0",
+        (Wgmma, Form::Columns, Format::Q4_1) => "wgmma_columns_q4_1",
     };
-    let (n, k) = match form {
-        Form::Rows => (w.rows, w.columns),
-        Form::Columns => (w.columns, w.rows),
-    };
+    let (n, k) = product.sizes();
     let Second { a: a2, k: k2, b: b2 } = second.unwrap_or(Second { a: Ptr::NULL, k: 0, b: Ptr::NULL });
     let pitch2 = match form {
         Form::Rows => padded(k2),
         Form::Columns => padded(n),
     };
-    let grid = [n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)];
-    launch!(entry, grid, GEMM_SHARED, c.at, before, c.bf16, m, n, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
+    let (grid, shared) = match by {
+        Mma => ([n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)], GEMM_SHARED),
+        Wgmma => ([n.div_ceil(WGMMA_N), m.div_ceil(WGMMA_M)], WGMMA_SHARED),
+    };
+    launch!(entry, grid, shared, c.at, before, c.bf16, m, n, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
 }
 
 /// What a matrix-vector product reads.

@@ -116,3 +116,93 @@ fn a_copy_arrives_when_it_is_waited_for() {
     };
     run(kernel, &[global.address()]);
 }
+
+/// Two matrices of 64 and 256 rows of 128 bytes, all ones, and the descriptors of four products.
+fn ones() -> ([u64; 4], [u64; 4]) {
+    let (mut at, end) = (shared() + 16 * thread(), shared() + (64 + 256) * 128);
+    while at < end {
+        // SAFETY: emulated.
+        unsafe { st_u4(at, [0x3f80_3f80; 4]) };
+        at += 16 * threads();
+    }
+    let matrix = |at| Swizzled { at, panel: 0, eight: 1024 }.steps(32);
+    (matrix(shared()), matrix(shared() + 64 * 128))
+}
+
+fn run_warpgroup(call: unsafe fn(&[u64])) {
+    let grid = Grid { blocks: [1, 1], threads: 128, shared: (64 + 256) * 128, seed: 1 };
+    // SAFETY: the kernels below take nothing.
+    unsafe { launch(&Entry { name: "test", params: &[], call }, grid, &[]) }
+}
+
+#[test]
+fn an_asynchronous_product() {
+    // SAFETY: emulated.
+    run_warpgroup(|_| unsafe {
+        let (a, b) = ones();
+        proxy_fence();
+        barrier();
+        let mut sums = Sums::zero();
+        sums.start::<false>(a, b);
+        sums.wait_for_all_but_one();
+        sums.start::<false>(a, b);
+        assert_eq!(sums.finish(), [[128.0; 4]; 32]);
+    });
+}
+
+#[test]
+#[should_panic(expected = "which set no fence")]
+fn a_missing_proxy_fence() {
+    // SAFETY: emulated.
+    run_warpgroup(|_| unsafe {
+        let (a, b) = ones();
+        barrier();
+        let mut sums = Sums::zero();
+        sums.start::<false>(a, b);
+        sums.finish();
+    });
+}
+
+#[test]
+#[should_panic(expected = "changed while it was multiplied")]
+fn overwritten_under_a_product() {
+    // SAFETY: emulated.
+    run_warpgroup(|_| unsafe {
+        let (a, b) = ones();
+        proxy_fence();
+        barrier();
+        let mut sums = Sums::zero();
+        sums.start::<false>(a, b);
+        barrier();
+        st_u4(shared() + 16 * thread(), [0; 4]);
+        proxy_fence();
+        barrier();
+        sums.finish();
+    });
+}
+
+#[test]
+#[should_panic(expected = "nothing waited for")]
+fn a_product_that_nothing_waits_for() {
+    // SAFETY: emulated.
+    run_warpgroup(|_| unsafe {
+        let (a, b) = ones();
+        proxy_fence();
+        barrier();
+        Sums::zero().start::<false>(a, b);
+    });
+}
+
+#[test]
+#[should_panic(expected = "warps of a warpgroup ask for")]
+fn warps_with_other_descriptors() {
+    // SAFETY: emulated.
+    run_warpgroup(|_| unsafe {
+        let (a, b) = ones();
+        proxy_fence();
+        barrier();
+        let mut sums = Sums::zero();
+        sums.start::<false>(if warp() == 2 { b } else { a }, b);
+        sums.finish();
+    });
+}

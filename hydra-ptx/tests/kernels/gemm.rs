@@ -3,7 +3,8 @@
 use crate::support::*;
 use hydra_kernels::reference;
 use hydra_ptx::launch::{
-    Form, Format, Matrix, Output, Ptr, Rows, Second, Values, gemm, matvec, operand as operand_launch,
+    Form, Format, Instructions, Launch, Matrix, Output, Product, Ptr, Rows, Second, Values, gemm, matvec,
+    operand as operand_launch,
 };
 use hydra_ptx_device::emulator::Global;
 use proptest::prelude::*;
@@ -87,7 +88,22 @@ impl C {
     }
 }
 
-fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], accumulate: bool, seed: u64) {
+/// With either instructions, Hopper's also compiled.
+fn check_gemm(format: Format, form: Form, sizes: [usize; 4], accumulate: bool, seed: u64) {
+    check_gemm_by(run, Instructions::Mma, format, form, sizes, accumulate, seed);
+    check_gemm_by(run, Instructions::Wgmma, format, form, sizes, accumulate, seed);
+    check_gemm_by(run_compiled, Instructions::Wgmma, format, form, sizes, accumulate, seed);
+}
+
+fn check_gemm_by(
+    run: fn(Launch, u64),
+    by: Instructions,
+    format: Format,
+    form: Form,
+    [m, rows, columns, k2]: [usize; 4],
+    accumulate: bool,
+    seed: u64,
+) {
     let mut random = Random::new(seed);
     let stored = Stored::new(format, rows, columns, &mut random);
     let (n, k) = if form == Form::Rows { (rows, columns) } else { (columns, rows) };
@@ -109,7 +125,8 @@ fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], ac
     };
     let second = (k2 > 0).then_some(Second { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
     let w = stored.matrix(format, rows, columns);
-    run(gemm(c.at(), add, m as u32, form, ptr(&device_a), &w, second), seed);
+    let product = Product { c: c.at(), before: add, m: m as u32, form, a: ptr(&device_a), w: &w, second };
+    run(gemm(by, &product), seed);
 
     let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
     let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
@@ -118,7 +135,7 @@ fn check_gemm(format: Format, form: Form, [m, rows, columns, k2]: [usize; 4], ac
     let right = |p: usize, j: usize| b2[if form == Form::Rows { j * k2 + p } else { p * n + j }];
     reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
     let tolerance = if format == Format::Bf16 { 1e-5 } else { TOLERANCE };
-    let what = format!("{format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
+    let what = format!("{by:?} {format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
     c.assert_close(&what, &want, tolerance);
 }
 
@@ -203,8 +220,26 @@ proptest! {
 }
 
 #[test]
+fn hopper_has_its_own_for_many_tiles() {
+    use Instructions::{Mma, Wgmma};
+    let w = Matrix { format: Format::Bf16, data: Ptr(256), scales: Ptr::NULL, rows: 4096, columns: 100 };
+    let (c, before, a) = (Values::f32(Ptr(256)), Ptr::NULL, Ptr(256));
+    let best = |by: Instructions, m, form| by.best_for(&Product { c, before, m, form, a, w: &w, second: None });
+    assert_eq!(best(Mma, 4096, Form::Rows), Mma);
+    assert_eq!(best(Wgmma, 4096, Form::Rows), Wgmma);
+    // 4 x 16 tiles, 5 x 16 and 1 x 1.
+    assert_eq!(best(Wgmma, 512, Form::Rows), Mma);
+    assert_eq!(best(Wgmma, 513, Form::Rows), Wgmma);
+    assert_eq!(best(Wgmma, 100, Form::Columns), Mma);
+}
+
+#[test]
 fn nothing_to_do() {
     let (a, c) = (Global::new(&[0u16; 8]), C::new(&[1.0; 4], false));
     let w = Matrix { format: Format::Bf16, data: ptr(&a), scales: Ptr::NULL, rows: 4, columns: 8 };
-    assert!(gemm(c.at(), Ptr::NULL, 0, Form::Rows, ptr(&a), &w, None).is_empty());
+    let (form, before) = (Form::Rows, Ptr::NULL);
+    let product = Product { c: c.at(), before, m: 0, form, a: ptr(&a), w: &w, second: None };
+    for by in [Instructions::Mma, Instructions::Wgmma] {
+        assert!(gemm(by, &product).is_empty());
+    }
 }

@@ -1,7 +1,9 @@
 //! Launches on the emulator, and operands.
 
 use half::bf16;
+use hydra_ptx::HOPPER_PTX;
 use hydra_ptx::launch::{Launch, Ptr, padded};
+use hydra_ptx_device::emulator::ptx::Module;
 use hydra_ptx_device::emulator::{self, Global, Grid};
 
 /// Runs a launch; `seed` orders the warps.
@@ -14,6 +16,18 @@ pub fn run(launch: Launch, seed: u64) {
     let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed };
     // SAFETY: the launch table's parameters, over memory that the tests registered.
     unsafe { emulator::launch(entry, grid, &slots) }
+}
+
+thread_local! {
+    static HOPPER: Module = Module::new(HOPPER_PTX);
+}
+
+/// Runs what the compiler made of one of Hopper's kernels.
+pub fn run_compiled(launch: Launch, seed: u64) {
+    let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
+    let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed };
+    // SAFETY: as in `run`.
+    HOPPER.with(|module| unsafe { module.launch(launch.entry, grid, &slots) });
 }
 
 pub fn ptr<T: Copy>(global: &Global<T>) -> Ptr {

@@ -27,7 +27,7 @@ use crate::batch::Segment;
 use crate::{Error, Result};
 use core::ops::Range;
 use half::bf16;
-use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Ptr, Saved, Values};
+use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Product, Ptr, Saved, Values};
 use state::{Area, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -95,6 +95,12 @@ impl<D: Driver> Cuda<D> {
         // SAFETY: callers have checked their buffers' lengths, and `&mut` says that nobody else uses what is written; areas and
         // matrices are as long as they were asked to be, and work is done in order.
         unsafe { self.driver.launch(launch) }
+    }
+
+    /// Runs a product with a frozen matrix, by the device's fastest instructions.
+    fn multiply(&self, product: &Product<'_>) -> Result<()> {
+        let by = self.driver.instructions().best_for(product);
+        self.run(&launch::gemm(by, product))
     }
 
     /// The shape as launches take it, tokens, and where q, k and v are; the rows' blocks go to the device.

@@ -1,6 +1,7 @@
 //! One block: its threads as coroutines, its shared memory, and the collectives that bring threads together.
 
 use super::memory::{self, Stamp, Touched};
+use super::wgmma::{Operands, Part, Products};
 use super::{Grid, memory::check};
 use crate::prelude::SHARED_BASE;
 use core::mem::discriminant;
@@ -15,15 +16,32 @@ use std::rc::Rc;
 /// Room for the arrays of a kernel that the compiler hasn't put into registers.
 const STACK: usize = 256 * 1024;
 
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 /// A thread's wait for others.
 #[derive(Clone, Copy)]
 pub(crate) enum Request {
     Barrier,
-    Shuffle { value: u32, lanes: u32 },
-    Ldmatrix { address: u32, transposed: bool },
-    Mma { a: [u32; 4], b: [u32; 2], c: [f32; 4] },
+    Shuffle {
+        value: u32,
+        lanes: u32,
+    },
+    Ldmatrix {
+        address: u32,
+        transposed: bool,
+    },
+    Mma {
+        a: [u32; 4],
+        b: [u32; 2],
+        c: [f32; 4],
+    },
+    WgmmaFence,
+    /// What it gives is in [`Block::parts`].
+    Wgmma(Operands),
+    WgmmaCommit,
+    WgmmaWait {
+        pending: u32,
+    },
 }
 
 type Reply = [u32; 4];
@@ -77,6 +95,15 @@ pub(crate) struct Block {
     shared: Vec<u8>,
     touched: Vec<Touched>,
     copies: Vec<Copies>,
+    /// A thread's part of its latest asynchronous product.
+    pub parts: Vec<Part>,
+    /// By warp.
+    pub products: Vec<Products>,
+    /// How many stores to shared memory there have been; which was the last at each two bytes; and how many each thread had seen
+    /// at its last fence for the asynchronous proxy.
+    stores: u64,
+    stored: Vec<u64>,
+    fenced: Vec<u64>,
 }
 
 thread_local! {
@@ -124,6 +151,22 @@ impl Block {
     pub fn shared_store(&mut self, address: u32, bytes: &[u8]) {
         let at = self.touch_shared(address, bytes.len(), bytes.len(), true);
         self.shared[at..at + bytes.len()].copy_from_slice(bytes);
+        self.stores += 1;
+        self.stored[at / 2..(at + bytes.len()) / 2].fill(self.stores);
+    }
+
+    /// The running thread's stores can be seen by asynchronous products.
+    pub fn proxy_fence(&mut self) {
+        self.fenced[self.current as usize] = self.stores;
+    }
+
+    /// Two bytes of shared memory as an asynchronous product reads them.
+    #[track_caller]
+    pub fn proxy_load(&mut self, address: u32) -> u16 {
+        let at = self.touch_shared(address, 2, 2, false);
+        let writer = self.touched[at / 2].writer();
+        assert!(self.stored[at / 2] <= self.fenced[writer], "byte {at}: stored by thread {writer}, which set no fence");
+        u16::from_le_bytes([self.shared[at], self.shared[at + 1]])
     }
 
     #[track_caller]
@@ -177,11 +220,16 @@ pub(crate) fn run(body: &Body, grid: Grid, index: [u32; 2]) {
         shared: vec![0xff; grid.shared as usize],
         touched: vec![Touched::default(); grid.shared.div_ceil(2) as usize],
         copies: (0..count).map(|_| Copies::default()).collect(),
+        parts: vec![[[0.0; 4]; 32]; count],
+        products: (0..count / LANES).map(|_| Products::default()).collect(),
+        stores: 0,
+        stored: vec![0; grid.shared.div_ceil(2) as usize],
+        fenced: vec![0; count],
     }));
     // Shared memory of the block before is another one.
     let mut threads: Vec<Thread> = (0..grid.threads).map(|thread| spawn(body, thread)).collect();
     let mut state = grid.seed ^ u64::from(index[0]) << 32 ^ u64::from(index[1]);
-    let mut warps: Vec<Warp> = (0..count / LANES).map(|_| Warp::Runs([[0; 4]; LANES])).collect();
+    let mut warps: Vec<Warp> = (0..count / LANES).map(|_| GO_ON).collect();
     loop {
         let mut order: Vec<usize> = (0..warps.len()).filter(|&w| matches!(warps[w], Warp::Runs(_))).collect();
         if order.is_empty() {
@@ -196,6 +244,7 @@ pub(crate) fn run(body: &Body, grid: Grid, index: [u32; 2]) {
         }
         release(&mut warps);
     }
+    with_block(|block| block.wgmma_end());
     BLOCK.set(None);
     STACKS.with_borrow_mut(|stacks| stacks.extend(threads.into_iter().map(Coroutine::into_stack)));
 }
@@ -242,7 +291,31 @@ fn resume(threads: &mut [Thread], warp: usize, state: &Warp) -> Warp {
         Request::Shuffle { .. } => Warp::Runs(shuffle(&requests)),
         Request::Ldmatrix { transposed, .. } => Warp::Runs(ldmatrix(&requests, transposed, warp, place)),
         Request::Mma { .. } => Warp::Runs(mma(&requests)),
+        Request::Wgmma(operands) => {
+            let same = |request: &Request| matches!(request, Request::Wgmma(other) if *other == operands);
+            assert!(requests.iter().all(same), "{place}: lanes of a warp with other descriptors");
+            with_block(|block| {
+                block.current = (warp * LANES) as u32;
+                let parts = block.wgmma(warp, operands);
+                block.parts[warp * LANES..][..LANES].copy_from_slice(&parts);
+            });
+            GO_ON
+        }
+        Request::WgmmaFence => asynchronous(|block| block.wgmma_fence(warp)),
+        Request::WgmmaCommit => asynchronous(|block| block.wgmma_commit(warp)),
+        Request::WgmmaWait { pending } => asynchronous(|block| {
+            block.current = (warp * LANES) as u32;
+            block.wgmma_wait(warp, pending as usize);
+        }),
     }
+}
+
+/// With nothing to be told.
+const GO_ON: Warp = Warp::Runs([[0; 4]; LANES]);
+
+fn asynchronous(body: impl FnOnce(&mut Block)) -> Warp {
+    with_block(body);
+    GO_ON
 }
 
 /// Lets the block go on if all its warps are at the barrier.
@@ -257,7 +330,7 @@ fn release(warps: &mut [Warp]) {
         if let Warp::Waits(at) = warp {
             assert!(*at == place, "barriers at {at} and {place} at once");
         }
-        *warp = Warp::Runs([[0; 4]; LANES]);
+        *warp = GO_ON;
     }
     with_block(|block| block.epoch += 1);
 }

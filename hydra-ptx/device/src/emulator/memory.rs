@@ -28,6 +28,11 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
+    /// The thread that stored last.
+    pub fn writer(&self) -> usize {
+        self.store.thread as usize
+    }
+
     /// Notes an access. Returns whether it races.
     pub fn touch(&mut self, now: Stamp, is_store: bool) -> bool {
         let unordered = |then: Stamp| {

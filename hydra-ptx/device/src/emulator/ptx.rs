@@ -77,7 +77,7 @@ enum Op {
     Mad(Type),
     Fma,
     Not(Type),
-    Neg,
+    Neg(Type),
     Reciprocal,
     Root,
     Exp2,
@@ -99,6 +99,11 @@ enum Op {
     CopyAsync,
     CopyCommit,
     CopyWait,
+    ProxyFence,
+    WgmmaFence,
+    Wgmma,
+    WgmmaCommit,
+    WgmmaWait,
     Branch,
     Return,
 }
@@ -138,6 +143,11 @@ impl Module {
             line += count(&[entry]);
         }
         Self(programs)
+    }
+
+    /// Whether it has a kernel of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// Runs a kernel over a grid, as [`super::launch`] does.
@@ -214,7 +224,7 @@ impl Names {
             "dynamic_shared" => return Operand::Value(u64::from(SHARED_BASE)),
             _ => {}
         }
-        if text.starts_with('%') || text == "tmp" {
+        if text.starts_with('%') || matches!(text, "tmp" | "add" | "_") {
             return Operand::Register(self.register(text));
         }
         if text.starts_with('$') {
@@ -271,8 +281,9 @@ impl Program {
         };
         // Statements with their lines; labels first, so that branches can go forward.
         let (mut names, mut statements, mut line) = (Names::default(), Vec::new(), first_line);
-        // LLVM's way to drop half of a register: a block around one instruction.
-        let body = body.replace("{ .reg .b32 tmp;", "").replace("; }", ";");
+        // LLVM's way to drop half of a register, and ours to name a predicate: a block around a few instructions.
+        let body = body.replace("{ .reg .b32 tmp;", "").replace("{ .reg .pred add;", "").replace("; }", ";");
+        let body = body.replace("} wgmma", "wgmma");
         let without_comments: String =
             body.lines().map(|line| line.split("//").next().unwrap_or("").to_string() + "\n").collect();
         for piece in without_comments.split(';') {
@@ -363,7 +374,7 @@ impl Op {
             ("shl", [_]) => return two(Binary::Shl),
             ("shr", [_]) => return two(Binary::Shr),
             ("not", [_]) => Op::Not(ty()),
-            ("neg", ["f32"]) => Op::Neg,
+            ("neg", [_]) => Op::Neg(ty()),
             ("rcp", ["rn", "f32"]) => Op::Reciprocal,
             ("sqrt", ["rn", "f32"]) => Op::Root,
             ("ex2", ["approx", "ftz", "f32"]) => Op::Exp2,
@@ -399,6 +410,11 @@ impl Op {
             ("cp", ["async", "cg", "shared", "global"]) => Op::CopyAsync,
             ("cp", ["async", "commit_group"]) => Op::CopyCommit,
             ("cp", ["async", "wait_group"]) => Op::CopyWait,
+            ("fence", ["proxy", "async", "shared::cta"]) => Op::ProxyFence,
+            ("wgmma", ["fence", "sync", "aligned"]) => Op::WgmmaFence,
+            ("wgmma", ["mma_async", "sync", "aligned", "m64n256k16", "f32", "bf16", "bf16"]) => Op::Wgmma,
+            ("wgmma", ["commit_group", "sync", "aligned"]) => Op::WgmmaCommit,
+            ("wgmma", ["wait_group", "sync", "aligned"]) => Op::WgmmaWait,
             ("bra", _) => Op::Branch,
             ("ret", _) => Op::Return,
             _ => return None,

@@ -4,6 +4,7 @@
 #![allow(missing_docs)]
 
 use crate::emulator::block::{Place, Request, ask, with_block};
+use crate::emulator::wgmma::Operands;
 use core::panic::Location;
 
 pub fn thread() -> u32 {
@@ -60,6 +61,18 @@ pub unsafe fn st_f64(address: u32, value: f64) {
 }
 
 #[track_caller]
+pub unsafe fn st_f2(address: u32, [first, second]: [f32; 2]) {
+    let bits = u64::from(first.to_bits()) | u64::from(second.to_bits()) << 32;
+    with_block(|block| block.shared_store(address, &bits.to_le_bytes()))
+}
+
+#[track_caller]
+pub unsafe fn ld_u4(address: u32) -> [u32; 4] {
+    let bytes: [u8; 16] = with_block(|block| block.shared_load(address));
+    core::array::from_fn(|i| u32::from_le_bytes(core::array::from_fn(|j| bytes[4 * i + j])))
+}
+
+#[track_caller]
 pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
     let mut bytes = [0; 16];
     value.iter().enumerate().for_each(|(i, word)| bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes()));
@@ -93,6 +106,41 @@ pub fn copy_commit() {
 #[track_caller]
 pub fn copy_wait<const PENDING: u32>() {
     with_block(|block| block.copy_wait(PENDING as usize))
+}
+
+pub fn proxy_fence() {
+    with_block(|block| block.proxy_fence())
+}
+
+pub struct Sums([[f32; 4]; 32]);
+
+impl Sums {
+    pub fn zero() -> Self {
+        Self([[0.0; 4]; 32])
+    }
+
+    #[track_caller]
+    pub unsafe fn start<const TRANSPOSED: bool>(&mut self, a: [u64; 4], b: [u64; 4]) {
+        let place = Place::Source(Location::caller());
+        ask(Request::WgmmaFence, place);
+        for (a, b) in a.into_iter().zip(b) {
+            ask(Request::Wgmma(Operands { a, b, transposed: TRANSPOSED }), place);
+            let part = with_block(|block| block.parts[block.current as usize]);
+            self.0.iter_mut().zip(part).for_each(|(sums, part)| *sums = core::array::from_fn(|i| sums[i] + part[i]));
+        }
+        ask(Request::WgmmaCommit, place);
+    }
+
+    #[track_caller]
+    pub fn wait_for_all_but_one(&mut self) {
+        ask(Request::WgmmaWait { pending: 1 }, Place::Source(Location::caller()));
+    }
+
+    #[track_caller]
+    pub fn finish(self) -> [[f32; 4]; 32] {
+        ask(Request::WgmmaWait { pending: 0 }, Place::Source(Location::caller()));
+        self.0
+    }
 }
 
 #[track_caller]

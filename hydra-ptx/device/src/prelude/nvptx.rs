@@ -18,7 +18,7 @@ unsafe extern "C" {
     fn bar_warp_sync(members: u32);
 }
 
-global_asm!(".extern .shared .align 128 .b8 dynamic_shared[];");
+global_asm!(".extern .shared .align 1024 .b8 dynamic_shared[];");
 
 /// This thread's place in its block.
 #[inline(always)]
@@ -92,6 +92,21 @@ pub unsafe fn st_f64(address: u32, value: f64) {
     asm!("st.shared.f64 [{}], {};", in(reg32) address, in(reg64) value, options(nostack));
 }
 
+/// Stores two neighbours to shared memory, 8-byte aligned.
+#[inline(always)]
+pub unsafe fn st_f2(address: u32, value: [f32; 2]) {
+    asm!("st.shared.v2.f32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) value[0], in(reg32) value[1], options(nostack));
+}
+
+/// Loads 16 bytes from shared memory, 16-byte aligned.
+#[inline(always)]
+pub unsafe fn ld_u4(address: u32) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    asm!("ld.shared.v4.u32 {{{}, {}, {}, {}}}, [{}];",
+        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
+    [a, b, c, d]
+}
+
 /// Stores 16 bytes to shared memory, 16-byte aligned.
 #[inline(always)]
 pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
@@ -145,6 +160,94 @@ pub fn copy_commit() {
 #[inline(always)]
 pub fn copy_wait<const PENDING: u32>() {
     unsafe { asm!("cp.async.wait_group {};", const PENDING, options(nostack)) }
+}
+
+/// Makes this thread's stores to shared memory visible to `wgmma`, once the block's threads have met.
+#[inline(always)]
+pub fn proxy_fence() {
+    unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) }
+}
+
+/// A warpgroup's 64 x 256 sums. Warp w has rows 16 (w % 4) and on: `[f32; 4]` number i of a thread is what `mma.m16n8k16` would leave
+/// there of columns 8 i and on. Nothing can be read before [`Sums::finish`]: until then the multiplications may be under way.
+pub struct Sums([[f32; 4]; 32]);
+
+/// `$do!` with the numbers of a thread's sums, but for the first.
+macro_rules! with_sums {
+    ($do:ident!($($argument:tt)*)) => {
+        $do! {
+            $($argument)*;
+            1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40
+            41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 68 69 70 71 72 73 74 75 76 77
+            78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95 96 97 98 99 100 101 102 103 104 105 106 107 108 109 110
+            111 112 113 114 115 116 117 118 119 120 121 122 123 124 125 126 127
+        }
+    };
+}
+
+macro_rules! start {
+    ($sums:expr, $a:ident, $b:ident, $transposed:ident; $($i:literal)*) => {
+        asm!(
+            "wgmma.fence.sync.aligned;",
+            "{{ .reg .pred add; setp.eq.u32 add, 0, 0;",
+            concat!("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {{{0}", $(", {", $i, "}",)*
+                "}}, {a0}, {b0}, add, 1, 1, 0, {transposed};"),
+            concat!("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {{{0}", $(", {", $i, "}",)*
+                "}}, {a1}, {b1}, add, 1, 1, 0, {transposed};"),
+            concat!("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {{{0}", $(", {", $i, "}",)*
+                "}}, {a2}, {b2}, add, 1, 1, 0, {transposed};"),
+            concat!("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {{{0}", $(", {", $i, "}",)*
+                "}}, {a3}, {b3}, add, 1, 1, 0, {transposed};"),
+            "}} wgmma.commit_group.sync.aligned;",
+            inout(reg32) $sums[0][0], $(inout(reg32) $sums[$i / 4][$i % 4],)*
+            a0 = in(reg64) $a[0], a1 = in(reg64) $a[1], a2 = in(reg64) $a[2], a3 = in(reg64) $a[3],
+            b0 = in(reg64) $b[0], b1 = in(reg64) $b[1], b2 = in(reg64) $b[2], b3 = in(reg64) $b[3],
+            transposed = const $transposed as u32, options(nostack)
+        )
+    };
+}
+
+macro_rules! finish {
+    ($sums:expr; $($i:literal)*) => {
+        // The comment is what uses the operands: the sums exist only after this.
+        asm!(concat!("wgmma.wait_group.sync.aligned 0; // {0}", $(" {", $i, "}",)*),
+            inout(reg32) $sums[0][0], $(inout(reg32) $sums[$i / 4][$i % 4],)* options(nostack))
+    };
+}
+
+impl Sums {
+    /// Nothing is added up yet.
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self([[0.0; 4]; 32])
+    }
+
+    /// Starts sums += A · B with k = 64: A is [64, 16] and B [16, 256] at each descriptor. A's rows, and B's columns, or if
+    /// `TRANSPOSED` its rows, are 128-byte rows of [`Swizzled`].
+    #[inline(always)]
+    pub unsafe fn start<const TRANSPOSED: bool>(&mut self, a: [u64; 4], b: [u64; 4]) {
+        bar_warp_sync(!0);
+        with_sums!(start!(self.0, a, b, TRANSPOSED));
+    }
+
+    /// Waits until all but the latest [`Sums::start`] is done.
+    #[inline(always)]
+    pub fn wait_for_all_but_one(&mut self) {
+        unsafe {
+            bar_warp_sync(!0);
+            asm!("wgmma.wait_group.sync.aligned 1;", options(nostack));
+        }
+    }
+
+    /// Waits for all.
+    #[inline(always)]
+    pub fn finish(mut self) -> [[f32; 4]; 32] {
+        unsafe {
+            bar_warp_sync(!0);
+            with_sums!(finish!(self.0));
+        }
+        self.0
+    }
 }
 
 /// Loads from the device's memory.

@@ -1,6 +1,6 @@
 //! A GPU through the CUDA driver: the only file that knows `cust`.
 //!
-//! One context, one stream, one module. Buffers are parts of a few large allocations. Uploads go through a pinned buffer, so that
+//! One context, one stream; one module for every device, and one more for Hopper. Buffers are parts of a few large allocations. Uploads go through a pinned buffer, so that
 //! they are queued like everything else and the caller's memory is free at once.
 
 use super::arena::{self, Arena};
@@ -15,8 +15,8 @@ use cust::memory::LockedBuffer;
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 use cust::sys;
-use hydra_ptx::launch::Launch;
-use hydra_ptx::{CAPABILITY, PTX};
+use hydra_ptx::launch::{Instructions, Launch};
+use hydra_ptx::{CAPABILITY, HOPPER, HOPPER_PTX, PTX};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,10 +59,11 @@ impl Shared {
 /// One NVIDIA GPU.
 pub struct Gpu {
     name: String,
+    instructions: Instructions,
     kernels: HashMap<&'static str, Kernel>,
     staging: Mutex<Staging>,
     stream: Stream,
-    _module: Module,
+    _modules: Vec<Module>,
     shared: Arc<Shared>,
 }
 
@@ -107,6 +108,22 @@ fn result(code: sys::CUresult) -> Result<(), CudaError> {
     }
 }
 
+/// Has the driver compile a module, and adds its kernels.
+fn load(
+    text: &'static str,
+    modules: &mut Vec<Module>,
+    kernels: &mut HashMap<&'static str, Kernel>,
+) -> Result<(), CudaError> {
+    let module = Module::from_ptx(text, &[])?;
+    for line in text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")) {
+        let entry = line.trim_end_matches('(');
+        let function = module.get_function(entry)?.to_raw();
+        kernels.insert(entry, Kernel { function, shared: AtomicU32::new(SHARED) });
+    }
+    modules.push(module);
+    Ok(())
+}
+
 impl Gpu {
     /// Opens device `ordinal`. Fails with one line that says what is missing: the driver, the device, or what it can't do.
     pub fn open(ordinal: u32) -> Result<Self> {
@@ -122,7 +139,7 @@ impl Gpu {
             return Err(refused(format!("there is no such device, the driver has {count}, counted from 0")));
         }
         let device = Device::get_device(ordinal).map_err(failed("can't be opened"))?;
-        let name = device.name().map_err(failed("has no name"))?;
+        let mut name = device.name().map_err(failed("has no name"))?;
         let attribute = |which| device.get_attribute(which).map_err(failed("can't be asked"));
         let major = attribute(DeviceAttribute::ComputeCapabilityMajor)?;
         let minor = attribute(DeviceAttribute::ComputeCapabilityMinor)?;
@@ -133,20 +150,28 @@ impl Gpu {
         }
         let context = Context::new(device).map_err(failed("no context"))?;
         CurrentContext::set_current(&context).map_err(failed("no context"))?;
-        let module =
-            Module::from_ptx(PTX, &[]).map_err(failed("the driver can't compile the kernels; it may be too old"))?;
-        let mut kernels = HashMap::new();
-        for line in PTX.lines().filter_map(|line| line.strip_prefix(".visible .entry ")) {
-            let entry = line.trim_end_matches('(');
-            let function = module.get_function(entry).map_err(failed("a kernel is missing"))?.to_raw();
-            kernels.insert(entry, Kernel { function, shared: AtomicU32::new(SHARED) });
+        let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
+        load(PTX, &mut modules, &mut kernels)
+            .map_err(failed("the driver can't compile the kernels; it may be too old"))?;
+        let mut instructions = Instructions::Mma;
+        if (major as u32, minor as u32) == HOPPER {
+            // Drivers older than the architecture's instructions run it as its predecessor.
+            match load(HOPPER_PTX, &mut modules, &mut kernels) {
+                Ok(()) => instructions = Instructions::Wgmma,
+                Err(_) => name += " (slower than it could be: the driver is too old for wgmma)",
+            }
         }
         let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(failed("no stream"))?;
         // SAFETY: written before it is read.
         let buffer = unsafe { LockedBuffer::uninitialized(STAGING) }.map_err(failed("no pinned memory"))?;
         let staging = Mutex::new(Staging { buffer, used: 0 });
         let shared = Arc::new(Shared { ordinal, context, arena: Mutex::default() });
-        Ok(Self { name, kernels, staging, stream, _module: module, shared })
+        Ok(Self { name, instructions, kernels, staging, stream, _modules: modules, shared })
+    }
+
+    /// The same without Hopper's own matrix instructions, to be compared with them.
+    pub fn without_wgmma(self) -> Self {
+        Self { instructions: Instructions::Mma, ..self }
     }
 
     fn failed(&self, what: &str, error: CudaError) -> Error {
@@ -304,6 +329,10 @@ impl Driver for Gpu {
             sys::cuLaunchKernel(kernel.function, x, y, 1, launch.threads, 1, 1, launch.shared, stream, params, extra)
         };
         result(code).map_err(|error| self.failed(launch.entry, error))
+    }
+
+    fn instructions(&self) -> Instructions {
+        self.instructions
     }
 
     fn free_bytes(&self) -> Result<u64> {

@@ -6,7 +6,7 @@ use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Ptr, Rows, Second, UpBackward, Values};
+use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Product, Ptr, Rows, Second, UpBackward, Values};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 
 type Args<'a, D> = AdapterArgs<'a, Cuda<D>>;
@@ -112,7 +112,7 @@ impl<D: Driver> Cuda<D> {
                 Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
             }
         };
-        self.run(&launch::gemm(y, before, count, Form::Rows, x, &weight, second))
+        self.multiply(&Product { c: y, before, m: count, form: Form::Rows, a: x, w: &weight, second })
     }
 
     /// The adapter's part for a handful of tokens: two more products with vectors.
@@ -155,7 +155,8 @@ impl<D: Driver> Cuda<D> {
         let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
         let Some((args, hidden)) = adapter else {
             let Some((dx, before)) = dx else { return Ok(()) };
-            return self.run(&launch::gemm(dx, before, count, Form::Columns, dy, &weight, None));
+            let form = Form::Columns;
+            return self.multiply(&Product { c: dx, before, m: count, form, a: dy, w: &weight, second: None });
         };
         let adapter = Adapter::new(self, state, args, tokens)?;
         let &Adapter { ref shape, heads, a, b, scale, mask } = &adapter;
@@ -188,7 +189,7 @@ impl<D: Driver> Cuda<D> {
             self.run(&launch::operand(stacked, Values::f32(a), heads.stacked, d_in))?;
             Some(Second { a: out.dhidden_operand, k: heads.stacked, b: stacked })
         };
-        self.run(&launch::gemm(dx, before, count, Form::Columns, dy, &weight, second))?;
+        self.multiply(&Product { c: dx, before, m: count, form: Form::Columns, a: dy, w: &weight, second })?;
         if adapter.drops() {
             self.run(&launch::dropped_add(dx, count, d_in, out.dhidden, a, &heads, mask))?;
         }

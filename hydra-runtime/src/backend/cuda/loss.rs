@@ -2,7 +2,7 @@
 
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
-use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Ptr, Rows, Values};
+use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Product, Ptr, Rows, Values};
 
 /// Logits in a block, f32 and bf16: some 100 MiB, so that the vocabulary takes few passes over dx.
 const BLOCK_VALUES: usize = 16 << 20;
@@ -41,11 +41,14 @@ impl<D: Driver> Cuda<D> {
             let part = head.from_row(first, ids);
             let logits = state.logits.f32(driver, rows * ids as usize)?;
             let weights = state.weights.operand(driver, count, ids)?;
-            self.run(&launch::gemm(Values::f32(logits), Ptr::NULL, count, Form::Rows, x, &part, None))?;
+            let multiply = |c, before, form, a| {
+                self.multiply(&Product { c: Values::f32(c), before, m: count, form, a, w: &part, second: None })
+            };
+            multiply(logits, Ptr::NULL, Form::Rows, x)?;
             self.run(&launch::soften(weights, softmax, dx, count, logits, ids, targets, first, d))?;
             if dx != Ptr::NULL {
                 let before = if first > 0 { dx } else { Ptr::NULL };
-                self.run(&launch::gemm(Values::f32(dx), before, count, Form::Columns, weights, &part, None))?;
+                multiply(dx, before, Form::Columns, weights)?;
             }
         }
         self.run(&launch::finish_loss(nll, dx, count, softmax, &head, targets, scale))

@@ -2,6 +2,7 @@
 
 use super::{Binary, Compare, Instruction, Op, Operand, Special, Type};
 use crate::emulator::block::{Place, Request, ask, with_block};
+use crate::emulator::wgmma::Operands;
 use crate::prelude::pack_bf16;
 
 /// A thread that runs a program.
@@ -69,7 +70,8 @@ impl Thread<'_> {
             Op::Fma => slot_of(f32_of(arg(1)).mul_add(f32_of(arg(2)), f32_of(arg(3)))),
             Op::Not(Type::Pred) => arg(1) ^ 1,
             Op::Not(_) => !arg(1),
-            Op::Neg => slot_of(-f32_of(arg(1))),
+            Op::Neg(Type::F32) => slot_of(-f32_of(arg(1))),
+            Op::Neg(ty) => -ty.integer(arg(1)) as u64,
             Op::Reciprocal => slot_of(1.0 / f32_of(arg(1))),
             Op::Root => slot_of(f32_of(arg(1)).sqrt()),
             Op::Exp2 => slot_of(f32_of(arg(1)).exp2()),
@@ -159,6 +161,31 @@ impl Thread<'_> {
                 let words = ask(Request::Mma { a, b, c }, place);
                 Self::each(&operands[0]).iter().zip(words).for_each(|(to, word)| self.set(to, u64::from(word)));
             }
+            Op::Wgmma => {
+                let [sums, a, b, adds, scale_a, scale_b, transposed_a, transposed_b] = operands.as_slice() else {
+                    panic!("wgmma with {} operands", operands.len())
+                };
+                let fixed = [adds, scale_a, scale_b, transposed_a].map(|operand| self.get(operand));
+                assert_eq!(fixed, [1, 1, 1, 0], "wgmma that adds, with A's rows as they are");
+                let (a, b, transposed) = (self.get(a), self.get(b), self.get(transposed_b) == 1);
+                ask(Request::Wgmma(Operands { a, b, transposed }), place);
+                let part = with_block(|block| block.parts[block.current as usize]);
+                let sums = Self::each(sums);
+                assert_eq!(sums.len(), 128);
+                for (register, more) in sums.iter().zip(part.as_flattened()) {
+                    self.set(register, slot_of(f32_of(self.get(register)) + more));
+                }
+            }
+            Op::WgmmaFence => {
+                ask(Request::WgmmaFence, place);
+            }
+            Op::WgmmaCommit => {
+                ask(Request::WgmmaCommit, place);
+            }
+            Op::WgmmaWait => {
+                ask(Request::WgmmaWait { pending: self.get(&operands[0]) as u32 }, place);
+            }
+            Op::ProxyFence => with_block(|block| block.proxy_fence()),
             Op::Barrier => {
                 ask(Request::Barrier, place);
             }

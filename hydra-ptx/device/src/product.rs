@@ -1,0 +1,282 @@
+//! C = before + A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product, the adapter's and a residual in one pass over
+//! C, which is f32 or bf16. `before` may be null or C.
+//!
+//! ```text
+//! rows:     C [m, n] = A [m, k] · Wᵀ,  W [n, k]     (x Wᵀ; B₂ is [n, k₂])
+//! columns:  C [m, n] = A [m, k] · W,   W [k, n]     (dy W; B₂ is [k₂, n])
+//! ```
+//!
+//! Two kernels share this: [`crate::gemm`] with the matrix instructions of every device, and [`crate::wgmma`] with Hopper's. A block
+//! has one tile of C in registers. Tiles of the operands pass through a few stages in shared memory: while one is multiplied, others
+//! are on their way (`cp.async`). The second pair's tiles follow the first's, so the adapter costs its multiplications alone. A
+//! block format's tile is decoded by the threads that load it.
+
+use crate::format::Format;
+use crate::prelude::*;
+use crate::rows::{Output, floats};
+use crate::sizes::{GEMM_GROUP, STAGED_MORE, THREADS};
+use core::marker::PhantomData;
+
+/// A kernel's tiles, and where their chunks of 16 bytes lie in shared memory.
+pub trait Tiling {
+    /// Rows of a tile of C.
+    const M: u32;
+    /// Its columns.
+    const N: u32;
+    /// Depth of the operands' tiles: whole blocks of a quantised weight.
+    const K: u32;
+    /// A chunk of A's tile [M, K].
+    fn a(base: u32, row: u32, chunk: u32) -> u32;
+    /// A chunk of B's tile where its rows are the weight's, [N, K].
+    fn b_rows(base: u32, row: u32, chunk: u32) -> u32;
+    /// A chunk of B's tile where its rows are k, [K, N].
+    fn b_columns(base: u32, row: u32, chunk: u32) -> u32;
+}
+
+/// A bf16 matrix, or blocks.
+#[derive(Clone, Copy)]
+struct Operand {
+    at: *const u8,
+    pitch: u32,
+    rows: u32,
+    /// A multiple of 8: padding is zero.
+    columns: u32,
+}
+
+/// A tile in shared memory: its rows and chunks, and where each chunk lies.
+struct Place<At> {
+    rows: u32,
+    chunks: u32,
+    at: At,
+}
+
+impl<At: Fn(u32, u32) -> u32> Place<At> {
+    /// This thread's first row, its chunk (or pair of chunks, of `chunks`), and how many rows its next one is further down.
+    #[inline(always)]
+    fn share(chunks: u32) -> (u32, u32, u32) {
+        (thread() / chunks, thread() % chunks, THREADS / chunks)
+    }
+}
+
+impl Operand {
+    /// Starts copying the tile whose first element is (`row`, `column`).
+    #[inline(always)]
+    unsafe fn copy_tile<At: Fn(u32, u32) -> u32>(self, to: Place<At>, row: u32, column: u32) {
+        let (first, chunk, apart) = Place::<At>::share(to.chunks);
+        let (row, column) = (row + first, column + 8 * chunk);
+        let from = self.at.wrapping_add((row as usize * self.pitch as usize + column as usize) * 2);
+        for step in 0..to.rows / apart {
+            let more = step * apart;
+            let there = row + more < self.rows && column < self.columns;
+            let from = if there { from.wrapping_add(more as usize * self.pitch as usize * 2) } else { self.at };
+            copy_async((to.at)(first + more, chunk), from, there);
+        }
+    }
+
+    /// Decodes such a tile, half a block after the other.
+    #[inline(always)]
+    unsafe fn decode_tile<F: Format, At: Fn(u32, u32) -> u32>(
+        self,
+        scales: *const u8,
+        to: Place<At>,
+        row: u32,
+        column: u32,
+    ) {
+        let (first, pair, apart) = Place::<At>::share(to.chunks / 2);
+        for step in 0..to.rows / apart {
+            let r = first + step * apart;
+            for half in 0..2 {
+                let chunk = 2 * pair + half;
+                let (row, column) = (row + r, column + 8 * chunk);
+                let mut values = [0.0; 8];
+                if row < self.rows && column < self.columns {
+                    values = F::eight(self.at, scales, row, column / 8, self.pitch, self.columns);
+                }
+                st_u4((to.at)(r, chunk), pack8(values));
+            }
+        }
+    }
+}
+
+/// This block's first row and column of C. Blocks start in order of their number; they are laid over C by groups of a few rows of
+/// tiles, down a group's first column, then its second, so that those under way together cover something like a square.
+#[inline(always)]
+unsafe fn tile_of_block<T: Tiling>(m: u32, n: u32) -> (u32, u32) {
+    let (rows, columns) = (m.div_ceil(T::M), n.div_ceil(T::N));
+    let number = block_y() * columns + block_x();
+    let in_group = GEMM_GROUP * columns;
+    assume(in_group > 0);
+    let (first, place) = (number / in_group * GEMM_GROUP, number % in_group);
+    let height = (rows - first).min(GEMM_GROUP);
+    assume(height > 0);
+    ((first + place % height) * T::M, place / height * T::N)
+}
+
+/// A launch's operands, and this block's tile of C. `ROWS` is the form.
+pub struct Product<F, T, const ROWS: bool> {
+    /// Rows of C.
+    pub m: u32,
+    /// Its columns.
+    pub n: u32,
+    /// The tile's first row.
+    pub m0: u32,
+    /// Its first column.
+    pub n0: u32,
+    a: Operand,
+    w: Operand,
+    scales: *const u8,
+    a2: Operand,
+    b2: Operand,
+    /// Tiles along k, and along both k and k₂.
+    first: u32,
+    all: u32,
+    of: PhantomData<(F, T)>,
+}
+
+impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
+    /// Sums from a staged row to the next: so that neighbouring rows lie in different banks.
+    const PITCH: u32 = T::N + STAGED_MORE;
+
+    /// The kernels' parameters; see the module's heading.
+    #[inline(always)]
+    pub unsafe fn new(
+        m: u32,
+        n: u32,
+        a: *const u16,
+        k: u32,
+        w: *const u8,
+        scales: *const u8,
+        pitch: u32,
+        a2: *const u16,
+        k2: u32,
+        b2: *const u16,
+        pitch2: u32,
+    ) -> Self {
+        let left = |at: *const u16, k: u32| Operand { at: at.cast(), pitch: padded(k), rows: m, columns: padded(k) };
+        let right = |at: *const u8, pitch: u32, k: u32| {
+            if ROWS {
+                Operand { at, pitch, rows: n, columns: padded(k) }
+            } else {
+                Operand { at, pitch, rows: k, columns: padded(n) }
+            }
+        };
+        let (m0, n0) = tile_of_block::<T>(m, n);
+        let first = k.div_ceil(T::K);
+        Self {
+            m,
+            n,
+            m0,
+            n0,
+            a: left(a, k),
+            w: right(w, pitch, k),
+            scales,
+            a2: left(a2, k2),
+            b2: right(b2.cast(), pitch2, k2),
+            first,
+            all: first + k2.div_ceil(T::K),
+            of: PhantomData,
+        }
+    }
+
+    /// How many tiles the operands have.
+    #[inline(always)]
+    pub fn tiles(&self) -> u32 {
+        self.all
+    }
+
+    /// Starts to bring a tile of A and B to shared memory, and ends a group of copies: even where nothing is left to copy, so that
+    /// the latest groups are always the tiles ahead.
+    #[inline(always)]
+    pub unsafe fn fetch(&self, tile: u32, a_to: u32, b_to: u32) {
+        if tile < self.all {
+            let frozen = tile < self.first;
+            let (a, b, before) = if frozen { (self.a, self.w, 0) } else { (self.a2, self.b2, self.first) };
+            let k0 = (tile - before) * T::K;
+            self.copy_a(a, a_to, k0);
+            if F::PLAIN || !frozen { self.copy_b(b, b_to, k0) } else { self.decode_w(b_to, k0) }
+        }
+        copy_commit();
+    }
+
+    #[inline(always)]
+    unsafe fn copy_a(&self, a: Operand, to: u32, k0: u32) {
+        let at = |row, chunk| T::a(to, row, chunk);
+        a.copy_tile(Place { rows: T::M, chunks: T::K / 8, at }, self.m0, k0);
+    }
+
+    #[inline(always)]
+    unsafe fn copy_b(&self, b: Operand, to: u32, k0: u32) {
+        if ROWS {
+            let at = |row, chunk| T::b_rows(to, row, chunk);
+            b.copy_tile(Place { rows: T::N, chunks: T::K / 8, at }, self.n0, k0);
+        } else {
+            let at = |row, chunk| T::b_columns(to, row, chunk);
+            b.copy_tile(Place { rows: T::K, chunks: T::N / 8, at }, k0, self.n0);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_w(&self, to: u32, k0: u32) {
+        if ROWS {
+            let at = |row, chunk| T::b_rows(to, row, chunk);
+            self.w.decode_tile::<F, _>(self.scales, Place { rows: T::N, chunks: T::K / 8, at }, self.n0, k0);
+        } else {
+            let at = |row, chunk| T::b_columns(to, row, chunk);
+            self.w.decode_tile::<F, _>(self.scales, Place { rows: T::K, chunks: T::N / 8, at }, k0, self.n0);
+        }
+    }
+
+    /// Puts into shared memory at `to` what a matrix instruction leaves in a thread: of 16 x 8 sums with the first at (`row`,
+    /// `column`) there, those in row lane / 4 and the eighth after it, columns 2 (lane % 4) and the next.
+    #[inline(always)]
+    pub unsafe fn stage(to: u32, row: u32, column: u32, sums: [f32; 4]) {
+        let at = to + ((row + lane() / 4) * Self::PITCH + column + lane() % 4 * 2) * 4;
+        st_f2(at, [sums[0], sums[1]]);
+        st_f2(at + 8 * Self::PITCH * 4, [sums[2], sums[3]]);
+    }
+
+    /// Writes `rows` rows of the tile of C, from `row` on, which all threads have staged at `from`.
+    #[inline(always)]
+    pub unsafe fn store(&self, c: Output, from: u32, row: u32, rows: u32) {
+        let (chunks, mut i) = (T::N / 8, thread());
+        while i < rows * chunks {
+            let (r, chunk) = (i / chunks, i % chunks);
+            let (row, column) = (self.m0 + row + r, self.n0 + 8 * chunk);
+            if row < self.m && column < self.n {
+                let at = from + (r * Self::PITCH + 8 * chunk) * 4;
+                let index = row as usize * self.n as usize + column as usize;
+                c.put_row(index, floats(ld_u4(at), ld_u4(at + 16)), self.n - column, self.n.is_multiple_of(8));
+            }
+            i += THREADS;
+        }
+    }
+}
+
+/// Defines a kernel for each form and format: a table, not code. `$gemm` does the work; `[hopper:]` is for `kernels`.
+macro_rules! products {
+    ([$($module:tt)*] $gemm:ident; $($name:ident: $format:ident, $rows:literal;)*) => {
+        kernels! { $($module)* $(
+            /// See `product.rs`. Grid: [n / tile, m / tile], 256 threads.
+            fn $name(
+                c: *mut u8,
+                before: *const u8,
+                bf16: u32,
+                m: u32,
+                n: u32,
+                a: *const u16,
+                k: u32,
+                w: *const u8,
+                scales: *const u8,
+                pitch: u32,
+                a2: *const u16,
+                k2: u32,
+                b2: *const u16,
+                pitch2: u32,
+            ) {
+                let product = Product::new(m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2);
+                $gemm::<crate::format::$format, $rows>(Output::new(c, before, bf16), &product)
+            }
+        )*}
+    };
+}
+pub(crate) use products;

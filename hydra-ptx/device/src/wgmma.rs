@@ -1,0 +1,100 @@
+//! Products with a frozen matrix ([`crate::product`]) by Hopper's `wgmma` (sm_90a): several times `mma.sync`'s speed there.
+//!
+//! A block has a 128 x 256 tile of C, in the registers of two warpgroups (64 x 256 each). Tiles of the operands are 64 deep: as
+//! many bytes as a row of 128-byte swizzling, of which a tile is one panel (A, and B where its rows are the weight's) or four
+//! side by side (B where its rows are k). There are four stages: one is multiplied, one may still be, two are on their way. The
+//! multiplications of a tile are started, then the copies of the one two ahead, and only then those of the tile before are waited
+//! for, so that the matrix units always have work.
+
+use crate::format::Format;
+use crate::prelude::*;
+use crate::product::{Product, Tiling, products};
+use crate::rows::Output;
+use crate::sizes::{WGMMA_A_BYTES, WGMMA_K, WGMMA_M, WGMMA_N, WGMMA_STAGE_BYTES, WGMMA_STAGES};
+use crate::tile::at;
+
+/// Chunks of a panel's row.
+const CHUNKS: u32 = WGMMA_K / 8;
+/// Bytes of eight rows of a panel, after which the swizzling repeats.
+const EIGHT_ROWS: u32 = 8 * 128;
+/// Bytes of a panel of B where its rows are k.
+const PANEL: u32 = WGMMA_K * 128;
+/// Rows of C that a warpgroup has.
+const GROUP_M: u32 = 64;
+
+struct Panels;
+
+impl Tiling for Panels {
+    const M: u32 = WGMMA_M;
+    const N: u32 = WGMMA_N;
+    const K: u32 = WGMMA_K;
+
+    #[inline(always)]
+    fn a(base: u32, row: u32, chunk: u32) -> u32 {
+        at::<CHUNKS>(base, row, chunk)
+    }
+
+    #[inline(always)]
+    fn b_rows(base: u32, row: u32, chunk: u32) -> u32 {
+        at::<CHUNKS>(base, row, chunk)
+    }
+
+    #[inline(always)]
+    fn b_columns(base: u32, row: u32, chunk: u32) -> u32 {
+        at::<CHUNKS>(base + chunk / CHUNKS * PANEL, row, chunk % CHUNKS)
+    }
+}
+
+#[inline(always)]
+unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Panels, ROWS>) {
+    let a_stage = |tile: u32| shared() + tile % WGMMA_STAGES * WGMMA_STAGE_BYTES;
+    let b_stage = |tile: u32| a_stage(tile) + WGMMA_A_BYTES;
+    let group_m = warp() / 4 * GROUP_M;
+    let mut sums = Sums::zero();
+    for tile in 0..WGMMA_STAGES - 2 {
+        product.fetch(tile, a_stage(tile), b_stage(tile));
+    }
+    // Else the sums would come from two places, and the compiler would copy them.
+    assume(product.tiles() > 0);
+    let mut tile = 0;
+    while tile < product.tiles() {
+        copy_wait::<{ WGMMA_STAGES - 3 }>();
+        proxy_fence();
+        // The tile is here for all threads, and none multiplies the one that the next copy overwrites.
+        barrier();
+        let a = Swizzled { at: a_stage(tile) + group_m * 128, panel: 0, eight: EIGHT_ROWS };
+        // 16 of k are two chunks of a row, or 16 rows.
+        if ROWS {
+            let b = Swizzled { at: b_stage(tile), panel: 0, eight: EIGHT_ROWS };
+            sums.start::<false>(a.steps(32), b.steps(32));
+        } else {
+            let b = Swizzled { at: b_stage(tile), panel: PANEL, eight: EIGHT_ROWS };
+            sums.start::<true>(a.steps(32), b.steps(2 * EIGHT_ROWS));
+        }
+        let ahead = tile + WGMMA_STAGES - 2;
+        product.fetch(ahead, a_stage(ahead), b_stage(ahead));
+        sums.wait_for_all_but_one();
+        tile += 1;
+    }
+    let sums = sums.finish();
+    // The other warpgroup may still multiply what lies where C goes.
+    barrier();
+    let row = group_m + warp() % 4 * 16;
+    for column in 0..WGMMA_N / 8 {
+        Product::<F, Panels, ROWS>::stage(shared(), row, 8 * column, sums[column as usize]);
+    }
+    barrier();
+    product.store(c, shared(), 0, WGMMA_M);
+}
+
+products! {
+    [hopper:] gemm;
+    wgmma_rows_bf16: Bf16, true;
+    wgmma_rows_q8_0: Q8_0, true;
+    wgmma_rows_q4_0: Q4_0, true;
+    wgmma_rows_q4_1: Q4_1, true;
+    wgmma_columns_bf16: Bf16, false;
+    wgmma_columns_q8_0: Q8_0, false;
+    wgmma_columns_q4_0: Q4_0, false;
+    wgmma_columns_q4_1: Q4_1, false;
+}
