@@ -48,6 +48,7 @@ impl<D: Driver> Cuda<D> {
         Self { driver, state: Mutex::default() }
     }
 
+    /// What this backend keeps. To be held until all is launched that uses it: other threads write there, too.
     fn state(&self) -> MutexGuard<'_, State<D>> {
         // What a panicking call left behind is overwritten before it is read.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -173,7 +174,8 @@ impl<D: Driver> Backend for Cuda<D> {
     fn embed(&self, out: &mut Buffer<D>, table: &Matrix<D>, tokens: &[u32]) -> Result<()> {
         let table = table.of(&self.driver);
         let out = self.f32(out, tokens.len() * table.columns as usize);
-        let ids = self.state().ids.on_device(&self.driver, tokens)?;
+        let state = &mut *self.state();
+        let ids = state.ids.on_device(&self.driver, tokens)?;
         self.run(&launch::embed(out, size(tokens.len())?, &table, ids))
     }
 
@@ -219,7 +221,8 @@ impl<D: Driver> Backend for Cuda<D> {
         let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let (tokens, table) = (positions.len(), self.f32(table, end * head_dim));
         let x = self.bf16(x, tokens * heads * head_dim);
-        let positions = self.state().ids.on_device(&self.driver, positions)?;
+        let state = &mut *self.state();
+        let positions = state.ids.on_device(&self.driver, positions)?;
         self.run(&launch::rope(x, size(tokens)?, size(heads)?, size(head_dim)?, table, positions, inverse))
     }
 
@@ -323,7 +326,8 @@ impl<D: Driver> Backend for Cuda<D> {
         // Rows of bf16 as half as many words.
         assert!(!x.bf16 || d.is_multiple_of(2), "rows of {d} bf16");
         let words = if x.bf16 { d / 2 } else { d };
-        let (count, rows) = (size(rows.len())?, self.state().ids.on_device(&self.driver, rows)?);
+        let state = &mut *self.state();
+        let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
         self.run(&launch::gather(out.at, x.at, rows, count, size(words)?))
     }
 
@@ -332,7 +336,8 @@ impl<D: Driver> Backend for Cuda<D> {
         assert!(end <= tokens, "row {end} of {tokens}");
         self.zero(out, tokens * d)?;
         let (out, x) = (self.f32(out, tokens * d), self.f32(x, rows.len() * d));
-        let (count, rows) = (size(rows.len())?, self.state().ids.on_device(&self.driver, rows)?);
+        let state = &mut *self.state();
+        let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
         self.run(&launch::scatter(out, x, rows, count, size(d)?))
     }
 
@@ -408,5 +413,91 @@ impl<D: Driver> Backend for Cuda<D> {
     fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
         // An f32 gradient as an operand, and what the adapter's few columns take beside it; the head's block of logits.
         4 * (tokens * widest) as u64 + loss::bytes(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hydra_ptx::launch::Arg;
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    thread_local! {
+        /// The rows that this thread asks for.
+        static WANTED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// A device that remembers what was uploaded where, and compares it with what the thread wanted that gathers it.
+    #[derive(Default)]
+    struct Uploads {
+        end: AtomicU64,
+        at: Mutex<HashMap<u64, Vec<u8>>>,
+    }
+
+    impl Driver for Uploads {
+        type Memory = u64;
+
+        fn allocate(&self, bytes: usize) -> Result<u64> {
+            Ok(256 + self.end.fetch_add(bytes as u64 + 256, Ordering::Relaxed))
+        }
+
+        fn address(&self, memory: &u64) -> u64 {
+            *memory
+        }
+
+        fn upload(&self, to: &mut u64, at: usize, from: &[u8]) -> Result<()> {
+            self.at.lock().unwrap().insert(*to + at as u64, from.into());
+            Ok(())
+        }
+
+        fn download(&self, _: &mut [u8], _: &u64) -> Result<()> {
+            Ok(())
+        }
+
+        fn copy(&self, _: &mut u64, _: usize, _: &u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn zero(&self, _: &mut u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+            std::thread::sleep(Duration::from_millis(1));
+            let Arg::U64(rows) = launch.args[2] else { panic!("{launch:?}") };
+            let there: Vec<u32> = bytemuck::pod_collect_to_vec(&self.at.lock().unwrap()[&rows]);
+            WANTED.with_borrow(|wanted| assert_eq!(there, *wanted));
+            Ok(())
+        }
+
+        fn free_bytes(&self) -> Result<u64> {
+            Ok(0)
+        }
+
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    #[test]
+    fn ids_stay_until_they_are_used() {
+        let cuda = Cuda::new(Uploads::default());
+        let x = cuda.buffer(1000).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..16 {
+                let (cuda, x) = (&cuda, &x);
+                scope.spawn(move || {
+                    let mut out = cuda.buffer(1).unwrap();
+                    for i in 0..10 {
+                        let rows = [thread * 10 + i];
+                        WANTED.set(rows.into());
+                        cuda.gather(&mut out, x, &rows, 1).unwrap();
+                    }
+                });
+            }
+        });
     }
 }
