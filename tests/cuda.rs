@@ -101,6 +101,12 @@ fn more_memory_than_there_is() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn work_under_way() {
+    ops::work_under_way(support::gpu());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn golden_cases_on_a_gpu() {
     model::golden(support::gpu);
 }

@@ -82,6 +82,18 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     assert!(cuda.workspace_bytes(10, 10) > 0 && !cuda.describe().is_empty());
 }
 
+/// More than the pinned buffer holds, twice, before anything is waited for; and a device that goes while it is at work.
+pub fn work_under_way<D: Driver>(cuda: Cuda<D>) {
+    let values: Vec<f32> = (0..5 << 20).map(|i| i as f32).collect();
+    let first = put(&cuda, &values);
+    let second = put(&cuda, &values[1..]);
+    assert_eq!(get(&cuda, &first, values.len()), values);
+    assert_eq!(get(&cuda, &second, values.len() - 1), values[1..]);
+    let third = put(&cuda, &values[..1000]);
+    drop(cuda);
+    drop([first, second, third]);
+}
+
 /// What was asked for and what is free is said; what is there can still be had.
 pub fn more_memory_than_there_is<D: Driver>(cuda: &Cuda<D>) {
     let before = cuda.free_bytes().unwrap();

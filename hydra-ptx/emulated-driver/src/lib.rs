@@ -3,8 +3,9 @@
 //! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work, slowly, on
 //! any machine: so the whole path from the command line through `cust` to the kernels' parameters is tested without a GPU.
 //! It is strict where a driver would be: launches with an empty grid or more shared memory than was asked for are refused,
-//! fresh memory is not zero, and everything has to be in the one stream. A context belongs to one thread. Calls that make a
-//! program wait for a real device are written to the file that `HYDRA_EMULATED_CALLS` names, one a line.
+//! fresh memory is not zero, and everything has to be in the one stream. What is asked of that is done as late as may be, when
+//! it is waited for; so memory of the host that is used again too early shows. A context belongs to one thread. Calls that make
+//! a program wait for a real device are written to the file that `HYDRA_EMULATED_CALLS` names, one a line.
 
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
 #![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API
@@ -31,10 +32,30 @@ const TOTAL: usize = 1 << 30;
 const STREAM: usize = 3;
 /// Shared memory of a block without asking.
 const SHARED: i32 = 48 * 1024;
+/// The largest grid.
+const MOST_BLOCKS: [u32; 2] = [(1 << 31) - 1, (1 << 16) - 1];
 
 thread_local! {
     static MEMORY: RefCell<HashMap<u64, Global<u8>>> = RefCell::default();
     static SHARED_OF: RefCell<HashMap<usize, i32>> = RefCell::default();
+    /// What the stream has still to do.
+    static QUEUE: RefCell<Vec<Box<dyn FnOnce()>>> = RefCell::default();
+}
+
+/// Does `work` after all that was asked for before.
+fn later(stream: usize, work: impl FnOnce() + 'static) {
+    assert_eq!(stream, STREAM);
+    QUEUE.with_borrow_mut(|queue| queue.push(Box::new(work)));
+}
+
+/// Does all that was asked for.
+fn wait() {
+    QUEUE.take().into_iter().for_each(|work| work());
+}
+
+/// Whether nothing is under way.
+fn idle() -> bool {
+    QUEUE.with_borrow(Vec::is_empty)
 }
 
 /// Functions that have nothing to do.
@@ -49,7 +70,23 @@ macro_rules! nothing {
 }
 
 nothing! {
-    cuInit cuCtxSetCurrent cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload cuStreamDestroy_v2
+    cuInit cuCtxSetCurrent cuStreamDestroy_v2
+}
+
+/// Functions that take away what the stream's work may need.
+macro_rules! last {
+    ($($name:ident)*) => {$(
+        /// Nothing may be under way.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(_: usize) -> u32 {
+            assert!(idle(), concat!(stringify!($name), " with work under way"));
+            OK
+        }
+    )*};
+}
+
+last! {
+    cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload
 }
 
 /// Functions of the driver API, see its documentation.
@@ -162,12 +199,14 @@ driver! {
 
     fn cuMemFree_v2(at: u64) {
         note("cuMemFree");
+        wait();
         if MEMORY.with_borrow_mut(|memory| memory.remove(&at)).is_some() { OK } else { INVALID_VALUE }
     }
 
     fn cuStreamSynchronize(stream: usize) {
         note("cuStreamSynchronize");
         assert_eq!(stream, STREAM);
+        wait();
         OK
     }
 
@@ -178,26 +217,22 @@ driver! {
     }
 
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const u8, bytes: usize, stream: usize) {
-        assert_eq!(stream, STREAM);
-        (to as *mut u8).copy_from(from, bytes);
+        later(stream, move || (to as *mut u8).copy_from(from, bytes));
         OK
     }
 
     fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, stream: usize) {
-        assert_eq!(stream, STREAM);
-        to.copy_from(from as *const u8, bytes);
+        later(stream, move || to.copy_from(from as *const u8, bytes));
         OK
     }
 
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) {
-        assert_eq!(stream, STREAM);
-        (to as *mut u8).copy_from(from as *const u8, bytes);
+        later(stream, move || (to as *mut u8).copy_from(from as *const u8, bytes));
         OK
     }
 
     fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usize) {
-        assert_eq!(stream, STREAM);
-        (at as *mut u8).write_bytes(value, bytes);
+        later(stream, move || (at as *mut u8).write_bytes(value, bytes));
         OK
     }
 
@@ -220,9 +255,9 @@ driver! {
         params: *const *const u8,
         _extra: usize,
     ) {
-        assert_eq!((z, threads_y, threads_z, stream), (1, 1, 1, STREAM));
+        assert_eq!((z, threads_y, threads_z), (1, 1, 1));
         let granted = SHARED_OF.with_borrow(|all| all.get(&function).copied().unwrap_or(SHARED));
-        if x == 0 || y == 0 || shared as i32 > granted {
+        if x == 0 || y == 0 || x > MOST_BLOCKS[0] || y > MOST_BLOCKS[1] || shared as i32 > granted {
             return INVALID_VALUE;
         }
         let entry = entries().nth(function - 1).expect("a function of the module");
@@ -231,7 +266,7 @@ driver! {
             if *kind == Kind::U64 { at.cast::<u64>().read() } else { u64::from(at.cast::<u32>().read()) }
         };
         let slots: Vec<u64> = entry.params.iter().enumerate().map(slot).collect();
-        launch(entry, Grid { blocks: [x, y], threads, shared, seed: 1 }, &slots);
+        later(stream, move || launch(entry, Grid { blocks: [x, y], threads, shared, seed: 1 }, &slots));
         OK
     }
 

@@ -72,6 +72,15 @@ unsafe impl Send for Gpu {}
 // SAFETY: as above; the driver orders concurrent calls.
 unsafe impl Sync for Gpu {}
 
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // The pinned buffer, the stream and the module go with their context current, and when nothing uses them any more.
+        // Nothing can be done about an error here.
+        let _ = self.enter();
+        let _ = self.stream.synchronize();
+    }
+}
+
 /// Memory of a GPU.
 pub struct Memory {
     address: u64,
