@@ -75,6 +75,8 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         assert_eq!(get(cuda, &buffer, len + 7), vec![0.0; len + 7], "buffers are zeroed");
         cuda.copy(&mut buffer, 7, &filled, len).unwrap();
         assert_eq!(get(cuda, &buffer, len + 7)[7..], values);
+        cuda.copy(&mut buffer, len + 7, &filled, 0).unwrap();
+        cuda.zero(&mut buffer, 0).unwrap();
         cuda.zero(&mut buffer, 8).unwrap();
         let after = get(cuda, &buffer, len + 7);
         assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);

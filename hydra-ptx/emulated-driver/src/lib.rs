@@ -48,6 +48,12 @@ fn later(stream: usize, work: impl FnOnce() + 'static) {
     QUEUE.with_borrow_mut(|queue| queue.push(Box::new(work)));
 }
 
+/// The same with so many bytes. What a driver makes of none isn't said, so nobody may ask.
+fn later_with(bytes: usize, stream: usize, work: impl FnOnce() + 'static) {
+    assert_ne!(bytes, 0);
+    later(stream, work);
+}
+
 /// Does all that was asked for.
 fn wait() {
     QUEUE.take().into_iter().for_each(|work| work());
@@ -217,22 +223,22 @@ driver! {
     }
 
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const u8, bytes: usize, stream: usize) {
-        later(stream, move || (to as *mut u8).copy_from(from, bytes));
+        later_with(bytes, stream, move || (to as *mut u8).copy_from(from, bytes));
         OK
     }
 
     fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, stream: usize) {
-        later(stream, move || to.copy_from(from as *const u8, bytes));
+        later_with(bytes, stream, move || to.copy_from(from as *const u8, bytes));
         OK
     }
 
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) {
-        later(stream, move || (to as *mut u8).copy_from(from as *const u8, bytes));
+        later_with(bytes, stream, move || (to as *mut u8).copy_from(from as *const u8, bytes));
         OK
     }
 
     fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usize) {
-        later(stream, move || (at as *mut u8).write_bytes(value, bytes));
+        later_with(bytes, stream, move || (at as *mut u8).write_bytes(value, bytes));
         OK
     }
 

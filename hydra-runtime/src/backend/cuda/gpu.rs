@@ -303,6 +303,9 @@ impl Driver for Gpu {
     fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: usize) -> Result<()> {
         self.enter()?;
         let (to, from) = (Self::range(to, at, bytes), Self::range(from, 0, bytes));
+        if bytes == 0 {
+            return Ok(());
+        }
         // SAFETY: the ranges are checked, and of different allocations: one is borrowed exclusively.
         let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream.as_inner()) };
         self.done("a copy failed", code)
@@ -311,6 +314,9 @@ impl Driver for Gpu {
     fn zero(&self, memory: &mut Memory, bytes: usize) -> Result<()> {
         self.enter()?;
         let at = Self::range(memory, 0, bytes);
+        if bytes == 0 {
+            return Ok(());
+        }
         // SAFETY: the range is checked.
         self.done("clearing failed", unsafe { sys::cuMemsetD8Async(at, 0, bytes, self.stream.as_inner()) })
     }
