@@ -2,7 +2,7 @@
 //!
 //! Each test exists three times: `on_the_emulator` runs the kernels' source on the CPU, thread by thread; `compiled` interprets the
 //! PTX in the same way; `on_a_gpu` runs the PTX on a device and is ignored where there is none:
-//! `cargo test --features cuda --test cuda -- --ignored`.
+//! `cargo test --features cuda --test cuda -- --ignored --test-threads 1` (one looks at the device's free memory).
 
 #![cfg(feature = "cuda")]
 
@@ -45,8 +45,10 @@ macro_rules! all {
             $(#[test]
             #[ignore = "needs a CUDA device"]
             fn $name() {
+                // A device compiles the kernels when it is opened.
+                let gpu = super::support::gpu();
                 for seed in 0..4 * $cases {
-                    super::$file::$name(&super::support::gpu(), &mut super::Random::new(seed), 8);
+                    super::$file::$name(&gpu, &mut super::Random::new(seed), 8);
                 }
             })*
         }

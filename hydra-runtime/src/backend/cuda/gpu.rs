@@ -6,8 +6,8 @@
 use super::arena::{self, Arena};
 use super::{Driver, shim};
 use crate::{Error, Result};
-use core::ffi::c_void;
-use cust::CudaFlags;
+use core::ffi::{CStr, c_void};
+use core::fmt;
 use cust::context::{Context, CurrentContext};
 use cust::device::{Device, DeviceAttribute};
 use cust::error::CudaError;
@@ -103,17 +103,19 @@ fn mib(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// The result of one of the driver's functions.
-fn result(code: sys::CUresult) -> Result<(), CudaError> {
-    match code as u32 {
-        0 => Ok(()),
-        2 => Err(CudaError::OutOfMemory),
-        700 => Err(CudaError::IllegalAddress),
-        701 => Err(CudaError::LaunchOutOfResources),
-        716 => Err(CudaError::MisalignedAddress),
-        719 => Err(CudaError::LaunchFailed),
-        1 => Err(CudaError::InvalidValue),
-        _ => Err(CudaError::UnknownError),
+/// What one of the driver's functions returned that isn't success.
+struct Refusal(sys::CUresult);
+
+impl fmt::Display for Refusal {
+    /// The driver's text, and the number, by which it can be looked up.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = std::ptr::null();
+        // SAFETY: `text` is there to be written; what it is made to point at is the driver's, for ever.
+        let text = unsafe {
+            let _ = sys::cuGetErrorString(self.0, &mut text);
+            if text.is_null() { c"unknown error" } else { CStr::from_ptr(text) }
+        };
+        write!(f, "{} ({})", text.to_string_lossy(), self.0 as u32)
     }
 }
 
@@ -133,15 +135,23 @@ fn load(
     Ok(())
 }
 
+/// The result of one of the driver's functions.
+fn result(code: sys::CUresult) -> Result<(), Refusal> {
+    if code == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Refusal(code)) }
+}
+
 impl Gpu {
     /// Opens device `ordinal`. Fails with one line that says what is missing: the driver, the device, or what it can't do.
     pub fn open(ordinal: u32) -> Result<Self> {
         let refused = |what: String| Error::Device(format!("cuda:{ordinal}: {what}"));
         shim::driver().map_err(|error| refused(format!("no NVIDIA driver: {error}")))?;
         let failed = |what: &'static str| move |error: CudaError| refused(format!("{what}: {error}"));
-        match cust::init(CudaFlags::empty()) {
-            Err(CudaError::NoDevice) => return Err(refused("the NVIDIA driver finds no device".into())),
-            other => other.map_err(failed("the NVIDIA driver doesn't start"))?,
+        // SAFETY: nothing is asked of the caller. (cust's own has no names for what is wrong with a driver.)
+        match result(unsafe { sys::cuInit(0) }) {
+            Err(Refusal(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => {
+                return Err(refused("the NVIDIA driver finds no device".into()));
+            }
+            other => other.map_err(|refusal| refused(format!("the NVIDIA driver doesn't start: {refusal}")))?,
         }
         let count = Device::num_devices().map_err(failed("devices can't be counted"))?;
         if ordinal >= count {
@@ -179,11 +189,12 @@ impl Gpu {
     }
 
     /// The same without Hopper's own matrix instructions, to be compared with them.
-    pub fn without_wgmma(self) -> Self {
-        Self { instructions: Instructions::Mma, ..self }
+    pub fn without_wgmma(mut self) -> Self {
+        self.instructions = Instructions::Mma;
+        self
     }
 
-    fn failed(&self, what: &str, error: CudaError) -> Error {
+    fn failed(&self, what: &str, error: impl fmt::Display) -> Error {
         Error::Device(format!("cuda:{}: {what}: {error}", self.shared.ordinal))
     }
 
@@ -221,7 +232,7 @@ impl Gpu {
                     arena.add(address, slab);
                     return Ok(arena.take(bytes).expect("a slab is large enough"));
                 }
-                Err(CudaError::OutOfMemory) => {}
+                Err(Refusal(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {}
                 Err(error) => return Err(self.failed("memory", error)),
             }
         }
