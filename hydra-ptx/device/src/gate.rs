@@ -147,13 +147,14 @@ pub unsafe fn mix_tokens(heads: Heads, hidden: *mut f32, mixed: *mut u16, scale:
     }
 }
 
-/// From `dmixed` (already scaled, and after dropout) and `hidden` of tokens `first .. first + count`, at most 32 of them: `dhidden`, and `mixed` again for dB.
+/// From `dmixed` (already scaled, and after dropout) and `hidden` of tokens `first .. first + count`, at most 32 of them: `dhidden`,
+/// and `mixed` again for dB, bf16 and padded.
 /// `push` [heads] is what the load-balance term adds to dgate, or null.
 #[inline(always)]
 pub unsafe fn unmix_tokens(
     heads: Heads,
     dhidden: *mut f32,
-    mixed: *mut f32,
+    mixed: *mut u16,
     dmixed: *const f32,
     hidden: *const f32,
     push: *const f32,
@@ -165,13 +166,18 @@ pub unsafe fn unmix_tokens(
     assume(rank > 0);
     let at = (first + t) as usize;
     let (dhidden, hidden) = (dhidden.add(at * width), hidden.add(at * width));
-    let (mixed, dmixed) = (mixed.add(at * heads.mixed() as usize), dmixed.add(at * heads.mixed() as usize));
+    let pitch = padded(heads.mixed());
+    let (mixed, dmixed) = (mixed.add(at * pitch as usize), dmixed.add(at * heads.mixed() as usize));
     let gate_at = |e: u32| (heads.a_rows + e) as usize;
     if t < count {
         let mut column = part;
-        while column < heads.mixed() {
-            let value = load(hidden.add(gate_at(column / rank))) * load(hidden.add(heads.down(column) as usize));
-            store(mixed.add(column as usize), heads.dropped(value, at as u32, column));
+        while column < pitch {
+            let mut value = 0.0;
+            if column < heads.mixed() {
+                value = load(hidden.add(gate_at(column / rank))) * load(hidden.add(heads.down(column) as usize));
+                value = heads.dropped(value, at as u32, column);
+            }
+            store(mixed.add(column as usize), to_bf16(value));
             column += 8;
         }
         let mut j = part;

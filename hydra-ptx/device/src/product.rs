@@ -35,7 +35,7 @@ pub trait Tiling {
 
 /// A bf16 matrix, or blocks.
 #[derive(Clone, Copy)]
-struct Operand {
+pub struct Operand {
     at: *const u8,
     pitch: u32,
     rows: u32,
@@ -43,26 +43,44 @@ struct Operand {
     columns: u32,
 }
 
-/// A tile in shared memory: its rows and chunks, and where each chunk lies.
-struct Place<At> {
-    rows: u32,
-    chunks: u32,
-    at: At,
+/// A tile in shared memory.
+pub struct Place<At> {
+    /// Its rows.
+    pub rows: u32,
+    /// Chunks of a row.
+    pub chunks: u32,
+    /// Where a row's chunk lies.
+    pub at: At,
+}
+
+/// This thread's first row, its chunk (or pair of chunks, of `chunks`), and how many rows its next one is further down.
+#[inline(always)]
+fn share(chunks: u32) -> (u32, u32, u32) {
+    (thread() / chunks, thread() % chunks, THREADS / chunks)
 }
 
 impl<At: Fn(u32, u32) -> u32> Place<At> {
-    /// This thread's first row, its chunk (or pair of chunks, of `chunks`), and how many rows its next one is further down.
+    /// Does `body(row, chunk)` for the chunks that [`Operand::copy_tile`] copies in this thread.
     #[inline(always)]
-    fn share(chunks: u32) -> (u32, u32, u32) {
-        (thread() / chunks, thread() % chunks, THREADS / chunks)
+    pub unsafe fn each(self, body: impl Fn(u32, u32)) {
+        let (first, chunk, apart) = share(self.chunks);
+        for step in 0..self.rows / apart {
+            body(first + step * apart, chunk);
+        }
     }
 }
 
 impl Operand {
+    /// Of so many rows and columns.
+    #[inline(always)]
+    pub fn new(at: *const u16, rows: u32, columns: u32) -> Self {
+        Self { at: at.cast(), pitch: padded(columns), rows, columns: padded(columns) }
+    }
+
     /// Starts copying the tile whose first element is (`row`, `column`).
     #[inline(always)]
-    unsafe fn copy_tile<At: Fn(u32, u32) -> u32>(self, to: Place<At>, row: u32, column: u32) {
-        let (first, chunk, apart) = Place::<At>::share(to.chunks);
+    pub unsafe fn copy_tile<At: Fn(u32, u32) -> u32>(self, to: Place<At>, row: u32, column: u32) {
+        let (first, chunk, apart) = share(to.chunks);
         let (row, column) = (row + first, column + 8 * chunk);
         let from = self.at.wrapping_add((row as usize * self.pitch as usize + column as usize) * 2);
         for step in 0..to.rows / apart {
@@ -82,7 +100,7 @@ impl Operand {
         row: u32,
         column: u32,
     ) {
-        let (first, pair, apart) = Place::<At>::share(to.chunks / 2);
+        let (first, pair, apart) = share(to.chunks / 2);
         for step in 0..to.rows / apart {
             let r = first + step * apart;
             for half in 0..2 {
@@ -152,7 +170,6 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
         b2: *const u16,
         pitch2: u32,
     ) -> Self {
-        let left = |at: *const u16, k: u32| Operand { at: at.cast(), pitch: padded(k), rows: m, columns: padded(k) };
         let right = |at: *const u8, pitch: u32, k: u32| {
             if ROWS {
                 Operand { at, pitch, rows: n, columns: padded(k) }
@@ -167,10 +184,10 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
             n,
             m0,
             n0,
-            a: left(a, k),
+            a: Operand::new(a, m, k),
             w: right(w, pitch, k),
             scales,
-            a2: left(a2, k2),
+            a2: Operand::new(a2, m, k2),
             b2: right(b2.cast(), pitch2, k2),
             first,
             all: first + k2.div_ceil(T::K),

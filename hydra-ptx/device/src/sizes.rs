@@ -42,10 +42,16 @@ pub const WGMMA_LEAST_TILES: u32 = 66;
 
 /// Rows and columns of a skinny product's tile: 8 warps of 16 x 8.
 pub const SKINNY: u32 = 32;
-/// Its depth: a thread loads eight values of either operand.
-pub const SKINNY_DEPTH: u32 = 64;
-/// Shared memory of a skinny product, in tiles of bf16: x, x after dropout, and two for the small matrix.
-pub const SKINNY_SHARED: u32 = 4 * SKINNY * SKINNY_DEPTH * 2;
+/// Its depth.
+pub const SKINNY_DEPTH: u32 = 128;
+/// Tiles of both operands in shared memory at once.
+pub const SKINNY_STAGES: u32 = 4;
+/// Bytes of one operand's tile.
+pub const SKINNY_TILE_BYTES: u32 = SKINNY * SKINNY_DEPTH * 2;
+/// Shared memory of a skinny product: the stages.
+pub const SKINNY_SHARED: u32 = SKINNY_STAGES * 2 * SKINNY_TILE_BYTES;
+/// With dropout: and two tiles of x after it.
+pub const SKINNY_DROPPED_SHARED: u32 = SKINNY_SHARED + 2 * SKINNY_TILE_BYTES;
 
 /// Tokens that one warp of a matrix-vector product takes along.
 pub const FEW_TOKENS: u32 = 4;

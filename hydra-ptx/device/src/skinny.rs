@@ -1,139 +1,139 @@
 //! Products with one small side: x [A; R]ᵀ with the gate behind it, dy B with the gate's adjoint behind it, and the adapter's
 //! gradients, which sum over tokens. They are bound by reading x or dy, once.
 //!
-//! The large side is bf16. To f32's precision, nearly, on matrix instructions: the small operand is split into two bf16,
-//! s = h + l, and the product is x h + x l with f32 sums (relative error 2⁻¹⁷); the router is sensitive. A block of 8 warps has a
-//! tile of 32 x 32 results; tiles of the operands, 64 deep, pass through shared memory, the next one in registers meanwhile. Sums
-//! have a fixed order. Dropout is a mask on x, and its factor one on the sum, so x stays bf16.
+//! Both sides are bf16 operands, sums are f32 and have a fixed order. A block of 8 warps has a tile of 32 x 32 results; tiles of
+//! the operands, 128 deep, pass through four stages in shared memory: while one is multiplied, three are on their way, because
+//! what counts is how much of memory's time is used. Dropout is a mask on x, and its factor one on the sum, so x stays bf16.
 
 use crate::gate::{Heads, mix_tokens, unmix_tokens};
 use crate::mask::Mask;
 use crate::prelude::*;
-use crate::rows::{Eight, Output, load_chunk, load_eight};
-use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, THREADS};
+use crate::product::{Operand, Place};
+use crate::rows::Output;
+use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, SKINNY_STAGES, SKINNY_TILE_BYTES, THREADS};
 use crate::tile::{a_fragment, at};
 
-/// Bytes of a tile of bf16.
-const TILE: u32 = SKINNY * SKINNY_DEPTH * 2;
+/// An operand's tile. It lies along k, [32 rows, 128 k], or across, [128 k, 32 rows].
+struct Side<const ALONG: bool>(Operand);
 
-/// How an operand lies: along k, a tile is [32 rows, 64 k], else [64 k, 32 rows], in chunks of eight neighbours. A thread loads one.
-#[inline(always)]
-fn chunk_of_thread(along: bool) -> (u32, u32) {
-    let chunks = if along { SKINNY_DEPTH / 8 } else { SKINNY / 8 };
-    (thread() / chunks, thread() % chunks)
-}
-
-/// The address of a chunk of a tile that lies so.
-#[inline(always)]
-fn chunk_at<const ALONG: bool>(tile: u32, row: u32, chunk: u32) -> u32 {
-    if ALONG { at::<{ SKINNY_DEPTH / 8 }>(tile, row, chunk) } else { at::<{ SKINNY / 8 }>(tile, row, chunk) }
-}
-
-/// Stores this thread's chunk as two bf16 tiles whose sum is the value to 2⁻¹⁷: its upper half, and what that leaves.
-#[inline(always)]
-unsafe fn store_split<const ALONG: bool>(tile: u32, values: Eight) {
-    let (row, chunk) = chunk_of_thread(ALONG);
-    let high = pack8(values);
-    let mut rest = [0.0; 8];
-    for i in 0..8 {
-        rest[i] = values[i] - from_bf16((high[i / 2] >> (i % 2 * 16)) as u16);
+impl<const ALONG: bool> Side<ALONG> {
+    /// The address of a chunk of a tile that lies so.
+    #[inline(always)]
+    fn at(tile: u32, row: u32, chunk: u32) -> u32 {
+        if ALONG { at::<{ SKINNY_DEPTH / 8 }>(tile, row, chunk) } else { at::<{ SKINNY / 8 }>(tile, row, chunk) }
     }
-    st_u4(chunk_at::<ALONG>(tile, row, chunk), high);
-    st_u4(chunk_at::<ALONG>(tile + TILE, row, chunk), pack8(rest));
-}
 
-/// A [16, 16] of rows `16 m ..`, k from `16 step` on.
-#[inline(always)]
-unsafe fn left<const ALONG: bool>(tile: u32, m: u32, step: u32) -> [u32; 4] {
-    if ALONG {
-        return a_fragment::<{ SKINNY_DEPTH / 8 }>(tile, 16 * m, 2 * step);
+    #[inline(always)]
+    fn place(tile: u32) -> Place<impl Fn(u32, u32) -> u32> {
+        let (rows, chunks) = if ALONG { (SKINNY, SKINNY_DEPTH / 8) } else { (SKINNY_DEPTH, SKINNY / 8) };
+        Place { rows, chunks, at: move |row, chunk| Self::at(tile, row, chunk) }
     }
-    let lane = lane();
-    let k = 16 * step + lane / 16 * 8 + lane % 8;
-    ldmatrix_transposed(chunk_at::<false>(tile, k, 2 * m + lane / 8 % 2))
-}
 
-/// Two B [16, 8] of rows `8 n ..` (its columns), k from `32 half` on.
-#[inline(always)]
-unsafe fn right<const ALONG: bool>(tile: u32, n: u32, half: u32) -> [u32; 4] {
-    let lane = lane();
-    if ALONG {
-        ldmatrix(chunk_at::<true>(tile, 8 * n + lane % 8, 4 * half + lane / 8))
-    } else {
-        ldmatrix_transposed(chunk_at::<false>(tile, 32 * half + lane, n))
+    /// First row and column of the tile of rows `first ..` from `k` on, in the matrix as it lies.
+    #[inline(always)]
+    fn corner(first: u32, k: u32) -> (u32, u32) {
+        if ALONG { (first, k) } else { (k, first) }
+    }
+
+    #[inline(always)]
+    unsafe fn copy(&self, tile: u32, first: u32, k: u32) {
+        let (row, column) = Self::corner(first, k);
+        self.0.copy_tile(Self::place(tile), row, column);
+    }
+
+    /// Writes a tile to `to` without what `mask` drops. A thread reads what it has copied itself.
+    #[inline(always)]
+    unsafe fn cut(to: u32, from: u32, mask: Mask, first: u32, k: u32) {
+        let (row, column) = Self::corner(first, k);
+        Self::place(from).each(|r, chunk| {
+            let left = mask.cut(ld_u4(Self::at(from, r, chunk)), row + r, column + 8 * chunk);
+            st_u4(Self::at(to, r, chunk), left);
+        });
+    }
+
+    /// A [16, 16] of rows `16 m ..`, k from `16 step` on.
+    #[inline(always)]
+    unsafe fn left(tile: u32, m: u32, step: u32) -> [u32; 4] {
+        if ALONG {
+            return a_fragment::<{ SKINNY_DEPTH / 8 }>(tile, 16 * m, 2 * step);
+        }
+        let lane = lane();
+        let k = 16 * step + lane / 16 * 8 + lane % 8;
+        ldmatrix_transposed(Self::at(tile, k, 2 * m + lane / 8 % 2))
+    }
+
+    /// Two B [16, 8] of rows `8 n ..` (its columns), k from `32 part` on.
+    #[inline(always)]
+    unsafe fn right(tile: u32, n: u32, part: u32) -> [u32; 4] {
+        let lane = lane();
+        if ALONG {
+            ldmatrix(Self::at(tile, 8 * n + lane % 8, 4 * part + lane / 8))
+        } else {
+            ldmatrix_transposed(Self::at(tile, 32 * part + lane, n))
+        }
     }
 }
 
-/// acc += x · s, the lower halves of s first.
-#[inline(always)]
-unsafe fn multiply<const X_ALONG: bool>(acc: &mut [f32; 4], x: u32, m: u32, step: u32, s: [[u32; 2]; 2]) {
-    let x = left::<X_ALONG>(x, m, step);
-    mma_bf16(acc, x, s[1]);
-    mma_bf16(acc, x, s[0]);
-}
-
-/// Σ_k x(i, k) · s(j, k) for a tile of 32 x 32: a warp has 16 x 8 of it, a thread four, see [`each`]. `x` and `s` give eight
-/// neighbours, from a row and a first column of the matrix as it lies, counted from the tile's corner, which is at `corner` of x.
-/// If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
+/// Σ_k x(i, k) · s(j, k) for a tile of 32 x 32 with its first row and column at `first`: a warp has 16 x 8 of it, a thread four,
+/// see [`each`]. If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
 #[inline(always)]
 unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     depth: u32,
-    x: impl Fn(u32, u32) -> [u32; 4],
-    s: impl Fn(u32, u32) -> Eight,
+    x: Side<X_ALONG>,
+    s: Side<S_ALONG>,
+    first: (u32, u32),
     mask: Mask,
-    corner: (u32, u32),
     dropped: impl Fn(u32) -> bool,
 ) -> [f32; 4] {
-    let (plain_tile, dropped_tile, small_tile) = (shared(), shared() + TILE, shared() + 2 * TILE);
+    let x_tile = |tile: u32| shared() + tile % SKINNY_STAGES * 2 * SKINNY_TILE_BYTES;
+    let s_tile = |tile: u32| x_tile(tile) + SKINNY_TILE_BYTES;
+    // Two, so that one can be written while the other is still read.
+    let dropped_tile = |tile: u32| shared() + (2 * SKINNY_STAGES + tile % 2) * SKINNY_TILE_BYTES;
     let two = mask.threshold > 0;
-    // Row and first column of this thread's chunk in a matrix that lies along k or not.
-    let place = |along: bool, k0: u32| {
-        let (row, chunk) = chunk_of_thread(along);
-        if along { (row, k0 + 8 * chunk) } else { (k0 + row, 8 * chunk) }
-    };
-    let load = |k0: u32| {
-        let ((x_row, x_column), (s_row, s_column)) = (place(X_ALONG, k0), place(S_ALONG, k0));
-        (x(x_row, x_column), s(s_row, s_column))
+    let tiles = depth.div_ceil(SKINNY_DEPTH);
+    let fetch = |tile: u32| {
+        if tile < tiles {
+            x.copy(x_tile(tile), first.0, tile * SKINNY_DEPTH);
+            s.copy(s_tile(tile), first.1, tile * SKINNY_DEPTH);
+        }
+        copy_commit();
     };
     let (m, n) = (warp() / 4, warp() % 4);
-    let (mut plain, mut other) = ([0.0; 4], [0.0; 4]);
-    let mut next = load(0);
-    let mut k0 = 0;
-    while k0 < depth {
-        barrier();
-        let (row, chunk) = chunk_of_thread(X_ALONG);
-        st_u4(chunk_at::<X_ALONG>(plain_tile, row, chunk), next.0);
+    let (mut plain, mut other) = ([[0.0; 4]; 2], [[0.0; 4]; 2]);
+    // Others may still read what was here.
+    barrier();
+    for tile in 0..SKINNY_STAGES - 1 {
+        fetch(tile);
+    }
+    let mut tile = 0;
+    while tile < tiles {
+        copy_wait::<{ SKINNY_STAGES - 2 }>();
         if two {
-            let (x_row, x_column) = place(X_ALONG, k0);
-            let left = mask.cut(next.0, corner.0 + x_row, corner.1 + x_column);
-            st_u4(chunk_at::<X_ALONG>(dropped_tile, row, chunk), left);
+            Side::<X_ALONG>::cut(dropped_tile(tile), x_tile(tile), mask, first.0, tile * SKINNY_DEPTH);
         }
-        store_split::<S_ALONG>(small_tile, next.1);
+        // The tile is here for all threads, and all are done with the one that the next copy overwrites.
         barrier();
-        // On its way while this tile is multiplied.
-        if k0 + SKINNY_DEPTH < depth {
-            next = load(k0 + SKINNY_DEPTH);
-        }
-        for half in 0..2 {
-            let (high, low) = (right::<S_ALONG>(small_tile, n, half), right::<S_ALONG>(small_tile + TILE, n, half));
-            let s = [[[high[0], high[1]], [low[0], low[1]]], [[high[2], high[3]], [low[2], low[3]]]];
-            for step in 0..2 {
-                multiply::<X_ALONG>(&mut plain, plain_tile, m, 2 * half + step, s[step as usize]);
-            }
+        fetch(tile + SKINNY_STAGES - 1);
+        for part in 0..SKINNY_DEPTH / 32 {
+            let [b0, b1, b2, b3] = Side::<S_ALONG>::right(s_tile(tile), n, part);
+            let multiply = |acc: &mut [[f32; 4]; 2], x: u32| {
+                // Two sums, so that no product waits for the one before.
+                mma_bf16(&mut acc[0], Side::<X_ALONG>::left(x, m, 2 * part), [b0, b1]);
+                mma_bf16(&mut acc[1], Side::<X_ALONG>::left(x, m, 2 * part + 1), [b2, b3]);
+            };
+            multiply(&mut plain, x_tile(tile));
             if two {
-                for step in 0..2 {
-                    multiply::<X_ALONG>(&mut other, dropped_tile, m, 2 * half + step, s[step as usize]);
-                }
+                multiply(&mut other, dropped_tile(tile));
             }
         }
-        k0 += SKINNY_DEPTH;
+        tile += 1;
     }
+    let mut result = [0.0; 4];
     for i in 0..4 {
-        if two && dropped(result_column(i)) {
-            plain[i] = mask.scale * other[i];
-        }
+        let masked = two && dropped(result_column(i));
+        result[i] = if masked { mask.scale * (other[0][i] + other[1][i]) } else { plain[0][i] + plain[1][i] };
     }
-    plain
+    result
 }
 
 /// The row of a thread's result `i` in the tile.
@@ -161,14 +161,14 @@ unsafe fn each(acc: [f32; 4], rows: u32, columns: u32, body: impl Fn(u32, u32, f
 
 kernels! {
     /// `hidden` [tokens, a_rows + heads] = [D(x) Aᵀ | gate(x Rᵀ)] and `mixed` [tokens, padded heads rank] = scale · H(gate ∘ down)
-    /// as bf16. `x` is [tokens, padded d_in], `a` is [A; R], [rows, d_in]. Grid: [tokens / 32], 256 threads.
+    /// as bf16. `x` is [tokens, padded d_in], `a` is [A; R] as an operand, [rows, padded d_in]. Grid: [tokens / 32], 256 threads.
     fn down(
         hidden: *mut f32,
         mixed: *mut u16,
         tokens: u32,
         x: *const u16,
         d_in: u32,
-        a: *const f32,
+        a: *const u16,
         rows: u32,
         scale: f32,
         a_rows: u32,
@@ -193,14 +193,8 @@ kernels! {
         let count = (tokens - first).min(SKINNY);
         let mut row0 = 0;
         while row0 < rows {
-            let acc = tile_product::<true, true>(
-                d_in,
-                |t, k| load_chunk(x, padded(d_in), first + t, tokens, k),
-                |j, k| load_eight(a, d_in, row0 + j, rows, k, d_in),
-                mask,
-                (first, 0),
-                |j| row0 + j < a_rows,
-            );
+            let (x, a) = (Side::<true>(Operand::new(x, tokens, d_in)), Side::<true>(Operand::new(a, rows, d_in)));
+            let acc = tile_product(d_in, x, a, (first, row0), mask, |j| row0 + j < a_rows);
             each(acc, count, rows - row0, |t, j, value| {
                 store(hidden.add((first + t) as usize * heads.hidden() as usize + (row0 + j) as usize), value);
             });
@@ -210,24 +204,24 @@ kernels! {
         mix_tokens(heads, hidden, mixed, scale, first, first + count);
     }
 
-    /// The adjoint of what follows [`down`]: from dy [tokens, padded d_out] and B [d_out, heads rank], `dhidden`
-    /// [tokens, a_rows + heads] = [ddown | dlogits] and again as bf16 (`dhidden_operand` [tokens, padded rows]; with `dropped` A's
-    /// part of it is zero), and `mixed` [tokens, heads rank]. `dmixed` is room for [tokens, heads rank].
-    /// `push` is [`gate_push`](crate::gate::gate_push)'s, or null. Grid: [tokens / 32], 256 threads.
+    /// The adjoint of what follows [`down`]: from dy [tokens, padded d_out] and B as an operand [d_out, padded heads rank],
+    /// `dhidden` [tokens, a_rows + heads] = [ddown | dlogits], again as the operand `dhidden16` [tokens, padded rows], a third time,
+    /// if `through` isn't null, with zeros for A's part, and the operand `mixed` [tokens, padded heads rank]. `dmixed` is room for
+    /// [tokens, heads rank]. `push` is [`gate_push`](crate::gate::gate_push)'s, or null. Grid: [tokens / 32], 256 threads.
     fn up_backward(
         dhidden: *mut f32,
-        dhidden_operand: *mut u16,
-        mixed: *mut f32,
+        dhidden16: *mut u16,
+        through: *mut u16,
+        mixed: *mut u16,
         dmixed: *mut f32,
         tokens: u32,
         dy: *const u16,
         d_out: u32,
-        b: *const f32,
+        b: *const u16,
         hidden: *const f32,
         push: *const f32,
         scale: f32,
         rows: u32,
-        dropped: u32,
         a_rows: u32,
         heads: u32,
         rank: u32,
@@ -246,14 +240,8 @@ kernels! {
         let width = heads.mixed();
         let mut column0 = 0;
         while column0 < width {
-            let acc = tile_product::<true, false>(
-                d_out,
-                |t, k| load_chunk(dy, padded(d_out), first + t, tokens, k),
-                |k, j| load_eight(b, width, k, d_out, column0 + j, width),
-                Mask::NONE,
-                (first, 0),
-                |_| false,
-            );
+            let (dy, b) = (Side::<true>(Operand::new(dy, tokens, d_out)), Side::<false>(Operand::new(b, d_out, width)));
+            let acc = tile_product(d_out, dy, b, (first, column0), Mask::NONE, |_| false);
             each(acc, count, width - column0, |t, j, value| {
                 let to = dmixed.add((first + t) as usize * width as usize + (column0 + j) as usize);
                 store(to, heads.dropped(scale * value, first + t, column0 + j));
@@ -268,15 +256,19 @@ kernels! {
         let mut i = thread();
         while i < count * pitch {
             let (t, column) = ((first + i / pitch) as usize, i % pitch);
-            let through = column < rows && !(dropped != 0 && column < a_rows);
-            let value = if through { load(dhidden.add(t * heads.hidden() as usize + column as usize)) } else { 0.0 };
-            store(dhidden_operand.add(t * pitch as usize + column as usize), to_bf16(value));
+            let from = dhidden.add(t * heads.hidden() as usize + column as usize);
+            let value = if column < rows { to_bf16(load(from)) } else { 0 };
+            let at = t * pitch as usize + column as usize;
+            store(dhidden16.add(at), value);
+            if !through.is_null() {
+                store(through.add(at), if column < a_rows { 0 } else { value });
+            }
             i += THREADS;
         }
     }
 
     /// `out`(c, j) += scale · Σ_t D(big)[t, c] · small[t, j] for c < columns, j < rows, at `out[c · c_stride + j · j_stride]`: dB
-    /// and d[A; R]. `big` is [tokens, padded columns], `small` [tokens, small_pitch]; dropout is before rows j < a_rows.
+    /// and d[A; R]. `big` is [tokens, padded columns], `small` [tokens, padded rows]; dropout is before rows j < a_rows.
     /// Grid: [columns / 32, rows / 32], 256 threads.
     fn outer(
         out: *mut f32,
@@ -285,8 +277,7 @@ kernels! {
         tokens: u32,
         big: *const u16,
         columns: u32,
-        small: *const f32,
-        small_pitch: u32,
+        small: *const u16,
         rows: u32,
         scale: f32,
         a_rows: u32,
@@ -296,14 +287,8 @@ kernels! {
     ) {
         let mask = Mask { seed, threshold, scale: keep_scale };
         let (c0, j0) = (block_x() * SKINNY, block_y() * SKINNY);
-        let acc = tile_product::<false, false>(
-            tokens,
-            |t, c| load_chunk(big, padded(columns), t, tokens, c0 + c),
-            |t, j| load_eight(small, small_pitch, t, tokens, j0 + j, rows),
-            mask,
-            (0, c0),
-            |j| j0 + j < a_rows,
-        );
+        let (big, small) = (Operand::new(big, tokens, columns), Operand::new(small, tokens, rows));
+        let acc = tile_product(tokens, Side::<false>(big), Side::<false>(small), (c0, j0), mask, |j| j0 + j < a_rows);
         each(acc, columns - c0, rows - j0, |c, j, value| {
             let to = out.add((c0 + c) as usize * c_stride as usize + (j0 + j) as usize * j_stride as usize);
             store(to, load(to) + scale * value);

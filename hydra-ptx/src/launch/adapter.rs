@@ -50,7 +50,11 @@ pub struct Mask {
     pub scale: f32,
 }
 
-/// From the operand x, `hidden` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
+fn skinny_shared(mask: Mask) -> u32 {
+    if mask.threshold > 0 { SKINNY_DROPPED_SHARED } else { SKINNY_SHARED }
+}
+
+/// From the operands x and [A; R] (`a`), `hidden` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
 #[allow(clippy::too_many_arguments)]
 pub fn down(
     hidden: Ptr,
@@ -68,7 +72,7 @@ pub fn down(
     launch!(
         "down",
         [tokens.div_ceil(SKINNY), 1],
-        SKINNY_SHARED,
+        skinny_shared(mask),
         hidden,
         mixed,
         tokens,
@@ -117,15 +121,17 @@ pub fn gate_push(push: Ptr, hidden: Ptr, tokens: u32, heads: &Heads, balance: f3
 pub struct UpBackward {
     /// [tokens, a_rows + heads].
     pub dhidden: Ptr,
-    /// bf16 [tokens, padded stacked rows].
-    pub dhidden_operand: Ptr,
-    /// [tokens, heads · rank].
+    /// An operand, [tokens, stacked rows].
+    pub dhidden16: Ptr,
+    /// The same with zeros for A's part, which goes through dropout; or null.
+    pub through: Ptr,
+    /// An operand, [tokens, heads · rank].
     pub mixed: Ptr,
     /// [tokens, heads · rank].
     pub dmixed: Ptr,
 }
 
-/// From `dy`, an operand, to the gradient of `hidden`; `push` is [`gate_push`]'s or null; with `dropped`, A's part of it stays out of the operand.
+/// From the operands `dy` and `b` [d_out, heads · rank] to the gradient of `hidden`; `push` is [`gate_push`]'s or null.
 #[allow(clippy::too_many_arguments)]
 pub fn up_backward(
     out: &UpBackward,
@@ -137,16 +143,16 @@ pub fn up_backward(
     push: Ptr,
     heads: &Heads,
     scale: f32,
-    dropped: bool,
 ) -> Launch {
-    let &UpBackward { dhidden, dhidden_operand, mixed, dmixed } = out;
+    let &UpBackward { dhidden, dhidden16, through, mixed, dmixed } = out;
     let &Heads { a_rows, stacked, heads, rank, per_head, gate, sharpness, mask, .. } = heads;
     launch!(
         "up_backward",
         [tokens.div_ceil(SKINNY), 1],
         SKINNY_SHARED,
         dhidden,
-        dhidden_operand,
+        dhidden16,
+        through,
         mixed,
         dmixed,
         tokens,
@@ -157,7 +163,6 @@ pub fn up_backward(
         push,
         scale,
         stacked,
-        dropped,
         a_rows,
         heads,
         rank,
@@ -170,15 +175,15 @@ pub fn up_backward(
     )
 }
 
-/// `db` [d_out, heads · rank] += scale · dyᵀ mixed; dy is an operand.
+/// `db` [d_out, heads · rank] += scale · dyᵀ mixed; both are operands.
 pub fn db(db: Ptr, tokens: u32, dy: Ptr, d_out: u32, mixed: Ptr, heads: &Heads, scale: f32) -> Launch {
     let rows = heads.mixed();
-    outer(db, [rows, 1], tokens, (dy, d_out), (mixed, rows, rows), scale, 0, Mask::default())
+    outer(db, [rows, 1], tokens, (dy, d_out), (mixed, rows), scale, 0, Mask::default())
 }
 
-/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x); x is an operand.
-pub fn da(da: Ptr, tokens: u32, x: Ptr, d_in: u32, dhidden: Ptr, heads: &Heads, mask: Mask) -> Launch {
-    outer(da, [1, d_in], tokens, (x, d_in), (dhidden, heads.hidden(), heads.stacked), 1.0, heads.a_rows, mask)
+/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x); both are operands.
+pub fn da(da: Ptr, tokens: u32, x: Ptr, d_in: u32, dhidden16: Ptr, heads: &Heads, mask: Mask) -> Launch {
+    outer(da, [1, d_in], tokens, (x, d_in), (dhidden16, heads.stacked), 1.0, heads.a_rows, mask)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -187,7 +192,7 @@ fn outer(
     [c_stride, j_stride]: [u32; 2],
     tokens: u32,
     (big, columns): (Ptr, u32),
-    (small, small_pitch, rows): (Ptr, u32, u32),
+    (small, rows): (Ptr, u32),
     scale: f32,
     a_rows: u32,
     mask: Mask,
@@ -197,7 +202,7 @@ fn outer(
     launch!(
         "outer",
         grid,
-        SKINNY_SHARED,
+        skinny_shared(mask),
         out,
         c_stride,
         j_stride,
@@ -205,7 +210,6 @@ fn outer(
         big,
         columns,
         small,
-        small_pitch,
         rows,
         scale,
         a_rows,

@@ -106,7 +106,9 @@ impl<D: Driver> Cuda<D> {
             Some((adapter, hidden)) => {
                 let &Adapter { heads, a, b, scale, mask, .. } = adapter;
                 let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
-                self.run(&launch::down(*hidden, mixed, count, x, weight.columns, a, &heads, scale, mask))?;
+                let stacked = state.small.operand(driver, heads.stacked, weight.columns)?;
+                self.run(&launch::operand(stacked, Values::f32(a), heads.stacked, weight.columns))?;
+                self.run(&launch::down(*hidden, mixed, count, x, weight.columns, stacked, &heads, scale, mask))?;
                 let b_operand = state.small.operand(driver, weight.rows, heads.mixed())?;
                 self.run(&launch::operand(b_operand, Values::f32(b), weight.rows, heads.mixed()))?;
                 Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
@@ -161,33 +163,40 @@ impl<D: Driver> Cuda<D> {
         let adapter = Adapter::new(self, state, args, tokens)?;
         let &Adapter { ref shape, heads, a, b, scale, mask } = &adapter;
         let hidden = self.f32(hidden, tokens * shape.hidden());
-        let out = UpBackward {
+        let mut out = UpBackward {
             dhidden: state.dhidden.f32(driver, tokens * shape.hidden())?,
-            dhidden_operand: state.small_rows.operand(driver, count, heads.stacked)?,
-            mixed: state.mixed.f32(driver, tokens * shape.mixed())?,
+            dhidden16: state.small_rows.operand(driver, count, heads.stacked)?,
+            through: Ptr::NULL,
+            mixed: state.mixed.operand(driver, count, heads.mixed())?,
             dmixed: state.dmixed.f32(driver, tokens * shape.mixed())?,
         };
+        // With dropout only the router's part reaches dx undiminished.
+        if adapter.drops() && shape.router {
+            out.through = state.through.operand(driver, count, heads.stacked)?;
+        }
         let mut push = Ptr::NULL;
         if args.balance != 0.0 && shape.router {
             push = state.push.f32(driver, shape.heads)?;
             self.run(&launch::gate_push(push, hidden, count, &heads, args.balance))?;
         }
-        self.run(&launch::up_backward(&out, count, dy, d_out, b, hidden, push, &heads, scale, adapter.drops()))?;
+        let b_operand = state.small.operand(driver, d_out, heads.mixed())?;
+        self.run(&launch::operand(b_operand, Values::f32(b), d_out, heads.mixed()))?;
+        self.run(&launch::up_backward(&out, count, dy, d_out, b_operand, hidden, push, &heads, scale))?;
         if let Some(dparams) = dparams {
             let x = self.operand(&mut state.x, x, tokens, d_in)?;
             let dparams = self.f32(dparams, args.slot.a.end.max(args.slot.b.end));
             let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));
             self.run(&launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;
-            self.run(&launch::da(da, count, x, d_in, out.dhidden, &heads, mask))?;
+            self.run(&launch::da(da, count, x, d_in, out.dhidden16, &heads, mask))?;
         }
         let Some((dx, before)) = dx else { return Ok(()) };
-        // With dropout only the router's part reaches dx undiminished.
         let second = if adapter.drops() && !shape.router {
             None
         } else {
             let stacked = state.small.operand(driver, heads.stacked, d_in)?;
             self.run(&launch::operand(stacked, Values::f32(a), heads.stacked, d_in))?;
-            Some(Second { a: out.dhidden_operand, k: heads.stacked, b: stacked })
+            let a = if adapter.drops() { out.through } else { out.dhidden16 };
+            Some(Second { a, k: heads.stacked, b: stacked })
         };
         self.multiply(&Product { c: dx, before, m: count, form: Form::Columns, a: dy, w: &weight, second })?;
         if adapter.drops() {

@@ -102,7 +102,9 @@ pub(super) struct State<D: Driver> {
     pub small_rows: Area<D>,
     /// B or [A; R] as an operand.
     pub small: Area<D>,
-    /// The mixed heads in f32.
+    /// `hidden`'s gradient without A's part, as an operand.
+    pub through: Area<D>,
+    /// The mixed heads as an operand, in the backward pass.
     pub mixed: Area<D>,
     /// Their gradient.
     pub dmixed: Area<D>,
@@ -129,6 +131,7 @@ impl<D: Driver> Default for State<D> {
             dy: Area::default(),
             small_rows: Area::default(),
             small: Area::default(),
+            through: Area::default(),
             mixed: Area::default(),
             dmixed: Area::default(),
             dhidden: Area::default(),
