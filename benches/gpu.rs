@@ -1,13 +1,18 @@
 //! A frozen projection alone and with Hydra on a GPU, forward and backward, at LLaMA-2-7B's shapes: what the adapter costs.
 //!
 //! Before a shape is timed, sampled elements of y are held to an f64 sum. Wall-clock time over many calls, with one wait at the
-//! end. Needs `--features cuda` and a device: `cargo bench --features cuda --bench gpu`.
+//! end. Beside the adapter's time stands its floor: reading x once forward, dy and x once backward, at the speed of a copy on the
+//! device. Where there is Hopper's `wgmma`, the frozen product is also timed without it. Needs `--features cuda` and a device:
+//! `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and the adapter
+//! in PyTorch, on the same card.
 
 use half::bf16;
 use hydra_kernels::shape::HydraShape;
 use hydra_kernels::{Format, RowOrder, Weight};
-use hydra_runtime::backend::cuda::{Cuda, Gpu};
+use hydra_ptx::launch::Instructions;
+use hydra_runtime::backend::cuda::{Cuda, Driver, Gpu};
 use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, GateKind, Routing, Store};
+use std::process::Command;
 use std::time::Instant;
 
 type Device = Cuda<Gpu>;
@@ -42,20 +47,52 @@ fn seconds(device: &Device, probe: &Buffer, mut call: impl FnMut()) -> f64 {
     (0..5).map(|_| round(20)).fold(f64::INFINITY, f64::min)
 }
 
+/// Bytes that a copy on the device reads and writes in a second.
+fn bandwidth(device: &Device) -> f64 {
+    let len = 64 << 20;
+    let (from, mut to) = (device.buffer(len).expect("memory"), device.buffer(len).expect("memory"));
+    let probe = device.buffer(1).expect("memory");
+    8.0 * len as f64 / seconds(device, &probe, || device.copy(&mut to, 0, &from, len).expect("a copy"))
+}
+
+/// Seconds of the frozen product, forward and backward.
+fn frozen(device: &Device, weight: Weight<'_>, host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
+    let (matrix, probe) = (device.matrix(weight).expect("memory"), device.buffer(1).expect("memory"));
+    let activation = |values: &[f32]| put(device, device.activation(values.len()).expect("memory"), values);
+    let (x, dy) = (activation(host_x), activation(host_dy));
+    let (mut y, mut dx) = (activation(host_dy), activation(host_x));
+    let forward = seconds(device, &probe, || {
+        device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
+    });
+    let backward = seconds(device, &probe, || {
+        let dx = Some((&mut dx, Store::Overwrite));
+        device.linear_backward(dx, None, TOKENS, &dy, &x, &matrix, None).expect("a product");
+    });
+    [forward, backward]
+}
+
+/// PyTorch's part, if a Python is named.
+fn torch() {
+    let Some(python) = std::env::var_os("HYDRA_PYTHON") else { return };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/gpu.py");
+    let status = Command::new(python).args([script, "--tokens", &TOKENS.to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()), "HYDRA_PYTHON: {script} failed");
+}
+
 fn main() {
-    let gpu = match Gpu::open(0) {
+    let open = || match Gpu::open(0) {
         Ok(gpu) => gpu,
         Err(error) => {
             eprintln!("{error}");
             std::process::exit(1);
         }
     };
-    let device = Cuda::new(gpu);
-    println!("{}, {TOKENS} tokens", device.describe());
-    println!(
-        "{:<8} {:>4} {:>5}  {:>9} {:>9} {:>7}  {:>9} {:>9} {:>7}",
-        "", "rank", "heads", "frozen", "hydra", "more", "frozen", "hydra", "more"
-    );
+    let hopper = open().instructions() == Instructions::Wgmma;
+    let (device, plain) = (Cuda::new(open()), Cuda::new(open().without_wgmma()));
+    let bandwidth = bandwidth(&device);
+    println!("{}, {TOKENS} tokens; a copy moves {:.2} TB/s", device.describe(), 1e-12 * bandwidth);
+    let half = ["frozen", "hydra", "more", "floor"].map(|column| format!("{column:>9}")).concat();
+    println!("{:<8} {:>4} {:>5}  {half}  {half}", "", "rank", "heads");
     for (name, d_out, d_in) in SHAPES {
         let w: Vec<bf16> = values(d_out * d_in, 3, 0.05).into_iter().map(bf16::from_f32).collect();
         let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -82,13 +119,7 @@ fn main() {
         }
 
         let probe = device.buffer(1).expect("memory");
-        let forward = seconds(&device, &probe, || {
-            device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
-        });
-        let backward = seconds(&device, &probe, || {
-            let dx = Some((&mut dx, Store::Overwrite));
-            device.linear_backward(dx, None, TOKENS, &dy, &x, &matrix, None).expect("a product");
-        });
+        let [forward, backward] = frozen(&device, weight, &host_x, &host_dy);
         for (rank, heads) in ADAPTERS {
             let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, heads, per_head_a: false, router: true };
             let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
@@ -107,18 +138,22 @@ fn main() {
                 let (dx, adapter) = (Some((&mut dx, Store::Overwrite)), Some((&args, &hidden)));
                 device.linear_backward(dx, Some(&mut dparams), TOKENS, &dy, &x, &matrix, adapter).expect("a product");
             });
-            let more = |frozen: f64, adapted: f64| 100.0 * (adapted / frozen - 1.0);
+            let columns = |frozen: f64, adapted: f64, bytes: usize| {
+                let (more, floor) = (100.0 * (adapted / frozen - 1.0), bytes as f64 / bandwidth);
+                format!("{:>6.0} us{:>6.0} us{more:>7.1} %{:>6.0} us", 1e6 * frozen, 1e6 * adapted, 1e6 * floor)
+            };
             println!(
-                "{name:<8} {rank:>4} {heads:>5}  {:>6.0} us {:>6.0} us {:>5.1} %  {:>6.0} us {:>6.0} us {:>5.1} %",
-                1e6 * forward,
-                1e6 * adapted_forward,
-                more(forward, adapted_forward),
-                1e6 * backward,
-                1e6 * adapted_backward,
-                more(backward, adapted_backward)
+                "{name:<8} {rank:>4} {heads:>5}  {}  {}",
+                columns(forward, adapted_forward, 2 * TOKENS * d_in),
+                columns(backward, adapted_backward, 2 * TOKENS * (d_in + d_out))
             );
         }
         let teraflops = |seconds: f64| 2e-12 * (TOKENS * d_in * d_out) as f64 / seconds;
         println!("{name:<8} the frozen product: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
+        if hopper {
+            let [forward, backward] = frozen(&plain, weight, &host_x, &host_dy);
+            println!("{name:<8} without wgmma: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
+        }
     }
+    torch();
 }

@@ -3,7 +3,7 @@
 //!     cargo run --release -p hydra-runtime --example throughput -- MODEL train|forward|decode [key=value ...]
 //!
 //! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32), isa=best (or a name such
-//! as avx512bf16), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
+//! as avx512bf16), device=cpu (or cuda:0, with `--features cuda`), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
 //! inputs), steps=5, profile=0 (1: each operation's share of the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
 //! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time.
 
@@ -54,20 +54,37 @@ fn main() -> Result<()> {
     if !known {
         return Err(format!("isa={isa}: this machine has no such instruction set").into());
     }
+    let settings = &settings;
+    #[cfg(feature = "cuda")]
+    if let Some(ordinal) = settings.get("device", "cpu").strip_prefix("cuda:") {
+        let gpu = hydra_runtime::backend::cuda::Gpu::open(ordinal.parse()?)?;
+        return run(hydra_runtime::backend::cuda::Cuda::new(gpu), model, mode, settings);
+    }
+    if settings.get("device", "cpu") != "cpu" {
+        return Err(format!(
+            "device={}: wanted cpu, or cuda:0 in a build with --features cuda",
+            settings.get("device", "")
+        )
+        .into());
+    }
     let options = CpuOptions {
         threads: Some(settings.number("threads", 0)?).filter(|&n| n > 0),
         precision: if settings.get("precision", "bf16") == "f32" { Precision::F32 } else { Precision::Bf16 },
         isa: Isa::by_name(isa),
         bf16_isa: Bf16Isa::by_name(isa),
     };
+    run(Cpu::new(options)?, model, mode, settings)
+}
+
+fn run<B: Backend>(backend: B, model: &str, mode: &str, settings: &Settings) -> Result<()> {
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let measured = Times::default();
     let profile = settings.number("profile", 0)? > 0;
-    let backend = Timed { inner: Cpu::new(options)?, times: profile.then_some(&measured) };
+    let backend = Timed { inner: backend, times: profile.then_some(&measured) };
     let model = Model::load(backend, &checkpoint)?;
     let adapter = match settings.get("adapter", "hydra") {
         "none" => None,
-        kind => Some(Adapter::init(model.config(), config(&settings, kind == "lora")?, 0)?),
+        kind => Some(Adapter::init(model.config(), config(settings, kind == "lora")?, 0)?),
     };
     let (batch, seq) = (settings.number("batch", 4)?, settings.number("seq", 512)?);
     let tokens = batch * seq;
@@ -77,7 +94,7 @@ fn main() -> Result<()> {
     };
     let sequences: Vec<Sequence> = (0..batch).map(|n| sequence(n, seq, model.config().vocab)).collect();
     let steps = settings.number("steps", 5)?;
-    let (counted, times) = match mode.as_str() {
+    let (counted, times) = match mode {
         "train" => {
             let keep = if settings.get("keep", "all") == "inputs" { Keep::Inputs } else { Keep::All };
             let options = TrainOptions { keep, max_tokens: pass, clip: None, adam: AdamW::default(), seed: 0 };
