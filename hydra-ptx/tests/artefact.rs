@@ -50,10 +50,9 @@ fn launches() -> Vec<Launch> {
     let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
     let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
     let mut all = vec![
-        matvec(output, 2, p, Rows::F32 { at: p, rows: 8, columns: 9 }, None),
         operand(p, values, 3, 9),
         down(p, p, 40, p, 96, p, &heads, 1.0, Mask::default()),
-        gate_mix(p, p, 2, &heads, 1.0),
+        few_down(p, p, 2, p, 96, p, &heads, 1.0),
         gate_push(p, p, 40, &heads, 0.5),
         up_backward(&up, 40, p, 64, p, p, p, &heads, 1.0),
         db(p, 40, p, 64, p, &heads, 1.0),
@@ -80,7 +79,7 @@ fn launches() -> Vec<Launch> {
                 all.push(gemm(by, &Product { c: values, before: p, m: 40, form, a: p, w, second }));
             }
         }
-        all.push(matvec(output, 2, p, Rows::Frozen(&w(format)), Some((p, 4))));
+        all.push(matvec(output, 2, p, &w(format), Some((p, 4)), Some(More { x: p, w: p, columns: 24 })));
     }
     for d in [64, 128] {
         let shape = Attention { heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3 };
@@ -202,7 +201,8 @@ fn collectives(name: &str) -> [usize; 4] {
         "rms_norm" | "rms_norm_backward" => [2, 5, 0, 0],
         "soften" => [2 * 2, 2 * 5, 0, 0],
         "squares" | "squares_total" | "gate_push" => [8, 0, 0, 0],
-        "gate_mix" => [1, 0, 0, 0],
+        // A sum a row.
+        "few_down" => [3, 4 * 5, 0, 0],
         // Four parts of 32: a fragment of the right operand for two of the left one, two products. Twice, but for the right one,
         // where dropout may be before A.
         "outer" => [2, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],

@@ -10,12 +10,10 @@ use crate::sizes::{FORMAT_Q4_0, FORMAT_Q4_1, FORMAT_Q8_0};
 pub trait Format {
     /// Whether tiles can be copied as they are.
     const PLAIN: bool;
-    /// Columns `8 group ..` of `row`. `pitch` is in elements; `columns` says where a row of f32 ends, the others are padded.
-    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32, columns: u32) -> [f32; 8];
+    /// Columns `8 group ..` of `row`. `pitch` is in elements, with the padding.
+    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8];
 }
 
-/// f32, not padded; adapters only.
-pub struct F32;
 /// bf16.
 pub struct Bf16;
 /// GGUF's Q8_0.
@@ -46,22 +44,10 @@ unsafe fn nibbles(w: *const u8, at: usize) -> [u32; 8] {
     core::array::from_fn(|i| (bytes >> (8 * i)) as u32 & 15)
 }
 
-impl Format for F32 {
-    const PLAIN: bool = false;
-    #[inline(always)]
-    unsafe fn eight(w: *const u8, _: *const u8, row: u32, group: u32, pitch: u32, columns: u32) -> [f32; 8] {
-        let from = w.cast::<f32>().add(row as usize * pitch as usize);
-        core::array::from_fn(|i| {
-            let column = 8 * group + i as u32;
-            if column < columns { load(from.add(column as usize)) } else { 0.0 }
-        })
-    }
-}
-
 impl Format for Bf16 {
     const PLAIN: bool = true;
     #[inline(always)]
-    unsafe fn eight(w: *const u8, _: *const u8, row: u32, group: u32, pitch: u32, _: u32) -> [f32; 8] {
+    unsafe fn eight(w: *const u8, _: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
         unpack8(load(w.cast::<U4>().add(group_at(row, group, pitch))).0)
     }
 }
@@ -69,7 +55,7 @@ impl Format for Bf16 {
 impl Format for Q8_0 {
     const PLAIN: bool = false;
     #[inline(always)]
-    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32, _: u32) -> [f32; 8] {
+    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
         let at = group_at(row, group, pitch);
         let d = from_f16(load(scales.cast::<u16>().add(at / 4)));
         let bytes = load(w.cast::<u64>().add(at));
@@ -80,7 +66,7 @@ impl Format for Q8_0 {
 impl Format for Q4_0 {
     const PLAIN: bool = false;
     #[inline(always)]
-    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32, _: u32) -> [f32; 8] {
+    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
         let at = group_at(row, group, pitch);
         let d = from_f16(load(scales.cast::<u16>().add(at / 4)));
         nibbles(w, at).map(
@@ -93,7 +79,7 @@ impl Format for Q4_0 {
 impl Format for Q4_1 {
     const PLAIN: bool = false;
     #[inline(always)]
-    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32, _: u32) -> [f32; 8] {
+    unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
         let at = group_at(row, group, pitch);
         let pair = load(scales.cast::<u32>().add(at / 4));
         let (d, m) = (from_f16(pair as u16), from_f16((pair >> 16) as u16));
@@ -108,9 +94,9 @@ impl Format for Q4_1 {
 #[inline(always)]
 pub unsafe fn eight_of(format: u32, w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
     match format {
-        FORMAT_Q8_0 => Q8_0::eight(w, scales, row, group, pitch, pitch),
-        FORMAT_Q4_0 => Q4_0::eight(w, scales, row, group, pitch, pitch),
-        FORMAT_Q4_1 => Q4_1::eight(w, scales, row, group, pitch, pitch),
-        _ => Bf16::eight(w, scales, row, group, pitch, pitch),
+        FORMAT_Q8_0 => Q8_0::eight(w, scales, row, group, pitch),
+        FORMAT_Q4_0 => Q4_0::eight(w, scales, row, group, pitch),
+        FORMAT_Q4_1 => Q4_1::eight(w, scales, row, group, pitch),
+        _ => Bf16::eight(w, scales, row, group, pitch),
     }
 }

@@ -250,26 +250,4 @@ kernels! {
             store(push.add(head as usize), scale * (total as f32 / tokens as f32));
         }
     }
-
-    /// The gates of a few tokens whose products are in `hidden` [tokens, a_rows + heads], and `scale` times their mixed heads
-    /// [tokens, padded heads rank] as bf16, without dropout. Grid: [tokens / 256], 256 threads.
-    fn gate_mix(
-        hidden: *mut f32,
-        mixed: *mut u16,
-        tokens: u32,
-        scale: f32,
-        a_rows: u32,
-        heads: u32,
-        rank: u32,
-        per_head: u32,
-        gate: u32,
-        labels: *const u32,
-        sharpness: f32,
-        top_k: u32,
-    ) {
-        let heads = Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, mask: Mask::NONE };
-        let first = block_x() * THREADS;
-        let end = (first + THREADS).min(tokens);
-        mix_tokens(heads, hidden, mixed, scale, first, end);
-    }
 }

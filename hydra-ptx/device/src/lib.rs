@@ -15,7 +15,7 @@
 )]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc, clippy::too_many_arguments)]
-#![cfg_attr(hopper, allow(dead_code))] // what the other module's kernels use
+#![cfg_attr(target_arch = "nvptx64", allow(dead_code, unused_imports))] // what the other module's kernels use
 // Registers are matrices with two indices.
 #![allow(clippy::needless_range_loop)]
 // Shapes, and the CPU's mathematics, are written as they are elsewhere.
@@ -60,6 +60,7 @@ pub mod attention_backward;
 pub mod elementwise;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emulator;
+pub mod few;
 pub mod format;
 pub mod gate;
 pub mod gemm;
@@ -90,6 +91,7 @@ pub fn entries() -> impl Iterator<Item = &'static emulator::Entry> {
         attention::ENTRIES,
         attention_backward::ENTRIES,
         elementwise::ENTRIES,
+        few::ENTRIES,
         gate::ENTRIES,
         gemm::ENTRIES,
         loss::ENTRIES,

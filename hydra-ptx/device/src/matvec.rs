@@ -1,17 +1,33 @@
 //! A few rows of x times a weight, straight from its stored form: generation, and the logits of a few ids.
 //!
 //! A warp has one row of the weight and up to four rows of x, a bf16 operand; a lane takes groups of eight columns. Sums are f32.
+//! The adapter's second product is a few more columns of the weight's row, in f32 (its first one: [`crate::few`]).
 
-use crate::format::{Bf16, F32, Format, Q4_0, Q4_1, Q8_0};
+use crate::format::Format;
 use crate::prelude::*;
-use crate::rows::{Output, load_chunk};
+use crate::rows::{Eight, Output, load_chunk, load_eight};
 use crate::sizes::{FEW_TOKENS, THREADS};
+
+/// sum + Σ x ∘ weights.
+#[inline(always)]
+pub fn dot(x: Eight, weights: Eight, mut sum: f32) -> f32 {
+    for i in 0..8 {
+        sum = fma(x[i], weights[i], sum);
+    }
+    sum
+}
+
+/// This warp's row of a second matrix, [rows, columns] in f32, times operands.
+#[derive(Clone, Copy)]
+struct Second {
+    x: *const u16,
+    columns: u32,
+    w: *const f32,
+}
 
 #[inline(always)]
 unsafe fn matvec<F: Format>(
-    y: *mut u8,
-    before: *const u8,
-    bf16: u32,
+    y: Output,
     y_pitch: u32,
     tokens: u32,
     x: *const u16,
@@ -21,6 +37,7 @@ unsafe fn matvec<F: Format>(
     pitch: u32,
     rows: u32,
     ids: *const u32,
+    second: Second,
 ) {
     let row = block_x() * (THREADS / WARP) + warp();
     if row >= rows {
@@ -29,20 +46,25 @@ unsafe fn matvec<F: Format>(
     let first = block_y() * FEW_TOKENS;
     let stored = if ids.is_null() { row } else { load(ids.add(row as usize)) };
     let mut acc = [0.0; FEW_TOKENS as usize];
-    let mut group = lane();
-    while 8 * group < columns {
-        let weights = F::eight(w, scales, stored, group, pitch, columns);
+    let add = |acc: &mut [f32; FEW_TOKENS as usize], weights: Eight, x: *const u16, columns: u32, group: u32| {
         for t in 0..FEW_TOKENS {
             if first + t < tokens {
                 let values = unpack8(load_chunk(x, padded(columns), first + t, tokens, 8 * group));
-                for i in 0..8 {
-                    acc[t as usize] = fma(values[i], weights[i], acc[t as usize]);
-                }
+                acc[t as usize] = dot(values, weights, acc[t as usize]);
             }
         }
+    };
+    let mut group = lane();
+    while 8 * group < columns {
+        add(&mut acc, F::eight(w, scales, stored, group, pitch), x, columns, group);
         group += WARP;
     }
-    let y = Output::new(y, before, bf16);
+    group = lane();
+    while 8 * group < second.columns {
+        let weights = load_eight(second.w, row, 8 * group, second.columns);
+        add(&mut acc, weights, second.x, second.columns, group);
+        group += WARP;
+    }
     for t in 0..FEW_TOKENS {
         let sum = over_warp::<Sum>(acc[t as usize]);
         if first + t < tokens && lane() == 0 {
@@ -53,10 +75,10 @@ unsafe fn matvec<F: Format>(
 
 /// One kernel for each format: a table, not code.
 macro_rules! formats {
-    ($($name:ident: $format:ty;)*) => {
+    ($($name:ident: $format:ident;)*) => {
         kernels! {$(
-            /// y [tokens, rows] = before + x [tokens, padded columns] · Wᵀ; with `ids`, W's rows are those ids. Grid:
-            /// [rows / 8, tokens / 4], 256 threads.
+            /// y [tokens, rows] = before + x [tokens, padded columns] · Wᵀ + x₂ [tokens, padded columns₂] · W₂ᵀ; with `ids`, W's
+            /// rows are those ids. W₂ is [rows, columns₂]. Grid: [rows / 8, tokens / 4], 256 threads.
             fn $name(
                 y: *mut u8,
                 before: *const u8,
@@ -70,15 +92,20 @@ macro_rules! formats {
                 pitch: u32,
                 rows: u32,
                 ids: *const u32,
+                x2: *const u16,
+                columns2: u32,
+                w2: *const f32,
             ) {
-                matvec::<$format>(y, before, bf16, y_pitch, tokens, x, columns, w, scales, pitch, rows, ids)
+                let (y, second) = (Output::new(y, before, bf16), Second { x: x2, columns: columns2, w: w2 });
+                matvec::<crate::format::$format>(
+                    y, y_pitch, tokens, x, columns, w, scales, pitch, rows, ids, second,
+                )
             }
         )*}
     };
 }
 
 formats! {
-    matvec_f32: F32;
     matvec_bf16: Bf16;
     matvec_q8_0: Q8_0;
     matvec_q4_0: Q4_0;

@@ -108,7 +108,7 @@ impl Operand {
                 let (row, column) = (row + r, column + 8 * chunk);
                 let mut values = [0.0; 8];
                 if row < self.rows && column < self.columns {
-                    values = F::eight(self.at, scales, row, column / 8, self.pitch, self.columns);
+                    values = F::eight(self.at, scales, row, column / 8, self.pitch);
                 }
                 st_u4((to.at)(r, chunk), pack8(values));
             }

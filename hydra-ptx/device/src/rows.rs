@@ -7,14 +7,15 @@ use crate::sizes::THREADS;
 /// Eight neighbours in memory.
 pub type Eight = [f32; 8];
 
-/// Eight values of a row of a [rows, pitch] matrix from `column` on, zero outside of [rows, columns].
+/// Eight values of row `row` of a [_, columns] matrix from `column` on, with zeros beyond its end.
 #[inline(always)]
-pub unsafe fn load_eight(from: *const f32, pitch: u32, row: u32, rows: u32, column: u32, columns: u32) -> Eight {
-    let mut values = [0.0; 8];
-    if row >= rows || column >= columns {
-        return values;
+pub unsafe fn load_eight(from: *const f32, row: u32, column: u32, columns: u32) -> Eight {
+    let from = from.add(row as usize * columns as usize + column as usize);
+    if column + 8 <= columns && (from as usize).is_multiple_of(16) {
+        let from = from.cast::<U4>();
+        return floats(load(from).0, load(from.add(1)).0);
     }
-    let from = from.add(row as usize * pitch as usize + column as usize);
+    let mut values = [0.0; 8];
     for i in 0..8 {
         if column + i < columns {
             values[i as usize] = load(from.add(i as usize));

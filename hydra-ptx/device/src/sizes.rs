@@ -56,6 +56,13 @@ pub const SKINNY_DROPPED_SHARED: u32 = SKINNY_SHARED + 2 * SKINNY_TILE_BYTES;
 /// Tokens that one warp of a matrix-vector product takes along.
 pub const FEW_TOKENS: u32 = 4;
 
+/// Rows of [A; R] whose products with such a token are under way together.
+pub const FEW_ROWS: u32 = 4;
+/// Shared memory of those products: a part for each of 8 warps.
+pub const fn few_shared(rows: u32) -> u32 {
+    rows * 8 * 4
+}
+
 /// Tokens of a block that adds what went through dropout.
 pub const DROPPED_TOKENS: u32 = 8;
 

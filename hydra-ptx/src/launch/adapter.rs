@@ -98,12 +98,29 @@ pub fn down(
     )
 }
 
-/// Gates of a few tokens whose products are in `hidden`, and the operand `mixed` = scale · gate ∘ down, without dropout.
-pub fn gate_mix(hidden: Ptr, mixed: Ptr, tokens: u32, heads: &Heads, scale: f32) -> Launch {
-    let &Heads { a_rows, heads, rank, per_head, gate, labels, sharpness, top_k, .. } = heads;
-    let grid = [blocks(tokens.into()), 1];
+/// The same for a few tokens, without dropout and from [A; R] itself, f32 (`a`).
+#[allow(clippy::too_many_arguments)]
+pub fn few_down(hidden: Ptr, mixed: Ptr, tokens: u32, x: Ptr, d_in: u32, a: Ptr, heads: &Heads, scale: f32) -> Launch {
+    let &Heads { a_rows, stacked, heads, rank, per_head, gate, labels, sharpness, top_k, .. } = heads;
     launch!(
-        "gate_mix", grid, 0, hidden, mixed, tokens, scale, a_rows, heads, rank, per_head, gate, labels, sharpness,
+        "few_down",
+        [tokens, 1],
+        few_shared(stacked),
+        hidden,
+        mixed,
+        tokens,
+        x,
+        d_in,
+        a,
+        stacked,
+        scale,
+        a_rows,
+        heads,
+        rank,
+        per_head,
+        gate,
+        labels,
+        sharpness,
         top_k
     )
 }

@@ -103,22 +103,6 @@ pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
     launch!(entry, grid, shared, c.at, before, c.bf16, m, n, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
 }
 
-/// What a matrix-vector product reads.
-#[derive(Clone, Copy, Debug)]
-pub enum Rows<'a> {
-    /// A frozen matrix.
-    Frozen(&'a Matrix),
-    /// f32, [rows, columns].
-    F32 {
-        /// The first element.
-        at: Ptr,
-        /// Rows.
-        rows: u32,
-        /// Columns.
-        columns: u32,
-    },
-}
-
 /// How a matrix-vector product writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
@@ -130,24 +114,50 @@ pub struct Output {
     pub before: Ptr,
 }
 
-/// y [tokens, rows] = before + x (an operand) · Wᵀ, with f32 sums. With `ids` (their address and number), the rows are those.
-pub fn matvec(output: Output, tokens: u32, x: Ptr, w: Rows<'_>, ids: Option<(Ptr, u32)>) -> Launch {
-    let (entry, data, scales, pitch, rows, columns) = match w {
-        Rows::F32 { at, rows, columns } => ("matvec_f32", at, Ptr::NULL, columns, rows, columns),
-        Rows::Frozen(w) => {
-            let entry = match w.format {
-                Format::Bf16 => "matvec_bf16",
-                Format::Q8_0 => "matvec_q8_0",
-                Format::Q4_0 => "matvec_q4_0",
-                Format::Q4_1 => "matvec_q4_1",
-            };
-            (entry, w.data, w.scales, w.pitch(), w.rows, w.columns)
-        }
+/// What is added to a matrix-vector product: x₂ (an operand) [tokens, columns] · Wᵀ₂, W₂ [rows, columns] in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct More {
+    /// x₂.
+    pub x: Ptr,
+    /// W₂.
+    pub w: Ptr,
+    /// Columns of both.
+    pub columns: u32,
+}
+
+/// y [tokens, rows] = before + x (an operand) · Wᵀ + what is more, with f32 sums. With `ids` (their address and number), the rows
+/// are those.
+pub fn matvec(output: Output, tokens: u32, x: Ptr, w: &Matrix, ids: Option<(Ptr, u32)>, more: Option<More>) -> Launch {
+    let entry = match w.format {
+        Format::Bf16 => "matvec_bf16",
+        Format::Q8_0 => "matvec_q8_0",
+        Format::Q4_0 => "matvec_q4_0",
+        Format::Q4_1 => "matvec_q4_1",
     };
-    let (ids, rows) = ids.unwrap_or((Ptr::NULL, rows));
+    let (ids, rows) = ids.unwrap_or((Ptr::NULL, w.rows));
+    let More { x: x2, w: w2, columns: columns2 } = more.unwrap_or(More { x: Ptr::NULL, w: Ptr::NULL, columns: 0 });
     let grid = [rows.div_ceil(THREADS / 32), tokens.div_ceil(FEW_TOKENS)];
     let Output { y, pitch: y_pitch, before } = output;
-    launch!(entry, grid, 0, y.at, before, y.bf16, y_pitch, tokens, x, columns, data, scales, pitch, rows, ids)
+    launch!(
+        entry,
+        grid,
+        0,
+        y.at,
+        before,
+        y.bf16,
+        y_pitch,
+        tokens,
+        x,
+        w.columns,
+        w.data,
+        w.scales,
+        w.pitch(),
+        rows,
+        ids,
+        x2,
+        columns2,
+        w2
+    )
 }
 
 /// `out` [rows, padded width] = `x` [rows, width] as an operand.

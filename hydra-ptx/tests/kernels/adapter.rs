@@ -6,7 +6,7 @@ use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{
-    Heads, Mask, Ptr, UpBackward, Values, da, db, down, dropped_add, gate_mix, gate_push, padded, up_backward,
+    Heads, Mask, Ptr, UpBackward, Values, da, db, down, dropped_add, few_down, gate_push, padded, up_backward,
 };
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 use hydra_ptx_device::emulator::Global;
@@ -125,11 +125,11 @@ fn check(case: &Case) {
     assert_close("mixed", &from_bf16(mixed16.values(), pitch(columns), columns), &scaled, ROUNDED);
     assert!(mixed16.values().chunks(pitch(columns)).all(|row| row[columns..].iter().all(|&x| x == 0)), "padding");
 
-    let again = Global::new(hidden.values());
-    if case.gate != GATE_ROUTER && heads_mask.threshold == 0 {
-        let mixed = nan16(columns);
-        run(gate_mix(ptr(&again), ptr(&mixed), count, &heads, scale), seed);
-        assert_eq!(mixed.values(), mixed16.values(), "mixed again");
+    if mask.threshold == 0 && heads_mask.threshold == 0 {
+        let (again, mixed, a32) = (nan32(tokens * width), nan16(columns), Global::new(&a));
+        run(few_down(ptr(&again), ptr(&mixed), count, ptr(&device_x), d_in32, ptr(&a32), &heads, scale), seed);
+        assert_close("hidden of a few", again.values(), &want_hidden, EXACT);
+        assert_close("mixed of a few", &from_bf16(mixed.values(), pitch(columns), columns), &scaled, ROUNDED);
     }
 
     let (mixed, dmixed) = (nan16(columns), nan32(tokens * columns));

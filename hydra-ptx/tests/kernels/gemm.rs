@@ -3,7 +3,7 @@
 use crate::support::*;
 use hydra_kernels::reference;
 use hydra_ptx::launch::{
-    Form, Format, Instructions, Launch, Matrix, Output, Product, Ptr, Rows, Second, Values, gemm, matvec,
+    Form, Format, Instructions, Launch, Matrix, More, Output, Product, Ptr, Second, Values, gemm, matvec,
     operand as operand_launch,
 };
 use hydra_ptx_device::emulator::Global;
@@ -181,7 +181,7 @@ proptest! {
 
     #[test]
     fn matrix_vector(tokens in 1usize..10, rows in 1usize..40, blocks in 1usize..20, ragged in 0usize..32, format in 0usize..4,
-                     accumulate: bool, bf16: bool, some_ids: bool, seed: u64) {
+                     more in 0usize..40, accumulate: bool, bf16: bool, some_ids: bool, seed: u64) {
         let (format, mut random) = (Format::ALL[format], Random::new(seed));
         let columns = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
         let stored = Stored::new(format, rows, columns, &mut random);
@@ -198,10 +198,15 @@ proptest! {
         };
         let w = stored.matrix(format, rows, columns);
         let ids = some_ids.then_some((ptr(&device_ids), 5));
-        run(matvec(output, tokens as u32, ptr(&device_x), Rows::Frozen(&w), ids), seed);
+        let (x2, w2) = (rounded(&random.values(tokens * more)), random.values(wanted.len() * more));
+        let (device_x2, device_w2) = (Global::new(&operand(&x2, more)), Global::new(&w2));
+        let second = (more > 0).then_some(More { x: ptr(&device_x2), w: ptr(&device_w2), columns: more as u32 });
+        run(matvec(output, tokens as u32, ptr(&device_x), &w, ids, second), seed);
         let (mut want, x) = (vec![0.0; before.len()], f64s(&x));
         let weight = |p: usize, j: usize| stored.values[wanted[j] as usize * columns + p];
         reference::gemm(&mut want, tokens, columns, wanted.len(), |i, p| x[i * columns + p], weight);
+        let (x2, w2) = (f64s(&x2), f64s(&w2));
+        reference::gemm(&mut want, tokens, more, wanted.len(), |i, p| x2[i * more + p], |p, j| w2[j * more + p]);
         if accumulate {
             want.iter_mut().zip(&before).for_each(|(want, &before)| *want += f64::from(before));
         }

@@ -6,7 +6,7 @@ use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::launch::{self, Form, Heads, Mask, Output, Product, Ptr, Rows, Second, UpBackward, Values};
+use hydra_ptx::launch::{self, Form, Heads, Mask, More, Output, Product, Ptr, Second, UpBackward, Values};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 
 type Args<'a, D> = AdapterArgs<'a, Cuda<D>>;
@@ -94,12 +94,17 @@ impl<D: Driver> Cuda<D> {
         };
         if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops() && !adapter.drops_heads())
         {
-            let output = Output { y, pitch: weight.rows, before };
-            self.run(&launch::matvec(output, count, x, Rows::Frozen(&weight), None))?;
-            return match adapter {
-                Some((adapter, hidden)) => self.few_forward(state, &adapter, output, count, x, hidden),
-                None => Ok(()),
+            let more = match &adapter {
+                None => None,
+                Some((adapter, hidden)) => {
+                    let &Adapter { heads, a, b, scale, .. } = adapter;
+                    let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
+                    self.run(&launch::few_down(*hidden, mixed, count, x, weight.columns, a, &heads, scale))?;
+                    Some(More { x: mixed, w: b, columns: heads.mixed() })
+                }
             };
+            let output = Output { y, pitch: weight.rows, before };
+            return self.run(&launch::matvec(output, count, x, &weight, None, more));
         }
         let second = match &adapter {
             None => None,
@@ -115,26 +120,6 @@ impl<D: Driver> Cuda<D> {
             }
         };
         self.multiply(&Product { c: y, before, m: count, form: Form::Rows, a: x, w: &weight, second })
-    }
-
-    /// The adapter's part for a handful of tokens: two more products with vectors.
-    fn few_forward(
-        &self,
-        state: &mut State<D>,
-        adapter: &Adapter,
-        output: Output,
-        tokens: u32,
-        x: Ptr,
-        hidden: Ptr,
-    ) -> Result<()> {
-        let &Adapter { ref shape, heads, a, b, scale, .. } = adapter;
-        let stacked = Rows::F32 { at: a, rows: heads.stacked, columns: size(shape.d_in)? };
-        let to_hidden = Output { y: Values::f32(hidden), pitch: heads.hidden(), before: Ptr::NULL };
-        self.run(&launch::matvec(to_hidden, tokens, x, stacked, None))?;
-        let mixed = state.small_rows.operand(&self.driver, tokens, heads.mixed())?;
-        self.run(&launch::gate_mix(hidden, mixed, tokens, &heads, scale))?;
-        let b = Rows::F32 { at: b, rows: output.pitch, columns: heads.mixed() };
-        self.run(&launch::matvec(Output { before: output.y.at, ..output }, tokens, mixed, b, None))
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -2,7 +2,7 @@
 
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
-use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Product, Ptr, Rows, Values};
+use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Product, Ptr, Values};
 
 /// Logits in a block, f32 and bf16: some 100 MiB, so that the vocabulary takes few passes over dx.
 const BLOCK_VALUES: usize = 16 << 20;
@@ -68,7 +68,7 @@ impl<D: Driver> Cuda<D> {
         let ids = state.ids.on_device(driver, ids)?;
         let y = state.result.f32(driver, out.len())?;
         let output = Output { y: Values::f32(y), pitch: count, before: Ptr::NULL };
-        self.run(&launch::matvec(output, size(rows)?, x, Rows::Frozen(&head), Some((ids, count))))?;
+        self.run(&launch::matvec(output, size(rows)?, x, &head, Some((ids, count)), None))?;
         state.result.download(driver, bytemuck::cast_slice_mut(out))
     }
 }
