@@ -182,18 +182,18 @@ fn collectives(name: &str) -> [usize; 4] {
         _ if name.starts_with("gemm") => [1 + 2 * 2, 0, 2 * (4 + 2), 2 * 16],
         // C is written in one piece.
         _ if name.starts_with("wgmma") => [1 + 2, 0, 0, 0],
-        // The loop over prefix and own keys is unrolled; two sums at the end.
+        // Two sums at the end.
         "attention_64" | "attention_128" => {
             let (fragments, products) = sum(&[rows_by_rows(8), by_tile(8)]);
-            [2 * 2, 2 * 4 + 4, 2 * fragments, 2 * products]
+            [1, 4 + 4, fragments, products]
         }
         "attention_dq_64" | "attention_dq_128" => {
             let (fragments, products) = sum(&[rows_by_rows(8), rows_by_rows(8), by_tile(8)]);
-            [2, 0, fragments, products]
+            [1, 0, fragments, products]
         }
         "attention_dkv_64" | "attention_dkv_128" => {
             let (fragments, products) = sum(&[rows_by_rows(4), rows_by_rows(4), by_tile(4), by_tile(4)]);
-            [2, 0, fragments, products]
+            [1, 0, fragments, products]
         }
         "attention_delta" => [0, 5, 0, 0],
         // A sum a token.

@@ -2,7 +2,8 @@
 //! softmax (Dao et al., arXiv 2205.14135), and the pieces that its gradient shares.
 //!
 //! A block of four warps has 64 queries of one head, a warp 16 of them. Operands and results are bf16; scores, probabilities and
-//! sums stay in registers in f32. Heads, of an even number of columns, are padded with zeros to 64 or 128 in shared memory.
+//! sums stay in registers in f32. Heads, of an even number of columns, are padded with zeros to 64 or 128 in shared memory. While
+//! a block of keys is multiplied, the next one is on its way.
 //!
 //! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the segment's
 //! length.
@@ -148,11 +149,10 @@ impl Head {
     }
 }
 
-/// Waits until the whole block's tiles are there.
+/// Waits until the whole block's tiles are there, and all its threads are done with the ones before.
 #[inline(always)]
 #[track_caller]
 pub unsafe fn loaded() {
-    copy_commit();
     copy_wait::<0>();
     barrier();
 }
@@ -181,62 +181,73 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
     let (rows, head) = (of.rows(), block_y());
     let kv_head = head / of.group();
     let bytes = ATTENTION_TILE * CHUNKS * 16;
-    let (q_tile, k_tile, v_tile) = (shared(), shared() + bytes, shared() + 2 * bytes);
+    let q_tile = shared();
+    let k_tile = |block: u32| q_tile + bytes + block % 2 * 2 * bytes;
+    let v_tile = |block: u32| k_tile(block) + bytes;
+    // Blocks of keys: the prefix's, then the segment's own.
+    let limit = rows.first + rows.count();
+    let before = prefix.div_ceil(ATTENTION_TILE);
+    let blocks = before + limit.div_ceil(ATTENTION_TILE);
+    let key_of = |block: u32| (if block < before { block } else { block - before }) * ATTENTION_TILE;
+    let fetch = |block: u32| {
+        if block < blocks {
+            let (k, v, start, limit) =
+                if block < before { (prefix_k, prefix_v, 0, prefix) } else { (of.k, of.v, rows.start, limit) };
+            let key = key_of(block);
+            let (row, there) = (start + key, (limit - key).min(ATTENTION_TILE));
+            of.key_head(k, kv_head).load_tile::<CHUNKS>(k_tile(block), ATTENTION_TILE, row, there);
+            of.key_head(v, kv_head).load_tile::<CHUNKS>(v_tile(block), ATTENTION_TILE, row, there);
+        }
+        copy_commit();
+    };
     of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
+    fetch(0);
     // Scores are taken to base 2: p = 2^(s · factor − max · factor).
     let factor = of.scale * core::f32::consts::LOG2_E;
     let mut acc = [[0f32; 4]; N];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; 2], [0f32; 2]);
-    for own in 0..2 {
-        let own = own == 1;
-        let (k, v) = if own { (of.k, of.v) } else { (prefix_k, prefix_v) };
-        let (k, v) = (of.key_head(k, kv_head), of.key_head(v, kv_head));
-        let (start, limit) = if own { (rows.start, rows.first + rows.count()) } else { (0, prefix) };
+    let mut block = 0;
+    while block < blocks {
+        loaded();
+        fetch(block + 1);
+        let key = key_of(block);
         // The first key that a row doesn't see. (Rows that don't exist may see zeros.)
         let end = [0, 2].map(
             #[inline(always)]
-            |i| if own { rows.first + row_of(i) + 1 } else { prefix },
+            |i| if block < before { prefix } else { rows.first + row_of(i) + 1 },
         );
-        let mut key = 0;
-        while key < limit {
-            barrier();
-            let there = (limit - key).min(ATTENTION_TILE);
-            k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, start + key, there);
-            v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, start + key, there);
-            loaded();
-            let mut s = [[0f32; 4]; 8];
-            rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
-            let mut new_max = max;
-            for n in 0..8 {
-                for i in 0..4 {
-                    if key + column_of(n, i) >= end[i / 2] {
-                        s[n][i] = f32::NEG_INFINITY;
-                    }
-                    new_max[i / 2] = new_max[i / 2].max(s[n][i]);
+        let mut s = [[0f32; 4]; 8];
+        rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile(block));
+        let mut new_max = max;
+        for n in 0..8 {
+            for i in 0..4 {
+                if key + column_of(n, i) >= end[i / 2] {
+                    s[n][i] = f32::NEG_INFINITY;
                 }
+                new_max[i / 2] = new_max[i / 2].max(s[n][i]);
             }
-            let mut shrink = [0f32; 2];
-            for r in 0..2 {
-                // A row sees a key in the first block already, so this is finite.
-                new_max[r] = over_quad::<Max>(new_max[r]);
-                shrink[r] = exp2((max[r] - new_max[r]) * factor);
-                sum[r] *= shrink[r];
-            }
-            max = new_max;
-            for n in 0..8 {
-                for i in 0..4 {
-                    s[n][i] = exp2((s[n][i] - max[i / 2]) * factor);
-                    sum[i / 2] += s[n][i];
-                }
-            }
-            for n in 0..N {
-                for i in 0..4 {
-                    acc[n][i] *= shrink[i / 2];
-                }
-            }
-            registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, v_tile);
-            key += ATTENTION_TILE;
         }
+        let mut shrink = [0f32; 2];
+        for r in 0..2 {
+            // A row sees a key in the first block already, so this is finite.
+            new_max[r] = over_quad::<Max>(new_max[r]);
+            shrink[r] = exp2((max[r] - new_max[r]) * factor);
+            sum[r] *= shrink[r];
+        }
+        max = new_max;
+        for n in 0..8 {
+            for i in 0..4 {
+                s[n][i] = exp2((s[n][i] - max[i / 2]) * factor);
+                sum[i / 2] += s[n][i];
+            }
+        }
+        for n in 0..N {
+            for i in 0..4 {
+                acc[n][i] *= shrink[i / 2];
+            }
+        }
+        registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, v_tile(block));
+        block += 1;
     }
     let sum = [over_quad::<Sum>(sum[0]), over_quad::<Sum>(sum[1])];
     of.query_head(o, head).store_rows(rows, &acc, [1.0 / sum[0], 1.0 / sum[1]]);

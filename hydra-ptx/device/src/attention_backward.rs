@@ -48,11 +48,24 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
     let kv_head = head / of.group();
     let bytes = ATTENTION_TILE * CHUNKS * 16;
     let (q_tile, o_tile) = (shared(), shared() + bytes);
-    let (k_tile, v_tile) = (shared() + 2 * bytes, shared() + 3 * bytes);
+    let k_tile = |block: u32| o_tile + bytes + block % 2 * 2 * bytes;
+    let v_tile = |block: u32| k_tile(block) + bytes;
     let (first, count) = (rows.start + rows.first, rows.count());
     of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, first, count);
     of.query_head(saved.d_o, head).load_tile::<CHUNKS>(o_tile, ATTENTION_TILE, first, count);
     let (k, v) = (of.key_head(of.k, kv_head), of.key_head(of.v, kv_head));
+    let limit = rows.first + count;
+    let blocks = limit.div_ceil(ATTENTION_TILE);
+    let fetch = |block: u32| {
+        if block < blocks {
+            let key = block * ATTENTION_TILE;
+            let (row, there) = (rows.start + key, (limit - key).min(ATTENTION_TILE));
+            k.load_tile::<CHUNKS>(k_tile(block), ATTENTION_TILE, row, there);
+            v.load_tile::<CHUNKS>(v_tile(block), ATTENTION_TILE, row, there);
+        }
+        copy_commit();
+    };
+    fetch(0);
     // Rows that don't exist have probability 0.
     let (mut row_lse, mut row_delta) = ([f32::INFINITY; 2], [0f32; 2]);
     for r in 0..2 {
@@ -62,16 +75,14 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
         }
     }
     let mut acc = [[0f32; 4]; N];
-    let (limit, mut key) = (rows.first + count, 0);
-    while key < limit {
-        barrier();
-        let there = (limit - key).min(ATTENTION_TILE);
-        k.load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, rows.start + key, there);
-        v.load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, rows.start + key, there);
+    let mut block = 0;
+    while block < blocks {
         loaded();
+        fetch(block + 1);
+        let key = block * ATTENTION_TILE;
         let (mut s, mut dp) = ([[0f32; 4]; 8], [[0f32; 4]; 8]);
-        rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile);
-        rows_by_rows::<CHUNKS, 8>(&mut dp, o_tile, 16 * warp(), v_tile);
+        rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile(block));
+        rows_by_rows::<CHUNKS, 8>(&mut dp, o_tile, 16 * warp(), v_tile(block));
         for n in 0..8 {
             for i in 0..4 {
                 let seen = key + column_of(n, i) <= rows.first + row_of(i);
@@ -79,8 +90,8 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
                 s[n][i] = p * (dp[n][i] - row_delta[i / 2]);
             }
         }
-        registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, k_tile);
-        key += ATTENTION_TILE;
+        registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, k_tile(block));
+        block += 1;
     }
     of.query_head(dq, head).store_rows(rows, &acc, [of.scale; 2]);
 }
@@ -90,50 +101,58 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
     let (rows, kv_head) = (of.rows(), block_y());
     let (key_bytes, query_bytes) = (ATTENTION_TILE * CHUNKS * 16, BACKWARD_QUERIES * CHUNKS * 16);
     let (k_tile, v_tile) = (shared(), shared() + key_bytes);
-    let (q_tile, o_tile) = (v_tile + key_bytes, v_tile + key_bytes + query_bytes);
-    let (lse_row, delta_row) = (o_tile + query_bytes, o_tile + query_bytes + 4 * BACKWARD_QUERIES);
+    let q_tile = |block: u32| v_tile + key_bytes + block % 2 * (2 * query_bytes + 8 * BACKWARD_QUERIES);
+    let o_tile = |block: u32| q_tile(block) + query_bytes;
+    let lse_row = |block: u32| o_tile(block) + query_bytes;
+    let delta_row = |block: u32| lse_row(block) + 4 * BACKWARD_QUERIES;
     let (first, count) = (rows.start + rows.first, rows.count());
     of.key_head(of.k, kv_head).load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, first, count);
     of.key_head(of.v, kv_head).load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, first, count);
     let (mut dk_acc, mut dv_acc) = ([[0f32; 4]; N], [[0f32; 4]; N]);
+    // Blocks of queries: from this block's first row on, of one head after the other.
     let group = of.group();
-    let mut member = 0;
-    while member < group {
-        let head = kv_head * group + member;
-        let (q, d_o) = (of.query_head(of.q, head), of.query_head(saved.d_o, head));
-        let mut query = rows.first;
-        while query < rows.len {
-            barrier();
-            let there = (rows.len - query).min(BACKWARD_QUERIES);
-            q.load_tile::<CHUNKS>(q_tile, BACKWARD_QUERIES, rows.start + query, there);
-            d_o.load_tile::<CHUNKS>(o_tile, BACKWARD_QUERIES, rows.start + query, there);
+    let fetch = |block: u32, member: u32, query: u32| {
+        if member < group {
+            let head = kv_head * group + member;
+            let (row, there) = (rows.start + query, (rows.len - query).min(BACKWARD_QUERIES));
+            of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile(block), BACKWARD_QUERIES, row, there);
+            of.query_head(saved.d_o, head).load_tile::<CHUNKS>(o_tile(block), BACKWARD_QUERIES, row, there);
             if thread() < BACKWARD_QUERIES {
                 let (mut l, mut e) = (f32::INFINITY, 0.0);
                 if thread() < there {
-                    (l, e) = saved.of_row(rows.start + query + thread(), head, of.heads);
+                    (l, e) = saved.of_row(row + thread(), head, of.heads);
                 }
-                st_f32(lse_row + 4 * thread(), l);
-                st_f32(delta_row + 4 * thread(), e);
+                st_f32(lse_row(block) + 4 * thread(), l);
+                st_f32(delta_row(block) + 4 * thread(), e);
             }
-            loaded();
-            // Transposed: rows are keys, columns queries.
-            let (mut p, mut ds) = ([[0f32; 4]; 4], [[0f32; 4]; 4]);
-            rows_by_rows::<CHUNKS, 4>(&mut p, k_tile, 16 * warp(), q_tile);
-            rows_by_rows::<CHUNKS, 4>(&mut ds, v_tile, 16 * warp(), o_tile);
-            for n in 0..4 {
-                for i in 0..4 {
-                    let column = column_of(n, i);
-                    let seen = query + column >= rows.first + row_of(i);
-                    let l = ld_f32(lse_row + 4 * column);
-                    p[n][i] = if seen { of.probability(p[n][i], l) } else { 0.0 };
-                    ds[n][i] = p[n][i] * (ds[n][i] - ld_f32(delta_row + 4 * column));
-                }
-            }
-            registers_by_tile::<CHUNKS, 4, N>(&mut dv_acc, &p, o_tile);
-            registers_by_tile::<CHUNKS, 4, N>(&mut dk_acc, &ds, q_tile);
-            query += BACKWARD_QUERIES;
         }
-        member += 1;
+        copy_commit();
+    };
+    let (mut block, mut member, mut query) = (0, 0, rows.first);
+    fetch(block, member, query);
+    while member < group {
+        loaded();
+        let mut next = (member, query + BACKWARD_QUERIES);
+        if next.1 >= rows.len {
+            next = (member + 1, rows.first);
+        }
+        fetch(block + 1, next.0, next.1);
+        // Transposed: rows are keys, columns queries.
+        let (mut p, mut ds) = ([[0f32; 4]; 4], [[0f32; 4]; 4]);
+        rows_by_rows::<CHUNKS, 4>(&mut p, k_tile, 16 * warp(), q_tile(block));
+        rows_by_rows::<CHUNKS, 4>(&mut ds, v_tile, 16 * warp(), o_tile(block));
+        for n in 0..4 {
+            for i in 0..4 {
+                let column = column_of(n, i);
+                let seen = query + column >= rows.first + row_of(i);
+                let l = ld_f32(lse_row(block) + 4 * column);
+                p[n][i] = if seen { of.probability(p[n][i], l) } else { 0.0 };
+                ds[n][i] = p[n][i] * (ds[n][i] - ld_f32(delta_row(block) + 4 * column));
+            }
+        }
+        registers_by_tile::<CHUNKS, 4, N>(&mut dv_acc, &p, o_tile(block));
+        registers_by_tile::<CHUNKS, 4, N>(&mut dk_acc, &ds, q_tile(block));
+        (block, member, query) = (block + 1, next.0, next.1);
     }
     of.key_head(dk, kv_head).store_rows(rows, &dk_acc, [of.scale; 2]);
     of.key_head(dv, kv_head).store_rows(rows, &dv_acc, [1.0; 2]);

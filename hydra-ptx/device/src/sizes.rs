@@ -72,17 +72,17 @@ pub const ATTENTION_TILE: u32 = 64;
 pub const ATTENTION_THREADS: u32 = 128;
 /// Queries that a block of keys looks at together in the backward pass.
 pub const BACKWARD_QUERIES: u32 = 32;
-/// Shared memory of the forward pass, by padded head width: q, k, v.
+/// Shared memory of the forward pass, by padded head width: q; k and v twice.
 pub const fn attention_shared(width: u32) -> u32 {
-    3 * ATTENTION_TILE * width * 2
+    5 * ATTENTION_TILE * width * 2
 }
-/// Shared memory of dq: q, d o, k, v.
+/// Shared memory of dq: q and d o; k and v twice.
 pub const fn attention_dq_shared(width: u32) -> u32 {
-    4 * ATTENTION_TILE * width * 2
+    6 * ATTENTION_TILE * width * 2
 }
-/// Shared memory of dk and dv: k, v, and of fewer queries q, d o, lse, delta.
+/// Shared memory of dk and dv: k and v; of fewer queries q, d o, lse, delta, twice.
 pub const fn attention_dkv_shared(width: u32) -> u32 {
-    2 * (ATTENTION_TILE + BACKWARD_QUERIES) * width * 2 + 2 * BACKWARD_QUERIES * 4
+    2 * (ATTENTION_TILE + 2 * BACKWARD_QUERIES) * width * 2 + 4 * BACKWARD_QUERIES * 4
 }
 
 /// Values that one block of a sum of squares adds up.
