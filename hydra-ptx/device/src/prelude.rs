@@ -88,7 +88,7 @@ pub fn unpack8(x: [u32; 4]) -> [f32; 8] {
 pub struct Swizzled {
     /// The first byte.
     pub at: u32,
-    /// Bytes from a panel of 128-byte rows to the one at its right; where rows are not summed over, there is one panel.
+    /// Bytes from a panel of 128-byte rows to the one at its right; where rows are not k, there is one, and this isn't read.
     pub panel: u32,
     /// Bytes from eight rows to the next.
     pub eight: u32,

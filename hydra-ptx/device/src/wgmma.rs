@@ -19,6 +19,8 @@ const CHUNKS: u32 = WGMMA_K / 8;
 const EIGHT_ROWS: u32 = 8 * 128;
 /// Bytes of a panel of B where its rows are k.
 const PANEL: u32 = WGMMA_K * 128;
+/// Where there is one panel: not read, and 16 by convention.
+const NO_PANEL: u32 = 16;
 /// Rows of C that a warpgroup has.
 const GROUP_M: u32 = 64;
 
@@ -62,10 +64,10 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Pane
         proxy_fence();
         // The tile is here for all threads, and none multiplies the one that the next copy overwrites.
         barrier();
-        let a = Swizzled { at: a_stage(tile) + group_m * 128, panel: 0, eight: EIGHT_ROWS };
+        let a = Swizzled { at: a_stage(tile) + group_m * 128, panel: NO_PANEL, eight: EIGHT_ROWS };
         // 16 of k are two chunks of a row, or 16 rows.
         if ROWS {
-            let b = Swizzled { at: b_stage(tile), panel: 0, eight: EIGHT_ROWS };
+            let b = Swizzled { at: b_stage(tile), panel: NO_PANEL, eight: EIGHT_ROWS };
             sums.start::<false>(a.steps(32), b.steps(32));
         } else {
             let b = Swizzled { at: b_stage(tile), panel: PANEL, eight: EIGHT_ROWS };
