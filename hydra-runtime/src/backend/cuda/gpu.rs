@@ -1,7 +1,7 @@
 //! A GPU through the CUDA driver: the only file that knows `cust`.
 //!
-//! One context, one stream; one module for every device, and one more for Hopper. Buffers are parts of a few large allocations. Uploads go through a pinned buffer, so that
-//! they are queued like everything else and the caller's memory is free at once.
+//! One context, one stream; one module for every device, and one more for Hopper. Buffers are parts of a few large allocations.
+//! Uploads go through a pinned buffer, so that they are queued like everything else and the caller's memory is free at once.
 
 use super::arena::{self, Arena};
 use super::{Driver, shim};
@@ -174,7 +174,7 @@ impl Gpu {
             .map_err(failed("the driver can't compile the kernels; it may be too old"))?;
         let mut instructions = Instructions::Mma;
         if (major as u32, minor as u32) == HOPPER {
-            // Drivers older than the architecture's instructions run it as its predecessor.
+            // A driver from before `wgmma` runs the other kernels all the same.
             match load(HOPPER_PTX, &mut modules, &mut kernels) {
                 Ok(()) => instructions = Instructions::Wgmma,
                 Err(_) => name += " (slower than it could be: the driver is too old for wgmma)",
