@@ -129,6 +129,14 @@ fn ones() -> ([u64; 4], [u64; 4]) {
     (matrix(shared()), matrix(shared() + 64 * 128))
 }
 
+/// The same where products may read them.
+fn ones_for_products() -> ([u64; 4], [u64; 4]) {
+    let operands = ones();
+    proxy_fence();
+    barrier();
+    operands
+}
+
 fn run_warpgroup(call: unsafe fn(&[u64])) {
     let grid = Grid { blocks: [1, 1], threads: 128, shared: (64 + 256) * 128, seed: 1 };
     // SAFETY: the kernels below take nothing.
@@ -139,9 +147,7 @@ fn run_warpgroup(call: unsafe fn(&[u64])) {
 fn an_asynchronous_product() {
     // SAFETY: emulated.
     run_warpgroup(|_| unsafe {
-        let (a, b) = ones();
-        proxy_fence();
-        barrier();
+        let (a, b) = ones_for_products();
         let mut sums = Sums::zero();
         sums.start::<false>(a, b);
         sums.wait_for_all_but_one();
@@ -168,9 +174,7 @@ fn a_missing_proxy_fence() {
 fn overwritten_under_a_product() {
     // SAFETY: emulated.
     run_warpgroup(|_| unsafe {
-        let (a, b) = ones();
-        proxy_fence();
-        barrier();
+        let (a, b) = ones_for_products();
         let mut sums = Sums::zero();
         sums.start::<false>(a, b);
         barrier();
@@ -186,9 +190,7 @@ fn overwritten_under_a_product() {
 fn a_product_that_nothing_waits_for() {
     // SAFETY: emulated.
     run_warpgroup(|_| unsafe {
-        let (a, b) = ones();
-        proxy_fence();
-        barrier();
+        let (a, b) = ones_for_products();
         Sums::zero().start::<false>(a, b);
     });
 }
@@ -198,9 +200,7 @@ fn a_product_that_nothing_waits_for() {
 fn warps_with_other_descriptors() {
     // SAFETY: emulated.
     run_warpgroup(|_| unsafe {
-        let (a, b) = ones();
-        proxy_fence();
-        barrier();
+        let (a, b) = ones_for_products();
         let mut sums = Sums::zero();
         sums.start::<false>(if warp() == 2 { b } else { a }, b);
         sums.finish();
