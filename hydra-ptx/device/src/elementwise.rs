@@ -1,86 +1,116 @@
-//! Value by value, of bf16 activations: rotations, SwiGLU.
+//! Value by value, of bf16 activations: rotations, SwiGLU. A thread has eight neighbours, 16 bytes: with fewer, too little of memory's
+//! time would be used.
 
 use crate::math;
 use crate::prelude::*;
+use crate::rows::Eight;
 use crate::sizes::THREADS;
 
-/// This thread's value.
+/// This thread's number.
 #[inline(always)]
 fn index() -> u64 {
     block_x() as u64 * THREADS as u64 + thread() as u64
 }
 
-#[inline(always)]
-unsafe fn value(from: *const u16) -> f32 {
-    from_bf16(load(from))
-}
-
-/// Two neighbours of an array, or its last value alone.
+/// Eight neighbours of an array, or those of them that there are.
 #[derive(Clone, Copy)]
-struct Two {
+struct Group {
     first: usize,
-    alone: bool,
+    len: usize,
+    /// Whether the array's start and `first` are at multiples of 16 bytes, and all eight are there.
+    whole: bool,
 }
 
-impl Two {
+impl Group {
     /// This thread's of `len` values, if there are any left for it.
     #[inline(always)]
     fn of_thread(len: u64) -> Option<Self> {
-        let first = 2 * index();
-        (first < len).then_some(Self { first: first as usize, alone: first + 1 == len })
+        let first = 8 * index();
+        let left = len.saturating_sub(first).min(8) as usize;
+        (left > 0).then_some(Self { first: first as usize, len: left, whole: left == 8 })
     }
 
     #[inline(always)]
-    unsafe fn load(self, from: *const u16) -> [f32; 2] {
+    unsafe fn load(self, from: *const u16) -> Eight {
         let from = from.add(self.first);
-        if self.alone { [value(from), 0.0] } else { unpack2(load(from.cast())) }
+        if self.whole {
+            return unpack8(load(from.cast::<U4>()).0);
+        }
+        let mut values = [0.0; 8];
+        for i in 0..8 {
+            if i < self.len {
+                values[i] = from_bf16(load(from.add(i)));
+            }
+        }
+        values
     }
 
     #[inline(always)]
-    unsafe fn store(self, to: *mut u16, [x, y]: [f32; 2]) {
-        let (to, both) = (to.add(self.first), pack_bf16(x, y));
-        if self.alone { store(to, both as u16) } else { store(to.cast(), both) }
+    unsafe fn store(self, to: *mut u16, values: Eight) {
+        let to = to.add(self.first);
+        if self.whole {
+            store(to.cast(), U4(pack8(values)));
+            return;
+        }
+        for i in 0..8 {
+            if i < self.len {
+                store(to.add(i), to_bf16(values[i]));
+            }
+        }
     }
 }
 
 kernels! {
     /// Turns each pair (x[i], x[i + d/2]) of each head by its token's angle, or by `sign` −1 back; `table` [positions, d] holds
-    /// cosines, then sines. Grid: [tokens · heads · d/2 / 256], 256 threads.
+    /// cosines, then sines. Grid: [tokens · heads · (d/2 / 8) / 256], 256 threads.
     fn rope(x: *mut u16, table: *const f32, positions: *const u32, tokens: u32, heads: u32, d: u32, sign: f32) {
-        let half = (d / 2) as u64;
-        assume(half > 0 && heads > 0);
-        let (head, i) = (index() / half, (index() % half) as usize);
+        let half = d / 2;
+        let groups = half.div_ceil(8) as u64;
+        assume(groups > 0 && heads > 0);
+        let (head, i) = (index() / groups, (index() % groups) as u32 * 8);
         if head >= tokens as u64 * heads as u64 {
             return;
         }
         let position = load(positions.add((head / heads as u64) as usize));
-        let row = table.add(position as usize * d as usize);
-        let (cos, sin) = (load(row.add(i)), sign * load(row.add(i + half as usize)));
-        let left = x.add(head as usize * d as usize + i);
-        let right = left.add(half as usize);
-        let (l, r) = (value(left), value(right));
-        store(left, to_bf16(l * cos - r * sin));
-        store(right, to_bf16(r * cos + l * sin));
+        let row = table.add(position as usize * d as usize + i as usize);
+        let first = head as usize * d as usize + i as usize;
+        let left = Group { first, len: (half - i).min(8) as usize, whole: half.is_multiple_of(8) };
+        let right = Group { first: first + half as usize, ..left };
+        let (l, r) = (left.load(x), right.load(x));
+        let (mut turned_l, mut turned_r) = ([0.0; 8], [0.0; 8]);
+        for i in 0..8 {
+            if i < left.len {
+                let (cos, sin) = (load(row.add(i)), sign * load(row.add(i + half as usize)));
+                turned_l[i] = l[i] * cos - r[i] * sin;
+                turned_r[i] = r[i] * cos + l[i] * sin;
+            }
+        }
+        left.store(x, turned_l);
+        right.store(x, turned_r);
     }
 
-    /// out = silu(gate) ∘ up. Grid: [len / 512], 256 threads.
+    /// out = silu(gate) ∘ up. Grid: [len / 2048], 256 threads.
     fn swiglu(out: *mut u16, gate: *const u16, up: *const u16, len: u64) {
-        let Some(two) = Two::of_thread(len) else { return };
-        let (g, u) = (two.load(gate), two.load(up));
-        let value = |i: usize| g[i] * math::sigmoid(g[i]) * u[i];
-        two.store(out, [value(0), value(1)]);
+        let Some(group) = Group::of_thread(len) else { return };
+        let (g, u) = (group.load(gate), group.load(up));
+        let mut values = [0.0; 8];
+        for i in 0..8 {
+            values[i] = g[i] * math::sigmoid(g[i]) * u[i];
+        }
+        group.store(out, values);
     }
 
-    /// dgate: d out → d gate; dup is overwritten. Grid: [len / 512], 256 threads.
+    /// dgate: d out → d gate; dup is overwritten. Grid: [len / 2048], 256 threads.
     fn swiglu_backward(dgate: *mut u16, dup: *mut u16, gate: *const u16, up: *const u16, len: u64) {
-        let Some(two) = Two::of_thread(len) else { return };
-        let (d, g, u) = (two.load(dgate), two.load(gate), two.load(up));
-        let gradients = |i: usize| {
+        let Some(group) = Group::of_thread(len) else { return };
+        let (d, g, u) = (group.load(dgate), group.load(gate), group.load(up));
+        let (mut to_gate, mut to_up) = ([0.0; 8], [0.0; 8]);
+        for i in 0..8 {
             let sigmoid = math::sigmoid(g[i]);
-            (d[i] * u[i] * sigmoid * (1.0 + g[i] * (1.0 - sigmoid)), d[i] * g[i] * sigmoid)
-        };
-        let ((dgate0, dup0), (dgate1, dup1)) = (gradients(0), gradients(1));
-        two.store(dgate, [dgate0, dgate1]);
-        two.store(dup, [dup0, dup1]);
+            to_gate[i] = d[i] * u[i] * sigmoid * (1.0 + g[i] * (1.0 - sigmoid));
+            to_up[i] = d[i] * g[i] * sigmoid;
+        }
+        group.store(dgate, to_gate);
+        group.store(dup, to_up);
     }
 }

@@ -3,9 +3,8 @@
 
 use crate::gate::{Heads, mix_tokens};
 use crate::mask::Mask;
-use crate::matvec::dot;
 use crate::prelude::*;
-use crate::rows::{load_chunk, load_eight};
+use crate::rows::{dot, load_chunk, load_eight};
 use crate::sizes::{FEW_ROWS, THREADS};
 
 kernels! {

@@ -5,17 +5,8 @@
 
 use crate::format::Format;
 use crate::prelude::*;
-use crate::rows::{Eight, Output, load_chunk, load_eight};
+use crate::rows::{Eight, Output, dot, load_chunk, load_eight};
 use crate::sizes::{FEW_TOKENS, THREADS};
-
-/// sum + Σ x ∘ weights.
-#[inline(always)]
-pub fn dot(x: Eight, weights: Eight, mut sum: f32) -> f32 {
-    for i in 0..8 {
-        sum = fma(x[i], weights[i], sum);
-    }
-    sum
-}
 
 /// This warp's row of a second matrix, [rows, columns] in f32, times operands.
 #[derive(Clone, Copy)]

@@ -14,11 +14,6 @@ pub use host::*;
 #[cfg(target_arch = "nvptx64")]
 pub use nvptx::*;
 
-/// Two values that are loaded and stored in one instruction.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C, align(8))]
-pub struct F2(pub [f32; 2]);
-
 /// Threads of a warp.
 pub const WARP: u32 = 32;
 

@@ -98,6 +98,15 @@ impl Output {
     }
 }
 
+/// sum + Σ a ∘ b.
+#[inline(always)]
+pub fn dot(a: Eight, b: Eight, mut sum: f32) -> f32 {
+    for i in 0..8 {
+        sum = fma(a[i], b[i], sum);
+    }
+    sum
+}
+
 #[inline(always)]
 fn sum(a: Eight, b: Eight) -> Eight {
     [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6], a[7] + b[7]]
@@ -113,22 +122,26 @@ pub fn floats([a, b, c, d]: [u32; 4], [e, f, g, h]: [u32; 4]) -> Eight {
 kernels! {
     /// y = x · inv_rms · weight, inv_rms = 1 / √(mean x² + eps); x, y [rows, d]. Grid: [rows], 256 threads.
     fn rms_norm(y: *mut u16, inv_rms: *mut f32, x: *const f32, weight: *const f32, d: u32, eps: f32) {
-        let row = block_x() as usize;
-        let (x, y) = (x.add(row * d as usize), y.add(row * d as usize));
-        let (mut sum, mut i) = (0.0, thread());
-        while i < d {
-            let value = load(x.add(i as usize));
-            sum = fma(value, value, sum);
-            i += THREADS;
+        let row = block_x();
+        let eight = |group: u32| load_eight(x, row, 8 * group, d);
+        let (mut sum, mut group) = (0.0, thread());
+        while 8 * group < d {
+            sum = dot(eight(group), eight(group), sum);
+            group += THREADS;
         }
         let inverse = 1.0 / sqrt(over_block::<Sum>(sum, shared()) / d as f32 + eps);
         if thread() == 0 {
-            store(inv_rms.add(row), inverse);
+            store(inv_rms.add(row as usize), inverse);
         }
-        i = thread();
-        while i < d {
-            store(y.add(i as usize), to_bf16(load(x.add(i as usize)) * inverse * load(weight.add(i as usize))));
-            i += THREADS;
+        let y = Output::new(y.cast(), core::ptr::null(), 1);
+        group = thread();
+        while 8 * group < d {
+            let (mut values, weights) = (eight(group), load_eight(weight, 0, 8 * group, d));
+            for i in 0..8 {
+                values[i] = values[i] * inverse * weights[i];
+            }
+            y.put_row(row as usize * d as usize + 8 * group as usize, values, d - 8 * group, d.is_multiple_of(8));
+            group += THREADS;
         }
     }
 
@@ -141,21 +154,31 @@ kernels! {
         weight: *const f32,
         d: u32,
     ) {
-        let row = block_x() as usize;
-        let (dx, dy, x) = (dx.add(row * d as usize), dy.add(row * d as usize), x.add(row * d as usize));
-        let scaled = |i: u32| load(dy.add(i as usize)) * load(weight.add(i as usize));
-        let (mut sum, mut i) = (0.0, thread());
-        while i < d {
-            sum = fma(scaled(i), load(x.add(i as usize)), sum);
-            i += THREADS;
+        let row = block_x();
+        let eight = |group: u32| load_eight(x, row, 8 * group, d);
+        let scaled = |group: u32| {
+            let (mut values, weights) = (load_eight(dy, row, 8 * group, d), load_eight(weight, 0, 8 * group, d));
+            for i in 0..8 {
+                values[i] *= weights[i];
+            }
+            values
+        };
+        let (mut sum, mut group) = (0.0, thread());
+        while 8 * group < d {
+            sum = dot(scaled(group), eight(group), sum);
+            group += THREADS;
         }
-        let inverse = load(inv_rms.add(row));
+        let inverse = load(inv_rms.add(row as usize));
         let along = inverse * inverse * (over_block::<Sum>(sum, shared()) / d as f32);
-        i = thread();
-        while i < d {
-            let to = dx.add(i as usize);
-            store(to, load(to) + inverse * (scaled(i) - load(x.add(i as usize)) * along));
-            i += THREADS;
+        let dx = Output::new(dx.cast(), dx.cast(), 0);
+        group = thread();
+        while 8 * group < d {
+            let (mut values, x) = (scaled(group), eight(group));
+            for i in 0..8 {
+                values[i] = inverse * (values[i] - x[i] * along);
+            }
+            dx.put_row(row as usize * d as usize + 8 * group as usize, values, d - 8 * group, d.is_multiple_of(8));
+            group += THREADS;
         }
     }
 
@@ -206,13 +229,16 @@ kernels! {
         if i >= rows as u64 * chunks as u64 {
             return;
         }
-        let (row, column) = ((i / chunks as u64) as usize, (i % chunks as u64) as u32 * 8);
+        let (row, column) = ((i / chunks as u64) as u32, (i % chunks as u64) as u32 * 8);
         let mut values = [0.0; 8];
-        for l in 0..8 {
-            if column + l < width {
-                let at = row * width as usize + (column + l) as usize;
-                values[l as usize] =
-                    if bf16 != 0 { from_bf16(load(x.cast::<u16>().add(at))) } else { load(x.cast::<f32>().add(at)) };
+        if bf16 == 0 {
+            values = load_eight(x.cast(), row, column, width);
+        } else {
+            for l in 0..8 {
+                if column + l < width {
+                    let at = row as usize * width as usize + (column + l) as usize;
+                    values[l as usize] = from_bf16(load(x.cast::<u16>().add(at)));
+                }
             }
         }
         store(out.cast::<U4>().add(i as usize), U4(pack8(values)));

@@ -14,19 +14,19 @@ pub fn rms_norm_backward(dx: Ptr, rows: u32, dy: Ptr, x: Ptr, inv_rms: Ptr, weig
 
 /// Turns x [tokens, heads · d] by `positions` `[tokens]`, or back.
 pub fn rope(x: Ptr, tokens: u32, heads: u32, d: u32, table: Ptr, positions: Ptr, inverse: bool) -> Launch {
-    let pairs = u64::from(tokens) * u64::from(heads) * u64::from(d / 2);
+    let groups = u64::from(tokens) * u64::from(heads) * u64::from((d / 2).div_ceil(8));
     let sign = if inverse { -1f32 } else { 1.0 };
-    launch!("rope", [blocks(pairs), 1], 0, x, table, positions, tokens, heads, d, sign)
+    launch!("rope", [blocks(groups), 1], 0, x, table, positions, tokens, heads, d, sign)
 }
 
 /// out = silu(gate) ∘ up.
 pub fn swiglu(out: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    launch!("swiglu", [blocks(len.div_ceil(2)), 1], 0, out, gate, up, len)
+    launch!("swiglu", [blocks(len.div_ceil(8)), 1], 0, out, gate, up, len)
 }
 
 /// dgate: d out → d gate; dup is overwritten.
 pub fn swiglu_backward(dgate: Ptr, dup: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    launch!("swiglu_backward", [blocks(len.div_ceil(2)), 1], 0, dgate, dup, gate, up, len)
+    launch!("swiglu_backward", [blocks(len.div_ceil(8)), 1], 0, dgate, dup, gate, up, len)
 }
 
 /// `out[t]` = `table[ids[t]]`.
