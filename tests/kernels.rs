@@ -1,7 +1,10 @@
-//! The kernels against their f64 reference, on every instruction set of the machine.
+//! The kernels against their f64 reference, on every instruction set of the machine; AMX also where it has to be emulated.
 //!
 //! `HYDRA_REQUIRE_ISA=avx512 cargo test` fails where that instruction set is missing instead of passing without it.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[path = "kernels/amx.rs"]
+mod amx;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
 #[path = "kernels/gemm.rs"]

@@ -57,7 +57,11 @@ impl Element for bf16 {
     }
     fn isas() -> Vec<Bf16Isa> {
         isas();
-        Bf16Isa::available().collect()
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        let emulated = crate::amx::emulated();
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        let emulated = None;
+        Bf16Isa::available().chain(emulated).collect()
     }
 }
 

@@ -177,6 +177,15 @@ impl AmxBf16 {
         found(AMX_BF16).then_some(AmxBf16(()))
     }
 
+    /// The proof without a question.
+    ///
+    /// # Safety
+    /// This machine has what [`Avx512Bf16`] proves, and each thread of this process can execute AMX-TILE's and AMX-BF16's
+    /// instructions.
+    pub const unsafe fn new_unchecked() -> Self {
+        AmxBf16(())
+    }
+
     /// The weaker proof.
     pub fn avx512bf16(self) -> Avx512Bf16 {
         Avx512Bf16(())
