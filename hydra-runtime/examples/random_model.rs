@@ -70,7 +70,10 @@ fn main() -> Result<()> {
         size.1 = value.parse().map_err(|_| format!("{setting}: wanted a number"))?;
     }
     let [d_model, d_ffn, layers, heads, kv_heads, vocab, context] = sizes.map(|(_, size)| size);
-    if heads == 0 || kv_heads == 0 || d_model % heads != 0 || heads % kv_heads != 0 {
+    if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+        return Err(format!("{name}=0: wanted a positive number").into());
+    }
+    if d_model % heads != 0 || heads % kv_heads != 0 {
         return Err(format!("d_model {d_model}, heads {heads}, kv_heads {kv_heads}: wanted d_model a multiple of heads, heads of kv_heads").into());
     }
     let kv = d_model / heads * kv_heads;

@@ -48,6 +48,9 @@ pub const SKINNY_DEPTH: u32 = 128;
 pub const SKINNY_STAGES: u32 = 4;
 /// Bytes of one operand's tile.
 pub const SKINNY_TILE_BYTES: u32 = SKINNY * SKINNY_DEPTH * 2;
+/// Blocks that a sum over tokens is cut into, if the matrix that it is for has fewer of its own: as many as multiprocessors on the
+/// larger devices. The same for all, so that sums have the same order.
+pub const OUTER_BLOCKS: u32 = 132;
 /// Shared memory of a skinny product: the stages.
 pub const SKINNY_SHARED: u32 = SKINNY_STAGES * 2 * SKINNY_TILE_BYTES;
 /// With dropout: and two tiles of x after it.

@@ -74,11 +74,11 @@ impl<const ALONG: bool> Side<ALONG> {
     }
 }
 
-/// Σ_k x(i, k) · s(j, k) for a tile of 32 x 32 with its first row and column at `first`: a warp has 16 x 8 of it, a thread four,
-/// see [`each`]. If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
+/// Σ_k x(i, k) · s(j, k) over `from ≤ k < to` for a tile of 32 x 32 with its first row and column at `first`: a warp has 16 x 8 of
+/// it, a thread four, see [`each`]. `from` is a multiple of 128; so is `to`, or it is the end. If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
 #[inline(always)]
 unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
-    depth: u32,
+    (from, to): (u32, u32),
     x: Side<X_ALONG>,
     s: Side<S_ALONG>,
     first: (u32, u32),
@@ -90,11 +90,12 @@ unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     // Two, so that one can be written while the other is still read.
     let dropped_tile = |tile: u32| shared() + (2 * SKINNY_STAGES + tile % 2) * SKINNY_TILE_BYTES;
     let two = mask.threshold > 0;
-    let tiles = depth.div_ceil(SKINNY_DEPTH);
+    let tiles = (to - from).div_ceil(SKINNY_DEPTH);
+    let k = |tile: u32| from + tile * SKINNY_DEPTH;
     let fetch = |tile: u32| {
         if tile < tiles {
-            x.copy(x_tile(tile), first.0, tile * SKINNY_DEPTH);
-            s.copy(s_tile(tile), first.1, tile * SKINNY_DEPTH);
+            x.copy(x_tile(tile), first.0, k(tile));
+            s.copy(s_tile(tile), first.1, k(tile));
         }
         copy_commit();
     };
@@ -109,7 +110,7 @@ unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     while tile < tiles {
         copy_wait::<{ SKINNY_STAGES - 2 }>();
         if two {
-            Side::<X_ALONG>::cut(dropped_tile(tile), x_tile(tile), mask, first.0, tile * SKINNY_DEPTH);
+            Side::<X_ALONG>::cut(dropped_tile(tile), x_tile(tile), mask, first.0, k(tile));
         }
         // The tile is here for all threads, and all are done with the one that the next copy overwrites.
         barrier();
@@ -194,7 +195,7 @@ kernels! {
         let mut row0 = 0;
         while row0 < rows {
             let (x, a) = (Side::<true>(Operand::new(x, tokens, d_in)), Side::<true>(Operand::new(a, rows, d_in)));
-            let acc = tile_product(d_in, x, a, (first, row0), mask, |j| row0 + j < a_rows);
+            let acc = tile_product((0, d_in), x, a, (first, row0), mask, |j| row0 + j < a_rows);
             each(acc, count, rows - row0, |t, j, value| {
                 store(hidden.add((first + t) as usize * heads.hidden() as usize + (row0 + j) as usize), value);
             });
@@ -241,7 +242,7 @@ kernels! {
         let mut column0 = 0;
         while column0 < width {
             let (dy, b) = (Side::<true>(Operand::new(dy, tokens, d_out)), Side::<false>(Operand::new(b, d_out, width)));
-            let acc = tile_product(d_out, dy, b, (first, column0), Mask::NONE, |_| false);
+            let acc = tile_product((0, d_out), dy, b, (first, column0), Mask::NONE, |_| false);
             each(acc, count, width - column0, |t, j, value| {
                 let to = dmixed.add((first + t) as usize * width as usize + (column0 + j) as usize);
                 store(to, heads.dropped(scale * value, first + t, column0 + j));
@@ -268,8 +269,9 @@ kernels! {
     }
 
     /// `out`(c, j) += scale · Σ_t D(big)[t, c] · small[t, j] for c < columns, j < rows, at `out[c · c_stride + j · j_stride]`: dB
-    /// and d[A; R]. `big` is [tokens, padded columns], `small` [tokens, padded rows]; dropout is before rows j < a_rows.
-    /// Grid: [columns / 32, rows / 32], 256 threads.
+    /// and d[A; R]. `big` is [tokens, padded columns], `small` [tokens, padded rows]; dropout is before rows j < a_rows. A block
+    /// has `share` tokens, a multiple of 128. If that isn't all, the sums go to `parts` [shares, columns, rows] instead, for
+    /// [`outer_total`]. Grid: [columns / 32, rows / 32 · shares], 256 threads.
     fn outer(
         out: *mut f32,
         c_stride: u32,
@@ -284,15 +286,52 @@ kernels! {
         seed: u64,
         threshold: u32,
         keep_scale: f32,
+        share: u32,
+        parts: *mut f32,
     ) {
         let mask = Mask { seed, threshold, scale: keep_scale };
-        let (c0, j0) = (block_x() * SKINNY, block_y() * SKINNY);
+        let tiles = rows.div_ceil(SKINNY);
+        assume(tiles > 0);
+        let (number, c0, j0) = (block_y() / tiles, block_x() * SKINNY, block_y() % tiles * SKINNY);
+        let tokens_here = (number * share, tokens.min(number * share + share));
         let (big, small) = (Operand::new(big, tokens, columns), Operand::new(small, tokens, rows));
-        let acc = tile_product(tokens, Side::<false>(big), Side::<false>(small), (c0, j0), mask, |j| j0 + j < a_rows);
+        let (big, small) = (Side::<false>(big), Side::<false>(small));
+        let acc = tile_product(tokens_here, big, small, (c0, j0), mask, |j| j0 + j < a_rows);
         each(acc, columns - c0, rows - j0, |c, j, value| {
-            let to = out.add((c0 + c) as usize * c_stride as usize + (j0 + j) as usize * j_stride as usize);
-            store(to, load(to) + scale * value);
+            let (c, j) = ((c0 + c) as usize, (j0 + j) as usize);
+            if share < tokens {
+                store(parts.add((number as usize * columns as usize + c) * rows as usize + j), value);
+            } else {
+                let to = out.add(c * c_stride as usize + j * j_stride as usize);
+                store(to, load(to) + scale * value);
+            }
         });
+    }
+
+    /// `out`(c, j) += scale · Σ parts. Grid: [columns · rows / 256], 256 threads.
+    fn outer_total(
+        out: *mut f32,
+        c_stride: u32,
+        j_stride: u32,
+        parts: *const f32,
+        shares: u32,
+        columns: u32,
+        rows: u32,
+        scale: f32,
+    ) {
+        assume(rows > 0);
+        let i = block_x() * THREADS + thread();
+        let (c, j) = (i / rows, i % rows);
+        if c >= columns {
+            return;
+        }
+        let (mut sum, mut number) = (0.0, 0);
+        while number < shares {
+            sum += load(parts.add((number as usize * columns as usize + c as usize) * rows as usize + j as usize));
+            number += 1;
+        }
+        let to = out.add(c as usize * c_stride as usize + j as usize * j_stride as usize);
+        store(to, load(to) + scale * sum);
     }
 
     /// dx [tokens, d_in] += D(ddown A): the part of dx that went through dropout. Grid:

@@ -192,48 +192,85 @@ pub fn up_backward(
     )
 }
 
-/// `db` [d_out, heads · rank] += scale · dyᵀ mixed; both are operands.
-pub fn db(db: Ptr, tokens: u32, dy: Ptr, d_out: u32, mixed: Ptr, heads: &Heads, scale: f32) -> Launch {
-    let rows = heads.mixed();
-    outer(db, [rows, 1], tokens, (dy, d_out), (mixed, rows), scale, 0, Mask::default())
-}
-
-/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x); both are operands.
-pub fn da(da: Ptr, tokens: u32, x: Ptr, d_in: u32, dhidden16: Ptr, heads: &Heads, mask: Mask) -> Launch {
-    outer(da, [1, d_in], tokens, (x, d_in), (dhidden16, heads.stacked), 1.0, heads.a_rows, mask)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn outer(
+/// A sum over tokens of outer products, which is added to `out`(c, j) at `out[c · c_stride + j · j_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
     out: Ptr,
-    [c_stride, j_stride]: [u32; 2],
+    strides: [u32; 2],
     tokens: u32,
-    (big, columns): (Ptr, u32),
-    (small, rows): (Ptr, u32),
+    big: Ptr,
+    columns: u32,
+    small: Ptr,
+    rows: u32,
     scale: f32,
     a_rows: u32,
     mask: Mask,
-) -> Launch {
-    let grid = [columns.div_ceil(SKINNY), rows.div_ceil(SKINNY)];
-    let Mask { seed, threshold, scale: keep_scale } = mask;
-    launch!(
-        "outer",
-        grid,
-        skinny_shared(mask),
-        out,
-        c_stride,
-        j_stride,
-        tokens,
-        big,
-        columns,
-        small,
-        rows,
-        scale,
-        a_rows,
-        seed,
-        threshold,
-        keep_scale
-    )
+}
+
+/// `db` [d_out, heads · rank] += scale · dyᵀ mixed; both are operands.
+pub fn db(db: Ptr, tokens: u32, dy: Ptr, d_out: u32, mixed: Ptr, heads: &Heads, scale: f32) -> Outer {
+    let (rows, mask) = (heads.mixed(), Mask::default());
+    let (big, columns, small) = (dy, d_out, mixed);
+    Outer { out: db, strides: [rows, 1], tokens, big, columns, small, rows, scale, a_rows: 0, mask }
+}
+
+/// d[A; R] [stacked, d_in] += dhiddenᵀ D(x); both are operands.
+pub fn da(da: Ptr, tokens: u32, x: Ptr, d_in: u32, dhidden16: Ptr, heads: &Heads, mask: Mask) -> Outer {
+    let (big, columns, small) = (x, d_in, dhidden16);
+    let (rows, a_rows) = (heads.stacked, heads.a_rows);
+    Outer { out: da, strides: [1, d_in], tokens, big, columns, small, rows, scale: 1.0, a_rows, mask }
+}
+
+impl Outer {
+    /// Tokens of a block, and how many blocks that makes for each tile: more than one where tiles are few.
+    fn shares(&self) -> (u32, u32) {
+        let tiles = self.columns.div_ceil(SKINNY) * self.rows.div_ceil(SKINNY);
+        let wanted = (OUTER_BLOCKS / tiles.max(1)).max(1);
+        let share = self.tokens.div_ceil(wanted).next_multiple_of(SKINNY_DEPTH);
+        (share, self.tokens.div_ceil(share.max(1)))
+    }
+
+    /// Floats of room that the sum needs.
+    pub fn parts(&self) -> usize {
+        let (_, shares) = self.shares();
+        if shares > 1 { shares as usize * self.columns as usize * self.rows as usize } else { 0 }
+    }
+
+    /// The sum, in `parts` if it needs room.
+    pub fn sum(&self, parts: Ptr) -> Launch {
+        let &Self { out, strides: [c_stride, j_stride], tokens, big, columns, small, rows, scale, a_rows, mask } = self;
+        let (share, shares) = self.shares();
+        let grid = [columns.div_ceil(SKINNY), rows.div_ceil(SKINNY) * shares];
+        let Mask { seed, threshold, scale: keep_scale } = mask;
+        launch!(
+            "outer",
+            grid,
+            skinny_shared(mask),
+            out,
+            c_stride,
+            j_stride,
+            tokens,
+            big,
+            columns,
+            small,
+            rows,
+            scale,
+            a_rows,
+            seed,
+            threshold,
+            keep_scale,
+            share,
+            parts
+        )
+    }
+
+    /// What is to follow, if it needed room.
+    pub fn total(&self, parts: Ptr) -> Launch {
+        let &Self { out, strides: [c_stride, j_stride], columns, rows, scale, .. } = self;
+        let (_, shares) = self.shares();
+        let grid = [blocks(u64::from(columns) * u64::from(rows)), 1];
+        launch!("outer_total", grid, 0, out, c_stride, j_stride, parts, shares, columns, rows, scale)
+    }
 }
 
 /// `dx` [tokens, d_in] += D(ddown A).

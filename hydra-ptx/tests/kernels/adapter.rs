@@ -6,7 +6,7 @@ use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{
-    Heads, Mask, Ptr, UpBackward, Values, da, db, down, dropped_add, few_down, gate_push, padded, up_backward,
+    Heads, Mask, Outer, Ptr, UpBackward, Values, da, db, down, dropped_add, few_down, gate_push, padded, up_backward,
 };
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 use hydra_ptx_device::emulator::Global;
@@ -39,6 +39,14 @@ fn ties(shape: &HydraShape, x: &[f64], a: &[f64]) -> bool {
         logits.sort_by(f64::total_cmp);
         logits.windows(2).any(|pair| pair[1] - pair[0] < 5e-4)
     })
+}
+
+fn run_outer(outer: &Outer, seed: u64) {
+    let parts = Global::new(&vec![f32::NAN; outer.parts()]);
+    run(outer.sum(ptr(&parts)), seed);
+    if outer.parts() > 0 {
+        run(outer.total(ptr(&parts)), seed);
+    }
 }
 
 fn check(case: &Case) {
@@ -157,9 +165,9 @@ fn check(case: &Case) {
     assert_close("through", &from_bf16(through.values(), pitch(stacked), stacked), &want, ROUNDED);
 
     let (device_db, device_da) = (Global::new(&b), Global::new(&a));
-    run(db(ptr(&device_db), count, ptr(&device_dy), d_out32, ptr(&mixed), &heads, scale), seed);
+    run_outer(&db(ptr(&device_db), count, ptr(&device_dy), d_out32, ptr(&mixed), &heads, scale), seed);
     assert_close("db", device_db.values(), &want_db, ROUNDED);
-    run(da(ptr(&device_da), count, ptr(&device_x), d_in32, ptr(&dhidden16), &heads, mask), seed);
+    run_outer(&da(ptr(&device_da), count, ptr(&device_x), d_in32, ptr(&dhidden16), &heads, mask), seed);
     assert_close("da", device_da.values(), &want_da, ROUNDED);
 
     if mask.threshold > 0 {
@@ -204,5 +212,14 @@ fn whole_tiles_and_one_more() {
             seed: 3,
         });
         check(&Case { shape, gate: GATE_ROUTER, routing, head_dropout: 0.2, dropout: 0.1, seed: 3 });
+    }
+}
+
+/// So many that a gradient's sum over them is cut, into shares that aren't all as long.
+#[test]
+fn many_tokens() {
+    for (tokens, dropout) in [(300, 0.0), (257, 0.2)] {
+        let shape = HydraShape { tokens, d_in: 40, d_out: 33, rank: 4, heads: 3, per_head_a: false, router: true };
+        check(&Case { shape, gate: GATE_ROUTER, routing: Routing::default(), head_dropout: 0.0, dropout, seed: 5 });
     }
 }

@@ -1,12 +1,12 @@
 //! A frozen linear layer and its Hydra adapter, forward and backward: which launches, in which order. The mathematics is that of
 //! `backend/cpu/linear.rs`.
 
-use super::state::State;
+use super::state::{Area, State};
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::launch::{self, Form, Heads, Mask, More, Output, Product, Ptr, Second, UpBackward, Values};
+use hydra_ptx::launch::{self, Form, Heads, Mask, More, Outer, Output, Product, Ptr, Second, UpBackward, Values};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 
 type Args<'a, D> = AdapterArgs<'a, Cuda<D>>;
@@ -122,6 +122,16 @@ impl<D: Driver> Cuda<D> {
         self.multiply(&Product { c: y, before, m: count, form: Form::Rows, a: x, w: &weight, second })
     }
 
+    /// A sum over tokens, with `partial` for its parts.
+    fn sum(&self, partial: &mut Area<D>, outer: &Outer) -> Result<()> {
+        if outer.parts() == 0 {
+            return self.run(&outer.sum(Ptr::NULL));
+        }
+        let parts = partial.f32(&self.driver, outer.parts())?;
+        self.run(&outer.sum(parts))?;
+        self.run(&outer.total(parts))
+    }
+
     #[allow(clippy::too_many_arguments)]
     pub(super) fn linear_gradient(
         &self,
@@ -171,8 +181,8 @@ impl<D: Driver> Cuda<D> {
             let x = self.operand(&mut state.x, x, tokens, d_in)?;
             let dparams = self.f32(dparams, args.slot.a.end.max(args.slot.b.end));
             let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));
-            self.run(&launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;
-            self.run(&launch::da(da, count, x, d_in, out.dhidden16, &heads, mask))?;
+            self.sum(&mut state.partial, &launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;
+            self.sum(&mut state.partial, &launch::da(da, count, x, d_in, out.dhidden16, &heads, mask))?;
         }
         let Some((dx, before)) = dx else { return Ok(()) };
         let second = if adapter.drops() && !shape.router {
