@@ -59,7 +59,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
     let prompt = match &arguments.template {
         None => prompt_ids(&tokenizer, &arguments.prompt)?,
         Some(template) => {
-            let record = Record { instruction: arguments.prompt, ..Record::default() };
+            let record = Record { instruction: arguments.prompt.clone(), ..Record::default() };
             let texts = Template::from_argument(template, &tokenizer)?.render(&record)?;
             let end = tokenizer.eos().filter(|_| texts.source_end);
             prompt_ids(&tokenizer, &texts.source)?.into_iter().chain(end).collect()
@@ -80,6 +80,12 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
     let mut next = draw(generator.feed(&prompt)?)?;
     for written in prompt.len() + 1.. {
         if ends(next) {
+            if written == prompt.len() + 1 {
+                let chats = arguments.template.is_none() && Template::from_argument("chat", &tokenizer).is_ok();
+                let hint =
+                    if chats { "; it was trained on chats: --template chat puts the prompt into one" } else { "" };
+                output::say(format_args!("{name} ends the text right after the prompt{hint}"));
+            }
             break;
         }
         if !output::print(text.push(next)?)? {

@@ -1,6 +1,6 @@
 //! Held-out loss, MMLU and generation.
 
-use super::support::{Scratch, golden, json, succeeds};
+use super::support::{Scratch, golden, hydra, json, succeeds};
 use serde_json::Value;
 use std::fs;
 
@@ -98,4 +98,27 @@ fn models_are_described() {
     for word in ["parameters", "vocabulary", "512", "trainable", "memory to train", "F32"] {
         assert!(text.contains(word), "{word} in {text}");
     }
+}
+
+#[test]
+fn a_text_that_ends_with_its_prompt_is_said_to() {
+    let scratch = Scratch::new("ends-at-once");
+    let model = golden("hydra").join("model");
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        scratch.write(&format!("m/{file}"), fs::read(model.join(file)).unwrap());
+    }
+    let vocab = json(&scratch.path("m/config.json"))["vocab_size"].as_u64().unwrap();
+    let every: Vec<u64> = (0..vocab).collect();
+    scratch.write("m/generation_config.json", format!("{{\"eos_token_id\": {every:?}}}"));
+    let said = |more: &str| {
+        let output = hydra(&format!("generate --model {} --prompt x{more}", scratch.path("m")));
+        assert!(output.status.success() && output.stdout == b"\n", "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let plain = said("");
+    assert!(plain.contains("ends the text right after the prompt") && !plain.contains("--template"), "{plain}");
+    let template = "{% for message in messages %}{{ message['content'] }}{% endfor %}";
+    scratch.write("m/tokenizer_config.json", format!("{{\"chat_template\": \"{template}\"}}"));
+    assert!(said("").contains("--template chat"));
+    assert!(!said(" --template chat").contains("--template"));
 }
