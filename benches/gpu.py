@@ -145,7 +145,7 @@ def step(args):
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
         ids = torch.randint(20, 31999, (args.batch, args.seq), device=args.device)
-        times = []
+        times, loss = [], None
         try:
             for _ in range(args.steps + 2):
                 start = time.perf_counter()
@@ -160,7 +160,7 @@ def step(args):
             print(f"{kind.__name__:<10} {rate:.0f} tokens/s, {peak} MiB", flush=True)
         except torch.OutOfMemoryError as error:
             print(f"{kind.__name__:<10} {str(error).splitlines()[0]}", flush=True)
-        del model, trained, optimizer
+        del model, trained, optimizer, p, module, child, loss
         if args.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -1,6 +1,6 @@
 //! A frozen projection alone and with Hydra on a GPU, forward and backward, at LLaMA-2-7B's shapes: what the adapter costs.
 //!
-//! Before a shape is timed, sampled elements of y are held to an f64 sum. Wall-clock time over many calls, with one wait at the
+//! Sampled elements of the frozen products' results are held to f64 sums before anything of a shape is printed. Wall-clock time over many calls, with one wait at the
 //! end. Beside the adapter's time stands its floor: reading x once forward, dy and x once backward, at the speed of a copy on the
 //! device. Where there is Hopper's `wgmma`, the frozen product is also timed without it. Needs `--features cuda` and a device:
 //! `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and the adapter
@@ -55,20 +55,43 @@ fn bandwidth(device: &Device) -> f64 {
     8.0 * len as f64 / seconds(device, &probe, || device.copy(&mut to, 0, &from, len).expect("a copy"))
 }
 
-/// Seconds of the frozen product, forward and backward.
-fn frozen(device: &Device, weight: Weight<'_>, host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
+/// Holds 200 elements of a product [TOKENS, columns] to f64 sums of `terms` terms.
+fn check(what: &str, got: &[f32], columns: usize, terms: usize, term: impl Fn(usize, usize, usize) -> f64) {
+    for i in (0..200).map(|i| i * 7919 * 13 % got.len()) {
+        let (t, column) = (i / columns, i % columns);
+        let want: f64 = (0..terms).map(|k| term(t, column, k)).sum();
+        // f32's sum, and the result's rounding to bf16.
+        let apart = (f64::from(got[i]) - want).abs();
+        assert!(
+            apart < 1e-3 * (terms as f64).sqrt() + want.abs() / 256.0,
+            "{what}[{t}, {column}]: {}, wanted {want}",
+            got[i]
+        );
+    }
+}
+
+/// Seconds of the frozen product W [d_out, d_in], forward and backward, after a look at its results.
+fn frozen(device: &Device, w: &[bf16], [d_out, d_in]: [usize; 2], host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
+    let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let weight = Weight::new(Format::Bf16, d_out, d_in, &bytes, RowOrder::Natural).expect("a weight");
     let (matrix, probe) = (device.matrix(weight).expect("memory"), device.buffer(1).expect("memory"));
     let activation = |values: &[f32]| put(device, device.activation(values.len()).expect("memory"), values);
     let (x, dy) = (activation(host_x), activation(host_dy));
     let (mut y, mut dx) = (activation(host_dy), activation(host_x));
-    let forward = seconds(device, &probe, || {
-        device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
-    });
-    let backward = seconds(device, &probe, || {
+    let mut forward = || device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
+    let mut backward = || {
         let dx = Some((&mut dx, Store::Overwrite));
         device.linear_backward(dx, None, TOKENS, &dy, &x, &matrix, None).expect("a product");
-    });
-    [forward, backward]
+    };
+    let seconds = [seconds(device, &probe, &mut forward), seconds(device, &probe, &mut backward)];
+    let rounded = |x: f32| f64::from(bf16::from_f32(x));
+    let mut got = vec![0.0; TOKENS * d_out];
+    device.download(&mut got, &y).expect("a product");
+    check("y", &got, d_out, d_in, |t, o, c| rounded(host_x[t * d_in + c]) * f64::from(w[o * d_in + c]));
+    got.resize(TOKENS * d_in, 0.0);
+    device.download(&mut got, &dx).expect("a product");
+    check("dx", &got, d_in, d_out, |t, c, o| rounded(host_dy[t * d_out + o]) * f64::from(w[o * d_in + c]));
+    seconds
 }
 
 /// PyTorch's part, if a Python is named.
@@ -103,23 +126,8 @@ fn main() {
         let (x, dy) = (activation(&host_x), activation(&host_dy));
         let (mut y, mut dx) = (activation(&host_dy), activation(&host_x));
 
-        device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
-        let mut got = vec![0.0; TOKENS * d_out];
-        device.download(&mut got, &y).expect("a product");
-        for i in (0..200).map(|i| i * 7919 * 13 % got.len()) {
-            let (t, o) = (i / d_out, i % d_out);
-            let term = |c| f64::from(bf16::from_f32(host_x[t * d_in + c])) * f64::from(w[o * d_in + c]);
-            let want: f64 = (0..d_in).map(term).sum();
-            // f32's sum over d_in, and the result's rounding to bf16.
-            assert!(
-                (f64::from(got[i]) - want).abs() < 1e-3 * (d_in as f64).sqrt() + want.abs() / 256.0,
-                "y[{t}, {o}]: {}, wanted {want}",
-                got[i]
-            );
-        }
-
         let probe = device.buffer(1).expect("memory");
-        let [forward, backward] = frozen(&device, weight, &host_x, &host_dy);
+        let [forward, backward] = frozen(&device, &w, [d_out, d_in], &host_x, &host_dy);
         for (rank, heads) in ADAPTERS {
             let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, heads, per_head_a: false, router: true };
             let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
@@ -151,7 +159,7 @@ fn main() {
         let teraflops = |seconds: f64| 2e-12 * (TOKENS * d_in * d_out) as f64 / seconds;
         println!("{name:<8} the frozen product: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         if hopper {
-            let [forward, backward] = frozen(&plain, weight, &host_x, &host_dy);
+            let [forward, backward] = frozen(&plain, &w, [d_out, d_in], &host_x, &host_dy);
             println!("{name:<8} without wgmma: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         }
     }

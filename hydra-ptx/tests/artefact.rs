@@ -43,6 +43,7 @@ fn launches() -> Vec<Launch> {
         top_k: 3,
         mask: Mask::default(),
     };
+    let dropping = Mask { threshold: 1, ..Mask::default() };
     let second = Second { a: p, k: 24, b: p };
     let up = UpBackward { dhidden: p, dhidden16: p, through: p, mixed: p, dmixed: p };
     let values = Values { at: p, bf16: true };
@@ -51,12 +52,13 @@ fn launches() -> Vec<Launch> {
     let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
     let mut all = vec![
         operand(p, values, 3, 9),
-        down(p, p, 40, p, 96, p, &heads, 1.0, Mask::default()),
+        down(p, p, 40, p, 96, p, &heads, 1.0, dropping),
         few_down(p, p, 2, p, 96, p, &heads, 1.0),
         gate_push(p, p, 40, &heads, 0.5),
         up_backward(&up, 40, p, 64, p, p, p, &heads, 1.0),
         db(p, 40, p, 64, p, &heads, 1.0).sum(p),
         da(p, 400, p, 96, p, &heads, Mask::default()).total(p),
+        da(p, 400, p, 96, p, &heads, dropping).sum(p),
         dropped_add(values, 40, 96, p, p, &heads, Mask::default()),
         rms_norm(p, p, 40, p, p, 96, 1e-5),
         rms_norm_backward(p, 40, p, p, p, p, 96),

@@ -142,6 +142,6 @@ pub fn large<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let tokens = WGMMA_LEAST_TILES as usize / 8 * WGMMA_M as usize + random.within(1, 90);
     let widths = [random.within(30, 64), 8 * WGMMA_N as usize + random.within(1, 90)];
     for widths in [widths, [widths[1], widths[0]]] {
-        check(cuda, &case(random, tokens, widths, size > 1));
+        check(cuda, &Case { dx: true, ..case(random, tokens, widths, size > 1) });
     }
 }

@@ -145,7 +145,8 @@ pub fn norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 }
 
 pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
-    let (tokens, heads, d) = (random.within(1, 9 * size), random.within(1, 4), 2 * random.within(1, 40));
+    let d = [64, 128, 2 * random.within(1, 40)][random.within(0, 2)];
+    let (tokens, heads) = (random.within(1, 9 * size), random.within(1, 4));
     let positions = random.ids(tokens, 30);
     let (x, table, inverse) = (random.rounded(tokens * heads * d), random.values(30 * d), random.coin());
     fn run<B: Backend>(

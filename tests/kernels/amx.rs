@@ -110,7 +110,10 @@ unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'
     }
     match (opcode, prefix, mode) {
         (0x49, 0, 3) => *tiles = RELEASED,
-        (0x49, 3, 3) => tiles.data[first] = RELEASED.data[0],
+        (0x49, 3, 3) => {
+            tiles.configured(first)?;
+            tiles.data[first] = RELEASED.data[0];
+        }
         (0x49, 0, _) => {
             // SAFETY: the operand has 64 bytes.
             let configuration = unsafe { (address.wrapping_add(stride) as *const [u8; 64]).read() };
@@ -118,10 +121,8 @@ unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'
         }
         // Loads, with a hint or without, and the store.
         (0x4b, 1..=3, 0..3) => {
+            tiles.configured(first)?;
             let (rows, bytes) = (tiles.rows[first], tiles.row_bytes[first]);
-            if rows == 0 || bytes == 0 {
-                return Err("a tile that isn't configured");
-            }
             if prefix != 2 {
                 tiles.data[first] = RELEASED.data[0];
             }
@@ -167,8 +168,9 @@ const GENERAL: [i32; 16] = [
 impl Tiles {
     fn configure(&mut self, bytes: &[u8; 64]) -> Result<(), &'static str> {
         *self = RELEASED;
-        if bytes[0] != 1 {
-            return Err("another palette than 1");
+        // Palette, first row, reserved.
+        if bytes[0] != 1 || bytes[1..16].iter().chain(&bytes[32..48]).chain(&bytes[56..]).any(|&byte| byte != 0) {
+            return Err("a configuration of another kind");
         }
         for tile in 0..8 {
             self.rows[tile] = usize::from(bytes[48 + tile]);
@@ -176,12 +178,20 @@ impl Tiles {
             if self.rows[tile] > ROWS || self.row_bytes[tile] > ROW_BYTES {
                 return Err("a tile larger than palette 1's");
             }
+            if (self.rows[tile] == 0) != (self.row_bytes[tile] == 0) {
+                return Err("a tile with rows or columns alone");
+            }
         }
         Ok(())
     }
 
-    /// c += a · b, pairs of bf16 by pairs, with subnormals as zeros.
+    fn configured(&self, tile: usize) -> Result<(), &'static str> {
+        if self.rows[tile] == 0 { Err("a tile that isn't configured") } else { Ok(()) }
+    }
+
+    /// c += a · b, pairs of bf16 by pairs, with subnormals as zeros. (A CPU adds even and odd k apart, and both in the end.)
     fn multiply(&mut self, c: usize, a: usize, b: usize) -> Result<(), &'static str> {
+        [c, a, b].into_iter().try_for_each(|tile| self.configured(tile))?;
         let (rows, pairs, columns) = (self.rows[c], self.row_bytes[a] / 4, self.row_bytes[c] / 4);
         if c == a
             || c == b

@@ -61,6 +61,8 @@ pub const FEW_TOKENS: u32 = 4;
 
 /// Rows of [A; R] whose products with such a token are under way together.
 pub const FEW_ROWS: u32 = 4;
+/// Bytes of shared memory that every device from 8.0 on gives a block that asks for them.
+pub const SHARED_MOST: u32 = 99 * 1024;
 /// Shared memory of those products: a part for each of 8 warps.
 pub const fn few_shared(rows: u32) -> u32 {
     rows * 8 * 4

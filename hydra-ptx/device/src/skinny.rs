@@ -1,5 +1,5 @@
 //! Products with one small side: x [A; R]ᵀ with the gate behind it, dy B with the gate's adjoint behind it, and the adapter's
-//! gradients, which sum over tokens. They are bound by reading x or dy, once.
+//! gradients, which sum over tokens. They are bound by reading x or dy, once for every 32 rows of the small side.
 //!
 //! Both sides are bf16 operands, sums are f32 and have a fixed order. A block of 8 warps has a tile of 32 x 32 results; tiles of
 //! the operands, 128 deep, pass through four stages in shared memory: while one is multiplied, three are on their way, because

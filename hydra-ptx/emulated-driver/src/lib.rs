@@ -245,7 +245,7 @@ driver! {
     // 8 is the most dynamic shared memory.
     fn cuFuncSetAttribute(function: usize, attribute: i32, value: i32) {
         SHARED_OF.with_borrow_mut(|all| all.insert(function, value));
-        if attribute == 8 && value <= 227 * 1024 { OK } else { INVALID_VALUE }
+        if attribute == 8 && value <= if capability() == 90 { 227 } else { 99 } * 1024 { OK } else { INVALID_VALUE }
     }
 
     fn cuLaunchKernel(

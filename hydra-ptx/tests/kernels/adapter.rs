@@ -215,11 +215,18 @@ fn whole_tiles_and_one_more() {
     }
 }
 
-/// So many that a gradient's sum over them is cut, into shares that aren't all as long.
+/// More tiles along k than there are stages; sums over tokens in shares that aren't all as long, or of several tiles.
 #[test]
-fn many_tokens() {
-    for (tokens, dropout) in [(300, 0.0), (257, 0.2)] {
-        let shape = HydraShape { tokens, d_in: 40, d_out: 33, rank: 4, heads: 3, per_head_a: false, router: true };
+fn through_all_the_stages() {
+    for (tokens, d_in, d_out, dropout) in [
+        (300, 40, 33, 0.0),
+        (257, 40, 33, 0.2),
+        (40, 700, 650, 0.0),
+        (40, 700, 650, 0.2),
+        (300, 2100, 40, 0.1),
+        (2, 2100, 40, 0.0),
+    ] {
+        let shape = HydraShape { tokens, d_in, d_out, rank: 4, heads: 3, per_head_a: false, router: true };
         check(&Case { shape, gate: GATE_ROUTER, routing: Routing::default(), head_dropout: 0.0, dropout, seed: 5 });
     }
 }

@@ -206,3 +206,41 @@ fn warps_with_other_descriptors() {
         sums.finish();
     });
 }
+
+#[test]
+#[should_panic(expected = "changed while it was multiplied")]
+fn a_copy_under_a_product() {
+    // SAFETY: emulated.
+    run_warpgroup(|_| unsafe {
+        let (a, b) = ones_for_products();
+        let mut sums = Sums::zero();
+        sums.start::<false>(a, b);
+        barrier();
+        if thread() == 0 {
+            copy_async(shared(), core::ptr::null(), false);
+        }
+        copy_commit();
+        sums.finish();
+    });
+}
+
+#[test]
+#[should_panic(expected = "a race")]
+fn a_copy_to_where_others_still_read() {
+    let global = Global::new(&[7f32; 4]);
+    // SAFETY: emulated.
+    let kernel = |slots: &[u64]| unsafe {
+        if thread() == 0 {
+            st_f32(shared(), 1.0);
+        }
+        barrier();
+        ld_f32(shared());
+        if thread() == 63 {
+            copy_async(shared(), slots[0] as *const u8, true);
+            copy_commit();
+        }
+        barrier();
+        copy_wait::<0>();
+    };
+    run(kernel, &[global.address()]);
+}

@@ -163,6 +163,8 @@ fn block_formats() {
         for form in [Form::Rows, Form::Columns] {
             check_gemm(format, form, [3, 40, 64, 6], true, 5);
             check_gemm(format, form, [130, 131, 160, 0], false, 6);
+            // More tiles along k than there are stages, of either kernel.
+            check_gemm(format, form, [5, 330, 352, 6], true, 7);
         }
     }
 }

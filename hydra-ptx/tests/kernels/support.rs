@@ -6,14 +6,19 @@ use hydra_ptx::launch::{Launch, Ptr, padded};
 use hydra_ptx_device::emulator::ptx::Module;
 use hydra_ptx_device::emulator::{self, Global, Grid};
 
-/// Runs a launch; `seed` orders the warps.
+/// Parameters and grid as the emulator takes them; `seed` orders the warps.
+fn unpacked(launch: &Launch, seed: u64) -> (Vec<u64>, Grid) {
+    let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed };
+    (launch.args.iter().map(|arg| arg.slot()).collect(), grid)
+}
+
+/// Runs a kernel's source.
 pub fn run(launch: Launch, seed: u64) {
     if launch.is_empty() {
         return;
     }
     let entry = hydra_ptx_device::entries().find(|entry| entry.name == launch.entry).expect(launch.entry);
-    let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
-    let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed };
+    let (slots, grid) = unpacked(&launch, seed);
     // SAFETY: the launch table's parameters, over memory that the tests registered.
     unsafe { emulator::launch(entry, grid, &slots) }
 }
@@ -24,8 +29,10 @@ thread_local! {
 
 /// Runs what the compiler made of one of Hopper's kernels.
 pub fn run_compiled(launch: Launch, seed: u64) {
-    let slots: Vec<u64> = launch.args.iter().map(|arg| arg.slot()).collect();
-    let grid = Grid { blocks: launch.grid, threads: launch.threads, shared: launch.shared, seed };
+    if launch.is_empty() {
+        return;
+    }
+    let (slots, grid) = unpacked(&launch, seed);
     // SAFETY: as in `run`.
     HOPPER.with(|module| unsafe { module.launch(launch.entry, grid, &slots) });
 }

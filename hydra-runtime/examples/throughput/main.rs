@@ -5,7 +5,8 @@
 //! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32), isa=best (or a name such
 //! as avx512bf16), device=cpu (or cuda:0, with `--features cuda`), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
 //! inputs), steps=5, profile=0 (1: each operation's share of the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
-//! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time.
+//! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time. On a GPU there are
+//! neither precision, isa, threads nor profile (operations are queued there, not done), and the memory is the host's.
 
 mod timed;
 
@@ -57,6 +58,11 @@ fn main() -> Result<()> {
     let settings = &settings;
     #[cfg(feature = "cuda")]
     if let Some(ordinal) = settings.get("device", "cpu").strip_prefix("cuda:") {
+        if let Some(key) =
+            ["precision", "isa", "threads", "profile"].into_iter().find(|key| settings.0.contains_key(*key))
+        {
+            return Err(format!("{key}: not with a GPU").into());
+        }
         let gpu = hydra_runtime::backend::cuda::Gpu::open(ordinal.parse()?)?;
         return run(hydra_runtime::backend::cuda::Cuda::new(gpu), model, mode, settings);
     }

@@ -411,7 +411,8 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
-        // An f32 gradient as an operand, and what the adapter's few columns take beside it; the head's block of logits.
+        // An f32 gradient as an operand, with room for what the adapter's columns take beside it where they are few; the head's
+        // block of logits.
         4 * (tokens * widest) as u64 + loss::bytes(tokens)
     }
 }

@@ -179,6 +179,9 @@ impl Block {
         if there {
             check(from as usize, 16, 16, self.stamp(), false);
         }
+        // From now on anything may be there: a copy arrives as early as here, or as late as it is waited for.
+        let at = self.touch_shared(to, 16, 16, true);
+        self.shared[at..at + 16].fill(0xff);
         let copy = Copy { to, from: from as usize, there, place: Location::caller() };
         self.copies[self.current as usize].open.push(copy);
     }

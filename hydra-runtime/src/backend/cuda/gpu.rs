@@ -56,6 +56,9 @@ impl Shared {
     }
 }
 
+/// What a Hopper's description says if its own kernels can't be used.
+const WITHOUT_WGMMA: &str = "slower than it could be, without wgmma";
+
 /// One NVIDIA GPU.
 pub struct Gpu {
     name: String,
@@ -174,10 +177,10 @@ impl Gpu {
             .map_err(failed("the driver can't compile the kernels; it may be too old"))?;
         let mut instructions = Instructions::Mma;
         if (major as u32, minor as u32) == HOPPER {
-            // A driver from before `wgmma` runs the other kernels all the same.
+            // A driver that can't compile these (before CUDA 12) runs the others all the same.
             match load(HOPPER_PTX, &mut modules, &mut kernels) {
                 Ok(()) => instructions = Instructions::Wgmma,
-                Err(_) => name += " (slower than it could be: the driver is too old for wgmma)",
+                Err(error) => name += &format!(" ({WITHOUT_WGMMA}: {error})"),
             }
         }
         let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(failed("no stream"))?;

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{self, Form, Heads, Mask, More, Outer, Output, Product, Ptr, Second, UpBackward, Values};
-use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
+use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM, SHARED_MOST, few_shared};
 
 type Args<'a, D> = AdapterArgs<'a, Cuda<D>>;
 
@@ -58,6 +58,11 @@ impl Adapter {
     fn drops_heads(&self) -> bool {
         self.heads.mask.threshold > 0
     }
+
+    /// Whether the kernels for a few tokens do for it.
+    fn takes_few(&self) -> bool {
+        !self.drops() && !self.drops_heads() && few_shared(self.heads.stacked) <= SHARED_MOST
+    }
 }
 
 fn mask(key: Option<DropoutKey>) -> Mask {
@@ -92,8 +97,7 @@ impl<D: Driver> Cuda<D> {
                 Some((adapter, hidden))
             }
         };
-        if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| !adapter.drops() && !adapter.drops_heads())
-        {
+        if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| adapter.takes_few()) {
             let more = match &adapter {
                 None => None,
                 Some((adapter, hidden)) => {
