@@ -110,8 +110,9 @@ fn main() {
             std::process::exit(1);
         }
     };
-    let hopper = open().instructions() == Instructions::Wgmma;
-    let (device, plain) = (Cuda::new(open()), Cuda::new(open().without_wgmma()));
+    let gpu = open();
+    let plain = (gpu.instructions() == Instructions::Wgmma).then(|| Cuda::new(open().without_wgmma()));
+    let device = Cuda::new(gpu);
     let bandwidth = bandwidth(&device);
     println!("{}, {TOKENS} tokens; a copy moves {:.2} TB/s", device.describe(), 1e-12 * bandwidth);
     let half = ["frozen", "hydra", "more", "floor"].map(|column| format!("{column:>9}")).concat();
@@ -158,8 +159,8 @@ fn main() {
         }
         let teraflops = |seconds: f64| 2e-12 * (TOKENS * d_in * d_out) as f64 / seconds;
         println!("{name:<8} the frozen product: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
-        if hopper {
-            let [forward, backward] = frozen(&plain, &w, [d_out, d_in], &host_x, &host_dy);
+        if let Some(plain) = &plain {
+            let [forward, backward] = frozen(plain, &w, [d_out, d_in], &host_x, &host_dy);
             println!("{name:<8} without wgmma: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         }
     }

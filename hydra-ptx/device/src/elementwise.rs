@@ -3,7 +3,7 @@
 
 use crate::math;
 use crate::prelude::*;
-use crate::rows::Eight;
+use crate::rows::{Eight, Output, load_bf16};
 use crate::sizes::THREADS;
 
 /// This thread's number.
@@ -16,8 +16,8 @@ fn index() -> u64 {
 #[derive(Clone, Copy)]
 struct Group {
     first: usize,
-    len: usize,
-    /// Whether the array's start and `first` are at multiples of 16 bytes, and all eight are there.
+    len: u32,
+    /// Whether `first` is a multiple of 8, and all eight are there.
     whole: bool,
 }
 
@@ -26,37 +26,18 @@ impl Group {
     #[inline(always)]
     fn of_thread(len: u64) -> Option<Self> {
         let first = 8 * index();
-        let left = len.saturating_sub(first).min(8) as usize;
+        let left = len.saturating_sub(first).min(8) as u32;
         (left > 0).then_some(Self { first: first as usize, len: left, whole: left == 8 })
     }
 
     #[inline(always)]
     unsafe fn load(self, from: *const u16) -> Eight {
-        let from = from.add(self.first);
-        if self.whole {
-            return unpack8(load(from.cast::<U4>()).0);
-        }
-        let mut values = [0.0; 8];
-        for i in 0..8 {
-            if i < self.len {
-                values[i] = from_bf16(load(from.add(i)));
-            }
-        }
-        values
+        load_bf16(from, self.first, self.len, self.whole)
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut u16, values: Eight) {
-        let to = to.add(self.first);
-        if self.whole {
-            store(to.cast(), U4(pack8(values)));
-            return;
-        }
-        for i in 0..8 {
-            if i < self.len {
-                store(to.add(i), to_bf16(values[i]));
-            }
-        }
+        Output::new(to.cast(), core::ptr::null(), 1).put_row(self.first, values, self.len, self.whole);
     }
 }
 
@@ -74,12 +55,12 @@ kernels! {
         let position = load(positions.add((head / heads as u64) as usize));
         let row = table.add(position as usize * d as usize + i as usize);
         let first = head as usize * d as usize + i as usize;
-        let left = Group { first, len: (half - i).min(8) as usize, whole: half.is_multiple_of(8) };
+        let left = Group { first, len: (half - i).min(8), whole: half.is_multiple_of(8) };
         let right = Group { first: first + half as usize, ..left };
         let (l, r) = (left.load(x), right.load(x));
         let (mut turned_l, mut turned_r) = ([0.0; 8], [0.0; 8]);
         for i in 0..8 {
-            if i < left.len {
+            if i < left.len as usize {
                 let (cos, sin) = (load(row.add(i)), sign * load(row.add(i + half as usize)));
                 turned_l[i] = l[i] * cos - r[i] * sin;
                 turned_r[i] = r[i] * cos + l[i] * sin;

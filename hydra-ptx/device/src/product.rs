@@ -60,12 +60,13 @@ fn share(chunks: u32) -> (u32, u32, u32) {
 }
 
 impl<At: Fn(u32, u32) -> u32> Place<At> {
-    /// Does `body(row, chunk)` for the chunks that [`Operand::copy_tile`] copies in this thread.
+    /// Does `body(row, chunk, address)` for the chunks that [`Operand::copy_tile`] copies in this thread.
     #[inline(always)]
-    pub unsafe fn each(self, body: impl Fn(u32, u32)) {
+    pub unsafe fn each(self, body: impl Fn(u32, u32, u32)) {
         let (first, chunk, apart) = share(self.chunks);
         for step in 0..self.rows / apart {
-            body(first + step * apart, chunk);
+            let row = first + step * apart;
+            body(row, chunk, (self.at)(row, chunk));
         }
     }
 }

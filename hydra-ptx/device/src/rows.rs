@@ -24,6 +24,22 @@ pub unsafe fn load_eight(from: *const f32, row: u32, column: u32, columns: u32) 
     values
 }
 
+/// bf16 from `index` on: all eight, or the first `len` and zeros. `aligned` says that `index` is a multiple of 8 and there are eight.
+#[inline(always)]
+pub unsafe fn load_bf16(from: *const u16, index: usize, len: u32, aligned: bool) -> Eight {
+    let from = from.add(index);
+    if aligned {
+        return unpack8(load(from.cast::<U4>()).0);
+    }
+    let mut values = [0.0; 8];
+    for i in 0..8 {
+        if i < len {
+            values[i as usize] = from_bf16(load(from.add(i as usize)));
+        }
+    }
+    values
+}
+
 /// Eight values of a row of a bf16 operand [rows, pitch] from `column` on, a multiple of 8; zero outside of it.
 #[inline(always)]
 pub unsafe fn load_chunk(from: *const u16, pitch: u32, row: u32, rows: u32, column: u32) -> [u32; 4] {
@@ -62,7 +78,7 @@ impl Output {
         }
     }
 
-    /// Values from `index` on: all eight, or the first `len`. `aligned` says that `index` is a multiple of 8.
+    /// Values from `index` on: all eight, or the first `len`. `aligned` says that `index` is a multiple of 8 and there are eight.
     #[inline(always)]
     pub unsafe fn put_row(self, index: usize, values: Eight, len: u32, aligned: bool) {
         if aligned {
@@ -77,21 +93,23 @@ impl Output {
     }
 
     #[inline(always)]
-    unsafe fn put_eight(self, index: usize, values: Eight) {
+    unsafe fn put_eight(self, index: usize, mut values: Eight) {
         let adds = !self.before.is_null();
         let mut before = [0.0; 8];
+        if adds && self.bf16 {
+            before = unpack8(load(self.before.cast::<u16>().add(index).cast::<U4>()).0);
+        } else if adds {
+            let at = self.before.cast::<f32>().add(index).cast::<U4>();
+            before = floats(load(at).0, load(at.add(1)).0);
+        }
+        for i in 0..8 {
+            values[i] += before[i];
+        }
         if self.bf16 {
-            if adds {
-                before = unpack8(load(self.before.cast::<u16>().add(index).cast::<U4>()).0);
-            }
-            store(self.at.cast::<u16>().add(index).cast(), U4(pack8(sum(before, values))));
+            store(self.at.cast::<u16>().add(index).cast(), U4(pack8(values)));
         } else {
-            if adds {
-                let at = self.before.cast::<f32>().add(index).cast::<U4>();
-                before = floats(load(at).0, load(at.add(1)).0);
-            }
             let at = self.at.cast::<f32>().add(index).cast::<U4>();
-            let [a, b, c, d, e, f, g, h] = sum(before, values);
+            let [a, b, c, d, e, f, g, h] = values;
             store(at, U4([a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()]));
             store(at.add(1), U4([e.to_bits(), f.to_bits(), g.to_bits(), h.to_bits()]));
         }
@@ -105,11 +123,6 @@ pub fn dot(a: Eight, b: Eight, mut sum: f32) -> f32 {
         sum = fma(a[i], b[i], sum);
     }
     sum
-}
-
-#[inline(always)]
-fn sum(a: Eight, b: Eight) -> Eight {
-    [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6], a[7] + b[7]]
 }
 
 /// Eight f32 from their bits.
@@ -126,7 +139,8 @@ kernels! {
         let eight = |group: u32| load_eight(x, row, 8 * group, d);
         let (mut sum, mut group) = (0.0, thread());
         while 8 * group < d {
-            sum = dot(eight(group), eight(group), sum);
+            let values = eight(group);
+            sum = dot(values, values, sum);
             group += THREADS;
         }
         let inverse = 1.0 / sqrt(over_block::<Sum>(sum, shared()) / d as f32 + eps);
@@ -230,17 +244,12 @@ kernels! {
             return;
         }
         let (row, column) = ((i / chunks as u64) as u32, (i % chunks as u64) as u32 * 8);
-        let mut values = [0.0; 8];
-        if bf16 == 0 {
-            values = load_eight(x.cast(), row, column, width);
+        let values = if bf16 == 0 {
+            load_eight(x.cast(), row, column, width)
         } else {
-            for l in 0..8 {
-                if column + l < width {
-                    let at = row as usize * width as usize + (column + l) as usize;
-                    values[l as usize] = from_bf16(load(x.cast::<u16>().add(at)));
-                }
-            }
-        }
+            let index = row as usize * width as usize + column as usize;
+            load_bf16(x.cast(), index, width - column, width.is_multiple_of(8))
+        };
         store(out.cast::<U4>().add(i as usize), U4(pack8(values)));
     }
 }

@@ -63,9 +63,9 @@ pub const FEW_TOKENS: u32 = 4;
 pub const FEW_ROWS: u32 = 4;
 /// Bytes of shared memory that every device from 8.0 on gives a block that asks for them.
 pub const SHARED_MOST: u32 = 99 * 1024;
-/// Shared memory of those products: a part for each of 8 warps.
+/// Shared memory of those products: a part for each warp.
 pub const fn few_shared(rows: u32) -> u32 {
-    rows * 8 * 4
+    rows * (THREADS / 32) * 4
 }
 
 /// Tokens of a block that adds what went through dropout.

@@ -45,8 +45,8 @@ impl<const ALONG: bool> Side<ALONG> {
     #[inline(always)]
     unsafe fn cut(to: u32, from: u32, mask: Mask, first: u32, k: u32) {
         let (row, column) = Self::corner(first, k);
-        Self::place(from).each(|r, chunk| {
-            let left = mask.cut(ld_u4(Self::at(from, r, chunk)), row + r, column + 8 * chunk);
+        Self::place(from).each(|r, chunk, address| {
+            let left = mask.cut(ld_u4(address), row + r, column + 8 * chunk);
             st_u4(Self::at(to, r, chunk), left);
         });
     }

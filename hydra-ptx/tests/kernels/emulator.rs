@@ -137,6 +137,14 @@ fn ones_for_products() -> ([u64; 4], [u64; 4]) {
     operands
 }
 
+/// Four products of ones, under way.
+fn started() -> Sums {
+    let ((a, b), mut sums) = (ones_for_products(), Sums::zero());
+    // SAFETY: emulated.
+    unsafe { sums.start::<false>(a, b) };
+    sums
+}
+
 fn run_warpgroup(call: unsafe fn(&[u64])) {
     let grid = Grid { blocks: [1, 1], threads: 128, shared: (64 + 256) * 128, seed: 1 };
     // SAFETY: the kernels below take nothing.
@@ -174,9 +182,7 @@ fn a_missing_proxy_fence() {
 fn overwritten_under_a_product() {
     // SAFETY: emulated.
     run_warpgroup(|_| unsafe {
-        let (a, b) = ones_for_products();
-        let mut sums = Sums::zero();
-        sums.start::<false>(a, b);
+        let sums = started();
         barrier();
         st_u4(shared() + 16 * thread(), [0; 4]);
         proxy_fence();
@@ -188,10 +194,8 @@ fn overwritten_under_a_product() {
 #[test]
 #[should_panic(expected = "nothing waited for")]
 fn a_product_that_nothing_waits_for() {
-    // SAFETY: emulated.
-    run_warpgroup(|_| unsafe {
-        let (a, b) = ones_for_products();
-        Sums::zero().start::<false>(a, b);
+    run_warpgroup(|_| {
+        started();
     });
 }
 
@@ -212,9 +216,7 @@ fn warps_with_other_descriptors() {
 fn a_copy_under_a_product() {
     // SAFETY: emulated.
     run_warpgroup(|_| unsafe {
-        let (a, b) = ones_for_products();
-        let mut sums = Sums::zero();
-        sums.start::<false>(a, b);
+        let sums = started();
         barrier();
         if thread() == 0 {
             copy_async(shared(), core::ptr::null(), false);
