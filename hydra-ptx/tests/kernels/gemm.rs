@@ -40,11 +40,11 @@ impl Stored {
             }
             for i in 0..32 {
                 let nibble = quants[i % 16] >> (i / 16 * 4) & 15;
-                values.push(match format {
-                    Format::Q8_0 => f64::from(quants[i] as i8) * d.to_f64(),
-                    Format::Q4_0 => (f64::from(nibble) - 8.0) * d.to_f64(),
-                    _ => f64::from(nibble) * d.to_f64() + m.to_f64(),
-                });
+                values.push(f64::from(match format {
+                    Format::Q8_0 => f32::from(quants[i] as i8) * d.to_f32(),
+                    Format::Q4_0 => (f32::from(nibble) - 8.0) * d.to_f32(),
+                    _ => f32::from(nibble) * d.to_f32() + m.to_f32(),
+                }));
             }
             data.extend(quants);
         }
@@ -56,9 +56,6 @@ impl Stored {
         Matrix { format, data, scales, rows: rows as u32, columns: columns as u32 }
     }
 }
-
-/// Rounding of block values to bf16: 2⁻⁹ each, and sums of them.
-const TOLERANCE: f64 = 4e-3;
 
 /// C before and after a product: f32, or bf16.
 struct C {
@@ -130,13 +127,14 @@ fn check_gemm_by(
 
     let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
     let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
-    let weight = |p: usize, j: usize| stored.values[if form == Form::Rows { j * columns + p } else { p * columns + j }];
+    // A block's values are rounded to bf16 for the product.
+    let weights = f64s(&rounded(&stored.values.iter().map(|&value| value as f32).collect::<Vec<_>>()));
+    let weight = |p: usize, j: usize| weights[if form == Form::Rows { j * columns + p } else { p * columns + j }];
     reference::gemm(&mut want, m, k, n, |i, p| a[i * k + p], weight);
     let right = |p: usize, j: usize| b2[if form == Form::Rows { j * k2 + p } else { p * n + j }];
     reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
-    let tolerance = if format == Format::Bf16 { 1e-5 } else { TOLERANCE };
     let what = format!("{by:?} {format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
-    c.assert_close(&what, &want, tolerance);
+    c.assert_close(&what, &want, 1e-5);
 }
 
 #[test]
