@@ -52,6 +52,7 @@ fn launches() -> Vec<Launch> {
     let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
     let mut all = vec![
         operand(p, values, 3, 9),
+        split(p, p, 8, 96),
         down(p, p, 40, p, 96, p, &heads, 1.0, dropping),
         few_down(p, p, 2, p, 96, p, &heads, 1.0),
         gate_push(p, p, 40, &heads, 0.5),

@@ -1,7 +1,8 @@
 //! Products with one small side: x [A; R]ᵀ with the gate behind it, dy B with the gate's adjoint behind it, and the adapter's
 //! gradients, which sum over tokens. They are bound by reading x or dy, once for every 32 rows of the small side.
 //!
-//! Both sides are bf16 operands, sums are f32 and have a fixed order. A block of 8 warps has a tile of 32 x 32 results; tiles of
+//! Both sides are bf16 operands, sums are f32 and have a fixed order. [A; R] is split in two, s = h + l, and the product is x h + x l
+//! (relative error 2⁻¹⁷): the router is sensitive. A block of 8 warps has a tile of 32 x 32 results; tiles of
 //! the operands, 128 deep, pass through four stages in shared memory: while one is multiplied, three are on their way, because
 //! what counts is how much of memory's time is used. Dropout is a mask on x, and its factor one on the sum, so x stays bf16.
 
@@ -9,7 +10,7 @@ use crate::gate::{Heads, mix_tokens, unmix_tokens};
 use crate::mask::Mask;
 use crate::prelude::*;
 use crate::product::{Operand, Place};
-use crate::rows::Output;
+use crate::rows::{Output, load_eight};
 use crate::sizes::{DROPPED_TOKENS, SKINNY, SKINNY_DEPTH, SKINNY_STAGES, SKINNY_TILE_BYTES, THREADS};
 use crate::tile::{a_fragment, at};
 
@@ -75,13 +76,15 @@ impl<const ALONG: bool> Side<ALONG> {
 }
 
 /// Σ_k x(i, k) · s(j, k) over `from ≤ k < to` for a tile of 32 x 32 with its first row and column at `first`: a warp has 16 x 8 of
-/// it, a thread four, see [`each`]. `from` is a multiple of 128; so is `to`, or it is the end. If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
+/// it, a thread four, see [`each`]. `from` is a multiple of 128; so is `to`, or it is the end. If s is `split`, what [`split`] has
+/// made, k goes over x twice. If `mask` drops anything, the columns for which `dropped` holds read x after dropout.
 #[inline(always)]
 unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     (from, to): (u32, u32),
     x: Side<X_ALONG>,
     s: Side<S_ALONG>,
     first: (u32, u32),
+    split: bool,
     mask: Mask,
     dropped: impl Fn(u32) -> bool,
 ) -> [f32; 4] {
@@ -90,11 +93,13 @@ unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     // Two, so that one can be written while the other is still read.
     let dropped_tile = |tile: u32| shared() + (2 * SKINNY_STAGES + tile % 2) * SKINNY_TILE_BYTES;
     let two = mask.threshold > 0;
-    let tiles = (to - from).div_ceil(SKINNY_DEPTH);
+    let once = (to - from).div_ceil(SKINNY_DEPTH);
+    let tiles = if split { 2 * once } else { once };
     let k = |tile: u32| from + tile * SKINNY_DEPTH;
+    let x_k = |tile: u32| k(if tile < once { tile } else { tile - once });
     let fetch = |tile: u32| {
         if tile < tiles {
-            x.copy(x_tile(tile), first.0, k(tile));
+            x.copy(x_tile(tile), first.0, x_k(tile));
             s.copy(s_tile(tile), first.1, k(tile));
         }
         copy_commit();
@@ -110,7 +115,7 @@ unsafe fn tile_product<const X_ALONG: bool, const S_ALONG: bool>(
     while tile < tiles {
         copy_wait::<{ SKINNY_STAGES - 2 }>();
         if two {
-            Side::<X_ALONG>::cut(dropped_tile(tile), x_tile(tile), mask, first.0, k(tile));
+            Side::<X_ALONG>::cut(dropped_tile(tile), x_tile(tile), mask, first.0, x_k(tile));
         }
         // The tile is here for all threads, and all are done with the one that the next copy overwrites.
         barrier();
@@ -161,8 +166,30 @@ unsafe fn each(acc: [f32; 4], rows: u32, columns: u32, body: impl Fn(u32, u32, f
 }
 
 kernels! {
+    /// `out` [rows, 2 half] = h | l for x [rows, width] = h + l to 2⁻¹⁷, in bf16; half is the width's next multiple of 128, and the rest
+    /// zero. Grid: [rows · half / 8 / 256], 256 threads.
+    fn split(out: *mut u16, x: *const f32, rows: u32, width: u32) {
+        let half = width.next_multiple_of(SKINNY_DEPTH);
+        let chunks = half / 8;
+        assume(chunks > 0);
+        let i = block_x() * THREADS + thread();
+        let (row, column) = (i / chunks, i % chunks * 8);
+        if row >= rows {
+            return;
+        }
+        let values = load_eight(x, row, column, width);
+        let (high, mut rest) = (pack8(values), [0.0; 8]);
+        for i in 0..8 {
+            rest[i] = values[i] - from_bf16((high[i / 2] >> (i % 2 * 16)) as u16);
+        }
+        let to = out.add(row as usize * 2 * half as usize + column as usize);
+        store(to.cast(), U4(high));
+        store(to.add(half as usize).cast(), U4(pack8(rest)));
+    }
+
     /// `hidden` [tokens, a_rows + heads] = [D(x) Aᵀ | gate(x Rᵀ)] and `mixed` [tokens, padded heads rank] = scale · H(gate ∘ down)
-    /// as bf16. `x` is [tokens, padded d_in], `a` is [A; R] as an operand, [rows, padded d_in]. Grid: [tokens / 32], 256 threads.
+    /// as bf16. `x` is [tokens, padded d_in], `a` is [A; R] as [`split`] leaves it.
+    /// Grid: [tokens / 32], 256 threads.
     fn down(
         hidden: *mut f32,
         mixed: *mut u16,
@@ -194,8 +221,9 @@ kernels! {
         let count = (tokens - first).min(SKINNY);
         let mut row0 = 0;
         while row0 < rows {
-            let (x, a) = (Side::<true>(Operand::new(x, tokens, d_in)), Side::<true>(Operand::new(a, rows, d_in)));
-            let acc = tile_product((0, d_in), x, a, (first, row0), mask, |j| row0 + j < a_rows);
+            let a = Operand::new(a, rows, 2 * d_in.next_multiple_of(SKINNY_DEPTH));
+            let (x, a) = (Side::<true>(Operand::new(x, tokens, d_in)), Side::<true>(a));
+            let acc = tile_product((0, d_in), x, a, (first, row0), true, mask, |j| row0 + j < a_rows);
             each(acc, count, rows - row0, |t, j, value| {
                 store(hidden.add((first + t) as usize * heads.hidden() as usize + (row0 + j) as usize), value);
             });
@@ -242,7 +270,7 @@ kernels! {
         let mut column0 = 0;
         while column0 < width {
             let (dy, b) = (Side::<true>(Operand::new(dy, tokens, d_out)), Side::<false>(Operand::new(b, d_out, width)));
-            let acc = tile_product((0, d_out), dy, b, (first, column0), Mask::NONE, |_| false);
+            let acc = tile_product((0, d_out), dy, b, (first, column0), false, Mask::NONE, |_| false);
             each(acc, count, width - column0, |t, j, value| {
                 let to = dmixed.add((first + t) as usize * width as usize + (column0 + j) as usize);
                 store(to, heads.dropped(scale * value, first + t, column0 + j));
@@ -296,7 +324,7 @@ kernels! {
         let tokens_here = (number * share, tokens.min(number * share + share));
         let (big, small) = (Operand::new(big, tokens, columns), Operand::new(small, tokens, rows));
         let (big, small) = (Side::<false>(big), Side::<false>(small));
-        let acc = tile_product(tokens_here, big, small, (c0, j0), mask, |j| j0 + j < a_rows);
+        let acc = tile_product(tokens_here, big, small, (c0, j0), false, mask, |j| j0 + j < a_rows);
         each(acc, columns - c0, rows - j0, |c, j, value| {
             let (c, j) = ((c0 + c) as usize, (j0 + j) as usize);
             if share < tokens {

@@ -54,7 +54,18 @@ fn skinny_shared(mask: Mask) -> u32 {
     if mask.threshold > 0 { SKINNY_DROPPED_SHARED } else { SKINNY_SHARED }
 }
 
-/// From the operands x and [A; R] (`a`), `hidden` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
+/// bf16 values of [A; R] as [`down`] takes it.
+pub fn split_len(rows: u32, width: u32) -> usize {
+    2 * rows as usize * width.next_multiple_of(SKINNY_DEPTH) as usize
+}
+
+/// `out` = x [rows, width], f32, in two parts of bf16: [`split_len`] values.
+pub fn split(out: Ptr, x: Ptr, rows: u32, width: u32) -> Launch {
+    let chunks = u64::from(rows) * u64::from(width.next_multiple_of(SKINNY_DEPTH) / 8);
+    launch!("split", [blocks(chunks), 1], 0, out, x, rows, width)
+}
+
+/// From the operand x and [A; R] after [`split`] (`a`), `hidden` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
 #[allow(clippy::too_many_arguments)]
 pub fn down(
     hidden: Ptr,

@@ -6,7 +6,8 @@ use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{
-    Heads, Mask, Outer, Ptr, UpBackward, Values, da, db, down, dropped_add, few_down, gate_push, padded, up_backward,
+    Heads, Mask, Outer, Ptr, UpBackward, Values, da, db, down, dropped_add, few_down, gate_push, padded, split,
+    split_len, up_backward,
 };
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 use hydra_ptx_device::emulator::Global;
@@ -56,7 +57,7 @@ fn check(case: &Case) {
     let mut random = Random::new(seed);
     // What is bf16 on the device.
     let [x, dy] = [d_in, d_out].map(|width| rounded(&random.values(tokens * width)));
-    let [a, b] = [stacked * d_in, d_out * columns].map(|len| rounded(&random.values(len)));
+    let (a, b) = (random.values(stacked * d_in), rounded(&random.values(d_out * columns)));
     let labels: Vec<u32> = (0..tokens).map(|_| random.bits() % (shape.heads as u32 + 1)).collect();
     let dropout = Dropout { p: case.dropout, seed: 99, first_row: 0 };
     let mask = Mask { seed: 99, threshold: dropout.threshold(), scale: dropout.scale() };
@@ -108,7 +109,9 @@ fn check(case: &Case) {
     // The same by launches.
     let device = |values: &[f32], width| Global::new(&operand(values, width));
     let [device_x, device_dy] = [device(&x, d_in), device(&dy, d_out)];
-    let [device_a, device_b] = [device(&a, d_in), device(&b, columns)];
+    let (device_a, device_b) = (Global::new(&a), device(&b, columns));
+    let split_a = Global::new(&vec![0x7fc0u16; split_len(stacked as u32, d_in as u32)]);
+    run(split(ptr(&split_a), ptr(&device_a), stacked as u32, d_in as u32), seed);
     let device_labels = Global::new(&labels);
     let heads = Heads {
         a_rows: a_rows as u32,
@@ -127,15 +130,15 @@ fn check(case: &Case) {
     let nan32 = |len: usize| Global::new(&vec![f32::NAN; len]);
     let (hidden, mixed16) = (nan32(tokens * width), nan16(columns));
     let (count, d_in32, d_out32) = (tokens as u32, d_in as u32, d_out as u32);
-    run(down(ptr(&hidden), ptr(&mixed16), count, ptr(&device_x), d_in32, ptr(&device_a), &heads, scale, mask), seed);
+    run(down(ptr(&hidden), ptr(&mixed16), count, ptr(&device_x), d_in32, ptr(&split_a), &heads, scale, mask), seed);
     assert_close("hidden", hidden.values(), &want_hidden, EXACT);
     let scaled: Vec<f64> = want_mixed.iter().map(|x| x * f64::from(scale)).collect();
     assert_close("mixed", &from_bf16(mixed16.values(), pitch(columns), columns), &scaled, ROUNDED);
     assert!(mixed16.values().chunks(pitch(columns)).all(|row| row[columns..].iter().all(|&x| x == 0)), "padding");
 
     if mask.threshold == 0 && heads_mask.threshold == 0 {
-        let (again, mixed, a32) = (nan32(tokens * width), nan16(columns), Global::new(&a));
-        run(few_down(ptr(&again), ptr(&mixed), count, ptr(&device_x), d_in32, ptr(&a32), &heads, scale), seed);
+        let (again, mixed) = (nan32(tokens * width), nan16(columns));
+        run(few_down(ptr(&again), ptr(&mixed), count, ptr(&device_x), d_in32, ptr(&device_a), &heads, scale), seed);
         assert_close("hidden of a few", again.values(), &want_hidden, EXACT);
         assert_close("mixed of a few", &from_bf16(mixed.values(), pitch(columns), columns), &scaled, ROUNDED);
     }
@@ -188,8 +191,8 @@ fn check(case: &Case) {
     assert_close("da", device_da.values(), &want_da, EXACT);
 
     if mask.threshold > 0 {
-        let (dx, a32) = (Global::new(&x), Global::new(&a));
-        run(dropped_add(Values::f32(ptr(&dx)), count, d_in32, ptr(&dhidden), ptr(&a32), &heads, mask), seed);
+        let dx = Global::new(&x);
+        run(dropped_add(Values::f32(ptr(&dx)), count, d_in32, ptr(&dhidden), ptr(&device_a), &heads, mask), seed);
         let router = |t: usize, c: usize| {
             (a_rows..stacked).map(|row| want_dhidden[t * width + row] * want_a[row * d_in + c]).sum::<f64>()
         };

@@ -115,8 +115,8 @@ impl<D: Driver> Cuda<D> {
             Some((adapter, hidden)) => {
                 let &Adapter { heads, a, b, scale, mask, .. } = adapter;
                 let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
-                let stacked = state.small.operand(driver, heads.stacked, weight.columns)?;
-                self.run(&launch::operand(stacked, Values::f32(a), heads.stacked, weight.columns))?;
+                let stacked = state.small.take(driver, 2 * launch::split_len(heads.stacked, weight.columns))?;
+                self.run(&launch::split(stacked, a, heads.stacked, weight.columns))?;
                 self.run(&launch::down(*hidden, mixed, count, x, weight.columns, stacked, &heads, scale, mask))?;
                 let b_operand = state.small.operand(driver, weight.rows, heads.mixed())?;
                 self.run(&launch::operand(b_operand, Values::f32(b), weight.rows, heads.mixed()))?;
