@@ -2,11 +2,12 @@
 //!
 //! Sampled elements of the frozen products' results are held to f64 sums before anything of a shape is printed. Wall-clock time over many calls, with one wait at the
 //! end. Beside the adapter's time stands its floor: reading x once forward, dy and x once backward, at the speed of a copy on the
-//! device. Where there is Hopper's `wgmma`, the frozen product is also timed without it. Needs `--features cuda` and a device:
-//! `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and the adapter
+//! device. Where there is Hopper's `wgmma`, the frozen product is also timed without it; and everywhere with W in blocks of
+//! 4 bits, which are decoded first. Needs `--features cuda` and a device: `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and the adapter
 //! in PyTorch, on the same card.
 
-use half::bf16;
+use half::{bf16, f16};
+use hydra_kernels::isa::Isa;
 use hydra_kernels::shape::HydraShape;
 use hydra_kernels::{Format, RowOrder, Weight};
 use hydra_ptx::launch::Instructions;
@@ -70,10 +71,31 @@ fn check(what: &str, got: &[f32], columns: usize, terms: usize, term: impl Fn(us
     }
 }
 
-/// Seconds of the frozen product W [d_out, d_in], forward and backward, after a look at its results.
-fn frozen(device: &Device, w: &[bf16], [d_out, d_in]: [usize; 2], host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
-    let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let weight = Weight::new(Format::Bf16, d_out, d_in, &bytes, RowOrder::Natural).expect("a weight");
+/// The bytes of W [d_out, d_in] in this format.
+fn stored(format: Format, d_out: usize, d_in: usize) -> Vec<u8> {
+    let w = values(d_out * d_in, 3, 0.05);
+    match format {
+        Format::Bf16 => w.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect(),
+        Format::Q4_1 => {
+            let (scale, least) = (f16::from_f32(0.1 / 15.0).to_le_bytes(), f16::from_f32(-0.05).to_le_bytes());
+            let quant = |w: f32| ((w + 0.05) * 150.0) as u8 & 15;
+            let block = |w: &[f32]| {
+                let quants = (0..16).map(|i| quant(w[i]) | quant(w[16 + i]) << 4);
+                [scale, least].concat().into_iter().chain(quants).collect::<Vec<_>>()
+            };
+            w.chunks_exact(32).flat_map(block).collect()
+        }
+        _ => unreachable!("not timed"),
+    }
+}
+
+/// Seconds of the frozen product with this matrix, forward and backward, after a look at its results.
+fn frozen(device: &Device, weight: Weight<'_>, host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
+    let (d_out, d_in) = (weight.rows(), weight.cols());
+    let mut w = vec![0.0; d_out * d_in];
+    for (row, w) in w.chunks_exact_mut(d_in).enumerate() {
+        weight.decode_row(Isa::detect(), row, 0, w);
+    }
     let (matrix, probe) = (device.matrix(weight).expect("memory"), device.buffer(1).expect("memory"));
     let activation = |values: &[f32]| put(device, device.activation(values.len()).expect("memory"), values);
     let (x, dy) = (activation(host_x), activation(host_dy));
@@ -84,13 +106,14 @@ fn frozen(device: &Device, w: &[bf16], [d_out, d_in]: [usize; 2], host_x: &[f32]
         device.linear_backward(dx, None, TOKENS, &dy, &x, &matrix, None).expect("a product");
     };
     let seconds = [seconds(device, &probe, &mut forward), seconds(device, &probe, &mut backward)];
+    // A block's values are rounded for the product, too.
     let rounded = |x: f32| f64::from(bf16::from_f32(x));
     let mut got = vec![0.0; TOKENS * d_out];
     device.download(&mut got, &y).expect("a product");
-    check("y", &got, d_out, d_in, |t, o, c| rounded(host_x[t * d_in + c]) * f64::from(w[o * d_in + c]));
+    check("y", &got, d_out, d_in, |t, o, c| rounded(host_x[t * d_in + c]) * rounded(w[o * d_in + c]));
     got.resize(TOKENS * d_in, 0.0);
     device.download(&mut got, &dx).expect("a product");
-    check("dx", &got, d_in, d_out, |t, c, o| rounded(host_dy[t * d_out + o]) * f64::from(w[o * d_in + c]));
+    check("dx", &got, d_in, d_out, |t, c, o| rounded(host_dy[t * d_out + o]) * rounded(w[o * d_in + c]));
     seconds
 }
 
@@ -118,8 +141,7 @@ fn main() {
     let half = ["frozen", "hydra", "more", "floor"].map(|column| format!("{column:>9}")).concat();
     println!("{:<8} {:>4} {:>5}  {half}  {half}", "", "rank", "heads");
     for (name, d_out, d_in) in SHAPES {
-        let w: Vec<bf16> = values(d_out * d_in, 3, 0.05).into_iter().map(bf16::from_f32).collect();
-        let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let [bytes, blocks] = [Format::Bf16, Format::Q4_1].map(|format| stored(format, d_out, d_in));
         let weight = Weight::new(Format::Bf16, d_out, d_in, &bytes, RowOrder::Natural).expect("a weight");
         let matrix = device.matrix(weight).expect("memory");
         let (host_x, host_dy) = (values(TOKENS * d_in, 1, 1.0), values(TOKENS * d_out, 2, 1.0));
@@ -128,7 +150,7 @@ fn main() {
         let (mut y, mut dx) = (activation(&host_dy), activation(&host_x));
 
         let probe = device.buffer(1).expect("memory");
-        let [forward, backward] = frozen(&device, &w, [d_out, d_in], &host_x, &host_dy);
+        let [forward, backward] = frozen(&device, weight, &host_x, &host_dy);
         for (rank, heads) in ADAPTERS {
             let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, heads, per_head_a: false, router: true };
             let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
@@ -160,9 +182,12 @@ fn main() {
         let teraflops = |seconds: f64| 2e-12 * (TOKENS * d_in * d_out) as f64 / seconds;
         println!("{name:<8} the frozen product: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         if let Some(plain) = &plain {
-            let [forward, backward] = frozen(plain, &w, [d_out, d_in], &host_x, &host_dy);
+            let [forward, backward] = frozen(plain, weight, &host_x, &host_dy);
             println!("{name:<8} without wgmma: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         }
+        let blocks = Weight::new(Format::Q4_1, d_out, d_in, &blocks, RowOrder::Natural).expect("a weight");
+        let [forward, backward] = frozen(&device, blocks, &host_x, &host_dy);
+        println!("{name:<8} from Q4_1: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
     }
     torch();
 }

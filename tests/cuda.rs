@@ -64,9 +64,11 @@ all! {
     ops::gather_and_scatter: 4;
     ops::attention: 12;
     ops::head: 8;
+    ops::large_head: 4;
     ops::optimizer: 4;
     linear::frozen: 16;
     linear::adapted: 24;
+    linear::decoded: 8;
     linear::large: 2;
 }
 

@@ -52,6 +52,7 @@ fn launches() -> Vec<Launch> {
     let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
     let mut all = vec![
         operand(p, values, 3, 9),
+        decode(p, &w(Format::Q4_0)),
         split(p, p, 8, 96),
         down(p, p, 40, p, 96, p, &heads, 1.0, dropping),
         few_down(p, p, 2, p, 96, p, &heads, 1.0),
@@ -76,10 +77,12 @@ fn launches() -> Vec<Launch> {
         adamw([p; 3], p, 1000, &adam),
     ];
     for format in Format::ALL {
-        for by in [Instructions::Mma, Instructions::Wgmma] {
-            for form in [Form::Rows, Form::Columns] {
-                let (w, second) = (&w(format), Some(second));
-                all.push(gemm(by, &Product { c: values, before: p, m: 40, form, a: p, w, second }));
+        for form in [Form::Rows, Form::Columns] {
+            let (w, second) = (&w(format), Some(second));
+            let product = Product { c: values, before: p, m: 40, form, a: p, w, second };
+            all.push(gemm(Instructions::Mma, &product));
+            if format == Format::Bf16 {
+                all.push(gemm(Instructions::Wgmma, &product));
             }
         }
         all.push(matvec(output, 2, p, &w(format), Some((p, 4)), Some(More { x: p, w: p, columns: 24 })));

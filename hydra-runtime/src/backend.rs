@@ -13,6 +13,7 @@ pub mod cuda;
 
 use crate::Result;
 use crate::batch::Segment;
+use crate::config::Config;
 use core::ops::Range;
 use hydra_kernels::dropout::Dropout;
 pub use hydra_kernels::gate::Routing;
@@ -326,6 +327,6 @@ pub trait Backend: Sync {
     fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
     }
-    /// Bytes that the backend keeps for itself, for matrices up to `widest` values wide and `tokens` rows.
-    fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64;
+    /// Bytes that the backend keeps for itself, for a model of this configuration and `tokens` rows.
+    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64;
 }

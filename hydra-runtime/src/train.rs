@@ -97,7 +97,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         let rope = options.max_tokens * config.head_dim;
         // Parameters, gradients and two moments, and what an update can be undone with.
         let adapter = 7 * Slots::new(config, adapter).len;
-        let workspace = backend.workspace_bytes(options.max_tokens, config.d_ffn.max(config.d_model));
+        let workspace = backend.workspace_bytes(options.max_tokens, config);
         Ok(activations.bytes(backend) + 4 * (rope + adapter) as u64 + workspace)
     }
 

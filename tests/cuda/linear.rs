@@ -3,7 +3,7 @@
 use crate::ops::Stored;
 use crate::support::*;
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::sizes::{WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
+use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing, Store};
 
@@ -134,6 +134,14 @@ pub fn frozen<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 
 pub fn adapted<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &draw(random, size, true));
+}
+
+/// So many tokens that a matrix in blocks is decoded first.
+pub fn decoded<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let tokens = DECODED_TOKENS as usize + random.within(0, 40);
+    let widths = [32 * random.within(1, 2 * size), 32 * random.within(1, 2 * size)];
+    let adapted = random.coin();
+    check(cuda, &Case { dx: true, ..case(random, tokens, widths, adapted) });
 }
 
 /// So many results that a device with faster instructions for them uses them: of the forward pass, or of the backward pass.

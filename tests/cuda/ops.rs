@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use hydra_kernels::quant::{Format, RowOrder, Weight};
+use hydra_ptx::sizes::DECODED_TOKENS;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{AdamW, AttentionShape, Backend, Prefix};
 use hydra_runtime::batch::Segment;
@@ -81,7 +82,7 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         let after = get(cuda, &buffer, len + 7);
         assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
     }
-    assert!(cuda.workspace_bytes(10, 10) > 0 && !cuda.describe().is_empty());
+    assert!(!cuda.describe().is_empty());
 }
 
 /// More than the pinned buffer holds, twice, before anything is waited for; and a device that goes while it is at work.
@@ -246,8 +247,20 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 
 pub fn head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let (vocab, d) = (random.within(2, 400 * size), if random.coin() { 32 } else { random.within(1, 90 * size) });
-    let stored = Stored::draw(random, vocab, d).in_order();
     let rows = random.within(1, 20 * size);
+    check_head(cuda, random, [vocab, d, rows]);
+}
+
+/// So many rows that a head in blocks is decoded, and so many ids that they take two passes over the rows.
+pub fn large_head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, _: usize) {
+    let decoded = [random.within(2, 60), 32, DECODED_TOKENS as usize + random.within(0, 40)];
+    check_head(cuda, random, decoded);
+    let two_blocks = [8192 + random.within(1, 90), 32, random.within(1, 5)];
+    check_head(cuda, random, two_blocks);
+}
+
+fn check_head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, [vocab, d, rows]: [usize; 3]) {
+    let stored = Stored::draw(random, vocab, d).in_order();
     // Small logits: where they are large, what the weights lose in bf16 is large in their exponentials.
     let x: Vec<f32> = random.rounded(rows * d).into_iter().map(|x| x / 4.0).collect();
     let (targets, ids) = (random.ids(rows, vocab), random.ids(4, vocab));

@@ -90,7 +90,7 @@ impl Format for Q4_1 {
     }
 }
 
-/// [`Format::eight`] of a format known at run time, where it isn't the time that counts.
+/// [`Format::eight`] of a format known at run time: one branch, which all threads take alike.
 #[inline(always)]
 pub unsafe fn eight_of(format: u32, w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
     match format {

@@ -234,6 +234,15 @@ kernels! {
         }
     }
 
+    /// `out` = w, a matrix of `chunks` times eight values in blocks, as bf16. Such rows have no padding, so they are one long row.
+    /// Grid: [chunks / 256], 256 threads.
+    fn decode(out: *mut u16, format: u32, w: *const u8, scales: *const u8, chunks: u32) {
+        let i = block_x() * THREADS + thread();
+        if i < chunks {
+            store(out.cast::<U4>().add(i as usize), U4(pack8(eight_of(format, w, scales, 0, i, 0))));
+        }
+    }
+
     /// `out` [rows, padded width] = x [rows, width] as bf16, the padding zero; x is f32 or, with `bf16`, bf16. Grid:
     /// [rows · padded width / 8 / 256], 256 threads.
     fn operand(out: *mut u16, x: *const u8, bf16: u32, rows: u32, width: u32) {

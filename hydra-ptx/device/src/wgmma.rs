@@ -1,4 +1,5 @@
-//! Products with a frozen matrix ([`crate::product`]) by Hopper's `wgmma` (sm_90a): several times `mma.sync`'s speed there.
+//! Products with a frozen matrix of bf16 ([`crate::product`]) by Hopper's `wgmma` (sm_90a): several times `mma.sync`'s speed there.
+//! With so many rows as that takes, a matrix of blocks is decoded before (`rows.rs`).
 //!
 //! A block has a 128 x 256 tile of C, in the registers of two warpgroups (64 x 256 each). Tiles of the operands are 64 deep: as
 //! many bytes as a row of 128-byte swizzling, of which a tile is one panel (A, and B where its rows are the weight's) or four
@@ -92,11 +93,5 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Pane
 products! {
     [hopper:] gemm;
     wgmma_rows_bf16: Bf16, true;
-    wgmma_rows_q8_0: Q8_0, true;
-    wgmma_rows_q4_0: Q4_0, true;
-    wgmma_rows_q4_1: Q4_1, true;
     wgmma_columns_bf16: Bf16, false;
-    wgmma_columns_q8_0: Q8_0, false;
-    wgmma_columns_q4_0: Q4_0, false;
-    wgmma_columns_q4_1: Q4_1, false;
 }

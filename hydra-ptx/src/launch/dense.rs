@@ -64,11 +64,12 @@ impl Instructions {
     /// What is fastest for a product on a device that has these.
     pub fn best_for(self, product: &Product<'_>) -> Self {
         let tiles = u64::from(product.m.div_ceil(WGMMA_M)) * u64::from(product.sizes().0.div_ceil(WGMMA_N));
-        if tiles < u64::from(WGMMA_LEAST_TILES) { Instructions::Mma } else { self }
+        let plain = product.w.format == Format::Bf16;
+        if plain && tiles >= u64::from(WGMMA_LEAST_TILES) { self } else { Instructions::Mma }
     }
 }
 
-/// A product with these instructions.
+/// A product with these instructions; `wgmma` multiplies bf16 alone.
 pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
     use Instructions::{Mma, Wgmma};
     let &Product { c, before, m, form, a, w, second } = product;
@@ -82,13 +83,8 @@ pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
         (Mma, Form::Columns, Format::Q4_0) => "gemm_columns_q4_0",
         (Mma, Form::Columns, Format::Q4_1) => "gemm_columns_q4_1",
         (Wgmma, Form::Rows, Format::Bf16) => "wgmma_rows_bf16",
-        (Wgmma, Form::Rows, Format::Q8_0) => "wgmma_rows_q8_0",
-        (Wgmma, Form::Rows, Format::Q4_0) => "wgmma_rows_q4_0",
-        (Wgmma, Form::Rows, Format::Q4_1) => "wgmma_rows_q4_1",
         (Wgmma, Form::Columns, Format::Bf16) => "wgmma_columns_bf16",
-        (Wgmma, Form::Columns, Format::Q8_0) => "wgmma_columns_q8_0",
-        (Wgmma, Form::Columns, Format::Q4_0) => "wgmma_columns_q4_0",
-        (Wgmma, Form::Columns, Format::Q4_1) => "wgmma_columns_q4_1",
+        (Wgmma, ..) => panic!("wgmma on a matrix in {:?}; it multiplies bf16 alone", w.format),
     };
     let (n, k) = product.sizes();
     let Second { a: a2, k: k2, b: b2 } = second.unwrap_or(Second { a: Ptr::NULL, k: 0, b: Ptr::NULL });
@@ -158,6 +154,13 @@ pub fn matvec(output: Output, tokens: u32, x: Ptr, w: &Matrix, ids: Option<(Ptr,
         columns2,
         w2
     )
+}
+
+/// `out` = `w`, a matrix in blocks, as one in bf16.
+pub fn decode(out: Ptr, w: &Matrix) -> Launch {
+    let chunks =
+        u32::try_from(u64::from(w.rows) * u64::from(w.columns) / 8).expect("a matrix of less than 2^35 values");
+    launch!("decode", [chunks.div_ceil(THREADS), 1], 0, out, w.format.code(), w.data, w.scales, chunks)
 }
 
 /// `out` [rows, padded width] = `x` [rows, width] as an operand.

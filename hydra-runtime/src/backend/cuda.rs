@@ -2,7 +2,7 @@
 //!
 //! Products take bf16 operands and sum in f32. Activations are bf16, so that they are operands as they are; residual streams, their
 //! gradients, statistics and all that is trained are f32. Frozen weights lie on the device as bf16 or in their own 4- and 8-bit
-//! blocks. Nothing waits for the device but downloads: a training step asks for its loss, the gradient's norm and
+//! blocks, which become bf16 a matrix at a time where many tokens are multiplied. Nothing waits for the device but downloads: a training step asks for its loss, the gradient's norm and
 //! the adapter's, and otherwise only queues work. Sums have a fixed order, so a step has the same bits each time.
 //!
 //! The files here decide which launches make an operation; [`Driver`] is what starts them.
@@ -24,10 +24,12 @@ pub use matrix::Matrix;
 
 use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
 use crate::batch::Segment;
+use crate::config::Config;
 use crate::{Error, Result};
 use core::ops::Range;
 use half::bf16;
 use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Product, Ptr, Saved, Values};
+use hydra_ptx::sizes::DECODED_TOKENS;
 use state::{Area, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -96,6 +98,16 @@ impl<D: Driver> Cuda<D> {
         // SAFETY: callers have checked their buffers' lengths, and `&mut` says that nobody else uses what is written; areas and
         // matrices are as long as they were asked to be, and work is done in order.
         unsafe { self.driver.launch(launch) }
+    }
+
+    /// A frozen matrix as products with `tokens` rows take it: as it lies, or as bf16 in `area`.
+    fn decoded(&self, area: &mut Area<D>, w: launch::Matrix, tokens: u32) -> Result<launch::Matrix> {
+        if w.format == launch::Format::Bf16 || tokens < DECODED_TOKENS {
+            return Ok(w);
+        }
+        let data = area.operand(&self.driver, w.rows, w.columns)?;
+        self.run(&launch::decode(data, &w))?;
+        Ok(launch::Matrix { format: launch::Format::Bf16, data, scales: Ptr::NULL, ..w })
     }
 
     /// Runs a product with a frozen matrix, by the device's fastest instructions.
@@ -410,10 +422,12 @@ impl<D: Driver> Backend for Cuda<D> {
         self.driver.free_bytes().map(Some)
     }
 
-    fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
+    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
+        let (d, widest) = (config.d_model, config.d_ffn.max(config.d_model));
         // An f32 gradient as an operand, with room for what the adapter's columns take beside it where they are few; the head's
-        // block of logits.
-        4 * (tokens * widest) as u64 + loss::bytes(tokens)
+        // block of logits; and the largest weight as bf16, or the head's rows of a block, if they lie in blocks.
+        let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { d * widest.max(loss::MOST_IDS) };
+        4 * (tokens * widest) as u64 + loss::bytes(tokens) + 2 * decoded as u64
     }
 }
 

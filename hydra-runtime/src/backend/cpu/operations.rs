@@ -6,6 +6,7 @@ use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
 use crate::Result;
 use crate::batch::Segment;
+use crate::config::Config;
 use core::ops::Range;
 use half::bf16;
 use hydra_kernels::gemm::{Values, ValuesMut};
@@ -316,7 +317,7 @@ impl Backend for Cpu {
         format!("cpu, {} thread{}, {isa}, {precision}", self.threads, if self.threads == 1 { "" } else { "s" })
     }
 
-    fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
-        Workspace::bytes(tokens, widest, self.threads)
+    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
+        Workspace::bytes(tokens, config.d_ffn.max(config.d_model), self.threads)
     }
 }

@@ -123,6 +123,7 @@ impl<D: Driver> Cuda<D> {
                 Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
             }
         };
+        let weight = self.decoded(&mut state.decoded, weight, count)?;
         self.multiply(&Product { c: y, before, m: count, form: Form::Rows, a: x, w: &weight, second })
     }
 
@@ -156,7 +157,7 @@ impl<D: Driver> Cuda<D> {
         let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
         let Some((args, hidden)) = adapter else {
             let Some((dx, before)) = dx else { return Ok(()) };
-            let form = Form::Columns;
+            let (weight, form) = (self.decoded(&mut state.decoded, weight, count)?, Form::Columns);
             return self.multiply(&Product { c: dx, before, m: count, form, a: dy, w: &weight, second: None });
         };
         let adapter = Adapter::new(self, state, args, tokens)?;
@@ -197,6 +198,7 @@ impl<D: Driver> Cuda<D> {
             let a = if adapter.drops() { out.through } else { out.dhidden16 };
             Some(Second { a, k: heads.stacked, b: stacked })
         };
+        let weight = self.decoded(&mut state.decoded, weight, count)?;
         self.multiply(&Product { c: dx, before, m: count, form: Form::Columns, a: dy, w: &weight, second })?;
         if adapter.drops() {
             self.run(&launch::dropped_add(dx, count, d_in, out.dhidden, a, &heads, mask))?;

@@ -7,9 +7,12 @@ use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Product, Ptr, Values};
 /// Logits in a block, f32 and bf16: some 100 MiB, so that the vocabulary takes few passes over dx.
 const BLOCK_VALUES: usize = 16 << 20;
 
+/// Ids in a block at most, so that their rows of the head, decoded, are no more than a weight of a layer is.
+pub(super) const MOST_IDS: usize = 8192;
+
 /// Ids of a block for so many rows: whole tiles.
 fn block_ids(rows: usize) -> usize {
-    (BLOCK_VALUES / rows.max(1)).next_multiple_of(128).max(128)
+    (BLOCK_VALUES / rows.max(1)).next_multiple_of(128).clamp(128, MOST_IDS)
 }
 
 /// Bytes that the blocks take for up to `rows` rows.
@@ -38,7 +41,7 @@ impl<D: Driver> Cuda<D> {
         let block = size(block_ids(rows))?;
         for first in (0..head.rows).step_by(block as usize) {
             let ids = block.min(head.rows - first);
-            let part = head.from_row(first, ids);
+            let part = self.decoded(&mut state.decoded, head.from_row(first, ids), count)?;
             let logits = state.logits.f32(driver, rows * ids as usize)?;
             let weights = state.weights.operand(driver, count, ids)?;
             let multiply = |c, before, form, a| {

@@ -112,6 +112,8 @@ pub(super) struct State<D: Driver> {
     pub dhidden: Area<D>,
     /// What a load-balance term adds to dgate, [heads].
     pub push: Area<D>,
+    /// A frozen matrix in blocks, as bf16.
+    pub decoded: Area<D>,
     /// A block of logits.
     pub logits: Area<D>,
     /// The same as bf16 weights.
@@ -136,6 +138,7 @@ impl<D: Driver> Default for State<D> {
             dmixed: Area::default(),
             dhidden: Area::default(),
             push: Area::default(),
+            decoded: Area::default(),
             logits: Area::default(),
             weights: Area::default(),
             partial: Area::default(),
