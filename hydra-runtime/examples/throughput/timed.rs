@@ -3,6 +3,7 @@
 use hydra_runtime::Result;
 use hydra_runtime::backend::{AdamW, AdapterArgs, AttentionShape, Backend, HydraShape, Prefix, Store, Weight};
 use hydra_runtime::batch::Segment;
+use hydra_runtime::config::Config;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -252,7 +253,7 @@ impl<B: Backend> Backend for Timed<'_, B> {
     fn describe(&self) -> String {
         self.inner.describe()
     }
-    fn workspace_bytes(&self, tokens: usize, widest: usize) -> u64 {
-        self.inner.workspace_bytes(tokens, widest)
+    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
+        self.inner.workspace_bytes(tokens, config)
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Products take bf16 operands and sum in f32. Activations are bf16, so that they are operands as they are; residual streams, their
 //! gradients, statistics and all that is trained are f32. Frozen weights lie on the device as bf16 or in their own 4- and 8-bit
-//! blocks, which become bf16 a matrix at a time where many tokens are multiplied. Nothing waits for the device but downloads: a training step asks for its loss, the gradient's norm and
-//! the adapter's, and otherwise only queues work. Sums have a fixed order, so a step has the same bits each time.
+//! blocks, which become bf16 a matrix at a time where many tokens are multiplied. Nothing waits for the device but downloads: a
+//! training step asks for its loss, the gradient's norm and the adapter's, and otherwise only queues work. Sums have a fixed order,
+//! so a step has the same bits each time.
 //!
 //! The files here decide which launches make an operation; [`Driver`] is what starts them.
 
