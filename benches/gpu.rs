@@ -1,10 +1,11 @@
 //! A frozen projection alone and with Hydra on a GPU, forward and backward, at LLaMA-2-7B's shapes: what the adapter costs.
 //!
-//! Sampled elements of the frozen products' results are held to f64 sums before anything of a shape is printed. Wall-clock time over many calls, with one wait at the
-//! end. Beside the adapter's time stands its floor: reading x once forward, dy and x once backward, at the speed of a copy on the
-//! device. Where there is Hopper's `wgmma`, the frozen product is also timed without it; and everywhere with W in blocks of
-//! 4 bits, which are decoded first. Needs `--features cuda` and a device: `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and the adapter
-//! in PyTorch, on the same card.
+//! Sampled elements of the frozen products' results are held to f64 sums before anything of a shape is printed. Wall-clock time over
+//! many calls, with one wait at the end. Beside the adapter's time stands its floor: reading x once forward, dy and x once backward,
+//! at the speed of a copy on the device. The frozen product is done in the way that is fastest, and then by our kernels alone, and by
+//! them without Hopper's `wgmma` where there is that; and with W in blocks of 4 bits, which are decoded first. Needs `--features cuda`
+//! and a device: `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and
+//! the adapter in PyTorch, on the same card.
 
 use half::{bf16, f16};
 use hydra_kernels::isa::Isa;
@@ -134,7 +135,9 @@ fn main() {
         }
     };
     let gpu = open();
-    let plain = (gpu.instructions() == Instructions::Wgmma).then(|| Cuda::new(open().without_wgmma()));
+    let kernels = Cuda::new(open().without_library());
+    let plain =
+        (gpu.instructions() == Instructions::Wgmma).then(|| Cuda::new(open().without_library().without_wgmma()));
     let device = Cuda::new(gpu);
     let bandwidth = bandwidth(&device);
     println!("{}, {TOKENS} tokens; a copy moves {:.2} TB/s", device.describe(), 1e-12 * bandwidth);
@@ -181,6 +184,8 @@ fn main() {
         }
         let teraflops = |seconds: f64| 2e-12 * (TOKENS * d_in * d_out) as f64 / seconds;
         println!("{name:<8} the frozen product: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
+        let [forward, backward] = frozen(&kernels, weight, &host_x, &host_dy);
+        println!("{name:<8} by our kernels: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         if let Some(plain) = &plain {
             let [forward, backward] = frozen(plain, weight, &host_x, &host_dy);
             println!("{name:<8} without wgmma: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));

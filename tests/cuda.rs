@@ -111,6 +111,12 @@ fn work_under_way() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn tall_products() {
+    linear::tall(&support::gpu());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn golden_cases_on_a_gpu() {
     model::golden(support::gpu);
 }

@@ -144,6 +144,16 @@ pub fn decoded<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &Case { dx: true, ..case(random, tokens, widths, adapted) });
 }
 
+/// One tile wide and many high: of a device's large products, those with the least work, so that an emulator can do them both ways.
+/// In place they are done as those before that were not.
+pub fn tall<D: Driver>(cuda: &Cuda<D>) {
+    let (random, tokens) = (&mut Random::new(3), WGMMA_LEAST_TILES as usize * WGMMA_M as usize);
+    for store in [Store::Overwrite, Store::Accumulate] {
+        let case = case(random, tokens, [40, 24], true);
+        check(cuda, &Case { store, dx: true, dropout: None, head_dropout: None, activations: true, ..case });
+    }
+}
+
 /// So many results that a device with faster instructions for them uses them: of the forward pass, or of the backward pass.
 /// With an adapter where `size` says that it is a device, on which that takes no minute.
 pub fn large<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {

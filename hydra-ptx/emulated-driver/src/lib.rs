@@ -10,6 +10,8 @@
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
 #![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API
 
+mod blas;
+
 use core::ffi::{CStr, c_char, c_void};
 use hydra_ptx_device::emulator::{Global, Grid, Kind, launch};
 use hydra_ptx_device::entries;
@@ -18,6 +20,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::time::Instant;
 
 const OK: u32 = 0;
 const INVALID_VALUE: u32 = 1;
@@ -213,6 +216,34 @@ driver! {
         note("cuStreamSynchronize");
         assert_eq!(stream, STREAM);
         wait();
+        OK
+    }
+
+    fn cuEventCreate(event: *mut *mut Option<Instant>, _flags: u32) {
+        *event = Box::into_raw(Box::new(None));
+        OK
+    }
+
+    fn cuEventRecord(event: *mut Option<Instant>, stream: usize) {
+        later(stream, move || *event = Some(Instant::now()));
+        OK
+    }
+
+    fn cuEventSynchronize(_event: *const Option<Instant>) {
+        note("cuEventSynchronize");
+        wait();
+        OK
+    }
+
+    fn cuEventElapsedTime(milliseconds: *mut f32, start: *const Option<Instant>, end: *const Option<Instant>) {
+        let (Some(start), Some(end)) = (*start, *end) else { return INVALID_VALUE };
+        *milliseconds = 1e3 * (end - start).as_secs_f32();
+        OK
+    }
+
+    fn cuEventDestroy_v2(event: *mut Option<Instant>) {
+        assert!(idle(), "cuEventDestroy with work under way");
+        drop(Box::from_raw(event));
         OK
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Which side of W is summed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// C [m, rows] = A Wᵀ: the forward pass.
     Rows,
@@ -42,12 +42,36 @@ pub struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// n and k.
-    fn sizes(&self) -> (u32, u32) {
+    /// n, the columns of C, and k.
+    pub fn sizes(&self) -> (u32, u32) {
         match self.form {
             Form::Rows => (self.w.rows, self.w.columns),
             Form::Columns => (self.w.columns, self.w.rows),
         }
+    }
+
+    /// Whether C has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.m == 0 || self.sizes().0 == 0
+    }
+
+    /// Whether it keeps a large device busy with the largest tiles.
+    pub fn is_large(&self) -> bool {
+        let tiles = u64::from(self.m.div_ceil(WGMMA_M)) * u64::from(self.sizes().0.div_ceil(WGMMA_N));
+        tiles >= u64::from(WGMMA_LEAST_TILES)
+    }
+
+    /// For what multiplies two matrices and no more: a launch that writes the second product to C, with `before` added, and the first
+    /// product, to be added to that. Without a second one, no launch and the product itself.
+    pub fn apart(&self) -> (Option<Launch>, Self) {
+        let Some(Second { a, k, b }) = self.second else { return (None, *self) };
+        let (rows, columns) = match self.form {
+            Form::Rows => (self.w.rows, k),
+            Form::Columns => (k, self.w.columns),
+        };
+        let w = &Matrix { format: Format::Bf16, data: b, scales: Ptr::NULL, rows, columns };
+        let first = gemm(Instructions::Mma, &Product { a, w, second: None, ..*self });
+        (Some(first), Self { before: self.c.at, second: None, ..*self })
     }
 }
 
@@ -63,9 +87,7 @@ pub enum Instructions {
 impl Instructions {
     /// What is fastest for a product on a device that has these.
     pub fn best_for(self, product: &Product<'_>) -> Self {
-        let tiles = u64::from(product.m.div_ceil(WGMMA_M)) * u64::from(product.sizes().0.div_ceil(WGMMA_N));
-        let plain = product.w.format == Format::Bf16;
-        if plain && tiles >= u64::from(WGMMA_LEAST_TILES) { self } else { Instructions::Mma }
+        if product.w.format == Format::Bf16 && product.is_large() { self } else { Instructions::Mma }
     }
 }
 

@@ -127,6 +127,13 @@ fn check_gemm_by(
     let w = stored.matrix(format, rows, columns);
     let product = Product { c: c.at(), before: add, m: m as u32, form, a: ptr(&device_a), w: &w, second };
     run(gemm(by, &product), seed);
+    // The same in two launches.
+    let parts = C::new(&if add == c.at().at { before.clone() } else { vec![f32::NAN; m * n] }, bf16);
+    let before_parts = if add == c.at().at { parts.at().at } else { add };
+    let (first, rest) = Product { c: parts.at(), before: before_parts, ..product }.apart();
+    // What comes first isn't Hopper's.
+    first.into_iter().for_each(|launch| crate::support::run(launch, seed));
+    run(gemm(by, &rest), seed);
 
     let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
     let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
@@ -138,6 +145,8 @@ fn check_gemm_by(
     reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
     let what = format!("{by:?} {format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
     c.assert_close(&what, &want, 1e-5);
+    // Rounded in between, too.
+    parts.assert_close(&format!("{what}, apart"), &want, if bf16 { 4e-3 } else { 1e-5 });
 }
 
 #[test]

@@ -9,9 +9,11 @@
 //! The files here decide which launches make an operation; [`Driver`] is what starts them.
 
 mod arena;
+mod blas;
 mod buffer;
 mod driver;
 mod gpu;
+mod library;
 mod linear;
 mod loss;
 mod matrix;
@@ -30,7 +32,7 @@ use crate::{Error, Result};
 use core::ops::Range;
 use half::bf16;
 use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Product, Ptr, Saved, Values};
-use hydra_ptx::sizes::DECODED_TOKENS;
+use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
 use state::{Area, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -111,10 +113,13 @@ impl<D: Driver> Cuda<D> {
         Ok(launch::Matrix { format: launch::Format::Bf16, data, scales: Ptr::NULL, ..w })
     }
 
-    /// Runs a product with a frozen matrix, by the device's fastest instructions.
+    /// Runs a product with a frozen matrix, in the device's fastest way.
     fn multiply(&self, product: &Product<'_>) -> Result<()> {
-        let by = self.driver.instructions().best_for(product);
-        self.run(&launch::gemm(by, product))
+        if product.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: as for `run`.
+        unsafe { self.driver.multiply(product) }
     }
 
     /// The shape as launches take it, tokens, and where q, k and v are; the rows' blocks go to the device.
@@ -426,9 +431,12 @@ impl<D: Driver> Backend for Cuda<D> {
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
         let (d, widest) = (config.d_model, config.d_ffn.max(config.d_model));
         // An f32 gradient as an operand, with room for what the adapter's columns take beside it where they are few; the head's
-        // block of logits; and the largest weight as bf16, or the head's rows of a block, if they lie in blocks.
-        let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { d * widest.max(loss::MOST_IDS) };
-        4 * (tokens * widest) as u64 + loss::bytes(tokens) + 2 * decoded as u64
+        // block of logits; if they lie in blocks, the largest weight as bf16, or the head's rows of a block; cuBLASLt's room.
+        let wide = widest.max(loss::MOST_IDS);
+        let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { 2 * d * wide };
+        let tiles = tokens.div_ceil(WGMMA_M as usize) * wide.div_ceil(WGMMA_N as usize);
+        let library = if tiles < WGMMA_LEAST_TILES as usize { 0 } else { blas::WORKSPACE };
+        (4 * tokens * widest + decoded + library) as u64 + loss::bytes(tokens)
     }
 }
 

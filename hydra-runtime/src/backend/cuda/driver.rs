@@ -4,7 +4,7 @@
 //! trait is tested on machines without a GPU.
 
 use crate::Result;
-use hydra_ptx::launch::{Instructions, Launch};
+use hydra_ptx::launch::{Instructions, Launch, Product, gemm};
 
 /// A device that runs `hydra_ptx`'s kernels.
 pub trait Driver: Send + Sync {
@@ -29,6 +29,14 @@ pub trait Driver: Send + Sync {
     /// The launch's pointers lead to memory of this device that is as long as the kernel's documentation says, and none that it
     /// writes is used otherwise until it is done (what is asked of this driver later is done later).
     unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+    /// Does a product that isn't empty, in the fastest way that there is.
+    ///
+    /// # Safety
+    /// As for the launch of it.
+    unsafe fn multiply(&self, product: &Product<'_>) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { self.launch(&gemm(self.instructions().best_for(product), product)) }
+    }
     /// The matrix instructions that it has.
     fn instructions(&self) -> Instructions;
     /// Bytes that can still be allocated.

@@ -4,6 +4,7 @@
 //! Uploads go through a pinned buffer, so that they are queued like everything else and the caller's memory is free at once.
 
 use super::arena::{self, Arena};
+use super::library::Library;
 use super::{Driver, shim};
 use crate::{Error, Result};
 use core::ffi::{CStr, c_void};
@@ -11,15 +12,16 @@ use core::fmt;
 use cust::context::{Context, CurrentContext};
 use cust::device::{Device, DeviceAttribute};
 use cust::error::CudaError;
+use cust::event::{Event, EventFlags};
 use cust::memory::LockedBuffer;
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 use cust::sys;
-use hydra_ptx::launch::{Instructions, Launch};
+use hydra_ptx::launch::{Format, Instructions, Launch, Product, Ptr, gemm};
 use hydra_ptx::{CAPABILITY, HOPPER, HOPPER_PTX, PTX};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bytes of the pinned buffer. When it is full, an upload waits for the stream.
 const STAGING: usize = 8 << 20;
@@ -63,6 +65,8 @@ const WITHOUT_WGMMA: &str = "slower than it could be, without wgmma";
 pub struct Gpu {
     name: String,
     instructions: Instructions,
+    /// cuBLASLt, from the first large product on.
+    library: OnceLock<Result<Option<Library>>>,
     kernels: HashMap<&'static str, Kernel>,
     staging: Mutex<Staging>,
     stream: Stream,
@@ -188,7 +192,13 @@ impl Gpu {
         let buffer = unsafe { LockedBuffer::uninitialized(STAGING) }.map_err(failed("no pinned memory"))?;
         let staging = Mutex::new(Staging { buffer, used: 0 });
         let shared = Arc::new(Shared { ordinal, context, arena: Mutex::default() });
-        Ok(Self { name, instructions, kernels, staging, stream, _modules: modules, shared })
+        Ok(Self { name, instructions, library: OnceLock::new(), kernels, staging, stream, _modules: modules, shared })
+    }
+
+    /// The same without cuBLASLt, to be compared with it.
+    pub fn without_library(mut self) -> Self {
+        self.library = OnceLock::from(Ok(None));
+        self
     }
 
     /// The same without Hopper's own matrix instructions, to be compared with them.
@@ -198,7 +208,7 @@ impl Gpu {
     }
 
     fn failed(&self, what: &str, error: impl fmt::Display) -> Error {
-        Error::Device(format!("cuda:{}: {what}: {error}", self.shared.ordinal))
+        self.error(format_args!("{what}: {error}"))
     }
 
     fn enter(&self) -> Result<()> {
@@ -245,6 +255,55 @@ impl Gpu {
         let own = format!("{unused:.1} MiB are free in what was allocated before, {largest:.1} of them in one piece");
         let what = format!("out of memory: {bytes:.1} MiB asked for, {here}, and {own}");
         Err(Error::Device(format!("cuda:{}: {what}", self.shared.ordinal)))
+    }
+
+    /// cuBLASLt, if there is one.
+    fn library(&self) -> Result<Option<&Library>> {
+        self.enter()?;
+        match self.library.get_or_init(|| Library::open(self)) {
+            Ok(library) => Ok(library.as_ref()),
+            Err(error) => Err(Error::Device(error.to_string())),
+        }
+    }
+
+    /// An error of this device.
+    pub(super) fn error(&self, what: impl fmt::Display) -> Error {
+        Error::Device(format!("cuda:{}: {what}", self.shared.ordinal))
+    }
+
+    /// The stream, for others who queue work.
+    pub(super) fn stream(&self) -> *mut c_void {
+        self.stream.as_inner().cast()
+    }
+
+    /// The device's time for what `work` queues: the mean of three, after one more.
+    pub(super) fn milliseconds(&self, mut work: impl FnMut() -> Result<()>) -> Result<f32> {
+        let failed = |error: CudaError| self.failed("an event", error);
+        let event = || Event::new(EventFlags::DEFAULT).map_err(failed);
+        let [start, end] = [event()?, event()?];
+        work()?;
+        start.record(&self.stream).map_err(failed)?;
+        for _ in 0..3 {
+            work()?;
+        }
+        end.record(&self.stream).map_err(failed)?;
+        end.synchronize().map_err(failed)?;
+        Ok(end.elapsed_time_f32(&start).map_err(failed)? / 3.0)
+    }
+
+    /// Copies what is at `from`, and waits for that.
+    ///
+    /// # Safety
+    /// There are so many bytes.
+    pub(super) unsafe fn read(&self, to: &mut [u8], from: Ptr) -> Result<()> {
+        self.enter()?;
+        if !to.is_empty() {
+            let stream = self.stream.as_inner();
+            // SAFETY: the caller's; `to` is borrowed until the copy has been waited for.
+            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from.0, to.len(), stream) };
+            self.done("a download failed", code)?;
+        }
+        self.wait(&mut self.staging())
     }
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
@@ -303,15 +362,8 @@ impl Driver for Gpu {
     }
 
     fn download(&self, to: &mut [u8], from: &Memory) -> Result<()> {
-        self.enter()?;
-        let from = Self::range(from, 0, to.len());
-        if !to.is_empty() {
-            // SAFETY: the range is checked, and `to` is borrowed until the copy has been waited for.
-            let code =
-                unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream.as_inner()) };
-            self.done("a download failed", code)?;
-        }
-        self.wait(&mut self.staging())
+        // SAFETY: the range is checked.
+        unsafe { self.read(to, Ptr(Self::range(from, 0, to.len()))) }
     }
 
     fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: usize) -> Result<()> {
@@ -358,6 +410,19 @@ impl Driver for Gpu {
             sys::cuLaunchKernel(kernel.function, x, y, 1, launch.threads, 1, 1, launch.shared, stream, params, extra)
         };
         result(code).map_err(|error| self.failed(launch.entry, error))
+    }
+
+    unsafe fn multiply(&self, product: &Product<'_>) -> Result<()> {
+        let own = gemm(self.instructions.best_for(product), product);
+        let plain = product.w.format == Format::Bf16 && product.is_large();
+        let library = if plain { self.library()? } else { None };
+        // SAFETY: the caller's.
+        unsafe {
+            match library {
+                Some(library) => library.multiply(self, product, &own),
+                None => self.launch(&own),
+            }
+        }
     }
 
     fn instructions(&self) -> Instructions {

@@ -1,0 +1,276 @@
+//! cuBLASLt's matrix product, found at run time like the driver.
+//!
+//! Its matrices are column-major. A row-major matrix is the transposed one there, so what it computes is Cᵀ = op(W) Aᵀ.
+
+use core::ffi::{c_int, c_void};
+use core::fmt;
+use core::ptr::{from_ref, null_mut};
+use hydra_ptx::launch::{Form, Product, Ptr, padded};
+use libloading::Library;
+use std::ffi::OsStr;
+
+/// Names that it has, the latest first.
+pub(super) const NAMES: &[&str] = if cfg!(windows) {
+    &["cublasLt64_13.dll", "cublasLt64_12.dll"]
+} else {
+    &["libcublasLt.so.13", "libcublasLt.so.12"]
+};
+
+/// Bytes of device memory that it works in: what NVIDIA recommends for Hopper.
+pub(super) const WORKSPACE: usize = 32 << 20;
+/// What its heuristics take for granted of addresses.
+const ALIGNMENT: u64 = 256;
+
+// cublasLt.h, cublas_api.h and library_types.h.
+const COMPUTE_F32: c_int = 68;
+const TYPE_F32: c_int = 0;
+const TYPE_BF16: c_int = 14;
+const TRANSPOSED_A: c_int = 3;
+const OP_T: c_int = 1;
+const MAX_WORKSPACE_BYTES: c_int = 1;
+
+/// An object of the library's.
+type Object = *mut c_void;
+type Create = unsafe extern "C" fn(*mut Object) -> c_int;
+type CreateProduct = unsafe extern "C" fn(*mut Object, c_int, c_int) -> c_int;
+type CreateLayout = unsafe extern "C" fn(*mut Object, c_int, u64, u64, i64) -> c_int;
+type Set = unsafe extern "C" fn(Object, c_int, *const c_void, usize) -> c_int;
+type Destroy = unsafe extern "C" fn(Object) -> c_int;
+
+/// How to multiply: the library's own numbers.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Algorithm([u64; 8]);
+
+/// cublasLtMatmulHeuristicResult_t.
+#[repr(C)]
+struct Found {
+    algorithm: Algorithm,
+    workspace: usize,
+    state: c_int,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+type Find = unsafe extern "C" fn(
+    Object,
+    Object,
+    Object,
+    Object,
+    Object,
+    Object,
+    Object,
+    c_int,
+    *mut Found,
+    *mut c_int,
+) -> c_int;
+
+type Multiply = unsafe extern "C" fn(
+    Object,
+    Object,
+    *const c_void,
+    u64,
+    Object,
+    u64,
+    Object,
+    *const c_void,
+    u64,
+    Object,
+    u64,
+    Object,
+    *const Algorithm,
+    u64,
+    usize,
+    Object,
+) -> c_int;
+
+/// Its functions.
+struct Functions {
+    destroy: Destroy,
+    create_layout: CreateLayout,
+    destroy_layout: Destroy,
+    destroy_product: Destroy,
+    destroy_preference: Destroy,
+    find: Find,
+    multiply: Multiply,
+}
+
+/// What a function returned that isn't success.
+struct Status(c_int);
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cublasStatus_t {}", self.0)
+    }
+}
+
+fn result(status: c_int) -> Result<(), Status> {
+    if status == 0 { Ok(()) } else { Err(Status(status)) }
+}
+
+/// The library, set up for the context that was current when it was opened.
+pub(super) struct Blas {
+    functions: Functions,
+    handle: Object,
+    /// A product by form: [`Form::Rows`], [`Form::Columns`].
+    products: [Object; 2],
+    preference: Object,
+}
+
+// SAFETY: the handle may be used from several threads, and nothing else is written after it was made.
+unsafe impl Send for Blas {}
+// SAFETY: as above.
+unsafe impl Sync for Blas {}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here.
+        // SAFETY: made by `open`, not used any more; null was never made.
+        unsafe {
+            for product in self.products.into_iter().filter(|product| !product.is_null()) {
+                let _ = (self.functions.destroy_product)(product);
+            }
+            if !self.preference.is_null() {
+                let _ = (self.functions.destroy_preference)(self.preference);
+            }
+            let _ = (self.functions.destroy)(self.handle);
+        }
+    }
+}
+
+impl Blas {
+    /// Opens the library of this name, and sets it up for the current context. Fails with one line.
+    pub fn open(name: &OsStr) -> Result<Self, String> {
+        // SAFETY: the library's initialisers set up the library alone.
+        let library = unsafe { Library::new(name) }.map_err(|error| error.to_string())?;
+        // Never closed: it has threads and memory of its own.
+        let library = Box::leak(Box::new(library));
+        let broken = |error: libloading::Error| error.to_string();
+        macro_rules! function {
+            ($name:literal) => {
+                // SAFETY: cublasLt.h declares it with these types.
+                *unsafe { library.get(concat!($name, "\0")) }.map_err(broken)?
+            };
+        }
+        let create: Create = function!("cublasLtCreate");
+        let create_product: CreateProduct = function!("cublasLtMatmulDescCreate");
+        let set_product: Set = function!("cublasLtMatmulDescSetAttribute");
+        let create_preference: Create = function!("cublasLtMatmulPreferenceCreate");
+        let set_preference: Set = function!("cublasLtMatmulPreferenceSetAttribute");
+        let functions = Functions {
+            destroy: function!("cublasLtDestroy"),
+            create_layout: function!("cublasLtMatrixLayoutCreate"),
+            destroy_layout: function!("cublasLtMatrixLayoutDestroy"),
+            destroy_product: function!("cublasLtMatmulDescDestroy"),
+            destroy_preference: function!("cublasLtMatmulPreferenceDestroy"),
+            find: function!("cublasLtMatmulAlgoGetHeuristic"),
+            multiply: function!("cublasLtMatmul"),
+        };
+        let failed = |status: Status| format!("can't be set up: {status}");
+        let mut handle = null_mut();
+        // SAFETY: the place is there to be written.
+        result(unsafe { create(&mut handle) }).map_err(failed)?;
+        let mut blas = Self { functions, handle, products: [null_mut(); 2], preference: null_mut() };
+        let set_up = || {
+            for product in &mut blas.products {
+                // SAFETY: as above.
+                result(unsafe { create_product(product, COMPUTE_F32, TYPE_F32) })?;
+            }
+            // SAFETY: the attribute is a cublasOperation_t, and copied.
+            result(unsafe { set_product(blas.products[0], TRANSPOSED_A, from_ref(&OP_T).cast(), size_of_val(&OP_T)) })?;
+            // SAFETY: the place is there to be written.
+            result(unsafe { create_preference(&mut blas.preference) })?;
+            // SAFETY: the attribute is a u64, and copied.
+            result(unsafe {
+                let most = WORKSPACE as u64;
+                set_preference(blas.preference, MAX_WORKSPACE_BYTES, from_ref(&most).cast(), size_of_val(&most))
+            })
+        };
+        let done: Result<(), Status> = { set_up }();
+        done.map_err(failed)?;
+        Ok(blas)
+    }
+
+    fn layout(&self, of: c_int, rows: u32, columns: u32, pitch: u32) -> Result<Layout<'_>, Status> {
+        let mut layout = null_mut();
+        // SAFETY: the place is there to be written.
+        result(unsafe { (self.functions.create_layout)(&mut layout, of, rows.into(), columns.into(), pitch.into()) })?;
+        Ok(Layout { of: self, layout })
+    }
+
+    /// Queues `product`, whose matrix is bf16 and which has no second one. Fails where the library has no way to do it.
+    ///
+    /// # Safety
+    /// As for a launch of the same product; `workspace` leads to [`WORKSPACE`] bytes that nothing else uses, and the context is current.
+    pub unsafe fn multiply(&self, product: &Product<'_>, workspace: Ptr, stream: Object) -> Result<(), String> {
+        let refused = |status: Status| format!("cuBLASLt: {status}");
+        let &Product { c, before, m, form, a, w, .. } = product;
+        let (n, k) = product.sizes();
+        let before = if before == Ptr::NULL { c.at } else { before };
+        if [c.at, before, a, w.data].iter().any(|at| !at.0.is_multiple_of(ALIGNMENT)) {
+            return Err("cuBLASLt: an operand that isn't aligned".into());
+        }
+        let beta: f32 = if product.before == Ptr::NULL { 0.0 } else { 1.0 };
+        let (left, of) = match form {
+            Form::Rows => (self.layout(TYPE_BF16, k, n, w.pitch()), self.products[0]),
+            Form::Columns => (self.layout(TYPE_BF16, n, k, w.pitch()), self.products[1]),
+        };
+        let left = left.map_err(refused)?;
+        let right = self.layout(TYPE_BF16, k, m, padded(k)).map_err(refused)?;
+        let result_type = if c.bf16 { TYPE_BF16 } else { TYPE_F32 };
+        let out = self.layout(result_type, n, m, n).map_err(refused)?;
+        let (mut found, mut count) = (core::mem::MaybeUninit::<Found>::zeroed(), 0);
+        let (Layout { layout: left, .. }, Layout { layout: right, .. }, Layout { layout: out, .. }) =
+            (&left, &right, &out);
+        let (left, right, out) = (*left, *right, *out);
+        // SAFETY: all objects are alive, and there is room for the one result that is asked for, of integers and a float.
+        let found = unsafe {
+            let (place, preference) = (found.as_mut_ptr(), self.preference);
+            let status =
+                (self.functions.find)(self.handle, of, left, right, out, out, preference, 1, place, &mut count);
+            result(status).map_err(refused)?;
+            found.assume_init()
+        };
+        if count == 0 {
+            return Err("cuBLASLt: no way to multiply".into());
+        }
+        result(found.state).map_err(refused)?;
+        let alpha: f32 = 1.0;
+        // SAFETY: alpha and beta are read before it returns; the rest is this function's contract.
+        result(unsafe {
+            (self.functions.multiply)(
+                self.handle,
+                of,
+                from_ref(&alpha).cast(),
+                w.data.0,
+                left,
+                a.0,
+                right,
+                from_ref(&beta).cast(),
+                before.0,
+                out,
+                c.at.0,
+                out,
+                &found.algorithm,
+                workspace.0,
+                WORKSPACE,
+                stream,
+            )
+        })
+        .map_err(refused)
+    }
+}
+
+/// How a matrix lies.
+struct Layout<'b> {
+    of: &'b Blas,
+    layout: Object,
+}
+
+impl Drop for Layout<'_> {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here.
+        // SAFETY: made by `Blas::layout`, not used any more.
+        let _ = unsafe { (self.of.functions.destroy_layout)(self.layout) };
+    }
+}
