@@ -40,8 +40,8 @@ pub const WGMMA_SHARED: u32 = WGMMA_STAGES * WGMMA_STAGE_BYTES;
 /// Fewer tiles leave so many of an H100's 132 multiprocessors idle that `mma.sync`'s smaller tiles are faster.
 pub const WGMMA_LEAST_TILES: u32 = 66;
 
-/// From so many tokens on, a matrix of blocks becomes bf16 before it is multiplied: an H100 does that in the time in which it multiplies 256
-/// tokens, and where blocks are decoded on the way, each 128 tokens decode them anew.
+/// From so many tokens on, a matrix of blocks becomes bf16 before it is multiplied: an H100 does that in the time in which it
+/// multiplies 256 tokens, and where blocks are decoded on the way, each 128 tokens decode them anew.
 pub const DECODED_TOKENS: u32 = 512;
 
 /// Rows and columns of a skinny product's tile: 8 warps of 16 x 8.

@@ -61,8 +61,8 @@ impl Product<'_> {
         tiles >= u64::from(WGMMA_LEAST_TILES)
     }
 
-    /// For what multiplies two matrices and no more: a launch that writes the second product to C, with `before` added, and the first
-    /// product, to be added to that. Without a second one, no launch and the product itself.
+    /// For what multiplies two matrices and no more: a launch that writes the second product to C, with `before` added, and the
+    /// first product, to be added to that. Without a second one, no launch and the product itself.
     pub fn apart(&self) -> (Option<Launch>, Self) {
         let Some(Second { a, k, b }) = self.second else { return (None, *self) };
         let (rows, columns) = match self.form {

@@ -201,7 +201,8 @@ impl Blas {
     /// Queues `product`, whose matrix is bf16 and which has no second one. Fails where the library has no way to do it.
     ///
     /// # Safety
-    /// As for a launch of the same product; `workspace` leads to [`WORKSPACE`] bytes that nothing else uses, and the context is current.
+    /// As for a launch of the same product; `workspace` leads to [`WORKSPACE`] bytes that nothing else uses, and the context is
+    /// current.
     pub unsafe fn multiply(&self, product: &Product<'_>, workspace: Ptr, stream: Object) -> Result<(), String> {
         let refused = |status: Status| format!("cuBLASLt: {status}");
         let &Product { c, before, m, form, a, w, .. } = product;
@@ -220,14 +221,10 @@ impl Blas {
         let result_type = if c.bf16 { TYPE_BF16 } else { TYPE_F32 };
         let out = self.layout(result_type, n, m, n).map_err(refused)?;
         let (mut found, mut count) = (core::mem::MaybeUninit::<Found>::zeroed(), 0);
-        let (Layout { layout: left, .. }, Layout { layout: right, .. }, Layout { layout: out, .. }) =
-            (&left, &right, &out);
-        let (left, right, out) = (*left, *right, *out);
         // SAFETY: all objects are alive, and there is room for the one result that is asked for, of integers and a float.
         let found = unsafe {
-            let (place, preference) = (found.as_mut_ptr(), self.preference);
-            let status =
-                (self.functions.find)(self.handle, of, left, right, out, out, preference, 1, place, &mut count);
+            let (a, b, c, place) = (left.layout, right.layout, out.layout, found.as_mut_ptr());
+            let status = (self.functions.find)(self.handle, of, a, b, c, c, self.preference, 1, place, &mut count);
             result(status).map_err(refused)?;
             found.assume_init()
         };
@@ -243,14 +240,14 @@ impl Blas {
                 of,
                 from_ref(&alpha).cast(),
                 w.data.0,
-                left,
+                left.layout,
                 a.0,
-                right,
+                right.layout,
                 from_ref(&beta).cast(),
                 before.0,
-                out,
+                out.layout,
                 c.at.0,
-                out,
+                out.layout,
                 &found.algorithm,
                 workspace.0,
                 WORKSPACE,
