@@ -2,7 +2,7 @@
 //!
 //! Every block format decodes in groups of [`GROUP`] = 32 columns, `w = d·q − m` with a scale and a minimum per
 //! group (or half a group), so [`Weight::decode_row`] may start at any multiple of 32. Decoding is exact: each element
-//! is the f32 that ggml's own dequantisation gives.
+//! is the f32 that ggml's own dequantisation gives, but for the sign of a zero.
 
 mod blocks;
 

@@ -186,14 +186,15 @@ impl Activations<Size> {
         })
     }
 
-    /// What [`Activations::allocate`] will take of this backend.
+    /// What [`Activations::allocate`] will take of this backend, `u64::MAX` at most.
     pub fn bytes<B: Backend>(&self, backend: &B) -> u64 {
-        let mut bytes = 0;
+        let mut bytes = 0u64;
         let counted = self.clone().try_map(&mut |size| {
-            bytes += match size {
-                Size::Buffer(len) => 4 * len as u64,
-                Size::Activation(len) => (backend.activation_bytes() * len) as u64,
+            let (each, len) = match size {
+                Size::Buffer(len) => (4, len),
+                Size::Activation(len) => (backend.activation_bytes(), len),
             };
+            bytes = bytes.saturating_add((each as u64).saturating_mul(len as u64));
             Ok(())
         });
         debug_assert!(counted.is_ok());

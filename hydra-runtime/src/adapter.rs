@@ -54,17 +54,17 @@ impl Adapter {
     /// outputs in (-1, 1): the same bits on every machine, with tails that end at six.
     pub fn init(model: &Config, config: AdapterConfig, seed: u64) -> Result<Self> {
         config.check()?;
-        let layers = fresh(&config, seed, model.layers, |_, projection| projection.dims(model));
+        let layers = fresh(&config, seed, model.layers, |_, projection| projection.dims(model))?;
         Ok(Self { config, layers })
     }
 
     /// What [`Adapter::init`] gave with `seed` for an adapter of these sizes.
-    pub fn start(&self, seed: u64) -> Self {
+    pub fn start(&self, seed: u64) -> Result<Self> {
         let size = |layer: usize, projection| {
             let pair = self.layers[layer][projection as usize].as_ref();
             pair.map_or((0, 0), |pair| (pair.d_out, pair.d_in))
         };
-        Self { config: self.config.clone(), layers: fresh(&self.config, seed, self.layers.len(), size) }
+        Ok(Self { config: self.config.clone(), layers: fresh(&self.config, seed, self.layers.len(), size)? })
     }
 
     /// One head alone, as a LoRA: its A (or the one that all share) and its B.
@@ -112,6 +112,18 @@ impl Adapter {
         }
     }
 
+    /// An error if a value is infinite or not a number.
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        let finite = |(_, _, pair): &(_, _, &AdapterPair)| pair.a.iter().chain(&pair.b).all(|x| x.is_finite());
+        match self.pairs().find(|pair| !finite(pair)) {
+            Some((layer, projection, _)) => {
+                let place = format!("layer {layer} {}", projection.name());
+                Err(Error::Invalid(format!("the adapter of {place} has values that are not finite")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// An error unless the adapter has exactly the pairs that its configuration calls for, each of the sizes that it says.
     pub fn check(&self) -> Result<()> {
         self.config.check()?;
@@ -137,42 +149,54 @@ fn unfit(layer: usize, projection: Projection) -> Error {
     Error::Invalid(format!("the adapter of layer {layer} {name} doesn't fit its configuration and model"))
 }
 
+/// An empty vector with room for `len` values.
+fn room<T>(len: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let failed =
+        |_| Error::Invalid(format!("out of memory: {} MiB asked for", len.saturating_mul(size_of::<T>()) >> 20));
+    values.try_reserve_exact(len).map_err(failed)?;
+    Ok(values)
+}
+
 /// `size` gives d_out and d_in.
 fn fresh(
     config: &AdapterConfig,
     seed: u64,
     layers: usize,
     size: impl Fn(usize, Projection) -> (usize, usize),
-) -> Vec<[Option<AdapterPair>; 7]> {
+) -> Result<Vec<[Option<AdapterPair>; 7]>> {
     let mut seeds = SplitMix64(seed);
-    let mut pair = |layer, projection| {
-        let mut stream = SplitMix64(seeds.next());
-        config.targets.contains(&projection).then(|| {
+    let mut layer = |layer| {
+        let mut pairs = [const { None }; 7];
+        for projection in Projection::ALL {
+            let mut stream = SplitMix64(seeds.next());
+            if !config.targets.contains(&projection) {
+                continue;
+            }
             let (d_out, d_in) = size(layer, projection);
             let shape = config.shape_of(d_in, d_out);
-            let bound = 1.0 / (shape.d_in as f64).sqrt();
-            let mut uniform = |rows: usize| -> Vec<f32> {
-                (0..rows * shape.d_in).map(|_| (stream.symmetric() * bound) as f32).collect()
-            };
-            let (a, b) = match config.head_init {
-                HeadInit::Zero => (uniform(shape.stacked_rows()), vec![0.0; shape.d_out * shape.mixed()]),
-                HeadInit::Random => {
-                    let mut a = uniform(shape.a_rows());
-                    a.resize(shape.stacked_rows() * shape.d_in, 0.0);
-                    (a, apart(&shape, &mut stream))
-                }
-            };
-            AdapterPair { d_in, d_out, a, b }
-        })
+            let bound = 1.0 / (d_in as f64).sqrt();
+            let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
+            let (mut a, mut b) = (room(a_len)?, room(b_len)?);
+            // The router's rows among them, or zero.
+            let drawn = if config.head_init == HeadInit::Zero { a_len } else { shape.a_rows() * d_in };
+            a.extend((0..drawn).map(|_| (stream.symmetric() * bound) as f32));
+            a.resize(a_len, 0.0);
+            match config.head_init {
+                HeadInit::Zero => b.resize(b_len, 0.0),
+                HeadInit::Random => apart(&mut b, &shape, &mut stream),
+            }
+            pairs[projection as usize] = Some(AdapterPair { d_in, d_out, a, b });
+        }
+        Ok(pairs)
     };
-    (0..layers).map(|layer| Projection::ALL.map(|projection| pair(layer, projection))).collect()
+    (0..layers).map(&mut layer).collect()
 }
 
-/// B of [`HeadInit::Random`].
-fn apart(shape: &HydraShape, stream: &mut SplitMix64) -> Vec<f32> {
+/// Fills B with [`HeadInit::Random`]'s.
+fn apart(b: &mut Vec<f32>, shape: &HydraShape, stream: &mut SplitMix64) {
     let deviation = (shape.d_out as f64).sqrt().sqrt().recip() / 8.0;
     let mut row = vec![0.0; shape.mixed()];
-    let mut b = Vec::with_capacity(shape.d_out * shape.mixed());
     for _ in 0..shape.d_out {
         row.fill_with(|| stream.normal() * deviation);
         for column in 0..shape.mixed() {
@@ -180,7 +204,6 @@ fn apart(shape: &HydraShape, stream: &mut SplitMix64) -> Vec<f32> {
             b.push((row[column] - of_heads.sum::<f64>() / shape.heads as f64) as f32);
         }
     }
-    b
 }
 
 impl AdapterConfig {

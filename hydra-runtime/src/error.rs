@@ -67,6 +67,9 @@ pub enum Error {
 /// Names listed before the rest is only counted.
 const LISTED: usize = 8;
 
+/// Missing tensors after which no others are looked for.
+pub(crate) const MOST_MISSING: usize = 1000;
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,9 +85,10 @@ impl fmt::Display for Error {
                 for (what, names) in [("missing", missing), ("surplus", surplus), ("wrong", wrong)] {
                     if !names.is_empty() {
                         let listed = &names[..names.len().min(LISTED)];
-                        write!(f, "; {} {what}: {}", names.len(), listed.join(", "))?;
+                        let at_least = if what == "missing" && names.len() >= MOST_MISSING { "at least " } else { "" };
+                        write!(f, "; {at_least}{} {what}: {}", names.len(), listed.join(", "))?;
                         if names.len() > LISTED {
-                            write!(f, " and {} more", names.len() - LISTED)?;
+                            write!(f, " and {at_least}{} more", names.len() - LISTED)?;
                         }
                     }
                 }

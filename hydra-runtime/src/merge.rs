@@ -22,6 +22,7 @@ use hydra_kernels::shape::HydraShape;
 use safetensors::tensor::{Dtype, View};
 use serde_json::json;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -121,6 +122,8 @@ const COMPANIONS: [&str; 13] = [
 /// Writes the model with the adapter folded into it to `folder`, which exists and is empty: `config.json`, the tokenizer's
 /// files, and `model.safetensors` or its shards. Of an adapter with a router this is what `fold` says, and an approximation.
 ///
+/// What isn't finite, in the adapter or in the type that is written, is an error that names it.
+///
 /// Files are written one after the other: give it a [`crate::atomic::NewFolder`]'s path, and the destination is whole or not there.
 pub fn write(
     checkpoint: &Checkpoint,
@@ -131,6 +134,7 @@ pub fn write(
 ) -> Result<Merged> {
     let config = checkpoint.config();
     adapter.fits(config)?;
+    adapter.check_finite()?;
     fold.check(adapter.config.heads)?;
     let mut there = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     if there.next().is_some() {
@@ -141,13 +145,14 @@ pub fn write(
         None => Some(common_format(checkpoint)),
         asked => asked,
     };
+    let overflowed = Cell::new(None);
     let tensors: Vec<Tensor> = TensorId::all(config)
         .map(|id| {
             let format = format.unwrap_or_else(|| checkpoint.format(id));
             dtype(format)?;
             let (rows, cols) = id.dims(config);
             let shape = rows.into_iter().chain([cols]).collect();
-            Ok(Tensor { checkpoint, adapter, fold, id, shape, format })
+            Ok(Tensor { checkpoint, adapter, fold, id, shape, format, overflowed: &overflowed })
         })
         .collect::<Result<_>>()?;
     describe(checkpoint, folder, format)?;
@@ -242,7 +247,12 @@ fn write_shards(folder: &Path, shards: Vec<Vec<Tensor<'_>>>, bytes: u64) -> Resu
         let path = folder.join(name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         let views = shard.iter().map(|tensor| (tensor.id.hf_name(), tensor));
+        let overflowed = shard.first().map(|tensor| tensor.overflowed);
         safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|error| not_written(&path, error))?;
+        if let Some((id, format)) = overflowed.and_then(Cell::take) {
+            let (name, format) = (id.hf_name(), format.name());
+            return Err(Error::Invalid(format!("{name} would hold values that aren't finite in {format}")));
+        }
         // The crate's file is its owner's alone; a model's is like its neighbours.
         let neighbour = std::fs::metadata(folder.join("config.json"));
         let shared = neighbour.and_then(|neighbour| std::fs::set_permissions(&path, neighbour.permissions()));
@@ -264,6 +274,8 @@ struct Tensor<'a> {
     id: TensorId,
     shape: Vec<usize>,
     format: Format,
+    /// A tensor that didn't stay finite, and the type in which it didn't.
+    overflowed: &'a Cell<Option<(TensorId, Format)>>,
 }
 
 impl Tensor<'_> {
@@ -283,10 +295,20 @@ impl View for &Tensor<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let mut bytes = Vec::with_capacity(self.bytes());
-        let mut put = |row: &[f32]| match self.format {
-            Format::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-            Format::Bf16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-            _ => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
+        let stays_finite = |&x: &f32| match self.format {
+            Format::F16 => f16::from_f32(x).is_finite(),
+            Format::Bf16 => bf16::from_f32(x).is_finite(),
+            _ => x.is_finite(),
+        };
+        let mut put = |row: &[f32]| {
+            if !row.iter().all(stays_finite) {
+                self.overflowed.set(Some((self.id, self.format)));
+            }
+            match self.format {
+                Format::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+                Format::Bf16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+                _ => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
+            }
         };
         let [rows, cols] = self.shape[..] else {
             put(&self.checkpoint.vector(self.id));

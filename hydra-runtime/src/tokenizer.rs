@@ -5,6 +5,7 @@ pub(crate) mod bpe;
 pub(crate) mod spm;
 
 use crate::config::Config;
+use crate::error::printable;
 use crate::json::Object;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -45,7 +46,13 @@ impl Tokenizer {
             return Err(Error::Format { path, offset: None, message });
         }
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let invalid = |e| Error::Format { path: path.clone(), offset: None, message: format!("not a tokenizer: {e}") };
+        let error = |message: String| Error::Format { path: path.clone(), offset: None, message };
+        let invalid = |e| error(format!("not a tokenizer: {e}"));
+        // What is wrong here would make the crate panic.
+        let json: Whole = serde_json::from_slice(&bytes).map_err(|e| error(format!("not a tokenizer: {e}")))?;
+        if let Some(token) = json.post_processor.as_ref().and_then(undeclared) {
+            return Err(error(format!("not a tokenizer: post_processor has {token}, which its special_tokens don't")));
+        }
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
         // Both would change what a text means; a length is the caller's to choose.
         inner.with_padding(None).with_truncation(None).map_err(invalid)?;
@@ -155,6 +162,21 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// `tokenizer.json` as far as it is looked at before the crate reads it.
+#[derive(serde::Deserialize)]
+struct Whole {
+    post_processor: Option<Value>,
+}
+
+/// A special token in a template of this post-processor that it doesn't declare.
+fn undeclared(processor: &Value) -> Option<String> {
+    let inside = processor["processors"].as_array().into_iter().flatten().find_map(undeclared);
+    let templates = ["single", "pair"].map(|name| processor[name].as_array());
+    let mut wanted = templates.into_iter().flatten().flatten().filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    let declared = |id: &str| processor["special_tokens"].get(id).is_some();
+    inside.or_else(|| wanted.find(|id| !declared(id)).map(printable))
 }
 
 /// An error of the tokenizers crate, on one line.

@@ -6,7 +6,7 @@ pub use state::STATE_FILE;
 
 pub use crate::activations::Keep;
 use crate::activations::{Activations, Purpose};
-use crate::adapted::{Adapted, Slots, Training, mix};
+use crate::adapted::{Adapted, Training, mix};
 use crate::adapter::{Adapter, AdapterConfig};
 pub use crate::backend::AdamW;
 use crate::backend::Backend;
@@ -88,7 +88,7 @@ pub struct Trainer<'m, 'w, B: Backend> {
 }
 
 impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
-    /// Bytes that a trainer takes beside the weights: known before anything is allocated. Fails as [`Trainer::new`] would for an
+    /// Bytes that a trainer takes beside the weights, `u64::MAX` at most: known before anything is allocated. Fails as [`Trainer::new`] would for an
     /// adapter of this configuration, but for memory.
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
         options.check()?;
@@ -96,9 +96,10 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         let activations = Activations::plan(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
         // Parameters, gradients and two moments, and what an update can be undone with.
-        let adapter = 7 * Slots::new(config, adapter).len;
+        let adapter = adapter.parameters(config).saturating_mul(4 * 7);
         let workspace = backend.workspace_bytes(options.max_tokens, config);
-        Ok(activations.bytes(backend) + 4 * (rope + adapter) as u64 + workspace)
+        let parts = [4 * rope as u64, adapter, workspace];
+        Ok(parts.into_iter().fold(activations.bytes(backend), u64::saturating_add))
     }
 
     /// Allocates all that training takes. Fails if the adapter does not fit the model or memory does not suffice.

@@ -9,6 +9,7 @@ use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::config::Config;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
@@ -310,6 +311,20 @@ fn what_does_not_fit_is_refused() {
     assert!(Trainer::plan_bytes(backend, config, &adapter.config, &huge).is_err());
     let huge = AdapterConfig { rank: usize::MAX, ..adapter.config.clone() };
     assert!(Trainer::plan_bytes(backend, config, &huge, &options).is_err());
+    let (wide, many) = (1 << 28, 1 << 12);
+    let far = Config {
+        d_model: wide,
+        d_ffn: wide,
+        layers: many,
+        heads: many,
+        kv_heads: many,
+        head_dim: many,
+        ..config.clone()
+    };
+    let huge =
+        AdapterConfig { rank: 1 << 16, heads: 1 << 12, targets: Projection::ALL.to_vec(), ..adapter.config.clone() };
+    let options_far = TrainOptions { max_tokens: wide, ..options };
+    assert_eq!(Trainer::plan_bytes(backend, &far, &huge, &options_far).unwrap(), u64::MAX);
     // A prompt with a token that there isn't is refused before any of it is remembered.
     let mut generator = Generator::new(&model, None, 600).unwrap();
     let mut prompt = tokens(600, 1);
@@ -319,6 +334,22 @@ fn what_does_not_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(STATE_FILE), "no").unwrap();
     assert!(matches!(trainer.load_state(dir.path()), Err(Error::Format { .. })));
+    // One of an adapter of as many parameters that mean something else; and of more steps than there can be.
+    let config = AdapterConfig { alpha: adapter.config.alpha + 1.0, ..adapter.config.clone() };
+    let other = Adapter { config, ..adapter.clone() };
+    Trainer::new(&model, &other, options).unwrap().save_state(dir.path()).unwrap();
+    let said = trainer.load_state(dir.path()).unwrap_err().to_string();
+    assert!(said.contains("another adapter's state") && said.contains("alpha"), "{said}");
+    trainer.save_state(dir.path()).unwrap();
+    trainer.load_state(dir.path()).unwrap();
+    let mut bytes = std::fs::read(dir.path().join(STATE_FILE)).unwrap();
+    let at = bytes.windows(11).position(|window| window == b"\"steps\":\"0\"").unwrap();
+    // In place of the header's padding, if there is as much.
+    bytes.splice(at..at + 11, *b"\"steps\":\"99999999999999999999\"");
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) + 19;
+    bytes[..8].copy_from_slice(&header.to_le_bytes());
+    std::fs::write(dir.path().join(STATE_FILE), bytes).unwrap();
+    assert!(trainer.load_state(dir.path()).unwrap_err().to_string().contains("steps"));
     // A label's head is one that there is.
     let config = AdapterConfig { method: Method::Split, gate: GateKind::Label, heads: 2, ..AdapterConfig::default() };
     let by_label = Adapter::init(model.config(), config, 1).unwrap();

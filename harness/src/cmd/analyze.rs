@@ -153,20 +153,22 @@ fn analyse(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Res
         let own: Vec<f64> = side.points.iter().filter(|p| p.adapter == adapter).map(|p| p.effective_rank).collect();
         own.iter().sum::<f64>() / own.len() as f64
     };
-    let about = |(i, adapter): (usize, &Adapter)| About {
-        name: names[i].clone(),
-        path: arguments.adapters[i].clone(),
-        method: adapter.config.method.name(),
-        gate: adapter.config.gate.name(),
-        rank: adapter.config.rank,
-        heads: adapter.config.heads,
-        seed: seeds[i],
-        effective_rank_a: mean(&a, i),
-        effective_rank_b: mean(&b, i),
-        cosine_of_a_to_its_start: seeds[i].map(|seed| cosine_to_start(adapter, seed)),
+    let about = |(i, adapter): (usize, &Adapter)| {
+        Ok(About {
+            name: names[i].clone(),
+            path: arguments.adapters[i].clone(),
+            method: adapter.config.method.name(),
+            gate: adapter.config.gate.name(),
+            rank: adapter.config.rank,
+            heads: adapter.config.heads,
+            seed: seeds[i],
+            effective_rank_a: mean(&a, i),
+            effective_rank_b: mean(&b, i),
+            cosine_of_a_to_its_start: seeds[i].map(|seed| cosine_to_start(adapter, seed)).transpose()?,
+        })
     };
     let analysis = Analysis {
-        adapters: adapters.iter().enumerate().map(about).collect(),
+        adapters: adapters.iter().enumerate().map(about).collect::<Result<_>>()?,
         same_seed: seeds
             .iter()
             .copied()
@@ -232,10 +234,10 @@ fn seed_of(path: &Path) -> Option<u64> {
     run["options"]["init-adapter"].is_null().then(|| run["options"]["seed"].as_u64())?
 }
 
-fn cosine_to_start(adapter: &Adapter, seed: u64) -> f64 {
-    let [now, start] = [adapter.clone(), adapter.start(seed)].map(|adapter| matrices::all(&[adapter], Kind::A));
+fn cosine_to_start(adapter: &Adapter, seed: u64) -> Result<f64> {
+    let [now, start] = [adapter.clone(), adapter.start(seed)?].map(|adapter| matrices::all(&[adapter], Kind::A));
     let cosines = now.iter().zip(&start).map(|(now, start)| similarity::cosine(now, start));
-    cosines.sum::<f64>() / now.len() as f64
+    Ok(cosines.sum::<f64>() / now.len() as f64)
 }
 
 /// What the routers did with the records, where there are records.

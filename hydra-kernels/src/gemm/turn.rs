@@ -121,7 +121,8 @@ impl<'a, E: Column> Turned<'a, E> {
     fn column(&self, row: usize, q: usize) -> (*const E, u16) {
         let rows = self.rows.saturating_sub(row).min(16);
         let mask = if q < self.k { (1u32 << rows) - 1 } else { 0 };
-        (self.data.as_ptr().wrapping_add(q * self.stride + row), mask as u16)
+        // Where the mask is empty, anywhere.
+        (self.data.as_ptr().wrapping_add(q.wrapping_mul(self.stride).wrapping_add(row)), mask as u16)
     }
 
     /// Values `q .. q + 32` of rows `row .. row + 16` as bf16, zeros where there are none.

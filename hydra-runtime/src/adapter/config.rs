@@ -89,6 +89,14 @@ impl AdapterConfig {
         Routing { temperature: self.temperature, top_k: self.top_k.unwrap_or(usize::MAX), ..Routing::default() }
     }
 
+    /// What its parameters mean, in one line: adapters that differ in it can't take each other's.
+    pub(crate) fn function(&self) -> String {
+        let Self { method, gate, rank, heads, alpha, targets, .. } = self;
+        let targets: Vec<_> = targets.iter().map(|projection| projection.name()).collect();
+        let (method, gate, targets) = (method.name(), gate.name(), targets.join(" "));
+        format!("method {method}, gate {gate}, rank {rank}, heads {heads}, alpha {alpha}, targets {targets}")
+    }
+
     /// The same heads under another gate that is no router: without what only a router has, and without a start.
     pub(crate) fn without_router(&self, gate: GateKind) -> Self {
         let Self { temperature, top_k, load_balance, head_init, .. } = Self::default();
@@ -290,14 +298,16 @@ fn refuse_variants(file: &Object) -> Result<()> {
         _ => false,
     };
     let selective = ["modules_to_save", "layers_to_transform", "exclude_modules", "rank_pattern", "alpha_pattern"];
-    for key in selective.into_iter().chain(["trainable_token_indices", "target_parameters", "layer_replication"]) {
+    let selective = selective.into_iter().chain(["trainable_token_indices", "target_parameters", "layer_replication"]);
+    let others = ["alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora"];
+    for key in selective.chain(others) {
         if file.get(key).is_some_and(|value| !empty(value)) {
             return Err(file.refuse(key, "none"));
         }
     }
     // These initialisations change the base model's weights, too.
     let start = file.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
-    if ["pissa", "olora", "corda", "loftq"].iter().any(|name| start.starts_with(name)) {
+    if ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|name| start.starts_with(name)) {
         return Err(file.refuse("init_lora_weights", "one that leaves the base model as it is"));
     }
     Ok(())
@@ -314,7 +324,7 @@ fn infer_method(file: &Object, tensors: &[&str]) -> Method {
     }
 }
 
-/// `target_modules`: names, "all-linear", or an expression (then the tensors tell).
+/// `target_modules`: names, "all-linear" (which PEFT writes as each module's whole path), or an expression (then the tensors tell).
 fn targets(file: &Object, tensors: &[&str]) -> Result<Vec<Projection>> {
     let in_tensors = |p: &Projection| tensors.iter().any(|name| name.contains(&format!(".{}.", p.name())));
     let mut targets = match file.get("target_modules") {
@@ -324,7 +334,9 @@ fn targets(file: &Object, tensors: &[&str]) -> Result<Vec<Projection>> {
             let names = file.strings("target_modules")?.unwrap_or_default();
             let parse = |name: &String| {
                 let all = Projection::ALL.map(Projection::name).join(", ");
-                let known = Projection::ALL.into_iter().find(|p| p.name() == name || p.hf_path() == name);
+                let path = format!(".{name}");
+                let is = |p: &Projection| p.name() == name || path.ends_with(&format!(".{}", p.hf_path()));
+                let known = Projection::ALL.into_iter().find(is);
                 known.ok_or_else(|| file.error(format!("target_modules has {}, wanted some of {all}", printable(name))))
             };
             names.iter().map(parse).collect::<Result<Vec<_>, Error>>()?

@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use crate::backend::Backend;
-use crate::error::not_written;
+use crate::error::{not_written, printable};
 use crate::{Error, Result, atomic};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use std::borrow::Cow;
@@ -12,6 +12,9 @@ use std::path::Path;
 
 /// The file in a run's directory.
 pub const STATE_FILE: &str = "trainer_state.safetensors";
+
+/// The most steps that can have been taken: numbers that are exact as f64.
+const MOST_STEPS: u64 = 1 << 53;
 
 /// The names of its tensors: the parameters, and the means of their gradients and of those's squares.
 const PARTS: [&str; 3] = ["params", "exp_avg", "exp_avg_sq"];
@@ -55,7 +58,8 @@ impl<B: Backend> Trainer<'_, '_, B> {
         let buffers = [&self.adapted.params, &self.exp_avg, &self.exp_avg_sq];
         let (backend, len) = (&self.model.backend, self.adapted.slots.len);
         let parts = buffers.map(|buffer| Part { backend, buffer, shape: [len], failed: &failed });
-        let metadata = HashMap::from([("steps".to_string(), self.steps.to_string())]);
+        let metadata = [("steps", self.steps.to_string()), ("adapter", self.adapted.config.function())];
+        let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_string(), value)));
         atomic::fill_atomically(&path, |temporary| {
             let written = safetensors::serialize_to_file(PARTS.into_iter().zip(&parts), Some(metadata), temporary);
             match failed.take() {
@@ -72,8 +76,15 @@ impl<B: Backend> Trainer<'_, '_, B> {
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(format!("not safetensors: {e}")))?;
-        let steps = header.metadata().as_ref().and_then(|m| m.get("steps")).and_then(|s| s.parse().ok());
+        let metadata = |key| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
+        let steps = metadata("steps").and_then(|steps| steps.parse().ok()).filter(|steps| *steps <= MOST_STEPS);
         let steps = steps.ok_or_else(|| invalid("no number of steps in its metadata".into()))?;
+        let own = self.adapted.config.function();
+        // Earlier versions wrote none.
+        if let Some(other) = metadata("adapter").filter(|other| **other != own) {
+            let other = printable(other);
+            return Err(invalid(format!("of an adapter with {other}, wanted {own}: another adapter's state")));
+        }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
         let want = self.adapted.slots.len;
         let mut parts: [Vec<f32>; 3] = Default::default();

@@ -81,7 +81,10 @@ fn a_new_adapter_is_seeded_and_does_nothing() {
     assert_eq!(one, Adapter::init(&model(), config.clone(), 1).unwrap());
     let two = Adapter::init(&model(), config.clone(), 2).unwrap();
     assert_ne!(one, two);
-    assert_eq!(two.start(1), one);
+    assert_eq!(two.start(1).unwrap(), one);
+    let huge = AdapterConfig { rank: 1 << 16, heads: 1 << 12, ..config.clone() };
+    let far = Config { d_model: 1 << 28, ..model() };
+    assert!(Adapter::init(&far, huge, 1).unwrap_err().to_string().contains("out of memory"));
     let fewer = AdapterConfig { targets: vec![Projection::Up], ..config };
     let fewer = Adapter::init(&model(), fewer, 1).unwrap();
     assert_eq!(fewer.layers[1][Projection::Up as usize], one.layers[1][Projection::Up as usize]);
@@ -97,7 +100,7 @@ fn heads_that_start_apart_cancel() {
     let one = Adapter::init(&model(), config.clone(), 1).unwrap();
     assert_eq!(one, Adapter::init(&model(), config.clone(), 1).unwrap());
     assert_ne!(one, Adapter::init(&model(), config.clone(), 2).unwrap());
-    assert_eq!(Adapter::init(&model(), config.clone(), 2).unwrap().start(1), one);
+    assert_eq!(Adapter::init(&model(), config.clone(), 2).unwrap().start(1).unwrap(), one);
     let plain = Adapter::init(&model(), AdapterConfig::default(), 1).unwrap();
     let (mut values, mut squares) = (0.0, 0.0);
     for layer in 0..one.layers.len() {
@@ -225,7 +228,8 @@ fn files_of_others() {
                 config.remove(key);
             }
             config.insert("inference_mode".into(), json!(true));
-            config.insert("target_modules".into(), json!(["down_proj", "k_proj"]));
+            // The second as PEFT names what "all-linear" found.
+            config.insert("target_modules".into(), json!(["down_proj", "model.layers.1.self_attn.k_proj"]));
             config.insert("lora_alpha".into(), json!(32.0));
         });
         let named = adapter
@@ -281,6 +285,8 @@ fn variants_that_compute_something_else_are_refused() {
         ("target_modules", json!([])),
         ("rank_pattern", json!({"k_proj": 8})),
         ("init_lora_weights", json!("pissa")),
+        ("alora_invocation_tokens", json!([10, 11])),
+        ("target_modules", json!(["vision.self_attn.other_k_proj"])),
         ("method", json!("other")),
         ("gate", json!("other")),
         ("gate", json!("one")),
@@ -305,11 +311,11 @@ fn variants_that_compute_something_else_are_refused() {
         let message = complaint(dir.path());
         assert!(message.contains("adapter_config.json"), "{key} {bad}: {message}");
     }
-    // A rank that the tensors don't have.
+    // A rank and heads that the tensors do not have.
     rewrite(dir.path(), |config| {
         *config = json!({"r": 65536, "lora_alpha": 1, "lora_nums": 4096, "target_modules": "all-linear"})
     });
-    assert!(complaint(dir.path()).contains("wrong"));
+    assert!(complaint(dir.path()).contains("missing"));
 }
 
 #[test]
@@ -352,6 +358,19 @@ fn without_a_model_what_is_missing_is_named_and_no_number_is_taken_on_trust() {
     assert!(said.contains("lora_A.weight") && said.contains("lora_X"), "{said}");
     let said = renamed(b"layers.0.self_attn.k", b"layers.77777777777.k");
     assert!(said.contains("layers.0.self_attn.k_proj.lora_A.weight"), "{said}");
+    // A small file that calls for millions of tensors: some of them are named.
+    let names = (0..1000).map(|layer| (format!("base_model.model.model.layers.{layer}.x"), vec![0], vec![]));
+    std::fs::write(&path, safetensors(&names.collect::<Vec<_>>())).unwrap();
+    let config = dir.path().join("adapter_config.json");
+    let before = std::fs::read(&config).unwrap();
+    rewrite(dir.path(), |config| {
+        let all = Projection::ALL.map(Projection::name);
+        *config = json!({"method": "split", "gate": "uniform", "lora_nums": 4096, "r": 1, "lora_alpha": 1, "target_modules": all});
+    });
+    let said = Adapter::open(dir.path()).unwrap_err().to_string();
+    assert!(said.contains("at least") && said.contains("layers.0.self_attn.q_proj.lora_A0.weight"), "{said}");
+    assert!(said.len() < 2000 && !said.contains("surplus"), "{said}");
+    std::fs::write(&config, before).unwrap();
     // No tensors at all aren't an adapter of no layers.
     std::fs::write(&path, b"\x02\0\0\0\0\0\0\0{}").unwrap();
     let said = Adapter::open(dir.path()).unwrap_err().to_string();

@@ -196,7 +196,16 @@ fn what_cannot_be_merged_is_refused() {
     assert!(refused(Fold::Head(2), None).contains("head 2 of an adapter of 2 heads"));
     assert!(refused(Fold::One, None).contains("2 heads, wanted 1"));
     assert!(refused(Fold::Uniform, Some(Format::Q4_1)).contains("Q4_1, wanted F32"));
+    let broken = |value: f32| {
+        let mut adapter = adapter.clone();
+        let pair = adapter.layers.iter_mut().flatten().flatten().next().unwrap();
+        pair.b.fill(value);
+        merge::write(&checkpoint, &adapter, Fold::Uniform, dir.path(), AS_STORED).unwrap_err().to_string()
+    };
+    assert!(broken(f32::NAN).contains("layer 0"));
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is written");
+    let (too_large, dir) = (broken(f32::MAX), tempfile::tempdir().unwrap());
+    assert!(too_large.contains("model.layers.0.") && too_large.contains("finite"), "{too_large}");
     let missing = dir.path().join("missing");
     let error = merge::write(&checkpoint, &adapter, Fold::Uniform, &missing, AS_STORED).unwrap_err();
     assert!(matches!(&error, Error::Io { path, .. } if *path == missing), "{error}");

@@ -180,6 +180,18 @@ fn tokenizer_json() {
     file["model"]["vocab"]["ab"] = json!(6);
     write(&file);
     assert!(open().map(|_| ()).unwrap_err().to_string().contains("doesn't fit"));
-    std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
-    assert!(open().map(|_| ()).unwrap_err().to_string().contains("tokenizer.json"));
+    // Cut anywhere, and with a template whose token isn't declared.
+    let whole = file.to_string();
+    for cut in 0..whole.len() {
+        std::fs::write(dir.path().join("tokenizer.json"), &whole[..cut]).unwrap();
+        assert!(open().map(|_| ()).unwrap_err().to_string().contains("tokenizer.json"), "cut at {cut}");
+    }
+    let template = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": [],
+        "special_tokens": {}});
+    for processor in [template.clone(), json!({"type": "Sequence", "processors": [template]})] {
+        file["post_processor"] = processor;
+        write(&file);
+        let said = open().map(|_| ()).unwrap_err().to_string();
+        assert!(said.contains("tokenizer.json") && said.contains("<s>"), "{said}");
+    }
 }
