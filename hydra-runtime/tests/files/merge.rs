@@ -198,6 +198,7 @@ fn what_cannot_be_merged_is_refused() {
     assert!(refused(Fold::Uniform, Some(Format::Q4_1)).contains("Q4_1, wanted F32"));
     let broken = |value: f32| {
         let mut adapter = adapter.clone();
+        adapter.config.alpha = 1e9;
         let pair = adapter.layers.iter_mut().flatten().flatten().next().unwrap();
         pair.b.fill(value);
         merge::write(&checkpoint, &adapter, Fold::Uniform, dir.path(), AS_STORED).unwrap_err().to_string()

@@ -3,12 +3,18 @@
 //! A pass over a model is hundreds of short operations, each split among the pool's threads. A thread that finds nothing to do
 //! goes to sleep, and waking it takes longer than a small operation. So while one is under way all others look for work
 //! without pause; each gives its core up now and then, so that other programs' work goes on.
+//!
+//! Looking for work never ends before the operation does. So it must not begin on top of a part of it, as it could on a thread that
+//! took such a part first and looks at its own queue while it waits for another: the operation would wait for that part, and the
+//! part for the end of the operation. Only threads that are there before the operation begins take part.
 
 use rayon::ThreadPool;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Looks for work between two times that the core is given up: some tens of microseconds.
 const LOOKS: usize = 256;
+/// Looks after which threads that are not awake yet are left to themselves: less than a millisecond.
+const PATIENCE: usize = 32 * LOOKS;
 
 /// Whether somebody keeps the threads awake.
 #[derive(Default)]
@@ -24,35 +30,65 @@ impl Attentive {
         let _released = OnDrop(|| self.0.store(false, Ordering::Release));
         pool.install(|| {
             let here = rayon::current_thread_index();
-            let done = AtomicBool::new(false);
+            let watch = Watch::default();
             rayon::scope(|scope| {
                 scope.spawn_broadcast(|_, thread| {
                     if Some(thread.index()) != here {
-                        attend(&done);
+                        watch.attend();
                     }
                 });
                 // Also if `op` panics: the scope waits for all of them.
-                let _done = OnDrop(|| done.store(true, Ordering::Release));
+                let _done = OnDrop(|| watch.done.store(true, Ordering::Release));
+                watch.begin(pool.current_num_threads() - 1);
                 op()
             })
         })
     }
 }
 
-fn attend(done: &AtomicBool) {
-    let mut looks = 0;
-    while !done.load(Ordering::Acquire) {
-        if rayon::yield_now() == Some(rayon::Yield::Executed) {
-            looks = 0;
-            continue;
+/// How far an operation is.
+#[derive(Default)]
+struct Watch {
+    /// Threads that attend.
+    awake: AtomicUsize,
+    begun: AtomicBool,
+    done: AtomicBool,
+}
+
+impl Watch {
+    /// Waits a little for so many threads. Who comes later comes too late.
+    fn begin(&self, others: usize) {
+        let mut looks = 0;
+        while looks < PATIENCE && self.awake.load(Ordering::Acquire) < others {
+            looks += 1;
+            pause(looks);
         }
-        looks += 1;
-        if looks % LOOKS == 0 {
-            std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
+        // Whoever takes a part of the operation has seen this.
+        self.begun.store(true, Ordering::Release);
+    }
+
+    /// Does the pool's work until the operation is done.
+    fn attend(&self) {
+        // What is beneath on this thread's stack was there before; so if this isn't set, no part of the operation is.
+        if self.begun.load(Ordering::Acquire) {
+            return;
+        }
+        self.awake.fetch_add(1, Ordering::Release);
+        let mut looks = 0;
+        while !self.done.load(Ordering::Acquire) {
+            if rayon::yield_now() == Some(rayon::Yield::Executed) {
+                looks = 0;
+                continue;
+            }
+            looks += 1;
+            pause(looks);
         }
     }
+}
+
+/// Between two looks; now and then it gives the core up.
+fn pause(looks: usize) {
+    if looks.is_multiple_of(LOOKS) { std::thread::yield_now() } else { std::hint::spin_loop() }
 }
 
 struct OnDrop<F: FnMut()>(F);
@@ -82,6 +118,17 @@ mod tests {
                 assert_eq!(sum, (0..n).map(|x| x * x).sum::<u64>());
             }
         }
+    }
+
+    /// Else it would wait for the operation on top of a part of it: for ever.
+    #[test]
+    fn nobody_attends_who_comes_after_the_beginning() {
+        let watch = Watch::default();
+        watch.begin(0);
+        watch.attend();
+        assert_eq!(watch.awake.into_inner(), 0);
+        // Nor does the operation wait for ever for who doesn't come.
+        Watch::default().begin(1);
     }
 
     /// From several threads at once, and one inside another.
