@@ -1,6 +1,7 @@
 //! Held-out loss, overall and by category.
 
 use crate::data::encode::Encoded;
+use crate::interrupt;
 use crate::output::printable;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
@@ -47,7 +48,7 @@ pub struct HeldOut {
     pub categories: BTreeMap<String, Loss>,
 }
 
-/// Measures `data`; `tick` hears how many records are done.
+/// Measures `data`, or ends with [`interrupt::Stopped`]; `tick` hears how many records are done.
 pub fn measure<B: Backend>(
     model: &Model<'_, B>,
     adapter: Option<&Adapter>,
@@ -57,7 +58,7 @@ pub fn measure<B: Backend>(
     Ok(HeldOut::of(&losses(model, adapter, data, tick)?, &data.categories))
 }
 
-/// Each record's loss; `tick` hears how many are done.
+/// Each record's loss, or [`interrupt::Stopped`]; `tick` hears how many are done.
 pub fn losses<B: Backend>(
     model: &Model<'_, B>,
     adapter: Option<&Adapter>,
@@ -70,6 +71,7 @@ pub fn losses<B: Backend>(
     let mut found = Vec::with_capacity(data.sequences.len());
     let mut start = 0;
     while start < data.sequences.len() {
+        interrupt::check()?;
         let mut tokens = 0;
         let fits = |s: &&hydra_runtime::batch::Sequence| {
             tokens += s.tokens.len();

@@ -1,9 +1,11 @@
 //! Ctrl-C, or SIGTERM as a cluster's scheduler or a container's end sends it: the first asks a run to end after its step, a
 //! second ends the process at once. What is no run ends at the first. A closed terminal's SIGHUP is left to `nohup`.
 
+use crate::output;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
@@ -18,7 +20,22 @@ static INSTALL: Once = Once::new();
 /// What the process ends with.
 const STOPPED: i32 = 130;
 
-/// From now on Ctrl-C is a request.
+/// How often the flags are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a measurement ends with that Ctrl-C has cut short.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// From now on Ctrl-C is a request, which is answered on stderr.
 pub fn listen() -> Result<()> {
     let mut installed = Ok(());
     INSTALL.call_once(|| {
@@ -26,6 +43,13 @@ pub fn listen() -> Result<()> {
             // In this order: at the first the flag isn't set yet.
             flag::register_conditional_shutdown(signal, STOPPED, REQUESTED.clone())?;
             flag::register(signal, REQUESTED.clone()).map(drop)
+        });
+        // A handler may hardly do more than set a flag.
+        std::thread::spawn(|| {
+            while !requested() {
+                std::thread::sleep(LOOK);
+            }
+            output::say("\nstopping: what is under way is saved, and can be gone on with; once more ends at once");
         });
     });
     installed.context("can't listen to Ctrl-C")
@@ -36,10 +60,10 @@ pub fn discard(folder: &Path) -> Result<()> {
     let (folder, name) = (folder.to_path_buf(), folder.with_extension("stopped"));
     let listens = |signal| flag::register(signal, DISCARDING.clone()).map(drop);
     [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
-    // A handler may hardly do more than set a flag.
+    // As above.
     std::thread::spawn(move || {
         while !DISCARDING.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK);
         }
         // Under another name it can't be put into its place any more while its files go.
         if std::fs::rename(&folder, &name).is_ok() {
@@ -55,6 +79,19 @@ pub fn discard(folder: &Path) -> Result<()> {
 pub fn wait_for_discard() {
     while DISCARDING.load(Ordering::SeqCst) {
         std::thread::park();
+    }
+}
+
+/// [`Stopped`], if it was pressed: for long measurements, between two passes.
+pub fn check() -> Result<()> {
+    if requested() { Err(Stopped.into()) } else { Ok(()) }
+}
+
+/// What `result` holds, or `None` if it was stopped.
+pub fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.is::<Stopped>() => Ok(None),
+        result => result.map(Some),
     }
 }
 

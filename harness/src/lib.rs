@@ -9,6 +9,7 @@ pub mod data;
 mod device;
 mod heldout;
 mod interrupt;
+mod lock;
 mod memory;
 mod mmlu;
 mod output;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some(strange) = arguments.iter().find(|argument| argument.to_str().is_none()) {
-        output::say(format_args!("error: {strange:?}: wanted UTF-8, as names are kept in files of JSON"));
+        output::say(format_args!("error: argument {strange:?}: wanted UTF-8"));
         return ExitCode::from(2);
     }
     let cli = match cmd::Cli::try_parse_from(arguments) {
@@ -52,6 +53,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Stopped>() => ExitCode::from(130),
         Err(error) => failure(&error),
     }
 }

@@ -55,6 +55,18 @@ pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
 }
 
+/// Whether two paths name one file, which needn't be there yet.
+pub fn same_place(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        let there = path.canonicalize();
+        there.or_else(|_| {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Ok::<_, std::io::Error>(parent.canonicalize()?.join(path.file_name().unwrap_or_default()))
+        })
+    };
+    a == b || matches!((whole(a), whole(b)), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Fails before the work is done, not after it, if a result can't be put there.
 pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };

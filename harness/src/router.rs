@@ -2,6 +2,7 @@
 
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
+use crate::interrupt;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
@@ -80,7 +81,7 @@ pub struct Watched {
     pub means: Vec<GateMean>,
 }
 
-/// Watches the gates, by category.
+/// Watches the gates, by category, or ends with [`interrupt::Stopped`].
 pub fn watch<B: Backend>(
     model: &Model<'_, B>,
     adapter: &Adapter,
@@ -90,6 +91,7 @@ pub fn watch<B: Backend>(
     let longest = sample.chosen.values().flatten().map(|&i| sequences[i].tokens.len()).max().unwrap_or(1);
     let mut evaluator = Evaluator::new(model, Some(adapter), longest.max(1024))?;
     let watched = sample.chosen.iter().map(|(category, own)| {
+        interrupt::check()?;
         let own: Vec<_> = own.iter().map(|&i| sequences[i].clone()).collect();
         let tokens = own.iter().map(|s| s.tokens.len()).sum();
         Ok((category.clone(), Watched { records: own.len(), tokens, means: evaluator.gate_means(&own)? }))

@@ -10,6 +10,7 @@
 
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
+use crate::data::records::bad_json;
 use crate::device::room_on;
 use crate::heldout::{self, HeldOut};
 use crate::progress::Progress;
@@ -212,6 +213,9 @@ pub fn train<B: Backend>(
         bail!("{}: {first} steps were taken there, the run has {}", keeping.out.display(), recipe.steps);
     }
     let mut steps: Log<StepLine> = Log::open(keeping.out.join(METRICS), |line: &StepLine| line.step <= first)?;
+    if steps.lines.len() < first {
+        output::say(format_args!("{}: {} of {first} steps are there", steps.path.display(), steps.lines.len()));
+    }
     let mut evals: Log<EvalLine> = Log::open(keeping.out.join(EVALS), |line: &EvalLine| line.step <= first)?;
     let mut progress = Progress::new("step", recipe.steps as u64, first as u64);
     let mut saved = first;
@@ -227,7 +231,11 @@ pub fn train<B: Backend>(
         if let Some(held) = held {
             let due = s == 0 || s == recipe.steps || held.every.is_some_and(|every| s % every == 0);
             if due && evals.lines.last().is_none_or(|line| line.step < s) {
-                let held_out = heldout::measure(model, Some(&trainer.adapter()?), held.data, |_| {})?;
+                let measured = heldout::measure(model, Some(&trainer.adapter()?), held.data, |_| {});
+                let Some(held_out) = interrupt::unless_stopped(measured)? else {
+                    save(&trainer, keeping.out)?;
+                    break;
+                };
                 let value = held_out.all.loss;
                 if !value.is_finite() && s == 0 {
                     bail!(
@@ -290,8 +298,19 @@ impl<T: Serialize + DeserializeOwned> Log<T> {
         let mut lines = Vec::new();
         if path.exists() {
             let text = std::fs::read_to_string(&path).with_context(at)?;
-            // A line that a crash has torn is one of those to do again.
-            lines = text.lines().map_while(|line| serde_json::from_str(line).ok()).filter(keep).collect();
+            let count = text.lines().count();
+            for (i, line) in text.lines().enumerate() {
+                match serde_json::from_str(line) {
+                    Ok(line) => lines.push(line),
+                    // A crash has torn it: it is one of those to do again.
+                    Err(_) if i + 1 == count => {}
+                    Err(error) => {
+                        let number = i + 1;
+                        bail!("{}:{number}: {}; put it right, or take it out", path.display(), bad_json(&error));
+                    }
+                }
+            }
+            lines.retain(keep);
             let kept: Vec<String> = lines.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
             let text: String = kept.into_iter().map(|line| line + "\n").collect();
             write_atomically(&path, text.as_bytes())?;

@@ -12,8 +12,8 @@ use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
 use crate::device::{DeviceArgs, ModelArgs, on_device};
-use crate::output;
 use crate::router::{self, Sample};
+use crate::{output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use gates::Gates;
@@ -127,6 +127,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     matrices::check_alike(&adapters, &names)?;
     // Before the work, so that it isn't done in vain.
     let (out, new) = (&arguments.out, !arguments.out.exists());
+    if out.join(report::FILE).exists() && !out.join(RESULT).exists() {
+        bail!("--out {}: its {} is no earlier analysis's, and would be replaced", out.display(), report::FILE);
+    }
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
     analyse(&arguments, &adapters, &names).inspect_err(|_| {
         if new {

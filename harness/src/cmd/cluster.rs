@@ -9,7 +9,9 @@ use crate::report::{self, Curve, curves, section, table};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::atomic::NewFolder;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,6 +83,17 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
+/// A record as far as [`label`] looks at it; the field is [`FIELD`].
+#[derive(Deserialize)]
+struct Labelled<'l> {
+    #[serde(borrow, default, deserialize_with = "even_null")]
+    cluster: Option<&'l RawValue>,
+}
+
+fn even_null<'l, D: Deserializer<'l>>(value: D) -> Result<Option<&'l RawValue>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
+}
+
 /// Copies a file of records, each with its cluster; returns how many there are.
 fn label(from: &Path, to: &Path, clusters: &[usize]) -> Result<usize> {
     let at = || from.display().to_string();
@@ -88,16 +101,20 @@ fn label(from: &Path, to: &Path, clusters: &[usize]) -> Result<usize> {
     let mut text = Vec::with_capacity(bytes.len() + 16 * clusters.len());
     let mut count = 0;
     for ((_, line), cluster) in records::lines(&bytes).zip(clusters) {
-        let mut record: Map<String, Value> = serde_json::from_slice(line).with_context(at)?;
-        if record.contains_key(FIELD) {
-            record.insert(FIELD.into(), json!(cluster));
-            serde_json::to_writer(&mut text, &record)?;
-        } else {
-            // The rest of the line stays as it is, to the last digit of its numbers.
-            let line = line.trim_ascii_end();
-            text.extend_from_slice(line.strip_suffix(b"}").unwrap_or(line).trim_ascii_end());
-            text.extend_from_slice(format!(", \"{FIELD}\": {cluster}}}").as_bytes());
-        }
+        let line = std::str::from_utf8(line).with_context(at)?.trim_end();
+        let Labelled { cluster: before } = serde_json::from_str(line).with_context(at)?;
+        // The rest of the line stays as it is, to the last digit of its numbers.
+        let new = match before {
+            // A part of the line.
+            Some(before) => {
+                let start = before.get().as_ptr().addr() - line.as_ptr().addr();
+                format!("{}{cluster}{}", &line[..start], &line[start + before.get().len()..])
+            }
+            None => {
+                format!("{}, \"{FIELD}\": {cluster}}}", line.strip_suffix('}').unwrap_or(line).trim_end())
+            }
+        };
+        text.extend_from_slice(new.as_bytes());
         text.push(b'\n');
         count += 1;
     }

@@ -78,9 +78,10 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, begun: bool) 
     }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions };
-    open_folder(out, MARK, &arguments.config)?;
+    let _lock = open_folder(out, MARK, &arguments.config)?;
     interrupt::listen()?;
-    let Some(results) = results(&stage, &plan, &data, &eval_data, out)? else {
+    let results = interrupt::unless_stopped(results(&stage, &plan, &data, &eval_data, out))?.flatten();
+    let Some(results) = results else {
         output::print(format_args!("{}: stopped, the same command goes on\n", out.display()))?;
         return Ok(());
     };

@@ -51,7 +51,7 @@ pub struct Arguments {
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
     if let (Some(json), Some(predictions)) = (&arguments.json, &arguments.predictions)
-        && json == predictions
+        && output::same_place(json, predictions)
     {
         bail!("--json and --predictions are both {}", json.display());
     }

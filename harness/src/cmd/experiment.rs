@@ -9,6 +9,7 @@ pub mod tune;
 use super::finetune::manifest::describe;
 use crate::data::records::lines;
 use crate::device::ModelArgs;
+use crate::lock::Lock;
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::Subject;
 use anyhow::{Context, Result};
@@ -109,11 +110,13 @@ pub fn check_folder(out: &Path, mark: &str) -> Result<bool> {
 }
 
 /// Makes the folder, with the configuration as it is in it, which marks it; that may be the one there. Not before all is
-/// checked: what is refused leaves nothing.
-pub fn open_folder(out: &Path, mark: &str, config: &Path) -> Result<()> {
+/// checked: what is refused leaves nothing. It is this process's own for as long as the lock is held.
+pub fn open_folder(out: &Path, mark: &str, config: &Path) -> Result<Lock> {
     let bytes = std::fs::read(config).with_context(|| config.display().to_string())?;
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    Ok(write_atomically(&out.join(mark), &bytes)?)
+    let lock = Lock::take(out)?;
+    write_atomically(&out.join(mark), &bytes)?;
+    Ok(lock)
 }
 
 /// Writes JSON on one line: long lists of numbers.

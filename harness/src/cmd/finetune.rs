@@ -9,6 +9,7 @@ use crate::data::records::{Record, names};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::heldout::HeldOut;
+use crate::lock::Lock;
 use crate::report::Router;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
 use crate::{interrupt, output, report};
@@ -165,10 +166,10 @@ pub fn execute(arguments: Arguments) -> Result<Done> {
 fn execute_on<B: Backend>(device: B, arguments: Arguments) -> Result<Done> {
     let checkpoint = arguments.model.checkpoint()?;
     let prepared = Prepared::new(arguments, &checkpoint, &checkpoint.tokenizer()?, &device)?;
-    let resume = prepared.open_folder()?;
+    let folder = prepared.open_folder()?;
     interrupt::listen()?;
     let model = Model::load(device, &checkpoint)?;
-    prepared.train(&model, prepared.held(), resume, true)
+    prepared.train(&model, prepared.held(), &folder, true)
 }
 
 /// A command line of `finetune`, from its own name on.
@@ -193,6 +194,13 @@ pub fn options() -> BTreeMap<String, bool> {
 /// Whether a run has been begun in this folder.
 pub fn begun(out: &Path) -> bool {
     out.join(manifest::FILE).is_file()
+}
+
+/// A run's folder, which is this process's own for as long as it has this.
+pub struct Folder {
+    /// Whether there is a saved state to go on from.
+    resume: bool,
+    _lock: Lock,
 }
 
 /// A run of which everything is known and checked, before the model is loaded.
@@ -267,13 +275,18 @@ impl Prepared {
         Ok(Self { arguments, adapter, data, held_out, recipe, trainable, share, manifest })
     }
 
-    /// Makes the run's folder and writes down what was chosen. Whether there is a saved state to go on from.
-    pub fn open_folder(&self) -> Result<bool> {
+    /// Makes the run's folder, unless another process is at work there, and writes down what was chosen.
+    pub fn open_folder(&self) -> Result<Folder> {
         let out = &self.arguments.out;
         std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
+        let lock = Lock::take(out)?;
+        // Another may have begun and ended since it was looked at.
+        if !self.arguments.resume && begun(out) {
+            bail!("--out {} is not empty; --resume goes on with the run in it", out.display());
+        }
         let resume = self.arguments.resume && self.manifest.take_up(out)?;
         self.manifest.write(out)?;
-        Ok(resume)
+        Ok(Folder { resume, _lock: lock })
     }
 
     /// The held-out records, and when the options have them measured.
@@ -286,7 +299,7 @@ impl Prepared {
         &self,
         model: &Model<'_, B>,
         held: Option<Held<'_>>,
-        resume: bool,
+        folder: &Folder,
         watch: bool,
     ) -> Result<Done> {
         let Self { arguments, adapter, data, recipe, manifest, .. } = self;
@@ -297,12 +310,15 @@ impl Prepared {
             recipe.steps
         ));
         let out = &arguments.out;
-        let keeping = Keeping { out, every: arguments.save_every, resume };
+        let keeping = Keeping { out, every: arguments.save_every, resume: folder.resume };
         let trained = session::train(model, adapter, data, recipe, held, keeping)?;
         let held_out = self.held_out.as_ref().map(|held_out| (held_out, "held-out records"));
         let (watched, what) = held_out.unwrap_or((data, "training records"));
         let steps = trained.steps.len();
-        let router = if watch { Router::watch(model, &trained.adapter, watched, what, steps)? } else { None };
+        let router = match watch {
+            true => interrupt::unless_stopped(Router::watch(model, &trained.adapter, watched, what, steps))?.flatten(),
+            false => None,
+        };
         report::write_run(out, &manifest.options, &manifest.facts, &trained, &router)?;
         Ok(Done { trained, trainable, router })
     }

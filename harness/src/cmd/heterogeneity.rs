@@ -137,10 +137,11 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, begun: bool) 
     }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None };
-    open_folder(out, MARK, &arguments.config)?;
+    let _lock = open_folder(out, MARK, &arguments.config)?;
     let files = files(&draws, &plan, &arguments.data, out)?;
     interrupt::listen()?;
-    let Some((base, found)) = results(&stage, &plan, &draws, &files, &eval_data, out)? else {
+    let results = interrupt::unless_stopped(results(&stage, &plan, &draws, &files, &eval_data, out))?.flatten();
+    let Some((base, found)) = results else {
         output::print(format_args!("{}: stopped, the same command goes on\n", out.display()))?;
         return Ok(());
     };

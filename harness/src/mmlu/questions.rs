@@ -95,6 +95,9 @@ pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
         subject.test.truncate(selection.limit.unwrap_or(usize::MAX));
         read.push(subject);
     }
+    if let Some(empty) = read.iter().find(|subject| selection.subjects.is_some() && subject.test.is_empty()) {
+        bail!("{name}: no questions of --subjects {:?}", empty.name);
+    }
     read.retain(|subject| !subject.test.is_empty());
     if read.is_empty() {
         bail!("{name}: no questions");
@@ -190,6 +193,8 @@ mod tests {
         assert!(read(&dir, &selection(2)).unwrap_err().to_string().contains("1 exemplars"));
         let other = Selection { subjects: Some(vec!["y".into()]), ..Selection::default() };
         assert!(read(&dir, &other).is_err());
+        fs::write(dir.join("test/y_test.csv"), "").unwrap();
+        assert!(read(&dir, &other).unwrap_err().to_string().contains("no questions of --subjects \"y\""));
         fs::write(dir.join("test/x_test.csv"), "q,a,b,c,A\n").unwrap();
         assert!(read(&dir, &selection(0)).unwrap_err().to_string().contains("5 fields"));
         fs::write(dir.join("test/x_test.csv"), "q,a,b,c,d,E\n").unwrap();

@@ -3,6 +3,7 @@
 use super::prompts::{Prompts, letter_ids};
 use super::questions::Subject;
 use super::{LETTERS, Scoring};
+use crate::interrupt;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
@@ -44,7 +45,7 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Scores all questions of `subjects`.
+/// Scores all questions of `subjects`, or ends with [`interrupt::Stopped`].
 ///
 /// Under an adapter's label gate a subject that is called like a label takes its head, any other the mean of all heads.
 pub fn score<B: Backend>(
@@ -74,6 +75,7 @@ pub fn score<B: Backend>(
         let length = |i| prompts.scored(i, own.len()).min(pass_tokens);
         let lengths: Vec<usize> = (0..subject.test.len()).map(length).collect();
         for chunk in batch::groups(&lengths, pass_tokens)? {
+            interrupt::check()?;
             let head = head.map(|head| head as u32);
             let scores = match scoring {
                 Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk.clone(), own, head, &letters)?,

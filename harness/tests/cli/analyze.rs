@@ -142,6 +142,9 @@ fn what_is_wrong_is_named() {
     let file = scratch.write("file", "mine");
     fails(1, &format!("analyze {hydra} --out {file}"), &["can't make --out"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+    let report = fs::read(format!("{small}/report.html")).unwrap();
+    fails(1, &format!("analyze {hydra} --out {small}"), &["--out", "report.html"]);
+    assert_eq!(fs::read(format!("{small}/report.html")).unwrap(), report);
     let mut bytes = fs::read(format!("{small}/adapter_model.safetensors")).unwrap();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());

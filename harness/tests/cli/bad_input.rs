@@ -73,7 +73,7 @@ fn options_that_do_not_go_together() {
     try_options("--targets q,z", &["--targets z"]);
     try_options("--rank 18446744073709551615", &["rank 18446744073709551615, wanted 1 to"]);
     try_options("--heads 18446744073709551615", &["18446744073709551615 heads, wanted 1 to"]);
-    try_options("--method lora --heads 2", &["heads"]);
+    try_options("--method lora --heads 2", &["method lora with 2 heads"]);
     try_options("--method lora --gate router", &["lora"]);
     try_options("--method split --heads 2", &["6 labels", "2 heads"]);
     try_options("--dropout 1.5", &["dropout"]);
@@ -193,6 +193,8 @@ fn questions() {
     scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\n");
     fails(1, &mmlu(&data, "--shots 1"), &["x_dev.csv"]);
     fails(1, &mmlu(&data, "--subjects y"), &["--subjects \"y\""]);
+    let (one, same) = (scratch.path("o.json"), scratch.path("data/../o.json"));
+    fails(1, &mmlu(&data, &format!("--json {one} --predictions {same}")), &["--json and --predictions are both"]);
     scratch.write("data/test/x_test.csv", format!("{},a,b,c,d,A\n", "long ".repeat(300)));
     fails(1, &mmlu(&data, ""), &["x 0", "context has 256"]);
 }

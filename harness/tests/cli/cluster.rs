@@ -129,7 +129,7 @@ fn one_number_is_taken_as_it_is() {
 fn records_are_kept_as_they_were() {
     let scratch = Scratch::new("cluster-kept");
     let fruit = r#"{"instruction": "apple pear", "response": "r", "n": 1.10, "big": 12345678901234567890123}"#;
-    let tool = r#"{ "prompt" : "hammer saw", "completion" : "\u00e4", "cluster": "old", "z": [1] } "#;
+    let tool = r#"{ "prompt" : "hammer saw", "completion" : "\u00e4", "cluster": "old", "z": [1.10] } "#;
     let other = r#"{"instruction": "saw hammer", "context": null, "output": "o"}"#;
     let one = scratch.write("a/one.jsonl", format!("\u{feff}{fruit}\r\n\n{tool}\n"));
     let two = scratch.write("b/two.jsonl", format!("{other}\n{}", fruit.replace("apple pear", "pear apple")));
@@ -138,8 +138,9 @@ fn records_are_kept_as_they_were() {
     let lines: Vec<String> = read(&format!("{out}/one.jsonl")).lines().map(str::to_string).collect();
     let kept = fruit.strip_suffix('}').unwrap();
     assert!(lines[0].starts_with(kept) && lines[0].len() == fruit.len() + r#", "cluster": 0"#.len(), "{}", lines[0]);
-    let second: Value = serde_json::from_str(&lines[1]).unwrap();
-    assert_eq!((second["completion"].as_str(), second["z"].clone(), lines.len()), (Some("ä"), json!([1]), 2));
+    let place = lines[1].find("\"cluster\": ").unwrap() + "\"cluster\": ".len();
+    let restored = format!("{}\"old\"{}", &lines[1][..place], &lines[1][place + 1..]);
+    assert_eq!((restored.as_str(), lines.len()), (tool.trim_end(), 2));
     let cluster = |line: &str| serde_json::from_str::<Value>(line).unwrap()["cluster"].as_u64().unwrap();
     let others: Vec<u64> = read(&format!("{out}/two.jsonl")).lines().map(cluster).collect();
     assert_eq!((cluster(&lines[0]), cluster(&lines[1])), (others[1], others[0]));

@@ -88,16 +88,23 @@ fn a_merge_that_is_too_far_off_is_not_kept() {
     for file in ["config.json", "tokenizer.json"] {
         scratch.write(&format!("base/{file}"), fs::read(case.join("model").join(file)).unwrap());
     }
-    // A weight that f16 can't hold.
-    let mut bytes = fs::read(case.join("model/model.safetensors")).unwrap();
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&1e6f32.to_le_bytes());
-    scratch.write("base/model.safetensors", bytes);
+    // The last tensor is the last norm's: weights that f16 rounds by a fifth, and one that it can't hold.
+    let last = json(&scratch.path("base/config.json"))["hidden_size"].as_u64().unwrap() as usize;
+    let whole = fs::read(case.join("model/model.safetensors")).unwrap();
+    let change = |from_end: usize, value: f32| {
+        let mut bytes = whole.clone();
+        let end = bytes.len();
+        bytes[end - 4 * from_end..].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&value.to_le_bytes()));
+        scratch.write("base/model.safetensors", bytes);
+    };
     let (model, out) = (scratch.path("base"), scratch.path("m"));
     let merge = format!("merge --model {model} --adapter {} --out {out}", case.join("adapter").display());
-    fails(1, &format!("{merge} --dtype f16"), &["differ", "F16", "not kept"]);
-    let left = fs::read_dir(&scratch.0).unwrap().count();
-    assert_eq!(left, 1, "only the base model is left");
+    for (from_end, value, wanted) in [(last, 1e-7, ["differ", "not kept"]), (1, 1e6, ["model.norm.weight", "finite"])] {
+        change(from_end, value);
+        fails(1, &format!("{merge} --dtype f16"), &[wanted[0], wanted[1], "F16"]);
+        let left = fs::read_dir(&scratch.0).unwrap().count();
+        assert_eq!(left, 1, "only the base model is left");
+    }
     succeeds(&merge);
     assert!(fs::exists(&out).unwrap());
 }

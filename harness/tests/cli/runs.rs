@@ -192,6 +192,72 @@ fn ctrl_c_saves_and_the_run_goes_on() {
     assert_eq!(column(&metrics, "loss"), column(&format!("{whole}/metrics.jsonl"), "loss"));
 }
 
+/// Not after it, which may take long; nothing is lost, and the measurement is made anew.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_measurement() {
+    let scratch = Scratch::new("ctrl-c-measuring");
+    let out = scratch.path("run");
+    let records = fs::read_to_string(golden("hydra").join("data.jsonl")).unwrap();
+    let many = scratch.write("many.jsonl", records.repeat(3000));
+    let evals = format!("{out}/evals.jsonl");
+    let line = finetune("hydra", &out, &format!("{SHORT} --eval-data {many}"));
+    let mut child = command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !fs::exists(&evals).unwrap() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("stopping"), "{said}");
+    assert_eq!(fs::read_to_string(&evals).unwrap(), "", "the measurement before the first step");
+    assert!(fs::exists(format!("{out}/trainer_state.safetensors")).unwrap());
+}
+
+#[cfg(unix)]
+#[test]
+fn one_process_at_a_time() {
+    let scratch = Scratch::new("two-processes");
+    let out = scratch.path("run");
+    let long = finetune("hydra", &out, &SHORT.replace("--steps 8", "--steps 100000"));
+    let mut first = command(&long).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !fs::exists(format!("{out}/metrics.jsonl")).unwrap() {
+        assert!(first.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let second = hydra(&format!("{long} --resume"));
+    // It is this test's own; ended at once, its lock goes with it.
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(second.status.code() == Some(1) && said.contains("another process"), "{said}");
+    fails(1, &format!("{} --resume", long.replace("--seed 5", "--seed 6")), &["--seed"]);
+}
+
+#[test]
+fn a_line_of_metrics_that_is_damaged_takes_none_with_it() {
+    let scratch = Scratch::new("metrics");
+    let out = scratch.path("run");
+    let metrics = format!("{out}/metrics.jsonl");
+    succeeds(&finetune("hydra", &out, SHORT));
+    let whole = fs::read_to_string(&metrics).unwrap();
+    let damaged = whole.replacen("{\"step\":3,", "{\"step\":3;", 1);
+    assert_ne!(whole, damaged);
+    fs::write(&metrics, &damaged).unwrap();
+    let again = hydra(&format!("{} --resume", finetune("hydra", &out, SHORT)));
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.code() == Some(1) && said.contains("metrics.jsonl:3"), "{said}");
+    assert_eq!(fs::read_to_string(&metrics).unwrap(), damaged);
+    // Torn by a crash: the step is one of those to do again, here of none.
+    fs::write(&metrics, &whole[..whole.len() - 20]).unwrap();
+    let again = hydra(&format!("{} --resume", finetune("hydra", &out, SHORT)));
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success() && said.contains("7 of 8 steps"), "{said}");
+}
+
 /// After the last step, so that no step's loss tells.
 #[test]
 fn a_run_that_diverges_at_its_end_fails() {

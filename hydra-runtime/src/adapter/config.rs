@@ -123,6 +123,9 @@ impl AdapterConfig {
             return Err(format!("dropout {dropout}, wanted 0 or more and less than 1"));
         }
         let (method, gate) = (self.method.name(), self.gate.name());
+        if self.method == Method::Lora && heads != 1 {
+            return Err(format!("method {method} with {heads} heads, wanted 1"));
+        }
         if self.gate == GateKind::One && heads != 1 {
             return Err(format!("gate one with {heads} heads, wanted 1"));
         }

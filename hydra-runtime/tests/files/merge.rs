@@ -224,6 +224,20 @@ fn what_cannot_be_merged_is_refused() {
 
 #[test]
 fn a_folder_appears_whole_or_not_at_all() {
+    #[cfg(unix)]
+    {
+        // A link's folder is filled.
+        let dir = tempfile::tempdir().unwrap();
+        let (there, link) = (dir.path().join("there"), dir.path().join("link"));
+        std::fs::create_dir(&there).unwrap();
+        std::os::unix::fs::symlink(&there, &link).unwrap();
+        let folder = NewFolder::begin(&link).unwrap();
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        folder.keep().unwrap();
+        assert_eq!(std::fs::read(link.join("file")).unwrap(), b"x");
+        std::fs::remove_dir_all(&there).unwrap();
+        assert!(NewFolder::begin(&link).is_err(), "it leads nowhere");
+    }
     let dir = tempfile::tempdir().unwrap();
     let (made, kept) = (dir.path().join("a/made"), dir.path().join("kept"));
     let folder = NewFolder::begin(&made).unwrap();

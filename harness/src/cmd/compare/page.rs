@@ -27,7 +27,7 @@ pub fn write(out: &Path, summary: &Summary<'_>, results: &Results) -> Result<()>
         body += &section("Learning rates tried", &table(&["run", "lr", "loss on the part kept apart"], &tried));
     }
     let commands = summary.rows.iter().map(|row| format!("<p><code>{}</code></p>", escape(&row.command)));
-    body += &section("The first seed of each by hand", &commands.collect::<String>());
+    body += &section("The first seed of each by hand, with another --out", &commands.collect::<String>());
     report::write(out, "Hydra compare", &body)
 }
 
@@ -124,7 +124,7 @@ fn markdown(summary: &Summary<'_>) -> String {
         let head = ["run", "lr", "loss on the part kept apart"].map(str::to_owned);
         text += &format!("## Learning rates tried\n\n{}\n", markdown_table(&head, &tried));
     }
-    text += "## The first seed of each by hand\n\n";
+    text += "## The first seed of each by hand, with another --out\n\n";
     for row in &summary.rows {
         text += &format!("    {}\n", output::printable(&row.command));
     }

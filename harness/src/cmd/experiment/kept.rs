@@ -183,11 +183,11 @@ impl Task<'_> {
         let arguments = self.run.arguments(&line)?;
         let measured = self.settings.contains_key("eval-every");
         let prepared = Prepared::new(arguments, stage.checkpoint, &stage.tokenizer, stage.model.backend())?;
-        let resume = prepared.open_folder()?;
+        let folder = prepared.open_folder()?;
         memory::reset_peak();
         let held = prepared.held().filter(|_| measured);
         // Watching a router takes a forward pass over hundreds of records: too much for a trial.
-        let trained = match prepared.train(&stage.model, held, resume, self.ask) {
+        let trained = match prepared.train(&stage.model, held, &folder, self.ask) {
             Ok(done) => Some(done.trained),
             Err(error) if matches!(error.downcast_ref(), Some(Error::NotFinite { .. })) => {
                 let found = Found { diverged: Some(format!("{error:#}")), ..self.found(&prepared, command) };
