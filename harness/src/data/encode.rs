@@ -48,8 +48,8 @@ impl Encoder<'_> {
     /// Encodes all of `records`; `labels` gives the heads of their labels, and others have none. Fails if nothing is left.
     pub fn encode(&self, records: &[Record], labels: &[String]) -> Result<Encoded> {
         let mut encoded = Encoded::default();
-        for (n, record) in records.iter().enumerate() {
-            let texts = self.template.render(record).with_context(|| format!("record {}", n + 1))?;
+        for record in records {
+            let texts = self.template.render(record).with_context(|| record.place.clone())?;
             let (source, target) = self.ids(&texts)?;
             let head = record.label.as_ref().and_then(|own| labels.iter().position(|label| label == own));
             let Some(sequence) = sequence(&source, &target, self.seq_len, head.map(|head| head as u32)) else {

@@ -25,6 +25,8 @@ pub struct Record {
     pub category: Option<String>,
     /// What names its head under the label gate: the category, or another field.
     pub label: Option<String>,
+    /// Its file and line, for errors.
+    pub place: String,
 }
 
 /// The field that is the label unless another is asked for.
@@ -58,7 +60,7 @@ pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
     for (number, line) in lines(&bytes) {
         let at = || format!("{name}:{number}");
         let value: Value = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
-        records.push(parse(&value, field).with_context(at)?);
+        records.push(Record { place: at(), ..parse(&value, field).with_context(at)? });
     }
     if records.is_empty() {
         bail!("{name}: no records");
@@ -103,10 +105,11 @@ fn parse(value: &Value, field: &str) -> Result<Record> {
             response: required(object, response)?,
             category,
             label,
+            ..Record::default()
         }
     } else if object.contains_key("prompt") {
         let (instruction, response) = (required(object, "prompt")?, required(object, "completion")?);
-        Record { instruction, input: String::new(), response, category, label }
+        Record { instruction, response, category, label, ..Record::default() }
     } else {
         bail!("neither \"instruction\" and \"response\" nor \"prompt\" and \"completion\"");
     };

@@ -102,7 +102,7 @@ fn file(text: String) -> Result<Environment<'static>> {
 pub(super) fn jinja(error: &minijinja::Error) -> anyhow::Error {
     let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
     let detail = error.detail().map_or(String::new(), |detail| format!(": {detail}"));
-    anyhow::anyhow!("template{line}: {}{detail}", error.kind())
+    anyhow::anyhow!("the template{line}: {}{detail}", error.kind())
 }
 
 fn alpaca(instruction: &str, input: &str) -> String {

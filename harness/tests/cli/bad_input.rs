@@ -106,6 +106,8 @@ fn options_that_do_not_go_together() {
     try_options(&format!("--init-adapter {}", scratch.path("none")), &["none"]);
     let template = scratch.write("t.jinja", "{{ question }}");
     try_options(&format!("--template {template}"), &["t.jinja"]);
+    let template = scratch.write("u.jinja", "{% if instruction %}{{ answer }}{% endif %}");
+    try_options(&format!("--template {template}"), &["the template in line 1", "data.jsonl:1"]);
 }
 
 #[test]
