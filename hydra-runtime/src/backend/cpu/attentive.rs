@@ -10,11 +10,12 @@
 
 use rayon::ThreadPool;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Looks for work between two times that the core is given up: some tens of microseconds.
 const LOOKS: usize = 256;
-/// Looks after which threads that are not awake yet are left to themselves: less than a millisecond.
-const PATIENCE: usize = 32 * LOOKS;
+/// How long an operation waits for threads to wake, which takes a quarter of that where cores are free.
+const PATIENCE: Duration = Duration::from_micros(200);
 
 /// Whether somebody keeps the threads awake.
 #[derive(Default)]
@@ -58,10 +59,13 @@ struct Watch {
 impl Watch {
     /// Waits a little for so many threads. Who comes later comes too late.
     fn begin(&self, others: usize) {
-        let mut looks = 0;
-        while looks < PATIENCE && self.awake.load(Ordering::Acquire) < others {
+        let (mut looks, started) = (0, Instant::now());
+        while self.awake.load(Ordering::Acquire) < others {
             looks += 1;
             pause(looks);
+            if looks.is_multiple_of(LOOKS) && started.elapsed() > PATIENCE {
+                break;
+            }
         }
         // Whoever takes a part of the operation has seen this.
         self.begun.store(true, Ordering::Release);
