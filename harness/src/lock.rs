@@ -2,10 +2,20 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Its name. It stays: who would take it away could take another's.
 const FILE: &str = ".lock";
+
+/// Whether nothing but a lock is in a folder, or there is none.
+pub fn vacant(folder: &Path) -> Result<bool> {
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("--out {}", folder.display())),
+    }
+}
 
 /// Held, others are refused; the system takes it back when the process ends, however it does.
 pub struct Lock {

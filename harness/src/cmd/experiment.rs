@@ -9,7 +9,7 @@ pub mod tune;
 use super::finetune::manifest::describe;
 use crate::data::records::lines;
 use crate::device::ModelArgs;
-use crate::lock::Lock;
+use crate::lock::{Lock, vacant};
 use crate::mmlu::Scoring;
 use crate::mmlu::questions::Subject;
 use anyhow::{Context, Result};
@@ -94,19 +94,11 @@ pub fn digest(text: &str) -> String {
 /// an earlier one's.
 pub fn check_folder(out: &Path, mark: &str) -> Result<bool> {
     let begun = out.join(mark).is_file();
-    match std::fs::read_dir(out) {
-        Ok(mut entries) => {
-            if !begun && entries.next().is_some() {
-                anyhow::bail!(
-                    "--out {} is not empty, and nothing that this command has begun ({mark} is not in it)",
-                    out.display()
-                );
-            }
-            Ok(begun)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("--out {}", out.display())),
+    if !begun && !vacant(out)? {
+        let what = format!("nothing that this command has begun ({mark} is not in it)");
+        anyhow::bail!("--out {} is not empty, and {what}", out.display());
     }
+    Ok(begun)
 }
 
 /// Makes the folder, with the configuration as it is in it, which marks it; that may be the one there. Not before all is

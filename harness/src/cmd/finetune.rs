@@ -9,7 +9,7 @@ use crate::data::records::{Record, names};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::heldout::HeldOut;
-use crate::lock::Lock;
+use crate::lock::{Lock, vacant};
 use crate::report::Router;
 use crate::session::{self, Held, Keeping, Recipe, Schedule, Trained};
 use crate::{interrupt, output, report};
@@ -326,12 +326,7 @@ impl Prepared {
 
 fn refuse_to_write_over(arguments: &Arguments) -> Result<()> {
     let out = &arguments.out;
-    let taken = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error).with_context(|| format!("--out {}", out.display())),
-    };
-    if taken && !arguments.resume {
+    if !arguments.resume && !vacant(out)? {
         bail!("--out {} is not empty; --resume goes on with the run in it", out.display());
     }
     if arguments.resume && !begun(out) {

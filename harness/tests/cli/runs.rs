@@ -235,6 +235,9 @@ fn one_process_at_a_time() {
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(second.status.code() == Some(1) && said.contains("another process"), "{said}");
     fails(1, &format!("{} --resume", long.replace("--seed 5", "--seed 6")), &["--seed"]);
+    // A lock that nobody holds, and no run: as if nothing were there.
+    scratch.write("new/.lock", "");
+    succeeds(&finetune("hydra", &scratch.path("new"), SHORT));
 }
 
 #[test]
