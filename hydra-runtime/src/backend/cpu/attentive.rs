@@ -135,6 +135,22 @@ mod tests {
         Watch::default().begin(1);
     }
 
+    /// More threads than cores, and parts that wait for parts: of operations that began at once, with latecomers attending, one in
+    /// some two thousand never ended.
+    #[test]
+    fn parts_that_wait_for_parts_end() {
+        let (pool, attentive) = (pool(4), Attentive::default());
+        let busy = |x: u32| {
+            (0..200u64).fold(u64::from(x), |x, i| x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i)) & 1
+        };
+        let inner = |i: u32| (0..8).into_par_iter().with_max_len(1).map(|j| busy(i ^ j)).sum::<u64>();
+        let outer = || (0..6).into_par_iter().with_max_len(1).map(inner).sum::<u64>();
+        let want = attentive.run(&pool, outer);
+        for _ in 0..8000 {
+            assert_eq!(attentive.run(&pool, outer), want);
+        }
+    }
+
     /// From several threads at once, and one inside another.
     #[test]
     fn many_at_once_end() {
