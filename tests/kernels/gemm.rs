@@ -35,9 +35,11 @@ fn layout() -> impl Strategy<Value = Layout> {
 
 /// (from a row to the next, from a column to the next)
 fn strides(layout: Layout, rows: usize, cols: usize) -> (usize, usize) {
+    // From the only row, or column, no step is taken: it may be of any size.
+    let step = |len: usize, count: usize| if count == 1 { usize::MAX } else { len };
     match layout {
-        Layout::Rows => (cols, 1),
-        Layout::Columns => (1, rows),
+        Layout::Rows => (step(cols, rows), 1),
+        Layout::Columns => (1, step(rows, cols)),
         Layout::Padded => (2 * cols + 3, 2),
     }
 }
