@@ -184,9 +184,10 @@ const CUT: Cut = Cut { step: K_STEP, most: K_BLOCK, joined: K_JOINED };
 /// A part's rows of A from row `i` on, and their distance in bytes; nothing is read.
 fn rows_from(part: &Part<'_, '_, bf16>, i: usize) -> (*const u8, usize) {
     let (a, at) = (part.a(), part.start(i));
+    let distance = |size: usize| a.row_stride.wrapping_mul(size);
     match a.data {
-        Values::F32(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<f32>()),
-        Values::Bf16(data) => (data.as_ptr().wrapping_add(at).cast(), a.row_stride * size_of::<bf16>()),
+        Values::F32(data) => (data.as_ptr().wrapping_add(at).cast(), distance(size_of::<f32>())),
+        Values::Bf16(data) => (data.as_ptr().wrapping_add(at).cast(), distance(size_of::<bf16>())),
     }
 }
 
@@ -300,9 +301,9 @@ fn strip_times_panels(
                 Place::Operand { data, row_stride } => {
                     assert!(data.len() >= (rows - 1) * row_stride + part.depth);
                     // Without lower rows their tile is neither configured nor loaded.
-                    let lower = data.as_ptr().wrapping_add(TILE * row_stride);
+                    let lower = data.as_ptr().wrapping_add(TILE.wrapping_mul(row_stride));
                     job.a[q] = [data.as_ptr(), lower];
-                    job.a_row_bytes[q] = row_stride * size_of::<bf16>();
+                    job.a_row_bytes[q] = row_stride.wrapping_mul(size_of::<bf16>());
                     job.a_step_bytes[q] = K_STEP * size_of::<bf16>();
                 }
             }

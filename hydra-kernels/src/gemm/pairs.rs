@@ -129,7 +129,7 @@ fn panels_across_features(panels: PairPanels<'_>, data: Values<'_>, stride: usiz
         for step in 0..steps {
             // Pieces of rows are too short for the machine's own prefetching.
             for p in [2 * step + AHEAD, 2 * step + AHEAD + 1] {
-                fetch_row(data, p * stride + first, STRETCH.min(n - first));
+                fetch_row(data, p.wrapping_mul(stride).wrapping_add(first), STRETCH.min(n - first));
             }
             for j in (first..n.min(first + STRETCH)).step_by(NR) {
                 let half = |p: usize| {

@@ -20,9 +20,10 @@ impl<'t, 'a, E> Part<'t, 'a, E> {
         self.term.a
     }
 
-    /// Where its first element in row `i` of A lies; nothing is read.
+    /// Where its first element in row `i` of A lies, if there is one; nothing is read.
     pub(super) fn start(&self, i: usize) -> usize {
-        i * self.term.a.row_stride + self.first * self.term.a.col_stride
+        let Rows { row_stride, col_stride, .. } = self.term.a;
+        i.wrapping_mul(row_stride).wrapping_add(self.first.wrapping_mul(col_stride))
     }
 
     /// The panel of `nr` columns that begins at column `j`, and those after it, from this part's first row on.
