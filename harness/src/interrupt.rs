@@ -44,15 +44,21 @@ pub fn listen() -> Result<()> {
             flag::register_conditional_shutdown(signal, STOPPED, REQUESTED.clone())?;
             flag::register(signal, REQUESTED.clone()).map(drop)
         });
-        // A handler may hardly do more than set a flag.
-        std::thread::spawn(|| {
-            while !requested() {
-                std::thread::sleep(LOOK);
-            }
+        once_set(&REQUESTED, || {
             output::say("\nstopping: what is under way is saved, and can be gone on with; once more ends at once");
         });
     });
     installed.context("can't listen to Ctrl-C")
+}
+
+/// Does what a handler can't, which may hardly do more than set a flag.
+fn once_set(flag: &'static Flag, act: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(move || {
+        while !flag.load(Ordering::SeqCst) {
+            std::thread::sleep(LOOK);
+        }
+        act();
+    });
 }
 
 /// From now on Ctrl-C ends the process at once, and takes with it a folder that isn't complete.
@@ -60,11 +66,7 @@ pub fn discard(folder: &Path) -> Result<()> {
     let (folder, name) = (folder.to_path_buf(), folder.with_extension("stopped"));
     let listens = |signal| flag::register(signal, DISCARDING.clone()).map(drop);
     [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
-    // As above.
-    std::thread::spawn(move || {
-        while !DISCARDING.load(Ordering::SeqCst) {
-            std::thread::sleep(LOOK);
-        }
+    once_set(&DISCARDING, move || {
         // Under another name it can't be put into its place any more while its files go.
         if std::fs::rename(&folder, &name).is_ok() {
             // Nobody is left to be told.

@@ -14,6 +14,7 @@ pub use config::AdapterConfig;
 pub use kind::{GateKind, HeadInit, Method};
 
 use crate::config::Config;
+use crate::error::out_of_memory;
 use crate::projection::Projection;
 use crate::{Error, Result};
 use hydra_kernels::shape::HydraShape;
@@ -150,11 +151,9 @@ fn unfit(layer: usize, projection: Projection) -> Error {
 }
 
 /// An empty vector with room for `len` values.
-fn room<T>(len: usize) -> Result<Vec<T>> {
+fn room(len: usize) -> Result<Vec<f32>> {
     let mut values = Vec::new();
-    let failed =
-        |_| Error::Invalid(format!("out of memory: {} MiB asked for", len.saturating_mul(size_of::<T>()) >> 20));
-    values.try_reserve_exact(len).map_err(failed)?;
+    values.try_reserve_exact(len).map_err(|_| out_of_memory(len.saturating_mul(size_of::<f32>())))?;
     Ok(values)
 }
 

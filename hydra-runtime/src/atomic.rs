@@ -100,10 +100,9 @@ impl NewFolder {
     pub fn begin(destination: &Path) -> Result<Self> {
         let at = |source| Error::Io { path: destination.into(), source };
         // A link can't be renamed over: what it leads to is meant.
-        let link = fs::symlink_metadata(destination).is_ok_and(|there| there.is_symlink());
-        let led_to = if link { Some(fs::canonicalize(destination).map_err(at)?) } else { None };
-        let destination = led_to.as_deref().unwrap_or(destination);
-        let at = |source| Error::Io { path: destination.into(), source };
+        if fs::symlink_metadata(destination).is_ok_and(|there| there.is_symlink()) {
+            return Self::begin(&fs::canonicalize(destination).map_err(at)?);
+        }
         match fs::read_dir(destination).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return Err(Error::Invalid(format!("{} is not empty", destination.display()))),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(error)),

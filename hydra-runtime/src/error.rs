@@ -127,6 +127,11 @@ impl From<hydra_kernels::Error> for Error {
     }
 }
 
+/// `bytes` that aren't there.
+pub(crate) fn out_of_memory(bytes: usize) -> Error {
+    Error::Invalid(format!("out of memory: {} MiB asked for", bytes >> 20))
+}
+
 /// Why a file of tensors couldn't be written.
 pub(crate) fn not_written(path: &Path, error: SafeTensorError) -> Error {
     match error {

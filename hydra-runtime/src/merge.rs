@@ -162,7 +162,7 @@ pub fn write(
     }
     let mut formats: Vec<Format> = Format::ALL.into_iter().filter(|f| by_format.contains_key(f.name())).collect();
     formats.sort_by_key(|format| std::cmp::Reverse(by_format[format.name()]));
-    let shards = write_shards(folder, shards(tensors, options.max_shard_bytes), bytes)?;
+    let shards = write_shards(folder, shards(tensors, options.max_shard_bytes), bytes, &overflowed)?;
     Ok(Merged { formats, shards, bytes })
 }
 
@@ -235,7 +235,12 @@ fn shards(tensors: Vec<Tensor<'_>>, most: u64) -> Vec<Vec<Tensor<'_>>> {
 }
 
 /// One file, or several and their index; how many.
-fn write_shards(folder: &Path, shards: Vec<Vec<Tensor<'_>>>, bytes: u64) -> Result<usize> {
+fn write_shards(
+    folder: &Path,
+    shards: Vec<Vec<Tensor<'_>>>,
+    bytes: u64,
+    overflowed: &Cell<Option<(TensorId, Format)>>,
+) -> Result<usize> {
     let count = shards.len();
     let mut placed = BTreeMap::new();
     for (i, shard) in shards.into_iter().enumerate() {
@@ -247,9 +252,8 @@ fn write_shards(folder: &Path, shards: Vec<Vec<Tensor<'_>>>, bytes: u64) -> Resu
         let path = folder.join(name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         let views = shard.iter().map(|tensor| (tensor.id.hf_name(), tensor));
-        let overflowed = shard.first().map(|tensor| tensor.overflowed);
         safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|error| not_written(&path, error))?;
-        if let Some((id, format)) = overflowed.and_then(Cell::take) {
+        if let Some((id, format)) = overflowed.get() {
             let (name, format) = (id.hf_name(), format.name());
             return Err(Error::Invalid(format!("{name} would hold values that aren't finite in {format}")));
         }

@@ -46,16 +46,18 @@ impl Tokenizer {
             return Err(Error::Format { path, offset: None, message });
         }
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let error = |message: String| Error::Format { path: path.clone(), offset: None, message };
-        let invalid = |e| error(format!("not a tokenizer: {e}"));
+        let invalid = |why: &dyn std::fmt::Display| {
+            let message = format!("not a tokenizer: {why}");
+            Error::Format { path: path.clone(), offset: None, message }
+        };
         // What is wrong here would make the crate panic.
-        let json: Whole = serde_json::from_slice(&bytes).map_err(|e| error(format!("not a tokenizer: {e}")))?;
+        let json: Whole = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
         if let Some(token) = json.post_processor.as_ref().and_then(undeclared) {
-            return Err(error(format!("not a tokenizer: post_processor has {token}, which its special_tokens don't")));
+            return Err(invalid(&format_args!("post_processor has {token}, which its special_tokens don't")));
         }
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| invalid(&e))?;
         // Both would change what a text means; a length is the caller's to choose.
-        inner.with_padding(None).with_truncation(None).map_err(invalid)?;
+        inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
         let mut eos = config.eos.first().copied();
         let mut chat_template = None;
         let options = folder.join("tokenizer_config.json");

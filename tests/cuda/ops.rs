@@ -6,6 +6,7 @@ use hydra_ptx::sizes::DECODED_TOKENS;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{AdamW, AttentionShape, Backend, Prefix};
 use hydra_runtime::batch::Segment;
+use hydra_runtime::config::Config;
 
 /// A matrix of a random format: bytes of blocks are drawn, their scales are moderate.
 pub struct Stored {
@@ -82,7 +83,9 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         let after = get(cuda, &buffer, len + 7);
         assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
     }
-    assert!(!cuda.describe().is_empty());
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/hydra-runtime/tests/golden/hydra/model");
+    let config = Config::open(golden.as_ref()).unwrap();
+    assert!(cuda.workspace_bytes(10, &config) > 0 && !cuda.describe().is_empty());
 }
 
 /// More than the pinned buffer holds, twice, before anything is waited for; and a device that goes while it is at work.

@@ -80,8 +80,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, begun: bool) 
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions };
     let _lock = open_folder(out, MARK, &arguments.config)?;
     interrupt::listen()?;
-    let results = interrupt::unless_stopped(results(&stage, &plan, &data, &eval_data, out))?.flatten();
-    let Some(results) = results else {
+    let results = results(&stage, &plan, &data, &eval_data, out);
+    let Some(results) = interrupt::unless_stopped(results)? else {
         output::print(format_args!("{}: stopped, the same command goes on\n", out.display()))?;
         return Ok(());
     };
@@ -131,14 +131,14 @@ fn task<'a>(
     Task { run, settings, seed, data, eval_data, ask: true, dir }
 }
 
-/// Does what is not there yet. `None` if Ctrl-C came.
+/// Does what is not there yet, or ends with [`interrupt::Stopped`].
 fn results<B: Backend>(
     stage: &Stage<'_, '_, B>,
     plan: &Plan,
     data: &Corpus,
     eval_data: &Corpus,
     out: &Path,
-) -> Result<Option<Results>> {
+) -> Result<Results> {
     let parts = match &plan.tune {
         Some(tune) => Some(tune::split(tune, &data.paths, &out.join("tune"))?),
         None => None,
@@ -161,17 +161,13 @@ fn results<B: Backend>(
         }
     }
     let base = kept::base(stage, eval_data, &plan.runs[0].settings, &out.join("base"))?;
-    if interrupt::requested() {
-        return Ok(None);
-    }
+    interrupt::check()?;
     let mut tuned = Vec::new();
     for (run, trials) in plan.runs.iter().zip(&trials) {
         tuned.push(if trials.is_empty() {
             None
         } else {
-            let Some(chosen) = tune::choose(stage, run, trials, |text| output::say(format_args!("\n{text}")))? else {
-                return Ok(None);
-            };
+            let chosen = tune::choose(stage, run, trials, |text| output::say(format_args!("\n{text}")))?;
             output::say(format_args!("{}: lr {:e} it is", run.name, chosen.lr));
             Some(chosen)
         });
@@ -188,10 +184,9 @@ fn results<B: Backend>(
             let place = runs.len() * plan.seeds.len() + seeds.len() + 1;
             output::say(format_args!("\n{}, seed {seed} ({place} of {total})", run.name));
             let task = task(run, settings.clone(), seed, data, eval_data, out);
-            let Some(finished) = task.finish(stage)? else { return Ok(None) };
-            seeds.push(finished);
+            seeds.push(task.finish(stage)?);
         }
         runs.push(seeds);
     }
-    Ok(Some(Results { base, tuned, runs }))
+    Ok(Results { base, tuned, runs })
 }

@@ -281,9 +281,7 @@ impl Prepared {
         std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
         let lock = Lock::take(out)?;
         // Another may have begun and ended since it was looked at.
-        if !self.arguments.resume && begun(out) {
-            bail!("--out {} is not empty; --resume goes on with the run in it", out.display());
-        }
+        refuse_to_write_over(&self.arguments)?;
         let resume = self.arguments.resume && self.manifest.take_up(out)?;
         self.manifest.write(out)?;
         Ok(Folder { resume, _lock: lock })

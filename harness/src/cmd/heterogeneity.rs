@@ -140,8 +140,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, begun: bool) 
     let _lock = open_folder(out, MARK, &arguments.config)?;
     let files = files(&draws, &plan, &arguments.data, out)?;
     interrupt::listen()?;
-    let results = interrupt::unless_stopped(results(&stage, &plan, &draws, &files, &eval_data, out))?.flatten();
-    let Some((base, found)) = results else {
+    let results = results(&stage, &plan, &draws, &files, &eval_data, out);
+    let Some((base, found)) = interrupt::unless_stopped(results)? else {
         output::print(format_args!("{}: stopped, the same command goes on\n", out.display()))?;
         return Ok(());
     };
@@ -192,7 +192,7 @@ fn task<'a>(run: &'a Run, count: usize, seed: u64, data: &'a Corpus, eval_data: 
 /// By run, count and seed; and the model without an adapter.
 type Everything = (Finished, Vec<Vec<Vec<Finished>>>);
 
-/// Does what is not there yet. `None` if Ctrl-C came.
+/// Does what is not there yet, or ends with [`interrupt::Stopped`].
 fn results<B: Backend>(
     stage: &Stage<'_, '_, B>,
     plan: &Plan,
@@ -200,7 +200,7 @@ fn results<B: Backend>(
     files: &Files,
     eval_data: &Corpus,
     out: &Path,
-) -> Result<Option<Everything>> {
+) -> Result<Everything> {
     let tasks: Vec<Vec<Vec<Task<'_>>>> = plan
         .runs
         .iter()
@@ -224,22 +224,19 @@ fn results<B: Backend>(
         for (count, tasks) in draws.counts.iter().zip(tasks) {
             let mut of_count = Vec::new();
             for task in tasks {
-                if interrupt::requested() {
-                    return Ok(None);
-                }
+                interrupt::check()?;
                 place += 1;
                 output::say(format_args!(
                     "\n{}, {count} categories, seed {} ({place} of {total})",
                     run.name, task.seed
                 ));
-                let Some(finished) = task.finish(stage)? else { return Ok(None) };
-                of_count.push(finished);
+                of_count.push(task.finish(stage)?);
             }
             of_run.push(of_count);
         }
         found.push(of_run);
     }
-    Ok(Some((base, found)))
+    Ok((base, found))
 }
 
 fn rows<'a>(plan: &'a Plan, draws: &Draws<'_>, found: &[Vec<Vec<Finished>>]) -> Result<Vec<Row<'a>>> {

@@ -5,6 +5,7 @@
 
 use super::{INVALID_VALUE, OK, later, note};
 use core::ffi::c_void;
+use hydra_ptx_device::prelude::{from_bf16, to_bf16};
 
 const F32: i32 = 0;
 const BF16: i32 = 14;
@@ -45,30 +46,18 @@ fn algorithm(a: &Layout, b: &Layout, d: &Layout) -> [u64; 8] {
 unsafe fn load(of: i32, at: u64, index: u64) -> f32 {
     match of {
         F32 => (at as *const f32).add(index as usize).read(),
-        _ => f32::from_bits(u32::from((at as *const u16).add(index as usize).read()) << 16),
+        _ => from_bf16((at as *const u16).add(index as usize).read()),
     }
 }
 
 unsafe fn store(of: i32, at: u64, index: u64, value: f32) {
-    if of == F32 {
-        return (at as *mut f32).add(index as usize).write(value);
+    match of {
+        F32 => (at as *mut f32).add(index as usize).write(value),
+        _ => (at as *mut u16).add(index as usize).write(to_bf16(value)),
     }
-    // To the nearest, ties to even; a NaN stays one.
-    let bits = value.to_bits();
-    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    (at as *mut u16).add(index as usize).write(if value.is_nan() { 0x7fc0 } else { rounded as u16 });
 }
 
-/// Functions of cuBLASLt, see its documentation.
-macro_rules! library {
-    ($(fn $name:ident($($argument:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
-        /// See cublasLt.h.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($argument: $ty),*) -> u32 $body
-    )*};
-}
-
-library! {
+functions! {
     fn cublasLtCreate(handle: *mut usize) {
         note("cublasLtCreate");
         *handle = HANDLE;

@@ -10,8 +10,6 @@
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
 #![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API
 
-mod blas;
-
 use core::ffi::{CStr, c_char, c_void};
 use hydra_ptx_device::emulator::{Global, Grid, Kind, launch};
 use hydra_ptx_device::entries;
@@ -98,14 +96,16 @@ last! {
     cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload
 }
 
-/// Functions of the driver API, see its documentation.
-macro_rules! driver {
+/// Functions of NVIDIA's libraries, see their documentation.
+macro_rules! functions {
     ($(fn $name:ident($($argument:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
-        /// See the driver API.
+        /// See NVIDIA's documentation.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $ty),*) -> u32 $body
     )*};
 }
+
+mod blas; // here, where it sees the macro
 
 /// Adds a line to the list of calls, if one is wanted.
 fn note(call: &str) {
@@ -124,7 +124,7 @@ fn used() -> usize {
     MEMORY.with_borrow(|memory| memory.values().map(|memory| memory.values().len()).sum())
 }
 
-driver! {
+functions! {
     fn cuDeviceGetCount(count: *mut i32) {
         *count = 1;
         OK

@@ -11,6 +11,11 @@ pub enum Form {
     Columns,
 }
 
+/// Whether a matrix of so many rows and columns has enough of the largest tiles to keep a large device busy.
+pub fn is_large(rows: usize, columns: usize) -> bool {
+    rows.div_ceil(WGMMA_M as usize) * columns.div_ceil(WGMMA_N as usize) >= WGMMA_LEAST_TILES as usize
+}
+
 /// A second product that is added to the first: A₂ [m, k] times B, [n, k] or [k, n] as the form says. Both bf16, padded.
 #[derive(Clone, Copy, Debug)]
 pub struct Second {
@@ -55,10 +60,9 @@ impl Product<'_> {
         self.m == 0 || self.sizes().0 == 0
     }
 
-    /// Whether it keeps a large device busy with the largest tiles.
+    /// Whether it is of bf16 alone, and keeps a large device busy with the largest tiles.
     pub fn is_large(&self) -> bool {
-        let tiles = u64::from(self.m.div_ceil(WGMMA_M)) * u64::from(self.sizes().0.div_ceil(WGMMA_N));
-        tiles >= u64::from(WGMMA_LEAST_TILES)
+        self.w.format == Format::Bf16 && is_large(self.m as usize, self.sizes().0 as usize)
     }
 
     /// For what multiplies two matrices and no more: a launch that writes the second product to C, with `before` added, and the
@@ -87,7 +91,7 @@ pub enum Instructions {
 impl Instructions {
     /// What is fastest for a product on a device that has these.
     pub fn best_for(self, product: &Product<'_>) -> Self {
-        if product.w.format == Format::Bf16 && product.is_large() { self } else { Instructions::Mma }
+        if product.is_large() { self } else { Instructions::Mma }
     }
 }
 

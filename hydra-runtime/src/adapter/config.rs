@@ -80,6 +80,23 @@ const MAX_HEADS: usize = 1 << 12;
 /// Keys that every file has, and what they say where nothing else came from elsewhere.
 const GIVEN: [(&str, &str); 3] = [("peft_type", "LORA"), ("task_type", "CAUSAL_LM"), ("bias", "none")];
 
+/// Keys of PEFT's that change what is computed, or where, and have to be empty.
+const UNREAD: [&str; 13] = [
+    "modules_to_save",
+    "layers_to_transform",
+    "exclude_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+];
+
 /// Keys that a file has only where the options are asked for.
 const OPTIONS: [&str; 5] = ["router_temperature", "router_top_k", "head_dropout", "head_init", "load_balance"];
 
@@ -300,10 +317,7 @@ fn refuse_variants(file: &Object) -> Result<()> {
         Value::Object(map) => map.is_empty(),
         _ => false,
     };
-    let selective = ["modules_to_save", "layers_to_transform", "exclude_modules", "rank_pattern", "alpha_pattern"];
-    let selective = selective.into_iter().chain(["trainable_token_indices", "target_parameters", "layer_replication"]);
-    let others = ["alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora"];
-    for key in selective.chain(others) {
+    for key in UNREAD {
         if file.get(key).is_some_and(|value| !empty(value)) {
             return Err(file.refuse(key, "none"));
         }

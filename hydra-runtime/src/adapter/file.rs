@@ -58,8 +58,13 @@ fn parts(method: Method, shape: &HydraShape) -> Vec<(String, Part)> {
     parts
 }
 
+/// What the names of one projection's tensors begin with.
+fn prefix(layer: usize, projection: Projection) -> String {
+    format!("{LAYERS}{layer}.{}.", projection.hf_path())
+}
+
 fn name(layer: usize, projection: Projection, part: &str) -> String {
-    format!("{LAYERS}{layer}.{}.{part}.weight", projection.hf_path())
+    format!("{}{part}.weight", prefix(layer, projection))
 }
 
 impl Adapter {
@@ -118,13 +123,14 @@ impl Adapter {
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
         let count = layers(&found, &config);
         let mut layers = Vec::new();
-        'layers: for layer in 0..count {
+        for layer in 0..count {
             let mut pairs = [const { None }; 7];
             for &projection in &config.targets {
-                // A small file may call for any number.
-                if missing.len() >= MOST_MISSING {
-                    found.clear();
-                    break 'layers;
+                // A small file may call for any number: of those that have nothing at all, some are named.
+                let own = prefix(layer, projection);
+                let any = found.range(own.clone()..).next().is_some_and(|(name, _)| name.starts_with(&own));
+                if missing.len() >= MOST_MISSING && !any {
+                    continue;
                 }
                 let (d_out, d_in) = sizes(layer, projection, &found, &config);
                 let shape = config.shape_of(d_in, d_out);
@@ -132,6 +138,7 @@ impl Adapter {
                 for (part, place) in parts(config.method, &shape) {
                     let name = name(layer, projection, &part);
                     match found.remove(&name).map(|view| values(&view, dims(&shape, &place))) {
+                        None if missing.len() >= MOST_MISSING => {}
                         None => missing.push(name),
                         Some(Err(why)) => wrong.push(format!("{name} {why}")),
                         Some(Ok(values)) => tensors.push((place, values)),
@@ -144,7 +151,9 @@ impl Adapter {
             }
             layers.push(pairs);
         }
-        let surplus: Vec<_> = found.into_keys().map(|name| printable(&name)).collect();
+        // Where so much is missing, what is left over is no news.
+        let left = found.into_keys().filter(|_| missing.len() < MOST_MISSING);
+        let surplus: Vec<_> = left.map(|name| printable(&name)).collect();
         if !(missing.is_empty() && surplus.is_empty() && wrong.is_empty()) {
             return Err(Error::Tensors { path, missing, surplus, wrong });
         }

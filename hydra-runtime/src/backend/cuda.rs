@@ -32,7 +32,7 @@ use crate::{Error, Result};
 use core::ops::Range;
 use half::bf16;
 use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Product, Ptr, Saved, Values};
-use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
+use hydra_ptx::sizes::DECODED_TOKENS;
 use state::{Area, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -434,8 +434,7 @@ impl<D: Driver> Backend for Cuda<D> {
         // block of logits; if they lie in blocks, the largest weight as bf16, or the head's rows of a block; cuBLASLt's room.
         let wide = widest.max(loss::MOST_IDS);
         let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { 2 * d * wide };
-        let tiles = tokens.div_ceil(WGMMA_M as usize) * wide.div_ceil(WGMMA_N as usize);
-        let library = if tiles < WGMMA_LEAST_TILES as usize { 0 } else { blas::WORKSPACE };
+        let library = if launch::is_large(tokens, wide) { blas::WORKSPACE } else { 0 };
         (4 * tokens * widest + decoded + library) as u64 + loss::bytes(tokens)
     }
 }

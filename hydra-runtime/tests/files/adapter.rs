@@ -311,11 +311,11 @@ fn variants_that_compute_something_else_are_refused() {
         let message = complaint(dir.path());
         assert!(message.contains("adapter_config.json"), "{key} {bad}: {message}");
     }
-    // A rank and heads that the tensors do not have.
+    // A rank that the tensors don't have.
     rewrite(dir.path(), |config| {
         *config = json!({"r": 65536, "lora_alpha": 1, "lora_nums": 4096, "target_modules": "all-linear"})
     });
-    assert!(complaint(dir.path()).contains("missing"));
+    assert!(complaint(dir.path()).contains("wrong"));
 }
 
 #[test]

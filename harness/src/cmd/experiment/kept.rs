@@ -168,11 +168,11 @@ impl Task<'_> {
         Prepared::new(arguments, checkpoint, tokenizer, device).map(drop)
     }
 
-    /// Does what is left to do. `None` if Ctrl-C came.
-    pub fn finish<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Option<Finished>> {
+    /// Does what is left to do, or ends with [`interrupt::Stopped`].
+    pub fn finish<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Finished> {
         let inputs = self.inputs(stage)?;
         if let Some(finished) = take_up(&self.dir, &inputs)? {
-            return Ok(Some(finished));
+            return Ok(finished);
         }
         let mut command = self.words(&stage.options.model);
         command.extend(stage.options.device.words());
@@ -188,18 +188,15 @@ impl Task<'_> {
         let held = prepared.held().filter(|_| measured);
         // Watching a router takes a forward pass over hundreds of records: too much for a trial.
         let trained = match prepared.train(&stage.model, held, &folder, self.ask) {
-            Ok(done) => Some(done.trained),
+            Ok(done) => done.trained,
             Err(error) if matches!(error.downcast_ref(), Some(Error::NotFinite { .. })) => {
                 let found = Found { diverged: Some(format!("{error:#}")), ..self.found(&prepared, command) };
-                return keep(&self.dir, inputs, Finished { found, details: Details::default() }).map(Some);
+                return keep(&self.dir, inputs, Finished { found, details: Details::default() });
             }
             Err(error) => return Err(error),
         };
         let peak_bytes = memory::peak();
-        if interrupt::requested() {
-            return Ok(None);
-        }
-        let trained = trained.context("a run that is neither done nor failed")?;
+        interrupt::check()?;
         let seconds: f64 = trained.steps.iter().map(|step| step.tokens as f64 / step.tokens_per_second).sum();
         let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
         let held_out = prepared.held_out.as_ref().context("a run without held-out records")?;
@@ -215,7 +212,7 @@ impl Task<'_> {
             mmlu,
             ..self.found(&prepared, command)
         };
-        keep(&self.dir, inputs, Finished { found, details }).map(Some)
+        keep(&self.dir, inputs, Finished { found, details })
     }
 
     fn found(&self, prepared: &Prepared, command: Vec<String>) -> Found {

@@ -71,25 +71,25 @@ pub fn trials<'a>(tune: &Tune, run: &'a Run, parts: &'a (Corpus, Corpus), dir: &
     rates.into_iter().map(|lr| (lr, task(lr))).collect()
 }
 
-/// Tries each rate. `None` if Ctrl-C came.
+/// Tries each rate, or ends with [`crate::interrupt::Stopped`].
 pub fn choose<B: Backend>(
     stage: &Stage<'_, '_, B>,
     run: &Run,
     trials: &[(f64, Task<'_>)],
     mut say: impl FnMut(&str),
-) -> Result<Option<Tuned>> {
+) -> Result<Tuned> {
     let mut tried = Vec::new();
     for (lr, task) in trials {
         say(&format!("{}: trying lr {lr:e}", run.name));
-        let Some(finished) = task.finish(stage)? else { return Ok(None) };
-        tried.push(Trial { lr: *lr, loss: finished.found.held_out.map(|held_out| held_out.all.loss) });
+        let found = task.finish(stage)?.found;
+        tried.push(Trial { lr: *lr, loss: found.held_out.map(|held_out| held_out.all.loss) });
     }
     let finite = tried.iter().filter_map(|trial| Some((trial.lr, trial.loss?)));
     let Some((lr, _)) = finite.reduce(|best, next| if next.1 < best.1 { next } else { best }) else {
         bail!("[tune]: {}: no lr of the list led to a finite loss", run.name);
     };
     let at_the_end = tried.len() > 1 && (tried[0].lr == lr || tried[tried.len() - 1].lr == lr);
-    Ok(Some(Tuned { run: run.name.clone(), trials: tried, lr, at_the_end }))
+    Ok(Tuned { run: run.name.clone(), trials: tried, lr, at_the_end })
 }
 
 /// Settings with a part of their steps or epochs.

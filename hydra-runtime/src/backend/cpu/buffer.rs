@@ -1,7 +1,8 @@
 //! Memory of the CPU backend: f32, or bf16 where large products read it.
 
 use super::aligned::{Aligned, LINE_FLOATS};
-use crate::{Error, Result};
+use crate::Result;
+use crate::error::out_of_memory;
 use half::bf16;
 use hydra_kernels::gemm::{self, Values, ValuesMut};
 use hydra_kernels::isa::Bf16Isa;
@@ -17,9 +18,7 @@ pub enum Buffer {
 
 impl Buffer {
     pub(super) fn zeroed<E: Element>(len: usize) -> Result<Self> {
-        let mib = (len as u64).saturating_mul(size_of::<E>() as u64) >> 20;
-        let values =
-            Aligned::zeroed(len).ok_or_else(|| Error::Invalid(format!("out of memory: {mib} MiB asked for")))?;
+        let values = Aligned::zeroed(len).ok_or_else(|| out_of_memory(len.saturating_mul(size_of::<E>())))?;
         Ok(E::buffer(values))
     }
 

@@ -39,11 +39,12 @@ type Destroy = unsafe extern "C" fn(Object) -> c_int;
 
 /// How to multiply: the library's own numbers.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Default)]
 struct Algorithm([u64; 8]);
 
 /// cublasLtMatmulHeuristicResult_t.
 #[repr(C)]
+#[derive(Default)]
 struct Found {
     algorithm: Algorithm,
     workspace: usize,
@@ -220,14 +221,13 @@ impl Blas {
         let right = self.layout(TYPE_BF16, k, m, padded(k)).map_err(refused)?;
         let result_type = if c.bf16 { TYPE_BF16 } else { TYPE_F32 };
         let out = self.layout(result_type, n, m, n).map_err(refused)?;
-        let (mut found, mut count) = (core::mem::MaybeUninit::<Found>::zeroed(), 0);
-        // SAFETY: all objects are alive, and there is room for the one result that is asked for, of integers and a float.
-        let found = unsafe {
-            let (a, b, c, place) = (left.layout, right.layout, out.layout, found.as_mut_ptr());
-            let status = (self.functions.find)(self.handle, of, a, b, c, c, self.preference, 1, place, &mut count);
-            result(status).map_err(refused)?;
-            found.assume_init()
-        };
+        let (mut found, mut count) = (Found::default(), 0);
+        let (a_lies, b_lies, c_lies) = (left.layout, right.layout, out.layout);
+        let (find, preference) = (self.functions.find, self.preference);
+        // SAFETY: all objects are alive, and there is room for the one result that is asked for.
+        let status =
+            unsafe { find(self.handle, of, a_lies, b_lies, c_lies, c_lies, preference, 1, &mut found, &mut count) };
+        result(status).map_err(refused)?;
         if count == 0 {
             return Err("cuBLASLt: no way to multiply".into());
         }

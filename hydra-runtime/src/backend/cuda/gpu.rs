@@ -17,7 +17,7 @@ use cust::memory::LockedBuffer;
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 use cust::sys;
-use hydra_ptx::launch::{Format, Instructions, Launch, Product, Ptr, gemm};
+use hydra_ptx::launch::{Instructions, Launch, Product, Ptr, gemm};
 use hydra_ptx::{CAPABILITY, HOPPER, HOPPER_PTX, PTX};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -254,7 +254,7 @@ impl Gpu {
         let here = format!("{free:.1} of {total:.1} MiB are free");
         let own = format!("{unused:.1} MiB are free in what was allocated before, {largest:.1} of them in one piece");
         let what = format!("out of memory: {bytes:.1} MiB asked for, {here}, and {own}");
-        Err(Error::Device(format!("cuda:{}: {what}", self.shared.ordinal)))
+        Err(self.error(what))
     }
 
     /// cuBLASLt, if there is one.
@@ -414,8 +414,7 @@ impl Driver for Gpu {
 
     unsafe fn multiply(&self, product: &Product<'_>) -> Result<()> {
         let own = gemm(self.instructions.best_for(product), product);
-        let plain = product.w.format == Format::Bf16 && product.is_large();
-        let library = if plain { self.library()? } else { None };
+        let library = if product.is_large() { self.library()? } else { None };
         // SAFETY: the caller's.
         unsafe {
             match library {

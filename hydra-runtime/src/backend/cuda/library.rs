@@ -51,17 +51,18 @@ impl Library {
         let (n, k) = product.sizes();
         let kind = (product.form, n, k, product.c.bf16, product.second.is_some());
         let mut faster = self.faster.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = faster.get(&kind).copied();
         let in_place = product.before == product.c.at;
         // SAFETY: the caller's.
         unsafe {
-            if known.is_none() && !in_place {
-                faster.insert(kind, self.is_faster(gpu, product, own)?);
+            let faster = match faster.get(&kind) {
+                Some(&known) => known,
+                None if in_place => false,
+                None => *faster.entry(kind).insert_entry(self.is_faster(gpu, product, own)?).get(),
+            };
+            if !faster {
+                return gpu.launch(own);
             }
-            match faster.get(&kind) {
-                Some(true) => self.by_library(gpu, product)?.map_err(|why| gpu.error(why)),
-                _ => gpu.launch(own),
-            }
+            self.by_library(gpu, product)?.map_err(|why| gpu.error(why))
         }
     }
 
