@@ -154,22 +154,22 @@ fn main() {
 
         let probe = device.buffer(1).expect("memory");
         let [forward, backward] = frozen(&device, weight, &host_x, &host_dy);
-        for (rank, heads) in ADAPTERS {
-            let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, heads, per_head_a: false, router: true };
+        for (rank, lora_heads) in ADAPTERS {
+            let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, lora_heads, per_head_a: false, router: true };
             let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
             let (gate, routing) = (GateKind::Router, Routing::default());
             let slot = AdapterSlot { shape, gate, routing, scale: 4.0, a: 0..a, b: a..a + b };
             let buffer = || device.buffer(a + b).expect("memory");
             let (params, mut dparams) = (put(&device, buffer(), &values(a + b, 4, 0.05)), buffer());
-            let mut hidden = device.buffer(TOKENS * shape.hidden()).expect("memory");
+            let mut adapter_state = device.buffer(TOKENS * shape.state_width()).expect("memory");
             let (dropout, head_dropout, balance) = (None, None, 0.0);
-            let args = AdapterArgs { slot: &slot, params: &params, heads: &[], dropout, head_dropout, balance };
+            let args = AdapterArgs { slot: &slot, params: &params, labels: &[], dropout, head_dropout, balance };
             let adapted_forward = seconds(&device, &probe, || {
-                let adapter = Some((&args, &mut hidden));
+                let adapter = Some((&args, &mut adapter_state));
                 device.linear(&mut y, None, TOKENS, &x, &matrix, adapter).expect("a product");
             });
             let adapted_backward = seconds(&device, &probe, || {
-                let (dx, adapter) = (Some((&mut dx, Store::Overwrite)), Some((&args, &hidden)));
+                let (dx, adapter) = (Some((&mut dx, Store::Overwrite)), Some((&args, &adapter_state)));
                 device.linear_backward(dx, Some(&mut dparams), TOKENS, &dy, &x, &matrix, adapter).expect("a product");
             });
             let columns = |frozen: f64, adapted: f64, bytes: usize| {
@@ -177,7 +177,7 @@ fn main() {
                 format!("{:>6.0} us{:>6.0} us{more:>7.1} %{:>6.0} us", 1e6 * frozen, 1e6 * adapted, 1e6 * floor)
             };
             println!(
-                "{name:<8} {rank:>4} {heads:>5}  {}  {}",
+                "{name:<8} {rank:>4} {lora_heads:>5}  {}  {}",
                 columns(forward, adapted_forward, 2 * TOKENS * d_in),
                 columns(backward, adapted_backward, 2 * TOKENS * (d_in + d_out))
             );

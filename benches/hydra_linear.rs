@@ -56,7 +56,7 @@ struct Problem {
 
 impl Problem {
     fn new(tokens: usize, d_out: usize, d_in: usize) -> Self {
-        let shape = HydraShape { tokens, d_in, d_out, rank: RANK, heads: HEADS, per_head_a: false, router: true };
+        let shape = HydraShape { tokens, d_in, d_out, rank: RANK, lora_heads: HEADS, per_head_a: false, router: true };
         Problem {
             shape,
             x: values(tokens * d_in, 1, 1.0),
@@ -75,14 +75,14 @@ impl Problem {
         AdapterRef { a: &self.a, b: &self.b, scale: SCALE }
     }
 
-    fn forward<E: Multiplicand>(&self, isa: E::Isa, y: &mut [f32], hidden: &mut [f32], memory: &mut [f32]) {
+    fn forward<E: Multiplicand>(&self, isa: E::Isa, y: &mut [f32], adapter_state: &mut [f32], memory: &mut [f32]) {
         let workspace = &mut Workspace::new(memory);
         let (weight, adapter) = (self.weight(), self.adapter());
         forward::<E>(
             isa,
             &self.shape,
             y,
-            hidden,
+            adapter_state,
             &self.x,
             weight,
             adapter,
@@ -93,7 +93,13 @@ impl Problem {
         .unwrap();
     }
 
-    fn backward<E: Multiplicand>(&self, isa: E::Isa, grads: &mut [Vec<f32>; 3], hidden: &[f32], memory: &mut [f32]) {
+    fn backward<E: Multiplicand>(
+        &self,
+        isa: E::Isa,
+        grads: &mut [Vec<f32>; 3],
+        adapter_state: &[f32],
+        memory: &mut [f32],
+    ) {
         let workspace = &mut Workspace::new(memory);
         let (weight, adapter, [dx, da, db]) = (self.weight(), self.adapter(), grads);
         let (dy, x) = (&self.dy, &self.x);
@@ -107,7 +113,7 @@ impl Problem {
             x,
             weight,
             adapter,
-            hidden,
+            adapter_state,
             Gate::Router(Routing::default()),
             Dropouts::default(),
             workspace,
@@ -166,24 +172,24 @@ fn projections(criterion: &mut Criterion) {
         let problem = Problem::new(tokens, d_out, d_in);
         let shape = &problem.shape;
         let (isa, bf16_isa) = (Isa::detect(), hydra_kernels::Bf16Isa::detect());
-        let (mut y, mut hidden) = (vec![0.0; tokens * d_out], vec![0.0; tokens * shape.hidden()]);
+        let (mut y, mut adapter_state) = (vec![0.0; tokens * d_out], vec![0.0; tokens * shape.state_width()]);
         let mut grads = [&problem.x, &problem.a, &problem.b].map(|like| vec![0.0; like.len()]);
         let need = forward_scratch::<f32>(shape, false).or(backward_scratch::<f32>(shape, false));
         let need = need.or(forward_scratch::<bf16>(shape, false)).or(backward_scratch::<bf16>(shape, false));
         let mut memory = vec![0.0; need.0];
         let mut panels = vec![0.0; panels_len::<f32>(isa, d_in, 256)];
 
-        problem.forward::<f32>(isa, &mut y, &mut hidden, &mut memory);
+        problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory);
         problem.check(&y, 1e-3);
         problem.naive(&mut y, &mut panels);
         problem.check(&y, 1e-3);
-        problem.forward::<bf16>(bf16_isa, &mut y, &mut hidden, &mut memory);
+        problem.forward::<bf16>(bf16_isa, &mut y, &mut adapter_state, &mut memory);
         problem.check(&y, 5e-2);
 
         let alone = fastest(5, || {
             linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Store::Overwrite, &mut panels)
         });
-        let adapted = fastest(5, || problem.forward::<f32>(isa, &mut y, &mut hidden, &mut memory));
+        let adapted = fastest(5, || problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory));
         let share = 100.0 * (2 * tokens * d_out * d_in) as f64 / alone / peak;
         println!(
             "{name}: frozen at {share:.0} % of the f32 peak; Hydra forward over frozen alone {:.2}",
@@ -199,21 +205,21 @@ fn projections(criterion: &mut Criterion) {
             });
         });
         group.bench_function("hydra, forward", |bench| {
-            bench.iter(|| problem.forward::<f32>(isa, &mut y, &mut hidden, &mut memory));
+            bench.iter(|| problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory));
         });
         group.bench_function("loop over heads, forward", |bench| {
             bench.iter(|| problem.naive(&mut y, &mut panels));
         });
         group.bench_function("hydra, forward and backward", |bench| {
             bench.iter(|| {
-                problem.forward::<f32>(isa, &mut y, &mut hidden, &mut memory);
-                problem.backward::<f32>(isa, &mut grads, &hidden, &mut memory);
+                problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory);
+                problem.backward::<f32>(isa, &mut grads, &adapter_state, &mut memory);
             });
         });
         group.bench_function("hydra in bf16, forward and backward", |bench| {
             bench.iter(|| {
-                problem.forward::<bf16>(bf16_isa, &mut y, &mut hidden, &mut memory);
-                problem.backward::<bf16>(bf16_isa, &mut grads, &hidden, &mut memory);
+                problem.forward::<bf16>(bf16_isa, &mut y, &mut adapter_state, &mut memory);
+                problem.backward::<bf16>(bf16_isa, &mut grads, &adapter_state, &mut memory);
             });
         });
         group.finish();

@@ -94,7 +94,7 @@ fn adapter(model: &Model<'_, Cpu>) -> Adapter {
         method: Method::Hydra,
         gate: GateKind::Router,
         rank: 8,
-        heads: 4,
+        lora_heads: 4,
         alpha: 32.0,
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),

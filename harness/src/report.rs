@@ -47,7 +47,7 @@ impl Router {
             return Ok(None);
         }
         let sample = Sample::spread(data, WATCHED, WATCHED_SEED);
-        let (layers, heads, targets) = (model.config().layers, adapter.config.heads, adapter.config.targets.len());
+        let (layers, heads, targets) = (model.config().layers, adapter.config.lora_heads, adapter.config.targets.len());
         let mut routing = Routing::new();
         let watched = router::watch(model, adapter, &sample)?;
         if !router::finite(&watched) {
@@ -56,7 +56,7 @@ impl Router {
         for (category, watched) in watched {
             let mut weights = vec![vec![0.0; heads]; layers];
             for mean in watched.means {
-                for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.heads) {
+                for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.lora_heads) {
                     *sum += weight / targets as f64;
                 }
             }

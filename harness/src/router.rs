@@ -101,7 +101,7 @@ pub fn watch<B: Backend>(
 
 /// Whether all gates are gates: where values aren't finite, the weights of a token don't add up to 1.
 pub fn finite(watched: &BTreeMap<String, Watched>) -> bool {
-    let sums = watched.values().flat_map(|watched| &watched.means).map(|mean| mean.heads.iter().sum::<f64>());
+    let sums = watched.values().flat_map(|watched| &watched.means).map(|mean| mean.lora_heads.iter().sum::<f64>());
     sums.into_iter().all(|sum| (sum - 1.0).abs() < 1e-3)
 }
 

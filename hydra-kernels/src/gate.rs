@@ -1,6 +1,6 @@
 //! Which head answers for a token, and how much: between the adapter's two products.
 //!
-//! The state of a token is one row `hidden` = [down | gate] of `a_rows + heads` floats, its gradient one row
+//! The state of a token is one row `adapter_state` = [down | gate] of `a_rows + heads` floats, its gradient one row
 //! [ddown | dlogits]. With a router the gate's columns first hold its logits. N heads, rank r:
 //!
 //! ```text
@@ -59,7 +59,7 @@ impl Gate<'_> {
     /// Values of the [`push`] that the gradient of this gate takes: a head each, or none without a load-balance term.
     pub fn pushes(&self, shape: &HydraShape) -> usize {
         match self {
-            Gate::Router(Routing { balance, .. }) if *balance != 0.0 => shape.heads,
+            Gate::Router(Routing { balance, .. }) if *balance != 0.0 => shape.lora_heads,
             _ => 0,
         }
     }
@@ -86,16 +86,16 @@ impl Gate<'_> {
     }
 }
 
-/// Turns the gate's columns of `hidden` [tokens, hidden] into weights: softmax in place of the logits that are there
+/// Turns the gate's columns of `adapter_state` [tokens, state_width] into weights: softmax in place of the logits that are there
 /// (`Router`), or writes what the gate says.
-pub fn activate(isa: Isa, shape: &HydraShape, hidden: &mut [f32], gate: Gate<'_>) -> Result<(), Error> {
-    check(shape, hidden.len(), None, gate)?;
-    let uniform = 1.0 / shape.heads as f32;
+pub fn activate(isa: Isa, shape: &HydraShape, adapter_state: &mut [f32], gate: Gate<'_>) -> Result<(), Error> {
+    check(shape, adapter_state.len(), None, gate)?;
+    let uniform = 1.0 / shape.lora_heads as f32;
     let a_rows = shape.a_rows();
     isa.vectorize(
         #[inline(always)]
         || {
-            for (t, row) in hidden.chunks_exact_mut(shape.hidden()).enumerate() {
+            for (t, row) in adapter_state.chunks_exact_mut(shape.state_width()).enumerate() {
                 let weights = &mut row[a_rows..];
                 match gate {
                     Gate::Router(Routing { temperature, top_k, .. }) => {
@@ -148,16 +148,16 @@ fn keep_largest(logits: &mut [f32], k: usize) {
 }
 
 /// `push` [[`Gate::pushes`]] = balance · N · f_e / tokens: what the load-balance term of [`Routing`] adds to each token's dgate,
-/// from the activated `hidden` [tokens, hidden] of all tokens of the call. (f's counts are exact up to 2²⁴ tokens.)
-pub fn push(shape: &HydraShape, push: &mut [f32], hidden: &[f32], gate: Gate<'_>) -> Result<(), Error> {
-    check(shape, hidden.len(), None, gate)?;
+/// from the activated `adapter_state` [tokens, state_width] of all tokens of the call. (f's counts are exact up to 2²⁴ tokens.)
+pub fn push(shape: &HydraShape, push: &mut [f32], adapter_state: &[f32], gate: Gate<'_>) -> Result<(), Error> {
+    check(shape, adapter_state.len(), None, gate)?;
     exact("push", gate.pushes(shape), push.len())?;
     let Gate::Router(Routing { balance, .. }) = gate else { return Ok(()) };
     if push.is_empty() {
         return Ok(());
     }
     push.fill(0.0);
-    for row in hidden.chunks_exact(shape.hidden()) {
+    for row in adapter_state.chunks_exact(shape.state_width()) {
         let weights = &row[shape.a_rows()..];
         let mut largest = 0;
         for (e, weight) in weights.iter().enumerate() {
@@ -168,21 +168,21 @@ pub fn push(shape: &HydraShape, push: &mut [f32], hidden: &[f32], gate: Gate<'_>
         push[largest] += 1.0;
     }
     let tokens = shape.tokens.max(1) as f32;
-    let scale = balance * shape.heads as f32 / tokens;
+    let scale = balance * shape.lora_heads as f32 / tokens;
     push.iter_mut().for_each(|count| *count = scale * (*count / tokens));
     Ok(())
 }
 
-/// `mixed` [tokens, heads·rank] = gate_e · down, from the activated `hidden` [tokens, hidden].
-pub fn mix(isa: Isa, shape: &HydraShape, mixed: &mut [f32], hidden: &[f32]) -> Result<(), Error> {
-    check(shape, hidden.len(), Some(mixed.len()), Gate::One)?;
+/// `mixed` [tokens, lora_heads·rank] = gate_e · down, from the activated `adapter_state` [tokens, state_width].
+pub fn mix(isa: Isa, shape: &HydraShape, mixed: &mut [f32], adapter_state: &[f32]) -> Result<(), Error> {
+    check(shape, adapter_state.len(), Some(mixed.len()), Gate::One)?;
     let (rank, a_rows) = (shape.rank, shape.a_rows());
     isa.vectorize(
         #[inline(always)]
         || {
-            let rows = mixed.chunks_exact_mut(shape.mixed()).zip(hidden.chunks_exact(shape.hidden()));
-            for (mixed, hidden) in rows {
-                let (down, gate) = hidden.split_at(a_rows);
+            let rows = mixed.chunks_exact_mut(shape.mixed()).zip(adapter_state.chunks_exact(shape.state_width()));
+            for (mixed, adapter_state) in rows {
+                let (down, gate) = adapter_state.split_at(a_rows);
                 for (e, (mixed, &gate)) in mixed.chunks_exact_mut(rank).zip(gate).enumerate() {
                     let down = if shape.per_head_a { &down[e * rank..][..rank] } else { down };
                     for (mixed, down) in mixed.iter_mut().zip(down) {
@@ -195,31 +195,31 @@ pub fn mix(isa: Isa, shape: &HydraShape, mixed: &mut [f32], hidden: &[f32]) -> R
     Ok(())
 }
 
-/// `dhidden` [tokens, hidden] = [ddown | dlogits] from `dmixed` [tokens, heads·rank] and the activated `hidden`.
+/// `d_adapter_state` [tokens, state_width] = [ddown | dlogits] from `dmixed` [tokens, lora_heads·rank] and the activated `adapter_state`.
 /// dlogits are zeros unless the gate is the router. `push` is [`push`]'s, of all tokens of the pass of which these may be some.
 pub fn mix_backward(
     isa: Isa,
     shape: &HydraShape,
-    dhidden: &mut [f32],
+    d_adapter_state: &mut [f32],
     dmixed: &[f32],
-    hidden: &[f32],
+    adapter_state: &[f32],
     gate: Gate<'_>,
     push: &[f32],
 ) -> Result<(), Error> {
-    check(shape, hidden.len(), Some(dmixed.len()), gate)?;
+    check(shape, adapter_state.len(), Some(dmixed.len()), gate)?;
     exact("push", gate.pushes(shape), push.len())?;
-    exact("dhidden", hidden.len(), dhidden.len())?;
+    exact("d_adapter_state", adapter_state.len(), d_adapter_state.len())?;
     let (rank, a_rows) = (shape.rank, shape.a_rows());
     isa.vectorize(
         #[inline(always)]
         || {
-            let rows = dhidden
-                .chunks_exact_mut(shape.hidden())
+            let rows = d_adapter_state
+                .chunks_exact_mut(shape.state_width())
                 .zip(dmixed.chunks_exact(shape.mixed()))
-                .zip(hidden.chunks_exact(shape.hidden()));
-            for ((dhidden, dmixed), hidden) in rows {
-                let (ddown, dgate) = dhidden.split_at_mut(a_rows);
-                let (down, weights) = hidden.split_at(a_rows);
+                .zip(adapter_state.chunks_exact(shape.state_width()));
+            for ((d_adapter_state, dmixed), adapter_state) in rows {
+                let (ddown, dgate) = d_adapter_state.split_at_mut(a_rows);
+                let (down, weights) = adapter_state.split_at(a_rows);
                 ddown.fill(0.0);
                 for (e, dmixed) in dmixed.chunks_exact(rank).enumerate() {
                     let at = if shape.per_head_a { e * rank } else { 0 };
@@ -245,9 +245,9 @@ pub fn mix_backward(
     Ok(())
 }
 
-fn check(shape: &HydraShape, hidden: usize, mixed: Option<usize>, gate: Gate<'_>) -> Result<(), Error> {
+fn check(shape: &HydraShape, adapter_state: usize, mixed: Option<usize>, gate: Gate<'_>) -> Result<(), Error> {
     shape.validate()?;
-    exact("hidden", product(shape.tokens, shape.hidden())?, hidden)?;
+    exact("adapter_state", product(shape.tokens, shape.state_width())?, adapter_state)?;
     if let Some(mixed) = mixed {
         exact("mixed", product(shape.tokens, shape.mixed())?, mixed)?;
     }

@@ -31,7 +31,7 @@ mod parts;
 mod portable;
 mod tiled;
 #[cfg(target_arch = "x86_64")]
-mod turn;
+mod transpose;
 
 pub use convert::{Float, to_bf16};
 use convert::{round_rows, widen, widen_rows};

@@ -3,14 +3,14 @@
 //! With x [T, d_in], the stacked \[A; R\] [a_rows + N, d_in], B [d_out, N·r], s the scale, and D and H the dropout masks:
 //!
 //! ```text
-//! hidden = [ D(x) Aᵀ | softmax(x Rᵀ) ]           y   = x Wᵀ + s · mixed Bᵀ          mixed = H(gate ∘ down)
+//! adapter_state = [ D(x) Aᵀ | softmax(x Rᵀ) ]           y   = x Wᵀ + s · mixed Bᵀ          mixed = H(gate ∘ down)
 //! dmixed = H(s · dy B)                           dB += s · dyᵀ mixed
 //! [ddown | dlogits] from dmixed                  dA += ddownᵀ D(x)                  dR += dlogitsᵀ x
 //!                                                dx += dy W + D(ddown A) + dlogits R
 //! ```
 //!
 //! The products with W run in `E` (f32, or operands rounded to bf16), the adapter's and the router's always in f32. Dropout acts
-//! on A's input, never on the router's, and, where it is asked for, on the mixed heads. What backward needs of forward is `hidden` alone. (An engine that wants the adapter's
+//! on A's input, never on the router's, and, where it is asked for, on the mixed heads. What backward needs of forward is `adapter_state` alone. (An engine that wants the adapter's
 //! product in the frozen one's tiles gives both to [`gemm`] as terms of one sum.)
 //!
 //! ```
@@ -27,14 +27,14 @@
 //! let adapter = AdapterRef { a: &[0.2; 3 * 4], b: &[0.5; 3 * 2], scale: 2.0 };
 //! let (gate, dropouts) = (Gate::Router(Routing::default()), Dropouts::default());
 //!
-//! let (x, mut y, mut hidden) = ([1.0; 2 * 4], [0.0; 2 * 3], [0.0; 2 * 3]);
+//! let (x, mut y, mut adapter_state) = ([1.0; 2 * 4], [0.0; 2 * 3], [0.0; 2 * 3]);
 //! let mut workspace = Workspace::new(&mut memory);
-//! forward::<f32>(isa, &SHAPE, &mut y, &mut hidden, &x, weight, adapter, gate, dropouts, &mut workspace)?;
+//! forward::<f32>(isa, &SHAPE, &mut y, &mut adapter_state, &x, weight, adapter, gate, dropouts, &mut workspace)?;
 //! assert!((y[0] - (0.4 + 2.0 * 0.8 * 0.5)).abs() < 1e-6);
 //!
 //! let (mut dx, mut da, mut db, dy) = ([0.0; 2 * 4], [0.0; 3 * 4], [0.0; 3 * 2], [1.0; 2 * 3]);
 //! backward::<f32>(
-//!     isa, &SHAPE, &mut dx, &mut da, &mut db, &dy, &x, weight, adapter, &hidden, gate, dropouts, &mut workspace,
+//!     isa, &SHAPE, &mut dx, &mut da, &mut db, &dy, &x, weight, adapter, &adapter_state, gate, dropouts, &mut workspace,
 //! )?;
 //! assert!((db[0] - 2.0 * 2.0 * 0.5 * 0.8).abs() < 1e-6);
 //! # Ok::<(), hydra_kernels::Error>(())
@@ -59,7 +59,7 @@ const CHUNK: usize = 8 * PANEL_ALIGN;
 pub struct AdapterRef<'a> {
     /// \[A; R\], [stacked_rows, d_in].
     pub a: &'a [f32],
-    /// B, [d_out, heads·rank]: head e owns columns e·rank .. (e+1)·rank.
+    /// B, [d_out, lora_heads·rank]: head e owns columns e·rank .. (e+1)·rank.
     pub b: &'a [f32],
     /// alpha / rank.
     pub scale: f32,
@@ -70,8 +70,8 @@ pub struct AdapterRef<'a> {
 pub struct Dropouts {
     /// On A's input, [tokens, d_in].
     pub input: Option<Dropout>,
-    /// On the mixed heads, [tokens, heads·rank], so that each head has a mask of its own (R-LoRA, arXiv 2502.15455).
-    pub heads: Option<Dropout>,
+    /// On the mixed heads, [tokens, lora_heads·rank], so that each head has a mask of its own (R-LoRA, arXiv 2502.15455).
+    pub lora_heads: Option<Dropout>,
 }
 
 /// What [`forward`] needs; `dropout` says whether there is a mask on the input.
@@ -82,7 +82,7 @@ pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool)
     Scratch::matrix::<f32>(shape.tokens, shape.mixed()).and(masked(shape, dropout)).and(down.or(frozen).or(up))
 }
 
-/// `y` [tokens, d_out] = x Wᵀ + s · mixed Bᵀ, and `hidden` [tokens, hidden] = [down | gate].
+/// `y` [tokens, d_out] = x Wᵀ + s · mixed Bᵀ, and `adapter_state` [tokens, state_width] = [down | gate].
 ///
 /// `x` [tokens, d_in], `weight` [d_out, d_in]. Scratch: [`forward_scratch`]. Writes nothing if it returns an error.
 #[allow(clippy::too_many_arguments)]
@@ -90,7 +90,7 @@ pub fn forward<E: Multiplicand>(
     isa: E::Isa,
     shape: &HydraShape,
     y: &mut [f32],
-    hidden: &mut [f32],
+    adapter_state: &mut [f32],
     x: &[f32],
     weight: Weight<'_>,
     adapter: AdapterRef<'_>,
@@ -100,7 +100,7 @@ pub fn forward<E: Multiplicand>(
 ) -> Result<(), Error> {
     check(shape, &weight, adapter, gate)?;
     exact("y", product(shape.tokens, shape.d_out)?, y.len())?;
-    exact("hidden", product(shape.tokens, shape.hidden())?, hidden.len())?;
+    exact("adapter_state", product(shape.tokens, shape.state_width())?, adapter_state.len())?;
     exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
     workspace.require(forward_scratch::<E>(shape, dropouts.input.is_some()))?;
 
@@ -117,17 +117,17 @@ pub fn forward<E: Multiplicand>(
         n,
         scale: 1.0,
     };
-    let width = shape.hidden();
+    let width = shape.state_width();
     let down = columns(a, shape.a_rows());
     let down = [(Rows::row_major(masked, d_in), down)];
-    multiply::<f32, _>(plain, hidden, width, down, tokens, Store::Overwrite, workspace.reborrow())?;
+    multiply::<f32, _>(plain, adapter_state, width, down, tokens, Store::Overwrite, workspace.reborrow())?;
     if shape.router {
-        let logits = &mut hidden[shape.a_rows().min(tokens * width)..];
-        let router = [(Rows::row_major(x, d_in), columns(r, shape.heads))];
+        let logits = &mut adapter_state[shape.a_rows().min(tokens * width)..];
+        let router = [(Rows::row_major(x, d_in), columns(r, shape.lora_heads))];
         multiply::<f32, _>(plain, logits, width, router, tokens, Store::Overwrite, workspace.reborrow())?;
     }
-    activate(plain, shape, hidden, gate)?;
-    mix_heads(plain, shape, mixed, hidden, dropouts.heads)?;
+    activate(plain, shape, adapter_state, gate)?;
+    mix_heads(plain, shape, mixed, adapter_state, dropouts.lora_heads)?;
 
     for first in (0..d_out).step_by(CHUNK) {
         let n = CHUNK.min(d_out - first);
@@ -152,18 +152,18 @@ pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool
     let x = panels::<f32>(shape.tokens, chunk(shape.d_in));
     // [A; R] is packed in its two halves.
     let a = panels::<f32>(shape.a_rows(), chunk(shape.d_in));
-    let r = panels::<f32>(if shape.router { shape.heads } else { 0 }, chunk(shape.d_in));
+    let r = panels::<f32>(if shape.router { shape.lora_heads } else { 0 }, chunk(shape.d_in));
     Scratch::matrix::<f32>(shape.tokens, shape.mixed())
         .and(Scratch::matrix::<f32>(shape.tokens, shape.mixed()))
-        .and(Scratch::matrix::<f32>(shape.tokens, shape.hidden()))
-        .and(Scratch::floats(shape.heads))
+        .and(Scratch::matrix::<f32>(shape.tokens, shape.state_width()))
+        .and(Scratch::floats(shape.lora_heads))
         .and(masked(shape, dropout))
         .and(frozen.or(a.and(r)).or(b).or(mixed).or(x))
 }
 
-/// Adds the gradients: `dx` [tokens, d_in], `da` [stacked_rows, d_in] and `db` [d_out, heads·rank] += theirs.
+/// Adds the gradients: `dx` [tokens, d_in], `da` [stacked_rows, d_in] and `db` [d_out, lora_heads·rank] += theirs.
 ///
-/// `dy` [tokens, d_out]; `x`, `gate` and `dropouts` are forward's, `hidden` what it left.
+/// `dy` [tokens, d_out]; `x`, `gate` and `dropouts` are forward's, `adapter_state` what it left.
 /// Scratch: [`backward_scratch`]. Writes nothing if it returns an error.
 #[allow(clippy::too_many_arguments)]
 pub fn backward<E: Multiplicand>(
@@ -176,7 +176,7 @@ pub fn backward<E: Multiplicand>(
     x: &[f32],
     weight: Weight<'_>,
     adapter: AdapterRef<'_>,
-    hidden: &[f32],
+    adapter_state: &[f32],
     gate: Gate<'_>,
     dropouts: Dropouts,
     workspace: &mut Workspace<'_>,
@@ -187,29 +187,29 @@ pub fn backward<E: Multiplicand>(
     exact("db", adapter.b.len(), db.len())?;
     exact("dy", product(shape.tokens, shape.d_out)?, dy.len())?;
     exact("x", product(shape.tokens, shape.d_in)?, x.len())?;
-    exact("hidden", product(shape.tokens, shape.hidden())?, hidden.len())?;
+    exact("adapter_state", product(shape.tokens, shape.state_width())?, adapter_state.len())?;
     workspace.require(backward_scratch::<E>(shape, dropouts.input.is_some()))?;
 
     let mut workspace = workspace.reborrow();
     let plain = E::widened(isa);
     let &HydraShape { tokens, d_in, d_out, .. } = shape;
-    let (a_rows, width, mixed_width) = (shape.a_rows(), shape.hidden(), shape.mixed());
+    let (a_rows, width, mixed_width) = (shape.a_rows(), shape.state_width(), shape.mixed());
     let mixed = workspace.take::<f32>(tokens * mixed_width)?;
     let dmixed = workspace.take::<f32>(tokens * mixed_width)?;
-    let dhidden = workspace.take::<f32>(tokens * width)?;
+    let d_adapter_state = workspace.take::<f32>(tokens * width)?;
     let pushes = workspace.take::<f32>(gate.pushes(shape))?;
 
     let source = Source::Dense { data: Values::F32(adapter.b), k_stride: mixed_width, n_stride: 1 };
     let b = Matrix { source, k: d_out, n: mixed_width, scale: adapter.scale };
     let dy_rows = Rows::row_major(dy, d_out);
     multiply::<f32, _>(plain, dmixed, mixed_width, [(dy_rows, b)], tokens, Store::Overwrite, workspace.reborrow())?;
-    if let Some(heads) = dropouts.heads {
-        dropout_in_place(plain, dmixed, mixed_width, heads)?;
+    if let Some(lora_heads) = dropouts.lora_heads {
+        dropout_in_place(plain, dmixed, mixed_width, lora_heads)?;
     }
-    push(shape, pushes, hidden, gate)?;
-    mix_backward(plain, shape, dhidden, dmixed, hidden, gate, pushes)?;
+    push(shape, pushes, adapter_state, gate)?;
+    mix_backward(plain, shape, d_adapter_state, dmixed, adapter_state, gate, pushes)?;
 
-    mix_heads(plain, shape, mixed, hidden, dropouts.heads)?;
+    mix_heads(plain, shape, mixed, adapter_state, dropouts.lora_heads)?;
     let source = Source::Dense { data: Values::F32(mixed), k_stride: mixed_width, n_stride: 1 };
     let mixed = Matrix { source, k: tokens, n: mixed_width, scale: adapter.scale };
     let dy_columns = Rows::transposed(dy, d_out);
@@ -218,12 +218,12 @@ pub fn backward<E: Multiplicand>(
     // The two halves of the stacked matrix, each with its own input: [`Half`].
     let (da, dr) = da.split_at_mut(a_rows * d_in);
     let (a, r) = adapter.a.split_at(a_rows * d_in);
-    let dlogits = &dhidden[a_rows.min(tokens * width)..];
-    let router_rows = if shape.router { shape.heads } else { 0 };
+    let dlogits = &d_adapter_state[a_rows.min(tokens * width)..];
+    let router_rows = if shape.router { shape.lora_heads } else { 0 };
     {
         let mut workspace = workspace.reborrow();
         let masked = masked_input(plain, x, shape, dropouts.input, &mut workspace)?;
-        for (dw, rows, dh, input) in [(da, a_rows, &*dhidden, masked), (dr, router_rows, dlogits, x)] {
+        for (dw, rows, dh, input) in [(da, a_rows, &*d_adapter_state, masked), (dr, router_rows, dlogits, x)] {
             for first in (0..d_in).step_by(CHUNK) {
                 let data = &input[first.min(input.len())..];
                 let source = Source::Dense { data: Values::F32(data), k_stride: d_in, n_stride: 1 };
@@ -244,7 +244,7 @@ pub fn backward<E: Multiplicand>(
         let dmasked = workspace.take::<f32>(tokens * d_in)?;
         for first in (0..d_in).step_by(CHUNK) {
             let n = CHUNK.min(d_in - first);
-            let through_a = [(Rows::row_major(&*dhidden, width), rows_of(&a[first..], a_rows, n))];
+            let through_a = [(Rows::row_major(&*d_adapter_state, width), rows_of(&a[first..], a_rows, n))];
             let out = &mut dmasked[first.min(tokens * d_in)..];
             multiply::<f32, _>(plain, out, d_in, through_a, tokens, Store::Overwrite, workspace.reborrow())?;
         }
@@ -256,7 +256,7 @@ pub fn backward<E: Multiplicand>(
         let through = [
             // What went through A has been added above if it was masked.
             (
-                Rows::row_major(&*dhidden, width),
+                Rows::row_major(&*d_adapter_state, width),
                 rows_of(&a[first..], if dropouts.input.is_some() { 0 } else { a_rows }, n),
             ),
             (Rows::row_major(dlogits, width), rows_of(&r[first.min(r.len())..], router_rows, n)),
@@ -302,10 +302,10 @@ fn mix_heads(
     isa: Isa,
     shape: &HydraShape,
     mixed: &mut [f32],
-    hidden: &[f32],
+    adapter_state: &[f32],
     dropout: Option<Dropout>,
 ) -> Result<(), Error> {
-    mix(isa, shape, mixed, hidden)?;
+    mix(isa, shape, mixed, adapter_state)?;
     dropout.map_or(Ok(()), |mask| dropout_in_place(isa, mixed, shape.mixed(), mask))
 }
 

@@ -122,7 +122,7 @@ pub struct Parameters<'a> {
     pub weight: &'a [f64],
     /// \[A; R\] [stacked_rows, d_in].
     pub a: &'a [f64],
-    /// B [d_out, heads·rank].
+    /// B [d_out, lora_heads·rank].
     pub b: &'a [f64],
     /// alpha / rank.
     pub scale: f64,
@@ -130,50 +130,51 @@ pub struct Parameters<'a> {
     pub gate: Gate<'a>,
     /// What dropout multiplies each element of x with, [tokens, d_in].
     pub mask: &'a [f64],
-    /// What dropout multiplies each element of the mixed heads with, [tokens, heads·rank].
+    /// What dropout multiplies each element of the mixed heads with, [tokens, lora_heads·rank].
     pub heads_mask: &'a [f64],
 }
 
-/// The load-balance term of [`Routing`] for tokens whose gates are in `hidden`, with the largest gates counted in `at`: where
-/// the two are equal it is the term's value; its slope in `hidden` is what [`backward`] adds.
-pub fn balance(shape: &HydraShape, hidden: &[f64], at: &[f64], gate: Gate<'_>) -> f64 {
+/// The load-balance term of [`Routing`] for tokens whose gates are in `adapter_state`, with the largest gates counted in `at`: where
+/// the two are equal it is the term's value; its slope in `adapter_state` is what [`backward`] adds.
+pub fn balance(shape: &HydraShape, adapter_state: &[f64], at: &[f64], gate: Gate<'_>) -> f64 {
     let Gate::Router(Routing { balance, .. }) = gate else { return 0.0 };
-    let (tokens, heads) = (shape.tokens as f64, shape.heads);
-    let mean = |e: usize| hidden.chunks(shape.hidden()).map(|row| row[shape.a_rows() + e]).sum::<f64>() / tokens;
-    let sum: f64 = (0..heads).map(|e| share(shape, at, e) * mean(e)).sum();
-    f64::from(balance) * heads as f64 * sum
+    let (tokens, lora_heads) = (shape.tokens as f64, shape.lora_heads);
+    let mean =
+        |e: usize| adapter_state.chunks(shape.state_width()).map(|row| row[shape.a_rows() + e]).sum::<f64>() / tokens;
+    let sum: f64 = (0..lora_heads).map(|e| share(shape, at, e) * mean(e)).sum();
+    f64::from(balance) * lora_heads as f64 * sum
 }
 
 /// The share of tokens whose largest gate, of equals the first, is `head`'s.
-fn share(shape: &HydraShape, hidden: &[f64], head: usize) -> f64 {
+fn share(shape: &HydraShape, adapter_state: &[f64], head: usize) -> f64 {
     let wins = |row: &&[f64]| {
         let weights = &row[shape.a_rows()..];
         weights.iter().enumerate().all(|(e, &x)| x < weights[head] || (x == weights[head] && e >= head))
     };
-    hidden.chunks(shape.hidden()).filter(wins).count() as f64 / shape.tokens as f64
+    adapter_state.chunks(shape.state_width()).filter(wins).count() as f64 / shape.tokens as f64
 }
 
-/// `y` [tokens, d_out] and `hidden` [tokens, hidden] = [down | gate].
-pub fn forward(shape: &HydraShape, y: &mut [f64], hidden: &mut [f64], x: &[f64], parameters: &Parameters<'_>) {
+/// `y` [tokens, d_out] and `adapter_state` [tokens, state_width] = [down | gate].
+pub fn forward(shape: &HydraShape, y: &mut [f64], adapter_state: &mut [f64], x: &[f64], parameters: &Parameters<'_>) {
     let (d_in, d_out, a_rows) = (shape.d_in, shape.d_out, shape.a_rows());
     for t in 0..shape.tokens {
         let x = &x[t * d_in..][..d_in];
         let mask = &parameters.mask[t * d_in..][..d_in];
-        let hidden = &mut hidden[t * shape.hidden()..][..shape.hidden()];
-        hidden.fill(0.0);
-        for (row, hidden) in hidden.iter_mut().take(shape.stacked_rows()).enumerate() {
+        let adapter_state = &mut adapter_state[t * shape.state_width()..][..shape.state_width()];
+        adapter_state.fill(0.0);
+        for (row, adapter_state) in adapter_state.iter_mut().take(shape.stacked_rows()).enumerate() {
             for c in 0..d_in {
                 let masked = if row < a_rows { x[c] * mask[c] } else { x[c] };
-                *hidden += parameters.a[row * d_in + c] * masked;
+                *adapter_state += parameters.a[row * d_in + c] * masked;
             }
         }
-        activate_row(parameters.gate, t, &mut hidden[a_rows..]);
+        activate_row(parameters.gate, t, &mut adapter_state[a_rows..]);
         for o in 0..d_out {
             let mut sum: f64 = (0..d_in).map(|c| parameters.weight[o * d_in + c] * x[c]).sum();
             for column in 0..shape.mixed() {
                 sum += parameters.scale
                     * parameters.b[o * shape.mixed() + column]
-                    * mixed(shape, hidden, column)
+                    * mixed(shape, adapter_state, column)
                     * parameters.heads_mask[t * shape.mixed() + column];
             }
             y[t * d_out + o] = sum;
@@ -182,11 +183,11 @@ pub fn forward(shape: &HydraShape, y: &mut [f64], hidden: &mut [f64], x: &[f64],
 }
 
 /// gate_e · down, for column e·rank + j.
-fn mixed(shape: &HydraShape, hidden: &[f64], column: usize) -> f64 {
-    hidden[shape.a_rows() + column / shape.rank] * hidden[down(shape, column)]
+fn mixed(shape: &HydraShape, adapter_state: &[f64], column: usize) -> f64 {
+    adapter_state[shape.a_rows() + column / shape.rank] * adapter_state[down(shape, column)]
 }
 
-/// The column of `hidden` that column e·rank + j of `mixed` scales.
+/// The column of `adapter_state` that column e·rank + j of `mixed` scales.
 fn down(shape: &HydraShape, column: usize) -> usize {
     if shape.per_head_a { column } else { column % shape.rank }
 }
@@ -197,58 +198,58 @@ pub struct Gradients<'a> {
     pub dx: &'a mut [f64],
     /// [stacked_rows, d_in].
     pub da: &'a mut [f64],
-    /// [d_out, heads·rank].
+    /// [d_out, lora_heads·rank].
     pub db: &'a mut [f64],
-    /// [tokens, hidden], overwritten: [ddown | dlogits].
-    pub dhidden: &'a mut [f64],
+    /// [tokens, state_width], overwritten: [ddown | dlogits].
+    pub d_adapter_state: &'a mut [f64],
 }
 
-/// Adds the gradients for `dy` [tokens, d_out], given forward's `hidden`.
+/// Adds the gradients for `dy` [tokens, d_out], given forward's `adapter_state`.
 pub fn backward(
     shape: &HydraShape,
     gradients: Gradients<'_>,
     dy: &[f64],
     x: &[f64],
-    hidden: &[f64],
+    adapter_state: &[f64],
     parameters: &Parameters<'_>,
 ) {
-    let Gradients { dx, da, db, dhidden } = gradients;
+    let Gradients { dx, da, db, d_adapter_state } = gradients;
     let (d_in, d_out, a_rows, width) = (shape.d_in, shape.d_out, shape.a_rows(), shape.mixed());
-    let all = hidden;
+    let all = adapter_state;
     for t in 0..shape.tokens {
-        let at = t * shape.hidden()..(t + 1) * shape.hidden();
-        let (hidden, dhidden) = (&hidden[at.clone()], &mut dhidden[at]);
+        let at = t * shape.state_width()..(t + 1) * shape.state_width();
+        let (adapter_state, d_adapter_state) = (&adapter_state[at.clone()], &mut d_adapter_state[at]);
         let dy = &dy[t * d_out..][..d_out];
-        dhidden.fill(0.0);
+        d_adapter_state.fill(0.0);
         for column in 0..width {
             let kept = parameters.scale * parameters.heads_mask[t * width + column];
             let mut dmixed = 0.0;
             for o in 0..d_out {
                 dmixed += kept * dy[o] * parameters.b[o * width + column];
-                db[o * width + column] += kept * dy[o] * mixed(shape, hidden, column);
+                db[o * width + column] += kept * dy[o] * mixed(shape, adapter_state, column);
             }
             let head = a_rows + column / shape.rank;
-            dhidden[head] += dmixed * hidden[down(shape, column)];
-            dhidden[down(shape, column)] += dmixed * hidden[head];
+            d_adapter_state[head] += dmixed * adapter_state[down(shape, column)];
+            d_adapter_state[down(shape, column)] += dmixed * adapter_state[head];
         }
         match parameters.gate {
             Gate::Router(Routing { temperature, balance, .. }) => {
-                for e in 0..shape.heads {
-                    let push = share(shape, all, e) * shape.heads as f64 / shape.tokens as f64;
-                    dhidden[a_rows + e] += f64::from(balance) * push;
+                for e in 0..shape.lora_heads {
+                    let push = share(shape, all, e) * shape.lora_heads as f64 / shape.tokens as f64;
+                    d_adapter_state[a_rows + e] += f64::from(balance) * push;
                 }
-                softmax_backward_row(&mut dhidden[a_rows..], &hidden[a_rows..]);
-                dhidden[a_rows..].iter_mut().for_each(|x| *x /= f64::from(temperature));
+                softmax_backward_row(&mut d_adapter_state[a_rows..], &adapter_state[a_rows..]);
+                d_adapter_state[a_rows..].iter_mut().for_each(|x| *x /= f64::from(temperature));
             }
-            _ => dhidden[a_rows..].fill(0.0),
+            _ => d_adapter_state[a_rows..].fill(0.0),
         }
         for c in 0..d_in {
             let at = t * d_in + c;
             dx[at] += (0..d_out).map(|o| dy[o] * parameters.weight[o * d_in + c]).sum::<f64>();
             for row in 0..shape.stacked_rows() {
                 let mask = if row < a_rows { parameters.mask[at] } else { 1.0 };
-                dx[at] += dhidden[row] * parameters.a[row * d_in + c] * mask;
-                da[row * d_in + c] += dhidden[row] * x[at] * mask;
+                dx[at] += d_adapter_state[row] * parameters.a[row * d_in + c] * mask;
+                da[row * d_in + c] += d_adapter_state[row] * x[at] * mask;
             }
         }
     }

@@ -17,10 +17,10 @@ pub struct HydraShape {
     /// Rank of each head.
     pub rank: usize,
     /// Number of heads (B matrices).
-    pub heads: usize,
+    pub lora_heads: usize,
     /// One A per head instead of one shared by all.
     pub per_head_a: bool,
-    /// The stacked A ends with the router's `heads` rows.
+    /// The stacked A ends with the router's `lora_heads` rows.
     pub router: bool,
 }
 
@@ -32,25 +32,25 @@ impl HydraShape {
 
     /// Rows of the stacked `[A; R]`.
     pub const fn stacked_rows(&self) -> usize {
-        self.a_rows().saturating_add(if self.router { self.heads } else { 0 })
+        self.a_rows().saturating_add(if self.router { self.lora_heads } else { 0 })
     }
 
     /// Columns of the saved state `[down | gate]`.
-    pub const fn hidden(&self) -> usize {
-        self.a_rows().saturating_add(self.heads)
+    pub const fn state_width(&self) -> usize {
+        self.a_rows().saturating_add(self.lora_heads)
     }
 
     /// Columns of B: `heads · rank`.
     pub const fn mixed(&self) -> usize {
-        self.heads.saturating_mul(self.rank)
+        self.lora_heads.saturating_mul(self.rank)
     }
 
     /// Refuses no heads, rank 0 and any shape one of whose matrices doesn't fit in the address space.
     pub fn validate(&self) -> Result<(), Error> {
-        if self.heads == 0 || self.rank == 0 {
+        if self.lora_heads == 0 || self.rank == 0 {
             return Err(Error::Shape("an adapter has at least one head and rank 1"));
         }
-        let widest = self.d_in.max(self.d_out).max(self.hidden()).max(self.mixed());
+        let widest = self.d_in.max(self.d_out).max(self.state_width()).max(self.mixed());
         let tallest = self.tokens.max(widest);
         let bytes = widest.checked_mul(tallest).and_then(|n| n.checked_mul(size_of::<f32>()));
         if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {

@@ -45,7 +45,7 @@ fn launches() -> Vec<Launch> {
     };
     let dropping = Mask { threshold: 1, ..Mask::default() };
     let second = Second { a: p, k: 24, b: p };
-    let up = UpBackward { dhidden: p, dhidden16: p, through: p, mixed: p, dmixed: p };
+    let up = UpBackward { d_adapter_state: p, dhidden16: p, through: p, mixed: p, dmixed: p };
     let values = Values { at: p, bf16: true };
     let (saved, output) = (Saved { d_o: p, lse: p, delta: p }, Output { y: values, pitch: 64, before: p });
     let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
@@ -70,7 +70,7 @@ fn launches() -> Vec<Launch> {
         embed(p, 40, &w(Format::Bf16), p),
         gather(p, p, p, 4, 96),
         scatter(p, p, p, 4, 96),
-        soften(p, p, p, 40, p, 512, p, 0, 96),
+        online_softmax(p, p, p, 40, p, 512, p, 0, 96),
         finish_loss(p, p, 40, p, &w(Format::Q4_0), p, 1.0),
         squares(p, p, 100_000),
         squares_total(p, p, 7),
@@ -88,7 +88,7 @@ fn launches() -> Vec<Launch> {
         all.push(matvec(output, 2, p, &w(format), Some((p, 4)), Some(More { x: p, w: p, columns: 24 })));
     }
     for d in [64, 128] {
-        let shape = Attention { heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3 };
+        let shape = Attention { n_heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3 };
         all.push(launch::attention(p, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
         all.push(attention_delta(p, 40, &shape, p, p));
         all.push(attention_dq(p, &shape, &saved, [p; 3]));

@@ -69,14 +69,14 @@ fn main() -> Result<()> {
         let size = sizes.iter_mut().find(|(name, _)| *name == key).ok_or(format!("{key}: no such key"))?;
         size.1 = value.parse().map_err(|_| format!("{setting}: wanted a number"))?;
     }
-    let [d_model, d_ffn, layers, heads, kv_heads, vocab, context] = sizes.map(|(_, size)| size);
+    let [d_model, d_ffn, layers, n_heads, kv_heads, vocab, context] = sizes.map(|(_, size)| size);
     if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
         return Err(format!("{name}=0: wanted a positive number").into());
     }
-    if d_model % heads != 0 || heads % kv_heads != 0 {
-        return Err(format!("d_model {d_model}, heads {heads}, kv_heads {kv_heads}: wanted d_model a multiple of heads, heads of kv_heads").into());
+    if d_model % n_heads != 0 || n_heads % kv_heads != 0 {
+        return Err(format!("d_model {d_model}, heads {n_heads}, kv_heads {kv_heads}: wanted d_model a multiple of heads, heads of kv_heads").into());
     }
-    let kv = d_model / heads * kv_heads;
+    let kv = d_model / n_heads * kv_heads;
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_string(), vec![vocab, d_model]),
         ("model.norm.weight".into(), vec![d_model]),
@@ -103,7 +103,7 @@ fn main() -> Result<()> {
         "hidden_size": d_model,
         "intermediate_size": d_ffn,
         "num_hidden_layers": layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": n_heads,
         "num_key_value_heads": kv_heads,
         "vocab_size": vocab,
         "max_position_embeddings": context,

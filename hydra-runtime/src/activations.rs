@@ -42,15 +42,15 @@ pub enum Size {
 pub struct LayerActivations<T> {
     /// 1/rms of the layer's input, `[tokens]`.
     pub attention_inv_rms: T,
-    /// Rotated queries, [tokens, heads * head_dim].
+    /// Rotated queries, [tokens, n_heads * head_dim].
     pub q: T,
-    /// Rotated keys, [tokens, kv_heads * head_dim].
+    /// Rotated keys, [tokens, kv_n_heads * head_dim].
     pub k: T,
-    /// Values, [tokens, kv_heads * head_dim].
+    /// Values, [tokens, kv_n_heads * head_dim].
     pub v: T,
-    /// Attention's result, [tokens, heads * head_dim].
+    /// Attention's result, [tokens, n_heads * head_dim].
     pub o: T,
-    /// Log of the softmax denominators, [tokens, heads].
+    /// Log of the softmax denominators, [tokens, n_heads].
     pub lse: T,
     /// The residual stream between attention and feed-forward, [tokens, d_model].
     pub middle: T,
@@ -60,8 +60,8 @@ pub struct LayerActivations<T> {
     pub gate: T,
     /// The up projection's result, [tokens, d_ffn].
     pub up: T,
-    /// `[down | gate]` of each adapted projection, [tokens, a_rows + heads].
-    pub hidden: [Option<T>; 7],
+    /// `[down | gate]` of each adapted projection, [tokens, a_rows + lora_heads].
+    pub adapter_state: [Option<T>; 7],
 }
 
 /// Results that live only inside one layer.
@@ -82,7 +82,7 @@ pub struct Gradients<T> {
     pub dx: T,
     /// Gradient of a normalised residual stream, [tokens, d_model].
     pub dnormed: T,
-    /// Gradient of attention's result, [tokens, heads * head_dim].
+    /// Gradient of attention's result, [tokens, n_heads * head_dim].
     pub d_o: T,
     /// Gradient of the queries.
     pub dq: T,
@@ -143,9 +143,9 @@ impl Activations<Size> {
         let attention = AttentionShape::of(config);
         let (d, ffn) = (tokens * config.d_model, Activation(tokens * config.d_ffn));
         let (q, kv) = (Activation(tokens * attention.q_width()), Activation(tokens * attention.kv_width()));
-        let hidden = Projection::ALL.map(|projection| {
+        let adapter_state = Projection::ALL.map(|projection| {
             let adapter = adapter.filter(|a| a.targets.contains(&projection))?;
-            Some(Buffer(adapter.shape(config, projection, tokens).hidden() * tokens))
+            Some(Buffer(adapter.shape(config, projection, tokens).state_width() * tokens))
         });
         let layer = LayerActivations {
             attention_inv_rms: Buffer(tokens),
@@ -153,12 +153,12 @@ impl Activations<Size> {
             k: kv,
             v: kv,
             o: q,
-            lse: Buffer(tokens * config.heads),
+            lse: Buffer(tokens * config.n_heads),
             middle: Buffer(d),
             ffn_inv_rms: Buffer(tokens),
             gate: ffn,
             up: ffn,
-            hidden,
+            adapter_state,
         };
         let training = purpose != Purpose::Forward;
         let sets = if purpose == Purpose::Training(Keep::All) { config.layers } else { 1 };
@@ -237,8 +237,8 @@ impl<T> Activations<T> {
 
 impl<T> LayerActivations<T> {
     fn try_map<U>(self, f: &mut impl FnMut(T) -> Result<U>) -> Result<LayerActivations<U>> {
-        let mut hidden = [const { None }; 7];
-        for (to, from) in hidden.iter_mut().zip(self.hidden) {
+        let mut adapter_state = [const { None }; 7];
+        for (to, from) in adapter_state.iter_mut().zip(self.adapter_state) {
             *to = from.map(&mut *f).transpose()?;
         }
         Ok(LayerActivations {
@@ -252,7 +252,7 @@ impl<T> LayerActivations<T> {
             ffn_inv_rms: f(self.ffn_inv_rms)?,
             gate: f(self.gate)?,
             up: f(self.up)?,
-            hidden,
+            adapter_state,
         })
     }
 }

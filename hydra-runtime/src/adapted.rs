@@ -100,10 +100,10 @@ impl<B: Backend> Adapted<B> {
 
     /// An error if a label names a head that there isn't.
     pub fn check_heads(&self, sequences: &[Sequence]) -> Result<()> {
-        let AdapterConfig { gate, heads, .. } = self.config;
-        match sequences.iter().filter_map(|s| s.head).find(|&head| head as usize >= heads) {
+        let AdapterConfig { gate, lora_heads, .. } = self.config;
+        match sequences.iter().filter_map(|s| s.head).find(|&head| head as usize >= lora_heads) {
             Some(head) if gate == GateKind::Label => {
-                Err(Error::Invalid(format!("a sequence of head {head}, of an adapter of {heads} heads")))
+                Err(Error::Invalid(format!("a sequence of head {head}, of an adapter of {lora_heads} heads")))
             }
             _ => Ok(()),
         }
@@ -129,7 +129,7 @@ impl<B: Backend> Adapted<B> {
         &'a self,
         layer: usize,
         projection: Projection,
-        heads: &'a [u32],
+        labels: &'a [u32],
         training: Option<Training>,
     ) -> Option<AdapterArgs<'a, B>> {
         let slot = self.slots.get(layer, projection)?;
@@ -140,7 +140,7 @@ impl<B: Backend> Adapted<B> {
         Some(AdapterArgs {
             slot,
             params: &self.params,
-            heads,
+            labels,
             dropout: key(dropout, seed),
             head_dropout: key(head_dropout, seed.map(mix)),
             balance: training.map_or(0.0, |training| load_balance * training.share),

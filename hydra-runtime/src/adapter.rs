@@ -1,8 +1,8 @@
 //! A HydraLoRA adapter in memory: its configuration and, for each adapted projection of each layer,
 //!
 //! ```text
-//! a [a_rows (+ heads), d_in]     A (rank rows, or heads·rank with one A per head), then the router's rows if there is one
-//! b [d_out, heads·rank]          head e owns columns e·rank .. (e+1)·rank
+//! a [a_rows (+ lora_heads), d_in]     A (rank rows, or heads·rank with one A per head), then the router's rows if there is one
+//! b [d_out, lora_heads·rank]          head e owns columns e·rank .. (e+1)·rank
 //! ```
 //! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`.
 
@@ -26,9 +26,9 @@ pub struct AdapterPair {
     pub d_in: usize,
     /// Rows of the projection's weight.
     pub d_out: usize,
-    /// The stacked `[A; R]`, [a_rows (+ heads with a router), d_in].
+    /// The stacked `[A; R]`, [a_rows (+ lora_heads with a router), d_in].
     pub a: Vec<f32>,
-    /// [d_out, heads * rank].
+    /// [d_out, lora_heads * rank].
     pub b: Vec<f32>,
 }
 
@@ -71,19 +71,21 @@ impl Adapter {
     /// One head alone, as a LoRA: its A (or the one that all share) and its B.
     pub fn head(&self, head: usize) -> Result<Self> {
         self.check()?;
-        let AdapterConfig { rank, heads, .. } = self.config;
-        if head >= heads {
-            return Err(Error::Invalid(format!("head {head} of an adapter of {heads} heads")));
+        let AdapterConfig { rank, lora_heads, .. } = self.config;
+        if head >= lora_heads {
+            return Err(Error::Invalid(format!("head {head} of an adapter of {lora_heads} heads")));
         }
         let mut alone = self.clone();
-        alone.config = AdapterConfig { method: Method::Lora, heads: 1, ..self.config.without_router(GateKind::One) };
+        alone.config =
+            AdapterConfig { method: Method::Lora, lora_heads: 1, ..self.config.without_router(GateKind::One) };
         alone.config.labels.clear();
         alone.config.label_field = None;
         alone.config.extra.remove("lora_nums");
         for pair in alone.layers.iter_mut().flatten().flatten() {
             let first = if self.config.method == Method::Split { head * rank } else { 0 };
             pair.a = pair.a[first * pair.d_in..][..rank * pair.d_in].to_vec();
-            pair.b = pair.b.chunks_exact(heads * rank).flat_map(|row| &row[head * rank..][..rank]).copied().collect();
+            pair.b =
+                pair.b.chunks_exact(lora_heads * rank).flat_map(|row| &row[head * rank..][..rank]).copied().collect();
         }
         Ok(alone)
     }
@@ -200,7 +202,7 @@ fn apart(b: &mut Vec<f32>, shape: &HydraShape, stream: &mut SplitMix64) {
         row.fill_with(|| stream.normal() * deviation);
         for column in 0..shape.mixed() {
             let of_heads = row.iter().skip(column % shape.rank).step_by(shape.rank);
-            b.push((row[column] - of_heads.sum::<f64>() / shape.heads as f64) as f32);
+            b.push((row[column] - of_heads.sum::<f64>() / shape.lora_heads as f64) as f32);
         }
     }
 }
@@ -213,9 +215,9 @@ impl AdapterConfig {
     }
 
     pub(crate) fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
-        let (rank, heads) = (self.rank, self.heads);
+        let (rank, lora_heads) = (self.rank, self.lora_heads);
         let (per_head_a, router) = (self.method == Method::Split, self.gate == GateKind::Router);
-        HydraShape { tokens: 0, d_in, d_out, rank, heads, per_head_a, router }
+        HydraShape { tokens: 0, d_in, d_out, rank, lora_heads, per_head_a, router }
     }
 
     /// Number of trainable parameters on a model, the router's among them; saturates.

@@ -80,7 +80,7 @@ fn flush_parent(path: &Path) {
     }
 }
 
-/// A hidden name in the same folder, this process's own.
+/// A adapter_state name in the same folder, this process's own.
 fn beside(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::Invalid(format!("{}: not a file's name", path.display())));

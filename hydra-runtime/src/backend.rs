@@ -37,7 +37,7 @@ pub struct AdapterSlot {
     pub scale: f32,
     /// The stacked `[A; R]`, `[stacked_rows, d_in]`.
     pub a: Range<usize>,
-    /// `B`, `[d_out, heads * rank]`.
+    /// `B`, `[d_out, lora_heads * rank]`.
     pub b: Range<usize>,
 }
 
@@ -71,7 +71,7 @@ pub struct AdapterArgs<'a, B: Backend + ?Sized> {
     /// All trainable parameters, flat.
     pub params: &'a B::Buffer,
     /// Each token's head for the label gate, `[tokens]`.
-    pub heads: &'a [u32],
+    pub labels: &'a [u32],
     /// Dropout on the adapter's input, if this is a training step that wants it.
     pub dropout: Option<DropoutKey>,
     /// Dropout on the mixed heads, the same.
@@ -94,7 +94,7 @@ pub struct Prefix<'a, B: Backend + ?Sized> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     /// Query heads, a multiple of `kv_heads`.
-    pub heads: usize,
+    pub n_heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
     /// Width of a head.
@@ -104,7 +104,7 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// Width of a row of queries.
     pub fn q_width(&self) -> usize {
-        self.heads * self.head_dim
+        self.n_heads * self.head_dim
     }
 
     /// Width of a row of keys or values.
@@ -114,7 +114,7 @@ impl AttentionShape {
 
     /// Query heads that share a key head.
     pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
+        self.n_heads / self.kv_heads
     }
 }
 
@@ -196,12 +196,12 @@ pub trait Backend: Sync {
         weight: &Self::Buffer,
     ) -> Result<()>;
 
-    /// Rotates each head of `x` [tokens, heads · head_dim] in place (RoPE, arXiv 2104.09864, halves paired as in Hugging Face's
+    /// Rotates each head of `x` [tokens, n_heads · head_dim] in place (RoPE, arXiv 2104.09864, halves paired as in Hugging Face's
     /// LLaMA) by its token's position; `table` is [positions, head_dim]: cosines, then sines. `inverse` undoes it, which is also its gradient.
     fn rope(
         &self,
         x: &mut Self::Buffer,
-        heads: usize,
+        n_heads: usize,
         head_dim: usize,
         table: &Self::Buffer,
         positions: &[u32],
@@ -210,7 +210,7 @@ pub trait Backend: Sync {
 
     /// Frozen linear and adapter: y = residual + x Wᵀ + scale · mixed Bᵀ; y and, if there is one, residual [tokens, d_out], both
     /// of one kind, x [tokens, d_in].
-    /// Beside the adapter comes `hidden` [tokens, a_rows + heads], which receives what the backward pass needs: `[down | gate]`.
+    /// Beside the adapter comes `adapter_state` [tokens, a_rows + lora_heads], which receives what the backward pass needs: `[down | gate]`.
     #[allow(clippy::too_many_arguments)]
     fn linear(
         &self,
@@ -222,7 +222,7 @@ pub trait Backend: Sync {
         adapter: Option<(&AdapterArgs<'_, Self>, &mut Self::Buffer)>,
     ) -> Result<()>;
     /// The gradient of [`Backend::linear`]: `dx` (if wanted) is overwritten or added to; the adapter's gradients are *added* to
-    /// `dparams`, which is laid out as the parameters. `hidden` is what the forward pass wrote.
+    /// `dparams`, which is laid out as the parameters. `adapter_state` is what the forward pass wrote.
     #[allow(clippy::too_many_arguments)]
     fn linear_backward(
         &self,
@@ -236,7 +236,7 @@ pub trait Backend: Sync {
     ) -> Result<()>;
 
     /// Causal attention inside each segment, after the prefix: o = softmax(q kᵀ / √head_dim) v, blocked, scores never stored
-    /// (Dao et al., arXiv 2205.14135). `lse` [tokens, heads] is the log of each row's softmax denominator.
+    /// (Dao et al., arXiv 2205.14135). `lse` [tokens, n_heads] is the log of each row's softmax denominator.
     #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,

@@ -54,7 +54,7 @@ pub struct Packed {
     /// Each token's position in its own sequence, the prefix counted, `[tokens]`.
     pub positions: Vec<u32>,
     /// Each token's head for the label gate, or [`NO_HEAD`], `[tokens]`.
-    pub heads: Vec<u32>,
+    pub labels: Vec<u32>,
     /// The sequences' places: contiguous, in order, none empty.
     pub segments: Vec<Segment>,
     /// Row indices of the positions that have a target, ascending.
@@ -90,7 +90,7 @@ impl Packed {
         }
         self.tokens.extend_from_slice(&sequence.tokens);
         self.positions.extend((prefix..prefix + len).map(|p| p as u32));
-        self.heads.resize(start + len, sequence.head.unwrap_or(NO_HEAD));
+        self.labels.resize(start + len, sequence.head.unwrap_or(NO_HEAD));
         self.segments.push(Segment { start, len });
         for (t, &target) in sequence.targets.iter().enumerate() {
             if target != NO_TARGET {
@@ -143,7 +143,7 @@ mod tests {
         let b = Sequence::prompt(&[3, 4]);
         let packed = Packed::new([&a, &b], 10, 8).unwrap();
         assert_eq!(packed.positions, [10, 11, 12, 10, 11]);
-        assert_eq!(packed.heads, [2, 2, 2, NO_HEAD, NO_HEAD]);
+        assert_eq!(packed.labels, [2, 2, 2, NO_HEAD, NO_HEAD]);
         assert_eq!(packed.segments, [Segment { start: 0, len: 3 }, Segment { start: 3, len: 2 }]);
         assert_eq!((packed.target_rows, packed.targets), (vec![1, 2], vec![7, 1]));
     }

@@ -17,8 +17,8 @@ pub struct Config {
     /// Blocks.
     pub layers: usize,
     /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
     pub kv_heads: usize,
     /// Width of a head; even.
     pub head_dim: usize,
@@ -49,7 +49,7 @@ impl Config {
             ("hidden size", self.d_model, MAX_SIZE),
             ("feed-forward size", self.d_ffn, MAX_SIZE),
             ("number of layers", self.layers, MAX_LAYERS),
-            ("number of heads", self.heads, MAX_LAYERS),
+            ("number of heads", self.n_heads, MAX_LAYERS),
             ("number of key/value heads", self.kv_heads, MAX_LAYERS),
             ("head size", self.head_dim, MAX_LAYERS),
             ("context length", self.context, MAX_SIZE),
@@ -59,8 +59,8 @@ impl Config {
                 return Err(format!("{what} {value}, wanted 1 to {most}"));
             }
         }
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(format!("{} heads, wanted a multiple of the {} key/value heads", self.heads, self.kv_heads));
+        if !self.n_heads.is_multiple_of(self.kv_heads) {
+            return Err(format!("{} heads, wanted a multiple of the {} key/value heads", self.n_heads, self.kv_heads));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head size {}, wanted an even number", self.head_dim));

@@ -26,7 +26,7 @@ pub struct GateMean {
     /// The projection.
     pub projection: Projection,
     /// Mean weight of each head; they add up to 1.
-    pub heads: Vec<f64>,
+    pub lora_heads: Vec<f64>,
     /// Mean over tokens of the entropy of a token's weights, in nats: 0 where each token has one head, ln N where all alike.
     pub entropy: f64,
 }
@@ -134,11 +134,11 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
     /// The mean gate of each adapted projection over all tokens of `sequences`.
     pub fn gate_means(&mut self, sequences: &[Sequence]) -> Result<Vec<GateMean>> {
         let Some(adapted) = &self.adapted else { return Ok(Vec::new()) };
-        let (heads, layers) = (adapted.config.heads, self.model.config.layers);
+        let (lora_heads, layers) = (adapted.config.lora_heads, self.model.config.layers);
         let targets = adapted.config.targets.clone();
         let mut means: Vec<GateMean> = (0..layers)
             .flat_map(|layer| targets.iter().map(move |&projection| (layer, projection)))
-            .map(|(layer, projection)| GateMean { layer, projection, heads: vec![0.0; heads], entropy: 0.0 })
+            .map(|(layer, projection)| GateMean { layer, projection, lora_heads: vec![0.0; lora_heads], entropy: 0.0 })
             .collect();
         let mut tokens = 0;
         self.packs(sequences, |pass, activations, cached, _| {
@@ -148,12 +148,13 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
                 for mean in means.iter_mut().filter(|mean| mean.layer == layer) {
                     let slot = adapted.slots.get(layer, mean.projection).expect("a target");
                     let shape = slot.shape(pass.packed.len());
-                    let hidden = activations.layers[0].hidden[mean.projection as usize].as_ref().expect("a target");
-                    let mut rows = vec![0.0; shape.tokens * shape.hidden()];
-                    pass.model.backend.download(&mut rows, hidden)?;
-                    for row in rows.chunks_exact(shape.hidden()) {
+                    let adapter_state =
+                        activations.layers[0].adapter_state[mean.projection as usize].as_ref().expect("a target");
+                    let mut rows = vec![0.0; shape.tokens * shape.state_width()];
+                    pass.model.backend.download(&mut rows, adapter_state)?;
+                    for row in rows.chunks_exact(shape.state_width()) {
                         let gate = &row[shape.a_rows()..];
-                        mean.heads.iter_mut().zip(gate).for_each(|(sum, &gate)| *sum += f64::from(gate));
+                        mean.lora_heads.iter_mut().zip(gate).for_each(|(sum, &gate)| *sum += f64::from(gate));
                         let weights = gate.iter().map(|&gate| f64::from(gate)).filter(|&gate| gate > 0.0);
                         mean.entropy -= weights.map(|gate| gate * gate.ln()).sum::<f64>();
                     }
@@ -162,7 +163,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             })
         })?;
         for mean in &mut means {
-            mean.heads.iter_mut().chain([&mut mean.entropy]).for_each(|sum| *sum /= tokens.max(1) as f64);
+            mean.lora_heads.iter_mut().chain([&mut mean.entropy]).for_each(|sum| *sum /= tokens.max(1) as f64);
         }
         Ok(means)
     }

@@ -39,18 +39,20 @@ pub enum Fold {
 
 impl Fold {
     /// Whether an adapter of this configuration has such a head, or only one.
-    fn check(self, heads: usize) -> Result<()> {
+    fn check(self, lora_heads: usize) -> Result<()> {
         let refuse = |message| Err(Error::Invalid(message));
         match self {
-            Self::Head(head) if head >= heads => refuse(format!("head {head} of an adapter of {heads} heads")),
-            Self::One if heads != 1 => refuse(format!("gate one of an adapter of {heads} heads, wanted 1")),
+            Self::Head(head) if head >= lora_heads => {
+                refuse(format!("head {head} of an adapter of {lora_heads} heads"))
+            }
+            Self::One if lora_heads != 1 => refuse(format!("gate one of an adapter of {lora_heads} heads, wanted 1")),
             _ => Ok(()),
         }
     }
 
-    fn weight(self, head: usize, heads: usize) -> f32 {
+    fn weight(self, head: usize, lora_heads: usize) -> f32 {
         match self {
-            Self::Uniform => 1.0 / heads as f32,
+            Self::Uniform => 1.0 / lora_heads as f32,
             Self::Head(chosen) => f32::from(chosen == head),
             Self::One => 1.0,
         }
@@ -61,7 +63,7 @@ impl Adapter {
     /// The adapter that mixes its heads as `fold` says, unmerged: its router, if it has one, taken away, and the head that
     /// all sequences must then name ([`crate::batch::Sequence::head`]). It is what a merged model is to be compared with.
     pub fn with_fixed_gate(&self, fold: Fold) -> Result<(Self, Option<u32>)> {
-        fold.check(self.config.heads)?;
+        fold.check(self.config.lora_heads)?;
         let mut fixed = self.clone();
         let head = match fold {
             Fold::Head(head) => Some(head as u32),
@@ -135,7 +137,7 @@ pub fn write(
     let config = checkpoint.config();
     adapter.fits(config)?;
     adapter.check_finite()?;
-    fold.check(adapter.config.heads)?;
+    fold.check(adapter.config.lora_heads)?;
     let mut there = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     if there.next().is_some() {
         return Err(Error::Invalid(format!("{} is not empty", folder.display())));
@@ -345,7 +347,7 @@ impl View for &Tensor<'_> {
 fn add_row(isa: Isa, row: &mut [f32], o: usize, pair: &AdapterPair, shape: &HydraShape, scale: f32, fold: Fold) {
     let mut sum = vec![0.0; row.len()];
     for (column, &b) in pair.b[o * shape.mixed()..][..shape.mixed()].iter().enumerate() {
-        let factor = fold.weight(column / shape.rank, shape.heads) * b;
+        let factor = fold.weight(column / shape.rank, shape.lora_heads) * b;
         if factor == 0.0 {
             continue;
         }

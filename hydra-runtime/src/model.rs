@@ -17,7 +17,7 @@ use crate::projection::Projection;
 impl AttentionShape {
     /// The attention of a model.
     pub fn of(config: &Config) -> Self {
-        Self { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
+        Self { n_heads: config.n_heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
     }
 }
 

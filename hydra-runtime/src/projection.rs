@@ -68,7 +68,7 @@ impl Projection {
 
     /// `(d_out, d_in)` of its weight.
     pub const fn dims(self, config: &Config) -> (usize, usize) {
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let (q, kv) = (config.n_heads * config.head_dim, config.kv_heads * config.head_dim);
         match self {
             Q => (q, config.d_model),
             K | V => (kv, config.d_model),

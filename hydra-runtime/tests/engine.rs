@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 fn case() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra")
 }
 
 fn cpu(precision: Precision) -> Cpu {
@@ -178,7 +178,7 @@ fn packing_keeps_sequences_apart() {
 #[test]
 fn what_nobody_reads_changes_nothing() {
     for case in ["hydra", "split"] {
-        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
         let checkpoint = Checkpoint::open(&case.join("model")).unwrap();
         let adapter = Adapter::load(&case.join("adapter"), checkpoint.config()).unwrap();
         let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
@@ -212,8 +212,11 @@ fn gate_means_are_distributions() {
     let means =
         Evaluator::new(&model, Some(&adapter), 64).unwrap().gate_means(&[sequence(40, 1), sequence(60, 2)]).unwrap();
     assert_eq!(means.len(), 7 * model.config().layers);
-    assert!(means.iter().all(|mean| abs_diff_eq!(mean.heads.iter().sum::<f64>(), 1.0, epsilon = 1e-5)));
-    assert!(means.iter().any(|mean| (mean.heads[0] - mean.heads[1]).abs() > 1e-3), "a router that does not route");
+    assert!(means.iter().all(|mean| abs_diff_eq!(mean.lora_heads.iter().sum::<f64>(), 1.0, epsilon = 1e-5)));
+    assert!(
+        means.iter().any(|mean| (mean.lora_heads[0] - mean.lora_heads[1]).abs() > 1e-3),
+        "a router that does not route"
+    );
 }
 
 /// State files are how a test reads the gradient of a step with dropout (the first moment after one step is a tenth of
@@ -245,17 +248,17 @@ fn gradients_are_the_slope_of_the_loss() {
         (Method::Split, GateKind::Label, 3),
     ];
     let targets = [Projection::ALL.to_vec(), vec![Gate, Up, Down], vec![Down], vec![O], vec![V]];
-    for (method, gate, heads) in kinds {
+    for (method, gate, lora_heads) in kinds {
         for (targets, dropout) in targets.iter().flat_map(|t| [(t, 0.0), (t, 0.3)]) {
             let config = AdapterConfig {
                 method,
                 gate,
                 rank: 3,
-                heads,
+                lora_heads,
                 alpha: 6.0,
                 dropout,
                 targets: targets.clone(),
-                labels: (0..heads).map(|i| format!("label {i}")).collect(),
+                labels: (0..lora_heads).map(|i| format!("label {i}")).collect(),
                 ..Default::default()
             };
             let adapter = Adapter::init(model.config(), config, 5).unwrap();
@@ -316,13 +319,17 @@ fn what_does_not_fit_is_refused() {
         d_model: wide,
         d_ffn: wide,
         layers: many,
-        heads: many,
+        n_heads: many,
         kv_heads: many,
         head_dim: many,
         ..config.clone()
     };
-    let huge =
-        AdapterConfig { rank: 1 << 16, heads: 1 << 12, targets: Projection::ALL.to_vec(), ..adapter.config.clone() };
+    let huge = AdapterConfig {
+        rank: 1 << 16,
+        lora_heads: 1 << 12,
+        targets: Projection::ALL.to_vec(),
+        ..adapter.config.clone()
+    };
     let options_far = TrainOptions { max_tokens: wide, ..options };
     assert_eq!(Trainer::plan_bytes(backend, &far, &huge, &options_far).unwrap(), u64::MAX);
     // A prompt with a token that there isn't is refused before any of it is remembered.
@@ -351,7 +358,8 @@ fn what_does_not_fit_is_refused() {
     std::fs::write(dir.path().join(STATE_FILE), bytes).unwrap();
     assert!(trainer.load_state(dir.path()).unwrap_err().to_string().contains("steps"));
     // A label's head is one that there is.
-    let config = AdapterConfig { method: Method::Split, gate: GateKind::Label, heads: 2, ..AdapterConfig::default() };
+    let config =
+        AdapterConfig { method: Method::Split, gate: GateKind::Label, lora_heads: 2, ..AdapterConfig::default() };
     let by_label = Adapter::init(model.config(), config, 1).unwrap();
     let mut evaluator = Evaluator::new(&model, Some(&by_label), 16).unwrap();
     assert!(evaluator.losses(&[sequence(4, 1)]).is_ok());

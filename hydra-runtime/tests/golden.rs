@@ -25,7 +25,7 @@ struct Case {
 
 impl Case {
     fn all() -> Vec<Self> {
-        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")];
         folders.extend(std::env::var_os("HYDRA_GOLDEN").map(PathBuf::from));
         let dirs =
             folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());

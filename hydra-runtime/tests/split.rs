@@ -49,7 +49,7 @@ fn values(adapter: &Adapter) -> Vec<f32> {
 
 /// Each head's parameters after training together, and after training alone.
 fn both(precision: Precision, isa: Isa, max_tokens: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra/model");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model");
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let cpu = Cpu::new(CpuOptions { threads: Some(2), precision, isa: Some(isa), ..CpuOptions::default() }).unwrap();
     let model = Model::load(cpu, &checkpoint).unwrap();
@@ -57,7 +57,7 @@ fn both(precision: Precision, isa: Isa, max_tokens: usize) -> Vec<(Vec<f32>, Vec
         method: Method::Split,
         gate: GateKind::Label,
         rank: 3,
-        heads: HEADS,
+        lora_heads: HEADS,
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),
         ..AdapterConfig::default()
@@ -88,8 +88,8 @@ fn both(precision: Precision, isa: Isa, max_tokens: usize) -> Vec<(Vec<f32>, Vec
 fn each_head_is_a_lora_trained_alone_bit_for_bit() {
     // A pass a record, and all of a step in one pass.
     for (isa, max_tokens) in Isa::available().flat_map(|isa| [(isa, TOKENS), (isa, TOKENS * HEADS)]) {
-        let heads = both(Precision::F32, isa, max_tokens);
-        for (head, (together, alone)) in heads.iter().enumerate() {
+        let lora_heads = both(Precision::F32, isa, max_tokens);
+        for (head, (together, alone)) in lora_heads.iter().enumerate() {
             let differing = together.iter().zip(alone).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             assert_eq!(
                 differing,
@@ -98,7 +98,7 @@ fn each_head_is_a_lora_trained_alone_bit_for_bit() {
                 alone.len()
             );
         }
-        assert_ne!(heads[0].1, heads[1].1, "heads differ");
+        assert_ne!(lora_heads[0].1, lora_heads[1].1, "heads differ");
     }
 }
 
@@ -114,8 +114,8 @@ fn in_bf16_it_is_one_to_a_millionth() {
 #[test]
 fn a_head_alone_is_what_the_label_gate_does() {
     use hydra_runtime::evaluate::Evaluator;
-    for (case, heads) in [("split", 6), ("hydra", 2)] {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    for (case, lora_heads) in [("split", 6), ("hydra", 2)] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
         let mut adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
         if case == "hydra" {
@@ -124,13 +124,13 @@ fn a_head_alone_is_what_the_label_gate_does() {
         }
         let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let model = Model::load(cpu, &checkpoint).unwrap();
-        for head in 0..heads {
+        for head in 0..lora_heads {
             let sequence = record(3, head);
             let mut labelled = Evaluator::new(&model, Some(&adapter), TOKENS).unwrap();
             let alone = adapter.head(head).unwrap();
             let mut alone = Evaluator::new(&model, Some(&alone), TOKENS).unwrap();
             assert_eq!(labelled.logits(&sequence).unwrap(), alone.logits(&sequence).unwrap(), "{case} {head}");
         }
-        assert!(adapter.head(heads).is_err());
+        assert!(adapter.head(lora_heads).is_err());
     }
 }

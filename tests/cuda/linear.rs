@@ -38,18 +38,18 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
         params: &params,
-        heads: &case.labels,
+        labels: &case.labels,
         dropout: case.dropout,
         head_dropout: case.head_dropout,
         balance: case.balance,
     });
-    let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.hidden());
-    let mut hidden = b.buffer(width).unwrap();
-    b.linear(&mut y, residual, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut hidden))).unwrap();
-    let mut results = vec![("y", get(b, &y, case.y.len())), ("hidden", get(b, &hidden, width))];
+    let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.state_width());
+    let mut adapter_state = b.buffer(width).unwrap();
+    b.linear(&mut y, residual, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut adapter_state))).unwrap();
+    let mut results = vec![("y", get(b, &y, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
     let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.before), put(b, &case.params));
     let wanted = case.dx.then_some((&mut dx, case.store));
-    let adapter = args.as_ref().map(|args| (args, &hidden));
+    let adapter = args.as_ref().map(|args| (args, &adapter_state));
     b.linear_backward(wanted, Some(&mut dparams), tokens, &dy, &x, &weight, adapter).unwrap();
     results.push(("dx", get(b, &dx, case.x.len())));
     results.push(("dparams", get(b, &dparams, case.params.len())));
@@ -70,13 +70,13 @@ fn draw(random: &mut Random, size: usize, adapted: bool) -> Case {
 fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: bool) -> Case {
     let gate = [GateKind::Router, GateKind::Label, GateKind::Uniform, GateKind::One][random.within(0, 3)];
     let router = gate == GateKind::Router;
-    let heads = if gate == GateKind::One { 1 } else { random.within(1, 5) };
+    let lora_heads = if gate == GateKind::One { 1 } else { random.within(1, 5) };
     let shape = HydraShape {
         tokens,
         d_in,
         d_out,
         rank: random.within(1, 12),
-        heads,
+        lora_heads,
         per_head_a: !router && random.coin(),
         router,
     };
@@ -105,7 +105,7 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
         balance: if tokens <= 5 && random.coin() { 0.8 } else { 0.0 },
         head_dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.2, seed: 6 }),
         dx: random.within(0, 4) > 0,
-        labels: random.ids(tokens, heads + 1),
+        labels: random.ids(tokens, lora_heads + 1),
         x: random.rounded(tokens * d_in),
         y: random.rounded(tokens * d_out),
         before: random.rounded(tokens * d_in),

@@ -1,4 +1,4 @@
-//! Whole models: PyTorch's losses and trajectories (`hydra-runtime/tests/golden`), and generation against the CPU's.
+//! Whole models: PyTorch's losses and trajectories (`tests/golden`), and generation against the CPU's.
 
 use crate::emulated;
 use crate::support::{assert_close, cpu};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 fn case(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("hydra-runtime/tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// A case's sequences; the records' categories say their heads.

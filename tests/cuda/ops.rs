@@ -83,7 +83,7 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         let after = get(cuda, &buffer, len + 7);
         assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
     }
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/hydra-runtime/tests/golden/hydra/model");
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hydra/model");
     let config = Config::open(golden.as_ref()).unwrap();
     assert!(cuda.workspace_bytes(10, &config) > 0 && !cuda.describe().is_empty());
 }
@@ -208,7 +208,7 @@ pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: 
 pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let kv_heads = random.within(1, 2 * size);
     let head_dim = [64, 128, 8, 2 * random.within(1, 63)][random.within(0, 3)];
-    let shape = AttentionShape { heads: kv_heads * random.within(1, 3), kv_heads, head_dim };
+    let shape = AttentionShape { n_heads: kv_heads * random.within(1, 3), kv_heads, head_dim };
     let mut segments = Vec::new();
     let mut tokens = 0;
     for _ in 0..random.within(1, 3) {

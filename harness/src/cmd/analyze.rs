@@ -163,7 +163,7 @@ fn analyse(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Res
             method: adapter.config.method.name(),
             gate: adapter.config.gate.name(),
             rank: adapter.config.rank,
-            heads: adapter.config.heads,
+            heads: adapter.config.lora_heads,
             seed: seeds[i],
             effective_rank_a: mean(&a, i),
             effective_rank_b: mean(&b, i),

@@ -77,7 +77,7 @@ fn model(page: &mut Page, checkpoint: &Checkpoint) {
     page.row("layers", config.layers);
     page.row("width", config.d_model);
     page.row("feed-forward", config.d_ffn);
-    page.row("heads", format!("{} of {}, {} for keys and values", config.heads, config.head_dim, config.kv_heads));
+    page.row("heads", format!("{} of {}, {} for keys and values", config.n_heads, config.head_dim, config.kv_heads));
     page.row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", the head is the embedding" } else { "" }));
     page.row("context", config.context);
     for projection in Projection::ALL {
@@ -117,7 +117,7 @@ fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adap
 
 fn describe(page: &mut Page, adapter: &AdapterConfig) {
     page.row("method", format!("{}, gate {}", adapter.method.name(), adapter.gate.name()));
-    page.row("rank, heads", format!("{}, {}", adapter.rank, adapter.heads));
+    page.row("rank, heads", format!("{}, {}", adapter.rank, adapter.lora_heads));
     page.row("alpha, dropout", format!("{}, {}", adapter.alpha, adapter.dropout));
     page.row("targets", adapter.targets.iter().map(|p| p.name()).collect::<Vec<_>>().join(", "));
     if !adapter.labels.is_empty() {

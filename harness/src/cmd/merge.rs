@@ -148,13 +148,13 @@ fn tolerance(merged: &Merged) -> f64 {
 /// The gate that the adapter has anyway.
 fn own(config: &AdapterConfig) -> Result<Fold> {
     match config.gate {
-        _ if config.heads == 1 => Ok(Fold::One),
+        _ if config.lora_heads == 1 => Ok(Fold::One),
         GateKind::One => Ok(Fold::One),
         GateKind::Uniform => Ok(Fold::Uniform),
         GateKind::Router => bail!(
             "a router weighs the {} heads anew for every token, so no one matrix does what it does; --gate uniform or head:I \
              folds an approximation",
-            config.heads
+            config.lora_heads
         ),
         GateKind::Label => bail!(
             "its head is that of the record's label; --gate head:I folds one, --gate uniform what records of unknown labels get"
@@ -165,12 +165,14 @@ fn own(config: &AdapterConfig) -> Result<Fold> {
 /// What is lost, if the adapter's own gate is another.
 fn approximation(config: &AdapterConfig, fold: Fold) -> Option<String> {
     let exact = match (config.gate, fold) {
-        _ if config.heads == 1 => true,
+        _ if config.lora_heads == 1 => true,
         (GateKind::Uniform, fold) => fold == Fold::Uniform,
         (gate, _) => gate != GateKind::Router,
     };
     (!exact).then(|| match config.gate {
-        GateKind::Router => format!("an approximation: the adapter's router over {} heads is left out", config.heads),
+        GateKind::Router => {
+            format!("an approximation: the adapter's router over {} heads is left out", config.lora_heads)
+        }
         _ => "an approximation: the adapter was trained with the mean of its heads".to_string(),
     })
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 /// A golden case's folder: model/, adapter/, data.jsonl.
 pub fn golden(method: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hydra-runtime/tests/golden").join(method)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(method)
 }
 
 /// The demo's folder: model/, corpus/, mmlu/.

@@ -5,7 +5,7 @@
 use super::convert::Held;
 use super::parts::Part;
 use super::tiled::{CTile, Micro, Piece, a_stride, load};
-use super::turn::{Column, Turned};
+use super::transpose::{Column, Transposed};
 use super::{Store, Values};
 use crate::isa::{Avx512, Isa};
 use core::arch::x86_64::*;
@@ -172,7 +172,7 @@ fn load_floats<K: Micro<A = f32>>(
 
 /// Rows of a transpose, `data[q · stride + row]`, as rows of a tile.
 fn floats_of_columns<E: Column>(_isa: Avx512, tile: &mut [f32], data: &[E], stride: usize, rows: usize, k: usize) {
-    let turned = Turned::new(data, stride, rows, k);
+    let turned = Transposed::new(data, stride, rows, k);
     assert!(rows <= 16 && (rows == 0 || tile.len() >= (rows - 1) * a_stride::<f32>() + k.next_multiple_of(16)));
     // SAFETY: the token proves the features; the assert is the room.
     unsafe { run(tile.as_mut_ptr(), turned, rows, k) }
@@ -180,7 +180,7 @@ fn floats_of_columns<E: Column>(_isa: Avx512, tile: &mut [f32], data: &[E], stri
     /// # Safety
     /// AVX-512 F, BW and VL; room for `k` values, in steps of 16, of each row.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn run<E: Column>(tile: *mut f32, turned: Turned<'_, E>, rows: usize, k: usize) {
+    unsafe fn run<E: Column>(tile: *mut f32, turned: Transposed<'_, E>, rows: usize, k: usize) {
         for q in (0..k).step_by(16) {
             // SAFETY: the caller's contract.
             unsafe {

@@ -6,7 +6,7 @@ use super::Values;
 use super::avx512::{MR, NR, Tiles, prefetch, store, tiles, vectors};
 use super::parts::Part;
 use super::tiled::{CTile, Micro, Piece, a_stride, load};
-use super::turn::{Column, Turned};
+use super::transpose::{Column, Transposed};
 use crate::isa::{Avx512Bf16, Isa};
 use core::arch::x86_64::*;
 use core::array::from_fn;
@@ -105,7 +105,7 @@ unsafe fn round_tile(out: *mut bf16, stride: usize, sums: *const f32, rows: usiz
 
 /// Rows of a transpose, `data[q · stride + row]`, as rows of a tile.
 fn pairs_of_columns<E: Column>(_isa: Avx512Bf16, tile: &mut [bf16], data: &[E], stride: usize, rows: usize, k: usize) {
-    let turned = Turned::new(data, stride, rows, k);
+    let turned = Transposed::new(data, stride, rows, k);
     assert!(rows <= 16 && (rows == 0 || tile.len() >= (rows - 1) * a_stride::<bf16>() + k.next_multiple_of(32)));
     // SAFETY: the token proves the features; the assert is the room.
     unsafe { run(tile.as_mut_ptr(), turned, rows, k) }
@@ -113,7 +113,7 @@ fn pairs_of_columns<E: Column>(_isa: Avx512Bf16, tile: &mut [bf16], data: &[E], 
     /// # Safety
     /// AVX-512 F, BW, VL and BF16; room for `k` values, in steps of 32, of each row.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn run<E: Column>(tile: *mut bf16, turned: Turned<'_, E>, rows: usize, k: usize) {
+    unsafe fn run<E: Column>(tile: *mut bf16, turned: Transposed<'_, E>, rows: usize, k: usize) {
         for q in (0..k).step_by(32) {
             // SAFETY: the caller's contract.
             unsafe {

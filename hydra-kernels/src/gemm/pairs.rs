@@ -3,7 +3,7 @@
 use super::Values;
 use super::avx512::NR;
 use super::avx512bf16::rounded;
-use super::turn::transpose;
+use super::transpose::transpose;
 use crate::isa::Avx512Bf16;
 use core::arch::x86_64::*;
 use half::bf16;

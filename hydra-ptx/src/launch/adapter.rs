@@ -28,8 +28,8 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Columns of hidden.
-    pub fn hidden(&self) -> u32 {
+    /// Columns of adapter_state.
+    pub fn state_width(&self) -> u32 {
         self.a_rows + self.heads
     }
 
@@ -65,10 +65,10 @@ pub fn split(out: Ptr, x: Ptr, rows: u32, width: u32) -> Launch {
     launch!("split", [blocks(chunks), 1], 0, out, x, rows, width)
 }
 
-/// From the operand x and [A; R] after [`split`] (`a`), `hidden` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
+/// From the operand x and [A; R] after [`split`] (`a`), `adapter_state` = [D(x) Aᵀ | gate(x Rᵀ)] and the operand `mixed` = scale · H(gate ∘ down).
 #[allow(clippy::too_many_arguments)]
 pub fn down(
-    hidden: Ptr,
+    adapter_state: Ptr,
     mixed: Ptr,
     tokens: u32,
     x: Ptr,
@@ -84,7 +84,7 @@ pub fn down(
         "down",
         [tokens.div_ceil(SKINNY), 1],
         skinny_shared(mask),
-        hidden,
+        adapter_state,
         mixed,
         tokens,
         x,
@@ -111,13 +111,22 @@ pub fn down(
 
 /// The same for a few tokens, without dropout and from [A; R] itself, f32 (`a`).
 #[allow(clippy::too_many_arguments)]
-pub fn few_down(hidden: Ptr, mixed: Ptr, tokens: u32, x: Ptr, d_in: u32, a: Ptr, heads: &Heads, scale: f32) -> Launch {
+pub fn few_down(
+    adapter_state: Ptr,
+    mixed: Ptr,
+    tokens: u32,
+    x: Ptr,
+    d_in: u32,
+    a: Ptr,
+    heads: &Heads,
+    scale: f32,
+) -> Launch {
     let &Heads { a_rows, stacked, heads, rank, per_head, gate, labels, sharpness, top_k, .. } = heads;
     launch!(
         "few_down",
         [tokens, 1],
         few_shared(stacked),
-        hidden,
+        adapter_state,
         mixed,
         tokens,
         x,
@@ -136,19 +145,19 @@ pub fn few_down(hidden: Ptr, mixed: Ptr, tokens: u32, x: Ptr, d_in: u32, a: Ptr,
     )
 }
 
-/// `push`, a value a head, from the gates in `hidden` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
+/// `push`, a value a head, from the gates in `adapter_state` of all of a pass's tokens: what the load-balance term of weight `balance` adds to
 /// each token's dgate.
-pub fn gate_push(push: Ptr, hidden: Ptr, tokens: u32, heads: &Heads, balance: f32) -> Launch {
+pub fn gate_push(push: Ptr, adapter_state: Ptr, tokens: u32, heads: &Heads, balance: f32) -> Launch {
     let &Heads { a_rows, heads, .. } = heads;
     let scale = balance * heads as f32 / tokens.max(1) as f32;
-    launch!("gate_push", [heads, 1], SQUARES_SHARED, push, hidden, tokens, a_rows, heads, scale)
+    launch!("gate_push", [heads, 1], SQUARES_SHARED, push, adapter_state, tokens, a_rows, heads, scale)
 }
 
 /// Where [`up_backward`] writes.
 #[derive(Clone, Copy, Debug)]
 pub struct UpBackward {
     /// [tokens, a_rows + heads].
-    pub dhidden: Ptr,
+    pub d_adapter_state: Ptr,
     /// An operand, [tokens, stacked rows].
     pub dhidden16: Ptr,
     /// The same with zeros for A's part, which goes through dropout; or null.
@@ -159,7 +168,7 @@ pub struct UpBackward {
     pub dmixed: Ptr,
 }
 
-/// From the operands `dy` and `b` [d_out, heads · rank] to the gradient of `hidden`; `push` is [`gate_push`]'s or null.
+/// From the operands `dy` and `b` [d_out, heads · rank] to the gradient of `adapter_state`; `push` is [`gate_push`]'s or null.
 #[allow(clippy::too_many_arguments)]
 pub fn up_backward(
     out: &UpBackward,
@@ -167,18 +176,18 @@ pub fn up_backward(
     dy: Ptr,
     d_out: u32,
     b: Ptr,
-    hidden: Ptr,
+    adapter_state: Ptr,
     push: Ptr,
     heads: &Heads,
     scale: f32,
 ) -> Launch {
-    let &UpBackward { dhidden, dhidden16, through, mixed, dmixed } = out;
+    let &UpBackward { d_adapter_state, dhidden16, through, mixed, dmixed } = out;
     let &Heads { a_rows, stacked, heads, rank, per_head, gate, sharpness, mask, .. } = heads;
     launch!(
         "up_backward",
         [tokens.div_ceil(SKINNY), 1],
         SKINNY_SHARED,
-        dhidden,
+        d_adapter_state,
         dhidden16,
         through,
         mixed,
@@ -187,7 +196,7 @@ pub fn up_backward(
         dy,
         d_out,
         b,
-        hidden,
+        adapter_state,
         push,
         scale,
         stacked,
@@ -285,9 +294,32 @@ impl Outer {
 }
 
 /// `dx` [tokens, d_in] += D(ddown A).
-pub fn dropped_add(dx: Values, tokens: u32, d_in: u32, dhidden: Ptr, a: Ptr, heads: &Heads, mask: Mask) -> Launch {
+pub fn dropped_add(
+    dx: Values,
+    tokens: u32,
+    d_in: u32,
+    d_adapter_state: Ptr,
+    a: Ptr,
+    heads: &Heads,
+    mask: Mask,
+) -> Launch {
     let grid = [d_in.div_ceil(THREADS), tokens.div_ceil(DROPPED_TOKENS)];
     let Mask { seed, threshold, scale } = mask;
-    let (hidden, a_rows) = (heads.hidden(), heads.a_rows);
-    launch!("dropped_add", grid, 0, dx.at, dx.bf16, tokens, d_in, dhidden, hidden, a, a_rows, seed, threshold, scale)
+    let (adapter_state, a_rows) = (heads.state_width(), heads.a_rows);
+    launch!(
+        "dropped_add",
+        grid,
+        0,
+        dx.at,
+        dx.bf16,
+        tokens,
+        d_in,
+        d_adapter_state,
+        adapter_state,
+        a,
+        a_rows,
+        seed,
+        threshold,
+        scale
+    )
 }

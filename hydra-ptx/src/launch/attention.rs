@@ -9,7 +9,7 @@ pub const WIDEST_HEAD: u32 = 128;
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     /// Query heads.
-    pub heads: u32,
+    pub n_heads: u32,
     /// Key and value heads.
     pub kv_heads: u32,
     /// Width of a head, even, at most [`WIDEST_HEAD`].
@@ -52,14 +52,14 @@ pub struct Prefix {
     pub len: u32,
 }
 
-/// o [tokens, heads · d] and lse [tokens, heads].
+/// o [tokens, n_heads · d] and lse [tokens, n_heads].
 pub fn attention(o: Ptr, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefix: Option<Prefix>) -> Launch {
     let (width, entry) = shape.width(["attention_64", "attention_128"]);
     let prefix = prefix.unwrap_or(Prefix { k, v, len: 0 });
-    let &Attention { heads, kv_heads, d, tiles, tile_count } = shape;
+    let &Attention { n_heads, kv_heads, d, tiles, tile_count } = shape;
     let launch = launch!(
         entry,
-        [tile_count, heads],
+        [tile_count, n_heads],
         attention_shared(width),
         o,
         lse,
@@ -70,7 +70,7 @@ pub fn attention(o: Ptr, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefi
         prefix.v,
         prefix.len,
         tiles,
-        heads,
+        n_heads,
         kv_heads,
         d,
         shape.scale()
@@ -78,9 +78,9 @@ pub fn attention(o: Ptr, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefi
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
 
-/// `delta` [tokens, heads] = Σ d o ∘ o.
+/// `delta` [tokens, n_heads] = Σ d o ∘ o.
 pub fn attention_delta(delta: Ptr, tokens: u32, shape: &Attention, d_o: Ptr, o: Ptr) -> Launch {
-    let rows = tokens * shape.heads;
+    let rows = tokens * shape.n_heads;
     launch!("attention_delta", [rows.div_ceil(THREADS / 32), 1], 0, delta, d_o, o, rows, shape.d)
 }
 
@@ -95,23 +95,23 @@ pub struct Saved {
     pub delta: Ptr,
 }
 
-/// `dq` [tokens, heads · d].
+/// `dq` [tokens, n_heads · d].
 pub fn attention_dq(dq: Ptr, shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dq_64", "attention_dq_128"]);
-    let &Attention { heads, kv_heads, d, tiles, tile_count } = shape;
-    let (grid, shared) = ([tile_count, heads], attention_dq_shared(width));
+    let &Attention { n_heads, kv_heads, d, tiles, tile_count } = shape;
+    let (grid, shared) = ([tile_count, n_heads], attention_dq_shared(width));
     let &Saved { d_o, lse, delta } = saved;
-    let launch = launch!(entry, grid, shared, dq, d_o, lse, delta, q, k, v, tiles, heads, kv_heads, d, shape.scale());
+    let launch = launch!(entry, grid, shared, dq, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, shape.scale());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
 
 /// `dk`, `dv` [tokens, kv_heads · d].
 pub fn attention_dkv([dk, dv]: [Ptr; 2], shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dkv_64", "attention_dkv_128"]);
-    let &Attention { heads, kv_heads, d, tiles, tile_count } = shape;
+    let &Attention { n_heads, kv_heads, d, tiles, tile_count } = shape;
     let (grid, shared) = ([tile_count, kv_heads], attention_dkv_shared(width));
     let &Saved { d_o, lse, delta } = saved;
     let launch =
-        launch!(entry, grid, shared, dk, dv, d_o, lse, delta, q, k, v, tiles, heads, kv_heads, d, shape.scale());
+        launch!(entry, grid, shared, dk, dv, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, shape.scale());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }

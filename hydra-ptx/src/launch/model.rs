@@ -45,12 +45,12 @@ pub fn scatter(out: Ptr, x: Ptr, rows: Ptr, count: u32, d: u32) -> Launch {
     launch!("scatter", [count, 1], 0, out, x, rows, d)
 }
 
-/// Floats of a row's state in [`soften`].
+/// Floats of a row's state in [`online_softmax`].
 pub const LOSS_STATE: usize = 3;
 
 /// Logits [rows, count] of ids `first ..` to bf16 weights `p`; see the kernel.
 #[allow(clippy::too_many_arguments)]
-pub fn soften(
+pub fn online_softmax(
     p: Ptr,
     state: Ptr,
     dx: Ptr,

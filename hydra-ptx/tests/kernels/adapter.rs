@@ -53,12 +53,12 @@ fn run_outer(outer: &Outer, seed: u64) {
 fn check(case: &Case) {
     let (shape, seed) = (case.shape, case.seed);
     let HydraShape { tokens, d_in, d_out, .. } = shape;
-    let (a_rows, stacked, width, columns) = (shape.a_rows(), shape.stacked_rows(), shape.hidden(), shape.mixed());
+    let (a_rows, stacked, width, columns) = (shape.a_rows(), shape.stacked_rows(), shape.state_width(), shape.mixed());
     let mut random = Random::new(seed);
     // What is bf16 on the device.
     let [x, dy] = [d_in, d_out].map(|width| rounded(&random.values(tokens * width)));
     let (a, b) = (random.values(stacked * d_in), rounded(&random.values(d_out * columns)));
-    let labels: Vec<u32> = (0..tokens).map(|_| random.bits() % (shape.heads as u32 + 1)).collect();
+    let labels: Vec<u32> = (0..tokens).map(|_| random.bits() % (shape.lora_heads as u32 + 1)).collect();
     let dropout = Dropout { p: case.dropout, seed: 99, first_row: 0 };
     let mask = Mask { seed: 99, threshold: dropout.threshold(), scale: dropout.scale() };
     let scale = 0.75;
@@ -96,13 +96,14 @@ fn check(case: &Case) {
     reference::forward(&shape, &mut want_y, &mut want_hidden, &want_x, &parameters);
     let (mut want_dx, mut want_da) = (vec![0.0; tokens * d_in], f64s(&a));
     let (mut want_db, mut want_dhidden) = (f64s(&b), vec![0.0; tokens * width]);
-    let gradients = Gradients { dx: &mut want_dx, da: &mut want_da, db: &mut want_db, dhidden: &mut want_dhidden };
+    let gradients =
+        Gradients { dx: &mut want_dx, da: &mut want_da, db: &mut want_db, d_adapter_state: &mut want_dhidden };
     reference::backward(&shape, gradients, &want_dy, &want_x, &want_hidden, &parameters);
     let want_mixed: Vec<f64> = (0..tokens * columns)
         .map(|i| {
-            let (hidden, column) = (&want_hidden[i / columns * width..], i % columns);
-            let down = hidden[if shape.per_head_a { column } else { column % shape.rank }];
-            hidden[a_rows + column / shape.rank] * down * heads_factors[i]
+            let (adapter_state, column) = (&want_hidden[i / columns * width..], i % columns);
+            let down = adapter_state[if shape.per_head_a { column } else { column % shape.rank }];
+            adapter_state[a_rows + column / shape.rank] * down * heads_factors[i]
         })
         .collect();
 
@@ -113,10 +114,10 @@ fn check(case: &Case) {
     let split_a = Global::new(&vec![0x7fc0u16; split_len(stacked as u32, d_in as u32)]);
     run(split(ptr(&split_a), ptr(&device_a), stacked as u32, d_in as u32), seed);
     let device_labels = Global::new(&labels);
-    let heads = Heads {
+    let lora_heads = Heads {
         a_rows: a_rows as u32,
         stacked: stacked as u32,
-        heads: shape.heads as u32,
+        heads: shape.lora_heads as u32,
         rank: shape.rank as u32,
         per_head: shape.per_head_a,
         gate: case.gate,
@@ -128,52 +129,81 @@ fn check(case: &Case) {
     let pitch = |columns: usize| padded(columns as u32) as usize;
     let nan16 = |columns: usize| Global::new(&vec![0x7fc0u16; tokens * pitch(columns)]);
     let nan32 = |len: usize| Global::new(&vec![f32::NAN; len]);
-    let (hidden, mixed16) = (nan32(tokens * width), nan16(columns));
+    let (adapter_state, mixed16) = (nan32(tokens * width), nan16(columns));
     let (count, d_in32, d_out32) = (tokens as u32, d_in as u32, d_out as u32);
-    run(down(ptr(&hidden), ptr(&mixed16), count, ptr(&device_x), d_in32, ptr(&split_a), &heads, scale, mask), seed);
-    assert_close("hidden", hidden.values(), &want_hidden, EXACT);
+    run(
+        down(
+            ptr(&adapter_state),
+            ptr(&mixed16),
+            count,
+            ptr(&device_x),
+            d_in32,
+            ptr(&split_a),
+            &lora_heads,
+            scale,
+            mask,
+        ),
+        seed,
+    );
+    assert_close("adapter_state", adapter_state.values(), &want_hidden, EXACT);
     let scaled: Vec<f64> = want_mixed.iter().map(|x| x * f64::from(scale)).collect();
     assert_close("mixed", &from_bf16(mixed16.values(), pitch(columns), columns), &scaled, ROUNDED);
     assert!(mixed16.values().chunks(pitch(columns)).all(|row| row[columns..].iter().all(|&x| x == 0)), "padding");
 
     if mask.threshold == 0 && heads_mask.threshold == 0 {
         let (again, mixed) = (nan32(tokens * width), nan16(columns));
-        run(few_down(ptr(&again), ptr(&mixed), count, ptr(&device_x), d_in32, ptr(&device_a), &heads, scale), seed);
-        assert_close("hidden of a few", again.values(), &want_hidden, EXACT);
+        run(
+            few_down(ptr(&again), ptr(&mixed), count, ptr(&device_x), d_in32, ptr(&device_a), &lora_heads, scale),
+            seed,
+        );
+        assert_close("adapter_state of a few", again.values(), &want_hidden, EXACT);
         assert_close("mixed of a few", &from_bf16(mixed.values(), pitch(columns), columns), &scaled, ROUNDED);
     }
 
     let (mixed, dmixed) = (nan16(columns), nan32(tokens * columns));
-    let (dhidden, dhidden16, through) = (nan32(tokens * width), nan16(stacked), nan16(stacked));
+    let (d_adapter_state, dhidden16, through) = (nan32(tokens * width), nan16(stacked), nan16(stacked));
     let out = UpBackward {
-        dhidden: ptr(&dhidden),
+        d_adapter_state: ptr(&d_adapter_state),
         dhidden16: ptr(&dhidden16),
         through: ptr(&through),
         mixed: ptr(&mixed),
         dmixed: ptr(&dmixed),
     };
-    let push = nan32(shape.heads);
+    let push = nan32(shape.lora_heads);
     let pushes = shape.router && routing.balance > 0.0;
     if pushes {
-        run(gate_push(ptr(&push), ptr(&hidden), count, &heads, routing.balance), seed);
+        run(gate_push(ptr(&push), ptr(&adapter_state), count, &lora_heads, routing.balance), seed);
     }
     let push = if pushes { ptr(&push) } else { Ptr::NULL };
-    run(up_backward(&out, count, ptr(&device_dy), d_out32, ptr(&device_b), ptr(&hidden), push, &heads, scale), seed);
-    assert_close("dhidden", dhidden.values(), &want_dhidden, EXACT);
+    run(
+        up_backward(
+            &out,
+            count,
+            ptr(&device_dy),
+            d_out32,
+            ptr(&device_b),
+            ptr(&adapter_state),
+            push,
+            &lora_heads,
+            scale,
+        ),
+        seed,
+    );
+    assert_close("d_adapter_state", d_adapter_state.values(), &want_dhidden, EXACT);
     assert_close("mixed", &from_bf16(mixed.values(), pitch(columns), columns), &want_mixed, ROUNDED);
     let of = |i: usize| want_dhidden[i / stacked * width + i % stacked];
     let want: Vec<f64> = (0..tokens * stacked).map(of).collect();
-    assert_close("dhidden as bf16", &from_bf16(dhidden16.values(), pitch(stacked), stacked), &want, ROUNDED);
+    assert_close("d_adapter_state as bf16", &from_bf16(dhidden16.values(), pitch(stacked), stacked), &want, ROUNDED);
     let want: Vec<f64> = (0..tokens * stacked).map(|i| if i % stacked < a_rows { 0.0 } else { of(i) }).collect();
     assert_close("through", &from_bf16(through.values(), pitch(stacked), stacked), &want, ROUNDED);
 
     // Sums over tokens of what was rounded: exact but for their own rounding, however much cancels.
-    let sums = |dhidden: &[f64], mixed: &[f64]| {
+    let sums = |d_adapter_state: &[f64], mixed: &[f64]| {
         let (mut da, mut db) = (f64s(&a), f64s(&b));
         let (da_a, da_r) = da.split_at_mut(a_rows * d_in);
         let dropped = |t: usize, c: usize| want_x[t * d_in + c] * factors[t * d_in + c];
-        reference::gemm(da_a, a_rows, tokens, d_in, |j, t| dhidden[t * stacked + j], dropped);
-        let (routed, plain) = (|j, t| dhidden[t * stacked + a_rows + j], |t, c| want_x[t * d_in + c]);
+        reference::gemm(da_a, a_rows, tokens, d_in, |j, t| d_adapter_state[t * stacked + j], dropped);
+        let (routed, plain) = (|j, t| d_adapter_state[t * stacked + a_rows + j], |t, c| want_x[t * d_in + c]);
         reference::gemm(da_r, stacked - a_rows, tokens, d_in, routed, plain);
         let scaled = |o: usize, t: usize| f64::from(scale) * want_dy[t * d_out + o];
         reference::gemm(&mut db, d_out, tokens, columns, scaled, |t, j| mixed[t * columns + j]);
@@ -185,14 +215,17 @@ fn check(case: &Case) {
     let there = |values: &Global<u16>, columns| f64s(&from_bf16(values.values(), pitch(columns), columns));
     let [want_da, want_db] = sums(&there(&dhidden16, stacked), &there(&mixed, columns));
     let (device_db, device_da) = (Global::new(&b), Global::new(&a));
-    run_outer(&db(ptr(&device_db), count, ptr(&device_dy), d_out32, ptr(&mixed), &heads, scale), seed);
+    run_outer(&db(ptr(&device_db), count, ptr(&device_dy), d_out32, ptr(&mixed), &lora_heads, scale), seed);
     assert_close("db", device_db.values(), &want_db, EXACT);
-    run_outer(&da(ptr(&device_da), count, ptr(&device_x), d_in32, ptr(&dhidden16), &heads, mask), seed);
+    run_outer(&da(ptr(&device_da), count, ptr(&device_x), d_in32, ptr(&dhidden16), &lora_heads, mask), seed);
     assert_close("da", device_da.values(), &want_da, EXACT);
 
     if mask.threshold > 0 {
         let dx = Global::new(&x);
-        run(dropped_add(Values::f32(ptr(&dx)), count, d_in32, ptr(&dhidden), ptr(&device_a), &heads, mask), seed);
+        run(
+            dropped_add(Values::f32(ptr(&dx)), count, d_in32, ptr(&d_adapter_state), ptr(&device_a), &lora_heads, mask),
+            seed,
+        );
         let router = |t: usize, c: usize| {
             (a_rows..stacked).map(|row| want_dhidden[t * width + row] * want_a[row * d_in + c]).sum::<f64>()
         };
@@ -206,12 +239,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn random_adapters(tokens in 1usize..70, d_in in 1usize..80, d_out in 1usize..80, rank in 1usize..20, heads in 1usize..6,
+    fn random_adapters(tokens in 1usize..70, d_in in 1usize..80, d_out in 1usize..80, rank in 1usize..20, lora_heads in 1usize..6,
                        per_head_a: bool, gate in 0u32..4, drops: bool, drops_heads: bool,
                        routing in prop::option::of((0.4f32..3.0, 1usize..6, prop::sample::select(vec![0.0f32, 0.7]))), seed: u64) {
         let per_head_a = per_head_a && gate != GATE_ROUTER;
-        let heads = if gate == GATE_ONE { 1 } else { heads };
-        let shape = HydraShape { tokens, d_in, d_out, rank, heads, per_head_a, router: gate == GATE_ROUTER };
+        let lora_heads = if gate == GATE_ONE { 1 } else { lora_heads };
+        let shape = HydraShape { tokens, d_in, d_out, rank, lora_heads, per_head_a, router: gate == GATE_ROUTER };
         let routing = routing.map(|(temperature, top_k, balance)| Routing { temperature, top_k, balance }).unwrap_or_default();
         let p = |drops: bool| if drops { 0.3 } else { 0.0 };
         check(&Case { shape, gate, routing, head_dropout: p(drops_heads), dropout: p(drops), seed });
@@ -220,8 +253,8 @@ proptest! {
 
 #[test]
 fn whole_tiles_and_one_more() {
-    for (tokens, rank, heads) in [(32, 8, 4), (33, 8, 3), (64, 32, 3)] {
-        let shape = HydraShape { tokens, d_in: 64, d_out: 96, rank, heads, per_head_a: false, router: true };
+    for (tokens, rank, lora_heads) in [(32, 8, 4), (33, 8, 3), (64, 32, 3)] {
+        let shape = HydraShape { tokens, d_in: 64, d_out: 96, rank, lora_heads, per_head_a: false, router: true };
         let routing = Routing { temperature: 0.8, top_k: 2, balance: 0.5 };
         check(&Case {
             shape,
@@ -246,7 +279,7 @@ fn through_all_the_stages() {
         (300, 2100, 40, 0.1),
         (2, 2100, 40, 0.0),
     ] {
-        let shape = HydraShape { tokens, d_in, d_out, rank: 4, heads: 3, per_head_a: false, router: true };
+        let shape = HydraShape { tokens, d_in, d_out, rank: 4, lora_heads: 3, per_head_a: false, router: true };
         check(&Case { shape, gate: GATE_ROUTER, routing: Routing::default(), head_dropout: 0.0, dropout, seed: 5 });
     }
 }

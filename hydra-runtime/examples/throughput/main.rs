@@ -175,7 +175,7 @@ fn config(settings: &Settings, lora: bool) -> Result<AdapterConfig> {
         method: if lora { Method::Lora } else { Method::Hydra },
         gate: if lora { GateKind::One } else { GateKind::Router },
         rank: settings.number("rank", 8)?,
-        heads: if lora { 1 } else { settings.number("heads", 4)? },
+        lora_heads: if lora { 1 } else { settings.number("heads", 4)? },
         alpha: 32.0,
         dropout: 0.0,
         targets: Projection::ALL.to_vec(),

@@ -56,8 +56,8 @@ impl<B: Backend> Timed<'_, B> {
 }
 
 fn args<'a, B: Backend>(args: &AdapterArgs<'a, Timed<'_, B>>) -> AdapterArgs<'a, B> {
-    let AdapterArgs { slot, params, heads, dropout, head_dropout, balance } = *args;
-    AdapterArgs { slot, params, heads, dropout, head_dropout, balance }
+    let AdapterArgs { slot, params, labels, dropout, head_dropout, balance } = *args;
+    AdapterArgs { slot, params, labels, dropout, head_dropout, balance }
 }
 
 fn size(name: &str, adapter: Option<HydraShape>) -> String {
@@ -145,9 +145,9 @@ impl<B: Backend> Backend for Timed<'_, B> {
     ) -> Result<()> {
         let name = size("linear", adapter.as_ref().map(|(args, _)| args.slot.shape));
         match adapter {
-            Some((adapter, hidden)) => {
+            Some((adapter, adapter_state)) => {
                 let adapter = args(adapter);
-                self.time(name, |b| b.linear(y, residual, tokens, x, weight, Some((&adapter, hidden))))
+                self.time(name, |b| b.linear(y, residual, tokens, x, weight, Some((&adapter, adapter_state))))
             }
             None => self.time(name, |b| b.linear(y, residual, tokens, x, weight, None)),
         }
@@ -164,9 +164,11 @@ impl<B: Backend> Backend for Timed<'_, B> {
     ) -> Result<()> {
         let name = size("linear_backward", adapter.map(|(args, _)| args.slot.shape));
         match adapter {
-            Some((adapter, hidden)) => {
+            Some((adapter, adapter_state)) => {
                 let adapter = args(adapter);
-                self.time(name, |b| b.linear_backward(dx, dparams, tokens, dy, x, weight, Some((&adapter, hidden))))
+                self.time(name, |b| {
+                    b.linear_backward(dx, dparams, tokens, dy, x, weight, Some((&adapter, adapter_state)))
+                })
             }
             None => self.time(name, |b| b.linear_backward(dx, dparams, tokens, dy, x, weight, None)),
         }

@@ -22,7 +22,7 @@ pub struct AdapterConfig {
     /// Rank of each head.
     pub rank: usize,
     /// Number of heads.
-    pub heads: usize,
+    pub lora_heads: usize,
     /// The heads' sum is scaled by alpha / rank.
     pub alpha: f32,
     /// Probability of dropping a value of A's input in training.
@@ -56,7 +56,7 @@ impl Default for AdapterConfig {
             method: Method::Hydra,
             gate: GateKind::Router,
             rank: 4,
-            heads: 4,
+            lora_heads: 4,
             alpha: 32.0,
             dropout: 0.05,
             head_dropout: 0.0,
@@ -108,10 +108,10 @@ impl AdapterConfig {
 
     /// What its parameters mean, in one line: adapters that differ in it can't take each other's.
     pub(crate) fn function(&self) -> String {
-        let Self { method, gate, rank, heads, alpha, targets, .. } = self;
+        let Self { method, gate, rank, lora_heads, alpha, targets, .. } = self;
         let targets: Vec<_> = targets.iter().map(|projection| projection.name()).collect();
         let (method, gate, targets) = (method.name(), gate.name(), targets.join(" "));
-        format!("method {method}, gate {gate}, rank {rank}, heads {heads}, alpha {alpha}, targets {targets}")
+        format!("method {method}, gate {gate}, rank {rank}, heads {lora_heads}, alpha {alpha}, targets {targets}")
     }
 
     /// The same heads under another gate that is no router: without what only a router has, and without a start.
@@ -126,12 +126,12 @@ impl AdapterConfig {
     }
 
     fn explain(&self) -> Result<(), String> {
-        let Self { rank, heads, alpha, dropout, .. } = *self;
+        let Self { rank, lora_heads, alpha, dropout, .. } = *self;
         if !(1..=MAX_RANK).contains(&rank) {
             return Err(format!("rank {rank}, wanted 1 to {MAX_RANK}"));
         }
-        if !(1..=MAX_HEADS).contains(&heads) {
-            return Err(format!("{heads} heads, wanted 1 to {MAX_HEADS}"));
+        if !(1..=MAX_HEADS).contains(&lora_heads) {
+            return Err(format!("{lora_heads} heads, wanted 1 to {MAX_HEADS}"));
         }
         if !alpha.is_finite() {
             return Err(format!("alpha {alpha}, wanted a number"));
@@ -140,17 +140,17 @@ impl AdapterConfig {
             return Err(format!("dropout {dropout}, wanted 0 or more and less than 1"));
         }
         let (method, gate) = (self.method.name(), self.gate.name());
-        if self.method == Method::Lora && heads != 1 {
-            return Err(format!("method {method} with {heads} heads, wanted 1"));
+        if self.method == Method::Lora && lora_heads != 1 {
+            return Err(format!("method {method} with {lora_heads} heads, wanted 1"));
         }
-        if self.gate == GateKind::One && heads != 1 {
-            return Err(format!("gate one with {heads} heads, wanted 1"));
+        if self.gate == GateKind::One && lora_heads != 1 {
+            return Err(format!("gate one with {lora_heads} heads, wanted 1"));
         }
         if self.method == Method::Lora && self.gate != GateKind::One {
             return Err(format!("method {method} with gate {gate}, wanted one"));
         }
-        if self.gate == GateKind::Label && self.labels.len() > heads {
-            return Err(format!("{} labels for {heads} heads under the label gate", self.labels.len()));
+        if self.gate == GateKind::Label && self.labels.len() > lora_heads {
+            return Err(format!("{} labels for {lora_heads} heads under the label gate", self.labels.len()));
         }
         self.check_options()?;
         if self.targets.is_empty() {
@@ -163,7 +163,7 @@ impl AdapterConfig {
     }
 
     fn check_options(&self) -> Result<(), String> {
-        let Self { heads, head_dropout, temperature, top_k, load_balance, .. } = *self;
+        let Self { lora_heads, head_dropout, temperature, top_k, load_balance, .. } = *self;
         let gate = self.gate.name();
         let of_router = [
             ("router temperature", temperature != 1.0),
@@ -179,8 +179,8 @@ impl AdapterConfig {
         if !(temperature > 0.0 && temperature.is_normal()) {
             return Err(format!("router temperature {temperature}, wanted a number above 0"));
         }
-        if let Some(top_k) = top_k.filter(|top_k| !(1..=heads).contains(top_k)) {
-            return Err(format!("top-k {top_k} of {heads} heads, wanted 1 to {heads}"));
+        if let Some(top_k) = top_k.filter(|top_k| !(1..=lora_heads).contains(top_k)) {
+            return Err(format!("top-k {top_k} of {lora_heads} heads, wanted 1 to {lora_heads}"));
         }
         if !(load_balance.is_finite() && load_balance >= 0.0) {
             return Err(format!("load balance {load_balance}, wanted a number from 0 on"));
@@ -189,10 +189,10 @@ impl AdapterConfig {
             // Anywhere else the heads would not cancel at the start, and the model would change.
             let wanted = "wanted several heads with one A that all take part alike at the start, under the router or the uniform gate";
             let found = match (self.method, self.gate) {
-                _ if heads == 1 => "one head".to_string(),
+                _ if lora_heads == 1 => "one head".to_string(),
                 (Method::Split, _) => "an A per head".to_string(),
                 (_, GateKind::Label) => format!("gate {gate}"),
-                _ if top_k.is_some_and(|top_k| top_k < heads) => "top-k".to_string(),
+                _ if top_k.is_some_and(|top_k| top_k < lora_heads) => "top-k".to_string(),
                 _ => return Ok(()),
             };
             return Err(format!("head init random with {found}, {wanted}"));
@@ -215,7 +215,7 @@ impl AdapterConfig {
             Some(name) => GateKind::parse(name)
                 .ok_or_else(|| file.refuse("gate", "\"router\", \"label\", \"uniform\" or \"one\""))?,
         };
-        let heads = match method {
+        let lora_heads = match method {
             Method::Lora => 1,
             _ => file.size("lora_nums")?.ok_or_else(|| file.refuse("lora_nums", "the number of heads"))?,
         };
@@ -225,7 +225,7 @@ impl AdapterConfig {
             method,
             gate,
             rank,
-            heads,
+            lora_heads,
             alpha,
             dropout: file.number("lora_dropout")?.unwrap_or(0.0) as f32,
             head_dropout: file.number("head_dropout")?.unwrap_or(0.0) as f32,
@@ -245,8 +245,8 @@ impl AdapterConfig {
             extra: {
                 let own =
                     ["gate", "r", "lora_alpha", "lora_dropout", "target_modules", "labels", "label_field", "method"];
-                let heads = (method != Method::Lora).then_some(&"lora_nums");
-                let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]).chain(heads);
+                let lora_heads = (method != Method::Lora).then_some(&"lora_nums");
+                let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]).chain(lora_heads);
                 let given = |key: &str, value: &Value| GIVEN.iter().any(|&(own, says)| own == key && says == value);
                 file.map.retain(|key, value| !own.clone().any(|own| own == key) && !given(key, value));
                 std::mem::take(&mut file.map)
@@ -270,7 +270,7 @@ impl AdapterConfig {
         map.insert("target_modules".into(), json!(targets));
         map.insert("base_model_name_or_path".into(), json!(self.base_model));
         if self.method != Method::Lora {
-            map.insert("lora_nums".into(), self.heads.into());
+            map.insert("lora_nums".into(), self.lora_heads.into());
             map.insert("gate".into(), self.gate.name().into());
         }
         if self.method != Method::Lora || !self.labels.is_empty() {

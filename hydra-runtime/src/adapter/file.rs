@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! base_model.model.model.layers.{L}.{self_attn|mlp}.{projection}.
-//!     hydra  lora_A.weight [rank, d_in]     lora_B{e}.weight [d_out, rank]     lora_route.weight [heads, d_in]
+//!     hydra  lora_A.weight [rank, d_in]     lora_B{e}.weight [d_out, rank]     lora_route.weight [lora_heads, d_in]
 //!     split  lora_A{e}.weight               lora_B{e}.weight
 //!     lora   lora_A.weight                  lora_B.weight                      (HF PEFT's names)
 //! ```
@@ -43,17 +43,17 @@ fn parts(method: Method, shape: &HydraShape) -> Vec<(String, Part)> {
     let of_head = |head: usize| head * rank..(head + 1) * rank;
     let mut parts = Vec::new();
     if method == Method::Split {
-        parts.extend((0..shape.heads).map(|head| (format!("lora_A{head}"), Part::Rows(of_head(head)))));
+        parts.extend((0..shape.lora_heads).map(|head| (format!("lora_A{head}"), Part::Rows(of_head(head)))));
     } else {
         parts.push(("lora_A".into(), Part::Rows(0..a_rows)));
     }
     if method == Method::Lora {
         parts.push(("lora_B".into(), Part::Columns(of_head(0))));
     } else {
-        parts.extend((0..shape.heads).map(|head| (format!("lora_B{head}"), Part::Columns(of_head(head)))));
+        parts.extend((0..shape.lora_heads).map(|head| (format!("lora_B{head}"), Part::Columns(of_head(head)))));
     }
     if shape.router {
-        parts.push(("lora_route".into(), Part::Rows(a_rows..a_rows + shape.heads)));
+        parts.push(("lora_route".into(), Part::Rows(a_rows..a_rows + shape.lora_heads)));
     }
     parts
 }

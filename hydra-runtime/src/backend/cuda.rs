@@ -142,7 +142,7 @@ impl<D: Driver> Cuda<D> {
         let tokens = segments.iter().map(|segment| segment.start + segment.len).max().unwrap_or(0);
         let tiles = Attention::tiles(rows);
         let attention = Attention {
-            heads: size(shape.heads)?,
+            n_heads: size(shape.n_heads)?,
             kv_heads: size(shape.kv_heads)?,
             d: size(shape.head_dim)?,
             tile_count: size(tiles.len() / 3)?,
@@ -230,7 +230,7 @@ impl<D: Driver> Backend for Cuda<D> {
     fn rope(
         &self,
         x: &mut Buffer<D>,
-        heads: usize,
+        n_heads: usize,
         head_dim: usize,
         table: &Buffer<D>,
         positions: &[u32],
@@ -238,10 +238,10 @@ impl<D: Driver> Backend for Cuda<D> {
     ) -> Result<()> {
         let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let (tokens, table) = (positions.len(), self.f32(table, end * head_dim));
-        let x = self.bf16(x, tokens * heads * head_dim);
+        let x = self.bf16(x, tokens * n_heads * head_dim);
         let state = &mut *self.state();
         let positions = state.ids.on_device(&self.driver, positions)?;
-        self.run(&launch::rope(x, size(tokens)?, size(heads)?, size(head_dim)?, table, positions, inverse))
+        self.run(&launch::rope(x, size(tokens)?, size(n_heads)?, size(head_dim)?, table, positions, inverse))
     }
 
     fn linear(
@@ -289,7 +289,7 @@ impl<D: Driver> Backend for Cuda<D> {
                 Some(launch::Prefix { k: self.bf16(k, values), v: self.bf16(v, values), len: size(len)? })
             }
         };
-        let (o, lse) = (self.bf16(o, tokens * shape.q_width()), self.f32(lse, tokens * shape.heads));
+        let (o, lse) = (self.bf16(o, tokens * shape.q_width()), self.f32(lse, tokens * shape.n_heads));
         self.run(&launch::attention(o, lse, &attention, inputs, prefix))
     }
 
@@ -311,8 +311,8 @@ impl<D: Driver> Backend for Cuda<D> {
         let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let (wide, narrow) = (tokens * shape.q_width(), tokens * shape.kv_width());
         let (d_o, o) = (self.bf16(d_o, wide), self.bf16(o, wide));
-        let delta = state.partial.f32(&self.driver, tokens * shape.heads)?;
-        let saved = Saved { d_o, lse: self.f32(lse, tokens * shape.heads), delta };
+        let delta = state.partial.f32(&self.driver, tokens * shape.n_heads)?;
+        let saved = Saved { d_o, lse: self.f32(lse, tokens * shape.n_heads), delta };
         let (dq, dk, dv) = (self.bf16(dq, wide), self.bf16(dk, narrow), self.bf16(dv, narrow));
         self.run(&launch::attention_delta(delta, size(tokens)?, &attention, d_o, o))?;
         self.run(&launch::attention_dq(dq, &attention, &saved, inputs))?;

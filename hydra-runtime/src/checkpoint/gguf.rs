@@ -67,11 +67,11 @@ fn config(file: &Container) -> Result<Config> {
     }
     let size = |key: &str| file.unsigned(key);
     let need = |key: &str| size(key)?.ok_or_else(|| file.refuse(key, "a positive whole number"));
-    let (d_model, heads) = (need("llama.embedding_length")?, need("llama.attention.head_count")?);
+    let (d_model, n_heads) = (need("llama.embedding_length")?, need("llama.attention.head_count")?);
     let head_dim = match size("llama.attention.key_length")? {
         Some(head_dim) => head_dim,
-        None if heads > 0 && d_model.is_multiple_of(heads) => d_model / heads,
-        None => return Err(file.refuse("llama.embedding_length", &format!("a multiple of the {heads} heads"))),
+        None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
+        None => return Err(file.refuse("llama.embedding_length", &format!("a multiple of the {n_heads} heads"))),
     };
     for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
         if size(key)?.is_some_and(|n| n != head_dim) {
@@ -84,8 +84,8 @@ fn config(file: &Container) -> Result<Config> {
         d_model,
         d_ffn: need("llama.feed_forward_length")?,
         layers: need("llama.block_count")?,
-        heads,
-        kv_heads: size("llama.attention.head_count_kv")?.unwrap_or(heads),
+        n_heads,
+        kv_heads: size("llama.attention.head_count_kv")?.unwrap_or(n_heads),
         head_dim,
         norm_eps: file
             .float("llama.attention.layer_norm_rms_epsilon")?

@@ -42,7 +42,7 @@ impl Config {
         Ok(json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": self.vocab,
             "hidden_size": self.d_model, "intermediate_size": self.d_ffn, "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "num_attention_heads": self.n_heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "max_position_embeddings": self.context, "rms_norm_eps": shortest(self.norm_eps),
             "rope_theta": shortest(self.rope.theta), "rope_scaling": scaling, "hidden_act": "silu",
             "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": self.tied, "bos_token_id": self.bos,
@@ -70,19 +70,19 @@ fn parse(file: &Object) -> Result<Config> {
         return Err(file.refuse("sliding_window", &format!("null, or at least the {context} positions")));
     }
     let need = |key: &str| file.size(key)?.ok_or_else(|| file.refuse(key, "a positive whole number"));
-    let (d_model, heads) = (need("hidden_size")?, need("num_attention_heads")?);
+    let (d_model, n_heads) = (need("hidden_size")?, need("num_attention_heads")?);
     let head_dim = match file.size("head_dim")? {
         Some(head_dim) => head_dim,
-        None if heads > 0 && d_model.is_multiple_of(heads) => d_model / heads,
-        None => return Err(file.error(format!("hidden_size {d_model}, wanted a multiple of the {heads} heads"))),
+        None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
+        None => return Err(file.error(format!("hidden_size {d_model}, wanted a multiple of the {n_heads} heads"))),
     };
     let config = Config {
         vocab: need("vocab_size")?,
         d_model,
         d_ffn: need("intermediate_size")?,
         layers: need("num_hidden_layers")?,
-        heads,
-        kv_heads: file.size("num_key_value_heads")?.unwrap_or(heads),
+        n_heads,
+        kv_heads: file.size("num_key_value_heads")?.unwrap_or(n_heads),
         head_dim,
         norm_eps: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope: rope(file, context)?,

@@ -34,20 +34,20 @@ impl<B: Backend> Pass<'_, '_, B> {
         if nobody_reads {
             return Ok(());
         }
-        let LayerActivations { q, o, middle, ffn_inv_rms, gate, up, hidden, .. } = acts;
-        let all = (self.packed.len(), &self.packed.heads);
+        let LayerActivations { q, o, middle, ffn_inv_rms, gate, up, adapter_state, .. } = acts;
+        let all = (self.packed.len(), &self.packed.labels);
         let of_read: Vec<u32>;
         let ((tokens, heads), x, o) = match read {
             None => (all, x, &*o),
             Some(rows) => {
                 backend.gather(out, x, rows, config.d_model)?;
                 backend.gather(q, o, rows, AttentionShape::of(config).q_width())?;
-                of_read = rows.iter().map(|&row| self.packed.heads[row as usize]).collect();
+                of_read = rows.iter().map(|&row| self.packed.labels[row as usize]).collect();
                 ((rows.len(), &of_read), &*out, &*q)
             }
         };
         let mut project = |projection: Projection, y: &mut B::Buffer, residual: Option<&B::Buffer>, x: &B::Buffer| {
-            self.project(layer, projection, y, residual, tokens, heads, x, hidden)
+            self.project(layer, projection, y, residual, tokens, heads, x, adapter_state)
         };
         project(O, middle, Some(x), o)?;
         let norm = &self.model.layers[layer].ffn_norm;
@@ -70,9 +70,9 @@ impl<B: Backend> Pass<'_, '_, B> {
     ) -> Result<()> {
         let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
         let attention = AttentionShape::of(config);
-        let hidden = &mut acts.hidden;
+        let adapter_state = &mut acts.adapter_state;
         let mut project = |projection: Projection, y: &mut B::Buffer, x: &B::Buffer| {
-            self.project(layer, projection, y, None, tokens, &self.packed.heads, x, hidden)
+            self.project(layer, projection, y, None, tokens, &self.packed.labels, x, adapter_state)
         };
         let norm = &self.model.layers[layer].attention_norm;
         backend.rms_norm(&mut work.normed, &mut acts.attention_inv_rms, tokens, x, norm, config.norm_eps)?;
@@ -90,7 +90,7 @@ impl<B: Backend> Pass<'_, '_, B> {
             return Ok(());
         }
         project(Q, &mut acts.q, &work.normed)?;
-        backend.rope(&mut acts.q, config.heads, config.head_dim, self.rope, positions, false)?;
+        backend.rope(&mut acts.q, config.n_heads, config.head_dim, self.rope, positions, false)?;
         let prefix = match &*cached {
             Cached::No => None,
             Cached::Read(cache) => cache.prefix(layer),
@@ -111,11 +111,11 @@ impl<B: Backend> Pass<'_, '_, B> {
         tokens: usize,
         heads: &[u32],
         x: &B::Buffer,
-        hidden: &mut [Option<B::Buffer>; 7],
+        adapter_state: &mut [Option<B::Buffer>; 7],
     ) -> Result<()> {
         let weight = &self.model.layers[layer].projections[projection as usize];
         let args = self.adapted.and_then(|a| a.args(layer, projection, heads, self.training));
-        let adapter = args.as_ref().zip(hidden[projection as usize].as_mut());
+        let adapter = args.as_ref().zip(adapter_state[projection as usize].as_mut());
         self.model.backend.linear(y, residual, tokens, x, weight, adapter)
     }
 
@@ -139,8 +139,8 @@ impl<B: Backend> Pass<'_, '_, B> {
         let wanted = |below: &[Projection]| layer > 0 || below.iter().any(|p| adapted.config.targets.contains(p));
         let mut project =
             |projection: Projection, dx: Option<(&mut B::Buffer, Store)>, dy: &B::Buffer, x: &B::Buffer| {
-                let args = adapted.args(layer, projection, &self.packed.heads, self.training);
-                let adapter = args.as_ref().zip(acts.hidden[projection as usize].as_ref());
+                let args = adapted.args(layer, projection, &self.packed.labels, self.training);
+                let adapter = args.as_ref().zip(acts.adapter_state[projection as usize].as_ref());
                 let weight = &weights.projections[projection as usize];
                 backend.linear_backward(dx, Some(&mut *dparams), tokens, dy, x, weight, adapter)
             };
@@ -178,7 +178,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         let segments = &self.packed.segments;
         let (q, k, v) = (&acts.q, &acts.k, &acts.v);
         backend.attention_backward(dq, dk, dv, attention, segments, d_o, &acts.o, &acts.lse, q, k, v)?;
-        backend.rope(dq, config.heads, config.head_dim, self.rope, positions, true)?;
+        backend.rope(dq, config.n_heads, config.head_dim, self.rope, positions, true)?;
         backend.rope(dk, config.kv_heads, config.head_dim, self.rope, positions, true)?;
         backend.rms_norm(&mut work.normed, &mut work.inv_rms, tokens, x, &weights.attention_norm, config.norm_eps)?;
         let go_on = wanted(&[]);

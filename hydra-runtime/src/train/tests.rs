@@ -10,7 +10,7 @@ use std::path::Path;
 use std::slice::from_ref;
 
 fn checkpoint() -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra/model")).unwrap()
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model")).unwrap()
 }
 
 fn cpu(threads: usize, precision: Precision) -> Cpu {
@@ -27,7 +27,7 @@ fn everything(head_init: HeadInit) -> AdapterConfig {
         method: Method::Hydra,
         gate: GateKind::Router,
         rank: 3,
-        heads: 4,
+        lora_heads: 4,
         alpha: 6.0,
         dropout: 0.2,
         head_dropout: 0.3,
@@ -46,16 +46,18 @@ fn sequence(len: usize, seed: u32) -> Sequence {
     Sequence { tokens, targets, head: None }
 }
 
-/// Each router's gates of the last pass, [tokens, heads].
+/// Each router's gates of the last pass, [tokens, lora_heads].
 fn gates(trainer: &Trainer<'_, '_, Cpu>, tokens: usize) -> Vec<Vec<f64>> {
     let mut all = Vec::new();
     for (layer, acts) in trainer.activations.layers.iter().enumerate() {
         for projection in Projection::ALL {
             let Some(slot) = trainer.adapted.slots.get(layer, projection) else { continue };
-            let (shape, hidden) = (slot.shape(tokens), acts.hidden[projection as usize].as_ref().unwrap());
-            let mut rows = vec![0.0; tokens * shape.hidden()];
-            trainer.model.backend.download(&mut rows, hidden).unwrap();
-            let gate = rows.chunks(shape.hidden()).flat_map(|row| row[shape.a_rows()..].iter().map(|&x| f64::from(x)));
+            let (shape, adapter_state) =
+                (slot.shape(tokens), acts.adapter_state[projection as usize].as_ref().unwrap());
+            let mut rows = vec![0.0; tokens * shape.state_width()];
+            trainer.model.backend.download(&mut rows, adapter_state).unwrap();
+            let gate =
+                rows.chunks(shape.state_width()).flat_map(|row| row[shape.a_rows()..].iter().map(|&x| f64::from(x)));
             all.push(gate.collect());
         }
     }
@@ -63,15 +65,15 @@ fn gates(trainer: &Trainer<'_, '_, Cpu>, tokens: usize) -> Vec<Vec<f64>> {
 }
 
 /// C · N · Σ f_e P_e of each router, f from the gates in `at`.
-fn balance(weight: f64, heads: usize, gates: &[Vec<f64>], at: &[Vec<f64>]) -> f64 {
+fn balance(weight: f64, lora_heads: usize, gates: &[Vec<f64>], at: &[Vec<f64>]) -> f64 {
     let mut sum = 0.0;
     for (gates, at) in gates.iter().zip(at) {
-        let tokens = (gates.len() / heads) as f64;
-        for e in 0..heads {
-            let wins = |row: &&[f64]| (0..heads).all(|o| row[o] < row[e] || (row[o] == row[e] && o >= e));
-            let share = at.chunks(heads).filter(wins).count() as f64 / tokens;
-            let mean = gates.chunks(heads).map(|row| row[e]).sum::<f64>() / tokens;
-            sum += weight * heads as f64 * share * mean;
+        let tokens = (gates.len() / lora_heads) as f64;
+        for e in 0..lora_heads {
+            let wins = |row: &&[f64]| (0..lora_heads).all(|o| row[o] < row[e] || (row[o] == row[e] && o >= e));
+            let share = at.chunks(lora_heads).filter(wins).count() as f64 / tokens;
+            let mean = gates.chunks(lora_heads).map(|row| row[e]).sum::<f64>() / tokens;
+            sum += weight * lora_heads as f64 * share * mean;
         }
     }
     sum
@@ -116,7 +118,7 @@ fn gradients_with_every_option_are_the_slope_of_the_loss_and_the_balance_term() 
     // A term as large as the loss's own slope; top-k jumps where logits cross, so its slope is taken without.
     let smooth = |load_balance, top_k| AdapterConfig { load_balance, top_k, ..everything(HeadInit::Zero) };
     for config in [smooth(0.0, Some(4)), smooth(0.5, None), smooth(20.0, None), everything(HeadInit::Random)] {
-        let (heads, weight) = (config.heads, f64::from(config.load_balance));
+        let (lora_heads, weight) = (config.lora_heads, f64::from(config.load_balance));
         let mut trainer = warm(&model, config.clone(), &sequences);
         let start = params(&trainer);
         let gradient = step_at(&mut trainer, &start, &sequences).1;
@@ -127,7 +129,7 @@ fn gradients_with_every_option_are_the_slope_of_the_loss_and_the_balance_term() 
             let moved: Vec<f32> =
                 start.iter().zip(&gradient).map(|(&p, g)| (f64::from(p) + sign * step * g) as f32).collect();
             let loss = step_at(&mut trainer, &moved, &sequences).0;
-            loss + balance(weight, heads, &gates(&trainer, tokens), &at)
+            loss + balance(weight, lora_heads, &gates(&trainer, tokens), &at)
         };
         let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * step);
         assert!((slope / square - 1.0).abs() < 0.01, "{config:?}: slope {slope}, |gradient|² {square}");

@@ -15,9 +15,9 @@ fn model() -> Config {
 }
 
 /// An adapter in which every value differs.
-fn adapter(method: Method, gate: GateKind, heads: usize) -> Adapter {
+fn adapter(method: Method, gate: GateKind, lora_heads: usize) -> Adapter {
     let targets = vec![Projection::K, Projection::Down];
-    let config = AdapterConfig { method, gate, rank: 2, heads, targets, ..AdapterConfig::default() };
+    let config = AdapterConfig { method, gate, rank: 2, lora_heads, targets, ..AdapterConfig::default() };
     let mut adapter = Adapter::init(&model(), config, 7).unwrap();
     let mut count = 0;
     for pair in adapter.layers.iter_mut().flatten().flatten() {
@@ -39,9 +39,9 @@ const KINDS: [(Method, GateKind, usize); 5] = [
 
 #[test]
 fn what_was_saved_is_loaded() {
-    for (method, gate, heads) in KINDS {
+    for (method, gate, lora_heads) in KINDS {
         let (dir, again) = (tempdir().unwrap(), tempdir().unwrap());
-        let mut adapter = adapter(method, gate, heads);
+        let mut adapter = adapter(method, gate, lora_heads);
         adapter.config.base_model = Some("a/b".into());
         adapter.save(dir.path()).unwrap();
         let loaded = Adapter::load(dir.path(), &model()).unwrap();
@@ -82,7 +82,7 @@ fn a_new_adapter_is_seeded_and_does_nothing() {
     let two = Adapter::init(&model(), config.clone(), 2).unwrap();
     assert_ne!(one, two);
     assert_eq!(two.start(1).unwrap(), one);
-    let huge = AdapterConfig { rank: 1 << 16, heads: 1 << 12, ..config.clone() };
+    let huge = AdapterConfig { rank: 1 << 16, lora_heads: 1 << 12, ..config.clone() };
     let far = Config { d_model: 1 << 28, ..model() };
     assert!(Adapter::init(&far, huge, 1).unwrap_err().to_string().contains("out of memory"));
     let fewer = AdapterConfig { targets: vec![Projection::Up], ..config };
@@ -111,8 +111,11 @@ fn heads_that_start_apart_cancel() {
         assert!(pair.a[rank * d_in..].iter().all(|&x| x == 0.0), "the router starts at the uniform gate");
         for row in pair.b.chunks(4 * rank) {
             for j in 0..rank {
-                let heads = [0, 1, 2, 3].map(|e| f64::from(row[e * rank + j]));
-                assert!(heads.iter().sum::<f64>().abs() < 1e-7 && heads[0] != heads[1], "{heads:?}");
+                let lora_heads = [0, 1, 2, 3].map(|e| f64::from(row[e * rank + j]));
+                assert!(
+                    lora_heads.iter().sum::<f64>().abs() < 1e-7 && lora_heads[0] != lora_heads[1],
+                    "{lora_heads:?}"
+                );
             }
         }
         // Centred on four heads: three quarters of the variance are left.
@@ -165,7 +168,7 @@ fn options_that_mean_nothing_are_refused() {
     };
     let uniform = AdapterConfig { gate: GateKind::Uniform, ..router.clone() };
     assert!(Adapter::init(&model(), uniform.clone(), 1).is_ok());
-    refused(AdapterConfig { heads: 1, ..router.clone() }, &["head init random", "one head"]);
+    refused(AdapterConfig { lora_heads: 1, ..router.clone() }, &["head init random", "one head"]);
     refused(AdapterConfig { gate: GateKind::Label, ..router.clone() }, &["head init random", "gate label"]);
     refused(AdapterConfig { method: Method::Split, ..router.clone() }, &["head init random", "an A per head"]);
     refused(AdapterConfig { top_k: Some(2), ..router.clone() }, &["head init random", "top-k"]);
@@ -189,7 +192,7 @@ fn options_that_mean_nothing_are_refused() {
 /// The reference implementation's files, as PyTorch wrote them (`tests/golden`).
 #[test]
 fn files_of_the_reference_load_and_save_unchanged() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
     let mut cases = 0;
     for case in std::fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
         cases += 1;
@@ -218,9 +221,9 @@ fn rewrite(dir: &Path, change: impl FnOnce(&mut Value)) {
 
 #[test]
 fn files_of_others() {
-    for (method, gate, heads) in [KINDS[0], KINDS[2], KINDS[3]] {
+    for (method, gate, lora_heads) in [KINDS[0], KINDS[2], KINDS[3]] {
         let (dir, again) = (tempdir().unwrap(), tempdir().unwrap());
-        let adapter = adapter(method, gate, heads);
+        let adapter = adapter(method, gate, lora_heads);
         adapter.save(dir.path()).unwrap();
         rewrite(dir.path(), |config| {
             let config = config.as_object_mut().unwrap();
@@ -396,7 +399,7 @@ fn an_adapter_that_could_not_be_read_again_is_not_written() {
         &|adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().a.truncate(1),
         &|adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().b.clear(),
         &|adapter| adapter.config.rank = 9,
-        &|adapter| adapter.config.heads = 4,
+        &|adapter| adapter.config.lora_heads = 4,
     ];
     for change in broken {
         let (said, head_refused) = refused(change);

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const AS_STORED: MergeOptions = MergeOptions { format: None, max_shard_bytes: u64::MAX };
 
 fn golden(case: &str) -> (Checkpoint, Adapter) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
     let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
     let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
     (checkpoint, adapter)
@@ -42,7 +42,7 @@ fn apart(got: &[f32], want: &[f32]) -> f32 {
 /// Every head trained apart: B isn't zero.
 fn random_adapter(checkpoint: &Checkpoint) -> Adapter {
     let config =
-        AdapterConfig { method: Method::Split, gate: GateKind::Label, heads: 3, rank: 2, ..Default::default() };
+        AdapterConfig { method: Method::Split, gate: GateKind::Label, lora_heads: 3, rank: 2, ..Default::default() };
     let config = AdapterConfig { targets: Projection::ALL.to_vec(), ..config };
     let mut adapter = Adapter::init(checkpoint.config(), config, 3).unwrap();
     for pair in adapter.layers.iter_mut().flatten().flatten() {
@@ -89,13 +89,14 @@ fn every_weight_is_rounded_once() {
     let id = TensorId::Projection(1, Projection::Down);
     let (before, after) = (checkpoint.weight(id), merged.weight(id));
     let pair = adapter.layers[1][Projection::Down as usize].as_ref().unwrap();
-    let AdapterConfig { rank, heads, alpha, .. } = adapter.config;
+    let AdapterConfig { rank, lora_heads, alpha, .. } = adapter.config;
     let (mut w, mut got) = (vec![0f32; pair.d_in], vec![0f32; pair.d_in]);
     for o in 0..pair.d_out {
         before.decode_row(hydra_kernels::Isa::Portable, o, 0, &mut w);
         after.decode_row(hydra_kernels::Isa::Portable, o, 0, &mut got);
         for c in 0..pair.d_in {
-            let low = |j: usize| f64::from(pair.b[(o * heads + 1) * rank + j]) * f64::from(pair.a[j * pair.d_in + c]);
+            let low =
+                |j: usize| f64::from(pair.b[(o * lora_heads + 1) * rank + j]) * f64::from(pair.a[j * pair.d_in + c]);
             let want = f64::from(w[c]) + f64::from(alpha) / rank as f64 * (0..rank).map(low).sum::<f64>();
             let nearest = f64::from(bf16::from_f64(want).to_f32());
             // The f32 sum may fall on the other side of a tie.
@@ -210,7 +211,7 @@ fn what_cannot_be_merged_is_refused() {
     let missing = dir.path().join("missing");
     let error = merge::write(&checkpoint, &adapter, Fold::Uniform, &missing, AS_STORED).unwrap_err();
     assert!(matches!(&error, Error::Io { path, .. } if *path == missing), "{error}");
-    let taken = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hydra/model");
+    let taken = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model");
     assert!(merge::write(&checkpoint, &adapter, Fold::Uniform, &taken, AS_STORED).is_err(), "a folder with files");
     let other = golden("split").0;
     assert!(merge::write(&other, &adapter, Fold::Uniform, dir.path(), AS_STORED).is_err());

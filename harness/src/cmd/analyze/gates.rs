@@ -67,13 +67,13 @@ pub struct Numbers {
 impl Gates {
     /// From what was watched.
     pub fn new(name: &str, adapter: &Adapter, watched: &BTreeMap<String, Watched>) -> Self {
-        let heads = adapter.config.heads;
+        let heads = adapter.config.lora_heads;
         let count = |w: &Watched| Count { records: w.records, tokens: w.tokens };
         let places = watched.values().next().map_or(0, |w| w.means.len());
         let place = |i: usize| {
             let first = &watched.values().next().expect("there is a place").means[i];
             let gate: BTreeMap<String, Vec<f64>> =
-                watched.iter().map(|(category, w)| (category.clone(), w.means[i].heads.clone())).collect();
+                watched.iter().map(|(category, w)| (category.clone(), w.means[i].lora_heads.clone())).collect();
             let tokens: usize = watched.values().map(|w| w.tokens).sum();
             let entropy = watched.values().map(|w| w.means[i].entropy * w.tokens as f64).sum::<f64>() / tokens as f64;
             let gates: Vec<&Vec<f64>> = gate.values().collect();

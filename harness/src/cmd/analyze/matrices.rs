@@ -33,7 +33,7 @@ pub struct Matrix {
 pub fn all(adapters: &[Adapter], kind: Kind) -> Vec<Matrix> {
     let mut matrices = Vec::new();
     for (index, adapter) in adapters.iter().enumerate() {
-        let (rank, heads) = (adapter.config.rank, adapter.config.heads);
+        let (rank, heads) = (adapter.config.rank, adapter.config.lora_heads);
         let shared = adapter.config.method != Method::Split;
         for (layer, pairs) in adapter.layers.iter().enumerate() {
             for projection in Projection::ALL {

@@ -80,7 +80,7 @@ impl Manifest {
         let options = object(json!({
             "model": arguments.model.model, "data": digests, "template": arguments.template,
             "template-file": template_file, "seq-len": seq_len,
-            "method": config.method.name(), "gate": config.gate.name(), "label-field": label_field, "rank": config.rank, "heads": config.heads,
+            "method": config.method.name(), "gate": config.gate.name(), "label-field": label_field, "rank": config.rank, "heads": config.lora_heads,
             "alpha": config.alpha, "dropout": config.dropout, "targets": names, "init-adapter": init.transpose()?,
             "head-dropout": asked(config.head_dropout, 0.0), "head-init": asked(config.head_init.name(), "zero"),
             "router-temperature": asked(config.temperature, 1.0), "top-k": config.top_k,

@@ -91,13 +91,13 @@ impl<'a> Source<'a> {
         let heads = match (method, gate) {
             (Method::Lora, _) => 1,
             (_, GateKind::Label) => labels.len(),
-            _ => defaults.heads,
+            _ => defaults.lora_heads,
         };
         let config = AdapterConfig {
             method,
             gate,
             rank: arguments.rank.unwrap_or(defaults.rank),
-            heads: match arguments.heads {
+            lora_heads: match arguments.heads {
                 Some(Heads::Number(heads)) => heads,
                 Some(Heads::Auto) => auto.unwrap_or(heads),
                 None => heads,
@@ -176,7 +176,7 @@ fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> 
         ("method", arguments.method.as_deref().is_some_and(|name| name != config.method.name())),
         ("gate", arguments.gate.as_deref().is_some_and(|name| name != config.gate.name())),
         ("rank", arguments.rank.is_some_and(|rank| rank != config.rank)),
-        ("heads", arguments.heads.is_some_and(|heads| heads != Heads::Number(config.heads))),
+        ("heads", arguments.heads.is_some_and(|heads| heads != Heads::Number(config.lora_heads))),
         ("alpha", arguments.alpha.is_some_and(|alpha| alpha != config.alpha)),
         ("head-init", head_init(arguments).is_some_and(|init| init != config.head_init)),
         ("router-temperature", arguments.router_temperature.is_some_and(|t| t != config.temperature)),
@@ -195,8 +195,8 @@ fn from_file(arguments: &Arguments, mut adapter: Adapter, labels: &[String]) -> 
     if config.labels.is_empty() {
         config.labels = labels.to_vec();
     }
-    if config.gate == GateKind::Label && config.labels.len() > config.heads {
-        bail!("{} labels for the {} heads of --init-adapter {}", config.labels.len(), config.heads, dir.display());
+    if config.gate == GateKind::Label && config.labels.len() > config.lora_heads {
+        bail!("{} labels for the {} heads of --init-adapter {}", config.labels.len(), config.lora_heads, dir.display());
     }
     config.check()?;
     Ok(adapter)

@@ -2,7 +2,7 @@
 
 use super::super::Values;
 use super::super::avx512bf16::rounded;
-use super::super::turn::{Column, Turned};
+use super::super::transpose::{Column, Transposed};
 use super::{A_TILE, K_STEP, MR, TILE};
 use crate::gemm::parts::Part;
 use crate::isa::AmxBf16;
@@ -75,7 +75,7 @@ unsafe fn round_row(strip: *mut bf16, row: &[f32]) {
 /// AVX-512 F, BW, VL and BF16; room for all tiles at `strip`; at most [`MR`] rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn columns<E: Column>(strip: *mut bf16, data: &[E], stride: usize, rows: usize, k: usize) {
-    let turned = Turned::new(data, stride, rows, k);
+    let turned = Transposed::new(data, stride, rows, k);
     for tile in 0..rows.div_ceil(TILE) {
         for step in 0..k.div_ceil(K_STEP) {
             // SAFETY: the caller's features and room.

@@ -105,7 +105,7 @@ pub(super) fn forward<E: Element>(
             let rows = block.min(segment.len - first);
             let (o_rows, lse_rows);
             (o_rows, o) = o.split_at_mut(rows * shape.q_width());
-            (lse_rows, lse) = lse.split_at_mut(rows * shape.heads);
+            (lse_rows, lse) = lse.split_at_mut(rows * shape.n_heads);
             tasks.push(QueryTask { segment, first, o: o_rows, lse: lse_rows });
         }
     }
@@ -129,7 +129,7 @@ fn query_task<E: Element>(
     prefix: Option<(&[E], &[E], usize)>,
 ) -> Result<()> {
     let d = shape.head_dim;
-    let rows = task.lse.len() / shape.heads;
+    let rows = task.lse.len() / shape.n_heads;
     let own = Past { k, v, start: task.segment.start, len: task.first + rows };
     let prefix = prefix.map(|(k, v, len)| Past { k, v, start: 0, len });
     if task.segment.len <= few::FEW {
@@ -143,9 +143,9 @@ fn query_task<E: Element>(
         let (k_panels, rest) = carve::<E>(scratch, k_len);
         let (v_panels, rest) = carve::<E>(rest, v_len);
         let (p, rest) = carve::<E>(rest, STRIP * KEYS);
-        let (scores, heads) = rest.split_at_mut(STRIP * KEYS);
+        let (scores, n_heads) = rest.split_at_mut(STRIP * KEYS);
         for kv_head in 0..shape.kv_heads {
-            for head in heads.chunks_exact_mut(per_head) {
+            for head in n_heads.chunks_exact_mut(per_head) {
                 head[..rows * d].fill(0.0);
                 head[rows * d..][..rows].fill(f32::NEG_INFINITY);
                 head[rows * d + rows..].fill(0.0);
@@ -159,7 +159,7 @@ fn query_task<E: Element>(
                     let scale = 1.0 / (d as f32).sqrt();
                     let k_panels = pack(isa, k_panels, d, n, kv(k).as_columns(), scale)?;
                     let v_panels = pack(isa, v_panels, n, d, kv(v).as_rows(), 1.0)?;
-                    for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
+                    for (i, head) in n_heads.chunks_exact_mut(per_head).enumerate() {
                         let q_head = kv_head * shape.group() + i;
                         let (o, state) = head.split_at_mut(rows * d);
                         let (max, sum) = state.split_at_mut(rows);
@@ -177,7 +177,7 @@ fn query_task<E: Element>(
                             let (max, sum) = (&mut max[strip.clone()], &mut sum[strip.clone()]);
                             cpu.isa.vectorize(
                                 #[inline(always)]
-                                || soften(cpu.bf16_isa, p, scores, n, d, o, max, sum, seen),
+                                || online_softmax(cpu.bf16_isa, p, scores, n, d, o, max, sum, seen),
                             );
                             multiply(
                                 isa,
@@ -191,7 +191,7 @@ fn query_task<E: Element>(
                     }
                 }
             }
-            for (i, head) in heads.chunks_exact(per_head).enumerate() {
+            for (i, head) in n_heads.chunks_exact(per_head).enumerate() {
                 let q_head = kv_head * shape.group() + i;
                 let (o, state) = head.split_at(rows * d);
                 let (max, sum) = state.split_at(rows);
@@ -205,7 +205,7 @@ fn query_task<E: Element>(
                         }
                     },
                 );
-                for ((lse, max), sum) in task.lse.chunks_exact_mut(shape.heads).zip(max).zip(sum) {
+                for ((lse, max), sum) in task.lse.chunks_exact_mut(shape.n_heads).zip(max).zip(sum) {
                     lse[q_head] = max + math::ln(*sum);
                 }
             }
@@ -217,7 +217,7 @@ fn query_task<E: Element>(
 /// Turns a block of scores [rows, n] into unnormalised probabilities `p`, and rescales what earlier blocks left in `o` and `sum`.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-fn soften<E: Element>(
+fn online_softmax<E: Element>(
     isa: Bf16Isa,
     p: &mut [E],
     scores: &mut [f32],
@@ -243,12 +243,12 @@ fn soften<E: Element>(
     }
 }
 
-/// The first `visible` scores of a row, and enough hidden ones (−∞) to fill a vector; the rest are zeros.
+/// The first `visible` scores of a row, and enough adapter_state ones (−∞) to fill a vector; the rest are zeros.
 #[inline(always)]
 fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
     let padded = visible.next_multiple_of(LANES).min(scores.len());
-    let (seen, hidden) = scores.split_at_mut(padded);
+    let (seen, adapter_state) = scores.split_at_mut(padded);
     seen[visible..].fill(f32::NEG_INFINITY);
-    hidden.fill(0.0);
+    adapter_state.fill(0.0);
     seen
 }

@@ -73,13 +73,13 @@ impl Cpu {
     pub(super) fn rope_rows<E: Element>(
         &self,
         x: &mut [E],
-        heads: usize,
+        n_heads: usize,
         head_dim: usize,
         table: &[f32],
         positions: &[u32],
         inverse: bool,
     ) {
-        let (width, rows) = (heads * head_dim, self.row_chunk(positions.len()));
+        let (width, rows) = (n_heads * head_dim, self.row_chunk(positions.len()));
         let x = &mut x[..positions.len() * width];
         let task = |(x, positions): (&mut [E], &[u32])| {
             self.isa.vectorize(

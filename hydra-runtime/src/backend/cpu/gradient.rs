@@ -38,12 +38,12 @@ pub(super) fn adapter_gradients<E: Element>(
     dy: Values<'_>,
     x: Values<'_>,
     mixed: &[f32],
-    dhidden: &[f32],
+    d_adapter_state: &[f32],
     Areas { dropped, gradient }: Areas<'_>,
 ) -> Result<()> {
     let Some(dparams) = dparams else { return Ok(()) };
     let shape = args.slot.shape(tokens);
-    let (n, width, d_in) = (shape.mixed(), shape.hidden(), shape.d_in);
+    let (n, width, d_in) = (shape.mixed(), shape.state_width(), shape.d_in);
     let (block, scale) = (cpu.column_share(shape.d_out, PANELS), args.slot.scale);
     let rows = Rows::transposed(mixed, n);
     let db = &mut dparams[args.slot.b.clone()];
@@ -62,7 +62,7 @@ pub(super) fn adapter_gradients<E: Element>(
     let block = cpu.column_share(d_in, PANELS);
     let mut add_rows = |from: usize, end: usize, x: Values<'_>, scale: f32| {
         let height = end - from;
-        let rows = Rows::transposed(&dhidden[from..], width);
+        let rows = Rows::transposed(&d_adapter_state[from..], width);
         let sums = gradient.take::<f32>(height * d_in);
         cpu.pool.install(|| {
             sums.par_chunks_mut(height * block).enumerate().try_for_each(|(i, out)| {

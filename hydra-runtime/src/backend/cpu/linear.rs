@@ -1,17 +1,17 @@
 //! A frozen linear layer and its Hydra adapter, forward and backward.
 //!
 //! ```text
-//! hidden = [x Aᵀ | gate(x Rᵀ)]      y = x Wᵀ + scale · mixed Bᵀ
-//! dmixed = scale · dy B             dhidden = [ddown | dlogits]
-//! dx = dy W + dhidden [A; R]        dB += scale · dyᵀ mixed       d[A; R] += dhiddenᵀ x
+//! adapter_state = [x Aᵀ | gate(x Rᵀ)]      y = x Wᵀ + scale · mixed Bᵀ
+//! dmixed = scale · dy B             d_adapter_state = [ddown | dlogits]
+//! dx = dy W + d_adapter_state [A; R]        dB += scale · dyᵀ mixed       d[A; R] += dhiddenᵀ x
 //! ```
 //!
 //! A task takes some rows through the skinny product, the gate and the frozen product while they are in its cache; the
 //! adapter's product is a second term of the frozen one, added while the tile of y is in registers.
 
 use super::buffer::{Element, carve, chunks, floats};
+use super::gate::{mix_rows, push_of, unmix_rows};
 use super::gradient::{Areas, adapter_gradients};
-use super::heads::{mix_rows, push_of, unmix_rows};
 use super::product::{Onto, Operand, column_block, columns_of, pack, product};
 use super::workspace::{Area, Workspace};
 use super::{Cpu, Store, Weight};
@@ -69,7 +69,7 @@ impl<'a> Parameters<'a> {
     }
 
     /// scale · B: for dy B.
-    fn heads<E: Element>(&self, isa: E::Isa, area: &'a mut Area) -> Result<Panels<'a, E>> {
+    fn lora_heads<E: Element>(&self, isa: E::Isa, area: &'a mut Area) -> Result<Panels<'a, E>> {
         let n = self.shape.mixed();
         let source = Source::Dense { data: Values::F32(self.b), k_stride: n, n_stride: 1 };
         let area = area.take(gemm::panels_len::<E>(isa, self.shape.d_out, n));
@@ -99,12 +99,12 @@ pub(super) fn forward<E: Element>(
     let frozen = Operand { k: d_in, source: &|first| Source::WeightRows { weight: *weight, first }, scale: 1.0 };
     let rows = cpu.row_chunk(tokens);
     let (block, onto) = (column_block(cpu, d_in), Onto::from(residual));
-    let Some((args, hidden)) = adapter else {
+    let Some((args, adapter_state)) = adapter else {
         return product::<E>(cpu, isa, y, d_out, onto, x, frozen, &mut workspace.panels);
     };
     let parameters = Parameters::of(args, tokens);
     let shape = parameters.shape;
-    let hidden = &mut hidden[..tokens * shape.hidden()];
+    let adapter_state = &mut adapter_state[..tokens * shape.state_width()];
     let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed());
     let Workspace { skinny_panels, router_panels, .. } = workspace;
     let a_end = if dropping { shape.a_rows() } else { shape.stacked_rows() };
@@ -112,7 +112,7 @@ pub(super) fn forward<E: Element>(
     let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end, kept)?;
     let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows(), 1.0)?;
     let n = shape.mixed();
-    let heads = Operand {
+    let lora_heads = Operand {
         k: n,
         source: &|first| Source::Dense { data: Values::F32(&parameters.b[first * n..]), k_stride: 1, n_stride: n },
         scale: parameters.scale,
@@ -120,25 +120,25 @@ pub(super) fn forward<E: Element>(
     for first in (0..d_out).step_by(block) {
         let columns = block.min(d_out - first);
         let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
-        let b = heads.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
-        let adapters = hidden.chunks_mut(rows * shape.hidden()).zip(mixed.chunks_mut(rows * n));
+        let b = lora_heads.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
+        let adapters = adapter_state.chunks_mut(rows * shape.state_width()).zip(mixed.chunks_mut(rows * n));
         let tasks: Vec<_> = chunks(y.reborrow(), rows * d_out).into_iter().zip(adapters).collect();
         cpu.pool.install(|| {
-            tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (hidden, mixed)))| {
+            tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (adapter_state, mixed)))| {
                 if first == 0 {
-                    before_gate(cpu, isa, args, x, i * rows, hidden, &down, &router)?;
-                    mix_rows(cpu, args, i * rows, mixed, hidden)?;
+                    before_gate(cpu, isa, args, x, i * rows, adapter_state, &down, &router)?;
+                    mix_rows(cpu, args, i * rows, mixed, adapter_state)?;
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
-                let heads = Term { a: Rows::row_major(&*mixed, n), b };
-                columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, heads])
+                let lora_heads = Term { a: Rows::row_major(&*mixed, n), b };
+                columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, lora_heads])
             })
         })?;
     }
     Ok(())
 }
 
-/// Some rows of hidden before the gate: D(x) Aᵀ, and x Rᵀ if there is a router.
+/// Some rows of adapter_state before the gate: D(x) Aᵀ, and x Rᵀ if there is a router.
 #[allow(clippy::too_many_arguments)]
 fn before_gate<E: Element>(
     cpu: &Cpu,
@@ -146,27 +146,27 @@ fn before_gate<E: Element>(
     args: &Args<'_>,
     x: Values<'_>,
     first_row: usize,
-    hidden: &mut [f32],
+    adapter_state: &mut [f32],
     down: &Panels<'_, E>,
     router: &Panels<'_, E>,
 ) -> Result<()> {
-    let (d_in, width) = (args.slot.shape.d_in, args.slot.shape.hidden());
-    let m = hidden.len() / width;
-    let product = |hidden: &mut [f32], a: Rows<'_>, b: &Panels<'_, E>| {
-        gemm::gemm(isa, hidden, width, m, b.n, Store::Overwrite, &[Term { a, b: *b }])
+    let (d_in, width) = (args.slot.shape.d_in, args.slot.shape.state_width());
+    let m = adapter_state.len() / width;
+    let product = |adapter_state: &mut [f32], a: Rows<'_>, b: &Panels<'_, E>| {
+        gemm::gemm(isa, adapter_state, width, m, b.n, Store::Overwrite, &[Term { a, b: *b }])
     };
     let rows = rows_of(x, first_row, d_in);
     match args.dropout {
-        None => product(hidden, rows, down)?,
+        None => product(adapter_state, rows, down)?,
         Some(key) => {
             cpu.with_scratch(floats::<E>(m * d_in), |scratch| {
                 let (dropped, _) = carve::<E>(scratch, m * d_in);
                 drop_rows(cpu, key, dropped, x, first_row, d_in)?;
-                product(hidden, Rows::row_major(E::values(dropped), d_in), down)?;
+                product(adapter_state, Rows::row_major(E::values(dropped), d_in), down)?;
                 Ok::<_, crate::Error>(())
             })?;
             if router.n > 0 {
-                product(&mut hidden[down.n..], rows, router)?;
+                product(&mut adapter_state[down.n..], rows, router)?;
             }
         }
     }
@@ -208,22 +208,22 @@ fn forward_few(
             }
         };
         let workspace = &mut *cpu.workspaces.take();
-        let mut heads = None;
-        if let Some((args, hidden)) = &mut adapter {
+        let mut lora_heads = None;
+        if let Some((args, adapter_state)) = &mut adapter {
             let Parameters { shape, stacked, b, scale } = Parameters::of(args, 1);
-            let hidden = &mut hidden[t * shape.hidden()..][..shape.hidden()];
+            let adapter_state = &mut adapter_state[t * shape.state_width()..][..shape.state_width()];
             let stacked = Weight::from_f32(shape.stacked_rows(), d_in, stacked)?;
-            matvec(cpu.isa, &mut hidden[..shape.stacked_rows()], stacked, 0, x)?;
+            matvec(cpu.isa, &mut adapter_state[..shape.stacked_rows()], stacked, 0, x)?;
             let mixed = workspace.mixed.take::<f32>(shape.mixed());
-            mix_rows(cpu, args, t, mixed, hidden)?;
+            mix_rows(cpu, args, t, mixed, adapter_state)?;
             mixed.iter_mut().for_each(|value| *value *= scale);
-            heads = Some((Weight::from_f32(d_out, shape.mixed(), b)?, &*mixed));
+            lora_heads = Some((Weight::from_f32(d_out, shape.mixed(), b)?, &*mixed));
         }
         let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
         let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads));
         let part = |first: usize, y: &mut [f32]| {
             matvec(cpu.isa, y, *weight, first, x)?;
-            let Some((b, mixed)) = heads else { return Ok(()) };
+            let Some((b, mixed)) = lora_heads else { return Ok(()) };
             cpu.with_scratch(y.len(), |product| {
                 matvec(cpu.isa, product, b, first, mixed)?;
                 add(y, product.iter().copied());
@@ -273,31 +273,33 @@ pub(super) fn backward<E: Element>(
     let block = column_block(cpu, d_out);
     let workspace = &mut *cpu.workspaces.take();
     let frozen = Operand { k: d_out, source: &|first| Source::WeightCols { weight: *weight, first }, scale: 1.0 };
-    let Some((args, hidden)) = adapter else {
+    let Some((args, adapter_state)) = adapter else {
         let Some((dx, store)) = dx else { return Ok(()) };
         let dx = dx.first(tokens * d_in);
         return product::<E>(cpu, isa, dx, d_in, store.into(), dy, frozen, &mut workspace.panels);
     };
     let parameters = Parameters::of(args, tokens);
     let shape = parameters.shape;
-    let (n, width) = (shape.mixed(), shape.hidden());
-    let hidden = &hidden[..tokens * width];
-    let push = push_of(args, tokens, hidden)?;
-    let Workspace { mixed, dhidden, dropped, gradient, .. } = workspace;
+    let (n, width) = (shape.mixed(), shape.state_width());
+    let adapter_state = &adapter_state[..tokens * width];
+    let push = push_of(args, tokens, adapter_state)?;
+    let Workspace { mixed, d_adapter_state, dropped, gradient, .. } = workspace;
     let areas = Areas { dropped, gradient };
-    let (mixed, dhidden) = (mixed.take::<f32>(tokens * n), dhidden.take::<f32>(tokens * width));
-    let heads = parameters.heads::<E>(isa, &mut workspace.skinny_panels)?;
-    // dmixed, and by way of it dhidden; and mixed once more, which dB needs.
-    let through_gate = |first_row: usize, mixed: &mut [f32], dhidden: &mut [f32]| {
-        let (hidden, m) = (&hidden[first_row * width..][..dhidden.len()], mixed.len() / n);
-        let term = Term { a: rows_of(dy, first_row, d_out), b: heads };
+    let (mixed, d_adapter_state) = (mixed.take::<f32>(tokens * n), d_adapter_state.take::<f32>(tokens * width));
+    let lora_heads = parameters.lora_heads::<E>(isa, &mut workspace.skinny_panels)?;
+    // dmixed, and by way of it d_adapter_state; and mixed once more, which dB needs.
+    let through_gate = |first_row: usize, mixed: &mut [f32], d_adapter_state: &mut [f32]| {
+        let (adapter_state, m) = (&adapter_state[first_row * width..][..d_adapter_state.len()], mixed.len() / n);
+        let term = Term { a: rows_of(dy, first_row, d_out), b: lora_heads };
         gemm::gemm(isa, &mut *mixed, n, m, n, Store::Overwrite, &[term])?;
-        unmix_rows(cpu, args, first_row, dhidden, mixed, hidden, &push)
+        unmix_rows(cpu, args, first_row, d_adapter_state, mixed, adapter_state, &push)
     };
     let Some((dx, store)) = dx else {
-        let tasks = mixed.par_chunks_mut(rows * n).zip(dhidden.par_chunks_mut(rows * width)).enumerate();
-        cpu.pool.install(|| tasks.try_for_each(|(i, (mixed, dhidden))| through_gate(i * rows, mixed, dhidden)))?;
-        return adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, dhidden, areas);
+        let tasks = mixed.par_chunks_mut(rows * n).zip(d_adapter_state.par_chunks_mut(rows * width)).enumerate();
+        cpu.pool.install(|| {
+            tasks.try_for_each(|(i, (mixed, d_adapter_state))| through_gate(i * rows, mixed, d_adapter_state))
+        })?;
+        return adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, d_adapter_state, areas);
     };
     // With dropout only the router's part reaches dx undiminished.
     let first_row = if args.dropout.is_some() { shape.a_rows() } else { 0 };
@@ -320,26 +322,26 @@ pub(super) fn backward<E: Element>(
         let columns = block.min(d_in - first);
         let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
         let a = stacked.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
-        let adapters = mixed.chunks_mut(rows * n).zip(dhidden.chunks_mut(rows * width));
+        let adapters = mixed.chunks_mut(rows * n).zip(d_adapter_state.chunks_mut(rows * width));
         let tasks: Vec<_> = chunks(dx.reborrow(), rows * d_in).into_iter().zip(adapters).collect();
         cpu.pool.install(|| {
-            tasks.into_par_iter().enumerate().try_for_each(|(i, (mut dx, (mixed, dhidden)))| {
+            tasks.into_par_iter().enumerate().try_for_each(|(i, (mut dx, (mixed, d_adapter_state)))| {
                 if first == 0 {
-                    through_gate(i * rows, mixed, dhidden)?;
+                    through_gate(i * rows, mixed, d_adapter_state)?;
                 }
                 let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
-                let through = Term { a: Rows::row_major(&dhidden[first_row..], width), b: a };
+                let through = Term { a: Rows::row_major(&d_adapter_state[first_row..], width), b: a };
                 columns_of(cpu, isa, dx.reborrow(), d_in, first, store.into(), &[frozen, through])?;
                 match args.dropout {
                     Some(key) if first + columns == d_in => {
-                        add_masked(cpu, isa, key, dx, i * rows, dhidden, width, masked)
+                        add_masked(cpu, isa, key, dx, i * rows, d_adapter_state, width, masked)
                     }
                     _ => Ok(()),
                 }
             })
         })?;
     }
-    adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, dhidden, areas)
+    adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, d_adapter_state, areas)
 }
 
 /// dx += mask ∘ (ddown A) / (1 − p): what reached the dropped input.
@@ -350,14 +352,14 @@ fn add_masked<E: Element>(
     key: DropoutKey,
     dx: ValuesMut<'_>,
     first_row: usize,
-    dhidden: &[f32],
+    d_adapter_state: &[f32],
     width: usize,
     a: Panels<'_, E>,
 ) -> Result<()> {
-    let (d_in, m) = (a.n, dhidden.len() / width);
+    let (d_in, m) = (a.n, d_adapter_state.len() / width);
     let mask = key.mask(first_row);
     cpu.with_scratch(m * d_in, |sums| {
-        let term = Term { a: Rows::row_major(dhidden, width), b: a };
+        let term = Term { a: Rows::row_major(d_adapter_state, width), b: a };
         gemm::gemm(isa, &mut *sums, d_in, m, d_in, Store::Overwrite, &[term])?;
         match dx {
             ValuesMut::F32(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,

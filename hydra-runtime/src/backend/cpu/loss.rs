@@ -118,7 +118,7 @@ fn block_task<E: Element>(
         gemm::gemm(isa, &mut *logits, n, rows, n, Store::Overwrite, &[Term { a: x, b: to_logits }])?;
         cpu.isa.vectorize(
             #[inline(always)]
-            || soften(cpu.bf16_isa, weights, logits, n, task.states, dx.as_deref_mut(), targets, first_id),
+            || online_softmax(cpu.bf16_isa, weights, logits, n, task.states, dx.as_deref_mut(), targets, first_id),
         );
         if let (Some(dx), Some(b)) = (dx, to_dx) {
             let term = Term { a: Rows::row_major(E::values(weights), n), b };
@@ -131,7 +131,7 @@ fn block_task<E: Element>(
 /// Logits of a block of ids → unnormalised `weights`, if there is a gradient; the running state and what earlier blocks left in dx are rescaled.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn soften<E: Element>(
+fn online_softmax<E: Element>(
     isa: Bf16Isa,
     weights: &mut [E],
     logits: &mut [f32],

@@ -106,7 +106,7 @@ impl Backend for Cpu {
     fn rope(
         &self,
         x: &mut Buffer,
-        heads: usize,
+        n_heads: usize,
         head_dim: usize,
         table: &Buffer,
         positions: &[u32],
@@ -114,8 +114,8 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let table = f32::of(table);
         match x {
-            Buffer::F32(x) => self.rope_rows(x, heads, head_dim, table, positions, inverse),
-            Buffer::Bf16(x) => self.rope_rows(x, heads, head_dim, table, positions, inverse),
+            Buffer::F32(x) => self.rope_rows(x, n_heads, head_dim, table, positions, inverse),
+            Buffer::Bf16(x) => self.rope_rows(x, n_heads, head_dim, table, positions, inverse),
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ impl Backend for Cpu {
         weight: &Weight<'_>,
         adapter: Option<(&AdapterArgs<'_, Self>, &mut Buffer)>,
     ) -> Result<()> {
-        let adapter = adapter.map(|(args, hidden)| (args, f32::of_mut(hidden)));
+        let adapter = adapter.map(|(args, adapter_state)| (args, f32::of_mut(adapter_state)));
         let (y, residual, x) = (y.values_mut(), residual.map(Buffer::values), x.values());
         match self.precision {
             Precision::F32 => linear::forward::<f32>(self, self.isa, y, residual, tokens, x, weight, adapter),
@@ -149,7 +149,7 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let dx = dx.map(|(dx, store)| (dx.values_mut(), store));
         let dparams = dparams.map(f32::of_mut);
-        let adapter = adapter.map(|(args, hidden)| (args, f32::of(hidden)));
+        let adapter = adapter.map(|(args, adapter_state)| (args, f32::of(adapter_state)));
         let (dy, x) = (dy.values(), x.values());
         match self.precision {
             Precision::F32 => linear::backward::<f32>(self, self.isa, dx, dparams, tokens, dy, x, weight, adapter),

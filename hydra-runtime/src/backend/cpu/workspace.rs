@@ -36,8 +36,8 @@ pub(super) struct Workspace {
     pub router_panels: Area,
     /// The mixed heads, [tokens, heads * rank].
     pub mixed: Area,
-    /// Gradient of `hidden`.
-    pub dhidden: Area,
+    /// Gradient of `adapter_state`.
+    pub d_adapter_state: Area,
     /// The adapter's input after dropout.
     pub dropped: Area,
     /// A gradient of [A; R] by blocks of columns.

@@ -31,13 +31,13 @@ impl Adapter {
             GateKind::One => GATE_ONE,
         };
         let labels = match args.slot.gate {
-            GateKind::Label => state.ids.on_device(&cuda.driver, &args.heads[..tokens])?,
+            GateKind::Label => state.ids.on_device(&cuda.driver, &args.labels[..tokens])?,
             _ => Ptr::NULL,
         };
         let heads = Heads {
             a_rows: size(shape.a_rows())?,
             stacked: size(shape.stacked_rows())?,
-            heads: size(shape.heads)?,
+            heads: size(shape.lora_heads)?,
             rank: size(shape.rank)?,
             per_head: shape.per_head_a,
             gate,
@@ -91,19 +91,19 @@ impl<D: Driver> Cuda<D> {
         let x = self.operand(&mut state.x, x, tokens, weight.columns)?;
         let adapter = match adapter {
             None => None,
-            Some((args, hidden)) => {
+            Some((args, adapter_state)) => {
                 let adapter = Adapter::new(self, state, args, tokens)?;
-                let hidden = self.f32(hidden, tokens * adapter.shape.hidden());
-                Some((adapter, hidden))
+                let adapter_state = self.f32(adapter_state, tokens * adapter.shape.state_width());
+                Some((adapter, adapter_state))
             }
         };
         if count <= FEW_TOKENS && adapter.as_ref().is_none_or(|(adapter, _)| adapter.takes_few()) {
             let more = match &adapter {
                 None => None,
-                Some((adapter, hidden)) => {
+                Some((adapter, adapter_state)) => {
                     let &Adapter { heads, a, b, scale, .. } = adapter;
                     let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
-                    self.run(&launch::few_down(*hidden, mixed, count, x, weight.columns, a, &heads, scale))?;
+                    self.run(&launch::few_down(*adapter_state, mixed, count, x, weight.columns, a, &heads, scale))?;
                     Some(More { x: mixed, w: b, columns: heads.mixed() })
                 }
             };
@@ -112,12 +112,12 @@ impl<D: Driver> Cuda<D> {
         }
         let second = match &adapter {
             None => None,
-            Some((adapter, hidden)) => {
+            Some((adapter, adapter_state)) => {
                 let &Adapter { heads, a, b, scale, mask, .. } = adapter;
                 let mixed = state.small_rows.operand(driver, count, heads.mixed())?;
                 let stacked = state.small.take(driver, 2 * launch::split_len(heads.stacked, weight.columns))?;
                 self.run(&launch::split(stacked, a, heads.stacked, weight.columns))?;
-                self.run(&launch::down(*hidden, mixed, count, x, weight.columns, stacked, &heads, scale, mask))?;
+                self.run(&launch::down(*adapter_state, mixed, count, x, weight.columns, stacked, &heads, scale, mask))?;
                 let b_operand = state.small.operand(driver, weight.rows, heads.mixed())?;
                 self.run(&launch::operand(b_operand, Values::f32(b), weight.rows, heads.mixed()))?;
                 Some(Second { a: mixed, k: heads.mixed(), b: b_operand })
@@ -155,16 +155,16 @@ impl<D: Driver> Cuda<D> {
             (dx, if store == Store::Accumulate { dx.at } else { Ptr::NULL })
         });
         let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
-        let Some((args, hidden)) = adapter else {
+        let Some((args, adapter_state)) = adapter else {
             let Some((dx, before)) = dx else { return Ok(()) };
             let (weight, form) = (self.decoded(&mut state.decoded, weight, count)?, Form::Columns);
             return self.multiply(&Product { c: dx, before, m: count, form, a: dy, w: &weight, second: None });
         };
         let adapter = Adapter::new(self, state, args, tokens)?;
         let &Adapter { ref shape, heads, a, b, scale, mask } = &adapter;
-        let hidden = self.f32(hidden, tokens * shape.hidden());
+        let adapter_state = self.f32(adapter_state, tokens * shape.state_width());
         let mut out = UpBackward {
-            dhidden: state.dhidden.f32(driver, tokens * shape.hidden())?,
+            d_adapter_state: state.d_adapter_state.f32(driver, tokens * shape.state_width())?,
             dhidden16: state.small_rows.operand(driver, count, heads.stacked)?,
             through: Ptr::NULL,
             mixed: state.mixed.operand(driver, count, heads.mixed())?,
@@ -176,12 +176,12 @@ impl<D: Driver> Cuda<D> {
         }
         let mut push = Ptr::NULL;
         if args.balance != 0.0 && shape.router {
-            push = state.push.f32(driver, shape.heads)?;
-            self.run(&launch::gate_push(push, hidden, count, &heads, args.balance))?;
+            push = state.push.f32(driver, shape.lora_heads)?;
+            self.run(&launch::gate_push(push, adapter_state, count, &heads, args.balance))?;
         }
         let b_operand = state.small.operand(driver, d_out, heads.mixed())?;
         self.run(&launch::operand(b_operand, Values::f32(b), d_out, heads.mixed()))?;
-        self.run(&launch::up_backward(&out, count, dy, d_out, b_operand, hidden, push, &heads, scale))?;
+        self.run(&launch::up_backward(&out, count, dy, d_out, b_operand, adapter_state, push, &heads, scale))?;
         if let Some(dparams) = dparams {
             let x = self.operand(&mut state.x, x, tokens, d_in)?;
             let dparams = self.f32(dparams, args.slot.a.end.max(args.slot.b.end));
@@ -201,7 +201,7 @@ impl<D: Driver> Cuda<D> {
         let weight = self.decoded(&mut state.decoded, weight, count)?;
         self.multiply(&Product { c: dx, before, m: count, form: Form::Columns, a: dy, w: &weight, second })?;
         if adapter.drops() {
-            self.run(&launch::dropped_add(dx, count, d_in, out.dhidden, a, &heads, mask))?;
+            self.run(&launch::dropped_add(dx, count, d_in, out.d_adapter_state, a, &heads, mask))?;
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ impl<D: Driver> Cuda<D> {
                 self.multiply(&Product { c: Values::f32(c), before, m: count, form, a, w: &part, second: None })
             };
             multiply(logits, Ptr::NULL, Form::Rows, x)?;
-            self.run(&launch::soften(weights, softmax, dx, count, logits, ids, targets, first, d))?;
+            self.run(&launch::online_softmax(weights, softmax, dx, count, logits, ids, targets, first, d))?;
             if dx != Ptr::NULL {
                 let before = if first > 0 { dx } else { Ptr::NULL };
                 multiply(dx, before, Form::Columns, weights)?;

@@ -98,18 +98,18 @@ pub(super) struct State<D: Driver> {
     pub x: Area<D>,
     /// dy, the same.
     pub dy: Area<D>,
-    /// The mixed heads, or `hidden`'s gradient, as an operand.
+    /// The mixed heads, or `adapter_state`'s gradient, as an operand.
     pub small_rows: Area<D>,
     /// B or [A; R] as an operand.
     pub small: Area<D>,
-    /// `hidden`'s gradient without A's part, as an operand.
+    /// `adapter_state`'s gradient without A's part, as an operand.
     pub through: Area<D>,
     /// The mixed heads as an operand, in the backward pass.
     pub mixed: Area<D>,
     /// Their gradient.
     pub dmixed: Area<D>,
-    /// `hidden`'s gradient.
-    pub dhidden: Area<D>,
+    /// `adapter_state`'s gradient.
+    pub d_adapter_state: Area<D>,
     /// What a load-balance term adds to dgate, [heads].
     pub push: Area<D>,
     /// A frozen matrix in blocks, as bf16.
@@ -136,7 +136,7 @@ impl<D: Driver> Default for State<D> {
             through: Area::default(),
             mixed: Area::default(),
             dmixed: Area::default(),
-            dhidden: Area::default(),
+            d_adapter_state: Area::default(),
             push: Area::default(),
             decoded: Area::default(),
             logits: Area::default(),

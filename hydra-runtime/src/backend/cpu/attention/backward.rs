@@ -53,10 +53,10 @@ pub(in super::super) fn backward<E: Element>(
     let mut tasks = Vec::with_capacity(segments.len() * shape.kv_heads);
     let (mut dq, mut dk, mut dv) = (dq, dk, dv);
     for &segment in segments {
-        let heads = shape.kv_heads;
-        let q_parts = by_head(&mut dq, segment.len, shape.q_width(), heads);
-        let k_parts = by_head(&mut dk, segment.len, shape.kv_width(), heads);
-        let v_parts = by_head(&mut dv, segment.len, shape.kv_width(), heads);
+        let n_heads = shape.kv_heads;
+        let q_parts = by_head(&mut dq, segment.len, shape.q_width(), n_heads);
+        let k_parts = by_head(&mut dk, segment.len, shape.kv_width(), n_heads);
+        let v_parts = by_head(&mut dv, segment.len, shape.kv_width(), n_heads);
         for (kv_head, ((dq, dk), dv)) in q_parts.into_iter().zip(k_parts).zip(v_parts).enumerate() {
             tasks.push(KeyTask { segment, kv_head, dq, dk, dv });
         }
@@ -65,13 +65,13 @@ pub(in super::super) fn backward<E: Element>(
     cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| key_task(cpu, isa, task, shape, saved)))
 }
 
-/// Takes `rows` rows off the front of a matrix, each in `heads` parts: by part, then by row.
-fn by_head<'a, E>(matrix: &mut &'a mut [E], rows: usize, width: usize, heads: usize) -> Vec<Vec<&'a mut [E]>> {
+/// Takes `rows` rows off the front of a matrix, each in `n_heads` parts: by part, then by row.
+fn by_head<'a, E>(matrix: &mut &'a mut [E], rows: usize, width: usize, n_heads: usize) -> Vec<Vec<&'a mut [E]>> {
     let (front, rest) = std::mem::take(matrix).split_at_mut(rows * width);
     *matrix = rest;
-    let mut parts: Vec<_> = (0..heads).map(|_| Vec::with_capacity(rows)).collect();
+    let mut parts: Vec<_> = (0..n_heads).map(|_| Vec::with_capacity(rows)).collect();
     for row in front.chunks_exact_mut(width) {
-        parts.iter_mut().zip(row.chunks_exact_mut(width / heads)).for_each(|(parts, part)| parts.push(part));
+        parts.iter_mut().zip(row.chunks_exact_mut(width / n_heads)).for_each(|(parts, part)| parts.push(part));
     }
     parts
 }
@@ -129,7 +129,7 @@ fn key_task<E: Element>(
                     for (row, (delta, lse)) in delta.iter_mut().zip(lse.iter_mut()).enumerate() {
                         let at = (start + row) * shape.q_width() + q_head * d;
                         *delta = dot(&saved.d_o[at..at + d], &saved.o[at..at + d]);
-                        *lse = saved.lse[(start + row) * shape.heads + q_head];
+                        *lse = saved.lse[(start + row) * shape.n_heads + q_head];
                     }
                 },
             );
@@ -150,11 +150,11 @@ fn key_task<E: Element>(
                         multiply(isa, scores, strip, Store::Overwrite, k.rows(), qt)?;
                         multiply(isa, dscores, strip, Store::Overwrite, v.rows(), dot)?;
                         // Queries before a key don't see it.
-                        let hidden = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(rows);
+                        let adapter_state = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(rows);
                         let (lse, delta) = (&lse[row..row + rows], &delta[row..row + rows]);
                         cpu.isa.vectorize(
                             #[inline(always)]
-                            || score_gradients::<E>(scores, dscores, lse, delta, hidden),
+                            || score_gradients::<E>(scores, dscores, lse, delta, adapter_state),
                         );
                         let place = first * rows..(first + strip) * rows;
                         E::narrow(cpu.bf16_isa, &mut p[place.clone()], scores)?;
@@ -182,7 +182,7 @@ fn key_task<E: Element>(
     })
 }
 
-/// Keys by queries: p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out. The first `hidden(row)`
+/// Keys by queries: p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out. The first `adapter_state(row)`
 /// queries don't see the key of a row.
 #[inline(always)]
 fn score_gradients<E: Element>(
@@ -190,15 +190,15 @@ fn score_gradients<E: Element>(
     ds: &mut [f32],
     lse: &[f32],
     delta: &[f32],
-    hidden: impl Fn(usize) -> usize,
+    adapter_state: impl Fn(usize) -> usize,
 ) {
     let n = lse.len();
     for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-        let hidden = hidden(row);
-        let begin = hidden / LANES * LANES;
+        let adapter_state = adapter_state(row);
+        let begin = adapter_state / LANES * LANES;
         p[..begin].fill(0.0);
         ds[..begin].fill(0.0);
-        p[begin..hidden].fill(f32::NEG_INFINITY);
+        p[begin..adapter_state].fill(f32::NEG_INFINITY);
         let rows = p[begin..].iter_mut().zip(&mut ds[begin..]);
         for ((p, ds), (lse, delta)) in rows.zip(lse[begin..].iter().zip(&delta[begin..])) {
             *p = E::exp(*p - lse);

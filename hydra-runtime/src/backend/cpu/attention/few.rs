@@ -25,7 +25,7 @@ pub(super) fn few<E: Element>(
     prefix: Option<Past<'_, E>>,
 ) -> Result<()> {
     let (d, group, width) = (shape.head_dim, shape.group(), shape.q_width());
-    let rows = task.o.chunks_exact_mut(width).zip(task.lse.chunks_exact_mut(shape.heads)).enumerate();
+    let rows = task.o.chunks_exact_mut(width).zip(task.lse.chunks_exact_mut(shape.n_heads)).enumerate();
     for (row, (o, lse)) in rows {
         let q = &q[(task.segment.start + task.first + row) * width..][..width];
         let own = Past { len: task.first + row + 1, ..own };
@@ -44,8 +44,8 @@ pub(super) fn few<E: Element>(
         if keys * d < TASK {
             o.chunks_exact_mut(group * d).zip(lse.chunks_exact_mut(group)).enumerate().for_each(head);
         } else {
-            let heads = o.par_chunks_exact_mut(group * d).zip(lse.par_chunks_exact_mut(group)).enumerate();
-            cpu.pool.install(|| heads.for_each(head));
+            let n_heads = o.par_chunks_exact_mut(group * d).zip(lse.par_chunks_exact_mut(group)).enumerate();
+            cpu.pool.install(|| n_heads.for_each(head));
         }
     }
     Ok(())

@@ -102,18 +102,18 @@ impl Column for bf16 {
 
 /// Rows of a transpose, `data[q · stride + row]`.
 #[derive(Clone, Copy)]
-pub(super) struct Turned<'a, E> {
+pub(super) struct Transposed<'a, E> {
     data: &'a [E],
     stride: usize,
     rows: usize,
     k: usize,
 }
 
-impl<'a, E: Column> Turned<'a, E> {
+impl<'a, E: Column> Transposed<'a, E> {
     /// `rows` rows of `k` values.
     pub(super) fn new(data: &'a [E], stride: usize, rows: usize, k: usize) -> Self {
         assert!(k == 0 || rows == 0 || data.len() >= (k - 1) * stride + rows);
-        Turned { data, stride, rows, k }
+        Transposed { data, stride, rows, k }
     }
 
     /// Value `q` of the rows from `row` on, and which of sixteen there are: inside the data by the assert.
