@@ -12,7 +12,7 @@ use common::{aligned, fastest, peaks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::{
-    Bf16Isa, Format, Isa, Multiplicand, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec,
+    Accumulate, Bf16Isa, Element, Format, Isa, MatRef, Panels, RowOrder, Source, Term, Values, Weight, gemm, matvec,
     pack, panels_len, to_bf16,
 };
 use std::hint::black_box;
@@ -57,7 +57,7 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
 }
 
 /// Hands `multiply` X and each chunk of W's rows, packed, with the first's number.
-fn by_chunks<E: Multiplicand>(
+fn by_chunks<E: Element>(
     isa: E::Isa,
     x: Values<'_>,
     weight: Weight<'_>,
@@ -68,7 +68,7 @@ fn by_chunks<E: Multiplicand>(
     for first in (0..n).step_by(chunk(k)) {
         let columns = chunk(k).min(n - first);
         pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
-        multiply(first, Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } });
+        multiply(first, Term { a: MatRef::row_major(x, k), b: Panels { data: &*panels, k, n: columns } });
     }
 }
 
@@ -76,7 +76,7 @@ fn by_chunks<E: Multiplicand>(
 fn product(isa: Isa, y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, panels: &mut [f32]) {
     let n = weight.rows();
     by_chunks(isa, x.into(), weight, panels, |first, term| {
-        gemm(isa, &mut y[first..], n, m, term.b.n, Store::Overwrite, &[term]).unwrap();
+        gemm(isa, &mut y[first..], n, m, term.b.n, Accumulate::Overwrite, &[term]).unwrap();
     });
 }
 
@@ -94,10 +94,10 @@ fn product_rounded(
     by_chunks(isa, x.into(), weight, panels, |first, term| {
         let columns = term.b.n;
         if weight.cols() <= DEEP {
-            return gemm(isa, &mut y[first..], n, m, columns, Store::Overwrite, &[term]).unwrap();
+            return gemm(isa, &mut y[first..], n, m, columns, Accumulate::Overwrite, &[term]).unwrap();
         }
         let sums = &mut sums[..m * columns];
-        gemm(isa, &mut *sums, columns, m, columns, Store::Overwrite, &[term]).unwrap();
+        gemm(isa, &mut *sums, columns, m, columns, Accumulate::Overwrite, &[term]).unwrap();
         for (y, sums) in y.chunks_exact_mut(n).zip(sums.chunks_exact(columns)) {
             to_bf16(isa, &mut y[first..first + columns], sums).unwrap();
         }

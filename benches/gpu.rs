@@ -13,7 +13,7 @@ use hydra_kernels::shape::HydraShape;
 use hydra_kernels::{Format, RowOrder, Weight};
 use hydra_ptx::launch::Instructions;
 use hydra_runtime::backend::cuda::{Cuda, Driver, Gpu};
-use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, GateKind, Routing, Store};
+use hydra_runtime::backend::{Accumulate, AdapterArgs, AdapterSlot, Backend, GateKind, Routing};
 use std::process::Command;
 use std::time::Instant;
 
@@ -103,7 +103,7 @@ fn frozen(device: &Device, weight: Weight<'_>, host_x: &[f32], host_dy: &[f32]) 
     let (mut y, mut dx) = (activation(host_dy), activation(host_x));
     let mut forward = || device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
     let mut backward = || {
-        let dx = Some((&mut dx, Store::Overwrite));
+        let dx = Some((&mut dx, Accumulate::Overwrite));
         device.linear_backward(dx, None, TOKENS, &dy, &x, &matrix, None).expect("a product");
     };
     let seconds = [seconds(device, &probe, &mut forward), seconds(device, &probe, &mut backward)];
@@ -169,7 +169,7 @@ fn main() {
                 device.linear(&mut y, None, TOKENS, &x, &matrix, adapter).expect("a product");
             });
             let adapted_backward = seconds(&device, &probe, || {
-                let (dx, adapter) = (Some((&mut dx, Store::Overwrite)), Some((&args, &adapter_state)));
+                let (dx, adapter) = (Some((&mut dx, Accumulate::Overwrite)), Some((&args, &adapter_state)));
                 device.linear_backward(dx, Some(&mut dparams), TOKENS, &dy, &x, &matrix, adapter).expect("a product");
             });
             let columns = |frozen: f64, adapted: f64, bytes: usize| {

@@ -10,8 +10,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
 use hydra_kernels::{
-    AdapterRef, Dropouts, Format, Gate, HydraShape, Isa, Multiplicand, Panels, Routing, RowOrder, Rows, Source, Store,
-    Term, Weight, Workspace, gemm, pack, panels_len,
+    Accumulate, AdapterRef, Dropouts, Element, Format, Gate, HydraShape, Isa, MatRef, Panels, Routing, RowOrder,
+    Source, Term, Weight, Workspace, gemm, pack, panels_len,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -33,14 +33,14 @@ fn values(len: usize, seed: usize, size: f32) -> Vec<f32> {
         .collect()
 }
 
-/// y = x Wᵀ (`Store::Overwrite`) or y += it, W packed by chunks of 256 rows into `panels`.
+/// y = x Wᵀ (`Accumulate::Overwrite`) or y += it, W packed by chunks of 256 rows into `panels`.
 #[allow(clippy::too_many_arguments)]
-fn linear(y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, scale: f32, store: Store, panels: &mut [f32]) {
+fn linear(y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, scale: f32, store: Accumulate, panels: &mut [f32]) {
     let (isa, n, k) = (Isa::detect(), weight.rows(), weight.cols());
     for first in (0..n).step_by(256) {
         let columns = 256.min(n - first);
         pack(isa, panels, k, columns, Source::WeightRows { weight, first }, scale).unwrap();
-        let term = Term { a: Rows::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
+        let term = Term { a: MatRef::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
         gemm(isa, &mut y[first..], n, m, columns, store, &[term]).unwrap();
     }
 }
@@ -75,7 +75,7 @@ impl Problem {
         AdapterRef { a: &self.a, b: &self.b, scale: SCALE }
     }
 
-    fn forward<E: Multiplicand>(&self, isa: E::Isa, y: &mut [f32], adapter_state: &mut [f32], memory: &mut [f32]) {
+    fn forward<E: Element>(&self, isa: E::Isa, y: &mut [f32], adapter_state: &mut [f32], memory: &mut [f32]) {
         let workspace = &mut Workspace::new(memory);
         let (weight, adapter) = (self.weight(), self.adapter());
         forward::<E>(
@@ -93,13 +93,7 @@ impl Problem {
         .unwrap();
     }
 
-    fn backward<E: Multiplicand>(
-        &self,
-        isa: E::Isa,
-        grads: &mut [Vec<f32>; 3],
-        adapter_state: &[f32],
-        memory: &mut [f32],
-    ) {
+    fn backward<E: Element>(&self, isa: E::Isa, grads: &mut [Vec<f32>; 3], adapter_state: &[f32], memory: &mut [f32]) {
         let workspace = &mut Workspace::new(memory);
         let (weight, adapter, [dx, da, db]) = (self.weight(), self.adapter(), grads);
         let (dy, x) = (&self.dy, &self.x);
@@ -124,19 +118,35 @@ impl Problem {
     /// The published order: for each head, gate_e ∘ (s · B_e (A x)) added to y, tensor by tensor.
     fn naive(&self, y: &mut [f32], panels: &mut [f32]) {
         let HydraShape { tokens, d_in, d_out, .. } = self.shape;
-        linear(y, &self.x, tokens, self.weight(), 1.0, Store::Overwrite, panels);
+        linear(y, &self.x, tokens, self.weight(), 1.0, Accumulate::Overwrite, panels);
         let (a, r) = self.a.split_at(RANK * d_in);
         let mut logits = vec![0.0; tokens * HEADS];
-        linear(&mut logits, &self.x, tokens, Weight::from_f32(HEADS, d_in, r).unwrap(), 1.0, Store::Overwrite, panels);
+        linear(
+            &mut logits,
+            &self.x,
+            tokens,
+            Weight::from_f32(HEADS, d_in, r).unwrap(),
+            1.0,
+            Accumulate::Overwrite,
+            panels,
+        );
         hydra_kernels::softmax::softmax_rows(Isa::detect(), &mut logits, HEADS).unwrap();
         for head in 0..HEADS {
             let mut down = vec![0.0; tokens * RANK];
-            linear(&mut down, &self.x, tokens, Weight::from_f32(RANK, d_in, a).unwrap(), 1.0, Store::Overwrite, panels);
+            linear(
+                &mut down,
+                &self.x,
+                tokens,
+                Weight::from_f32(RANK, d_in, a).unwrap(),
+                1.0,
+                Accumulate::Overwrite,
+                panels,
+            );
             let b: Vec<f32> =
                 self.b.chunks(HEADS * RANK).flat_map(|row| &row[head * RANK..][..RANK]).copied().collect();
             let mut up = vec![0.0; tokens * d_out];
             let b = Weight::from_f32(d_out, RANK, &b).unwrap();
-            linear(&mut up, &down, tokens, b, SCALE, Store::Overwrite, panels);
+            linear(&mut up, &down, tokens, b, SCALE, Accumulate::Overwrite, panels);
             for ((y, up), gate) in y.chunks_mut(d_out).zip(up.chunks(d_out)).zip(logits.chunks(HEADS)) {
                 y.iter_mut().zip(up).for_each(|(y, up)| *y += gate[head] * up);
             }
@@ -187,7 +197,7 @@ fn projections(criterion: &mut Criterion) {
         problem.check(&y, 5e-2);
 
         let alone = fastest(5, || {
-            linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Store::Overwrite, &mut panels)
+            linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Accumulate::Overwrite, &mut panels)
         });
         let adapted = fastest(5, || problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory));
         let share = 100.0 * (2 * tokens * d_out * d_in) as f64 / alone / peak;
@@ -201,7 +211,7 @@ fn projections(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(tokens as u64));
         group.bench_function("frozen alone, forward", |bench| {
             bench.iter(|| {
-                linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Store::Overwrite, &mut panels)
+                linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Accumulate::Overwrite, &mut panels)
             });
         });
         group.bench_function("hydra, forward", |bench| {

@@ -202,26 +202,26 @@ impl<'a> From<&'a mut [bf16]> for ValuesMut<'a> {
     }
 }
 
-/// A matrix that is read in place: element (i, p) is `data[i · row_stride + p · col_stride]`.
+/// A strided view of a matrix: element (i, p) is `data[i · row_stride + p · col_stride]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
+pub struct MatRef<'a> {
     /// The elements.
     pub data: Values<'a>,
-    /// From a row to the next.
+    /// Distance between neighbouring rows, in elements.
     pub row_stride: usize,
-    /// From a column to the next.
+    /// Distance between neighbouring columns, in elements.
     pub col_stride: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> MatRef<'a> {
     /// Row-major with `cols` columns.
     pub fn row_major(data: impl Into<Values<'a>>, cols: usize) -> Self {
-        Rows { data: data.into(), row_stride: cols, col_stride: 1 }
+        MatRef { data: data.into(), row_stride: cols, col_stride: 1 }
     }
 
     /// The transpose of a row-major matrix with `cols` columns.
     pub fn transposed(data: impl Into<Values<'a>>, cols: usize) -> Self {
-        Rows { data: data.into(), row_stride: 1, col_stride: cols }
+        MatRef { data: data.into(), row_stride: 1, col_stride: cols }
     }
 }
 
@@ -240,18 +240,18 @@ pub struct Panels<'a, E> {
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a, E> {
     /// [m, k].
-    pub a: Rows<'a>,
+    pub a: MatRef<'a>,
     /// [k, n].
     pub b: Panels<'a, E>,
 }
 
-/// What happens to the old C.
+/// Whether a product replaces C or is added to it: the β of a BLAS `gemm`, restricted to 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// C = sum.
+pub enum Accumulate {
+    /// β = 0: C = A B. The old C is never read, so it may hold NaN.
     Overwrite,
-    /// C += sum.
-    Accumulate,
+    /// β = 1: C += A B.
+    Add,
 }
 
 /// Where [`pack`] finds B [k, n].
@@ -282,22 +282,22 @@ pub enum Source<'a> {
     },
 }
 
-/// An element type that [`gemm`] multiplies: f32, or bf16 (half the memory traffic; products and sums in f32).
-pub trait Multiplicand: bytemuck::Pod + drive::Kernel {
+/// The element type of the packed panels that [`gemm`] multiplies: f32 or bf16. Products are summed in f32 for both.
+pub trait Element: bytemuck::Pod + drive::Kernel {
     /// The instruction sets that multiply it.
     type Isa: Copy + core::fmt::Debug + PartialEq + Send + Sync;
 }
 
-impl Multiplicand for f32 {
+impl Element for f32 {
     type Isa = Isa;
 }
 
-impl Multiplicand for bf16 {
+impl Element for bf16 {
     type Isa = Bf16Isa;
 }
 
 /// Elements that B [k, n] takes when packed. Saturates.
-pub fn panels_len<E: Multiplicand>(isa: E::Isa, k: usize, n: usize) -> usize {
+pub fn panels_len<E: Element>(isa: E::Isa, k: usize, n: usize) -> usize {
     let tile = E::tile(isa);
     let columns = n.checked_next_multiple_of(tile.nr).unwrap_or(usize::MAX);
     let rows = k.checked_next_multiple_of(tile.k_step).unwrap_or(usize::MAX);
@@ -313,13 +313,13 @@ pub const fn panels_bound(k: usize, n: usize) -> usize {
 ///
 /// Every term has n columns; m, n, k and the number of terms may be 0, and into bf16 there are at most [`BF16_TERMS`] terms.
 /// Writes nothing if it returns an error.
-pub fn gemm<'c, E: Multiplicand>(
+pub fn gemm<'c, E: Element>(
     isa: E::Isa,
     c: impl Into<ValuesMut<'c>>,
     c_stride: usize,
     m: usize,
     n: usize,
-    store: Store,
+    store: Accumulate,
     terms: &[Term<'_, E>],
 ) -> Result<(), Error> {
     let c = c.into();
@@ -342,7 +342,7 @@ pub fn gemm<'c, E: Multiplicand>(
     }
     let product = Product { c_stride: c_stride.max(n), m, n, store, terms };
     if terms.iter().all(|term| term.b.k == 0) {
-        if store == Store::Overwrite {
+        if store == Accumulate::Overwrite {
             match c {
                 ValuesMut::F32(c) => c.chunks_mut(product.c_stride).take(m).for_each(|row| row[..n].fill(0.0)),
                 ValuesMut::Bf16(c) => c.chunks_mut(product.c_stride).take(m).for_each(|row| row[..n].fill(bf16::ZERO)),
@@ -369,23 +369,23 @@ const BLOCK_ROWS: usize = 96;
 const BLOCK_COLUMNS: usize = 4 * PANEL_ALIGN;
 
 /// A bf16 result, summed in f32 a block at a time.
-fn by_blocks<E: Multiplicand>(isa: E::Isa, c: &mut [bf16], product: &Product<'_, '_, E>) {
+fn by_blocks<E: Element>(isa: E::Isa, c: &mut [bf16], product: &Product<'_, '_, E>) {
     let &Product { c_stride, m, n, store, terms } = product;
     let mut block = [0.0; BLOCK_ROWS * BLOCK_COLUMNS];
     for j in (0..n).step_by(BLOCK_COLUMNS) {
         let columns = BLOCK_COLUMNS.min(n - j);
         for i in (0..m).step_by(BLOCK_ROWS) {
             let rows = BLOCK_ROWS.min(m - i);
-            let mut parts =
-                [Term { a: Rows::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } }; BF16_TERMS];
+            let mut parts = [Term { a: MatRef::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } };
+                BF16_TERMS];
             for (part, Term { a, b }) in parts.iter_mut().zip(terms) {
-                let a = Rows { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
+                let a = MatRef { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
                 let b = Panels { data: &b.data[panels_len::<E>(isa, b.k, j)..], k: b.k, n: columns };
                 *part = Term { a, b };
             }
             let sums = &mut block[..rows * columns];
             let c = &mut c[i * c_stride + j..];
-            if store == Store::Accumulate {
+            if store == Accumulate::Add {
                 widen_rows(E::widened(isa), sums, columns, c, c_stride, columns);
             }
             let terms = &parts[..terms.len()];

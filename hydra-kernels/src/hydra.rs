@@ -44,7 +44,7 @@ use crate::dropout::{Dropout, dropout as mask, dropout_accumulate, dropout_in_pl
 use crate::error::{Error, exact, product};
 use crate::gate::{Gate, activate, mix, mix_backward, push};
 use crate::gemm::{
-    Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, gemm, pack, panels_bound, panels_len,
+    Accumulate, Element, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, gemm, pack, panels_bound, panels_len,
 };
 use crate::isa::Isa;
 use crate::quant::Weight;
@@ -75,7 +75,7 @@ pub struct Dropouts {
 }
 
 /// What [`forward`] needs; `dropout` says whether there is a mask on the input.
-pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
+pub const fn forward_scratch<E: Element>(shape: &HydraShape, dropout: bool) -> Scratch {
     let down = panels::<f32>(shape.d_in, shape.stacked_rows());
     let frozen = panels::<E>(shape.d_in, chunk(shape.d_out));
     let up = panels::<f32>(shape.mixed(), chunk(shape.d_out));
@@ -86,7 +86,7 @@ pub const fn forward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool)
 ///
 /// `x` [tokens, d_in], `weight` [d_out, d_in]. Scratch: [`forward_scratch`]. Writes nothing if it returns an error.
 #[allow(clippy::too_many_arguments)]
-pub fn forward<E: Multiplicand>(
+pub fn forward<E: Element>(
     isa: E::Isa,
     shape: &HydraShape,
     y: &mut [f32],
@@ -119,12 +119,12 @@ pub fn forward<E: Multiplicand>(
     };
     let width = shape.state_width();
     let down = columns(a, shape.a_rows());
-    let down = [(Rows::row_major(masked, d_in), down)];
-    multiply::<f32, _>(plain, adapter_state, width, down, tokens, Store::Overwrite, workspace.reborrow())?;
+    let down = [(MatRef::row_major(masked, d_in), down)];
+    multiply::<f32, _>(plain, adapter_state, width, down, tokens, Accumulate::Overwrite, workspace.reborrow())?;
     if shape.router {
         let logits = &mut adapter_state[shape.a_rows().min(tokens * width)..];
-        let router = [(Rows::row_major(x, d_in), columns(r, shape.lora_heads))];
-        multiply::<f32, _>(plain, logits, width, router, tokens, Store::Overwrite, workspace.reborrow())?;
+        let router = [(MatRef::row_major(x, d_in), columns(r, shape.lora_heads))];
+        multiply::<f32, _>(plain, logits, width, router, tokens, Accumulate::Overwrite, workspace.reborrow())?;
     }
     activate(plain, shape, adapter_state, gate)?;
     mix_heads(plain, shape, mixed, adapter_state, dropouts.lora_heads)?;
@@ -136,16 +136,16 @@ pub fn forward<E: Multiplicand>(
         let data = &adapter.b[first * shape.mixed()..];
         let source = Source::Dense { data: Values::F32(data), k_stride: 1, n_stride: shape.mixed() };
         let up = Matrix { source, k: shape.mixed(), n, scale: adapter.scale };
-        let frozen = [(Rows::row_major(x, d_in), frozen)];
-        multiply::<E, _>(isa, &mut *y, d_out, frozen, tokens, Store::Overwrite, workspace.reborrow())?;
-        let up = [(Rows::row_major(&*mixed, shape.mixed()), up)];
-        multiply::<f32, _>(plain, y, d_out, up, tokens, Store::Accumulate, workspace.reborrow())?;
+        let frozen = [(MatRef::row_major(x, d_in), frozen)];
+        multiply::<E, _>(isa, &mut *y, d_out, frozen, tokens, Accumulate::Overwrite, workspace.reborrow())?;
+        let up = [(MatRef::row_major(&*mixed, shape.mixed()), up)];
+        multiply::<f32, _>(plain, y, d_out, up, tokens, Accumulate::Add, workspace.reborrow())?;
     }
     Ok(())
 }
 
 /// What [`backward`] needs.
-pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool) -> Scratch {
+pub const fn backward_scratch<E: Element>(shape: &HydraShape, dropout: bool) -> Scratch {
     let frozen = panels::<E>(shape.d_out, chunk(shape.d_in));
     let b = panels::<f32>(shape.d_out, shape.mixed());
     let mixed = panels::<f32>(shape.tokens, shape.mixed());
@@ -166,7 +166,7 @@ pub const fn backward_scratch<E: Multiplicand>(shape: &HydraShape, dropout: bool
 /// `dy` [tokens, d_out]; `x`, `gate` and `dropouts` are forward's, `adapter_state` what it left.
 /// Scratch: [`backward_scratch`]. Writes nothing if it returns an error.
 #[allow(clippy::too_many_arguments)]
-pub fn backward<E: Multiplicand>(
+pub fn backward<E: Element>(
     isa: E::Isa,
     shape: &HydraShape,
     dx: &mut [f32],
@@ -201,8 +201,16 @@ pub fn backward<E: Multiplicand>(
 
     let source = Source::Dense { data: Values::F32(adapter.b), k_stride: mixed_width, n_stride: 1 };
     let b = Matrix { source, k: d_out, n: mixed_width, scale: adapter.scale };
-    let dy_rows = Rows::row_major(dy, d_out);
-    multiply::<f32, _>(plain, dmixed, mixed_width, [(dy_rows, b)], tokens, Store::Overwrite, workspace.reborrow())?;
+    let dy_rows = MatRef::row_major(dy, d_out);
+    multiply::<f32, _>(
+        plain,
+        dmixed,
+        mixed_width,
+        [(dy_rows, b)],
+        tokens,
+        Accumulate::Overwrite,
+        workspace.reborrow(),
+    )?;
     if let Some(lora_heads) = dropouts.lora_heads {
         dropout_in_place(plain, dmixed, mixed_width, lora_heads)?;
     }
@@ -212,8 +220,8 @@ pub fn backward<E: Multiplicand>(
     mix_heads(plain, shape, mixed, adapter_state, dropouts.lora_heads)?;
     let source = Source::Dense { data: Values::F32(mixed), k_stride: mixed_width, n_stride: 1 };
     let mixed = Matrix { source, k: tokens, n: mixed_width, scale: adapter.scale };
-    let dy_columns = Rows::transposed(dy, d_out);
-    multiply::<f32, _>(plain, db, mixed_width, [(dy_columns, mixed)], d_out, Store::Accumulate, workspace.reborrow())?;
+    let dy_columns = MatRef::transposed(dy, d_out);
+    multiply::<f32, _>(plain, db, mixed_width, [(dy_columns, mixed)], d_out, Accumulate::Add, workspace.reborrow())?;
 
     // The two halves of the stacked matrix, each with its own input: [`Half`].
     let (da, dr) = da.split_at_mut(a_rows * d_in);
@@ -229,8 +237,8 @@ pub fn backward<E: Multiplicand>(
                 let source = Source::Dense { data: Values::F32(data), k_stride: d_in, n_stride: 1 };
                 let input = Matrix { source, k: tokens, n: CHUNK.min(d_in - first), scale: 1.0 };
                 let dw = &mut dw[first.min(rows * d_in)..];
-                let term = [(Rows::transposed(dh, width), input)];
-                multiply::<f32, _>(plain, dw, d_in, term, rows, Store::Accumulate, workspace.reborrow())?;
+                let term = [(MatRef::transposed(dh, width), input)];
+                multiply::<f32, _>(plain, dw, d_in, term, rows, Accumulate::Add, workspace.reborrow())?;
             }
         }
     }
@@ -244,9 +252,9 @@ pub fn backward<E: Multiplicand>(
         let dmasked = workspace.take::<f32>(tokens * d_in)?;
         for first in (0..d_in).step_by(CHUNK) {
             let n = CHUNK.min(d_in - first);
-            let through_a = [(Rows::row_major(&*d_adapter_state, width), rows_of(&a[first..], a_rows, n))];
+            let through_a = [(MatRef::row_major(&*d_adapter_state, width), rows_of(&a[first..], a_rows, n))];
             let out = &mut dmasked[first.min(tokens * d_in)..];
-            multiply::<f32, _>(plain, out, d_in, through_a, tokens, Store::Overwrite, workspace.reborrow())?;
+            multiply::<f32, _>(plain, out, d_in, through_a, tokens, Accumulate::Overwrite, workspace.reborrow())?;
         }
         dropout_accumulate(plain, dx, dmasked, d_in, dropout)?;
     }
@@ -256,15 +264,15 @@ pub fn backward<E: Multiplicand>(
         let through = [
             // What went through A has been added above if it was masked.
             (
-                Rows::row_major(&*d_adapter_state, width),
+                MatRef::row_major(&*d_adapter_state, width),
                 rows_of(&a[first..], if dropouts.input.is_some() { 0 } else { a_rows }, n),
             ),
-            (Rows::row_major(dlogits, width), rows_of(&r[first.min(r.len())..], router_rows, n)),
+            (MatRef::row_major(dlogits, width), rows_of(&r[first.min(r.len())..], router_rows, n)),
         ];
         let dx = &mut dx[first.min(tokens * d_in)..];
-        let frozen = [(Rows::row_major(dy, d_out), frozen)];
-        multiply::<E, _>(isa, &mut *dx, d_in, frozen, tokens, Store::Accumulate, workspace.reborrow())?;
-        multiply::<f32, _>(plain, dx, d_in, through, tokens, Store::Accumulate, workspace.reborrow())?;
+        let frozen = [(MatRef::row_major(dy, d_out), frozen)];
+        multiply::<E, _>(isa, &mut *dx, d_in, frozen, tokens, Accumulate::Add, workspace.reborrow())?;
+        multiply::<f32, _>(plain, dx, d_in, through, tokens, Accumulate::Add, workspace.reborrow())?;
     }
     Ok(())
 }
@@ -278,13 +286,13 @@ struct Matrix<'a> {
 }
 
 /// `c` = or += Σ a [m, k] · b, each b packed into the workspace.
-fn multiply<E: Multiplicand, const N: usize>(
+fn multiply<E: Element, const N: usize>(
     isa: E::Isa,
     c: &mut [f32],
     c_stride: usize,
-    terms: [(Rows<'_>, Matrix<'_>); N],
+    terms: [(MatRef<'_>, Matrix<'_>); N],
     m: usize,
-    store: Store,
+    store: Accumulate,
     mut workspace: Workspace<'_>,
 ) -> Result<(), Error> {
     let n = terms[0].1.n;

@@ -33,7 +33,7 @@ pub use dropout::{Dropout, dropout, dropout_accumulate, dropout_in_place, dropou
 pub use error::Error;
 pub use gate::{Gate, Routing, activate, mix, mix_backward, push};
 pub use gemm::{
-    Float, Multiplicand, PANEL_ALIGN, Panels, Rows, Source, Store, Term, Values, ValuesMut, gemm, pack, panels_len,
+    Accumulate, Element, Float, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut, gemm, pack, panels_len,
     to_bf16,
 };
 pub use hydra::{AdapterRef, Dropouts};

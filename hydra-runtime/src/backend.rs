@@ -17,7 +17,7 @@ use crate::config::Config;
 use core::ops::Range;
 use hydra_kernels::dropout::Dropout;
 pub use hydra_kernels::gate::Routing;
-pub use hydra_kernels::gemm::Store;
+pub use hydra_kernels::gemm::Accumulate;
 pub use hydra_kernels::quant::{Format, Weight};
 pub use hydra_kernels::shape::HydraShape;
 
@@ -226,7 +226,7 @@ pub trait Backend: Sync {
     #[allow(clippy::too_many_arguments)]
     fn linear_backward(
         &self,
-        dx: Option<(&mut Self::Buffer, Store)>,
+        dx: Option<(&mut Self::Buffer, Accumulate)>,
         dparams: Option<&mut Self::Buffer>,
         tokens: usize,
         dy: &Self::Buffer,

@@ -5,13 +5,13 @@ use crate::support::*;
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
 use hydra_runtime::backend::cuda::{Cuda, Driver};
-use hydra_runtime::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing, Store};
+use hydra_runtime::backend::{Accumulate, AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing};
 
 /// A linear layer and its inputs.
 struct Case {
     stored: Stored,
     tokens: usize,
-    store: Store,
+    store: Accumulate,
     slot: Option<AdapterSlot>,
     dropout: Option<DropoutKey>,
     head_dropout: Option<DropoutKey>,
@@ -34,7 +34,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let stream = |values: &[f32]| if case.activations { activation(b, values) } else { put(b, values) };
     let (x, params) = (activation(b, &case.x), put(b, &case.params));
     let (mut y, before) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
-    let residual = (case.store == Store::Accumulate).then_some(&before);
+    let residual = (case.store == Accumulate::Add).then_some(&before);
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
         params: &params,
@@ -99,7 +99,7 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
     Case {
         stored: Stored::draw(random, d_out, d_in),
         tokens,
-        store: if random.coin() { Store::Accumulate } else { Store::Overwrite },
+        store: if random.coin() { Accumulate::Add } else { Accumulate::Overwrite },
         dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.3, seed: 5 }),
         // The same for the largest of them.
         balance: if tokens <= 5 && random.coin() { 0.8 } else { 0.0 },
@@ -148,7 +148,7 @@ pub fn decoded<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 /// In place they are done as those before that were not.
 pub fn tall<D: Driver>(cuda: &Cuda<D>) {
     let (random, tokens) = (&mut Random::new(3), WGMMA_LEAST_TILES as usize * WGMMA_M as usize);
-    for store in [Store::Overwrite, Store::Accumulate] {
+    for store in [Accumulate::Overwrite, Accumulate::Add] {
         let case = case(random, tokens, [40, 24], true);
         check(cuda, &Case { store, dx: true, dropout: None, head_dropout: None, activations: true, ..case });
     }

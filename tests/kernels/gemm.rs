@@ -1,10 +1,10 @@
 //! Products: every source, element type, stride and edge; independence of how C is cut.
 
-use crate::support::{Element, isas, tolerance, values};
+use crate::support::{TestElement, isas, tolerance, values};
 use half::bf16;
 use hydra_kernels::{
-    Bf16Isa, Error, Format, PANEL_ALIGN, Panels, RowOrder, Rows, Source, Store, Term, Values, Weight, gemm, matvec,
-    pack, panels_len, to_bf16,
+    Accumulate, Bf16Isa, Error, Format, MatRef, PANEL_ALIGN, Panels, RowOrder, Source, Term, Values, Weight, gemm,
+    matvec, pack, panels_len, to_bf16,
 };
 use proptest::prelude::*;
 
@@ -52,7 +52,7 @@ fn room(rows: usize, cols: usize, (row, col): (usize, usize)) -> usize {
 struct Case {
     m: usize,
     n: usize,
-    store: Store,
+    store: Accumulate,
     terms: [(usize, Layout, Layout); 2],
     gap: usize,
     seed: u64,
@@ -60,7 +60,7 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     let terms = [(depth(), layout(), layout()), (depth(), layout(), layout())];
-    let store = prop::sample::select(vec![Store::Overwrite, Store::Accumulate]);
+    let store = prop::sample::select(vec![Accumulate::Overwrite, Accumulate::Add]);
     (size(), size(), store, terms, 0..3usize, any::<u64>()).prop_map(|(m, n, store, terms, gap, seed)| Case {
         m,
         n,
@@ -71,13 +71,13 @@ fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-fn check<E: Element>(isa: E::Isa, case: Case) {
+fn check<E: TestElement>(isa: E::Isa, case: Case) {
     let Case { m, n, store, terms, gap, seed } = case;
     let scale = 0.5; // exact in bf16
     let c_stride = n + gap;
     let old = values(m * c_stride, seed);
     let mut c = old.clone();
-    let mut want: Vec<f64> = old.iter().map(|&c| if store == Store::Accumulate { f64::from(c) } else { 0.0 }).collect();
+    let mut want: Vec<f64> = old.iter().map(|&c| if store == Accumulate::Add { f64::from(c) } else { 0.0 }).collect();
     let mut magnitude: Vec<f64> = want.iter().map(|c| c.abs()).collect();
     let mut packed = Vec::new();
     for (t, (k, a_layout, b_layout)) in terms.into_iter().enumerate() {
@@ -85,7 +85,7 @@ fn check<E: Element>(isa: E::Isa, case: Case) {
         let a = values(room(m, k, a_strides), seed ^ 1 ^ t as u64);
         let narrow: Vec<bf16> = a.iter().map(|&a| bf16::from_f32(a)).collect();
         let b = values(room(k, n, b_strides), seed ^ 100 ^ t as u64);
-        let mut panels = vec![<E as Element>::from(f32::NAN); panels_len::<E>(isa, k, n)];
+        let mut panels = vec![<E as TestElement>::from(f32::NAN); panels_len::<E>(isa, k, n)];
         let narrow_b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
         let data = if seed >> 2 >> t & 1 == 0 { Values::F32(&b) } else { Values::Bf16(&narrow_b) };
         let source = Source::Dense { data, k_stride: b_strides.0, n_stride: b_strides.1 };
@@ -109,7 +109,7 @@ fn check<E: Element>(isa: E::Isa, case: Case) {
         .map(|(t, (a, narrow, strides, panels, k))| {
             // The values are exact in either type.
             let data = if seed >> t & 1 == 0 { Values::F32(a) } else { Values::Bf16(narrow) };
-            let a = Rows { data, row_stride: strides.0, col_stride: strides.1 };
+            let a = MatRef { data, row_stride: strides.0, col_stride: strides.1 };
             Term { a, b: Panels { data: panels, k: *k, n } }
         })
         .collect();
@@ -147,9 +147,9 @@ fn f32_operands_are_rounded() {
         pack(isa, &mut panels, k, k, Source::Dense { data: Values::F32(&identity), k_stride: k, n_stride: 1 }, 1.0)
             .unwrap();
         let turned: Vec<f32> = (0..k * m).map(|i| x[i % m * k + i / m]).collect();
-        for a in [Rows::row_major(&x[..], k), Rows::transposed(&turned[..], m)] {
+        for a in [MatRef::row_major(&x[..], k), MatRef::transposed(&turned[..], m)] {
             let mut c = vec![f32::NAN; m * k];
-            gemm(isa, &mut c[..], k, m, k, Store::Overwrite, &[Term { a, b: Panels { data: &panels, k, n: k } }])
+            gemm(isa, &mut c[..], k, m, k, Accumulate::Overwrite, &[Term { a, b: Panels { data: &panels, k, n: k } }])
                 .unwrap();
             assert!(c.iter().zip(&x).all(|(&c, &x)| c == bf16::from_f32(x).to_f32()), "{isa:?}");
         }
@@ -173,8 +173,8 @@ fn where_an_operand_lies_changes_nothing() {
                 room[first..first + m * k].copy_from_slice(&x);
                 let mut c = vec![f32::NAN; m * n];
                 let term =
-                    Term { a: Rows::row_major(&room[first..first + m * k], k), b: Panels { data: &panels, k, n } };
-                gemm(isa, &mut c[..], n, m, n, Store::Overwrite, &[term]).unwrap();
+                    Term { a: MatRef::row_major(&room[first..first + m * k], k), b: Panels { data: &panels, k, n } };
+                gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[term]).unwrap();
                 c
             });
             assert!(results[0].iter().all(|c| c.is_finite()));
@@ -203,7 +203,7 @@ proptest! {
 }
 
 /// The same bits whether C is computed whole or in pieces.
-fn cut_anywhere<E: Element>() {
+fn cut_anywhere<E: TestElement>() {
     let (m, n, k) = (69, 2 * PANEL_ALIGN + 7, 801);
     let a = values(m * k, 1);
     let w = values(n * k, 2);
@@ -211,12 +211,12 @@ fn cut_anywhere<E: Element>() {
     for isa in E::isas() {
         let product = |rows: std::ops::Range<usize>, columns: std::ops::Range<usize>| {
             let (m, n) = (rows.len(), columns.len());
-            let mut panels = vec![<E as Element>::from(0.0); panels_len::<E>(isa, k, n)];
+            let mut panels = vec![<E as TestElement>::from(0.0); panels_len::<E>(isa, k, n)];
             pack(isa, &mut panels, k, n, Source::WeightRows { weight, first: columns.start }, 1.0).unwrap();
             let mut c = vec![f32::NAN; m * n];
-            let a = Rows::row_major(&a[rows.start * k..rows.end * k], k);
+            let a = MatRef::row_major(&a[rows.start * k..rows.end * k], k);
             let b = Panels { data: &panels, k, n };
-            gemm(isa, &mut c[..], n, m, n, Store::Overwrite, &[Term { a, b }]).unwrap();
+            gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[Term { a, b }]).unwrap();
             c
         };
         let whole = product(0..m, 0..n);
@@ -284,14 +284,20 @@ fn weights_pack_as_they_decode() {
 }
 
 /// Multiplies by the identity to read panels back, whatever their arrangement.
-fn assert_panels<E: Element>(isa: E::Isa, k: usize, n: usize, source: Source<'_>, want: impl Fn(usize, usize) -> E) {
-    let mut panels = vec![<E as Element>::from(f32::NAN); panels_len::<E>(isa, k, n)];
+fn assert_panels<E: TestElement>(
+    isa: E::Isa,
+    k: usize,
+    n: usize,
+    source: Source<'_>,
+    want: impl Fn(usize, usize) -> E,
+) {
+    let mut panels = vec![<E as TestElement>::from(f32::NAN); panels_len::<E>(isa, k, n)];
     pack(isa, &mut panels, k, n, source, 2.0).unwrap();
     let mut identity = vec![0.0; k * k];
     (0..k).for_each(|p| identity[p * k + p] = 1.0);
     let mut c = vec![f32::NAN; k * n];
-    let term = Term { a: Rows::row_major(&identity[..], k), b: Panels { data: &panels, k, n } };
-    gemm(isa, &mut c[..], n, k, n, Store::Overwrite, &[term]).unwrap();
+    let term = Term { a: MatRef::row_major(&identity[..], k), b: Panels { data: &panels, k, n } };
+    gemm(isa, &mut c[..], n, k, n, Accumulate::Overwrite, &[term]).unwrap();
     for p in 0..k {
         for j in 0..n {
             let (got, want) = (c[p * n + j], 2.0 * want(p, j).wide());
@@ -323,14 +329,14 @@ fn errors_write_nothing() {
     let a = values(3 * 64, 1);
     let mut c = vec![7.0; 6];
     for (m, c_stride, len) in [(4, 2, 6), (3, 1, 6), (3, 2, 5), (2, usize::MAX, 6)] {
-        let term = Term { a: Rows::row_major(&a[..], 64), b };
-        assert!(gemm(isa, &mut c[..len], c_stride, m, 2, Store::Overwrite, &[term]).is_err());
+        let term = Term { a: MatRef::row_major(&a[..], 64), b };
+        assert!(gemm(isa, &mut c[..len], c_stride, m, 2, Accumulate::Overwrite, &[term]).is_err());
     }
-    let far = Term { a: Rows { data: Values::F32(&a), row_stride: usize::MAX / 2, col_stride: 1 }, b };
-    assert!(gemm(isa, &mut c[..], 2, 3, 2, Store::Overwrite, &[far]).is_err());
-    let term = Term { a: Rows::row_major(&a[..], 64), b };
+    let far = Term { a: MatRef { data: Values::F32(&a), row_stride: usize::MAX / 2, col_stride: 1 }, b };
+    assert!(gemm(isa, &mut c[..], 2, 3, 2, Accumulate::Overwrite, &[far]).is_err());
+    let term = Term { a: MatRef::row_major(&a[..], 64), b };
     let mut rounded = [bf16::ONE; 6];
-    let many = gemm(isa, &mut rounded[..], 2, 3, 2, Store::Overwrite, &[term; 5]);
+    let many = gemm(isa, &mut rounded[..], 2, 3, 2, Accumulate::Overwrite, &[term; 5]);
     assert_eq!(many, Err(Error::Range { operand: "terms", limit: 4, got: 5 }));
     assert_eq!(rounded, [bf16::ONE; 6]);
     assert!(matvec(isa, &mut c, weight, 0, &a[..64]).is_err());

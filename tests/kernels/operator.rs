@@ -1,7 +1,7 @@
 //! Hydra forward and backward: against the reference, the reference against its own differences, memory to the float.
 
 use crate::memory::allocations;
-use crate::support::{Element, assert_close, tolerance, values, wide};
+use crate::support::{TestElement, assert_close, tolerance, values, wide};
 use half::bf16;
 use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
 use hydra_kernels::reference::{self, Gradients, Parameters};
@@ -90,7 +90,7 @@ impl Case {
     }
 
     /// y, adapter_state, dx, da, db, with `short` floats less than each needs.
-    fn run<E: Element>(&self, isa: E::Isa, short: usize) -> Result<[Vec<f32>; 5], Error> {
+    fn run<E: TestElement>(&self, isa: E::Isa, short: usize) -> Result<[Vec<f32>; 5], Error> {
         let shape = &self.shape;
         let weight = Weight::from_f32(shape.d_out, shape.d_in, &self.w)?;
         let adapter = AdapterRef { a: &self.a, b: &self.b, scale: SCALE };
@@ -166,7 +166,7 @@ impl Case {
         Ok([y, adapter_state, dx, da, db])
     }
 
-    fn check<E: Element>(&self) {
+    fn check<E: TestElement>(&self) {
         let (y, adapter_state) = self.reference(&wide(&self.x), &wide(&self.a), &wide(&self.b));
         let gradients = self.reference_gradients().map(|g| g.into_iter().map(|g| g + 1.0).collect::<Vec<_>>());
         let [dx, da, db] = gradients;

@@ -1,6 +1,6 @@
 //! Block formats against blocks that PyPI's `gguf` decoded (blocks/make.py), plain formats against `half`.
 
-use crate::support::{Element, isas};
+use crate::support::{TestElement, isas};
 use half::{bf16, f16};
 use hydra_kernels::{Format, RowOrder, Weight, to_bf16};
 

@@ -1,7 +1,7 @@
 //! Numbers, tolerances and instruction sets shared by the tests.
 
 use half::bf16;
-use hydra_kernels::{Bf16Isa, Isa, Multiplicand};
+use hydra_kernels::{Bf16Isa, Element, Isa};
 
 /// Rounding of one f32 operation.
 pub const EPSILON: f64 = f32::EPSILON as f64 / 2.0;
@@ -27,14 +27,14 @@ pub mod tolerance {
 }
 
 /// An element type with its conversions.
-pub trait Element: Multiplicand {
+pub trait TestElement: Element {
     const OPERATOR: f64;
     fn from(x: f32) -> Self;
     fn wide(self) -> f32;
     fn isas() -> Vec<Self::Isa>;
 }
 
-impl Element for f32 {
+impl TestElement for f32 {
     const OPERATOR: f64 = tolerance::OPERATOR_F32;
     fn from(x: f32) -> f32 {
         x
@@ -47,7 +47,7 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
+impl TestElement for bf16 {
     const OPERATOR: f64 = tolerance::OPERATOR_BF16;
     fn from(x: f32) -> bf16 {
         bf16::from_f32(x)

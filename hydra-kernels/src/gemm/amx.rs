@@ -20,7 +20,7 @@ use super::avx512bf16::narrow;
 use super::convert::widen_rows;
 use super::drive::Product;
 use super::parts::{Block, Cut, Part, depth};
-use super::{Store, Values};
+use super::{Accumulate, Values};
 use crate::isa::{AmxBf16, Isa};
 use core::mem::MaybeUninit;
 use core::ptr::{null, null_mut};
@@ -110,7 +110,7 @@ pub(super) fn drive(isa: AmxBf16, c: &mut [f32], product: &Product<'_, '_, bf16>
                 sweep(isa, sums, None, [i, first], [MR.min(m - i), columns], store, &mut strip, one.clone());
             }
         }
-        store = Store::Accumulate;
+        store = Accumulate::Add;
     }
 }
 
@@ -119,7 +119,7 @@ pub(super) fn drive(isa: AmxBf16, c: &mut [f32], product: &Product<'_, '_, bf16>
 pub(super) fn drive_rounded(isa: AmxBf16, c: &mut [bf16], product: &Product<'_, '_, bf16>) -> bool {
     let &Product { c_stride, m, n, store, terms } = product;
     let depth = CUT.blocks(terms).map(|block| depth(&block)).sum();
-    let turns = store == Store::Overwrite && CUT.blocks(terms).nth(1).is_none();
+    let turns = store == Accumulate::Overwrite && CUT.blocks(terms).nth(1).is_none();
     let group = if turns { group(depth, n) } else { group(depth, n).min(ROUNDED_COLUMNS) };
     if group < ROUNDED_COLUMNS_LEAST.min(n) {
         return false;
@@ -137,7 +137,7 @@ pub(super) fn drive_rounded(isa: AmxBf16, c: &mut [bf16], product: &Product<'_, 
         let columns = group.min(n - first);
         for i in (0..m).step_by(MR) {
             let (rows, c) = (MR.min(m - i), &mut c[i * c_stride + first..]);
-            if store == Store::Accumulate {
+            if store == Accumulate::Add {
                 for (sums, j) in room.chunks_mut(PANEL_SUMS).zip((0..columns).step_by(NR)) {
                     let isa = isa.avx512bf16().avx512();
                     widen_rows(Isa::Avx512(isa), &mut sums[..rows * NR], NR, &c[j..], c_stride, NR.min(columns - j));
@@ -159,7 +159,7 @@ fn sweep<'t, 'a: 't>(
     mut rounded: Option<Rounded<'_>>,
     [i, first]: [usize; 2],
     size: [usize; 2],
-    mut store: Store,
+    mut store: Accumulate,
     strip: &mut Strip,
     blocks: impl Iterator<Item = Block<'t, 'a, bf16>>,
 ) {
@@ -168,7 +168,7 @@ fn sweep<'t, 'a: 't>(
         let places = place(isa, strip, &parts, i, size[0]);
         let rounded = if blocks.peek().is_none() { rounded.take() } else { None };
         strip_times_panels(isa, &mut sums, rounded, size, [i, first], store, strip, &parts, places);
-        store = Store::Accumulate;
+        store = Accumulate::Add;
     }
 }
 
@@ -241,7 +241,7 @@ fn strip_times_panels(
     mut rounded: Option<Rounded<'_>>,
     [rows, columns]: [usize; 2],
     [i, first]: [usize; 2],
-    store: Store,
+    store: Accumulate,
     strip: &mut Strip,
     parts: &Block<'_, '_, bf16>,
     places: [Place<'_>; 2],
@@ -262,7 +262,7 @@ fn strip_times_panels(
             c_row_bytes: sums.row_stride * size_of::<f32>(),
             c_panel_bytes: if sums.turns { [panel_bytes, -panel_bytes] } else { [panel_bytes; 2] },
             panels,
-            accumulate: usize::from(store == Store::Accumulate),
+            accumulate: usize::from(store == Accumulate::Add),
             a: [[strip.at(0).cast_const(); 2]; 2],
             a_row_bytes: [0; 2],
             a_step_bytes: [0; 2],

@@ -2,7 +2,7 @@
 //!
 //! f32 as it is; bf16 widened: a pair of neighbours along k is one 32-bit lane whose halves, moved up, are f32.
 
-use super::Store;
+use super::Accumulate;
 use super::tiled::{CTile, Micro, Piece, a_stride, one_by_one};
 use crate::isa::{Avx2, Isa};
 use core::arch::x86_64::*;
@@ -125,8 +125,8 @@ fn store<const R: usize>(sums: [[__m256; 2]; R], c: CTile<'_>) {
         let out = &mut c.data[i * c.stride..][..c.cols];
         for (out, sum) in out.iter_mut().zip(row) {
             match c.store {
-                Store::Overwrite => *out = sum,
-                Store::Accumulate => *out += sum,
+                Accumulate::Overwrite => *out = sum,
+                Accumulate::Add => *out += sum,
             }
         }
     }

@@ -6,7 +6,7 @@ use super::convert::Held;
 use super::parts::Part;
 use super::tiled::{CTile, Micro, Piece, a_stride, load};
 use super::transpose::{Column, Transposed};
-use super::{Store, Values};
+use super::{Accumulate, Values};
 use crate::isa::{Avx512, Isa};
 use core::arch::x86_64::*;
 use core::array::from_fn;
@@ -236,7 +236,7 @@ pub(super) unsafe fn store<const R: usize, const V: usize>(sums: [[__m512; V]; R
             let at = c.data.as_mut_ptr().wrapping_add(i * c.stride + 16 * v);
             // SAFETY: the masks admit only columns below `c.cols`.
             unsafe {
-                if c.store == Store::Accumulate {
+                if c.store == Accumulate::Add {
                     sum = _mm512_add_ps(_mm512_maskz_loadu_ps(masks[v], at), sum);
                 }
                 _mm512_mask_storeu_ps(at, masks[v], sum);

@@ -3,7 +3,7 @@
 use super::convert::round;
 use super::portable::{PortableBf16, PortableF32};
 use super::tiled::{Micro, drive, drive_rounded};
-use super::{Multiplicand, Store, Term};
+use super::{Accumulate, Element, Term};
 #[cfg(target_arch = "x86_64")]
 use super::{
     amx,
@@ -32,12 +32,12 @@ pub struct Product<'t, 'a, E> {
     pub(super) c_stride: usize,
     pub(super) m: usize,
     pub(super) n: usize,
-    pub(super) store: Store,
+    pub(super) store: Accumulate,
     /// Of which one has a k.
     pub(super) terms: &'t [Term<'a, E>],
 }
 
-/// What [`Multiplicand`] seals: the dispatch to micro-kernels and the panel's arrangement.
+/// What [`Element`] seals: the dispatch to micro-kernels and the panel's arrangement.
 pub trait Kernel: Sized {
     /// Neighbours along k that lie side by side in a panel.
     #[doc(hidden)]
@@ -49,29 +49,29 @@ pub trait Kernel: Sized {
     #[doc(hidden)]
     fn widened(isa: Self::Isa) -> Isa
     where
-        Self: Multiplicand;
+        Self: Element;
     #[doc(hidden)]
     fn tile(isa: Self::Isa) -> Tile
     where
-        Self: Multiplicand;
+        Self: Element;
     /// A product into bf16 in one go, where the instruction set has a way; else `false`, and nothing is done.
     #[doc(hidden)]
     fn multiply_rounded(isa: Self::Isa, c: &mut [bf16], product: &Product<'_, '_, Self>) -> bool
     where
-        Self: Multiplicand;
+        Self: Element;
     /// The instructions that pack pairs of bf16, if these panels are of such pairs.
     #[doc(hidden)]
     #[cfg(target_arch = "x86_64")]
     fn pairs(_isa: Self::Isa) -> Option<Avx512Bf16>
     where
-        Self: Multiplicand,
+        Self: Element,
     {
         None
     }
     #[doc(hidden)]
     fn multiply(isa: Self::Isa, c: &mut [f32], product: &Product<'_, '_, Self>)
     where
-        Self: Multiplicand;
+        Self: Element;
 }
 
 const fn tile_of<K: Micro>() -> Tile {

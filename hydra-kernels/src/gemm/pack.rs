@@ -9,7 +9,7 @@ use super::Values;
 use super::drive::Tile;
 #[cfg(target_arch = "x86_64")]
 use super::pairs::{PairPanels, pairs_across, pairs_along, panels_across, panels_along};
-use super::{Multiplicand, Source, panels_len};
+use super::{Element, Source, panels_len};
 use crate::error::{Error, at_least, extent};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Avx512Bf16;
@@ -34,7 +34,7 @@ pub(super) type Unit = [u8; 4];
 /// Packs `scale` · B [k, n] from `source` into `out`, which has at least [`panels_len`] elements.
 ///
 /// Writes nothing if it returns an error.
-pub fn pack<E: Multiplicand>(
+pub fn pack<E: Element>(
     isa: E::Isa,
     out: &mut [E],
     k: usize,
@@ -163,7 +163,7 @@ fn inside(operand: &'static str, limit: usize, first: usize, count: usize) -> Re
 
 /// Rows of B, a stretch of columns at a time: `read(p, j, row)` fills B[p, j .. j + row.len()].
 #[inline(always)]
-fn across<E: Multiplicand>(
+fn across<E: Element>(
     isa: E::Isa,
     out: &mut [Unit],
     Tile { nr, k_step }: Tile,
@@ -207,7 +207,7 @@ fn across<E: Multiplicand>(
 
 /// Columns of B, a stretch of rows at a time: `read(j, p, column)` fills B[p .. p + column.len(), j].
 #[inline(always)]
-fn along<E: Multiplicand>(
+fn along<E: Element>(
     isa: E::Isa,
     out: &mut [Unit],
     tile: Tile,
@@ -231,7 +231,7 @@ fn along<E: Multiplicand>(
 }
 
 #[inline(always)]
-fn along_width<E: Multiplicand, const NR: usize>(
+fn along_width<E: Element, const NR: usize>(
     out: &mut [Unit],
     k_step: usize,
     k: usize,

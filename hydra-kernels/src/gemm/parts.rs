@@ -1,6 +1,6 @@
 //! k, cut into blocks: what a tile of A holds at a time.
 
-use super::{Panels, Rows, Term};
+use super::{MatRef, Panels, Term};
 
 /// Rows `first .. first + len` of a term's B, with A's columns.
 #[derive(Clone, Copy)]
@@ -16,13 +16,13 @@ pub(super) struct Part<'t, 'a, E> {
 
 impl<'t, 'a, E> Part<'t, 'a, E> {
     /// All of A.
-    pub(super) fn a(&self) -> Rows<'a> {
+    pub(super) fn a(&self) -> MatRef<'a> {
         self.term.a
     }
 
     /// Where its first element in row `i` of A lies, if there is one; nothing is read.
     pub(super) fn start(&self, i: usize) -> usize {
-        let Rows { row_stride, col_stride, .. } = self.term.a;
+        let MatRef { row_stride, col_stride, .. } = self.term.a;
         i.wrapping_mul(row_stride).wrapping_add(self.first.wrapping_mul(col_stride))
     }
 

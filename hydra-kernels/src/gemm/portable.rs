@@ -1,6 +1,6 @@
 //! Micro-kernels in plain Rust, for any architecture.
 
-use super::Store;
+use super::Accumulate;
 use super::convert::widen;
 use super::tiled::{CTile, Micro, Piece, a_stride, one_by_one};
 use crate::isa::Isa;
@@ -73,8 +73,8 @@ fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
     for (row, sums) in c.data.chunks_mut(c.stride.max(c.cols)).zip(sums).take(c.rows) {
         for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
             match c.store {
-                Store::Overwrite => *c_element = sum,
-                Store::Accumulate => *c_element += sum,
+                Accumulate::Overwrite => *c_element = sum,
+                Accumulate::Add => *c_element += sum,
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::convert::{Held, round_rows, widen_rows};
 use super::drive::Product;
 use super::parts::{Block, Cut, Part, depth};
-use super::{Multiplicand, Store, Values};
+use super::{Accumulate, Element, Values};
 use crate::isa::Isa;
 use half::bf16;
 
@@ -31,7 +31,7 @@ const SUMS_COLUMNS_LEAST: usize = 96;
 /// A micro-kernel: `rows` × NR of C from tiles of A and panels of B.
 pub(super) trait Micro: Copy {
     /// The type of B and of the panels.
-    type E: Multiplicand;
+    type E: Element;
     /// What a tile of A holds: E, or f32 where the instruction set has no product of E.
     type A: Held<Self::E>;
     const MR: usize;
@@ -74,7 +74,7 @@ pub(super) fn one_by_one<K: Micro>(pieces: &[Piece<'_, K>], c: CTile<'_>, tile: 
     let CTile { data, stride, rows, cols, mut store } = c;
     for piece in pieces {
         tile(piece, CTile { data: &mut *data, stride, rows, cols, store });
-        store = Store::Accumulate;
+        store = Accumulate::Add;
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) struct CTile<'a> {
     pub(super) stride: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    pub(super) store: Store,
+    pub(super) store: Accumulate,
 }
 
 impl CTile<'_> {
@@ -163,7 +163,7 @@ pub(super) fn drive<K: Micro>(kernel: K, c: &mut [f32], product: &Product<'_, '_
                 }
             }
         }
-        store = Store::Accumulate;
+        store = Accumulate::Add;
     }
 }
 
@@ -203,12 +203,12 @@ fn rounded<'t, 'a: 't, K: Micro + 't, const SUMS: usize>(
             let mut blocks = blocks.clone().enumerate().peekable();
             while let Some((index, block)) = blocks.next() {
                 tile.load(kernel, &block, i, rows);
-                let store = if index == 0 { product.store } else { Store::Accumulate };
+                let store = if index == 0 { product.store } else { Accumulate::Add };
                 for j in (first..n.min(first + group)).step_by(K::NR) {
                     let sums = &mut sums[K::MR * (j - first) % SUMS..][..rows * K::NR];
                     let c = &mut c[i * c_stride + j..];
                     let cols = K::NR.min(n - j);
-                    if index == 0 && store == Store::Accumulate {
+                    if index == 0 && store == Accumulate::Add {
                         widen_rows(kernel.isa(), sums, K::NR, c, c_stride, cols);
                     }
                     tile.multiply(kernel, &block, j, CTile { data: sums, stride: K::NR, rows, cols, store });

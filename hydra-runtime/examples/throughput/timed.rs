@@ -1,7 +1,7 @@
 //! A backend that measures how long each operation of another one takes.
 
 use hydra_runtime::Result;
-use hydra_runtime::backend::{AdamW, AdapterArgs, AttentionShape, Backend, HydraShape, Prefix, Store, Weight};
+use hydra_runtime::backend::{Accumulate, AdamW, AdapterArgs, AttentionShape, Backend, HydraShape, Prefix, Weight};
 use hydra_runtime::batch::Segment;
 use hydra_runtime::config::Config;
 use std::collections::BTreeMap;
@@ -154,7 +154,7 @@ impl<B: Backend> Backend for Timed<'_, B> {
     }
     fn linear_backward(
         &self,
-        dx: Option<(&mut B::Buffer, Store)>,
+        dx: Option<(&mut B::Buffer, Accumulate)>,
         dparams: Option<&mut B::Buffer>,
         tokens: usize,
         dy: &B::Buffer,

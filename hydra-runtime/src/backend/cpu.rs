@@ -17,7 +17,7 @@ mod operations;
 mod product;
 mod workspace;
 
-use super::{Store, Weight};
+use super::{Accumulate, Weight};
 use crate::{Error, Result};
 pub use aligned::Aligned;
 use attentive::Attentive;

@@ -25,7 +25,7 @@ pub use driver::Driver;
 pub use gpu::Gpu;
 pub use matrix::Matrix;
 
-use super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
+use super::{Accumulate, AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Weight};
 use crate::batch::Segment;
 use crate::config::Config;
 use crate::{Error, Result};
@@ -258,7 +258,7 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn linear_backward(
         &self,
-        dx: Option<(&mut Buffer<D>, Store)>,
+        dx: Option<(&mut Buffer<D>, Accumulate)>,
         dparams: Option<&mut Buffer<D>>,
         tokens: usize,
         dy: &Buffer<D>,

@@ -11,7 +11,7 @@ use super::{Cached, Pass};
 use crate::Result;
 use crate::activations::{Gradients, LayerActivations, Work};
 use crate::adapted::Adapted;
-use crate::backend::{AttentionShape, Backend, Store};
+use crate::backend::{Accumulate, AttentionShape, Backend};
 use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
 
 impl<B: Backend> Pass<'_, '_, B> {
@@ -138,7 +138,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         // Whether something that these projections' input depends on is trained.
         let wanted = |below: &[Projection]| layer > 0 || below.iter().any(|p| adapted.config.targets.contains(p));
         let mut project =
-            |projection: Projection, dx: Option<(&mut B::Buffer, Store)>, dy: &B::Buffer, x: &B::Buffer| {
+            |projection: Projection, dx: Option<(&mut B::Buffer, Accumulate)>, dy: &B::Buffer, x: &B::Buffer| {
                 let args = adapted.args(layer, projection, &self.packed.labels, self.training);
                 let adapter = args.as_ref().zip(acts.adapter_state[projection as usize].as_ref());
                 let weight = &weights.projections[projection as usize];
@@ -148,7 +148,7 @@ impl<B: Backend> Pass<'_, '_, B> {
 
         backend.swiglu(&mut work.act, tokens * config.d_ffn, &acts.gate, &acts.up)?;
         let go_on = wanted(&[Q, K, V, O, Gate, Up]);
-        project(Down, go_on.then_some((&mut *dact, Store::Overwrite)), dx, &work.act)?;
+        project(Down, go_on.then_some((&mut *dact, Accumulate::Overwrite)), dx, &work.act)?;
         if !go_on {
             return Ok(());
         }
@@ -163,15 +163,15 @@ impl<B: Backend> Pass<'_, '_, B> {
             config.norm_eps,
         )?;
         let go_on = wanted(&[Q, K, V, O]);
-        project(Gate, go_on.then_some((&mut *dnormed, Store::Overwrite)), dgate, &work.normed)?;
-        project(Up, go_on.then_some((&mut *dnormed, Store::Accumulate)), dup, &work.normed)?;
+        project(Gate, go_on.then_some((&mut *dnormed, Accumulate::Overwrite)), dgate, &work.normed)?;
+        project(Up, go_on.then_some((&mut *dnormed, Accumulate::Add)), dup, &work.normed)?;
         if !go_on {
             return Ok(());
         }
         backend.rms_norm_backward(dx, tokens, dnormed, &acts.middle, &acts.ffn_inv_rms, &weights.ffn_norm)?;
 
         let go_on = wanted(&[Q, K, V]);
-        project(O, go_on.then_some((&mut *d_o, Store::Overwrite)), dx, &acts.o)?;
+        project(O, go_on.then_some((&mut *d_o, Accumulate::Overwrite)), dx, &acts.o)?;
         if !go_on {
             return Ok(());
         }
@@ -182,9 +182,9 @@ impl<B: Backend> Pass<'_, '_, B> {
         backend.rope(dk, config.kv_heads, config.head_dim, self.rope, positions, true)?;
         backend.rms_norm(&mut work.normed, &mut work.inv_rms, tokens, x, &weights.attention_norm, config.norm_eps)?;
         let go_on = wanted(&[]);
-        project(Q, go_on.then_some((&mut *dnormed, Store::Overwrite)), dq, &work.normed)?;
-        project(K, go_on.then_some((&mut *dnormed, Store::Accumulate)), dk, &work.normed)?;
-        project(V, go_on.then_some((&mut *dnormed, Store::Accumulate)), dv, &work.normed)?;
+        project(Q, go_on.then_some((&mut *dnormed, Accumulate::Overwrite)), dq, &work.normed)?;
+        project(K, go_on.then_some((&mut *dnormed, Accumulate::Add)), dk, &work.normed)?;
+        project(V, go_on.then_some((&mut *dnormed, Accumulate::Add)), dv, &work.normed)?;
         if !go_on {
             return Ok(());
         }

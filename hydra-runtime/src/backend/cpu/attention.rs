@@ -13,9 +13,9 @@ use super::buffer::{Element, carve, floats};
 use super::lanes::{LANES, exponentials, lanes, larger};
 use super::product::pack;
 use crate::Result;
-use crate::backend::{AttentionShape, Store};
+use crate::backend::{Accumulate, AttentionShape};
 use crate::batch::Segment;
-use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values};
+use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::math;
 use rayon::prelude::*;
@@ -42,8 +42,8 @@ impl<'a> Block<'a> {
         Self { data: matrix.skip(row * stride + column), stride }
     }
 
-    fn rows(&self) -> Rows<'a> {
-        Rows { data: self.data, row_stride: self.stride, col_stride: 1 }
+    fn rows(&self) -> MatRef<'a> {
+        MatRef { data: self.data, row_stride: self.stride, col_stride: 1 }
     }
 
     /// As the operand B [k, n] whose columns are this block's rows.
@@ -61,8 +61,8 @@ fn multiply<E: Element>(
     isa: E::Isa,
     c: &mut [f32],
     m: usize,
-    store: Store,
-    a: Rows<'_>,
+    store: Accumulate,
+    a: MatRef<'_>,
     b: Panels<'_, E>,
 ) -> Result<()> {
     Ok(gemm::gemm(isa, c, b.n, m, b.n, store, &[Term { a, b }])?)
@@ -168,7 +168,7 @@ fn query_task<E: Element>(
                             let first = task.segment.start + task.first + row;
                             let q = Block::new(E::values(q), shape.q_width(), first, q_head * d);
                             let (scores, p) = (&mut scores[..strip.len() * n], &mut p[..strip.len() * n]);
-                            multiply(isa, scores, strip.len(), Store::Overwrite, q.rows(), k_panels)?;
+                            multiply(isa, scores, strip.len(), Accumulate::Overwrite, q.rows(), k_panels)?;
                             // Row i of the block may see keys up to its own place in the segment.
                             let seen = |i: usize| {
                                 if is_own { (task.first + row + i + 1).saturating_sub(key).min(n) } else { n }
@@ -183,8 +183,8 @@ fn query_task<E: Element>(
                                 isa,
                                 o,
                                 strip.len(),
-                                Store::Accumulate,
-                                Rows::row_major(E::values(p), n),
+                                Accumulate::Add,
+                                MatRef::row_major(E::values(p), n),
                                 v_panels,
                             )?;
                         }

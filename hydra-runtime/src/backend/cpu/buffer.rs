@@ -6,7 +6,7 @@ use crate::error::out_of_memory;
 use half::bf16;
 use hydra_kernels::gemm::{self, Values, ValuesMut};
 use hydra_kernels::isa::Bf16Isa;
-use hydra_kernels::{Float, Multiplicand, Scratch, math};
+use hydra_kernels::{Float, Scratch, math};
 
 /// Values that operations read and write.
 pub enum Buffer {
@@ -38,7 +38,7 @@ impl Buffer {
 }
 
 /// A type of buffer, and of a product's operands.
-pub(super) trait Element: Float + Multiplicand + Default {
+pub(super) trait Element: Float + hydra_kernels::Element + Default {
     fn buffer(values: Aligned<Self>) -> Buffer;
 
     /// # Panics

@@ -12,7 +12,7 @@ use super::buffer::{Element, carve, floats};
 use super::linear::{Args, drop_rows};
 use super::workspace::Area;
 use crate::Result;
-use hydra_kernels::gemm::{self, Panels, Rows, Source, Store, Term, Values};
+use hydra_kernels::gemm::{self, Accumulate, MatRef, Panels, Source, Term, Values};
 use rayon::prelude::*;
 
 /// Tokens whose rows are packed together.
@@ -45,7 +45,7 @@ pub(super) fn adapter_gradients<E: Element>(
     let shape = args.slot.shape(tokens);
     let (n, width, d_in) = (shape.mixed(), shape.state_width(), shape.d_in);
     let (block, scale) = (cpu.column_share(shape.d_out, PANELS), args.slot.scale);
-    let rows = Rows::transposed(mixed, n);
+    let rows = MatRef::transposed(mixed, n);
     let db = &mut dparams[args.slot.b.clone()];
     cpu.pool.install(|| {
         db.par_chunks_mut(block * n).enumerate().try_for_each(|(i, db)| {
@@ -62,7 +62,7 @@ pub(super) fn adapter_gradients<E: Element>(
     let block = cpu.column_share(d_in, PANELS);
     let mut add_rows = |from: usize, end: usize, x: Values<'_>, scale: f32| {
         let height = end - from;
-        let rows = Rows::transposed(&d_adapter_state[from..], width);
+        let rows = MatRef::transposed(&d_adapter_state[from..], width);
         let sums = gradient.take::<f32>(height * d_in);
         cpu.pool.install(|| {
             sums.par_chunks_mut(height * block).enumerate().try_for_each(|(i, out)| {
@@ -108,7 +108,7 @@ struct Columns<'a> {
 fn product<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
-    rows: Rows<'_>,
+    rows: MatRef<'_>,
     height: usize,
     tokens: usize,
     columns: Columns<'_>,
@@ -123,9 +123,9 @@ fn product<E: Element>(
             let k = TOKENS.min(tokens - t);
             let data = columns.x.skip(t * columns.d + columns.first);
             gemm::pack(isa, panels, k, n, Source::Dense { data, k_stride: columns.d, n_stride: 1 }, 1.0)?;
-            let a = Rows { data: rows.data.skip(t * rows.col_stride), ..rows };
+            let a = MatRef { data: rows.data.skip(t * rows.col_stride), ..rows };
             let term = Term { a, b: Panels { data: &*panels, k, n } };
-            gemm::gemm(isa, &mut *sums, n, height, n, Store::Accumulate, &[term])?;
+            gemm::gemm(isa, &mut *sums, n, height, n, Accumulate::Add, &[term])?;
         }
         write(sums);
         Ok(())

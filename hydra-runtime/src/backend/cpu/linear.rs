@@ -14,12 +14,12 @@ use super::gate::{mix_rows, push_of, unmix_rows};
 use super::gradient::{Areas, adapter_gradients};
 use super::product::{Onto, Operand, column_block, columns_of, pack, product};
 use super::workspace::{Area, Workspace};
-use super::{Cpu, Store, Weight};
+use super::{Accumulate, Cpu, Weight};
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, HydraShape};
 use half::bf16;
 use hydra_kernels::dropout;
-use hydra_kernels::gemm::{self, Panels, Rows, Source, Term, Values, ValuesMut};
+use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term, Values, ValuesMut};
 use hydra_kernels::matvec;
 use rayon::prelude::*;
 
@@ -32,8 +32,8 @@ const TASK_BYTES: usize = 32 * 1024;
 pub(super) type Args<'a> = AdapterArgs<'a, Cpu>;
 
 /// `count` rows from `first` on of a row-major matrix.
-fn rows_of(x: Values<'_>, first: usize, width: usize) -> Rows<'_> {
-    Rows::row_major(x.skip(first * width), width)
+fn rows_of(x: Values<'_>, first: usize, width: usize) -> MatRef<'_> {
+    MatRef::row_major(x.skip(first * width), width)
 }
 
 /// The stacked [A; R] and B, as the products read them.
@@ -130,7 +130,7 @@ pub(super) fn forward<E: Element>(
                     mix_rows(cpu, args, i * rows, mixed, adapter_state)?;
                 }
                 let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
-                let lora_heads = Term { a: Rows::row_major(&*mixed, n), b };
+                let lora_heads = Term { a: MatRef::row_major(&*mixed, n), b };
                 columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, lora_heads])
             })
         })?;
@@ -152,8 +152,8 @@ fn before_gate<E: Element>(
 ) -> Result<()> {
     let (d_in, width) = (args.slot.shape.d_in, args.slot.shape.state_width());
     let m = adapter_state.len() / width;
-    let product = |adapter_state: &mut [f32], a: Rows<'_>, b: &Panels<'_, E>| {
-        gemm::gemm(isa, adapter_state, width, m, b.n, Store::Overwrite, &[Term { a, b: *b }])
+    let product = |adapter_state: &mut [f32], a: MatRef<'_>, b: &Panels<'_, E>| {
+        gemm::gemm(isa, adapter_state, width, m, b.n, Accumulate::Overwrite, &[Term { a, b: *b }])
     };
     let rows = rows_of(x, first_row, d_in);
     match args.dropout {
@@ -162,7 +162,7 @@ fn before_gate<E: Element>(
             cpu.with_scratch(floats::<E>(m * d_in), |scratch| {
                 let (dropped, _) = carve::<E>(scratch, m * d_in);
                 drop_rows(cpu, key, dropped, x, first_row, d_in)?;
-                product(adapter_state, Rows::row_major(E::values(dropped), d_in), down)?;
+                product(adapter_state, MatRef::row_major(E::values(dropped), d_in), down)?;
                 Ok::<_, crate::Error>(())
             })?;
             if router.n > 0 {
@@ -260,7 +260,7 @@ fn add(y: &mut [f32], x: impl Iterator<Item = f32>) {
 pub(super) fn backward<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
-    dx: Option<(ValuesMut<'_>, Store)>,
+    dx: Option<(ValuesMut<'_>, Accumulate)>,
     dparams: Option<&mut [f32]>,
     tokens: usize,
     dy: Values<'_>,
@@ -291,7 +291,7 @@ pub(super) fn backward<E: Element>(
     let through_gate = |first_row: usize, mixed: &mut [f32], d_adapter_state: &mut [f32]| {
         let (adapter_state, m) = (&adapter_state[first_row * width..][..d_adapter_state.len()], mixed.len() / n);
         let term = Term { a: rows_of(dy, first_row, d_out), b: lora_heads };
-        gemm::gemm(isa, &mut *mixed, n, m, n, Store::Overwrite, &[term])?;
+        gemm::gemm(isa, &mut *mixed, n, m, n, Accumulate::Overwrite, &[term])?;
         unmix_rows(cpu, args, first_row, d_adapter_state, mixed, adapter_state, &push)
     };
     let Some((dx, store)) = dx else {
@@ -330,7 +330,7 @@ pub(super) fn backward<E: Element>(
                     through_gate(i * rows, mixed, d_adapter_state)?;
                 }
                 let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
-                let through = Term { a: Rows::row_major(&d_adapter_state[first_row..], width), b: a };
+                let through = Term { a: MatRef::row_major(&d_adapter_state[first_row..], width), b: a };
                 columns_of(cpu, isa, dx.reborrow(), d_in, first, store.into(), &[frozen, through])?;
                 match args.dropout {
                     Some(key) if first + columns == d_in => {
@@ -359,8 +359,8 @@ fn add_masked<E: Element>(
     let (d_in, m) = (a.n, d_adapter_state.len() / width);
     let mask = key.mask(first_row);
     cpu.with_scratch(m * d_in, |sums| {
-        let term = Term { a: Rows::row_major(d_adapter_state, width), b: a };
-        gemm::gemm(isa, &mut *sums, d_in, m, d_in, Store::Overwrite, &[term])?;
+        let term = Term { a: MatRef::row_major(d_adapter_state, width), b: a };
+        gemm::gemm(isa, &mut *sums, d_in, m, d_in, Accumulate::Overwrite, &[term])?;
         match dx {
             ValuesMut::F32(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,
             ValuesMut::Bf16(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,

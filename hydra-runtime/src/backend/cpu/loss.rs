@@ -9,8 +9,8 @@ use super::lanes::{exponentials, lanes, larger};
 use super::product::Operand;
 use super::{Cpu, Weight};
 use crate::Result;
-use crate::backend::Store;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values};
+use crate::backend::Accumulate;
+use hydra_kernels::gemm::{self, MatRef, PANEL_ALIGN, Panels, Source, Term, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ pub(super) fn head_loss<E: Element>(
         cpu.pool.install(|| {
             tasks.into_par_iter().try_for_each(|task| {
                 let targets = &targets[task.first..][..task.states.len()];
-                let x = Rows::row_major(x.skip(task.first * d), d);
+                let x = MatRef::row_major(x.skip(task.first * d), d);
                 block_task(cpu, isa, task, x, to_logits, to_dx, targets, first as u32)
             })
         })?;
@@ -105,7 +105,7 @@ fn block_task<E: Element>(
     cpu: &Cpu,
     isa: E::Isa,
     task: RowTask<'_>,
-    x: Rows<'_>,
+    x: MatRef<'_>,
     to_logits: Panels<'_, E>,
     to_dx: Option<Panels<'_, E>>,
     targets: &[u32],
@@ -115,14 +115,14 @@ fn block_task<E: Element>(
     let mut dx = task.dx;
     cpu.with_scratch(floats::<E>(rows * n) + rows * n, |scratch| {
         let (weights, logits) = carve::<E>(scratch, rows * n);
-        gemm::gemm(isa, &mut *logits, n, rows, n, Store::Overwrite, &[Term { a: x, b: to_logits }])?;
+        gemm::gemm(isa, &mut *logits, n, rows, n, Accumulate::Overwrite, &[Term { a: x, b: to_logits }])?;
         cpu.isa.vectorize(
             #[inline(always)]
             || online_softmax(cpu.bf16_isa, weights, logits, n, task.states, dx.as_deref_mut(), targets, first_id),
         );
         if let (Some(dx), Some(b)) = (dx, to_dx) {
-            let term = Term { a: Rows::row_major(E::values(weights), n), b };
-            gemm::gemm(isa, dx, b.n, rows, b.n, Store::Accumulate, &[term])?;
+            let term = Term { a: MatRef::row_major(E::values(weights), n), b };
+            gemm::gemm(isa, dx, b.n, rows, b.n, Accumulate::Add, &[term])?;
         }
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! [`Backend`] on the CPU: each operation finds its buffers' types and goes to the room that does it.
 
-use super::super::{AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Store, Weight};
+use super::super::{Accumulate, AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Weight};
 use super::buffer::{Buffer, Element, convert};
 use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
@@ -139,7 +139,7 @@ impl Backend for Cpu {
 
     fn linear_backward(
         &self,
-        dx: Option<(&mut Buffer, Store)>,
+        dx: Option<(&mut Buffer, Accumulate)>,
         dparams: Option<&mut Buffer>,
         tokens: usize,
         dy: &Buffer,

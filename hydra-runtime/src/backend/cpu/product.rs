@@ -4,9 +4,9 @@ use super::Cpu;
 use super::buffer::{Element, chunks};
 use super::workspace::{Area, PANEL_COLUMNS, PANEL_VALUES};
 use crate::Result;
-use crate::backend::Store;
+use crate::backend::Accumulate;
 use half::bf16;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, Rows, Source, Term, Values, ValuesMut};
+use hydra_kernels::gemm::{self, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -82,11 +82,11 @@ impl Onto<'_> {
     }
 }
 
-impl From<Store> for Onto<'_> {
-    fn from(store: Store) -> Self {
+impl From<Accumulate> for Onto<'_> {
+    fn from(store: Accumulate) -> Self {
         match store {
-            Store::Overwrite => Onto::Nothing,
-            Store::Accumulate => Onto::Itself,
+            Accumulate::Overwrite => Onto::Nothing,
+            Accumulate::Add => Onto::Itself,
         }
     }
 }
@@ -115,7 +115,7 @@ pub(super) fn product<E: Element>(
         let tasks = chunks(y.reborrow(), rows * n);
         cpu.pool.install(|| {
             tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
-                let a = Rows::row_major(x.skip(i * rows * weight.k), weight.k);
+                let a = MatRef::row_major(x.skip(i * rows * weight.k), weight.k);
                 columns_of(cpu, isa, y, n, first, onto.rows(i * rows, n), &[Term { a, b }])
             })
         })?;
@@ -135,16 +135,16 @@ pub(super) fn columns_of<E: Element>(
 ) -> Result<()> {
     let (m, columns) = (y.len() / n, terms[0].b.n);
     let store = match onto {
-        Onto::Nothing => Store::Overwrite,
-        Onto::Itself => Store::Accumulate,
+        Onto::Nothing => Accumulate::Overwrite,
+        Onto::Itself => Accumulate::Add,
         Onto::Other(values) => {
             // Here, where the product finds it in its cache.
             copy_columns(y.reborrow(), values, n, first..first + columns);
-            Store::Accumulate
+            Accumulate::Add
         }
     };
     match y {
-        ValuesMut::Bf16(y) if terms[0].b.k > DEEP && store == Store::Overwrite => {
+        ValuesMut::Bf16(y) if terms[0].b.k > DEEP && store == Accumulate::Overwrite => {
             cpu.with_scratch(m * columns, |sums| {
                 gemm::gemm(isa, &mut *sums, columns, m, columns, store, terms)?;
                 for (y, sums) in y.chunks_mut(n).zip(sums.chunks_exact(columns)) {

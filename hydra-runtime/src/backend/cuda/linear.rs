@@ -4,7 +4,7 @@
 use super::state::{Area, State};
 use super::{Buffer, Cuda, Driver, Matrix, size};
 use crate::Result;
-use crate::backend::{AdapterArgs, DropoutKey, GateKind, Store};
+use crate::backend::{Accumulate, AdapterArgs, DropoutKey, GateKind};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{self, Form, Heads, Mask, More, Outer, Output, Product, Ptr, Second, UpBackward, Values};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM, SHARED_MOST, few_shared};
@@ -140,7 +140,7 @@ impl<D: Driver> Cuda<D> {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn linear_gradient(
         &self,
-        dx: Option<(&mut Buffer<D>, Store)>,
+        dx: Option<(&mut Buffer<D>, Accumulate)>,
         dparams: Option<&mut Buffer<D>>,
         tokens: usize,
         dy: &Buffer<D>,
@@ -152,7 +152,7 @@ impl<D: Driver> Cuda<D> {
         let (count, d_in, d_out) = (size(tokens)?, weight.columns, weight.rows);
         let dx = dx.map(|(dx, store)| {
             let dx = self.values(dx, tokens * d_in as usize);
-            (dx, if store == Store::Accumulate { dx.at } else { Ptr::NULL })
+            (dx, if store == Accumulate::Add { dx.at } else { Ptr::NULL })
         });
         let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
         let Some((args, adapter_state)) = adapter else {

@@ -10,9 +10,9 @@ use super::super::lanes::{LANES, dot};
 use super::super::product::pack;
 use super::{Block, STRIP, multiply};
 use crate::Result;
-use crate::backend::{AttentionShape, Store};
+use crate::backend::{Accumulate, AttentionShape};
 use crate::batch::Segment;
-use hydra_kernels::gemm::{self, Panels, Rows};
+use hydra_kernels::gemm::{self, MatRef, Panels};
 use rayon::prelude::*;
 
 /// Keys and queries in a block.
@@ -147,8 +147,8 @@ fn key_task<E: Element>(
                         let strip = STRIP.min(n - first);
                         let (scores, dscores) = (&mut scores[..strip * rows], &mut dscores[..strip * rows]);
                         let (k, v) = (kv_block(saved.k, key + first), kv_block(saved.v, key + first));
-                        multiply(isa, scores, strip, Store::Overwrite, k.rows(), qt)?;
-                        multiply(isa, dscores, strip, Store::Overwrite, v.rows(), dot)?;
+                        multiply(isa, scores, strip, Accumulate::Overwrite, k.rows(), qt)?;
+                        multiply(isa, dscores, strip, Accumulate::Overwrite, v.rows(), dot)?;
                         // Queries before a key don't see it.
                         let adapter_state = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(rows);
                         let (lse, delta) = (&lse[row..row + rows], &delta[row..row + rows]);
@@ -162,11 +162,11 @@ fn key_task<E: Element>(
                     }
                     let (p, ds) = (E::values(p), E::values(ds));
                     // A key's first block of queries is the one on the diagonal; a query's first block of keys, the first of all.
-                    let store = |first| if first { Store::Overwrite } else { Store::Accumulate };
+                    let store = |first| if first { Accumulate::Overwrite } else { Accumulate::Add };
                     let first_queries = store((i, qb) == (0, b));
-                    multiply(isa, &mut dv[key * d..], n, first_queries, Rows::row_major(p, rows), d_o)?;
-                    multiply(isa, &mut dk[key * d..], n, first_queries, Rows::row_major(ds, rows), q)?;
-                    multiply(isa, &mut dq[row * d..], rows, store(b == 0), Rows::transposed(ds, rows), k)?;
+                    multiply(isa, &mut dv[key * d..], n, first_queries, MatRef::row_major(p, rows), d_o)?;
+                    multiply(isa, &mut dk[key * d..], n, first_queries, MatRef::row_major(ds, rows), q)?;
+                    multiply(isa, &mut dq[row * d..], rows, store(b == 0), MatRef::transposed(ds, rows), k)?;
                 }
             }
             for (out, dq) in task.dq.iter_mut().zip(dq.chunks_exact(d)) {
