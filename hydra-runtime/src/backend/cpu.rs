@@ -5,7 +5,6 @@
 
 mod aligned;
 mod attention;
-mod attentive;
 mod buffer;
 mod elementwise;
 mod gate;
@@ -15,17 +14,17 @@ mod linear;
 mod loss;
 mod operations;
 mod product;
+mod threads;
 mod workspace;
 
 use super::{Accumulate, Weight};
 use crate::{Error, Result};
 pub use aligned::Aligned;
-use attentive::Attentive;
 pub use buffer::Buffer;
 use hydra_kernels::gemm::PANEL_ALIGN;
 pub use hydra_kernels::isa::{Bf16Isa, Isa};
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+use threads::{Threads, lock};
 use workspace::Workspaces;
 
 /// What matrices are multiplied in; everything else, and every sum, is f32.
@@ -60,15 +59,15 @@ impl Default for CpuOptions {
 ///
 /// Several threads may use one at a time: they share its threads, and each operation that is under way has memory of its own.
 pub struct Cpu {
-    pool: ThreadPool,
-    attentive: Attentive,
-    threads: usize,
+    threads: Threads,
     precision: Precision,
     isa: Isa,
     bf16_isa: Bf16Isa,
     workspaces: Workspaces,
-    /// One a thread, the last for callers that aren't of the pool; taken for the length of one task.
-    scratch: Vec<Mutex<Aligned<f32>>>,
+    /// One for each worker; locked while a task uses it.
+    worker_scratch: Vec<Mutex<Aligned<f32>>>,
+    /// As many as callers have needed at once.
+    caller_scratch: Mutex<Vec<Aligned<f32>>>,
 }
 
 impl Cpu {
@@ -79,26 +78,20 @@ impl Cpu {
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("hydra-{i}"))
-            .build()
-            .map_err(|e| Error::Invalid(format!("can't start {threads} threads: {e}")))?;
         Ok(Self {
-            pool,
-            attentive: Attentive::default(),
-            threads,
+            threads: Threads::new(threads)?,
             precision: options.precision,
             isa: options.isa.unwrap_or_else(Isa::detect),
             bf16_isa: options.bf16_isa.unwrap_or_else(Bf16Isa::detect),
             workspaces: Workspaces::default(),
-            scratch: (0..=threads).map(|_| Mutex::default()).collect(),
+            worker_scratch: (1..threads).map(|_| Mutex::default()).collect(),
+            caller_scratch: Mutex::default(),
         })
     }
 
     /// Number of threads in use.
     pub fn threads(&self) -> usize {
-        self.threads
+        self.threads.count()
     }
 
     /// Operand precision.
@@ -108,30 +101,33 @@ impl Cpu {
 
     /// `len` floats of this thread's scratch; what they hold is not specified.
     fn with_scratch<R>(&self, len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
-        let slot = self.pool.current_thread_index().unwrap_or(self.threads);
-        let mut scratch = self.scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
-        body(&mut scratch.reserve(len)[..len])
+        // A worker keeps its own, which stays in its core's cache. Callers, of which there may be several, take turns.
+        if let Some(worker) = self.threads.worker() {
+            let mut scratch = lock(&self.worker_scratch[worker]);
+            return body(&mut scratch.reserve(len)[..len]);
+        }
+        let mut scratch = lock(&self.caller_scratch).pop().unwrap_or_default();
+        let result = body(&mut scratch.reserve(len)[..len]);
+        lock(&self.caller_scratch).push(scratch);
+        result
     }
 
-    /// Runs `op` on parts of `len` values of `y` and their places, the first of them here: a small result takes no other thread.
+    /// Calls `part` with each of `parts`, on all threads.
+    fn run<I>(&self, parts: I, part: impl Fn(I::Item) + Sync)
+    where
+        I: ExactSizeIterator + Send,
+        I::Item: Send,
+    {
+        let infallible = |_, item| {
+            part(item);
+            Ok(())
+        };
+        self.threads.each(parts, infallible).expect("parts that don't fail");
+    }
+
+    /// Calls `op` with parts of `len` values of `y` and the index of each part's first value, on all threads.
     fn in_parts(&self, y: &mut [f32], len: usize, op: impl Fn(usize, &mut [f32]) -> Result<()> + Sync) -> Result<()> {
-        let (here, others) = y.split_at_mut(len.min(y.len()));
-        if others.is_empty() {
-            return op(0, here);
-        }
-        let failed = Mutex::new(None);
-        let done = self.pool.in_place_scope(|scope| {
-            for (i, part) in others.chunks_mut(len).enumerate() {
-                let (op, failed) = (&op, &failed);
-                scope.spawn(move |_| {
-                    if let Err(error) = op((i + 1) * len, part) {
-                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    }
-                });
-            }
-            op(0, here)
-        });
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(done, Err)
+        self.threads.each(y.chunks_mut(len.max(1)), |i, part| op(i * len, part))
     }
 
     /// Rows a task takes: few enough that a task's results stay in its core's L2 for what comes next; every task reads all of a
@@ -157,8 +153,8 @@ impl Cpu {
     /// How many of `units` a task takes, `most` at most: two tasks a thread or more, as many for each thread, so that all end
     /// together.
     fn share(&self, units: usize, most: usize) -> usize {
-        let rounds = units.div_ceil(most.saturating_mul(self.threads)).max(2);
-        units.div_ceil(rounds * self.threads).max(1)
+        let rounds = units.div_ceil(most.saturating_mul(self.threads.count())).max(2);
+        units.div_ceil(rounds * self.threads.count()).max(1)
     }
 }
 

@@ -18,7 +18,6 @@ use crate::batch::Segment;
 use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::math;
-use rayon::prelude::*;
 
 /// Keys in a block.
 const KEYS: usize = 256;
@@ -109,12 +108,9 @@ pub(super) fn forward<E: Element>(
             tasks.push(QueryTask { segment, first, o: o_rows, lse: lse_rows });
         }
     }
-    if tasks.len() == 1 {
-        return tasks.into_iter().try_for_each(|task| query_task(cpu, isa, task, shape, q, k, v, prefix));
-    }
     // The longest first: the later a block, the more keys it sees.
     tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
-    cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| query_task(cpu, isa, task, shape, q, k, v, prefix)))
+    cpu.threads.each(tasks.into_iter(), |_, task| query_task(cpu, isa, task, shape, q, k, v, prefix))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -243,12 +239,12 @@ fn online_softmax<E: Element>(
     }
 }
 
-/// The first `visible` scores of a row, and enough adapter_state ones (−∞) to fill a vector; the rest are zeros.
+/// The first `visible` scores of a row, and enough masked ones (−∞) to fill a vector; the rest are zeros.
 #[inline(always)]
 fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
     let padded = visible.next_multiple_of(LANES).min(scores.len());
-    let (seen, adapter_state) = scores.split_at_mut(padded);
+    let (seen, masked) = scores.split_at_mut(padded);
     seen[visible..].fill(f32::NEG_INFINITY);
-    adapter_state.fill(0.0);
+    masked.fill(0.0);
     seen
 }

@@ -7,7 +7,6 @@ use super::lanes::{dot, dot3, squares};
 use super::{Cpu, Weight};
 use crate::backend::AdamW;
 use hydra_kernels::isa::Bf16Isa;
-use rayon::prelude::*;
 
 /// Values of a task where there are no rows.
 const CHUNK: usize = 16 * 1024;
@@ -17,11 +16,12 @@ const BLOCK: usize = 256;
 
 impl Cpu {
     pub(super) fn embed_rows(&self, out: &mut [f32], table: &Weight<'_>, tokens: &[u32]) {
-        if let [token] = tokens {
-            return table.decode_row(self.isa, *token as usize, 0, &mut out[..table.cols()]);
-        }
-        let rows = out.par_chunks_mut(table.cols()).zip(tokens);
-        self.pool.install(|| rows.for_each(|(out, &token)| table.decode_row(self.isa, token as usize, 0, out)));
+        let (d, rows) = (table.cols(), self.row_chunk(tokens.len()));
+        self.run(out.chunks_mut(rows * d).zip(tokens.chunks(rows)), |(out, tokens)| {
+            for (out, &token) in out.chunks_exact_mut(d).zip(tokens) {
+                table.decode_row(self.isa, token as usize, 0, out);
+            }
+        });
     }
 
     pub(super) fn rms_norm_rows<E: Element>(
@@ -41,11 +41,7 @@ impl Cpu {
                 || rms_norm(self.bf16_isa, y, inv_rms, x, weight, eps),
             );
         };
-        if tokens <= rows {
-            return task(((y, inv_rms), x));
-        }
-        let outputs = y.par_chunks_mut(rows * d).zip(inv_rms.par_chunks_mut(rows));
-        self.pool.install(|| outputs.zip(x.par_chunks(rows * d)).for_each(task));
+        self.run(y.chunks_mut(rows * d).zip(inv_rms.chunks_mut(rows)).zip(x.chunks(rows * d)), task);
     }
 
     pub(super) fn rms_norm_backward_rows(
@@ -58,15 +54,13 @@ impl Cpu {
         weight: &[f32],
     ) {
         let (d, rows) = (weight.len(), self.row_chunk(tokens));
-        let outputs = dx[..tokens * d].par_chunks_mut(rows * d).zip(dy.par_chunks(rows * d));
-        let inputs = x.par_chunks(rows * d).zip(inv_rms.par_chunks(rows));
-        self.pool.install(|| {
-            outputs.zip(inputs).for_each(|((dx, dy), (x, inv_rms))| {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    || rms_norm_backward(dx, dy, x, inv_rms, weight),
-                );
-            })
+        let outputs = dx[..tokens * d].chunks_mut(rows * d).zip(dy.chunks(rows * d));
+        let inputs = x.chunks(rows * d).zip(inv_rms.chunks(rows));
+        self.run(outputs.zip(inputs), |((dx, dy), (x, inv_rms))| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || rms_norm_backward(dx, dy, x, inv_rms, weight),
+            );
         });
     }
 
@@ -87,10 +81,7 @@ impl Cpu {
                 || rope(x, width, head_dim, table, positions, inverse),
             );
         };
-        if positions.len() <= rows {
-            return task((x, positions));
-        }
-        self.pool.install(|| x.par_chunks_mut(rows * width).zip(positions.par_chunks(rows)).for_each(task));
+        self.run(x.chunks_mut(rows * width).zip(positions.chunks(rows)), task);
     }
 
     pub(super) fn swiglu_values<E: Element>(&self, out: &mut [E], gate: &[E], up: &[E]) {
@@ -100,36 +91,25 @@ impl Cpu {
                 || swiglu(self.bf16_isa, out, gate, up),
             );
         };
-        if out.len() <= CHUNK {
-            return task((out, (gate, up)));
-        }
-        let values = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)));
-        self.pool.install(|| values.for_each(task));
+        self.run(out.chunks_mut(CHUNK).zip(gate.chunks(CHUNK).zip(up.chunks(CHUNK))), task);
     }
 
     pub(super) fn swiglu_backward_values<E: Element>(&self, dgate: &mut [E], dup: &mut [E], gate: &[E], up: &[E]) {
-        let gradients = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
-        let values = gradients.zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)));
-        self.pool.install(|| {
-            values.for_each(|((dgate, dup), (gate, up))| {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    || swiglu_backward(self.bf16_isa, dgate, dup, gate, up),
-                )
-            });
+        let gradients = dgate.chunks_mut(CHUNK).zip(dup.chunks_mut(CHUNK));
+        self.run(gradients.zip(gate.chunks(CHUNK).zip(up.chunks(CHUNK))), |((dgate, dup), (gate, up))| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || swiglu_backward(self.bf16_isa, dgate, dup, gate, up),
+            )
         });
     }
 
     pub(super) fn copy_values<E: Element>(&self, to: &mut [E], from: &[E]) {
-        if to.len() <= CHUNK {
-            return to.copy_from_slice(from);
-        }
-        let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
-        self.pool.install(|| chunks.for_each(|(to, from)| to.copy_from_slice(from)));
+        self.run(to.chunks_mut(CHUNK).zip(from.chunks(CHUNK)), |(to, from)| to.copy_from_slice(from));
     }
 
     pub(super) fn zero_values<E: Element>(&self, x: &mut [E]) {
-        self.pool.install(|| x.par_chunks_mut(CHUNK).for_each(|x| x.fill(E::default())));
+        self.run(x.chunks_mut(CHUNK), |x| x.fill(E::default()));
     }
 
     pub(super) fn sum_of_squares_values(&self, x: &[f32]) -> f64 {
@@ -139,7 +119,8 @@ impl Cpu {
                 || squares(x),
             )
         };
-        let parts: Vec<f64> = self.pool.install(|| x.par_chunks(CHUNK).map(sum).collect());
+        let mut parts = vec![0.0; x.len().div_ceil(CHUNK)];
+        self.run(parts.iter_mut().zip(x.chunks(CHUNK)), |(part, x)| *part = sum(x));
         parts.into_iter().sum()
     }
 
@@ -156,21 +137,19 @@ impl Cpu {
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
         let step = (f64::from(lr) / correction(adam.beta1)) as f32;
         let root = correction(adam.beta2).sqrt() as f32;
-        let state = params.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-        self.pool.install(|| {
-            state.zip(grads.par_chunks(CHUNK)).for_each(|(((params, m), v), grads)| {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    || {
-                        for (((p, m), v), &g) in params.iter_mut().zip(m).zip(v).zip(grads) {
-                            let g = g * grad_scale;
-                            *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
-                            *v = adam.beta2 * *v + (1.0 - adam.beta2) * g * g;
-                            *p = *p * (1.0 - lr * adam.weight_decay) - step * *m / (v.sqrt() / root + adam.eps);
-                        }
-                    },
-                );
-            })
+        let state = params.chunks_mut(CHUNK).zip(m.chunks_mut(CHUNK)).zip(v.chunks_mut(CHUNK));
+        self.run(state.zip(grads.chunks(CHUNK)), |(((params, m), v), grads)| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (((p, m), v), &g) in params.iter_mut().zip(m).zip(v).zip(grads) {
+                        let g = g * grad_scale;
+                        *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
+                        *v = adam.beta2 * *v + (1.0 - adam.beta2) * g * g;
+                        *p = *p * (1.0 - lr * adam.weight_decay) - step * *m / (v.sqrt() / root + adam.eps);
+                    }
+                },
+            );
         });
     }
 }

@@ -13,7 +13,6 @@ use super::linear::{Args, drop_rows};
 use super::workspace::Area;
 use crate::Result;
 use hydra_kernels::gemm::{self, Accumulate, MatRef, Panels, Source, Term, Values};
-use rayon::prelude::*;
 
 /// Tokens whose rows are packed together.
 const TOKENS: usize = 1024;
@@ -47,15 +46,13 @@ pub(super) fn adapter_gradients<E: Element>(
     let (block, scale) = (cpu.column_share(shape.d_out, PANELS), args.slot.scale);
     let rows = MatRef::transposed(mixed, n);
     let db = &mut dparams[args.slot.b.clone()];
-    cpu.pool.install(|| {
-        db.par_chunks_mut(block * n).enumerate().try_for_each(|(i, db)| {
-            let columns = Columns { x: dy, d: shape.d_out, first: i * block, count: db.len() / n };
-            product::<E>(cpu, isa, rows, n, tokens, columns, |sums| {
-                // dB's rows are the product's columns.
-                for (column, db) in db.chunks_exact_mut(n).enumerate() {
-                    db.iter_mut().enumerate().for_each(|(j, db)| *db += scale * sums[j * columns.count + column]);
-                }
-            })
+    cpu.threads.each(db.chunks_mut(block * n), |i, db| {
+        let columns = Columns { x: dy, d: shape.d_out, first: i * block, count: db.len() / n };
+        product::<E>(cpu, isa, rows, n, tokens, columns, |sums| {
+            // dB's rows are the product's columns.
+            for (column, db) in db.chunks_exact_mut(n).enumerate() {
+                db.iter_mut().enumerate().for_each(|(j, db)| *db += scale * sums[j * columns.count + column]);
+            }
         })
     })?;
     let da = &mut dparams[args.slot.a.clone()];
@@ -64,11 +61,9 @@ pub(super) fn adapter_gradients<E: Element>(
         let height = end - from;
         let rows = MatRef::transposed(&d_adapter_state[from..], width);
         let sums = gradient.take::<f32>(height * d_in);
-        cpu.pool.install(|| {
-            sums.par_chunks_mut(height * block).enumerate().try_for_each(|(i, out)| {
-                let columns = Columns { x, d: d_in, first: i * block, count: out.len() / height };
-                product::<E>(cpu, isa, rows, height, tokens, columns, |sums| out.copy_from_slice(sums))
-            })
+        cpu.threads.each(sums.chunks_mut(height * block), |i, out| {
+            let columns = Columns { x, d: d_in, first: i * block, count: out.len() / height };
+            product::<E>(cpu, isa, rows, height, tokens, columns, |sums| out.copy_from_slice(sums))
         })?;
         for (i, sums) in sums.chunks(height * block).enumerate() {
             let columns = sums.len() / height;
@@ -83,10 +78,7 @@ pub(super) fn adapter_gradients<E: Element>(
     // The mask comes before A, never before the router.
     let dropped = dropped.take::<E>(tokens * d_in);
     let rows = cpu.row_chunk(tokens);
-    cpu.pool.install(|| {
-        let chunks = dropped.par_chunks_mut(rows * d_in).enumerate();
-        chunks.try_for_each(|(i, out)| drop_rows(cpu, key, out, x, i * rows, d_in))
-    })?;
+    cpu.threads.each(dropped.chunks_mut(rows * d_in), |i, out| drop_rows(cpu, key, out, x, i * rows, d_in))?;
     add_rows(0, a_rows, E::values(dropped), key.mask(0).scale())?;
     if a_rows < stacked {
         add_rows(a_rows, stacked, x, 1.0)?;

@@ -21,7 +21,6 @@ use half::bf16;
 use hydra_kernels::dropout;
 use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term, Values, ValuesMut};
 use hydra_kernels::matvec;
-use rayon::prelude::*;
 
 /// Up to this many tokens the weights are read as they are stored, row by row; above, packing panels pays.
 const FEW_TOKENS: usize = 4;
@@ -122,17 +121,15 @@ pub(super) fn forward<E: Element>(
         let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
         let b = lora_heads.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
         let adapters = adapter_state.chunks_mut(rows * shape.state_width()).zip(mixed.chunks_mut(rows * n));
-        let tasks: Vec<_> = chunks(y.reborrow(), rows * d_out).into_iter().zip(adapters).collect();
-        cpu.pool.install(|| {
-            tasks.into_par_iter().enumerate().try_for_each(|(i, (y, (adapter_state, mixed)))| {
-                if first == 0 {
-                    before_gate(cpu, isa, args, x, i * rows, adapter_state, &down, &router)?;
-                    mix_rows(cpu, args, i * rows, mixed, adapter_state)?;
-                }
-                let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
-                let lora_heads = Term { a: MatRef::row_major(&*mixed, n), b };
-                columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, lora_heads])
-            })
+        let tasks = chunks(y.reborrow(), rows * d_out).into_iter().zip(adapters);
+        cpu.threads.each(tasks, |i, (y, (adapter_state, mixed))| {
+            if first == 0 {
+                before_gate(cpu, isa, args, x, i * rows, adapter_state, &down, &router)?;
+                mix_rows(cpu, args, i * rows, mixed, adapter_state)?;
+            }
+            let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
+            let lora_heads = Term { a: MatRef::row_major(&*mixed, n), b };
+            columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, lora_heads])
         })?;
     }
     Ok(())
@@ -220,7 +217,7 @@ fn forward_few(
             lora_heads = Some((Weight::from_f32(d_out, shape.mixed(), b)?, &*mixed));
         }
         let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
-        let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads));
+        let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
         let part = |first: usize, y: &mut [f32]| {
             matvec(cpu.isa, y, *weight, first, x)?;
             let Some((b, mixed)) = lora_heads else { return Ok(()) };
@@ -295,10 +292,8 @@ pub(super) fn backward<E: Element>(
         unmix_rows(cpu, args, first_row, d_adapter_state, mixed, adapter_state, &push)
     };
     let Some((dx, store)) = dx else {
-        let tasks = mixed.par_chunks_mut(rows * n).zip(d_adapter_state.par_chunks_mut(rows * width)).enumerate();
-        cpu.pool.install(|| {
-            tasks.try_for_each(|(i, (mixed, d_adapter_state))| through_gate(i * rows, mixed, d_adapter_state))
-        })?;
+        let tasks = mixed.chunks_mut(rows * n).zip(d_adapter_state.chunks_mut(rows * width));
+        cpu.threads.each(tasks, |i, (mixed, d_adapter_state)| through_gate(i * rows, mixed, d_adapter_state))?;
         return adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, d_adapter_state, areas);
     };
     // With dropout only the router's part reaches dx undiminished.
@@ -323,22 +318,20 @@ pub(super) fn backward<E: Element>(
         let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
         let a = stacked.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
         let adapters = mixed.chunks_mut(rows * n).zip(d_adapter_state.chunks_mut(rows * width));
-        let tasks: Vec<_> = chunks(dx.reborrow(), rows * d_in).into_iter().zip(adapters).collect();
-        cpu.pool.install(|| {
-            tasks.into_par_iter().enumerate().try_for_each(|(i, (mut dx, (mixed, d_adapter_state)))| {
-                if first == 0 {
-                    through_gate(i * rows, mixed, d_adapter_state)?;
+        let tasks = chunks(dx.reborrow(), rows * d_in).into_iter().zip(adapters);
+        cpu.threads.each(tasks, |i, (mut dx, (mixed, d_adapter_state))| {
+            if first == 0 {
+                through_gate(i * rows, mixed, d_adapter_state)?;
+            }
+            let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
+            let through = Term { a: MatRef::row_major(&d_adapter_state[first_row..], width), b: a };
+            columns_of(cpu, isa, dx.reborrow(), d_in, first, store.into(), &[frozen, through])?;
+            match args.dropout {
+                Some(key) if first + columns == d_in => {
+                    add_masked(cpu, isa, key, dx, i * rows, d_adapter_state, width, masked)
                 }
-                let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
-                let through = Term { a: MatRef::row_major(&d_adapter_state[first_row..], width), b: a };
-                columns_of(cpu, isa, dx.reborrow(), d_in, first, store.into(), &[frozen, through])?;
-                match args.dropout {
-                    Some(key) if first + columns == d_in => {
-                        add_masked(cpu, isa, key, dx, i * rows, d_adapter_state, width, masked)
-                    }
-                    _ => Ok(()),
-                }
-            })
+                _ => Ok(()),
+            }
         })?;
     }
     adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, d_adapter_state, areas)

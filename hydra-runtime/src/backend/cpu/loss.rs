@@ -13,7 +13,6 @@ use crate::backend::Accumulate;
 use hydra_kernels::gemm::{self, MatRef, PANEL_ALIGN, Panels, Source, Term, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
-use rayon::prelude::*;
 
 /// Tiles of rows in a task, at most: with a block's logits beside them they stay in L2.
 const TILES: usize = 8;
@@ -55,7 +54,7 @@ pub(super) fn head_loss<E: Element>(
         dx.fill(0.0);
     }
     let share = cpu.row_share(targets.len(), TILES);
-    let block = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN);
+    let block = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads()).next_multiple_of(PANEL_ALIGN);
     for first in (0..vocab).step_by(block) {
         let rows = block.min(vocab - first);
         let part = head.slice_rows(first, rows)?;
@@ -77,27 +76,26 @@ pub(super) fn head_loss<E: Element>(
                 RowTask { first: i * share, states, dx }
             })
             .collect();
-        cpu.pool.install(|| {
-            tasks.into_par_iter().try_for_each(|task| {
-                let targets = &targets[task.first..][..task.states.len()];
-                let x = MatRef::row_major(x.skip(task.first * d), d);
-                block_task(cpu, isa, task, x, to_logits, to_dx, targets, first as u32)
-            })
+        cpu.threads.each(tasks.into_iter(), |_, task| {
+            let targets = &targets[task.first..][..task.states.len()];
+            let x = MatRef::row_major(x.skip(task.first * d), d);
+            block_task(cpu, isa, task, x, to_logits, to_dx, targets, first as u32)
         })?;
     }
     for (nll, state) in nll.iter_mut().zip(&states) {
         *nll = state.max + state.sum.ln() - state.target;
     }
     let Some(dx) = dx else { return Ok(()) };
-    cpu.pool.install(|| {
-        dx.par_chunks_mut(d).zip(&states).zip(targets).for_each(|((dx, state), &target)| {
-            cpu.with_scratch(d, |wanted| {
+    let rows = dx.chunks_mut(share * d).zip(states.chunks(share)).zip(targets.chunks(share));
+    cpu.threads.each(rows, |_, ((dx, states), targets)| {
+        cpu.with_scratch(d, |wanted| {
+            for ((dx, state), &target) in dx.chunks_exact_mut(d).zip(states).zip(targets) {
                 head.decode_row(cpu.isa, target as usize, 0, wanted);
-                dx.iter_mut().zip(wanted).for_each(|(dx, w)| *dx = scale * (*dx / state.sum - *w));
-            })
+                dx.iter_mut().zip(&*wanted).for_each(|(dx, w)| *dx = scale * (*dx / state.sum - *w));
+            }
+            Ok(())
         })
-    });
-    Ok(())
+    })
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -15,10 +15,6 @@ impl Backend for Cpu {
     type Buffer = Buffer;
     type Matrix<'w> = Weight<'w>;
 
-    fn inside<R: Send>(&self, op: impl FnOnce() -> R + Send) -> R {
-        self.attentive.run(&self.pool, op)
-    }
-
     fn buffer(&self, len: usize) -> Result<Buffer> {
         Buffer::zeroed::<f32>(len)
     }
@@ -314,10 +310,10 @@ impl Backend for Cpu {
             Precision::F32 => (self.isa.name(), "f32"),
             Precision::Bf16 => (self.bf16_isa.name(), "bf16"),
         };
-        format!("cpu, {} thread{}, {isa}, {precision}", self.threads, if self.threads == 1 { "" } else { "s" })
+        format!("cpu, {} thread{}, {isa}, {precision}", self.threads(), if self.threads() == 1 { "" } else { "s" })
     }
 
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
-        Workspace::bytes(tokens, config.d_ffn.max(config.d_model), self.threads)
+        Workspace::bytes(tokens, config.d_ffn.max(config.d_model), self.threads())
     }
 }

@@ -7,7 +7,6 @@ use crate::Result;
 use crate::backend::Accumulate;
 use half::bf16;
 use hydra_kernels::gemm::{self, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// A product with more terms than this into bf16 is summed in f32 beside it: with all of k at a time few columns' panels stay
@@ -37,12 +36,10 @@ impl Operand<'_> {
         let out = area.take::<E>(gemm::panels_len::<E>(isa, self.k, n));
         let share = cpu.column_share(n, usize::MAX);
         let chunk = gemm::panels_len::<E>(isa, self.k, share).max(1);
-        cpu.pool.install(|| {
-            out.par_chunks_mut(chunk).enumerate().try_for_each(|(i, out)| {
-                let done = i * share;
-                let columns = (n - done).min(share);
-                gemm::pack(isa, out, self.k, columns, (self.source)(first + done), self.scale)
-            })
+        cpu.threads.each(out.chunks_mut(chunk), |i, out| {
+            let done = i * share;
+            let columns = (n - done).min(share);
+            Ok(gemm::pack(isa, out, self.k, columns, (self.source)(first + done), self.scale)?)
         })?;
         Ok(Panels { data: out, k: self.k, n })
     }
@@ -113,11 +110,9 @@ pub(super) fn product<E: Element>(
     for first in (0..n).step_by(block) {
         let b = weight.pack::<E>(cpu, isa, area, first, block.min(n - first))?;
         let tasks = chunks(y.reborrow(), rows * n);
-        cpu.pool.install(|| {
-            tasks.into_par_iter().enumerate().try_for_each(|(i, y)| {
-                let a = MatRef::row_major(x.skip(i * rows * weight.k), weight.k);
-                columns_of(cpu, isa, y, n, first, onto.rows(i * rows, n), &[Term { a, b }])
-            })
+        cpu.threads.each(tasks.into_iter(), |i, y| {
+            let a = MatRef::row_major(x.skip(i * rows * weight.k), weight.k);
+            columns_of(cpu, isa, y, n, first, onto.rows(i * rows, n), &[Term { a, b }])
         })?;
     }
     Ok(())
@@ -171,5 +166,5 @@ fn copy_columns(y: ValuesMut<'_>, from: Values<'_>, width: usize, columns: Range
 
 /// Columns of a block that are packed together, of an operand of `k` rows.
 pub(super) fn column_block(cpu: &Cpu, k: usize) -> usize {
-    (PANEL_VALUES / k.max(1)).max(PANEL_COLUMNS).max(PANEL_ALIGN * cpu.threads).next_multiple_of(PANEL_ALIGN)
+    (PANEL_VALUES / k.max(1)).max(PANEL_COLUMNS).max(PANEL_ALIGN * cpu.threads()).next_multiple_of(PANEL_ALIGN)
 }

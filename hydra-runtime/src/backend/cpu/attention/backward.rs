@@ -13,7 +13,6 @@ use crate::Result;
 use crate::backend::{Accumulate, AttentionShape};
 use crate::batch::Segment;
 use hydra_kernels::gemm::{self, MatRef, Panels};
-use rayon::prelude::*;
 
 /// Keys and queries in a block.
 const BLOCK: usize = 128;
@@ -62,7 +61,7 @@ pub(in super::super) fn backward<E: Element>(
         }
     }
     tasks.sort_by_key(|task| std::cmp::Reverse(task.segment.len));
-    cpu.pool.install(|| tasks.into_par_iter().try_for_each(|task| key_task(cpu, isa, task, shape, saved)))
+    cpu.threads.each(tasks.into_iter(), |_, task| key_task(cpu, isa, task, shape, saved))
 }
 
 /// Takes `rows` rows off the front of a matrix, each in `n_heads` parts: by part, then by row.
@@ -150,11 +149,11 @@ fn key_task<E: Element>(
                         multiply(isa, scores, strip, Accumulate::Overwrite, k.rows(), qt)?;
                         multiply(isa, dscores, strip, Accumulate::Overwrite, v.rows(), dot)?;
                         // Queries before a key don't see it.
-                        let adapter_state = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(rows);
+                        let masked = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(rows);
                         let (lse, delta) = (&lse[row..row + rows], &delta[row..row + rows]);
                         cpu.isa.vectorize(
                             #[inline(always)]
-                            || score_gradients::<E>(scores, dscores, lse, delta, adapter_state),
+                            || score_gradients::<E>(scores, dscores, lse, delta, masked),
                         );
                         let place = first * rows..(first + strip) * rows;
                         E::narrow(cpu.bf16_isa, &mut p[place.clone()], scores)?;
@@ -182,7 +181,7 @@ fn key_task<E: Element>(
     })
 }
 
-/// Keys by queries: p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out. The first `adapter_state(row)`
+/// Keys by queries: p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out. The first `masked(row)`
 /// queries don't see the key of a row.
 #[inline(always)]
 fn score_gradients<E: Element>(
@@ -190,15 +189,15 @@ fn score_gradients<E: Element>(
     ds: &mut [f32],
     lse: &[f32],
     delta: &[f32],
-    adapter_state: impl Fn(usize) -> usize,
+    masked: impl Fn(usize) -> usize,
 ) {
     let n = lse.len();
     for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-        let adapter_state = adapter_state(row);
-        let begin = adapter_state / LANES * LANES;
+        let masked = masked(row);
+        let begin = masked / LANES * LANES;
         p[..begin].fill(0.0);
         ds[..begin].fill(0.0);
-        p[begin..adapter_state].fill(f32::NEG_INFINITY);
+        p[begin..masked].fill(f32::NEG_INFINITY);
         let rows = p[begin..].iter_mut().zip(&mut ds[begin..]);
         for ((p, ds), (lse, delta)) in rows.zip(lse[begin..].iter().zip(&delta[begin..])) {
             *p = E::exp(*p - lse);

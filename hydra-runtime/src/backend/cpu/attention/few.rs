@@ -7,7 +7,6 @@ use super::super::lanes::{dot, exponentials, lanes, larger};
 use super::{Past, QueryTask};
 use crate::Result;
 use crate::backend::AttentionShape;
-use rayon::prelude::*;
 
 /// The most queries of a segment that are a handful.
 pub(super) const FEW: usize = 4;
@@ -31,7 +30,7 @@ pub(super) fn few<E: Element>(
         let own = Past { len: task.first + row + 1, ..own };
         let past = [prefix.unwrap_or(Past { len: 0, ..own }), own];
         let keys = past[0].len + past[1].len;
-        let head = |(kv_head, (o, lse)): (usize, (&mut [E], &mut [f32]))| {
+        let head = |kv_head: usize, (o, lse): (&mut [E], &mut [f32])| {
             cpu.with_scratch(group * (keys + 2 * d), |scratch| {
                 let q = &q[kv_head * group * d..][..group * d];
                 let columns = kv_head * d..(kv_head + 1) * d;
@@ -39,13 +38,14 @@ pub(super) fn few<E: Element>(
                     #[inline(always)]
                     || attend(o, lse, scratch, keys, q, d, past, shape.kv_width(), columns),
                 );
+                Ok(())
             })
         };
+        let mut heads = o.chunks_exact_mut(group * d).zip(lse.chunks_exact_mut(group));
         if keys * d < TASK {
-            o.chunks_exact_mut(group * d).zip(lse.chunks_exact_mut(group)).enumerate().for_each(head);
+            heads.enumerate().try_for_each(|(kv_head, part)| head(kv_head, part))?;
         } else {
-            let n_heads = o.par_chunks_exact_mut(group * d).zip(lse.par_chunks_exact_mut(group)).enumerate();
-            cpu.pool.install(|| n_heads.for_each(head));
+            cpu.threads.each(heads.by_ref(), head)?;
         }
     }
     Ok(())
