@@ -5,7 +5,7 @@ use std::process::Command;
 
 #[test]
 fn kernels_link_without_std_and_alloc() {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/no_std/Cargo.toml");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/no_std/Cargo.toml");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no_std");
     let output = Command::new(env!("CARGO"))
         .args(["build", "--locked", "--manifest-path"])

@@ -19,7 +19,7 @@
 //!
 //! // Two tokens, 4 → 3 columns; one A of rank 1, two B, a router. The memory is known when it is compiled.
 //! const SHAPE: HydraShape =
-//!     HydraShape { tokens: 2, d_in: 4, d_out: 3, rank: 1, heads: 2, per_head_a: false, router: true };
+//!     HydraShape { tokens: 2, d_in: 4, d_out: 3, rank: 1, lora_heads: 2, per_head_a: false, router: true };
 //! const SCRATCH: usize = forward_scratch::<f32>(&SHAPE, false).or(backward_scratch::<f32>(&SHAPE, false)).0;
 //! let (isa, mut memory) = (Isa::detect(), [0.0; SCRATCH]);
 //! let weight = Weight::from_f32(3, 4, &[0.1; 12])?;
