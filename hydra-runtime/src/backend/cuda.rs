@@ -17,7 +17,6 @@ mod library;
 mod linear;
 mod loss;
 mod matrix;
-mod shim;
 mod state;
 
 pub use buffer::Buffer;

@@ -5,7 +5,7 @@
 
 use super::arena::{self, Arena};
 use super::library::Library;
-use super::{Driver, shim};
+use super::Driver;
 use crate::{Error, Result};
 use core::ffi::{CStr, c_void};
 use core::fmt;
@@ -151,7 +151,7 @@ impl Gpu {
     /// Opens device `ordinal`. Fails with one line that says what is missing: the driver, the device, or what it can't do.
     pub fn open(ordinal: u32) -> Result<Self> {
         let refused = |what: String| Error::Device(format!("cuda:{ordinal}: {what}"));
-        shim::driver().map_err(|error| refused(format!("no NVIDIA driver: {error}")))?;
+        sys::driver::open().map_err(|error| refused(format!("no NVIDIA driver: {error}")))?;
         let failed = |what: &'static str| move |error: CudaError| refused(format!("{what}: {error}"));
         // SAFETY: nothing is asked of the caller. (cust's own has no names for what is wrong with a driver.)
         match result(unsafe { sys::cuInit(0) }) {
