@@ -6,7 +6,6 @@
 //! `hydra_kernels::reference` says.
 
 pub mod launch;
-#[path = "../device/src/sizes.rs"]
 pub mod sizes;
 
 /// The module's text, for sm_80 and, by the driver's own compiler, all that came after.

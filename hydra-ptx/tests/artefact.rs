@@ -116,7 +116,7 @@ fn sources() -> Vec<(String, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
     walk(&root.join("device/src"), "device/src", &mut files);
-    for name in ["../hydra-kernels/src/math.rs", "build-ptx"] {
+    for name in ["src/sizes.rs", "../hydra-kernels/src/math.rs", "build-ptx"] {
         files.push((name.to_string(), root.join(name)));
     }
     files.sort();

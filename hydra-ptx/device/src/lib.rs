@@ -73,6 +73,7 @@ pub mod optimizer;
 pub mod prelude;
 pub mod product;
 pub mod rows;
+#[path = "../../src/sizes.rs"]
 pub mod sizes;
 pub mod skinny;
 pub mod tile;

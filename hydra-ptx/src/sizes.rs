@@ -1,4 +1,4 @@
-//! Numbers on which kernels and launches agree. No code: the launch table (`hydra-ptx/src/launch.rs`) includes this file.
+//! Numbers on which kernels and launches agree: the kernels' crate (`hydra-ptx/device`) includes this file.
 
 /// Threads of a block where nothing asks for another number.
 pub const THREADS: u32 = 256;
