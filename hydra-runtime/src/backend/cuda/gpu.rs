@@ -3,9 +3,9 @@
 //! One context, one stream; one module for every device, and one more for Hopper. Buffers are parts of a few large allocations.
 //! Uploads go through a pinned buffer, so that they are queued like everything else and the caller's memory is free at once.
 
+use super::Driver;
 use super::arena::{self, Arena};
 use super::library::Library;
-use super::Driver;
 use crate::{Error, Result};
 use core::ffi::{CStr, c_void};
 use core::fmt;
