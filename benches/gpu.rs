@@ -10,15 +10,19 @@
 use half::{bf16, f16};
 use hydra_kernels::isa::Isa;
 use hydra_kernels::shape::HydraShape;
-use hydra_kernels::{Format, RowOrder, Weight};
+use hydra_kernels::{Format, RowOrder};
 use hydra_ptx::launch::Instructions;
 use hydra_runtime::backend::cuda::{Cuda, Driver, Gpu};
-use hydra_runtime::backend::{Accumulate, AdapterArgs, AdapterSlot, Backend, GateKind, Routing};
+use hydra_runtime::backend::{
+    Accumulate, AdapterArgs, AdapterSlot, AnyBuffer, AnyBufferMut, Backend, GateKind, Linear, LinearBackward,
+    LinearOutput, Routing, StoredWeight,
+};
 use std::process::Command;
 use std::time::Instant;
 
 type Device = Cuda<Gpu>;
 type Buffer = <Device as Backend>::Buffer;
+type Activations = <Device as Backend>::Activations;
 
 /// (name, d_out, d_in)
 const SHAPES: [(&str, usize, usize); 3] = [("q,k,v,o", 4096, 4096), ("gate,up", 11008, 4096), ("down", 4096, 11008)];
@@ -34,6 +38,12 @@ fn values(len: usize, seed: usize, size: f32) -> Vec<f32> {
 fn put(device: &Device, mut buffer: Buffer, values: &[f32]) -> Buffer {
     device.upload(&mut buffer, values).expect("an upload");
     buffer
+}
+
+fn put_activations(device: &Device, values: &[f32]) -> Activations {
+    let mut activations = device.activations(values.len()).expect("memory");
+    device.upload_activations(&mut activations, values).expect("an upload");
+    activations
 }
 
 /// Seconds of a call: the fastest of five rounds of twenty.
@@ -91,29 +101,35 @@ fn stored(format: Format, d_out: usize, d_in: usize) -> Vec<u8> {
 }
 
 /// Seconds of the frozen product with this matrix, forward and backward, after a look at its results.
-fn frozen(device: &Device, weight: Weight<'_>, host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
+fn frozen(device: &Device, stored: &StoredWeight, host_x: &[f32], host_dy: &[f32]) -> [f64; 2] {
+    let weight = stored.weight();
     let (d_out, d_in) = (weight.rows(), weight.cols());
     let mut w = vec![0.0; d_out * d_in];
     for (row, w) in w.chunks_exact_mut(d_in).enumerate() {
         weight.decode_row(Isa::detect(), row, 0, w);
     }
-    let (matrix, probe) = (device.matrix(weight).expect("memory"), device.buffer(1).expect("memory"));
-    let activation = |values: &[f32]| put(device, device.activation(values.len()).expect("memory"), values);
-    let (x, dy) = (activation(host_x), activation(host_dy));
-    let (mut y, mut dx) = (activation(host_dy), activation(host_x));
-    let mut forward = || device.linear(&mut y, None, TOKENS, &x, &matrix, None).expect("a product");
+    let (weight, probe) = (&device.matrix(stored.clone()).expect("memory"), device.buffer(1).expect("memory"));
+    let (x, dy) = (&put_activations(device, host_x), put_activations(device, host_dy));
+    let (mut y, mut dx) = (put_activations(device, host_dy), put_activations(device, host_x));
+    let tokens = TOKENS;
+    let mut forward = || {
+        let output = LinearOutput::Activations { y: &mut y, residual: None };
+        device.linear(Linear { output, tokens, x, weight, adapter: None }).expect("a product");
+    };
     let mut backward = || {
-        let dx = Some((&mut dx, Accumulate::Overwrite));
-        device.linear_backward(dx, None, TOKENS, &dy, &x, &matrix, None).expect("a product");
+        let dx = Some((AnyBufferMut::Activations(&mut dx), Accumulate::Overwrite));
+        let dy = AnyBuffer::Activations(&dy);
+        let args = LinearBackward { dx, dparams: None, tokens, dy, x, weight, adapter: None };
+        device.linear_backward(args).expect("a product");
     };
     let seconds = [seconds(device, &probe, &mut forward), seconds(device, &probe, &mut backward)];
     // A block's values are rounded for the product, too.
     let rounded = |x: f32| f64::from(bf16::from_f32(x));
     let mut got = vec![0.0; TOKENS * d_out];
-    device.download(&mut got, &y).expect("a product");
+    device.download_activations(&mut got, &y).expect("a product");
     check("y", &got, d_out, d_in, |t, o, c| rounded(host_x[t * d_in + c]) * rounded(w[o * d_in + c]));
     got.resize(TOKENS * d_in, 0.0);
-    device.download(&mut got, &dx).expect("a product");
+    device.download_activations(&mut got, &dx).expect("a product");
     check("dx", &got, d_in, d_out, |t, c, o| rounded(host_dy[t * d_out + o]) * rounded(w[o * d_in + c]));
     seconds
 }
@@ -145,15 +161,15 @@ fn main() {
     println!("{:<8} {:>4} {:>5}  {half}  {half}", "", "rank", "heads");
     for (name, d_out, d_in) in SHAPES {
         let [bytes, blocks] = [Format::Bf16, Format::Q4_1].map(|format| stored(format, d_out, d_in));
-        let weight = Weight::new(Format::Bf16, d_out, d_in, &bytes, RowOrder::Natural).expect("a weight");
-        let matrix = device.matrix(weight).expect("memory");
+        let stored = StoredWeight::new(Format::Bf16, d_out, d_in, bytes, RowOrder::Natural).expect("a weight");
+        let weight = &device.matrix(stored.clone()).expect("memory");
         let (host_x, host_dy) = (values(TOKENS * d_in, 1, 1.0), values(TOKENS * d_out, 2, 1.0));
-        let activation = |values: &[f32]| put(&device, device.activation(values.len()).expect("memory"), values);
-        let (x, dy) = (activation(&host_x), activation(&host_dy));
-        let (mut y, mut dx) = (activation(&host_dy), activation(&host_x));
+        let (x, dy) = (&put_activations(&device, &host_x), put_activations(&device, &host_dy));
+        let (mut y, mut dx) = (put_activations(&device, &host_dy), put_activations(&device, &host_x));
+        let tokens = TOKENS;
 
         let probe = device.buffer(1).expect("memory");
-        let [forward, backward] = frozen(&device, weight, &host_x, &host_dy);
+        let [forward, backward] = frozen(&device, &stored, &host_x, &host_dy);
         for (rank, lora_heads) in ADAPTERS {
             let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, lora_heads, per_head_a: false, router: true };
             let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
@@ -166,11 +182,15 @@ fn main() {
             let args = AdapterArgs { slot: &slot, params: &params, labels: &[], dropout, head_dropout, balance };
             let adapted_forward = seconds(&device, &probe, || {
                 let adapter = Some((&args, &mut adapter_state));
-                device.linear(&mut y, None, TOKENS, &x, &matrix, adapter).expect("a product");
+                let output = LinearOutput::Activations { y: &mut y, residual: None };
+                device.linear(Linear { output, tokens, x, weight, adapter }).expect("a product");
             });
             let adapted_backward = seconds(&device, &probe, || {
-                let (dx, adapter) = (Some((&mut dx, Accumulate::Overwrite)), Some((&args, &adapter_state)));
-                device.linear_backward(dx, Some(&mut dparams), TOKENS, &dy, &x, &matrix, adapter).expect("a product");
+                let dx = Some((AnyBufferMut::Activations(&mut dx), Accumulate::Overwrite));
+                let (dy, dparams) = (AnyBuffer::Activations(&dy), Some(&mut dparams));
+                let adapter = Some((&args, &adapter_state));
+                let args = LinearBackward { dx, dparams, tokens, dy, x, weight, adapter };
+                device.linear_backward(args).expect("a product");
             });
             let columns = |frozen: f64, adapted: f64, bytes: usize| {
                 let (more, floor) = (100.0 * (adapted / frozen - 1.0), bytes as f64 / bandwidth);
@@ -184,14 +204,14 @@ fn main() {
         }
         let teraflops = |seconds: f64| 2e-12 * (TOKENS * d_in * d_out) as f64 / seconds;
         println!("{name:<8} the frozen product: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
-        let [forward, backward] = frozen(&kernels, weight, &host_x, &host_dy);
+        let [forward, backward] = frozen(&kernels, &stored, &host_x, &host_dy);
         println!("{name:<8} by our kernels: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         if let Some(plain) = &plain {
-            let [forward, backward] = frozen(plain, weight, &host_x, &host_dy);
+            let [forward, backward] = frozen(plain, &stored, &host_x, &host_dy);
             println!("{name:<8} without wgmma: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
         }
-        let blocks = Weight::new(Format::Q4_1, d_out, d_in, &blocks, RowOrder::Natural).expect("a weight");
-        let [forward, backward] = frozen(&device, blocks, &host_x, &host_dy);
+        let blocks = StoredWeight::new(Format::Q4_1, d_out, d_in, blocks, RowOrder::Natural).expect("a weight");
+        let [forward, backward] = frozen(&device, &blocks, &host_x, &host_dy);
         println!("{name:<8} from Q4_1: {:.0} and {:.0} TFLOP/s", teraflops(forward), teraflops(backward));
     }
     torch();

@@ -8,7 +8,6 @@ mod common;
 
 use common::{fastest, peaks};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
@@ -17,7 +16,7 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, TrainOptions, Trainer};
 use safetensors::tensor::{Dtype, TensorView};
 use std::hint::black_box;
 use std::path::Path;

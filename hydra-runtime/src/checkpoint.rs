@@ -6,12 +6,16 @@
 
 mod gguf;
 pub(crate) mod safetensors;
+mod stored;
+
+pub use stored::StoredWeight;
 
 use crate::config::Config;
 use crate::error::printable;
 use crate::projection::Projection;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use bytes::Bytes;
 use half::{bf16, f16};
 use hydra_kernels::quant::{Format, RowOrder, Weight};
 use memmap2::Mmap;
@@ -81,7 +85,7 @@ struct RawTensor {
 struct Listing {
     path: PathBuf,
     config: Config,
-    files: Vec<Mmap>,
+    files: Vec<Bytes>,
     tensors: BTreeMap<String, RawTensor>,
     /// A tensor's name in this container.
     name: fn(TensorId) -> String,
@@ -112,7 +116,7 @@ struct Entry {
 pub struct Checkpoint {
     path: PathBuf,
     config: Config,
-    files: Vec<Mmap>,
+    files: Vec<Bytes>,
     entries: HashMap<TensorId, Entry>,
     kind: Kind,
 }
@@ -199,6 +203,17 @@ impl Checkpoint {
         weight.expect("checked when it was opened")
     }
 
+    /// A matrix as a device takes it: it shares the checkpoint's memory and keeps it alive.
+    ///
+    /// # Panics
+    /// If `id` is beyond the model's layers.
+    pub fn stored(&self, id: TensorId) -> StoredWeight {
+        let entry = self.entry(id);
+        let data = self.files[entry.file].slice(entry.bytes.clone());
+        let weight = StoredWeight::new(entry.format, entry.rows, entry.cols, data, entry.order);
+        weight.expect("checked when it was opened")
+    }
+
     /// A norm's weights, `[d_model]`.
     ///
     /// # Panics
@@ -276,7 +291,7 @@ impl Checkpoint {
 }
 
 /// Checks a raw tensor against what the model wants; the text says what is wrong with it.
-fn entry(id: TensorId, config: &Config, raw: RawTensor, files: &[Mmap], order: RowOrder) -> Result<Entry, String> {
+fn entry(id: TensorId, config: &Config, raw: RawTensor, files: &[Bytes], order: RowOrder) -> Result<Entry, String> {
     let (rows, cols) = id.dims(config);
     let want: Vec<usize> = rows.into_iter().chain([cols]).collect();
     if raw.shape != want {
@@ -310,7 +325,7 @@ fn floats(format: Format, bytes: &[u8]) -> Option<Vec<f32>> {
 }
 
 /// Maps a file into memory.
-fn map(path: &Path) -> Result<Mmap> {
+fn map(path: &Path) -> Result<Bytes> {
     let io = |source| Error::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     // A folder, a pipe or a device can't be a checkpoint, and mapping one may do anything.
@@ -319,5 +334,6 @@ fn map(path: &Path) -> Result<Mmap> {
     }
     // SAFETY: the mapping is private and read-only; that nobody truncates the file under it is `Checkpoint::open`'s
     // documented contract, as it is of every engine that maps its weights.
-    unsafe { Mmap::map(&file) }.map_err(io)
+    let mapped = unsafe { Mmap::map(&file) }.map_err(io)?;
+    Ok(Bytes::from_owner(mapped))
 }

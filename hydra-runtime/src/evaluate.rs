@@ -1,10 +1,10 @@
 //! Scores: losses of whole sequences, and logits of a few tokens after a prompt that many sequences share.
 
-use crate::activations::{Activations, Purpose};
 use crate::adapted::Adapted;
 use crate::adapter::Adapter;
-use crate::backend::Backend;
+use crate::backend::{Backend, Linear, LinearOutput};
 use crate::batch::{self, Packed, Sequence};
+use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{Cached, KvCache, Model, Pass};
 use crate::projection::Projection;
 use crate::{Error, Result};
@@ -35,7 +35,7 @@ pub struct GateMean {
 pub struct Evaluator<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
     adapted: Option<Adapted<B>>,
-    activations: Activations<B::Buffer>,
+    activations: Activations<B>,
     rope: B::Buffer,
     /// Positions the rope table has.
     positions: usize,
@@ -52,7 +52,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         let (backend, config) = (&model.backend, &model.config);
         let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
         let adapter = adapter.map(|adapter| &adapter.config);
-        let activations = Activations::plan(config, adapter, max_tokens, Purpose::Forward)?.allocate(backend)?;
+        let activations = Plan::new(config, adapter, max_tokens, Purpose::Forward)?.allocate(backend)?;
         let rope = model.rope_table(max_tokens)?;
         Ok(Self { model, adapted, activations, rope, positions: max_tokens, prefix: None })
     }
@@ -109,7 +109,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             pass.read(activations, cached, &rows)?;
             let mut out = vec![0.0; rows.len() * ids.len()];
             let model = pass.model;
-            model.backend.head_rows(&mut out, &activations.read.normed, rows.len(), &model.head, ids)?;
+            model.backend.head_rows(&mut out, &activations.read.normed, rows.len(), &model.lm_head, ids)?;
             logits.extend(out.chunks(ids.len()).map(<[f32]>::to_vec));
             Ok(())
         })?;
@@ -124,7 +124,13 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             pass.read(activations, cached, &rows)?;
             let (model, vocab) = (pass.model, pass.model.config.vocab);
             let mut logits = model.backend.buffer(rows.len() * vocab)?;
-            model.backend.linear(&mut logits, None, rows.len(), &activations.read.normed, &model.head, None)?;
+            model.backend.linear(Linear {
+                output: LinearOutput::Buffer { y: &mut logits, residual: None },
+                tokens: rows.len(),
+                x: &activations.read.normed,
+                weight: &model.lm_head,
+                adapter: None,
+            })?;
             out.resize(rows.len() * vocab, 0.0);
             model.backend.download(&mut out, &logits)
         })?;
@@ -172,7 +178,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
     fn packs(
         &mut self,
         sequences: &[Sequence],
-        mut run: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B::Buffer>, Cached<'_, B>, &[Sequence]) -> Result<()>,
+        mut run: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B>, Cached<'_, B>, &[Sequence]) -> Result<()>,
     ) -> Result<()> {
         self.adapted.as_ref().map_or(Ok(()), |adapted| adapted.check_heads(sequences))?;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();

@@ -1,10 +1,10 @@
 //! Text: one token after another with a key-value cache, and how the next one is drawn.
 
-use crate::activations::{Activations, Purpose};
 use crate::adapted::{Adapted, mix};
 use crate::adapter::Adapter;
-use crate::backend::Backend;
+use crate::backend::{Backend, Linear, LinearOutput};
 use crate::batch::{Packed, Sequence};
+use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{Cached, KvCache, Model, Pass};
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ const PROMPT_CHUNK: usize = 512;
 pub struct Generator<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
     adapted: Option<Adapted<B>>,
-    activations: Activations<B::Buffer>,
+    activations: Activations<B>,
     rope: B::Buffer,
     cache: KvCache<B>,
     on_device: B::Buffer,
@@ -34,7 +34,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
         let tokens = PROMPT_CHUNK.min(max_len.max(1));
         let adapter = adapter.map(|adapter| &adapter.config);
         Ok(Self {
-            activations: Activations::plan(config, adapter, tokens, Purpose::Forward)?.allocate(backend)?,
+            activations: Plan::new(config, adapter, tokens, Purpose::Forward)?.allocate(backend)?,
             // Before the table, which is computed in memory that is not asked for: what is too much is said so.
             cache: KvCache::new(model, max_len)?,
             rope: model.rope_table(max_len)?,
@@ -55,12 +55,11 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
             let (len, more, room) = (self.cache.len, tokens.len(), self.cache.capacity);
             return Err(Error::Invalid(format!("{len} tokens and {more} more in a cache for {room}")));
         }
-        let backend = &self.model.backend;
-        backend.inside(|| self.feed_inside(tokens))?;
+        self.append(tokens)?;
         Ok(&self.logits)
     }
 
-    fn feed_inside(&mut self, tokens: &[u32]) -> Result<()> {
+    fn append(&mut self, tokens: &[u32]) -> Result<()> {
         let mut position = self.cache.len;
         let parts = tokens.chunks(self.activations.tokens).map(|part| {
             let packed = Packed::new([&Sequence::prompt(part)], position, self.model.config.vocab);
@@ -75,8 +74,14 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
             let read: &[u32] = if i == last { &[row] } else { &[] };
             pass.read(&mut self.activations, Cached::Append(&mut self.cache), read)?;
         }
-        let (backend, head) = (&self.model.backend, &self.model.head);
-        backend.linear(&mut self.on_device, None, 1, &self.activations.read.normed, head, None)?;
+        let backend = &self.model.backend;
+        backend.linear(Linear {
+            output: LinearOutput::Buffer { y: &mut self.on_device, residual: None },
+            tokens: 1,
+            x: &self.activations.read.normed,
+            weight: &self.model.lm_head,
+            adapter: None,
+        })?;
         backend.download(&mut self.logits, &self.on_device)
     }
 

@@ -1,6 +1,6 @@
 //! A small LLaMA runtime that back-propagates into a HydraLoRA adapter alone.
 //!
-//! Data flows one way: [`checkpoint`] → [`model`] (frozen weights) + [`adapter`] → a forward pass fills [`activations`] → the
+//! Data flows one way: [`checkpoint`] → [`model`] (frozen weights) + [`adapter`] → a forward pass fills activations → the
 //! backward pass reads them and fills gradients → AdamW edits the adapter → adapter file. Devices are behind
 //! [`backend::Backend`]. `examples/embed.rs` shows the whole way:
 //!
@@ -38,7 +38,6 @@
 //! A token id is a `u32`; matrices are row-major f32. All that fails fails with [`Error`]; a panic that isn't documented is a
 //! mistake of this crate.
 
-pub mod activations;
 mod adapted;
 pub mod adapter;
 pub mod atomic;

@@ -4,14 +4,14 @@ mod state;
 
 pub use state::STATE_FILE;
 
-pub use crate::activations::Keep;
-use crate::activations::{Activations, Purpose};
 use crate::adapted::{Adapted, Training, mix};
 use crate::adapter::{Adapter, AdapterConfig};
 pub use crate::backend::AdamW;
-use crate::backend::Backend;
+use crate::backend::{AdamWStep, Backend};
 use crate::batch::{self, Packed, Sequence};
 use crate::config::Config;
+pub use crate::model::activations::Keep;
+use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{Cached, Model, Pass};
 use crate::{Error, Result};
 
@@ -75,7 +75,7 @@ pub struct Trainer<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
     adapted: Adapted<B>,
     options: TrainOptions,
-    activations: Activations<B::Buffer>,
+    activations: Activations<B>,
     rope: B::Buffer,
     grads: B::Buffer,
     exp_avg: B::Buffer,
@@ -93,7 +93,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
         options.check()?;
         let purpose = Purpose::Training(options.keep);
-        let activations = Activations::plan(config, Some(adapter), options.max_tokens, purpose)?;
+        let activations = Plan::new(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
         // Parameters, gradients and two moments, and what an update can be undone with.
         let adapter = adapter.parameters(config).saturating_mul(4 * 7);
@@ -108,8 +108,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         let (backend, config) = (&model.backend, &model.config);
         let adapted = Adapted::upload(backend, config, adapter)?;
         let purpose = Purpose::Training(options.keep);
-        let activations =
-            Activations::plan(config, Some(&adapter.config), options.max_tokens, purpose)?.allocate(backend)?;
+        let activations = Plan::new(config, Some(&adapter.config), options.max_tokens, purpose)?.allocate(backend)?;
         let parameters = || backend.buffer(adapted.slots.len);
         Ok(Self {
             rope: model.rope_table(options.max_tokens)?,
@@ -155,16 +154,16 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         backend.copy(exp_avg_sq, 0, &self.exp_avg_sq, len)?;
         self.can_undo = true;
         self.steps = step;
-        backend.adamw(
-            &mut self.adapted.params,
-            &mut self.exp_avg,
-            &mut self.exp_avg_sq,
-            &self.grads,
-            &self.adapted.slots.rates(rates.into()),
-            self.options.adam,
-            self.steps,
-            scale,
-        )?;
+        backend.adamw(AdamWStep {
+            params: &mut self.adapted.params,
+            exp_avg: &mut self.exp_avg,
+            exp_avg_sq: &mut self.exp_avg_sq,
+            grads: &self.grads,
+            rates: &self.adapted.slots.rates(rates.into()),
+            adam: self.options.adam,
+            step: self.steps,
+            grad_scale: scale,
+        })?;
         let value = backend.sum_of_squares(&self.adapted.params, len)?;
         finite("sum of the adapter's squares", value).inspect_err(|_| self.undo())?;
         Ok(report)

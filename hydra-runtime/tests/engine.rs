@@ -3,7 +3,6 @@
 use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
 use hydra_kernels::Bf16Isa;
 use hydra_runtime::Error;
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
@@ -14,7 +13,7 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{STATE_FILE, TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, STATE_FILE, TrainOptions, Trainer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::path::Path;

@@ -3,7 +3,6 @@
 //! The cases in `golden/` were computed by PyTorch in f32 from a tiny random LLaMA (see `golden/README.md`). A folder with
 //! more of them can be named in `HYDRA_GOLDEN`.
 
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
@@ -11,7 +10,7 @@ use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 

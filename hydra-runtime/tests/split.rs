@@ -15,7 +15,6 @@
 //! In bf16 a few parameters in a thousand differ in their last bit: measured, not explained; the bound is 1e-6.
 
 use hydra_kernels::Isa;
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
@@ -23,7 +22,7 @@ use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, TrainOptions, Trainer};
 use std::path::Path;
 
 const HEADS: usize = 4;

@@ -5,7 +5,10 @@ use crate::support::*;
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
 use hydra_runtime::backend::cuda::{Cuda, Driver};
-use hydra_runtime::backend::{Accumulate, AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind, Routing};
+use hydra_runtime::backend::{
+    Accumulate, AdapterArgs, AdapterSlot, AnyBuffer, AnyBufferMut, Backend, DropoutKey, GateKind, Linear,
+    LinearBackward, LinearOutput, Routing,
+};
 
 /// A linear layer and its inputs.
 struct Case {
@@ -29,12 +32,45 @@ struct Case {
     params: Vec<f32>,
 }
 
+/// A matrix of either kind.
+enum Matrix<B: Backend> {
+    Buffer(B::Buffer),
+    Activations(B::Activations),
+}
+
+impl<B: Backend> Matrix<B> {
+    fn put(b: &B, activations: bool, values: &[f32]) -> Self {
+        if activations { Self::Activations(put_activations(b, values)) } else { Self::Buffer(put(b, values)) }
+    }
+
+    fn get(&self, b: &B, len: usize) -> Vec<f32> {
+        match self {
+            Self::Buffer(buffer) => get(b, buffer, len),
+            Self::Activations(activations) => get_activations(b, activations, len),
+        }
+    }
+
+    fn read(&self) -> AnyBuffer<'_, B> {
+        match self {
+            Self::Buffer(buffer) => AnyBuffer::Buffer(buffer),
+            Self::Activations(activations) => AnyBuffer::Activations(activations),
+        }
+    }
+
+    fn write(&mut self) -> AnyBufferMut<'_, B> {
+        match self {
+            Self::Buffer(buffer) => AnyBufferMut::Buffer(buffer),
+            Self::Activations(activations) => AnyBufferMut::Activations(activations),
+        }
+    }
+}
+
 fn run<B: Backend>(b: &B, case: &Case) -> Results {
-    let (weight, tokens) = (b.matrix(case.stored.weight()).unwrap(), case.tokens);
-    let stream = |values: &[f32]| if case.activations { activation(b, values) } else { put(b, values) };
-    let (x, params) = (activation(b, &case.x), put(b, &case.params));
+    let (weight, tokens) = (&b.matrix(case.stored.weight()).unwrap(), case.tokens);
+    let stream = |values: &[f32]| Matrix::put(b, case.activations, values);
+    let (x, params) = (&put_activations(b, &case.x), put(b, &case.params));
     let (mut y, before) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
-    let residual = (case.store == Accumulate::Add).then_some(&before);
+    let adds = case.store == Accumulate::Add;
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
         params: &params,
@@ -45,13 +81,28 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.state_width());
     let mut adapter_state = b.buffer(width).unwrap();
-    b.linear(&mut y, residual, tokens, &x, &weight, args.as_ref().map(|args| (args, &mut adapter_state))).unwrap();
-    let mut results = vec![("y", get(b, &y, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
+    let output = match (&mut y, &before) {
+        (Matrix::Buffer(y), Matrix::Buffer(before)) => LinearOutput::Buffer { y, residual: adds.then_some(before) },
+        (Matrix::Activations(y), Matrix::Activations(before)) => {
+            LinearOutput::Activations { y, residual: adds.then_some(before) }
+        }
+        _ => unreachable!("both are streams"),
+    };
+    let adapter = args.as_ref().map(|args| (args, &mut adapter_state));
+    b.linear(Linear { output, tokens, x, weight, adapter }).unwrap();
+    let mut results = vec![("y", y.get(b, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
     let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.before), put(b, &case.params));
-    let wanted = case.dx.then_some((&mut dx, case.store));
-    let adapter = args.as_ref().map(|args| (args, &adapter_state));
-    b.linear_backward(wanted, Some(&mut dparams), tokens, &dy, &x, &weight, adapter).unwrap();
-    results.push(("dx", get(b, &dx, case.x.len())));
+    b.linear_backward(LinearBackward {
+        dx: case.dx.then_some((dx.write(), case.store)),
+        dparams: Some(&mut dparams),
+        tokens,
+        dy: dy.read(),
+        x,
+        weight,
+        adapter: args.as_ref().map(|args| (args, &adapter_state)),
+    })
+    .unwrap();
+    results.push(("dx", dx.get(b, case.x.len())));
     results.push(("dparams", get(b, &dparams, case.params.len())));
     results
 }

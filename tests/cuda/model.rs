@@ -2,7 +2,6 @@
 
 use crate::emulated;
 use crate::support::{assert_close, cpu};
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{AdamW, Backend};
@@ -11,7 +10,7 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;

@@ -1,10 +1,13 @@
 //! Each operation but the linear ones; `size` scales the shapes.
 
 use crate::support::*;
-use hydra_kernels::quant::{Format, RowOrder, Weight};
+use hydra_kernels::quant::{Format, RowOrder};
 use hydra_ptx::sizes::DECODED_TOKENS;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
-use hydra_runtime::backend::{AdamW, AttentionShape, Backend, Prefix};
+use hydra_runtime::backend::{
+    AdamW, AdamWStep, Attention, AttentionBackward, AttentionShape, Backend, HeadLoss, Prefix, RmsNorm,
+    RmsNormBackward, Rope, StoredWeight,
+};
 use hydra_runtime::batch::Segment;
 use hydra_runtime::config::Config;
 
@@ -53,8 +56,8 @@ impl Stored {
         Self { format, rows, columns, bytes, order }
     }
 
-    pub fn weight(&self) -> Weight<'_> {
-        Weight::new(self.format, self.rows, self.columns, &self.bytes, self.order).unwrap()
+    pub fn weight(&self) -> StoredWeight {
+        StoredWeight::new(self.format, self.rows, self.columns, self.bytes.clone(), self.order).unwrap()
     }
 
     /// For the head, which the CPU reads by blocks of rows.
@@ -71,18 +74,20 @@ impl Stored {
 pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let len = random.within(1, 500 * size);
     let values = random.rounded(len);
-    let filled = [put(cuda, &values), activation(cuda, &values)];
-    let empty = [cuda.buffer(len + 7).unwrap(), cuda.activation(len + 7).unwrap()];
-    for (mut buffer, filled) in empty.into_iter().zip(filled) {
-        assert_eq!(get(cuda, &buffer, len + 7), vec![0.0; len + 7], "buffers are zeroed");
-        cuda.copy(&mut buffer, 7, &filled, len).unwrap();
-        assert_eq!(get(cuda, &buffer, len + 7)[7..], values);
-        cuda.copy(&mut buffer, len + 7, &filled, 0).unwrap();
-        cuda.zero(&mut buffer, 0).unwrap();
-        cuda.zero(&mut buffer, 8).unwrap();
-        let after = get(cuda, &buffer, len + 7);
-        assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
-    }
+    let (filled, mut buffer) = (put(cuda, &values), cuda.buffer(len + 7).unwrap());
+    assert_eq!(get(cuda, &buffer, len + 7), vec![0.0; len + 7], "buffers are zeroed");
+    cuda.copy(&mut buffer, 7, &filled, len).unwrap();
+    assert_eq!(get(cuda, &buffer, len + 7)[7..], values);
+    cuda.copy(&mut buffer, len + 7, &filled, 0).unwrap();
+    cuda.zero(&mut buffer, 0).unwrap();
+    cuda.zero(&mut buffer, 8).unwrap();
+    let after = get(cuda, &buffer, len + 7);
+    assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
+    let (filled, mut activations) = (put_activations(cuda, &values), cuda.activations(len + 7).unwrap());
+    assert_eq!(get_activations(cuda, &activations, len + 7), vec![0.0; len + 7], "activations are zeroed");
+    cuda.copy_activations(&mut activations, 7, &filled, len).unwrap();
+    assert_eq!(get_activations(cuda, &activations, len + 7)[7..], values);
+    cuda.copy_activations(&mut activations, len + 7, &filled, 0).unwrap();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hydra/model");
     let config = Config::open(golden.as_ref()).unwrap();
     assert!(cuda.workspace_bytes(10, &config) > 0 && !cuda.describe().is_empty());
@@ -137,10 +142,12 @@ pub fn norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let inputs: Vec<_> = [tokens * d, d, tokens * d, tokens * d].iter().map(|&len| random.values(len)).collect();
     fn run<B: Backend>(b: &B, tokens: usize, d: usize, inputs: &[Vec<f32>]) -> Results {
         let [x, weight, dy, mut dx] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
-        let (mut y, mut inv_rms) = (b.activation(tokens * d).unwrap(), b.buffer(tokens).unwrap());
-        b.rms_norm(&mut y, &mut inv_rms, tokens, &x, &weight, 1e-5).unwrap();
-        b.rms_norm_backward(&mut dx, tokens, &dy, &x, &inv_rms, &weight).unwrap();
-        vec![("y", get(b, &y, tokens * d)), ("1/rms", get(b, &inv_rms, tokens)), ("dx", get(b, &dx, tokens * d))]
+        let (mut y, mut inv_rms) = (b.activations(tokens * d).unwrap(), b.buffer(tokens).unwrap());
+        let (x, weight) = (&x, &weight);
+        b.rms_norm(RmsNorm { y: &mut y, inv_rms: &mut inv_rms, tokens, x, weight, eps: 1e-5 }).unwrap();
+        b.rms_norm_backward(RmsNormBackward { dx: &mut dx, tokens, dy: &dy, x, inv_rms: &inv_rms, weight }).unwrap();
+        let y = get_activations(b, &y, tokens * d);
+        vec![("y", y), ("1/rms", get(b, &inv_rms, tokens)), ("dx", get(b, &dx, tokens * d))]
     }
     let (mut got, mut want) = (run(cuda, tokens, d, &inputs), run(&cpu(), tokens, d, &inputs));
     let case = format!("[{tokens}, {d}]");
@@ -161,9 +168,9 @@ pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         x: &[f32],
         table: &[f32],
     ) -> Results {
-        let mut buffer = activation(b, x);
-        b.rope(&mut buffer, heads, d, &put(b, table), positions, inverse).unwrap();
-        vec![("x", get(b, &buffer, x.len()))]
+        let (mut rotated, table) = (put_activations(b, x), put(b, table));
+        b.rope(Rope { x: &mut rotated, n_heads: heads, head_dim: d, table: &table, positions, inverse }).unwrap();
+        vec![("x", get_activations(b, &rotated, x.len()))]
     }
     let got = run(cuda, [heads, d], &positions, inverse, &x, &table);
     let want = run(&cpu(), [heads, d], &positions, inverse, &x, &table);
@@ -175,11 +182,11 @@ pub fn swiglu<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let inputs: Vec<Vec<f32>> = (0..3).map(|_| random.rounded(len).iter().map(|x| 8.0 * x).collect()).collect();
     fn run<B: Backend>(b: &B, inputs: &[Vec<f32>]) -> Results {
         let len = inputs[0].len();
-        let [gate, up, mut dgate] = [0, 1, 2].map(|i| activation(b, &inputs[i]));
-        let [mut out, mut dup] = [(); 2].map(|()| b.activation(len).unwrap());
+        let [gate, up, mut dgate] = [0, 1, 2].map(|i| put_activations(b, &inputs[i]));
+        let [mut out, mut dup] = [(); 2].map(|()| b.activations(len).unwrap());
         b.swiglu(&mut out, len, &gate, &up).unwrap();
         b.swiglu_backward(&mut dgate, &mut dup, len, &gate, &up).unwrap();
-        vec![("out", get(b, &out, len)), ("dgate", get(b, &dgate, len)), ("dup", get(b, &dup, len))]
+        [("out", &out), ("dgate", &dgate), ("dup", &dup)].map(|(name, x)| (name, get_activations(b, x, len))).into()
     }
     assert_same(&format!("{len} values"), run(cuda, &inputs), run(&cpu(), &inputs), BF16);
 }
@@ -193,12 +200,12 @@ pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: 
         b.gather(&mut gathered, &put(b, x), rows, d).unwrap();
         let mut scattered = put(b, before);
         b.scatter(&mut scattered, x.len() / d, &gathered, rows, d).unwrap();
-        let mut activations = b.activation(rows.len() * d).unwrap();
-        b.gather(&mut activations, &activation(b, x), rows, d).unwrap();
+        let mut activations = b.activations(rows.len() * d).unwrap();
+        b.gather_activations(&mut activations, &put_activations(b, x), rows, d).unwrap();
         vec![
             ("gathered", get(b, &gathered, rows.len() * d)),
             ("scattered", get(b, &scattered, x.len())),
-            ("activations", get(b, &activations, rows.len() * d)),
+            ("activations", get_activations(b, &activations, rows.len() * d)),
         ]
     }
     let (got, want) = (run(cuda, &rows, d, &x, &before), run(&cpu(), &rows, d, &x, &before));
@@ -228,19 +235,24 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     ) -> Results {
         let (wide, narrow) = (inputs[0].len(), inputs[1].len());
         let rows = wide / shape.head_dim;
-        let [q, k, v, d_o, prefix_k, prefix_v] = [0, 1, 2, 3, 4, 5].map(|i| activation(b, &inputs[i]));
-        let (mut o, mut lse) = (b.activation(wide).unwrap(), b.buffer(rows).unwrap());
+        let [q, k, v, d_o, prefix_k, prefix_v] = [0, 1, 2, 3, 4, 5].map(|i| put_activations(b, &inputs[i]));
+        let (q, k, v) = (&q, &k, &v);
+        let (mut o, mut lse) = (b.activations(wide).unwrap(), b.buffer(rows).unwrap());
         let mut results = Vec::new();
         if prefix > 0 {
-            let prefix = Prefix { k: &prefix_k, v: &prefix_v, len: prefix };
-            b.attention(&mut o, &mut lse, shape, segments, &q, &k, &v, Some(prefix)).unwrap();
-            results.extend([("o after a prefix", get(b, &o, wide)), ("its lse", get(b, &lse, rows))]);
+            let prefix = Some(Prefix { k: &prefix_k, v: &prefix_v, len: prefix });
+            b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, q, k, v, prefix }).unwrap();
+            results.extend([("o after a prefix", get_activations(b, &o, wide)), ("its lse", get(b, &lse, rows))]);
         }
-        b.attention(&mut o, &mut lse, shape, segments, &q, &k, &v, None).unwrap();
-        let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|len| activation(b, &vec![f32::NAN; len]));
-        b.attention_backward(&mut dq, &mut dk, &mut dv, shape, segments, &d_o, &o, &lse, &q, &k, &v).unwrap();
-        results.extend([("o", get(b, &o, wide)), ("lse", get(b, &lse, rows)), ("dq", get(b, &dq, wide))]);
-        results.extend([("dk", get(b, &dk, narrow)), ("dv", get(b, &dv, narrow))]);
+        b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, q, k, v, prefix: None }).unwrap();
+        let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|len| put_activations(b, &vec![f32::NAN; len]));
+        let (o, lse, d_o) = (&o, &lse, &d_o);
+        let (dqs, dks, dvs) = (&mut dq, &mut dk, &mut dv);
+        b.attention_backward(AttentionBackward { dq: dqs, dk: dks, dv: dvs, shape, segments, d_o, o, lse, q, k, v })
+            .unwrap();
+        results.push(("lse", get(b, lse, rows)));
+        let activations = [("o", o, wide), ("dq", &dq, wide), ("dk", &dk, narrow), ("dv", &dv, narrow)];
+        results.extend(activations.map(|(name, x, len)| (name, get_activations(b, x, len))));
         results
     }
     let case = format!("{shape:?} {segments:?} prefix {prefix}");
@@ -268,14 +280,14 @@ fn check_head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, [vocab, d, rows]: 
     let x: Vec<f32> = random.rounded(rows * d).into_iter().map(|x| x / 4.0).collect();
     let (targets, ids) = (random.ids(rows, vocab), random.ids(4, vocab));
     fn run<B: Backend>(b: &B, stored: &Stored, x: &[f32], targets: &[u32], ids: &[u32]) -> Results {
-        let (rows, head, x) = (targets.len(), b.matrix(stored.weight()).unwrap(), activation(b, x));
+        let (rows, lm_head, x) = (targets.len(), &b.matrix(stored.weight()).unwrap(), &put_activations(b, x));
         let (mut nll, mut dx) = (b.buffer(rows).unwrap(), put(b, &vec![f32::NAN; rows * stored.columns]));
-        b.head_loss(&mut nll, Some(&mut dx), &x, &head, targets, 0.5).unwrap();
+        b.head_loss(HeadLoss { nll: &mut nll, dx: Some(&mut dx), x, lm_head, targets, scale: 0.5 }).unwrap();
         let mut alone = b.buffer(rows).unwrap();
-        b.head_loss(&mut alone, None, &x, &head, targets, 0.5).unwrap();
+        b.head_loss(HeadLoss { nll: &mut alone, dx: None, x, lm_head, targets, scale: 0.5 }).unwrap();
         assert_eq!(get(b, &alone, rows), get(b, &nll, rows), "with and without a gradient");
         let mut logits = vec![0.0; rows * ids.len()];
-        b.head_rows(&mut logits, &x, rows, &head, ids).unwrap();
+        b.head_rows(&mut logits, x, rows, lm_head, ids).unwrap();
         vec![("nll", get(b, &nll, rows)), ("dx", get(b, &dx, rows * stored.columns)), ("logits", logits)]
     }
     let case = format!("{} {rows} rows", stored.name());
@@ -291,7 +303,17 @@ pub fn optimizer<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         b.upload(&mut v, &inputs[2].iter().map(|x| x.abs()).collect::<Vec<_>>()).unwrap();
         let adam = AdamW { weight_decay: 0.1, ..AdamW::default() };
         let rates = [(0..len / 3, 1e-2), (len / 3..len, 3e-3)];
-        b.adamw(&mut params, &mut m, &mut v, &grads, &rates, adam, 3, 0.5).unwrap();
+        b.adamw(AdamWStep {
+            params: &mut params,
+            exp_avg: &mut m,
+            exp_avg_sq: &mut v,
+            grads: &grads,
+            rates: &rates,
+            adam,
+            step: 3,
+            grad_scale: 0.5,
+        })
+        .unwrap();
         let sum = b.sum_of_squares(&grads, len).unwrap();
         (vec![("params", get(b, &params, len)), ("m", get(b, &m, len)), ("v", get(b, &v, len))], sum)
     }

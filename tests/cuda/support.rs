@@ -64,17 +64,24 @@ pub fn put<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
     buffer
 }
 
-/// An activation with these values.
-pub fn activation<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
-    let mut buffer = backend.activation(values.len()).unwrap();
-    backend.upload(&mut buffer, values).unwrap();
-    buffer
+/// Activations with these values.
+pub fn put_activations<B: Backend>(backend: &B, values: &[f32]) -> B::Activations {
+    let mut activations = backend.activations(values.len()).unwrap();
+    backend.upload_activations(&mut activations, values).unwrap();
+    activations
 }
 
 /// A buffer's first `len` values.
 pub fn get<B: Backend>(backend: &B, buffer: &B::Buffer, len: usize) -> Vec<f32> {
     let mut values = vec![f32::NAN; len];
     backend.download(&mut values, buffer).unwrap();
+    values
+}
+
+/// The first `len` activations.
+pub fn get_activations<B: Backend>(backend: &B, activations: &B::Activations, len: usize) -> Vec<f32> {
+    let mut values = vec![f32::NAN; len];
+    backend.download_activations(&mut values, activations).unwrap();
     values
 }
 

@@ -6,12 +6,11 @@ use crate::session::mib;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 

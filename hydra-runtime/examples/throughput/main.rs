@@ -11,7 +11,6 @@
 mod timed;
 
 use hydra_kernels::{Bf16Isa, Isa};
-use hydra_runtime::activations::Keep;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::Backend;
@@ -22,9 +21,10 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{TrainOptions, Trainer};
+use hydra_runtime::train::{Keep, TrainOptions, Trainer};
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use timed::{Timed, Times};
 
@@ -84,9 +84,9 @@ fn main() -> Result<()> {
 
 fn run<B: Backend>(backend: B, model: &str, mode: &str, settings: &Settings) -> Result<()> {
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let measured = Times::default();
+    let measured = Arc::new(Times::default());
     let profile = settings.number("profile", 0)? > 0;
-    let backend = Timed { inner: backend, times: profile.then_some(&measured) };
+    let backend = Timed { inner: backend, times: profile.then(|| Arc::clone(&measured)) };
     let model = Model::load(backend, &checkpoint)?;
     let adapter = match settings.get("adapter", "hydra") {
         "none" => None,

@@ -1,12 +1,13 @@
 //! A backend that measures how long each operation of another one takes.
 
 use hydra_runtime::Result;
-use hydra_runtime::backend::{Accumulate, AdamW, AdapterArgs, AttentionShape, Backend, HydraShape, Prefix, Weight};
-use hydra_runtime::batch::Segment;
+use hydra_runtime::backend::{
+    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HydraShape,
+    Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+};
 use hydra_runtime::config::Config;
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Wall-clock time by operation.
@@ -40,22 +41,22 @@ impl Times {
 }
 
 /// The backend.
-pub struct Timed<'t, B> {
+pub struct Timed<B> {
     pub inner: B,
     /// `None`: nothing is measured.
-    pub times: Option<&'t Times>,
+    pub times: Option<Arc<Times>>,
 }
 
-impl<B: Backend> Timed<'_, B> {
+impl<B: Backend> Timed<B> {
     fn time<R>(&self, name: impl Into<String>, op: impl FnOnce(&B) -> R) -> R {
-        match self.times {
+        match &self.times {
             Some(times) => times.of(name, || op(&self.inner)),
             None => op(&self.inner),
         }
     }
 }
 
-fn args<'a, B: Backend>(args: &AdapterArgs<'a, Timed<'_, B>>) -> AdapterArgs<'a, B> {
+fn adapter_args<'a, B: Backend>(args: &AdapterArgs<'a, Timed<B>>) -> AdapterArgs<'a, B> {
     let AdapterArgs { slot, params, labels, dropout, head_dropout, balance } = *args;
     AdapterArgs { slot, params, labels, dropout, head_dropout, balance }
 }
@@ -67,21 +68,22 @@ fn size(name: &str, adapter: Option<HydraShape>) -> String {
     }
 }
 
-impl<B: Backend> Backend for Timed<'_, B> {
+impl<B: Backend> Backend for Timed<B> {
     type Buffer = B::Buffer;
-    type Matrix<'w> = B::Matrix<'w>;
+    type Activations = B::Activations;
+    type Matrix = B::Matrix;
 
-    fn inside<R: Send>(&self, op: impl FnOnce() -> R + Send) -> R {
-        self.inner.inside(op)
-    }
     fn buffer(&self, len: usize) -> Result<B::Buffer> {
         self.inner.buffer(len)
     }
-    fn activation(&self, len: usize) -> Result<B::Buffer> {
-        self.inner.activation(len)
+    fn activations(&self, len: usize) -> Result<B::Activations> {
+        self.inner.activations(len)
     }
     fn activation_bytes(&self) -> usize {
         self.inner.activation_bytes()
+    }
+    fn matrix(&self, weight: StoredWeight) -> Result<B::Matrix> {
+        self.inner.matrix(weight)
     }
     fn upload(&self, to: &mut B::Buffer, from: &[f32]) -> Result<()> {
         self.time("upload", |b| b.upload(to, from))
@@ -89,168 +91,108 @@ impl<B: Backend> Backend for Timed<'_, B> {
     fn download(&self, to: &mut [f32], from: &B::Buffer) -> Result<()> {
         self.time("download", |b| b.download(to, from))
     }
-    fn copy(&self, to: &mut B::Buffer, to_start: usize, from: &B::Buffer, len: usize) -> Result<()> {
-        self.time("copy", |b| b.copy(to, to_start, from, len))
+    fn upload_activations(&self, to: &mut B::Activations, from: &[f32]) -> Result<()> {
+        self.time("upload_activations", |b| b.upload_activations(to, from))
+    }
+    fn download_activations(&self, to: &mut [f32], from: &B::Activations) -> Result<()> {
+        self.time("download_activations", |b| b.download_activations(to, from))
+    }
+    fn copy(&self, to: &mut B::Buffer, start: usize, from: &B::Buffer, len: usize) -> Result<()> {
+        self.time("copy", |b| b.copy(to, start, from, len))
+    }
+    fn copy_activations(&self, to: &mut B::Activations, start: usize, from: &B::Activations, len: usize) -> Result<()> {
+        self.time("copy_activations", |b| b.copy_activations(to, start, from, len))
     }
     fn zero(&self, buffer: &mut B::Buffer, len: usize) -> Result<()> {
         self.time("zero", |b| b.zero(buffer, len))
     }
-    fn matrix<'w>(&self, weight: Weight<'w>) -> Result<B::Matrix<'w>> {
-        self.inner.matrix(weight)
-    }
-    fn embed(&self, out: &mut B::Buffer, table: &B::Matrix<'_>, tokens: &[u32]) -> Result<()> {
+    fn embed(&self, out: &mut B::Buffer, table: &B::Matrix, tokens: &[u32]) -> Result<()> {
         self.time("embed", |b| b.embed(out, table, tokens))
     }
-    fn rms_norm(
-        &self,
-        y: &mut B::Buffer,
-        inv_rms: &mut B::Buffer,
-        tokens: usize,
-        x: &B::Buffer,
-        weight: &B::Buffer,
-        eps: f32,
-    ) -> Result<()> {
-        self.time("rms_norm", |b| b.rms_norm(y, inv_rms, tokens, x, weight, eps))
+    fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { y, inv_rms, tokens, x, weight, eps } = args;
+        self.time("rms_norm", |b| b.rms_norm(RmsNorm { y, inv_rms, tokens, x, weight, eps }))
     }
-    fn rms_norm_backward(
-        &self,
-        dx: &mut B::Buffer,
-        tokens: usize,
-        dy: &B::Buffer,
-        x: &B::Buffer,
-        inv_rms: &B::Buffer,
-        weight: &B::Buffer,
-    ) -> Result<()> {
-        self.time("rms_norm_backward", |b| b.rms_norm_backward(dx, tokens, dy, x, inv_rms, weight))
+    fn rms_norm_backward(&self, args: RmsNormBackward<'_, Self>) -> Result<()> {
+        let RmsNormBackward { dx, tokens, dy, x, inv_rms, weight } = args;
+        self.time("rms_norm_backward", |b| b.rms_norm_backward(RmsNormBackward { dx, tokens, dy, x, inv_rms, weight }))
     }
-    fn rope(
-        &self,
-        x: &mut B::Buffer,
-        heads: usize,
-        head_dim: usize,
-        table: &B::Buffer,
-        positions: &[u32],
-        inverse: bool,
-    ) -> Result<()> {
-        self.time("rope", |b| b.rope(x, heads, head_dim, table, positions, inverse))
+    fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
+        let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
+        self.time("rope", |b| b.rope(Rope { x, n_heads, head_dim, table, positions, inverse }))
     }
-    fn linear(
-        &self,
-        y: &mut B::Buffer,
-        residual: Option<&B::Buffer>,
-        tokens: usize,
-        x: &B::Buffer,
-        weight: &B::Matrix<'_>,
-        adapter: Option<(&AdapterArgs<'_, Self>, &mut B::Buffer)>,
-    ) -> Result<()> {
+    fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
+        let Linear { output, tokens, x, weight, adapter } = args;
+        let output = match output {
+            LinearOutput::Buffer { y, residual } => LinearOutput::Buffer { y, residual },
+            LinearOutput::Activations { y, residual } => LinearOutput::Activations { y, residual },
+        };
         let name = size("linear", adapter.as_ref().map(|(args, _)| args.slot.shape));
-        match adapter {
-            Some((adapter, adapter_state)) => {
-                let adapter = args(adapter);
-                self.time(name, |b| b.linear(y, residual, tokens, x, weight, Some((&adapter, adapter_state))))
-            }
-            None => self.time(name, |b| b.linear(y, residual, tokens, x, weight, None)),
-        }
+        let (args, adapter_state) = adapter.map(|(args, state)| (adapter_args(args), state)).unzip();
+        let adapter = args.as_ref().zip(adapter_state);
+        self.time(name, |b| b.linear(Linear { output, tokens, x, weight, adapter }))
     }
-    fn linear_backward(
-        &self,
-        dx: Option<(&mut B::Buffer, Accumulate)>,
-        dparams: Option<&mut B::Buffer>,
-        tokens: usize,
-        dy: &B::Buffer,
-        x: &B::Buffer,
-        weight: &B::Matrix<'_>,
-        adapter: Option<(&AdapterArgs<'_, Self>, &B::Buffer)>,
-    ) -> Result<()> {
+    fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter } = args;
+        let dx = dx.map(|(dx, accumulate)| match dx {
+            AnyBufferMut::Buffer(dx) => (AnyBufferMut::Buffer(dx), accumulate),
+            AnyBufferMut::Activations(dx) => (AnyBufferMut::Activations(dx), accumulate),
+        });
+        let dy = match dy {
+            AnyBuffer::Buffer(dy) => AnyBuffer::Buffer(dy),
+            AnyBuffer::Activations(dy) => AnyBuffer::Activations(dy),
+        };
         let name = size("linear_backward", adapter.map(|(args, _)| args.slot.shape));
-        match adapter {
-            Some((adapter, adapter_state)) => {
-                let adapter = args(adapter);
-                self.time(name, |b| {
-                    b.linear_backward(dx, dparams, tokens, dy, x, weight, Some((&adapter, adapter_state)))
-                })
-            }
-            None => self.time(name, |b| b.linear_backward(dx, dparams, tokens, dy, x, weight, None)),
-        }
+        let (args, adapter_state) = adapter.map(|(args, state)| (adapter_args(args), state)).unzip();
+        let adapter = args.as_ref().zip(adapter_state);
+        self.time(name, |b| b.linear_backward(LinearBackward { dx, dparams, tokens, dy, x, weight, adapter }))
     }
-    fn attention(
-        &self,
-        o: &mut B::Buffer,
-        lse: &mut B::Buffer,
-        shape: AttentionShape,
-        segments: &[Segment],
-        q: &B::Buffer,
-        k: &B::Buffer,
-        v: &B::Buffer,
-        prefix: Option<Prefix<'_, Self>>,
-    ) -> Result<()> {
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
+        let Attention { o, lse, shape, segments, q, k, v, prefix } = args;
         let prefix = prefix.map(|Prefix { k, v, len }| Prefix { k, v, len });
-        self.time("attention", |b| b.attention(o, lse, shape, segments, q, k, v, prefix))
+        self.time("attention", |b| b.attention(Attention { o, lse, shape, segments, q, k, v, prefix }))
     }
-    fn attention_backward(
-        &self,
-        dq: &mut B::Buffer,
-        dk: &mut B::Buffer,
-        dv: &mut B::Buffer,
-        shape: AttentionShape,
-        segments: &[Segment],
-        d_o: &B::Buffer,
-        o: &B::Buffer,
-        lse: &B::Buffer,
-        q: &B::Buffer,
-        k: &B::Buffer,
-        v: &B::Buffer,
-    ) -> Result<()> {
-        self.time("attention_backward", |b| b.attention_backward(dq, dk, dv, shape, segments, d_o, o, lse, q, k, v))
+    fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+        self.time("attention_backward", |b| {
+            b.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v })
+        })
     }
-    fn swiglu(&self, out: &mut B::Buffer, len: usize, gate: &B::Buffer, up: &B::Buffer) -> Result<()> {
+    fn swiglu(&self, out: &mut B::Activations, len: usize, gate: &B::Activations, up: &B::Activations) -> Result<()> {
         self.time("swiglu", |b| b.swiglu(out, len, gate, up))
     }
     fn swiglu_backward(
         &self,
-        dgate: &mut B::Buffer,
-        dup: &mut B::Buffer,
+        dgate: &mut B::Activations,
+        dup: &mut B::Activations,
         len: usize,
-        gate: &B::Buffer,
-        up: &B::Buffer,
+        gate: &B::Activations,
+        up: &B::Activations,
     ) -> Result<()> {
         self.time("swiglu_backward", |b| b.swiglu_backward(dgate, dup, len, gate, up))
     }
     fn gather(&self, out: &mut B::Buffer, x: &B::Buffer, rows: &[u32], d: usize) -> Result<()> {
         self.time("gather", |b| b.gather(out, x, rows, d))
     }
+    fn gather_activations(&self, out: &mut B::Activations, x: &B::Activations, rows: &[u32], d: usize) -> Result<()> {
+        self.time("gather_activations", |b| b.gather_activations(out, x, rows, d))
+    }
     fn scatter(&self, out: &mut B::Buffer, tokens: usize, x: &B::Buffer, rows: &[u32], d: usize) -> Result<()> {
         self.time("scatter", |b| b.scatter(out, tokens, x, rows, d))
     }
-    fn head_loss(
-        &self,
-        nll: &mut B::Buffer,
-        dx: Option<&mut B::Buffer>,
-        x: &B::Buffer,
-        head: &B::Matrix<'_>,
-        targets: &[u32],
-        scale: f32,
-    ) -> Result<()> {
-        self.time("head_loss", |b| b.head_loss(nll, dx, x, head, targets, scale))
+    fn head_loss(&self, args: HeadLoss<'_, Self>) -> Result<()> {
+        let HeadLoss { nll, dx, x, lm_head, targets, scale } = args;
+        self.time("head_loss", |b| b.head_loss(HeadLoss { nll, dx, x, lm_head, targets, scale }))
     }
-    fn head_rows(&self, out: &mut [f32], x: &B::Buffer, rows: usize, head: &B::Matrix<'_>, ids: &[u32]) -> Result<()> {
+    fn head_rows(&self, out: &mut [f32], x: &B::Activations, rows: usize, head: &B::Matrix, ids: &[u32]) -> Result<()> {
         self.time("head_rows", |b| b.head_rows(out, x, rows, head, ids))
     }
     fn sum_of_squares(&self, x: &B::Buffer, len: usize) -> Result<f64> {
         self.time("sum_of_squares", |b| b.sum_of_squares(x, len))
     }
-    fn adamw(
-        &self,
-        params: &mut B::Buffer,
-        m: &mut B::Buffer,
-        v: &mut B::Buffer,
-        grads: &B::Buffer,
-        rates: &[(Range<usize>, f32)],
-        adam: AdamW,
-        t: u64,
-        grad_scale: f32,
-    ) -> Result<()> {
-        self.time("adamw", |b| b.adamw(params, m, v, grads, rates, adam, t, grad_scale))
+    fn adamw(&self, args: AdamWStep<'_, Self>) -> Result<()> {
+        let AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale } = args;
+        self.time("adamw", |b| b.adamw(AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale }))
     }
     fn describe(&self) -> String {
         self.inner.describe()

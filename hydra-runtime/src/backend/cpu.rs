@@ -7,6 +7,7 @@ mod aligned;
 mod attention;
 mod buffer;
 mod elementwise;
+mod exec;
 mod gate;
 mod gradient;
 mod lanes;
@@ -20,7 +21,7 @@ mod workspace;
 use super::{Accumulate, Weight};
 use crate::{Error, Result};
 pub use aligned::Aligned;
-pub use buffer::Buffer;
+pub use buffer::{Activations, Buffer};
 use hydra_kernels::gemm::PANEL_ALIGN;
 pub use hydra_kernels::isa::{Bf16Isa, Isa};
 use std::sync::Mutex;
@@ -160,9 +161,8 @@ impl Cpu {
 
 #[cfg(test)]
 mod tests {
-    use super::buffer::Element;
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Backend, Linear, LinearOutput, StoredWeight};
     use hydra_kernels::{Format, RowOrder};
 
     fn cpu(threads: usize) -> Cpu {
@@ -213,13 +213,14 @@ mod tests {
     fn one_token_has_the_same_bits_on_any_number_of_threads() {
         let (rows, cols) = (1001, 1024);
         let data: Vec<u8> = (0..rows * cols).flat_map(|i| ((i % 251) as f32 - 125.0).to_le_bytes()).collect();
-        let weight = Weight::new(Format::F32, rows, cols, &data, RowOrder::Natural).unwrap();
+        let weight = &StoredWeight::new(Format::F32, rows, cols, data, RowOrder::Natural).unwrap();
         let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.7).sin()).collect();
         let run = |threads: usize, added: bool| {
-            let residual = Buffer::F32(vec![0.5; rows].as_slice().into());
-            let (mut y, x) = (Buffer::F32(vec![9.0; rows].as_slice().into()), Buffer::F32(x.as_slice().into()));
-            cpu(threads).linear(&mut y, added.then_some(&residual), 1, &x, &weight, None).unwrap();
-            f32::of(&y).to_vec()
+            let (x, residual) = (&Activations::F32(x.as_slice().into()), Buffer::from(&*vec![0.5; rows]));
+            let mut y = Buffer::from(&*vec![9.0; rows]);
+            let output = LinearOutput::Buffer { y: &mut y, residual: added.then_some(&residual) };
+            cpu(threads).linear(Linear { output, tokens: 1, x, weight, adapter: None }).unwrap();
+            y.to_vec()
         };
         let (set, added) = (run(1, false), run(1, true));
         assert!(set.iter().zip(&added).all(|(set, added)| 0.5 + set == *added));
@@ -236,14 +237,16 @@ mod tests {
         let value = |i: usize| (i.wrapping_mul(2_654_435_761) >> 16 & 15) as f32 / 8.0 - 1.0;
         let w: Vec<f32> = (0..rows * cols).map(value).collect();
         let x: Vec<f32> = (0..tokens * cols).map(|i| value(i + 7)).collect();
-        let weight = Weight::from_f32(rows, cols, &w).unwrap();
+        let bytes = w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+        let weight = &StoredWeight::new(Format::F32, rows, cols, bytes, RowOrder::Natural).unwrap();
         let options = CpuOptions { threads: Some(2), precision: Precision::Bf16, ..CpuOptions::default() };
         let cpu = Cpu::new(options).unwrap();
-        let (mut x_buffer, mut y) = (cpu.activation(x.len()).unwrap(), cpu.activation(tokens * rows).unwrap());
-        cpu.upload(&mut x_buffer, &x).unwrap();
-        cpu.linear(&mut y, None, tokens, &x_buffer, &weight, None).unwrap();
+        let (mut operand, mut y) = (cpu.activations(x.len()).unwrap(), cpu.activations(tokens * rows).unwrap());
+        cpu.upload_activations(&mut operand, &x).unwrap();
+        let output = LinearOutput::Activations { y: &mut y, residual: None };
+        cpu.linear(Linear { output, tokens, x: &operand, weight, adapter: None }).unwrap();
         let mut got = vec![0.0; tokens * rows];
-        cpu.download(&mut got, &y).unwrap();
+        cpu.download_activations(&mut got, &y).unwrap();
         for (i, got) in got.into_iter().enumerate() {
             let (x, w) = (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
             // Multiples of 1/64 below 2^12: exact in f32, whatever the order.

@@ -19,18 +19,21 @@ mod loss;
 mod matrix;
 mod state;
 
-pub use buffer::Buffer;
+use buffer::Memory;
+pub use buffer::{Activations, Buffer};
 pub use driver::Driver;
 pub use gpu::Gpu;
 pub use matrix::Matrix;
 
-use super::{Accumulate, AdamW, AdapterArgs, AttentionShape, Backend, Prefix, Weight};
+use crate::backend::{
+    self, AdamW, AttentionBackward, AttentionShape, Backend, HeadLoss, Linear, LinearBackward, Prefix, RmsNorm,
+    RmsNormBackward, Rope, StoredWeight,
+};
 use crate::batch::Segment;
 use crate::config::Config;
 use crate::{Error, Result};
-use core::ops::Range;
 use half::bf16;
-use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Product, Ptr, Saved, Values};
+use hydra_ptx::launch::{self, AdamWStep, Attention, Launch, Product, Ptr, Saved};
 use hydra_ptx::sizes::DECODED_TOKENS;
 use state::{Area, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,32 +61,22 @@ impl<D: Driver> Cuda<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a buffer of either kind is that has at least `len` values.
-    #[track_caller]
-    fn values(&self, buffer: &Buffer<D>, len: usize) -> Values {
-        buffer.values(&self.driver, len)
-    }
-
-    /// The same of one that isn't an activation.
+    /// Where a buffer is that has at least `len` values.
     #[track_caller]
     fn f32(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
-        let values = self.values(buffer, len);
-        assert!(!values.bf16, "an activation where a buffer is wanted");
-        values.at
+        buffer.0.values(&self.driver, len).at
     }
 
-    /// The same of an activation.
+    /// Where activations are, at least `len` of them.
     #[track_caller]
-    fn bf16(&self, buffer: &Buffer<D>, len: usize) -> Ptr {
-        let values = self.values(buffer, len);
-        assert!(values.bf16, "a buffer where an activation is wanted");
-        values.at
+    fn bf16(&self, activations: &Activations<D>, len: usize) -> Ptr {
+        activations.0.values(&self.driver, len).at
     }
 
-    /// The first `rows` rows of a buffer as an operand: as it lies, if it does so already, or in `area`.
+    /// The first `rows` rows of a matrix as an operand: as it lies, if it does so already, or in `area`.
     #[track_caller]
-    fn operand(&self, area: &mut Area<D>, buffer: &Buffer<D>, rows: usize, columns: u32) -> Result<Ptr> {
-        let values = self.values(buffer, rows * columns as usize);
+    fn operand(&self, area: &mut Area<D>, memory: &Memory<D>, rows: usize, columns: u32) -> Result<Ptr> {
+        let values = memory.values(&self.driver, rows * columns as usize);
         if values.bf16 && columns == launch::padded(columns) {
             return Ok(values.at);
         }
@@ -121,13 +114,25 @@ impl<D: Driver> Cuda<D> {
         unsafe { self.driver.multiply(product) }
     }
 
+    /// `out[i] = x[rows[i]]`, rows of `d` values.
+    fn gather_words(&self, out: &Memory<D>, x: &Memory<D>, rows: &[u32], d: usize) -> Result<()> {
+        let end = rows.iter().max().map_or(0, |&last| last as usize + 1);
+        let (out, x) = (out.values(&self.driver, rows.len() * d), x.values(&self.driver, end * d));
+        // Rows of bf16 as half as many words.
+        assert!(!x.bf16 || d.is_multiple_of(2), "rows of {d} bf16");
+        let words = if x.bf16 { d / 2 } else { d };
+        let state = &mut *self.state();
+        let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
+        self.run(&launch::gather(out.at, x.at, rows, count, size(words)?))
+    }
+
     /// The shape as launches take it, tokens, and where q, k and v are; the rows' blocks go to the device.
     fn attention_of(
         &self,
         state: &mut State<D>,
         shape: AttentionShape,
         segments: &[Segment],
-        [q, k, v]: [&Buffer<D>; 3],
+        [q, k, v]: [&Activations<D>; 3],
     ) -> Result<(Attention, usize, [Ptr; 3])> {
         if shape.head_dim > launch::WIDEST_HEAD as usize || !shape.head_dim.is_multiple_of(2) {
             let (have, most) = (shape.head_dim, launch::WIDEST_HEAD);
@@ -154,38 +159,51 @@ impl<D: Driver> Cuda<D> {
 
 impl<D: Driver> Backend for Cuda<D> {
     type Buffer = Buffer<D>;
-    type Matrix<'w> = Matrix<D>;
+    type Activations = Activations<D>;
+    type Matrix = Matrix<D>;
 
     fn buffer(&self, len: usize) -> Result<Buffer<D>> {
-        Buffer::zeroed(&self.driver, len, false)
+        Memory::zeroed(&self.driver, len, false).map(Buffer)
     }
 
-    fn activation(&self, len: usize) -> Result<Buffer<D>> {
-        Buffer::zeroed(&self.driver, len, true)
+    fn activations(&self, len: usize) -> Result<Activations<D>> {
+        Memory::zeroed(&self.driver, len, true).map(Activations)
     }
 
     fn activation_bytes(&self) -> usize {
         size_of::<bf16>()
     }
 
+    fn matrix(&self, weight: StoredWeight) -> Result<Matrix<D>> {
+        Matrix::upload(&self.driver, weight.weight())
+    }
+
     fn upload(&self, to: &mut Buffer<D>, from: &[f32]) -> Result<()> {
-        to.upload(&self.driver, from)
+        to.0.upload(&self.driver, from)
     }
 
     fn download(&self, to: &mut [f32], from: &Buffer<D>) -> Result<()> {
-        from.download(&self.driver, to)
+        from.0.download(&self.driver, to)
     }
 
-    fn copy(&self, to: &mut Buffer<D>, to_start: usize, from: &Buffer<D>, len: usize) -> Result<()> {
-        to.copy(&self.driver, to_start, from, len)
+    fn upload_activations(&self, to: &mut Activations<D>, from: &[f32]) -> Result<()> {
+        to.0.upload(&self.driver, from)
+    }
+
+    fn download_activations(&self, to: &mut [f32], from: &Activations<D>) -> Result<()> {
+        from.0.download(&self.driver, to)
+    }
+
+    fn copy(&self, to: &mut Buffer<D>, start: usize, from: &Buffer<D>, len: usize) -> Result<()> {
+        to.0.copy(&self.driver, start, &from.0, len)
+    }
+
+    fn copy_activations(&self, to: &mut Activations<D>, start: usize, from: &Activations<D>, len: usize) -> Result<()> {
+        to.0.copy(&self.driver, start, &from.0, len)
     }
 
     fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {
-        buffer.zero(&self.driver, len)
-    }
-
-    fn matrix<'w>(&self, weight: Weight<'w>) -> Result<Matrix<D>> {
-        Matrix::upload(&self.driver, weight)
+        buffer.0.zero(&self.driver, len)
     }
 
     fn embed(&self, out: &mut Buffer<D>, table: &Matrix<D>, tokens: &[u32]) -> Result<()> {
@@ -196,45 +214,24 @@ impl<D: Driver> Backend for Cuda<D> {
         self.run(&launch::embed(out, size(tokens.len())?, &table, ids))
     }
 
-    fn rms_norm(
-        &self,
-        y: &mut Buffer<D>,
-        inv_rms: &mut Buffer<D>,
-        tokens: usize,
-        x: &Buffer<D>,
-        weight: &Buffer<D>,
-        eps: f32,
-    ) -> Result<()> {
+    fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { y, inv_rms, tokens, x, weight, eps } = args;
         let (d, values) = (size(weight.len())?, tokens * weight.len());
         let (y, inv_rms) = (self.bf16(y, values), self.f32(inv_rms, tokens));
         let (x, weight) = (self.f32(x, values), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm(y, inv_rms, size(tokens)?, x, weight, d, eps))
     }
 
-    fn rms_norm_backward(
-        &self,
-        dx: &mut Buffer<D>,
-        tokens: usize,
-        dy: &Buffer<D>,
-        x: &Buffer<D>,
-        inv_rms: &Buffer<D>,
-        weight: &Buffer<D>,
-    ) -> Result<()> {
+    fn rms_norm_backward(&self, args: RmsNormBackward<'_, Self>) -> Result<()> {
+        let RmsNormBackward { dx, tokens, dy, x, inv_rms, weight } = args;
         let (d, values) = (size(weight.len())?, tokens * weight.len());
         let (dx, dy, x) = (self.f32(dx, values), self.f32(dy, values), self.f32(x, values));
         let (inv_rms, weight) = (self.f32(inv_rms, tokens), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm_backward(dx, size(tokens)?, dy, x, inv_rms, weight, d))
     }
 
-    fn rope(
-        &self,
-        x: &mut Buffer<D>,
-        n_heads: usize,
-        head_dim: usize,
-        table: &Buffer<D>,
-        positions: &[u32],
-        inverse: bool,
-    ) -> Result<()> {
+    fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
+        let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
         let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let (tokens, table) = (positions.len(), self.f32(table, end * head_dim));
         let x = self.bf16(x, tokens * n_heads * head_dim);
@@ -243,42 +240,16 @@ impl<D: Driver> Backend for Cuda<D> {
         self.run(&launch::rope(x, size(tokens)?, size(n_heads)?, size(head_dim)?, table, positions, inverse))
     }
 
-    fn linear(
-        &self,
-        y: &mut Buffer<D>,
-        residual: Option<&Buffer<D>>,
-        tokens: usize,
-        x: &Buffer<D>,
-        weight: &Matrix<D>,
-        adapter: Option<(&AdapterArgs<'_, Self>, &mut Buffer<D>)>,
-    ) -> Result<()> {
-        self.linear_forward(y, residual, tokens, x, weight, adapter)
+    fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
+        self.linear_forward(args)
     }
 
-    fn linear_backward(
-        &self,
-        dx: Option<(&mut Buffer<D>, Accumulate)>,
-        dparams: Option<&mut Buffer<D>>,
-        tokens: usize,
-        dy: &Buffer<D>,
-        x: &Buffer<D>,
-        weight: &Matrix<D>,
-        adapter: Option<(&AdapterArgs<'_, Self>, &Buffer<D>)>,
-    ) -> Result<()> {
-        self.linear_gradient(dx, dparams, tokens, dy, x, weight, adapter)
+    fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        self.linear_gradient(args)
     }
 
-    fn attention(
-        &self,
-        o: &mut Buffer<D>,
-        lse: &mut Buffer<D>,
-        shape: AttentionShape,
-        segments: &[Segment],
-        q: &Buffer<D>,
-        k: &Buffer<D>,
-        v: &Buffer<D>,
-        prefix: Option<Prefix<'_, Self>>,
-    ) -> Result<()> {
+    fn attention(&self, args: backend::Attention<'_, Self>) -> Result<()> {
+        let backend::Attention { o, lse, shape, segments, q, k, v, prefix } = args;
         let state = &mut *self.state();
         let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let prefix = match prefix {
@@ -292,20 +263,8 @@ impl<D: Driver> Backend for Cuda<D> {
         self.run(&launch::attention(o, lse, &attention, inputs, prefix))
     }
 
-    fn attention_backward(
-        &self,
-        dq: &mut Buffer<D>,
-        dk: &mut Buffer<D>,
-        dv: &mut Buffer<D>,
-        shape: AttentionShape,
-        segments: &[Segment],
-        d_o: &Buffer<D>,
-        o: &Buffer<D>,
-        lse: &Buffer<D>,
-        q: &Buffer<D>,
-        k: &Buffer<D>,
-        v: &Buffer<D>,
-    ) -> Result<()> {
+    fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
         let state = &mut *self.state();
         let (attention, tokens, inputs) = self.attention_of(state, shape, segments, [q, k, v])?;
         let (wide, narrow) = (tokens * shape.q_width(), tokens * shape.kv_width());
@@ -318,18 +277,18 @@ impl<D: Driver> Backend for Cuda<D> {
         self.run(&launch::attention_dkv([dk, dv], &attention, &saved, inputs))
     }
 
-    fn swiglu(&self, out: &mut Buffer<D>, len: usize, gate: &Buffer<D>, up: &Buffer<D>) -> Result<()> {
+    fn swiglu(&self, out: &mut Activations<D>, len: usize, gate: &Activations<D>, up: &Activations<D>) -> Result<()> {
         let (out, gate, up) = (self.bf16(out, len), self.bf16(gate, len), self.bf16(up, len));
         self.run(&launch::swiglu(out, len as u64, gate, up))
     }
 
     fn swiglu_backward(
         &self,
-        dgate: &mut Buffer<D>,
-        dup: &mut Buffer<D>,
+        dgate: &mut Activations<D>,
+        dup: &mut Activations<D>,
         len: usize,
-        gate: &Buffer<D>,
-        up: &Buffer<D>,
+        gate: &Activations<D>,
+        up: &Activations<D>,
     ) -> Result<()> {
         let (dgate, dup) = (self.bf16(dgate, len), self.bf16(dup, len));
         let (gate, up) = (self.bf16(gate, len), self.bf16(up, len));
@@ -337,15 +296,11 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn gather(&self, out: &mut Buffer<D>, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
-        let end = rows.iter().max().map_or(0, |&last| last as usize + 1);
-        let (out, x) = (self.values(out, rows.len() * d), self.values(x, end * d));
-        assert_eq!(out.bf16, x.bf16, "rows of one kind gathered into another");
-        // Rows of bf16 as half as many words.
-        assert!(!x.bf16 || d.is_multiple_of(2), "rows of {d} bf16");
-        let words = if x.bf16 { d / 2 } else { d };
-        let state = &mut *self.state();
-        let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
-        self.run(&launch::gather(out.at, x.at, rows, count, size(words)?))
+        self.gather_words(&out.0, &x.0, rows, d)
+    }
+
+    fn gather_activations(&self, out: &mut Activations<D>, x: &Activations<D>, rows: &[u32], d: usize) -> Result<()> {
+        self.gather_words(&out.0, &x.0, rows, d)
     }
 
     fn scatter(&self, out: &mut Buffer<D>, tokens: usize, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
@@ -358,19 +313,11 @@ impl<D: Driver> Backend for Cuda<D> {
         self.run(&launch::scatter(out, x, rows, count, size(d)?))
     }
 
-    fn head_loss(
-        &self,
-        nll: &mut Buffer<D>,
-        dx: Option<&mut Buffer<D>>,
-        x: &Buffer<D>,
-        head: &Matrix<D>,
-        targets: &[u32],
-        scale: f32,
-    ) -> Result<()> {
-        self.loss(nll, dx, x, head, targets, scale)
+    fn head_loss(&self, args: HeadLoss<'_, Self>) -> Result<()> {
+        self.loss(args)
     }
 
-    fn head_rows(&self, out: &mut [f32], x: &Buffer<D>, rows: usize, head: &Matrix<D>, ids: &[u32]) -> Result<()> {
+    fn head_rows(&self, out: &mut [f32], x: &Activations<D>, rows: usize, head: &Matrix<D>, ids: &[u32]) -> Result<()> {
         self.logits_of(out, x, rows, head, ids)
     }
 
@@ -386,22 +333,13 @@ impl<D: Driver> Backend for Cuda<D> {
         Ok(f64::from_le_bytes(sum))
     }
 
-    fn adamw(
-        &self,
-        params: &mut Buffer<D>,
-        m: &mut Buffer<D>,
-        v: &mut Buffer<D>,
-        grads: &Buffer<D>,
-        rates: &[(Range<usize>, f32)],
-        adam: AdamW,
-        t: u64,
-        grad_scale: f32,
-    ) -> Result<()> {
+    fn adamw(&self, args: backend::AdamWStep<'_, Self>) -> Result<()> {
+        let backend::AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step: t, grad_scale } = args;
         let AdamW { beta1, beta2, eps, weight_decay } = adam;
         // Powers in f64: beta2^t is close to 1 for the first thousand steps.
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
         let len = rates.iter().map(|(range, _)| range.end).max().unwrap_or(0);
-        let state = [self.f32(params, len), self.f32(m, len), self.f32(v, len)];
+        let state = [self.f32(params, len), self.f32(exp_avg, len), self.f32(exp_avg_sq, len)];
         let grads = self.f32(grads, len);
         for (range, lr) in rates {
             let step = AdamWStep {

@@ -6,8 +6,8 @@ use crate::config::Config;
 use crate::error::printable;
 use crate::json::Object;
 use crate::{Error, Result};
+use bytes::Bytes;
 use hydra_kernels::quant::{Format, RowOrder};
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -78,7 +78,7 @@ fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Maps a file and lists its tensors.
-fn add(folder: &Path, name: &str, files: &mut Vec<Mmap>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
+fn add(folder: &Path, name: &str, files: &mut Vec<Bytes>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
     let path = folder.join(name);
     let mapped = map(&path)?;
     let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };

@@ -5,189 +5,333 @@
 //! out    = middle + Down(silu(Gate m) ∘ Up m)              m = norm(middle)
 //! ```
 //!
-//! Normalised streams and silu(gate) ∘ up are computed again in the backward pass: cheaper than the memory they would take.
+//! The backward pass computes normalised streams and silu(gate) ∘ up again: cheaper than the memory they would take.
 
-use super::{Cached, Pass};
+use super::activations::{Gradients, LayerActivations, Work};
+use super::cache::Cached;
+use super::pass::Pass;
 use crate::Result;
-use crate::activations::{Gradients, LayerActivations, Work};
 use crate::adapted::Adapted;
-use crate::backend::{Accumulate, AttentionShape, Backend};
+use crate::backend::{
+    Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionShape, Backend, Linear, LinearBackward,
+    LinearOutput, RmsNorm, RmsNormBackward, Rope,
+};
 use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
 
+/// The buffers of a layer's forward pass.
+pub(super) struct Forward<'a, B: Backend> {
+    pub out: &'a mut B::Buffer,
+    pub x: &'a B::Buffer,
+    pub acts: &'a mut LayerActivations<B>,
+    pub work: &'a mut Work<B>,
+}
+
+/// The buffers of a layer's backward pass.
+pub(super) struct Backward<'a, B: Backend> {
+    /// `gradients.dx` is the gradient of the layer's output, and then that of its input.
+    pub gradients: &'a mut Gradients<B>,
+    pub dparams: &'a mut B::Buffer,
+    pub x: &'a B::Buffer,
+    pub acts: &'a LayerActivations<B>,
+    pub work: &'a mut Work<B>,
+}
+
+/// What a layer has to compute.
+#[derive(Clone, Copy)]
+pub(super) enum Scope<'a> {
+    /// All rows.
+    All,
+    /// The output of these rows alone, one after the other; of the others keys and values.
+    Rows(&'a [u32]),
+    /// No output.
+    KeysAndValues,
+}
+
+/// The rows that a projection computes.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    tokens: usize,
+    /// Each one's lora head under the label gate.
+    labels: &'a [u32],
+}
+
 impl<B: Backend> Pass<'_, '_, B> {
-    /// `out` = layer(`x`); see the module's heading. With `read`, `out` holds these rows alone, one after the other, and the rest of
-    /// them is left off after their keys and values; the queries are then overwritten.
-    #[allow(clippy::too_many_arguments)]
+    /// `out` = layer(`x`). Under [`Scope::Rows`] the queries are overwritten.
     pub(super) fn block_forward(
         &self,
         layer: usize,
-        out: &mut B::Buffer,
-        x: &B::Buffer,
-        acts: &mut LayerActivations<B::Buffer>,
-        work: &mut Work<B::Buffer>,
+        buffers: Forward<'_, B>,
         cached: &mut Cached<'_, B>,
-        read: Option<&[u32]>,
+        scope: Scope<'_>,
     ) -> Result<()> {
-        let (backend, config) = (&self.model.backend, &self.model.config);
-        let nobody_reads = read.is_some_and(<[u32]>::is_empty);
-        self.attend(layer, x, acts, work, cached, nobody_reads)?;
-        if nobody_reads {
+        let Forward { out, x, acts, work } = buffers;
+        self.keys_and_values(layer, x, acts, work, cached)?;
+        if matches!(scope, Scope::KeysAndValues) {
             return Ok(());
         }
-        let LayerActivations { q, o, middle, ffn_inv_rms, gate, up, adapter_state, .. } = acts;
-        let all = (self.packed.len(), &self.packed.labels);
-        let of_read: Vec<u32>;
-        let ((tokens, heads), x, o) = match read {
-            None => (all, x, &*o),
-            Some(rows) => {
+        self.attend(layer, acts, work, cached)?;
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        let LayerActivations { q, o, middle, adapter_state, .. } = acts;
+        let labels: Vec<u32>;
+        let (rows, x, o) = match scope {
+            Scope::Rows(rows) => {
                 backend.gather(out, x, rows, config.d_model)?;
-                backend.gather(q, o, rows, AttentionShape::of(config).q_width())?;
-                of_read = rows.iter().map(|&row| self.packed.labels[row as usize]).collect();
-                ((rows.len(), &of_read), &*out, &*q)
+                backend.gather_activations(q, o, rows, AttentionShape::of(config).q_width())?;
+                labels = rows.iter().map(|&row| self.packed.labels[row as usize]).collect();
+                (Rows { tokens: rows.len(), labels: &labels }, &*out, &*q)
             }
+            _ => (self.all_rows(), x, &*o),
         };
-        let mut project = |projection: Projection, y: &mut B::Buffer, residual: Option<&B::Buffer>, x: &B::Buffer| {
-            self.project(layer, projection, y, residual, tokens, heads, x, adapter_state)
-        };
-        project(O, middle, Some(x), o)?;
-        let norm = &self.model.layers[layer].ffn_norm;
-        backend.rms_norm(&mut work.normed, ffn_inv_rms, tokens, middle, norm, config.norm_eps)?;
-        project(Gate, gate, None, &work.normed)?;
-        project(Up, up, None, &work.normed)?;
-        backend.swiglu(&mut work.act, tokens * config.d_ffn, gate, up)?;
-        project(Down, out, Some(middle), &work.act)
+        let output = LinearOutput::Buffer { y: middle, residual: Some(x) };
+        self.project(layer, O, rows, o, output, adapter_state)?;
+        self.feed_forward(layer, rows, out, acts, work)
     }
 
-    /// From `x` to attention's result, `acts.o`; or, with `only_keys`, to keys and values.
-    fn attend(
+    fn all_rows(&self) -> Rows<'_> {
+        Rows { tokens: self.packed.len(), labels: &self.packed.labels }
+    }
+
+    /// The layer's normalised input, its keys and its values.
+    fn keys_and_values(
         &self,
         layer: usize,
         x: &B::Buffer,
-        acts: &mut LayerActivations<B::Buffer>,
-        work: &mut Work<B::Buffer>,
+        acts: &mut LayerActivations<B>,
+        work: &mut Work<B>,
         cached: &mut Cached<'_, B>,
-        only_keys: bool,
     ) -> Result<()> {
-        let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
-        let attention = AttentionShape::of(config);
-        let adapter_state = &mut acts.adapter_state;
-        let mut project = |projection: Projection, y: &mut B::Buffer, x: &B::Buffer| {
-            self.project(layer, projection, y, None, tokens, &self.packed.labels, x, adapter_state)
-        };
-        let norm = &self.model.layers[layer].attention_norm;
-        backend.rms_norm(&mut work.normed, &mut acts.attention_inv_rms, tokens, x, norm, config.norm_eps)?;
-        project(K, &mut acts.k, &work.normed)?;
-        project(V, &mut acts.v, &work.normed)?;
-        let positions = &self.packed.positions;
-        backend.rope(&mut acts.k, config.kv_heads, config.head_dim, self.rope, positions, false)?;
-        if let Cached::Append(cache) = cached {
-            // Behind the rows in use, which are all that attention reads.
-            let width = attention.kv_width();
-            backend.copy(&mut cache.k[layer], cache.len * width, &acts.k, tokens * width)?;
-            backend.copy(&mut cache.v[layer], cache.len * width, &acts.v, tokens * width)?;
-        }
-        if only_keys {
-            return Ok(());
-        }
-        project(Q, &mut acts.q, &work.normed)?;
-        backend.rope(&mut acts.q, config.n_heads, config.head_dim, self.rope, positions, false)?;
-        let prefix = match &*cached {
-            Cached::No => None,
-            Cached::Read(cache) => cache.prefix(layer),
-            Cached::Append(cache) => cache.prefix(layer),
-        };
-        let segments = &self.packed.segments;
-        backend.attention(&mut acts.o, &mut acts.lse, attention, segments, &acts.q, &acts.k, &acts.v, prefix)
+        let (backend, config, rows) = (&self.model.backend, &self.model.config, self.all_rows());
+        backend.rms_norm(RmsNorm {
+            y: &mut work.normed,
+            inv_rms: &mut acts.attention_inv_rms,
+            tokens: rows.tokens,
+            x,
+            weight: &self.model.layers[layer].attention_norm,
+            eps: config.norm_eps,
+        })?;
+        let LayerActivations { k, v, adapter_state, .. } = acts;
+        self.project(layer, K, rows, &work.normed, activations(k), adapter_state)?;
+        self.project(layer, V, rows, &work.normed, activations(v), adapter_state)?;
+        self.rotate(k, config.kv_heads, false)?;
+        cached.append(backend, layer, [k, v], [rows.tokens, AttentionShape::of(config).kv_width()])
     }
 
-    /// One projection with its adapter, if it has one; `heads` are the label gate's, of these `tokens` rows.
-    #[allow(clippy::too_many_arguments)]
+    /// The queries, and attention's result.
+    fn attend(
+        &self,
+        layer: usize,
+        acts: &mut LayerActivations<B>,
+        work: &Work<B>,
+        cached: &Cached<'_, B>,
+    ) -> Result<()> {
+        let config = &self.model.config;
+        let LayerActivations { q, k, v, o, lse, adapter_state, .. } = acts;
+        self.project(layer, Q, self.all_rows(), &work.normed, activations(q), adapter_state)?;
+        self.rotate(q, config.n_heads, false)?;
+        let (shape, segments, prefix) = (AttentionShape::of(config), &self.packed.segments, cached.prefix(layer));
+        self.model.backend.attention(Attention { o, lse, shape, segments, q, k, v, prefix })
+    }
+
+    /// From the stream between attention and feed-forward, `acts.middle`, to `out`.
+    fn feed_forward(
+        &self,
+        layer: usize,
+        rows: Rows<'_>,
+        out: &mut B::Buffer,
+        acts: &mut LayerActivations<B>,
+        work: &mut Work<B>,
+    ) -> Result<()> {
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        let LayerActivations { middle, ffn_inv_rms, gate, up, adapter_state, .. } = acts;
+        backend.rms_norm(RmsNorm {
+            y: &mut work.normed,
+            inv_rms: ffn_inv_rms,
+            tokens: rows.tokens,
+            x: middle,
+            weight: &self.model.layers[layer].ffn_norm,
+            eps: config.norm_eps,
+        })?;
+        self.project(layer, Gate, rows, &work.normed, activations(gate), adapter_state)?;
+        self.project(layer, Up, rows, &work.normed, activations(up), adapter_state)?;
+        backend.swiglu(&mut work.act, rows.tokens * config.d_ffn, gate, up)?;
+        let output = LinearOutput::Buffer { y: out, residual: Some(middle) };
+        self.project(layer, Down, rows, &work.act, output, adapter_state)
+    }
+
+    /// One projection with its adapter, if it has one.
     fn project(
         &self,
         layer: usize,
         projection: Projection,
-        y: &mut B::Buffer,
-        residual: Option<&B::Buffer>,
-        tokens: usize,
-        heads: &[u32],
-        x: &B::Buffer,
+        rows: Rows<'_>,
+        x: &B::Activations,
+        output: LinearOutput<'_, B>,
         adapter_state: &mut [Option<B::Buffer>; 7],
     ) -> Result<()> {
         let weight = &self.model.layers[layer].projections[projection as usize];
-        let args = self.adapted.and_then(|a| a.args(layer, projection, heads, self.training));
+        let args = self.adapted.and_then(|adapted| adapted.args(layer, projection, rows.labels, self.training));
         let adapter = args.as_ref().zip(adapter_state[projection as usize].as_mut());
-        self.model.backend.linear(y, residual, tokens, x, weight, adapter)
+        self.model.backend.linear(Linear { output, tokens: rows.tokens, x, weight, adapter })
     }
 
-    /// Turns `gradients.dx` from the gradient of the layer's output into that of its input, adding to `dparams` on the way;
-    /// leaves off where nothing below is adapted.
-    #[allow(clippy::too_many_arguments)]
+    fn rotate(&self, x: &mut B::Activations, n_heads: usize, inverse: bool) -> Result<()> {
+        let (head_dim, positions) = (self.model.config.head_dim, &self.packed.positions);
+        self.model.backend.rope(Rope { x, n_heads, head_dim, table: self.rope, positions, inverse })
+    }
+
+    /// Turns `gradients.dx` from the gradient of the layer's output into that of its input, adding to `dparams` on the way. Ends
+    /// early where nothing below is adapted.
     pub(super) fn block_backward(
         &self,
         layer: usize,
         adapted: &Adapted<B>,
-        gradients: &mut Gradients<B::Buffer>,
-        dparams: &mut B::Buffer,
-        x: &B::Buffer,
-        acts: &LayerActivations<B::Buffer>,
-        work: &mut Work<B::Buffer>,
+        mut buffers: Backward<'_, B>,
     ) -> Result<()> {
-        let (backend, config, tokens) = (&self.model.backend, &self.model.config, self.packed.len());
-        let (weights, attention) = (&self.model.layers[layer], AttentionShape::of(config));
-        let positions = &self.packed.positions;
-        // Whether something that these projections' input depends on is trained.
-        let wanted = |below: &[Projection]| layer > 0 || below.iter().any(|p| adapted.config.targets.contains(p));
-        let mut project =
-            |projection: Projection, dx: Option<(&mut B::Buffer, Accumulate)>, dy: &B::Buffer, x: &B::Buffer| {
-                let args = adapted.args(layer, projection, &self.packed.labels, self.training);
-                let adapter = args.as_ref().zip(acts.adapter_state[projection as usize].as_ref());
-                let weight = &weights.projections[projection as usize];
-                backend.linear_backward(dx, Some(&mut *dparams), tokens, dy, x, weight, adapter)
-            };
-        let Gradients { dx, dnormed, d_o, dq, dk, dv, dact } = gradients;
+        let block = BlockBackward { pass: self, adapted, layer };
+        if block.feed_forward(&mut buffers)? { block.attention(&mut buffers) } else { Ok(()) }
+    }
+}
 
-        backend.swiglu(&mut work.act, tokens * config.d_ffn, &acts.gate, &acts.up)?;
-        let go_on = wanted(&[Q, K, V, O, Gate, Up]);
-        project(Down, go_on.then_some((&mut *dact, Accumulate::Overwrite)), dx, &work.act)?;
+/// An output without a residual.
+fn activations<B: Backend>(y: &mut B::Activations) -> LinearOutput<'_, B> {
+    LinearOutput::Activations { y, residual: None }
+}
+
+/// Where a projection's dx goes, if it is wanted.
+fn into_buffer<B: Backend>(
+    wanted: bool,
+    dx: &mut B::Buffer,
+    store: Accumulate,
+) -> Option<(AnyBufferMut<'_, B>, Accumulate)> {
+    wanted.then_some((AnyBufferMut::Buffer(dx), store))
+}
+
+/// One layer's backward pass.
+struct BlockBackward<'a, 'w, B: Backend> {
+    pass: &'a Pass<'a, 'w, B>,
+    adapted: &'a Adapted<B>,
+    layer: usize,
+}
+
+impl<B: Backend> BlockBackward<'_, '_, B> {
+    /// Whether something is trained that lies in a layer below or among `below` in this one.
+    fn reaches(&self, below: &[Projection]) -> bool {
+        self.layer > 0 || below.iter().any(|projection| self.adapted.config.targets.contains(projection))
+    }
+
+    /// The feed-forward part: `gradients.dx` becomes the gradient of `middle`. Returns whether to go on.
+    fn feed_forward(&self, buffers: &mut Backward<'_, B>) -> Result<bool> {
+        let (model, tokens) = (self.pass.model, self.pass.packed.len());
+        let (backend, norm) = (&model.backend, &model.layers[self.layer].ffn_norm);
+        let len = tokens * model.config.d_ffn;
+        let Backward { gradients, dparams, acts, work, .. } = buffers;
+        let Gradients { dx, dnormed, dact, .. } = &mut **gradients;
+        backend.swiglu(&mut work.act, len, &acts.gate, &acts.up)?;
+        let go_on = self.reaches(&[Q, K, V, O, Gate, Up]);
+        let wanted = go_on.then_some((AnyBufferMut::Activations(dact), Accumulate::Overwrite));
+        self.project(Down, wanted, dparams, AnyBuffer::Buffer(dx), &work.act, acts)?;
         if !go_on {
-            return Ok(());
+            return Ok(false);
         }
         let (dgate, dup) = (dact, &mut work.act);
-        backend.swiglu_backward(dgate, dup, tokens * config.d_ffn, &acts.gate, &acts.up)?;
-        backend.rms_norm(
-            &mut work.normed,
-            &mut work.inv_rms,
-            tokens,
-            &acts.middle,
-            &weights.ffn_norm,
-            config.norm_eps,
+        backend.swiglu_backward(dgate, dup, len, &acts.gate, &acts.up)?;
+        self.norm(&mut work.normed, &mut work.inv_rms, &acts.middle, norm)?;
+        let go_on = self.reaches(&[Q, K, V, O]);
+        self.project(
+            Gate,
+            into_buffer(go_on, dnormed, Accumulate::Overwrite),
+            dparams,
+            AnyBuffer::Activations(dgate),
+            &work.normed,
+            acts,
         )?;
-        let go_on = wanted(&[Q, K, V, O]);
-        project(Gate, go_on.then_some((&mut *dnormed, Accumulate::Overwrite)), dgate, &work.normed)?;
-        project(Up, go_on.then_some((&mut *dnormed, Accumulate::Add)), dup, &work.normed)?;
-        if !go_on {
-            return Ok(());
+        self.project(
+            Up,
+            into_buffer(go_on, dnormed, Accumulate::Add),
+            dparams,
+            AnyBuffer::Activations(dup),
+            &work.normed,
+            acts,
+        )?;
+        if go_on {
+            let (dy, x, inv_rms) = (&*dnormed, &acts.middle, &acts.ffn_inv_rms);
+            backend.rms_norm_backward(RmsNormBackward { dx, tokens, dy, x, inv_rms, weight: norm })?;
         }
-        backend.rms_norm_backward(dx, tokens, dnormed, &acts.middle, &acts.ffn_inv_rms, &weights.ffn_norm)?;
+        Ok(go_on)
+    }
 
-        let go_on = wanted(&[Q, K, V]);
-        project(O, go_on.then_some((&mut *d_o, Accumulate::Overwrite)), dx, &acts.o)?;
+    /// The attention part: `gradients.dx` becomes the gradient of the layer's input.
+    fn attention(&self, buffers: &mut Backward<'_, B>) -> Result<()> {
+        let (model, tokens) = (self.pass.model, self.pass.packed.len());
+        let (backend, config) = (&model.backend, &model.config);
+        let norm = &model.layers[self.layer].attention_norm;
+        let Backward { gradients, dparams, x, acts, work } = buffers;
+        let Gradients { dx, dnormed, d_o, dq, dk, dv, .. } = &mut **gradients;
+        let go_on = self.reaches(&[Q, K, V]);
+        let wanted = go_on.then_some((AnyBufferMut::Activations(d_o), Accumulate::Overwrite));
+        self.project(O, wanted, dparams, AnyBuffer::Buffer(dx), &acts.o, acts)?;
         if !go_on {
             return Ok(());
         }
-        let segments = &self.packed.segments;
-        let (q, k, v) = (&acts.q, &acts.k, &acts.v);
-        backend.attention_backward(dq, dk, dv, attention, segments, d_o, &acts.o, &acts.lse, q, k, v)?;
-        backend.rope(dq, config.n_heads, config.head_dim, self.rope, positions, true)?;
-        backend.rope(dk, config.kv_heads, config.head_dim, self.rope, positions, true)?;
-        backend.rms_norm(&mut work.normed, &mut work.inv_rms, tokens, x, &weights.attention_norm, config.norm_eps)?;
-        let go_on = wanted(&[]);
-        project(Q, go_on.then_some((&mut *dnormed, Accumulate::Overwrite)), dq, &work.normed)?;
-        project(K, go_on.then_some((&mut *dnormed, Accumulate::Add)), dk, &work.normed)?;
-        project(V, go_on.then_some((&mut *dnormed, Accumulate::Add)), dv, &work.normed)?;
-        if !go_on {
-            return Ok(());
+        let (shape, segments) = (AttentionShape::of(config), &self.pass.packed.segments);
+        let LayerActivations { q, k, v, o, lse, .. } = acts;
+        backend.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v })?;
+        self.pass.rotate(dq, config.n_heads, true)?;
+        self.pass.rotate(dk, config.kv_heads, true)?;
+        self.norm(&mut work.normed, &mut work.inv_rms, x, norm)?;
+        let go_on = self.reaches(&[]);
+        self.project(
+            Q,
+            into_buffer(go_on, dnormed, Accumulate::Overwrite),
+            dparams,
+            AnyBuffer::Activations(dq),
+            &work.normed,
+            acts,
+        )?;
+        self.project(
+            K,
+            into_buffer(go_on, dnormed, Accumulate::Add),
+            dparams,
+            AnyBuffer::Activations(dk),
+            &work.normed,
+            acts,
+        )?;
+        self.project(
+            V,
+            into_buffer(go_on, dnormed, Accumulate::Add),
+            dparams,
+            AnyBuffer::Activations(dv),
+            &work.normed,
+            acts,
+        )?;
+        if go_on {
+            let (dy, inv_rms) = (&*dnormed, &acts.attention_inv_rms);
+            backend.rms_norm_backward(RmsNormBackward { dx, tokens, dy, x, inv_rms, weight: norm })?;
         }
-        backend.rms_norm_backward(dx, tokens, dnormed, x, &acts.attention_inv_rms, &weights.attention_norm)
+        Ok(())
+    }
+
+    /// A projection's gradients.
+    fn project(
+        &self,
+        projection: Projection,
+        dx: Option<(AnyBufferMut<'_, B>, Accumulate)>,
+        dparams: &mut B::Buffer,
+        dy: AnyBuffer<'_, B>,
+        x: &B::Activations,
+        acts: &LayerActivations<B>,
+    ) -> Result<()> {
+        let (pass, layer) = (self.pass, self.layer);
+        let args = self.adapted.args(layer, projection, &pass.packed.labels, pass.training);
+        let adapter = args.as_ref().zip(acts.adapter_state[projection as usize].as_ref());
+        let weight = &pass.model.layers[layer].projections[projection as usize];
+        let (dparams, tokens) = (Some(dparams), pass.packed.len());
+        pass.model.backend.linear_backward(LinearBackward { dx, dparams, tokens, dy, x, weight, adapter })
+    }
+
+    /// A normalised stream once more.
+    fn norm(&self, y: &mut B::Activations, inv_rms: &mut B::Buffer, x: &B::Buffer, weight: &B::Buffer) -> Result<()> {
+        let (model, tokens) = (self.pass.model, self.pass.packed.len());
+        model.backend.rms_norm(RmsNorm { y, inv_rms, tokens, x, weight, eps: model.config.norm_eps })
     }
 }

@@ -1,23 +1,24 @@
 //! Causal attention over packed segments, by blocks with a running softmax (Dao et al., arXiv 2205.14135; Dao, 2307.08691).
 //!
 //! Forward: a task is one block of queries of one segment, with all heads. The query heads that share a key head share its
-//! packed blocks. `few` is the same for a handful of queries, `backward` has the gradient.
+//! packed blocks. [`few`] is the same for a handful of queries; [`mod@backward`] has the gradient.
 
 mod backward;
 mod few;
 
-pub(super) use backward::{Saved, backward};
+pub(super) use backward::backward;
 
 use super::Cpu;
 use super::buffer::{Element, carve, floats};
+use super::exec::Exec;
 use super::lanes::{LANES, exponentials, lanes, larger};
-use super::product::pack;
 use crate::Result;
-use crate::backend::{Accumulate, AttentionShape};
+use crate::backend::{Accumulate, Attention, AttentionShape};
 use crate::batch::Segment;
-use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term, Values};
+use hydra_kernels::gemm::{self, MatRef, Panels, Source, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::math;
+use std::ops::Range;
 
 /// Keys in a block.
 const KEYS: usize = 256;
@@ -27,6 +28,11 @@ const STRIP: usize = 32;
 /// Queries in a block: enough rows, over the heads of a group, to pay for packing the keys (some 400).
 fn query_block(shape: AttentionShape) -> usize {
     (384 / shape.group()).next_multiple_of(64).max(64)
+}
+
+/// Factor of the scores.
+fn score_scale(shape: AttentionShape) -> f32 {
+    1.0 / (shape.head_dim as f32).sqrt()
 }
 
 /// A rectangle inside a row-major matrix.
@@ -56,17 +62,6 @@ impl<'a> Block<'a> {
     }
 }
 
-fn multiply<E: Element>(
-    isa: E::Isa,
-    c: &mut [f32],
-    m: usize,
-    store: Accumulate,
-    a: MatRef<'_>,
-    b: Panels<'_, E>,
-) -> Result<()> {
-    Ok(gemm::gemm(isa, c, b.n, m, b.n, store, &[Term { a, b }])?)
-}
-
 /// Keys and values, [rows, kv_heads · head_dim]: `len` rows from `start` on are attended to.
 #[derive(Clone, Copy)]
 struct Past<'a, E> {
@@ -76,29 +71,47 @@ struct Past<'a, E> {
     len: usize,
 }
 
-/// One task of the forward pass: rows `first .. first + rows` of a segment.
+/// What all tasks of the forward pass read.
+#[derive(Clone, Copy)]
+struct Inputs<'a, E> {
+    shape: AttentionShape,
+    q: &'a [E],
+    k: &'a [E],
+    v: &'a [E],
+    prefix: Option<Past<'a, E>>,
+}
+
+/// One task of the forward pass: a block of queries of a segment, and their results.
 struct QueryTask<'a, E> {
     segment: Segment,
+    /// The first query's row in the segment.
     first: usize,
     o: &'a mut [E],
     lse: &'a mut [f32],
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    o: &mut [E],
-    lse: &mut [f32],
+/// See [`crate::backend::Backend::attention`].
+pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Attention<'_, Cpu>) -> Result<()> {
+    let Attention { o, lse, shape, segments, q, k, v, prefix } = args;
+    let prefix = match prefix {
+        Some(prefix) => Some(Past { k: E::of(prefix.k)?, v: E::of(prefix.v)?, start: 0, len: prefix.len }),
+        None => None,
+    };
+    let inputs = Inputs { shape, q: E::of(q)?, k: E::of(k)?, v: E::of(v)?, prefix };
+    let mut tasks = query_tasks(shape, segments, E::of_mut(o)?, lse);
+    // The longest first: the later a block, the more keys it sees.
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
+    exec.cpu.threads.each(tasks.into_iter(), |_, task| query_task(exec, task, inputs))
+}
+
+/// Cuts the segments into blocks of queries.
+fn query_tasks<'a, E>(
     shape: AttentionShape,
     segments: &[Segment],
-    q: &[E],
-    k: &[E],
-    v: &[E],
-    prefix: Option<(&[E], &[E], usize)>,
-) -> Result<()> {
-    let block = query_block(shape);
-    let (mut o, mut lse, mut tasks) = (o, lse, Vec::new());
+    mut o: &'a mut [E],
+    mut lse: &'a mut [f32],
+) -> Vec<QueryTask<'a, E>> {
+    let (block, mut tasks) = (query_block(shape), Vec::new());
     for &segment in segments {
         for first in (0..segment.len).step_by(block) {
             let rows = block.min(segment.len - first);
@@ -108,122 +121,183 @@ pub(super) fn forward<E: Element>(
             tasks.push(QueryTask { segment, first, o: o_rows, lse: lse_rows });
         }
     }
-    // The longest first: the later a block, the more keys it sees.
-    tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
-    cpu.threads.each(tasks.into_iter(), |_, task| query_task(cpu, isa, task, shape, q, k, v, prefix))
+    tasks
 }
 
-#[allow(clippy::too_many_arguments)]
-fn query_task<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    task: QueryTask<'_, E>,
-    shape: AttentionShape,
-    q: &[E],
-    k: &[E],
-    v: &[E],
-    prefix: Option<(&[E], &[E], usize)>,
-) -> Result<()> {
-    let d = shape.head_dim;
+fn query_task<E: Element>(exec: Exec<'_, E>, mut task: QueryTask<'_, E>, inputs: Inputs<'_, E>) -> Result<()> {
+    let Inputs { shape, k, v, prefix, .. } = inputs;
     let rows = task.lse.len() / shape.n_heads;
     let own = Past { k, v, start: task.segment.start, len: task.first + rows };
-    let prefix = prefix.map(|(k, v, len)| Past { k, v, start: 0, len });
     if task.segment.len <= few::FEW {
-        return few::few(cpu, task, shape, q, own, prefix);
+        return few::few(exec.cpu, task, inputs, own);
     }
-    let k_len = gemm::panels_len::<E>(isa, d, KEYS);
-    let v_len = gemm::panels_len::<E>(isa, KEYS, d);
-    let per_head = rows * d + 2 * rows;
-    let blocks = floats::<E>(k_len) + floats::<E>(v_len) + floats::<E>(STRIP * KEYS) + STRIP * KEYS;
-    cpu.with_scratch(blocks + shape.group() * per_head, |scratch| {
-        let (k_panels, rest) = carve::<E>(scratch, k_len);
-        let (v_panels, rest) = carve::<E>(rest, v_len);
-        let (p, rest) = carve::<E>(rest, STRIP * KEYS);
-        let (scores, n_heads) = rest.split_at_mut(STRIP * KEYS);
+    let per_head = Sums::len(rows, shape.head_dim);
+    exec.cpu.with_scratch(Blocks::len(exec, shape.head_dim) + shape.group() * per_head, |scratch| {
+        let (mut blocks, heads) = Blocks::carve(exec, shape.head_dim, scratch);
         for kv_head in 0..shape.kv_heads {
-            for head in n_heads.chunks_exact_mut(per_head) {
-                head[..rows * d].fill(0.0);
-                head[rows * d..][..rows].fill(f32::NEG_INFINITY);
-                head[rows * d + rows..].fill(0.0);
+            heads.chunks_exact_mut(per_head).for_each(|head| Sums::of(head, rows).clear());
+            if let Some(past) = prefix {
+                attend(exec, &task, inputs, Keys { past, causal: false, kv_head }, &mut blocks, heads)?;
             }
-            let sources = [(false, prefix), (true, Some(own))];
-            for (is_own, Past { k, v, start, len }) in sources.into_iter().filter_map(|(own, past)| Some((own, past?)))
-            {
-                for key in (0..len).step_by(KEYS) {
-                    let n = KEYS.min(len - key);
-                    let kv = |x| Block::new(E::values(x), shape.kv_width(), start + key, kv_head * d);
-                    let scale = 1.0 / (d as f32).sqrt();
-                    let k_panels = pack(isa, k_panels, d, n, kv(k).as_columns(), scale)?;
-                    let v_panels = pack(isa, v_panels, n, d, kv(v).as_rows(), 1.0)?;
-                    for (i, head) in n_heads.chunks_exact_mut(per_head).enumerate() {
-                        let q_head = kv_head * shape.group() + i;
-                        let (o, state) = head.split_at_mut(rows * d);
-                        let (max, sum) = state.split_at_mut(rows);
-                        for row in (0..rows).step_by(STRIP) {
-                            let strip = row..rows.min(row + STRIP);
-                            let first = task.segment.start + task.first + row;
-                            let q = Block::new(E::values(q), shape.q_width(), first, q_head * d);
-                            let (scores, p) = (&mut scores[..strip.len() * n], &mut p[..strip.len() * n]);
-                            multiply(isa, scores, strip.len(), Accumulate::Overwrite, q.rows(), k_panels)?;
-                            // Row i of the block may see keys up to its own place in the segment.
-                            let seen = |i: usize| {
-                                if is_own { (task.first + row + i + 1).saturating_sub(key).min(n) } else { n }
-                            };
-                            let o = &mut o[row * d..strip.end * d];
-                            let (max, sum) = (&mut max[strip.clone()], &mut sum[strip.clone()]);
-                            cpu.isa.vectorize(
-                                #[inline(always)]
-                                || online_softmax(cpu.bf16_isa, p, scores, n, d, o, max, sum, seen),
-                            );
-                            multiply(
-                                isa,
-                                o,
-                                strip.len(),
-                                Accumulate::Add,
-                                MatRef::row_major(E::values(p), n),
-                                v_panels,
-                            )?;
-                        }
-                    }
-                }
-            }
-            for (i, head) in n_heads.chunks_exact(per_head).enumerate() {
-                let q_head = kv_head * shape.group() + i;
-                let (o, state) = head.split_at(rows * d);
-                let (max, sum) = state.split_at(rows);
-                cpu.isa.vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((out, o), sum) in task.o.chunks_exact_mut(shape.q_width()).zip(o.chunks_exact(d)).zip(sum)
-                        {
-                            let (out, part) = (&mut out[q_head * d..][..d], 1.0 / sum);
-                            out.iter_mut().zip(o).for_each(|(out, o)| *out = E::round(o * part));
-                        }
-                    },
-                );
-                for ((lse, max), sum) in task.lse.chunks_exact_mut(shape.n_heads).zip(max).zip(sum) {
-                    lse[q_head] = max + math::ln(*sum);
-                }
+            attend(exec, &task, inputs, Keys { past: own, causal: true, kv_head }, &mut blocks, heads)?;
+            for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
+                finish(exec, &mut task, shape, kv_head * shape.group() + i, Sums::of(head, rows));
             }
         }
         Ok(())
     })
 }
 
-/// Turns a block of scores [rows, n] into unnormalised probabilities `p`, and rescales what earlier blocks left in `o` and `sum`.
-#[allow(clippy::too_many_arguments)]
+/// A block of keys and values, packed, and a strip of its scores.
+struct Blocks<'a, E> {
+    k: &'a mut [E],
+    v: &'a mut [E],
+    /// Unnormalised probabilities, [STRIP, KEYS].
+    p: &'a mut [E],
+    /// [STRIP, KEYS].
+    scores: &'a mut [f32],
+}
+
+impl<'a, E: Element> Blocks<'a, E> {
+    /// Values of both packed blocks.
+    fn panels(exec: Exec<'_, E>, d: usize) -> [usize; 2] {
+        [gemm::panels_len::<E>(exec.isa, d, KEYS), gemm::panels_len::<E>(exec.isa, KEYS, d)]
+    }
+
+    /// Floats of scratch that all of it takes.
+    fn len(exec: Exec<'_, E>, d: usize) -> usize {
+        let [k, v] = Self::panels(exec, d).map(floats::<E>);
+        k + v + floats::<E>(STRIP * KEYS) + STRIP * KEYS
+    }
+
+    /// Takes it off the front of `scratch`.
+    fn carve(exec: Exec<'_, E>, d: usize, scratch: &'a mut [f32]) -> (Self, &'a mut [f32]) {
+        let [k_len, v_len] = Self::panels(exec, d);
+        let (k, rest) = carve::<E>(scratch, k_len);
+        let (v, rest) = carve::<E>(rest, v_len);
+        let (p, rest) = carve::<E>(rest, STRIP * KEYS);
+        let (scores, rest) = rest.split_at_mut(STRIP * KEYS);
+        (Self { k, v, p, scores }, rest)
+    }
+}
+
+/// Running sums of one head over the keys that some queries have seen.
+struct Sums<'a> {
+    /// Σ p v, [rows, d].
+    o: &'a mut [f32],
+    /// The largest score, `[rows]`.
+    max: &'a mut [f32],
+    /// Σ p, `[rows]`.
+    sum: &'a mut [f32],
+}
+
+impl<'a> Sums<'a> {
+    /// Floats of scratch for a head.
+    fn len(rows: usize, d: usize) -> usize {
+        rows * d + 2 * rows
+    }
+
+    /// The parts of a head's scratch.
+    fn of(head: &'a mut [f32], rows: usize) -> Self {
+        let (o, state) = head.split_at_mut(head.len() - 2 * rows);
+        let (max, sum) = state.split_at_mut(rows);
+        Self { o, max, sum }
+    }
+
+    fn clear(self) {
+        self.o.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+    }
+
+    /// Of some rows.
+    fn rows(&mut self, rows: Range<usize>) -> Sums<'_> {
+        let d = self.o.len() / self.max.len();
+        let o = &mut self.o[rows.start * d..rows.end * d];
+        Sums { o, max: &mut self.max[rows.clone()], sum: &mut self.sum[rows] }
+    }
+}
+
+/// The keys that a task's queries attend to at a time.
+#[derive(Clone, Copy)]
+struct Keys<'a, E> {
+    past: Past<'a, E>,
+    /// Whether a query sees keys up to its own place alone: in its own segment, not in the prefix.
+    causal: bool,
+    kv_head: usize,
+}
+
+/// Adds what the task's queries see in `keys` to the sums of a group's heads.
+fn attend<E: Element>(
+    exec: Exec<'_, E>,
+    task: &QueryTask<'_, E>,
+    inputs: Inputs<'_, E>,
+    keys: Keys<'_, E>,
+    blocks: &mut Blocks<'_, E>,
+    heads: &mut [f32],
+) -> Result<()> {
+    let (shape, Keys { past, causal, kv_head }) = (inputs.shape, keys);
+    let (d, rows) = (shape.head_dim, task.lse.len() / shape.n_heads);
+    for key in (0..past.len).step_by(KEYS) {
+        let n = KEYS.min(past.len - key);
+        let block = |x| Block::new(E::values(x), shape.kv_width(), past.start + key, kv_head * d);
+        let k = exec.pack(blocks.k, [d, n], block(past.k).as_columns(), score_scale(shape))?;
+        let v = exec.pack(blocks.v, [n, d], block(past.v).as_rows(), 1.0)?;
+        for (i, head) in heads.chunks_exact_mut(Sums::len(rows, d)).enumerate() {
+            let (q_head, mut sums) = (kv_head * shape.group() + i, Sums::of(head, rows));
+            for row in (0..rows).step_by(STRIP) {
+                let (end, in_segment) = (rows.min(row + STRIP), task.first + row);
+                let q = Block::new(E::values(inputs.q), shape.q_width(), task.segment.start + in_segment, q_head * d);
+                let visible = |i: usize| if causal { (in_segment + i + 1).saturating_sub(key).min(n) } else { n };
+                let len = (end - row) * n;
+                let strip = Strip { q: q.rows(), k, v, p: &mut blocks.p[..len], scores: &mut blocks.scores[..len] };
+                attend_strip(exec, strip, sums.rows(row..end), visible)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A strip of queries and a block of keys and values.
+struct Strip<'a, E> {
+    q: MatRef<'a>,
+    k: Panels<'a, E>,
+    v: Panels<'a, E>,
+    /// [queries, keys].
+    p: &'a mut [E],
+    /// [queries, keys].
+    scores: &'a mut [f32],
+}
+
+/// Adds what the queries see in the block: the first `visible(row)` keys of each row.
+fn attend_strip<E: Element>(
+    exec: Exec<'_, E>,
+    strip: Strip<'_, E>,
+    mut sums: Sums<'_>,
+    visible: impl Fn(usize) -> usize,
+) -> Result<()> {
+    let Strip { q, k, v, p, scores } = strip;
+    let rows = sums.max.len();
+    exec.multiply(scores, rows, Accumulate::Overwrite, q, k)?;
+    exec.cpu.isa.vectorize(
+        #[inline(always)]
+        || online_softmax(exec.cpu.bf16_isa, p, scores, &mut sums, visible),
+    );
+    exec.multiply(sums.o, rows, Accumulate::Add, MatRef::row_major(E::values(p), k.n), v)
+}
+
+/// Turns scores [rows, keys] into unnormalised probabilities `p` and adds them to `sums`, after rescaling what earlier blocks left
+/// there.
 #[inline(always)]
 fn online_softmax<E: Element>(
     isa: Bf16Isa,
     p: &mut [E],
     scores: &mut [f32],
-    n: usize,
-    d: usize,
-    o: &mut [f32],
-    max: &mut [f32],
-    sum: &mut [f32],
+    sums: &mut Sums<'_>,
     visible: impl Fn(usize) -> usize,
 ) {
+    let Sums { o, max, sum } = sums;
+    let (n, d) = (scores.len() / max.len(), o.len() / max.len());
     for (row, (p, scores)) in p.chunks_exact_mut(n).zip(scores.chunks_exact_mut(n)).enumerate() {
         let seen = hide(scores, visible(row));
         if !seen.is_empty() {
@@ -239,7 +313,7 @@ fn online_softmax<E: Element>(
     }
 }
 
-/// The first `visible` scores of a row, and enough masked ones (−∞) to fill a vector; the rest are zeros.
+/// The first `visible` scores of a row, and enough masked ones (−∞) to fill a vector; the rest become zeros.
 #[inline(always)]
 fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
     let padded = visible.next_multiple_of(LANES).min(scores.len());
@@ -247,4 +321,27 @@ fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
     seen[visible..].fill(f32::NEG_INFINITY);
     masked.fill(0.0);
     seen
+}
+
+/// Writes one head's result: Σ p v / Σ p, and the logarithm of its denominator.
+fn finish<E: Element>(
+    exec: Exec<'_, E>,
+    task: &mut QueryTask<'_, E>,
+    shape: AttentionShape,
+    q_head: usize,
+    sums: Sums<'_>,
+) {
+    let (d, Sums { o, max, sum }) = (shape.head_dim, sums);
+    exec.cpu.isa.vectorize(
+        #[inline(always)]
+        || {
+            for ((out, o), sum) in task.o.chunks_exact_mut(shape.q_width()).zip(o.chunks_exact(d)).zip(&*sum) {
+                let (out, part) = (&mut out[q_head * d..][..d], 1.0 / sum);
+                out.iter_mut().zip(o).for_each(|(out, o)| *out = E::round(o * part));
+            }
+        },
+    );
+    for ((lse, max), sum) in task.lse.chunks_exact_mut(shape.n_heads).zip(max).zip(sum) {
+        lse[q_head] = *max + math::ln(*sum);
+    }
 }

@@ -1,124 +1,122 @@
-//! Memory of the CPU backend: f32, or bf16 where large products read it.
+//! Memory of the CPU backend: f32, and activations, which are bf16 where products multiply bf16.
 
+use super::Cpu;
 use super::aligned::{Aligned, LINE_FLOATS};
-use crate::Result;
 use crate::error::out_of_memory;
+use crate::{Error, Result};
+use bytemuck::Pod;
 use half::bf16;
 use hydra_kernels::gemm::{self, Values, ValuesMut};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::{Float, Scratch, math};
 
-/// Values that operations read and write.
-pub enum Buffer {
-    /// Whatever is summed up or kept for long.
+/// f32 values.
+pub type Buffer = Aligned<f32>;
+
+/// What products read.
+pub enum Activations {
+    /// Under [`Precision::F32`](super::Precision::F32).
     F32(Aligned<f32>),
-    /// Activations, where products have bf16 operands.
+    /// Under [`Precision::Bf16`](super::Precision::Bf16).
     Bf16(Aligned<bf16>),
 }
 
-impl Buffer {
-    pub(super) fn zeroed<E: Element>(len: usize) -> Result<Self> {
-        let values = Aligned::zeroed(len).ok_or_else(|| out_of_memory(len.saturating_mul(size_of::<E>())))?;
-        Ok(E::buffer(values))
-    }
-
+impl Activations {
     pub(super) fn values(&self) -> Values<'_> {
         match self {
-            Buffer::F32(values) => Values::F32(values),
-            Buffer::Bf16(values) => Values::Bf16(values),
+            Self::F32(values) => Values::F32(values),
+            Self::Bf16(values) => Values::Bf16(values),
         }
     }
 
     pub(super) fn values_mut(&mut self) -> ValuesMut<'_> {
         match self {
-            Buffer::F32(values) => ValuesMut::F32(values),
-            Buffer::Bf16(values) => ValuesMut::Bf16(values),
+            Self::F32(values) => ValuesMut::F32(values),
+            Self::Bf16(values) => ValuesMut::Bf16(values),
         }
     }
 }
 
-/// A type of buffer, and of a product's operands.
-pub(super) trait Element: Float + hydra_kernels::Element + Default {
-    fn buffer(values: Aligned<Self>) -> Buffer;
+/// `len` zeros.
+pub(super) fn zeroed<T: Pod>(len: usize) -> Result<Aligned<T>> {
+    Aligned::zeroed(len).ok_or_else(|| out_of_memory(len.saturating_mul(size_of::<T>())))
+}
 
-    /// # Panics
-    /// If the buffer holds the other type: activations come from `Backend::activation`, all else from `Backend::buffer`.
-    fn of(buffer: &Buffer) -> &[Self];
+/// A type of activations, and of a product's operands.
+pub(super) trait Element: Float + hydra_kernels::Element + Default {
+    /// The instructions that multiply this type on `cpu`.
+    fn isa(cpu: &Cpu) -> Self::Isa;
+
+    /// Fails if the activations are those of a backend of another precision.
+    fn of(activations: &Activations) -> Result<&[Self]>;
+
+    /// [`Element::of`].
+    fn of_mut(activations: &mut Activations) -> Result<&mut [Self]>;
 
     fn values(x: &[Self]) -> Values<'_>;
 
-    /// The reverse of [`Element::values`].
-    ///
-    /// # Panics
-    /// As [`Element::of`].
-    fn slice(values: Values<'_>) -> &[Self];
+    /// The reverse of [`Element::values`]. Fails if the values are of the other type.
+    fn slice(values: Values<'_>) -> Result<&[Self]>;
 
-    /// eˣ, as exact as what will be made of it.
+    /// eˣ, as exact as its use requires.
     fn exp(x: f32) -> f32;
-
-    /// [`Element::of`].
-    fn of_mut(buffer: &mut Buffer) -> &mut [Self];
 }
 
-const WRONG_KIND: &str = "an activation where a buffer is wanted, or the reverse";
+fn wrong_precision() -> Error {
+    Error::Invalid("activations of a backend of another precision".into())
+}
 
 impl Element for f32 {
-    fn buffer(values: Aligned<f32>) -> Buffer {
-        Buffer::F32(values)
+    fn isa(cpu: &Cpu) -> Self::Isa {
+        cpu.isa
     }
 
-    #[inline(always)]
-    fn exp(x: f32) -> f32 {
-        math::exp(x)
+    fn of(activations: &Activations) -> Result<&[f32]> {
+        if let Activations::F32(values) = activations { Ok(values) } else { Err(wrong_precision()) }
+    }
+
+    fn of_mut(activations: &mut Activations) -> Result<&mut [f32]> {
+        if let Activations::F32(values) = activations { Ok(values) } else { Err(wrong_precision()) }
     }
 
     fn values(x: &[f32]) -> Values<'_> {
         Values::F32(x)
     }
 
-    fn slice(values: Values<'_>) -> &[f32] {
-        let Values::F32(x) = values else { panic!("{WRONG_KIND}") };
-        x
-    }
-
-    fn of(buffer: &Buffer) -> &[f32] {
-        let Buffer::F32(values) = buffer else { panic!("{WRONG_KIND}") };
-        values
-    }
-
-    fn of_mut(buffer: &mut Buffer) -> &mut [f32] {
-        let Buffer::F32(values) = buffer else { panic!("{WRONG_KIND}") };
-        values
-    }
-}
-
-impl Element for bf16 {
-    fn buffer(values: Aligned<bf16>) -> Buffer {
-        Buffer::Bf16(values)
+    fn slice(values: Values<'_>) -> Result<&[f32]> {
+        if let Values::F32(values) = values { Ok(values) } else { Err(wrong_precision()) }
     }
 
     #[inline(always)]
     fn exp(x: f32) -> f32 {
-        math::exp_coarse(x)
+        math::exp(x)
+    }
+}
+
+impl Element for bf16 {
+    fn isa(cpu: &Cpu) -> Self::Isa {
+        cpu.bf16_isa
+    }
+
+    fn of(activations: &Activations) -> Result<&[bf16]> {
+        if let Activations::Bf16(values) = activations { Ok(values) } else { Err(wrong_precision()) }
+    }
+
+    fn of_mut(activations: &mut Activations) -> Result<&mut [bf16]> {
+        if let Activations::Bf16(values) = activations { Ok(values) } else { Err(wrong_precision()) }
     }
 
     fn values(x: &[bf16]) -> Values<'_> {
         Values::Bf16(x)
     }
 
-    fn slice(values: Values<'_>) -> &[bf16] {
-        let Values::Bf16(x) = values else { panic!("{WRONG_KIND}") };
-        x
+    fn slice(values: Values<'_>) -> Result<&[bf16]> {
+        if let Values::Bf16(values) = values { Ok(values) } else { Err(wrong_precision()) }
     }
 
-    fn of(buffer: &Buffer) -> &[bf16] {
-        let Buffer::Bf16(values) = buffer else { panic!("{WRONG_KIND}") };
-        values
-    }
-
-    fn of_mut(buffer: &mut Buffer) -> &mut [bf16] {
-        let Buffer::Bf16(values) = buffer else { panic!("{WRONG_KIND}") };
-        values
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        math::exp_coarse(x)
     }
 }
 

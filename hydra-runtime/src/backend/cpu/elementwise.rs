@@ -1,6 +1,7 @@
 //! Row by row and value by value: norms, rotations, SwiGLU, the embedding, AdamW.
 //!
-//! What is one task's worth in the forward pass runs on the calling thread: a token is done before another thread wakes.
+//! An operation that is no more than one task runs on the calling thread: for a single token it ends before another thread has
+//! woken.
 
 use super::buffer::Element;
 use super::lanes::{dot, dot3, squares};
@@ -8,10 +9,10 @@ use super::{Cpu, Weight};
 use crate::backend::AdamW;
 use hydra_kernels::isa::Bf16Isa;
 
-/// Values of a task where there are no rows.
+/// Values in a task of an operation without rows.
 const CHUNK: usize = 16 * 1024;
 
-/// Results that wait in f32 to be rounded together.
+/// Results that are kept in f32 and rounded together.
 const BLOCK: usize = 256;
 
 impl Cpu {
@@ -124,21 +125,11 @@ impl Cpu {
         parts.into_iter().sum()
     }
 
-    pub(super) fn adamw_values(
-        &self,
-        (params, m, v): (&mut [f32], &mut [f32], &mut [f32]),
-        grads: &[f32],
-        adam: AdamW,
-        t: u64,
-        lr: f32,
-        grad_scale: f32,
-    ) {
-        // Powers in f64: beta2^t is close to 1 for the first thousand steps.
-        let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
-        let step = (f64::from(lr) / correction(adam.beta1)) as f32;
-        let root = correction(adam.beta2).sqrt() as f32;
-        let state = params.chunks_mut(CHUNK).zip(m.chunks_mut(CHUNK)).zip(v.chunks_mut(CHUNK));
-        self.run(state.zip(grads.chunks(CHUNK)), |(((params, m), v), grads)| {
+    /// One update of the parameters and of both moments.
+    pub(super) fn adamw_values(&self, state: [&mut [f32]; 3], grads: &[f32], update: AdamWUpdate) {
+        let [params, m, v] = state.map(|part| part.chunks_mut(CHUNK));
+        let AdamWUpdate { adam, lr, step, root, grad_scale } = update;
+        self.run(params.zip(m).zip(v).zip(grads.chunks(CHUNK)), |(((params, m), v), grads)| {
             self.isa.vectorize(
                 #[inline(always)]
                 || {
@@ -154,7 +145,29 @@ impl Cpu {
     }
 }
 
-/// `out` = what `fill(first, block)` says, rounded a block at a time.
+/// What one step of AdamW does to parameters of one learning rate.
+#[derive(Clone, Copy)]
+pub(super) struct AdamWUpdate {
+    adam: AdamW,
+    lr: f32,
+    /// The learning rate, corrected for the first moment's start at zero.
+    step: f32,
+    /// √ of the second moment's correction.
+    root: f32,
+    grad_scale: f32,
+}
+
+impl AdamWUpdate {
+    /// Step `t`, counted from 1.
+    pub fn new(adam: AdamW, t: u64, lr: f32, grad_scale: f32) -> Self {
+        // Powers in f64: beta2^t is close to 1 for the first thousand steps.
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
+        let step = (f64::from(lr) / correction(adam.beta1)) as f32;
+        Self { adam, lr, step, root: correction(adam.beta2).sqrt() as f32, grad_scale }
+    }
+}
+
+/// `out` = the values that `fill(first, block)` writes, rounded a block at a time.
 #[inline(always)]
 fn rounded<E: Element>(isa: Bf16Isa, out: &mut [E], mut fill: impl FnMut(usize, &mut [f32])) {
     for (i, out) in out.chunks_mut(BLOCK).enumerate() {
@@ -197,7 +210,7 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
     }
 }
 
-/// Each pair (x[i], x[i + d/2]) turned by its angle; see `Backend::rope`.
+/// Rotates each pair (x[i], x[i + d/2]) by its angle; see `Backend::rope`.
 #[inline(always)]
 fn rope<E: Element>(x: &mut [E], width: usize, head_dim: usize, table: &[f32], positions: &[u32], inverse: bool) {
     let half = head_dim / 2;

@@ -46,7 +46,7 @@ pub(super) struct Parameters<'a> {
 
 impl<'a> Parameters<'a> {
     fn of(args: &Args<'a>, tokens: usize) -> Self {
-        let params = f32::of(args.params);
+        let params = args.params;
         let slot = args.slot;
         let (stacked, b) = (&params[slot.a.clone()], &params[slot.b.clone()]);
         Self { shape: slot.shape(tokens), scale: slot.scale, stacked, b }
@@ -179,7 +179,7 @@ pub(super) fn drop_rows<E: Element>(
     first_row: usize,
     d_in: usize,
 ) -> Result<()> {
-    let x = &E::slice(x)[first_row * d_in..][..out.len()];
+    let x = &E::slice(x)?[first_row * d_in..][..out.len()];
     Ok(dropout::dropout_unscaled(cpu.isa, out, x, d_in, key.mask(first_row))?)
 }
 
@@ -233,14 +233,14 @@ fn forward_few(
                 let y = &mut y[t * d_out..][..d_out];
                 cpu.in_parts(y, rows, part)?;
                 if let Some(residual) = residual {
-                    add(y, f32::slice(residual).iter().copied());
+                    add(y, f32::slice(residual)?.iter().copied());
                 }
             }
             ValuesMut::Bf16(y) => {
                 wide_y.resize(d_out, 0.0);
                 cpu.in_parts(&mut wide_y, rows, part)?;
                 if let Some(residual) = residual {
-                    add(&mut wide_y, bf16::slice(residual).iter().map(|x| x.to_f32()));
+                    add(&mut wide_y, bf16::slice(residual)?.iter().map(|x| x.to_f32()));
                 }
                 gemm::to_bf16(cpu.bf16_isa, &mut y[t * d_out..][..d_out], &wide_y)?;
             }

@@ -1,16 +1,18 @@
-//! The head and the cross-entropy in one pass over the vocabulary, by blocks, with a running softmax.
+//! The output head and the cross-entropy in one pass over the vocabulary, by blocks, with a running softmax.
 //!
 //! With unnormalised weights e_v = exp(l_v − max), nll = max + ln Σ e − l_target and dx = scale · (Σ e_v w_v / Σ e − w_target):
-//! the same recurrence as attention's, with the head's rows as keys and as values. So each block of logits is computed once,
-//! used for the loss and for its gradient, and forgotten.
+//! the same recurrence as attention's, with the head's rows as keys and as values. Each block of logits is computed once and
+//! used for the loss and for its gradient.
 
+use super::Cpu;
 use super::buffer::{Element, carve, floats};
+use super::exec::Exec;
 use super::lanes::{exponentials, lanes, larger};
 use super::product::Operand;
-use super::{Cpu, Weight};
+use super::workspace::Workspace;
 use crate::Result;
-use crate::backend::Accumulate;
-use hydra_kernels::gemm::{self, MatRef, PANEL_ALIGN, Panels, Source, Term, Values};
+use crate::backend::{Accumulate, HeadLoss, Weight};
+use hydra_kernels::gemm::{MatRef, PANEL_ALIGN, Panels, Source, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
 
@@ -25,27 +27,32 @@ const HEAD_VALUES: usize = 640 * 1024;
 struct State {
     max: f32,
     sum: f32,
+    /// The target's logit.
     target: f32,
 }
 
-/// One task: some rows, their states, and their gradients if wanted.
+/// Some rows, and what has been summed up for them.
 struct RowTask<'a> {
-    first: usize,
     states: &'a mut [State],
+    targets: &'a [u32],
+    /// Σ e_v w_v, [rows, d], if wanted.
     dx: Option<&'a mut [f32]>,
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn head_loss<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    nll: &mut [f32],
-    dx: Option<&mut [f32]>,
-    x: Values<'_>,
-    head: &Weight<'_>,
-    targets: &[u32],
-    scale: f32,
-) -> Result<()> {
+/// Some ids' rows of the head, packed.
+#[derive(Clone, Copy)]
+struct HeadBlock<'a, E> {
+    first_id: u32,
+    /// For x headᵀ.
+    to_logits: Panels<'a, E>,
+    /// For weights · head, if there is a gradient.
+    to_dx: Option<Panels<'a, E>>,
+}
+
+/// See [`crate::backend::Backend::head_loss`].
+pub(super) fn head_loss<E: Element>(exec: Exec<'_, E>, args: HeadLoss<'_, Cpu>) -> Result<()> {
+    let HeadLoss { nll, dx, x, lm_head, targets, scale } = args;
+    let (cpu, head, x) = (exec.cpu, lm_head.weight(), x.values());
     let (d, vocab) = (head.cols(), head.rows());
     let workspace = &mut *cpu.workspaces.take();
     let mut states = vec![State { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; targets.len()];
@@ -54,32 +61,13 @@ pub(super) fn head_loss<E: Element>(
         dx.fill(0.0);
     }
     let share = cpu.row_share(targets.len(), TILES);
-    let block = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads()).next_multiple_of(PANEL_ALIGN);
-    for first in (0..vocab).step_by(block) {
-        let rows = block.min(vocab - first);
-        let part = head.slice_rows(first, rows)?;
-        let as_columns = |column| Source::WeightRows { weight: part, first: column };
-        let as_rows = |column| Source::WeightCols { weight: part, first: column };
-        let to_logits = Operand { k: d, source: &as_columns, scale: 1.0 };
-        let to_logits = to_logits.pack::<E>(cpu, isa, &mut workspace.panels, 0, rows)?;
-        let to_dx = Operand { k: rows, source: &as_rows, scale: 1.0 };
-        let to_dx = match dx {
-            Some(_) => Some(to_dx.pack::<E>(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
-            None => None,
-        };
-        let mut dx_chunks = dx.as_mut().map(|dx| dx.chunks_mut(share * d));
-        let tasks: Vec<_> = states
-            .chunks_mut(share)
-            .enumerate()
-            .map(|(i, states)| {
-                let dx = dx_chunks.as_mut().and_then(Iterator::next);
-                RowTask { first: i * share, states, dx }
-            })
-            .collect();
-        cpu.threads.each(tasks.into_iter(), |_, task| {
-            let targets = &targets[task.first..][..task.states.len()];
-            let x = MatRef::row_major(x.skip(task.first * d), d);
-            block_task(cpu, isa, task, x, to_logits, to_dx, targets, first as u32)
+    let ids = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads()).next_multiple_of(PANEL_ALIGN);
+    for first in (0..vocab).step_by(ids) {
+        let rows = head.slice_rows(first, ids.min(vocab - first))?;
+        let block = head_block(exec, rows, first as u32, dx.is_some(), workspace)?;
+        let tasks = row_tasks(&mut states, targets, dx.as_deref_mut(), share);
+        cpu.threads.each(tasks.into_iter(), |i, task| {
+            add_block(exec, task, MatRef::row_major(x.skip(i * share * d), d), block)
         })?;
     }
     for (nll, state) in nll.iter_mut().zip(&states) {
@@ -88,59 +76,81 @@ pub(super) fn head_loss<E: Element>(
     let Some(dx) = dx else { return Ok(()) };
     let rows = dx.chunks_mut(share * d).zip(states.chunks(share)).zip(targets.chunks(share));
     cpu.threads.each(rows, |_, ((dx, states), targets)| {
-        cpu.with_scratch(d, |wanted| {
-            for ((dx, state), &target) in dx.chunks_exact_mut(d).zip(states).zip(targets) {
-                head.decode_row(cpu.isa, target as usize, 0, wanted);
-                dx.iter_mut().zip(&*wanted).for_each(|(dx, w)| *dx = scale * (*dx / state.sum - *w));
-            }
-            Ok(())
-        })
+        finish_gradient(cpu, dx, states, targets, (&head, scale));
+        Ok(())
     })
 }
 
-#[allow(clippy::too_many_arguments)]
-fn block_task<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    task: RowTask<'_>,
-    x: MatRef<'_>,
-    to_logits: Panels<'_, E>,
-    to_dx: Option<Panels<'_, E>>,
-    targets: &[u32],
+/// Packs `rows` of the head, whose first is `first_id`'s.
+fn head_block<'a, E: Element>(
+    exec: Exec<'_, E>,
+    rows: Weight<'_>,
     first_id: u32,
+    gradient: bool,
+    workspace: &'a mut Workspace,
+) -> Result<HeadBlock<'a, E>> {
+    let (cpu, isa, d) = (exec.cpu, exec.isa, rows.cols());
+    let as_columns = |column| Source::WeightRows { weight: rows, first: column };
+    let as_rows = |column| Source::WeightCols { weight: rows, first: column };
+    let to_logits = Operand { k: d, source: &as_columns, scale: 1.0 };
+    let to_logits = to_logits.pack::<E>(cpu, isa, &mut workspace.panels, 0, rows.rows())?;
+    let to_dx = Operand { k: rows.rows(), source: &as_rows, scale: 1.0 };
+    let to_dx = match gradient {
+        true => Some(to_dx.pack::<E>(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
+        false => None,
+    };
+    Ok(HeadBlock { first_id, to_logits, to_dx })
+}
+
+/// Tasks of `share` rows each.
+fn row_tasks<'a>(
+    states: &'a mut [State],
+    targets: &'a [u32],
+    dx: Option<&'a mut [f32]>,
+    share: usize,
+) -> Vec<RowTask<'a>> {
+    let d = dx.as_ref().map_or(0, |dx| dx.len() / targets.len().max(1));
+    let mut dx_chunks = dx.map(|dx| dx.chunks_mut(share * d));
+    let rows = states.chunks_mut(share).zip(targets.chunks(share));
+    rows.map(|(states, targets)| RowTask { states, targets, dx: dx_chunks.as_mut().and_then(Iterator::next) }).collect()
+}
+
+/// Adds a block of ids to the sums of some rows `x`.
+fn add_block<E: Element>(
+    exec: Exec<'_, E>,
+    mut task: RowTask<'_>,
+    x: MatRef<'_>,
+    block: HeadBlock<'_, E>,
 ) -> Result<()> {
-    let (rows, n) = (task.states.len(), to_logits.n);
-    let mut dx = task.dx;
-    cpu.with_scratch(floats::<E>(rows * n) + rows * n, |scratch| {
+    let (rows, n) = (task.states.len(), block.to_logits.n);
+    exec.cpu.with_scratch(floats::<E>(rows * n) + rows * n, |scratch| {
         let (weights, logits) = carve::<E>(scratch, rows * n);
-        gemm::gemm(isa, &mut *logits, n, rows, n, Accumulate::Overwrite, &[Term { a: x, b: to_logits }])?;
-        cpu.isa.vectorize(
+        exec.multiply(logits, rows, Accumulate::Overwrite, x, block.to_logits)?;
+        exec.cpu.isa.vectorize(
             #[inline(always)]
-            || online_softmax(cpu.bf16_isa, weights, logits, n, task.states, dx.as_deref_mut(), targets, first_id),
+            || online_softmax(exec.cpu.bf16_isa, weights, logits, &mut task, block.first_id),
         );
-        if let (Some(dx), Some(b)) = (dx, to_dx) {
-            let term = Term { a: MatRef::row_major(E::values(weights), n), b };
-            gemm::gemm(isa, dx, b.n, rows, b.n, Accumulate::Add, &[term])?;
+        if let (Some(dx), Some(to_dx)) = (task.dx, block.to_dx) {
+            exec.multiply(dx, rows, Accumulate::Add, MatRef::row_major(E::values(weights), n), to_dx)?;
         }
         Ok(())
     })
 }
 
-/// Logits of a block of ids → unnormalised `weights`, if there is a gradient; the running state and what earlier blocks left in dx are rescaled.
+/// Updates the running softmax with a block's `logits` [rows, ids]. If there is a gradient, rescales what earlier blocks left in dx
+/// and writes the unnormalised `weights`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn online_softmax<E: Element>(
     isa: Bf16Isa,
     weights: &mut [E],
     logits: &mut [f32],
-    n: usize,
-    states: &mut [State],
-    mut dx: Option<&mut [f32]>,
-    targets: &[u32],
+    task: &mut RowTask<'_>,
     first_id: u32,
 ) {
-    let rows = states.len();
-    for (row, ((logits, state), &target)) in logits.chunks_exact_mut(n).zip(states).zip(targets).enumerate() {
+    let rows = task.states.len();
+    let n = logits.len() / rows;
+    let states = task.states.iter_mut().zip(task.targets);
+    for (row, (logits, (state, &target))) in logits.chunks_exact_mut(n).zip(states).enumerate() {
         if let Some(&logit) = target.checked_sub(first_id).and_then(|i| logits.get(i as usize)) {
             state.target = logit;
         }
@@ -148,7 +158,7 @@ fn online_softmax<E: Element>(
         let shrink = E::exp(state.max - max);
         state.sum = state.sum * shrink + exponentials::<E>(logits, max);
         state.max = max;
-        if let Some(dx) = &mut dx {
+        if let Some(dx) = &mut task.dx {
             let d = dx.len() / rows;
             if shrink != 1.0 {
                 dx[row * d..][..d].iter_mut().for_each(|dx| *dx *= shrink);
@@ -158,7 +168,18 @@ fn online_softmax<E: Element>(
     }
 }
 
-/// out [rows, ids]: the logits of some ids only.
+/// dx [rows, d] = scale · (dx / Σ e − w_target).
+fn finish_gradient(cpu: &Cpu, dx: &mut [f32], states: &[State], targets: &[u32], (head, scale): (&Weight<'_>, f32)) {
+    let d = head.cols();
+    cpu.with_scratch(d, |wanted| {
+        for ((dx, state), &target) in dx.chunks_exact_mut(d).zip(states).zip(targets) {
+            head.decode_row(cpu.isa, target as usize, 0, wanted);
+            dx.iter_mut().zip(&*wanted).for_each(|(dx, w)| *dx = scale * (*dx / state.sum - *w));
+        }
+    });
+}
+
+/// See [`crate::backend::Backend::head_rows`].
 pub(super) fn head_rows(
     cpu: &Cpu,
     out: &mut [f32],

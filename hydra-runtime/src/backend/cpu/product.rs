@@ -134,7 +134,7 @@ pub(super) fn columns_of<E: Element>(
         Onto::Itself => Accumulate::Add,
         Onto::Other(values) => {
             // Here, where the product finds it in its cache.
-            copy_columns(y.reborrow(), values, n, first..first + columns);
+            copy_columns(y.reborrow(), values, n, first..first + columns)?;
             Accumulate::Add
         }
     };
@@ -152,16 +152,17 @@ pub(super) fn columns_of<E: Element>(
     }
 }
 
-fn copy_columns(y: ValuesMut<'_>, from: Values<'_>, width: usize, columns: Range<usize>) {
+fn copy_columns(y: ValuesMut<'_>, from: Values<'_>, width: usize, columns: Range<usize>) -> Result<()> {
     fn copy<E: Element>(y: &mut [E], from: &[E], width: usize, columns: Range<usize>) {
         for (y, from) in y.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
             y[columns.clone()].copy_from_slice(&from[columns.clone()]);
         }
     }
     match y {
-        ValuesMut::F32(y) => copy(y, f32::slice(from), width, columns),
-        ValuesMut::Bf16(y) => copy(y, bf16::slice(from), width, columns),
+        ValuesMut::F32(y) => copy(y, f32::slice(from)?, width, columns),
+        ValuesMut::Bf16(y) => copy(y, bf16::slice(from)?, width, columns),
     }
+    Ok(())
 }
 
 /// Columns of a block that are packed together, of an operand of `k` rows.

@@ -5,23 +5,31 @@ use crate::Result;
 use half::bf16;
 use hydra_ptx::launch::{Ptr, Values};
 
+/// f32 on the device.
+pub struct Buffer<D: Driver>(pub(super) Memory<D>);
+
+/// bf16 on the device.
+pub struct Activations<D: Driver>(pub(super) Memory<D>);
+
+impl<D: Driver> Buffer<D> {
+    /// All values there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len
+    }
+}
+
 /// Values on the device.
-pub struct Buffer<D: Driver> {
+pub(super) struct Memory<D: Driver> {
     memory: D::Memory,
     len: usize,
-    /// An activation; else f32.
+    /// Whether they are bf16, else f32.
     bf16: bool,
 }
 
-impl<D: Driver> Buffer<D> {
+impl<D: Driver> Memory<D> {
     pub(super) fn zeroed(driver: &D, len: usize, bf16: bool) -> Result<Self> {
         let bytes = if bf16 { size_of::<bf16>() } else { size_of::<f32>() };
         Ok(Self { memory: driver.allocate(bytes * len.max(1))?, len, bf16 })
-    }
-
-    /// All there are.
-    pub(super) fn len(&self) -> usize {
-        self.len
     }
 
     /// Bytes of the first `len` values.
@@ -66,7 +74,6 @@ impl<D: Driver> Buffer<D> {
 
     /// The first `len` values of `from` to those from `start` on.
     pub(super) fn copy(&mut self, driver: &D, start: usize, from: &Self, len: usize) -> Result<()> {
-        assert_eq!(self.bf16, from.bf16, "a copy between a buffer and an activation");
         let (at, bytes) = (self.bytes(start), from.bytes(len));
         self.bytes(start + len);
         driver.copy(&mut self.memory, at, &from.memory, bytes)

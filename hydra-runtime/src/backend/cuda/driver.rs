@@ -7,7 +7,7 @@ use crate::Result;
 use hydra_ptx::launch::{Instructions, Launch, Product, gemm};
 
 /// A device that runs `hydra_ptx`'s kernels.
-pub trait Driver: Send + Sync {
+pub trait Driver: Send + Sync + 'static {
     /// Memory of the device, given back when it is dropped.
     type Memory: Send + Sync;
 

@@ -1,10 +1,13 @@
 //! A frozen linear layer and its Hydra adapter, forward and backward: which launches, in which order. The mathematics is that of
 //! `backend/cpu/linear.rs`.
 
+use super::buffer::Memory;
 use super::state::{Area, State};
-use super::{Buffer, Cuda, Driver, Matrix, size};
+use super::{Cuda, Driver, size};
 use crate::Result;
-use crate::backend::{Accumulate, AdapterArgs, DropoutKey, GateKind};
+use crate::backend::{
+    Accumulate, AdapterArgs, AnyBuffer, AnyBufferMut, DropoutKey, GateKind, Linear, LinearBackward, LinearOutput,
+};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{self, Form, Heads, Mask, More, Outer, Output, Product, Ptr, Second, UpBackward, Values};
 use hydra_ptx::sizes::{FEW_TOKENS, GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM, SHARED_MOST, few_shared};
@@ -73,22 +76,17 @@ fn mask(key: Option<DropoutKey>) -> Mask {
 }
 
 impl<D: Driver> Cuda<D> {
-    pub(super) fn linear_forward(
-        &self,
-        y: &mut Buffer<D>,
-        residual: Option<&Buffer<D>>,
-        tokens: usize,
-        x: &Buffer<D>,
-        weight: &Matrix<D>,
-        adapter: Option<(&Args<'_, D>, &mut Buffer<D>)>,
-    ) -> Result<()> {
+    pub(super) fn linear_forward(&self, args: Linear<'_, Cuda<D>>) -> Result<()> {
+        let Linear { output, tokens, x, weight, adapter } = args;
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let count = size(tokens)?;
-        let place = |buffer| self.values(buffer, tokens * weight.rows as usize);
-        let (y, residual) = (place(y), residual.map(place));
-        assert!(residual.is_none_or(|residual| residual.bf16 == y.bf16), "a residual of another kind than y");
-        let before = residual.map_or(Ptr::NULL, |residual| residual.at);
-        let x = self.operand(&mut state.x, x, tokens, weight.columns)?;
+        let (y, residual) = match output {
+            LinearOutput::Buffer { y, residual } => (&y.0, residual.map(|residual| &residual.0)),
+            LinearOutput::Activations { y, residual } => (&y.0, residual.map(|residual| &residual.0)),
+        };
+        let place = |memory: &Memory<D>| memory.values(driver, tokens * weight.rows as usize);
+        let (y, before) = (place(y), residual.map_or(Ptr::NULL, |residual| place(residual).at));
+        let x = self.operand(&mut state.x, &x.0, tokens, weight.columns)?;
         let adapter = match adapter {
             None => None,
             Some((args, adapter_state)) => {
@@ -137,23 +135,22 @@ impl<D: Driver> Cuda<D> {
         self.run(&outer.total(parts))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn linear_gradient(
-        &self,
-        dx: Option<(&mut Buffer<D>, Accumulate)>,
-        dparams: Option<&mut Buffer<D>>,
-        tokens: usize,
-        dy: &Buffer<D>,
-        x: &Buffer<D>,
-        weight: &Matrix<D>,
-        adapter: Option<(&Args<'_, D>, &Buffer<D>)>,
-    ) -> Result<()> {
+    pub(super) fn linear_gradient(&self, args: LinearBackward<'_, Cuda<D>>) -> Result<()> {
+        let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter } = args;
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let (count, d_in, d_out) = (size(tokens)?, weight.columns, weight.rows);
         let dx = dx.map(|(dx, store)| {
-            let dx = self.values(dx, tokens * d_in as usize);
+            let dx = match dx {
+                AnyBufferMut::Buffer(dx) => &dx.0,
+                AnyBufferMut::Activations(dx) => &dx.0,
+            };
+            let dx = dx.values(driver, tokens * d_in as usize);
             (dx, if store == Accumulate::Add { dx.at } else { Ptr::NULL })
         });
+        let dy = match dy {
+            AnyBuffer::Buffer(dy) => &dy.0,
+            AnyBuffer::Activations(dy) => &dy.0,
+        };
         let dy = self.operand(&mut state.dy, dy, tokens, d_out)?;
         let Some((args, adapter_state)) = adapter else {
             let Some((dx, before)) = dx else { return Ok(()) };
@@ -183,7 +180,7 @@ impl<D: Driver> Cuda<D> {
         self.run(&launch::operand(b_operand, Values::f32(b), d_out, heads.mixed()))?;
         self.run(&launch::up_backward(&out, count, dy, d_out, b_operand, adapter_state, push, &heads, scale))?;
         if let Some(dparams) = dparams {
-            let x = self.operand(&mut state.x, x, tokens, d_in)?;
+            let x = self.operand(&mut state.x, &x.0, tokens, d_in)?;
             let dparams = self.f32(dparams, args.slot.a.end.max(args.slot.b.end));
             let (da, db) = (dparams.f32(args.slot.a.start), dparams.f32(args.slot.b.start));
             self.sum(&mut state.partial, &launch::db(db, count, dy, d_out, out.mixed, &heads, scale))?;

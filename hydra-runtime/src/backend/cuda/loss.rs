@@ -1,7 +1,8 @@
 //! The head: cross-entropy by blocks of the vocabulary, and the logits of a few ids.
 
-use super::{Buffer, Cuda, Driver, Matrix, size};
+use super::{Activations, Cuda, Driver, Matrix, size};
 use crate::Result;
+use crate::backend::HeadLoss;
 use hydra_ptx::launch::{self, Form, LOSS_STATE, Output, Product, Ptr, Values};
 
 /// Logits in a block, f32 and bf16: some 100 MiB, so that the vocabulary takes few passes over dx.
@@ -21,23 +22,16 @@ pub(super) fn bytes(rows: usize) -> u64 {
 }
 
 impl<D: Driver> Cuda<D> {
-    pub(super) fn loss(
-        &self,
-        nll: &mut Buffer<D>,
-        dx: Option<&mut Buffer<D>>,
-        x: &Buffer<D>,
-        head: &Matrix<D>,
-        targets: &[u32],
-        scale: f32,
-    ) -> Result<()> {
-        let (state, driver, head) = (&mut *self.state(), &self.driver, head.of(&self.driver));
+    pub(super) fn loss(&self, args: HeadLoss<'_, Cuda<D>>) -> Result<()> {
+        let HeadLoss { nll, dx, x, lm_head, targets, scale } = args;
+        let (state, driver, head) = (&mut *self.state(), &self.driver, lm_head.of(&self.driver));
         let (rows, d) = (targets.len(), head.columns);
         let count = size(rows)?;
         let nll = self.f32(nll, rows);
         let dx = dx.map_or(Ptr::NULL, |dx| self.f32(dx, rows * d as usize));
         let targets = state.ids.on_device(driver, targets)?;
         let softmax = state.partial.f32(driver, rows * LOSS_STATE)?;
-        let x = self.operand(&mut state.x, x, rows, d)?;
+        let x = self.operand(&mut state.x, &x.0, rows, d)?;
         let block = size(block_ids(rows))?;
         for first in (0..head.rows).step_by(block as usize) {
             let ids = block.min(head.rows - first);
@@ -60,13 +54,13 @@ impl<D: Driver> Cuda<D> {
     pub(super) fn logits_of(
         &self,
         out: &mut [f32],
-        x: &Buffer<D>,
+        x: &Activations<D>,
         rows: usize,
         head: &Matrix<D>,
         ids: &[u32],
     ) -> Result<()> {
         let (state, driver, head) = (&mut *self.state(), &self.driver, head.of(&self.driver));
-        let x = self.operand(&mut state.x, x, rows, head.columns)?;
+        let x = self.operand(&mut state.x, &x.0, rows, head.columns)?;
         let count = size(ids.len())?;
         let ids = state.ids.on_device(driver, ids)?;
         let y = state.result.f32(driver, out.len())?;

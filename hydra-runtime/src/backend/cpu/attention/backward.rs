@@ -1,31 +1,38 @@
-//! The gradient of attention: a task is one key head of one segment, so that dq, dk and dv each have one writer; scores are
-//! recomputed from `lse`, a block of keys against a block of queries.
+//! The gradient of attention: a task is one key head of one segment, so that each value of dq, dk and dv has one writer. Scores
+//! are recomputed from `lse`, a block of keys against a block of queries at a time.
 //!
-//! Scores are transposed, keys by queries: Pᵀ and dSᵀ are then left operands as they are written, and only dQ has to turn one
-//! around. dK and dV are summed over the query heads that share them.
+//! With P = exp(S − lse) and δ = Σ dO ∘ O per query, the gradient of the scores is dS = P ∘ (dO Vᵀ − δ), and
+//!
+//! ```text
+//! dV = Pᵀ dO        dK = scale · dSᵀ Q        dQ = scale · dS K
+//! ```
+//!
+//! Scores are computed transposed, keys by queries: Pᵀ and dSᵀ are then left operands as they are written, and only dQ reads
+//! one by columns. dK and dV are summed over the query heads that share them.
 
 use super::super::Cpu;
 use super::super::buffer::{Element, carve, floats};
+use super::super::exec::Exec;
 use super::super::lanes::{LANES, dot};
-use super::super::product::pack;
-use super::{Block, STRIP, multiply};
+use super::{Block, STRIP, score_scale};
 use crate::Result;
-use crate::backend::{Accumulate, AttentionShape};
+use crate::backend::{Accumulate, AttentionBackward, AttentionShape};
 use crate::batch::Segment;
 use hydra_kernels::gemm::{self, MatRef, Panels};
 
 /// Keys and queries in a block.
 const BLOCK: usize = 128;
 
-/// What the forward pass left, and the gradient of its result.
+/// What all tasks read: what the forward pass saved, and the gradient of its result.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Saved<'a, E> {
-    pub d_o: &'a [E],
-    pub o: &'a [E],
-    pub lse: &'a [f32],
-    pub q: &'a [E],
-    pub k: &'a [E],
-    pub v: &'a [E],
+struct Saved<'a, E> {
+    shape: AttentionShape,
+    d_o: &'a [E],
+    o: &'a [E],
+    lse: &'a [f32],
+    q: &'a [E],
+    k: &'a [E],
+    v: &'a [E],
 }
 
 /// One task: one key head of a segment. Outputs are its part of each of the segment's rows.
@@ -38,30 +45,32 @@ struct KeyTask<'a, E> {
     dv: Vec<&'a mut [E]>,
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(in super::super) fn backward<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    dq: &mut [E],
-    dk: &mut [E],
-    dv: &mut [E],
+/// See [`crate::backend::Backend::attention_backward`].
+pub(in super::super) fn backward<E: Element>(exec: Exec<'_, E>, args: AttentionBackward<'_, Cpu>) -> Result<()> {
+    let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+    let (d_o, o) = (E::of(d_o)?, E::of(o)?);
+    let saved = Saved { shape, d_o, o, lse, q: E::of(q)?, k: E::of(k)?, v: E::of(v)? };
+    let mut tasks = key_tasks(shape, segments, [E::of_mut(dq)?, E::of_mut(dk)?, E::of_mut(dv)?]);
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.segment.len));
+    exec.cpu.threads.each(tasks.into_iter(), |_, task| key_task(exec, task, saved))
+}
+
+/// Cuts the gradients by segment and key head.
+fn key_tasks<'a, E>(
     shape: AttentionShape,
     segments: &[Segment],
-    saved: Saved<'_, E>,
-) -> Result<()> {
+    [mut dq, mut dk, mut dv]: [&'a mut [E]; 3],
+) -> Vec<KeyTask<'a, E>> {
     let mut tasks = Vec::with_capacity(segments.len() * shape.kv_heads);
-    let (mut dq, mut dk, mut dv) = (dq, dk, dv);
     for &segment in segments {
-        let n_heads = shape.kv_heads;
-        let q_parts = by_head(&mut dq, segment.len, shape.q_width(), n_heads);
-        let k_parts = by_head(&mut dk, segment.len, shape.kv_width(), n_heads);
-        let v_parts = by_head(&mut dv, segment.len, shape.kv_width(), n_heads);
+        let q_parts = by_head(&mut dq, segment.len, shape.q_width(), shape.kv_heads);
+        let k_parts = by_head(&mut dk, segment.len, shape.kv_width(), shape.kv_heads);
+        let v_parts = by_head(&mut dv, segment.len, shape.kv_width(), shape.kv_heads);
         for (kv_head, ((dq, dk), dv)) in q_parts.into_iter().zip(k_parts).zip(v_parts).enumerate() {
             tasks.push(KeyTask { segment, kv_head, dq, dk, dv });
         }
     }
-    tasks.sort_by_key(|task| std::cmp::Reverse(task.segment.len));
-    cpu.threads.each(tasks.into_iter(), |_, task| key_task(cpu, isa, task, shape, saved))
+    tasks
 }
 
 /// Takes `rows` rows off the front of a matrix, each in `n_heads` parts: by part, then by row.
@@ -75,26 +84,102 @@ fn by_head<'a, E>(matrix: &mut &'a mut [E], rows: usize, width: usize, n_heads: 
     parts
 }
 
-fn key_task<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    mut task: KeyTask<'_, E>,
-    shape: AttentionShape,
-    saved: Saved<'_, E>,
-) -> Result<()> {
-    let (d, group, len, start) = (shape.head_dim, shape.group(), task.segment.len, task.segment.start);
-    let scale = 1.0 / (d as f32).sqrt();
-    let blocks = len.div_ceil(BLOCK);
-    let by_d = gemm::panels_len::<E>(isa, BLOCK, d); // a block's rows as the operand [rows, d]
-    let by_rows = gemm::panels_len::<E>(isa, d, BLOCK); // the same as [d, rows]
-    let panels = 3 * floats::<E>(blocks * by_d) + 2 * floats::<E>(blocks * by_rows);
-    let scores = 2 * floats::<E>(BLOCK * BLOCK) + 2 * STRIP * BLOCK;
-    cpu.with_scratch(panels + scores + 3 * len * d + 2 * len, |scratch| {
-        let (k_panels, rest) = carve::<E>(scratch, blocks * by_d);
-        let (q_panels, rest) = carve::<E>(rest, blocks * by_d);
-        let (do_panels, rest) = carve::<E>(rest, blocks * by_d);
-        let (qt_panels, rest) = carve::<E>(rest, blocks * by_rows);
-        let (dot_panels, rest) = carve::<E>(rest, blocks * by_rows);
+fn key_task<E: Element>(exec: Exec<'_, E>, task: KeyTask<'_, E>, saved: Saved<'_, E>) -> Result<()> {
+    let KeyTask { segment, kv_head, mut dq, mut dk, mut dv } = task;
+    let (shape, len) = (saved.shape, segment.len);
+    let (d, blocks) = (shape.head_dim, len.div_ceil(BLOCK));
+    exec.cpu.with_scratch(Scratch::len(exec, len, d), |scratch| {
+        let mut scratch = Scratch::carve(exec, len, d, scratch);
+        scratch.pack_keys(exec, saved, segment, kv_head)?;
+        for i in 0..shape.group() {
+            let q_head = kv_head * shape.group() + i;
+            scratch.pack_queries(exec, saved, segment, q_head)?;
+            scratch.query_statistics(exec, saved, segment, q_head);
+            for key_block in 0..blocks {
+                // Queries before a key don't see it.
+                for query_block in key_block..blocks {
+                    let pair = Pair { segment, kv_head, key_block, query_block, first_head: i == 0 };
+                    scratch.score_gradients(exec, saved, pair)?;
+                    scratch.accumulate(exec, pair)?;
+                }
+            }
+            for (out, sums) in dq.iter_mut().zip(scratch.dq.chunks_exact(d)) {
+                exec.narrow(&mut out[i * d..][..d], sums)?;
+            }
+        }
+        for (out, sums) in [(&mut dk, &*scratch.dk), (&mut dv, &*scratch.dv)] {
+            for (out, sums) in out.iter_mut().zip(sums.chunks_exact(d)) {
+                exec.narrow(out, sums)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A block of keys against a block of queries of one query head.
+#[derive(Clone, Copy)]
+struct Pair {
+    segment: Segment,
+    kv_head: usize,
+    key_block: usize,
+    query_block: usize,
+    /// Whether the query head is the first of its group, which begins the sums of dK and dV.
+    first_head: bool,
+}
+
+/// A task's memory. Panels are a block after the other: [rows, d] as the operand B, and its transpose [d, rows].
+struct Scratch<'a, E> {
+    d: usize,
+    /// Rows of the segment.
+    len: usize,
+    /// Values of a block's panels, [rows, d].
+    by_d: usize,
+    /// Values of a block's panels, [d, rows].
+    by_rows: usize,
+    k: &'a mut [E],
+    q: &'a mut [E],
+    d_o: &'a mut [E],
+    q_transposed: &'a mut [E],
+    d_o_transposed: &'a mut [E],
+    /// Pᵀ of a pair of blocks, [keys, queries].
+    p: &'a mut [E],
+    /// dSᵀ of a pair of blocks, without the scale.
+    ds: &'a mut [E],
+    /// A strip of scores.
+    scores: &'a mut [f32],
+    /// Their gradients.
+    dscores: &'a mut [f32],
+    /// One head's, [len, d].
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+    /// One head's, `[len]`.
+    lse: &'a mut [f32],
+    /// Σ dO ∘ O of one head's rows, `[len]`.
+    delta: &'a mut [f32],
+}
+
+impl<'a, E: Element> Scratch<'a, E> {
+    fn panels(exec: Exec<'_, E>, d: usize) -> [usize; 2] {
+        [gemm::panels_len::<E>(exec.isa, BLOCK, d), gemm::panels_len::<E>(exec.isa, d, BLOCK)]
+    }
+
+    /// Floats that it takes.
+    fn len(exec: Exec<'_, E>, len: usize, d: usize) -> usize {
+        let blocks = len.div_ceil(BLOCK);
+        let [by_d, by_rows] = Self::panels(exec, d);
+        let panels = 3 * floats::<E>(blocks * by_d) + 2 * floats::<E>(blocks * by_rows);
+        panels + 2 * floats::<E>(BLOCK * BLOCK) + 2 * STRIP * BLOCK + 3 * len * d + 2 * len
+    }
+
+    fn carve(exec: Exec<'_, E>, len: usize, d: usize, scratch: &'a mut [f32]) -> Self {
+        let blocks = len.div_ceil(BLOCK);
+        let [by_d, by_rows] = Self::panels(exec, d);
+        let (k, rest) = carve::<E>(scratch, blocks * by_d);
+        let (q, rest) = carve::<E>(rest, blocks * by_d);
+        let (d_o, rest) = carve::<E>(rest, blocks * by_d);
+        let (q_transposed, rest) = carve::<E>(rest, blocks * by_rows);
+        let (d_o_transposed, rest) = carve::<E>(rest, blocks * by_rows);
         let (p, rest) = carve::<E>(rest, BLOCK * BLOCK);
         let (ds, rest) = carve::<E>(rest, BLOCK * BLOCK);
         let (scores, rest) = rest.split_at_mut(STRIP * BLOCK);
@@ -104,87 +189,129 @@ fn key_task<E: Element>(
         let (dv, rest) = rest.split_at_mut(len * d);
         let (lse, rest) = rest.split_at_mut(len);
         let delta = &mut rest[..len];
-        let kv_block = |x, row| Block::new(E::values(x), shape.kv_width(), start + row, task.kv_head * d);
-        let rows_of = |block: usize| BLOCK.min(len - block * BLOCK);
-        for block in 0..blocks {
-            let k = kv_block(saved.k, block * BLOCK).as_rows();
-            pack(isa, &mut k_panels[block * by_d..], rows_of(block), d, k, scale)?;
+        Self {
+            d,
+            len,
+            by_d,
+            by_rows,
+            k,
+            q,
+            d_o,
+            q_transposed,
+            d_o_transposed,
+            p,
+            ds,
+            scores,
+            dscores,
+            dq,
+            dk,
+            dv,
+            lse,
+            delta,
         }
-        for i in 0..group {
-            let q_head = task.kv_head * group + i;
-            // Both forms of the head's queries and dO packed once.
-            for block in 0..blocks {
-                let (n, q_block) =
-                    (rows_of(block), |x| Block::new(E::values(x), shape.q_width(), start + block * BLOCK, q_head * d));
-                let (q, d_o) = (q_block(saved.q), q_block(saved.d_o));
-                pack(isa, &mut q_panels[block * by_d..], n, d, q.as_rows(), scale)?;
-                pack(isa, &mut do_panels[block * by_d..], n, d, d_o.as_rows(), 1.0)?;
-                pack(isa, &mut qt_panels[block * by_rows..], d, n, q.as_columns(), scale)?;
-                pack(isa, &mut dot_panels[block * by_rows..], d, n, d_o.as_columns(), 1.0)?;
-            }
-            cpu.isa.vectorize(
-                #[inline(always)]
-                || {
-                    for (row, (delta, lse)) in delta.iter_mut().zip(lse.iter_mut()).enumerate() {
-                        let at = (start + row) * shape.q_width() + q_head * d;
-                        *delta = dot(&saved.d_o[at..at + d], &saved.o[at..at + d]);
-                        *lse = saved.lse[(start + row) * shape.n_heads + q_head];
-                    }
-                },
-            );
-            for b in 0..blocks {
-                let (key, n) = (b * BLOCK, rows_of(b));
-                let k = Panels { data: &k_panels[b * by_d..], k: n, n: d };
-                for qb in b..blocks {
-                    let (row, rows) = (qb * BLOCK, rows_of(qb));
-                    let by_columns = |panels| Panels { data: panels, k: d, n: rows };
-                    let (qt, dot) = (by_columns(&qt_panels[qb * by_rows..]), by_columns(&dot_panels[qb * by_rows..]));
-                    let by_rows = |panels| Panels { data: panels, k: rows, n: d };
-                    let (q, d_o) = (by_rows(&q_panels[qb * by_d..]), by_rows(&do_panels[qb * by_d..]));
-                    let (p, ds) = (&mut p[..n * rows], &mut ds[..n * rows]);
-                    for first in (0..n).step_by(STRIP) {
-                        let strip = STRIP.min(n - first);
-                        let (scores, dscores) = (&mut scores[..strip * rows], &mut dscores[..strip * rows]);
-                        let (k, v) = (kv_block(saved.k, key + first), kv_block(saved.v, key + first));
-                        multiply(isa, scores, strip, Accumulate::Overwrite, k.rows(), qt)?;
-                        multiply(isa, dscores, strip, Accumulate::Overwrite, v.rows(), dot)?;
-                        // Queries before a key don't see it.
-                        let masked = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(rows);
-                        let (lse, delta) = (&lse[row..row + rows], &delta[row..row + rows]);
-                        cpu.isa.vectorize(
-                            #[inline(always)]
-                            || score_gradients::<E>(scores, dscores, lse, delta, masked),
-                        );
-                        let place = first * rows..(first + strip) * rows;
-                        E::narrow(cpu.bf16_isa, &mut p[place.clone()], scores)?;
-                        E::narrow(cpu.bf16_isa, &mut ds[place], dscores)?;
-                    }
-                    let (p, ds) = (E::values(p), E::values(ds));
-                    // A key's first block of queries is the one on the diagonal; a query's first block of keys, the first of all.
-                    let store = |first| if first { Accumulate::Overwrite } else { Accumulate::Add };
-                    let first_queries = store((i, qb) == (0, b));
-                    multiply(isa, &mut dv[key * d..], n, first_queries, MatRef::row_major(p, rows), d_o)?;
-                    multiply(isa, &mut dk[key * d..], n, first_queries, MatRef::row_major(ds, rows), q)?;
-                    multiply(isa, &mut dq[row * d..], rows, store(b == 0), MatRef::transposed(ds, rows), k)?;
-                }
-            }
-            for (out, dq) in task.dq.iter_mut().zip(dq.chunks_exact(d)) {
-                E::narrow(cpu.bf16_isa, &mut out[i * d..][..d], dq)?;
-            }
-        }
-        for (out, sums) in [(&mut task.dk, &*dk), (&mut task.dv, &*dv)] {
-            for (out, sums) in out.iter_mut().zip(sums.chunks_exact(d)) {
-                E::narrow(cpu.bf16_isa, out, sums)?;
-            }
+    }
+
+    /// Rows of a block.
+    fn rows(&self, block: usize) -> usize {
+        BLOCK.min(self.len - block * BLOCK)
+    }
+
+    fn pack_keys(&mut self, exec: Exec<'_, E>, saved: Saved<'_, E>, segment: Segment, kv_head: usize) -> Result<()> {
+        let (d, shape) = (self.d, saved.shape);
+        for block in 0..self.len.div_ceil(BLOCK) {
+            let first = segment.start + block * BLOCK;
+            let k = Block::new(E::values(saved.k), shape.kv_width(), first, kv_head * d);
+            let n = self.rows(block);
+            exec.pack(&mut self.k[block * self.by_d..], [n, d], k.as_rows(), score_scale(shape))?;
         }
         Ok(())
-    })
+    }
+
+    /// One head's queries and dO, in both forms.
+    fn pack_queries(&mut self, exec: Exec<'_, E>, saved: Saved<'_, E>, segment: Segment, q_head: usize) -> Result<()> {
+        let (d, shape, scale) = (self.d, saved.shape, score_scale(saved.shape));
+        for block in 0..self.len.div_ceil(BLOCK) {
+            let (n, first) = (self.rows(block), segment.start + block * BLOCK);
+            let rows = |x| Block::new(E::values(x), shape.q_width(), first, q_head * d);
+            let (q, d_o) = (rows(saved.q), rows(saved.d_o));
+            let (by_d, by_rows) = (block * self.by_d, block * self.by_rows);
+            exec.pack(&mut self.q[by_d..], [n, d], q.as_rows(), scale)?;
+            exec.pack(&mut self.d_o[by_d..], [n, d], d_o.as_rows(), 1.0)?;
+            exec.pack(&mut self.q_transposed[by_rows..], [d, n], q.as_columns(), scale)?;
+            exec.pack(&mut self.d_o_transposed[by_rows..], [d, n], d_o.as_columns(), 1.0)?;
+        }
+        Ok(())
+    }
+
+    /// `delta` and `lse` of one head.
+    fn query_statistics(&mut self, exec: Exec<'_, E>, saved: Saved<'_, E>, segment: Segment, q_head: usize) {
+        let (d, shape) = (self.d, saved.shape);
+        exec.cpu.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (row, (delta, lse)) in self.delta.iter_mut().zip(self.lse.iter_mut()).enumerate() {
+                    let at = (segment.start + row) * shape.q_width() + q_head * d;
+                    *delta = dot(&saved.d_o[at..at + d], &saved.o[at..at + d]);
+                    *lse = saved.lse[(segment.start + row) * shape.n_heads + q_head];
+                }
+            },
+        );
+    }
+
+    /// `p` and `ds` of a pair of blocks.
+    fn score_gradients(&mut self, exec: Exec<'_, E>, saved: Saved<'_, E>, pair: Pair) -> Result<()> {
+        let (d, shape) = (self.d, saved.shape);
+        let (key, row) = (pair.key_block * BLOCK, pair.query_block * BLOCK);
+        let (n, queries) = (self.rows(pair.key_block), self.rows(pair.query_block));
+        let at = pair.query_block * self.by_rows;
+        let q = Panels { data: &self.q_transposed[at..], k: d, n: queries };
+        let d_o = Panels { data: &self.d_o_transposed[at..], k: d, n: queries };
+        for first in (0..n).step_by(STRIP) {
+            let strip = STRIP.min(n - first);
+            let scores = &mut self.scores[..strip * queries];
+            let dscores = &mut self.dscores[..strip * queries];
+            let rows = |x| {
+                Block::new(E::values(x), shape.kv_width(), pair.segment.start + key + first, pair.kv_head * d).rows()
+            };
+            exec.multiply(scores, strip, Accumulate::Overwrite, rows(saved.k), q)?;
+            exec.multiply(dscores, strip, Accumulate::Overwrite, rows(saved.v), d_o)?;
+            let masked = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(queries);
+            let (lse, delta) = (&self.lse[row..row + queries], &self.delta[row..row + queries]);
+            exec.cpu.isa.vectorize(
+                #[inline(always)]
+                || softmax_gradients::<E>(scores, dscores, lse, delta, masked),
+            );
+            let place = first * queries..(first + strip) * queries;
+            exec.narrow(&mut self.p[place.clone()], scores)?;
+            exec.narrow(&mut self.ds[place], dscores)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what a pair of blocks contributes to dq, dk and dv.
+    fn accumulate(&mut self, exec: Exec<'_, E>, pair: Pair) -> Result<()> {
+        let d = self.d;
+        let (key, row) = (pair.key_block * BLOCK, pair.query_block * BLOCK);
+        let (n, queries) = (self.rows(pair.key_block), self.rows(pair.query_block));
+        let (at_k, at_q) = (pair.key_block * self.by_d, pair.query_block * self.by_d);
+        let k = Panels { data: &self.k[at_k..], k: n, n: d };
+        let q = Panels { data: &self.q[at_q..], k: queries, n: d };
+        let d_o = Panels { data: &self.d_o[at_q..], k: queries, n: d };
+        let (p, ds) = (E::values(&self.p[..n * queries]), E::values(&self.ds[..n * queries]));
+        let store = |first| if first { Accumulate::Overwrite } else { Accumulate::Add };
+        // A key first meets the block of queries on the diagonal; a query first meets the first block of keys.
+        let first_queries = store(pair.first_head && pair.query_block == pair.key_block);
+        exec.multiply(&mut self.dv[key * d..], n, first_queries, MatRef::row_major(p, queries), d_o)?;
+        exec.multiply(&mut self.dk[key * d..], n, first_queries, MatRef::row_major(ds, queries), q)?;
+        let first_keys = store(pair.key_block == 0);
+        exec.multiply(&mut self.dq[row * d..], queries, first_keys, MatRef::transposed(ds, queries), k)
+    }
 }
 
-/// Keys by queries: p: scores → probabilities; ds: dP → dS = P ∘ (dP − Σ dO∘O), the scale left out. The first `masked(row)`
-/// queries don't see the key of a row.
+/// Keys by queries: `p`: scores → probabilities; `ds`: dP → dS = P ∘ (dP − δ), without the scale. The first `masked(row)` queries
+/// don't see the key of a row.
 #[inline(always)]
-fn score_gradients<E: Element>(
+fn softmax_gradients<E: Element>(
     p: &mut [f32],
     ds: &mut [f32],
     lse: &[f32],

@@ -1,0 +1,50 @@
+//! The CPU as products of one precision see it.
+
+use super::Cpu;
+use super::buffer::Element;
+use crate::Result;
+use crate::backend::Accumulate;
+use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term};
+
+/// A CPU, and the instructions that multiply operands of type `E` on it.
+pub(super) struct Exec<'a, E: Element> {
+    pub cpu: &'a Cpu,
+    pub isa: E::Isa,
+}
+
+impl<E: Element> Clone for Exec<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Element> Copy for Exec<'_, E> {}
+
+impl<'a, E: Element> Exec<'a, E> {
+    pub fn new(cpu: &'a Cpu) -> Self {
+        Self { cpu, isa: E::isa(cpu) }
+    }
+
+    /// Packs B [k, n], scaled, into the front of `out`.
+    pub fn pack<'p>(
+        self,
+        out: &'p mut [E],
+        [k, n]: [usize; 2],
+        source: Source<'_>,
+        scale: f32,
+    ) -> Result<Panels<'p, E>> {
+        let out = &mut out[..gemm::panels_len::<E>(self.isa, k, n)];
+        gemm::pack(self.isa, out, k, n, source, scale)?;
+        Ok(Panels { data: out, k, n })
+    }
+
+    /// c [m, n] = or += a b; n is the panels'.
+    pub fn multiply(self, c: &mut [f32], m: usize, store: Accumulate, a: MatRef<'_>, b: Panels<'_, E>) -> Result<()> {
+        Ok(gemm::gemm(self.isa, c, b.n, m, b.n, store, &[Term { a, b }])?)
+    }
+
+    /// `out` = `x`, rounded.
+    pub fn narrow(self, out: &mut [E], x: &[f32]) -> Result<()> {
+        Ok(E::narrow(self.cpu.bf16_isa, out, x)?)
+    }
+}
