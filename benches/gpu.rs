@@ -171,8 +171,8 @@ fn main() {
         let probe = device.buffer(1).expect("memory");
         let [forward, backward] = frozen(&device, &stored, &host_x, &host_dy);
         for (rank, lora_heads) in ADAPTERS {
-            let shape = HydraShape { tokens: TOKENS, d_in, d_out, rank, lora_heads, per_head_a: false, router: true };
-            let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
+            let shape = HydraShape { d_in, d_out, rank, lora_heads, per_head_a: false, router: true };
+            let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed_width());
             let (gate, routing) = (GateKind::Router, Routing::default());
             let slot = AdapterSlot { shape, gate, routing, scale: 4.0, a: 0..a, b: a..a + b };
             let buffer = || device.buffer(a + b).expect("memory");

@@ -1,20 +1,29 @@
-//! A frozen projection alone and with Hydra (r = 8, N = 4): forward, and forward with backward, on one core; beside it the
-//! published order, a loop over heads that projects the gated input of each head in full.
+//! The operator (r = 8, N = 4) at real sizes, forward and backward, in f32 and bf16, on one thread and on all of them; beside it
+//! the same layer without an adapter, and the published order: a loop over heads, tensor by tensor.
 //!
-//! Before a shape is timed, sampled elements of y are held to an f64 sum, and both orders to each other.
+//! Before a shape is timed, sampled elements of y are held to an f64 sum, the gradients of the two orders to each other, and all
+//! threads to one.
 
 mod common;
+#[path = "hydra_linear/published.rs"]
+mod published;
+#[path = "hydra_linear/threaded.rs"]
+mod threaded;
 
 use common::{fastest, peaks};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
+use hydra_kernels::hydra::{
+    AdapterGradients, BackwardArgs, ForwardArgs, Gradients, HydraLayer, backward, backward_scratch, forward,
+    forward_scratch,
+};
 use hydra_kernels::{
-    Accumulate, AdapterRef, Dropouts, Element, Format, Gate, HydraShape, Isa, MatRef, Panels, Routing, RowOrder,
-    Source, Term, Weight, Workspace, gemm, pack, panels_len,
+    Accumulate, AdapterRef, Bf16Isa, Element, Format, Gate, HydraShape, Isa, Routing, RowOrder, Weight, Workspace,
 };
 use std::hint::black_box;
 use std::time::Duration;
+use threaded::Threads;
 
 /// (name, tokens, d_out, d_in)
 const SHAPES: [(&str, usize, usize, usize); 3] = [
@@ -33,19 +42,8 @@ fn values(len: usize, seed: usize, size: f32) -> Vec<f32> {
         .collect()
 }
 
-/// y = x Wᵀ (`Accumulate::Overwrite`) or y += it, W packed by chunks of 256 rows into `panels`.
-#[allow(clippy::too_many_arguments)]
-fn linear(y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, scale: f32, store: Accumulate, panels: &mut [f32]) {
-    let (isa, n, k) = (Isa::detect(), weight.rows(), weight.cols());
-    for first in (0..n).step_by(256) {
-        let columns = 256.min(n - first);
-        pack(isa, panels, k, columns, Source::WeightRows { weight, first }, scale).unwrap();
-        let term = Term { a: MatRef::row_major(x, k), b: Panels { data: &*panels, k, n: columns } };
-        gemm(isa, &mut y[first..], n, m, columns, store, &[term]).unwrap();
-    }
-}
-
 struct Problem {
+    tokens: usize,
     shape: HydraShape,
     x: Vec<f32>,
     dy: Vec<f32>,
@@ -54,16 +52,27 @@ struct Problem {
     b: Vec<f32>,
 }
 
+/// What the passes write, and their memory.
+struct Memory {
+    y: Vec<f32>,
+    adapter_state: Vec<f32>,
+    dx: Vec<f32>,
+    da: Vec<f32>,
+    db: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
 impl Problem {
     fn new(tokens: usize, d_out: usize, d_in: usize) -> Self {
-        let shape = HydraShape { tokens, d_in, d_out, rank: RANK, lora_heads: HEADS, per_head_a: false, router: true };
+        let shape = HydraShape { d_in, d_out, rank: RANK, lora_heads: HEADS, per_head_a: false, router: true };
         Problem {
+            tokens,
             shape,
             x: values(tokens * d_in, 1, 1.0),
             dy: values(tokens * d_out, 2, 1.0),
             w: values(d_out * d_in, 3, 0.05).into_iter().flat_map(|w| bf16::from_f32(w).to_le_bytes()).collect(),
             a: values(shape.stacked_rows() * d_in, 4, 0.05),
-            b: values(d_out * shape.mixed(), 5, 0.05),
+            b: values(d_out * shape.mixed_width(), 5, 0.05),
         }
     }
 
@@ -71,86 +80,42 @@ impl Problem {
         Weight::new(Format::Bf16, self.shape.d_out, self.shape.d_in, &self.w, RowOrder::Natural).unwrap()
     }
 
-    fn adapter(&self) -> AdapterRef<'_> {
-        AdapterRef { a: &self.a, b: &self.b, scale: SCALE }
+    fn layer(&self, adapted: bool) -> HydraLayer<'_> {
+        let gate = Gate::Router(Routing::default());
+        let adapter = AdapterRef { shape: self.shape, a: &self.a, b: &self.b, scale: SCALE, gate };
+        HydraLayer { weight: self.weight(), adapter: adapted.then_some(adapter) }
     }
 
-    fn forward<E: Element>(&self, isa: E::Isa, y: &mut [f32], adapter_state: &mut [f32], memory: &mut [f32]) {
-        let workspace = &mut Workspace::new(memory);
-        let (weight, adapter) = (self.weight(), self.adapter());
-        forward::<E>(
-            isa,
-            &self.shape,
-            y,
-            adapter_state,
-            &self.x,
-            weight,
-            adapter,
-            Gate::Router(Routing::default()),
-            Dropouts::default(),
-            workspace,
-        )
-        .unwrap();
-    }
-
-    fn backward<E: Element>(&self, isa: E::Isa, grads: &mut [Vec<f32>; 3], adapter_state: &[f32], memory: &mut [f32]) {
-        let workspace = &mut Workspace::new(memory);
-        let (weight, adapter, [dx, da, db]) = (self.weight(), self.adapter(), grads);
-        let (dy, x) = (&self.dy, &self.x);
-        backward::<E>(
-            isa,
-            &self.shape,
-            dx,
-            da,
-            db,
-            dy,
-            x,
-            weight,
-            adapter,
-            adapter_state,
-            Gate::Router(Routing::default()),
-            Dropouts::default(),
-            workspace,
-        )
-        .unwrap();
-    }
-
-    /// The published order: for each head, gate_e ∘ (s · B_e (A x)) added to y, tensor by tensor.
-    fn naive(&self, y: &mut [f32], panels: &mut [f32]) {
-        let HydraShape { tokens, d_in, d_out, .. } = self.shape;
-        linear(y, &self.x, tokens, self.weight(), 1.0, Accumulate::Overwrite, panels);
-        let (a, r) = self.a.split_at(RANK * d_in);
-        let mut logits = vec![0.0; tokens * HEADS];
-        linear(
-            &mut logits,
-            &self.x,
-            tokens,
-            Weight::from_f32(HEADS, d_in, r).unwrap(),
-            1.0,
-            Accumulate::Overwrite,
-            panels,
-        );
-        hydra_kernels::softmax::softmax_rows(Isa::detect(), &mut logits, HEADS).unwrap();
-        for head in 0..HEADS {
-            let mut down = vec![0.0; tokens * RANK];
-            linear(
-                &mut down,
-                &self.x,
-                tokens,
-                Weight::from_f32(RANK, d_in, a).unwrap(),
-                1.0,
-                Accumulate::Overwrite,
-                panels,
-            );
-            let b: Vec<f32> =
-                self.b.chunks(HEADS * RANK).flat_map(|row| &row[head * RANK..][..RANK]).copied().collect();
-            let mut up = vec![0.0; tokens * d_out];
-            let b = Weight::from_f32(d_out, RANK, &b).unwrap();
-            linear(&mut up, &down, tokens, b, SCALE, Accumulate::Overwrite, panels);
-            for ((y, up), gate) in y.chunks_mut(d_out).zip(up.chunks(d_out)).zip(logits.chunks(HEADS)) {
-                y.iter_mut().zip(up).for_each(|(y, up)| *y += gate[head] * up);
-            }
+    fn memory(&self) -> Memory {
+        let (shape, tokens) = (&self.shape, self.tokens);
+        let need = forward_scratch::<f32>(shape, tokens, false).or(backward_scratch::<f32>(shape, tokens, false));
+        let zeros = |len: usize| vec![0.0; len];
+        Memory {
+            y: zeros(tokens * shape.d_out),
+            adapter_state: zeros(tokens * shape.state_width()),
+            dx: zeros(self.x.len()),
+            da: zeros(self.a.len()),
+            db: zeros(self.b.len()),
+            scratch: zeros(need.0),
         }
+    }
+
+    /// One thread: the operator as an embedder calls it.
+    fn forward<E: Element>(&self, isa: E::Isa, adapted: bool, memory: &mut Memory) {
+        let Memory { y, adapter_state, scratch, .. } = memory;
+        let (layer, args) = (self.layer(adapted), ForwardArgs::new(self.tokens, black_box(&self.x[..])));
+        let adapter_state = if adapted { &mut adapter_state[..] } else { &mut [] };
+        forward::<E>(isa, &layer, &args, &mut y[..], adapter_state, &mut Workspace::new(scratch)).unwrap();
+    }
+
+    fn backward<E: Element>(&self, isa: E::Isa, adapted: bool, memory: &mut Memory) {
+        let Memory { adapter_state, dx, da, db, scratch, .. } = memory;
+        let (layer, args) = (self.layer(adapted), BackwardArgs::new(self.tokens, &self.dy[..], black_box(&self.x[..])));
+        let adapter_state = if adapted { &adapter_state[..] } else { &[] };
+        let dx = Some(((&mut dx[..]).into(), Accumulate::Overwrite));
+        let gradients = Gradients { dx, adapter: adapted.then_some(AdapterGradients { da, db }) };
+        let workspace = &mut Workspace::new(scratch);
+        backward::<E>(isa, &layer, &args, Some(adapter_state), gradients, workspace).unwrap();
     }
 
     /// Sampled elements of y against f64.
@@ -159,47 +124,75 @@ impl Problem {
         let mut row = vec![0.0; d_in];
         let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
         for sample in 0..32 {
-            let (t, o) = (sample * 7919 % self.shape.tokens, sample * 104_729 % d_out);
+            let (t, o) = (sample * 7919 % self.tokens, sample * 104_729 % d_out);
             let x = &self.x[t * d_in..][..d_in];
             let stacked: Vec<f64> = self.a.chunks(d_in).map(|a| dot(x, a)).collect();
-            let (down, logits) = stacked.split_at(RANK);
+            let (lora_down, logits) = stacked.split_at(RANK);
             let sum: f64 = logits.iter().map(|l| l.exp()).sum();
             self.weight().decode_row(Isa::Portable, o, 0, &mut row);
             let mut want = dot(x, &row);
             for (column, b) in self.b[o * HEADS * RANK..][..HEADS * RANK].iter().enumerate() {
                 let gate = logits[column / RANK].exp() / sum;
-                want += f64::from(SCALE) * f64::from(*b) * gate * down[column % RANK];
+                want += f64::from(SCALE) * f64::from(*b) * gate * lora_down[column % RANK];
             }
             let got = f64::from(y[t * d_out + o]);
             assert!((got - want).abs() <= tolerance * want.abs().max(1.0), "[{t}, {o}]: {got} where {want} is right");
         }
     }
+
+    /// One thread, all threads and the published order compute the same, the first two bit for bit.
+    fn check_all<E: Element>(&self, isa: E::Isa, threads: Threads, tolerance: f64) {
+        let [mut one, mut all, mut published] = [(); 3].map(|()| self.memory());
+        self.forward::<E>(isa, true, &mut one);
+        self.check(&one.y, tolerance);
+        self.backward::<E>(isa, true, &mut one);
+        self.forward_on::<E>(threads, isa, &mut all);
+        self.backward_on::<E>(threads, isa, &mut all);
+        let saved = published::forward(self, &mut published);
+        published::backward(self, &mut published, &saved);
+        let results = |memory: &Memory| [&memory.y, &memory.dx, &memory.da, &memory.db].map(Vec::clone);
+        assert!(results(&one) == results(&all), "threads");
+        for (which, (got, want)) in results(&one).iter().zip(&results(&published)).enumerate() {
+            let largest = want.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            let close = |(got, want): (&f32, &f32)| f64::from((got - want).abs()) <= tolerance * f64::from(largest);
+            assert!(got.iter().zip(want).all(close), "result {which} and the published order's");
+        }
+    }
+}
+
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+/// Times one precision.
+fn time<E: Element>(group: &mut Group<'_>, problem: &Problem, isa: E::Isa, name: &str, threads: Threads) {
+    let memory = &mut problem.memory();
+    for (kind, adapted) in [("no adapter", false), ("hydra", true)] {
+        group.bench_function(format!("{name}, {kind}, forward, 1 thread"), |bench| {
+            bench.iter(|| problem.forward::<E>(isa, adapted, memory));
+        });
+        group.bench_function(format!("{name}, {kind}, backward, 1 thread"), |bench| {
+            bench.iter(|| problem.backward::<E>(isa, adapted, memory));
+        });
+    }
+    group.bench_function(format!("{name}, hydra, forward, {} threads", threads.0), |bench| {
+        bench.iter(|| problem.forward_on::<E>(threads, isa, memory));
+    });
+    group.bench_function(format!("{name}, hydra, backward, {} threads", threads.0), |bench| {
+        bench.iter(|| problem.backward_on::<E>(threads, isa, memory));
+    });
 }
 
 fn projections(criterion: &mut Criterion) {
     let (peak, _) = peaks();
+    let threads = Threads(std::thread::available_parallelism().map_or(1, |n| n.get()));
     for (name, tokens, d_out, d_in) in SHAPES {
         let problem = Problem::new(tokens, d_out, d_in);
-        let shape = &problem.shape;
-        let (isa, bf16_isa) = (Isa::detect(), hydra_kernels::Bf16Isa::detect());
-        let (mut y, mut adapter_state) = (vec![0.0; tokens * d_out], vec![0.0; tokens * shape.state_width()]);
-        let mut grads = [&problem.x, &problem.a, &problem.b].map(|like| vec![0.0; like.len()]);
-        let need = forward_scratch::<f32>(shape, false).or(backward_scratch::<f32>(shape, false));
-        let need = need.or(forward_scratch::<bf16>(shape, false)).or(backward_scratch::<bf16>(shape, false));
-        let mut memory = vec![0.0; need.0];
-        let mut panels = vec![0.0; panels_len::<f32>(isa, d_in, 256)];
+        let (isa, bf16_isa) = (Isa::detect(), Bf16Isa::detect());
+        problem.check_all::<f32>(isa, threads, 1e-3);
+        problem.check_all::<bf16>(bf16_isa, threads, 5e-2);
 
-        problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory);
-        problem.check(&y, 1e-3);
-        problem.naive(&mut y, &mut panels);
-        problem.check(&y, 1e-3);
-        problem.forward::<bf16>(bf16_isa, &mut y, &mut adapter_state, &mut memory);
-        problem.check(&y, 5e-2);
-
-        let alone = fastest(5, || {
-            linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Accumulate::Overwrite, &mut panels)
-        });
-        let adapted = fastest(5, || problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory));
+        let memory = &mut problem.memory();
+        let alone = fastest(5, || problem.forward::<f32>(isa, false, memory));
+        let adapted = fastest(5, || problem.forward::<f32>(isa, true, memory));
         let share = 100.0 * (2 * tokens * d_out * d_in) as f64 / alone / peak;
         println!(
             "{name}: frozen at {share:.0} % of the f32 peak; Hydra forward over frozen alone {:.2}",
@@ -209,28 +202,14 @@ fn projections(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{name} {tokens}x{d_out}x{d_in}"));
         group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
         group.throughput(Throughput::Elements(tokens as u64));
-        group.bench_function("frozen alone, forward", |bench| {
-            bench.iter(|| {
-                linear(&mut y, black_box(&problem.x), tokens, problem.weight(), 1.0, Accumulate::Overwrite, &mut panels)
-            });
+        time::<f32>(&mut group, &problem, isa, "f32", threads);
+        time::<bf16>(&mut group, &problem, bf16_isa, "bf16", threads);
+        group.bench_function("f32, loop over heads, forward, 1 thread", |bench| {
+            bench.iter(|| published::forward(&problem, memory));
         });
-        group.bench_function("hydra, forward", |bench| {
-            bench.iter(|| problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory));
-        });
-        group.bench_function("loop over heads, forward", |bench| {
-            bench.iter(|| problem.naive(&mut y, &mut panels));
-        });
-        group.bench_function("hydra, forward and backward", |bench| {
-            bench.iter(|| {
-                problem.forward::<f32>(isa, &mut y, &mut adapter_state, &mut memory);
-                problem.backward::<f32>(isa, &mut grads, &adapter_state, &mut memory);
-            });
-        });
-        group.bench_function("hydra in bf16, forward and backward", |bench| {
-            bench.iter(|| {
-                problem.forward::<bf16>(bf16_isa, &mut y, &mut adapter_state, &mut memory);
-                problem.backward::<bf16>(bf16_isa, &mut grads, &adapter_state, &mut memory);
-            });
+        let saved = published::forward(&problem, memory);
+        group.bench_function("f32, loop over heads, backward, 1 thread", |bench| {
+            bench.iter(|| published::backward(&problem, memory, &saved));
         });
         group.finish();
     }

@@ -7,6 +7,8 @@
 mod amx;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
+#[path = "kernels/gate.rs"]
+mod gate;
 #[path = "kernels/gemm.rs"]
 mod gemm;
 #[path = "kernels/isa.rs"]
@@ -17,6 +19,8 @@ mod matvec;
 mod memory;
 #[path = "kernels/operator.rs"]
 mod operator;
+#[path = "kernels/phases.rs"]
+mod phases;
 #[path = "kernels/quant.rs"]
 mod quant;
 #[path = "kernels/support.rs"]

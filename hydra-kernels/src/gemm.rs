@@ -283,7 +283,7 @@ pub enum Source<'a> {
 }
 
 /// The element type of the packed panels that [`gemm`] multiplies: f32 or bf16. Products are summed in f32 for both.
-pub trait Element: bytemuck::Pod + drive::Kernel {
+pub trait Element: Float + drive::Kernel {
     /// The instruction sets that multiply it.
     type Isa: Copy + core::fmt::Debug + PartialEq + Send + Sync;
 }

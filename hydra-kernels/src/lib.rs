@@ -15,9 +15,7 @@
 //! from the caller ([`workspace`]); a function that returns an error has written nothing.
 #![no_std]
 
-pub mod dropout;
 pub mod error;
-pub mod gate;
 pub mod gemm;
 pub mod hydra;
 pub mod isa;
@@ -29,13 +27,13 @@ pub mod shape;
 pub mod softmax;
 pub mod workspace;
 
-pub use dropout::{Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled};
 pub use error::Error;
-pub use gate::{Gate, Routing, activate, mix, mix_backward, push};
 pub use gemm::{
     Accumulate, Element, Float, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut, gemm, pack, panels_len,
     to_bf16,
 };
+pub use hydra::dropout::{self, Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled};
+pub use hydra::gate::{self, Gate, Routing, activate, balance_loss_grad, mix, mix_backward};
 pub use hydra::{AdapterRef, Dropouts};
 pub use isa::{Bf16Isa, Isa};
 pub use matvec::matvec;

@@ -1,8 +1,8 @@
-//! What each public operation means, in plain f64 loops: the oracle of the tests, never optimised.
+//! What each public operation means, in plain f64 loops: the oracle of the tests. It is never optimised.
 //!
-//! Nothing is checked beyond slice bounds; matrices are row-major.
+//! Nothing is checked but slice bounds. Matrices are row-major.
 
-use crate::gate::{Gate, Routing};
+use crate::hydra::gate::{Gate, Routing};
 use crate::shape::HydraShape;
 
 /// eˣ to 10⁻¹⁵: halved until small, a Taylor series, squared back.
@@ -87,14 +87,14 @@ pub fn log_sum_exp(x: &[f64]) -> f64 {
     if max == f64::NEG_INFINITY { max } else { max + ln(x.iter().map(|x| exp(x - max)).sum()) }
 }
 
-/// The weights of the heads for token `t`, in place of its logits.
-pub fn activate_row(gate: Gate<'_>, t: usize, weights: &mut [f64]) {
+/// Replaces the logits of one token with the weights of its heads. `label` is the token's.
+pub fn activate_row(gate: Gate, label: Option<u32>, weights: &mut [f64]) {
     let uniform = 1.0 / weights.len() as f64;
-    match gate {
-        Gate::Router(Routing { temperature, top_k, .. }) => {
-            let there = weights.iter().filter(|x| **x > f64::NEG_INFINITY).count();
-            for _ in top_k..there {
-                // The least goes, of equals the last.
+    match (gate, label) {
+        (Gate::Router(Routing { temperature, top_k }), _) => {
+            let finite = weights.iter().filter(|x| **x > f64::NEG_INFINITY).count();
+            for _ in top_k..finite {
+                // Drop the smallest, of equal ones the last.
                 let mut least = None;
                 for e in 0..weights.len() {
                     if weights[e] > f64::NEG_INFINITY && least.is_none_or(|least: usize| weights[e] <= weights[least]) {
@@ -106,12 +106,12 @@ pub fn activate_row(gate: Gate<'_>, t: usize, weights: &mut [f64]) {
             weights.iter_mut().for_each(|x| *x /= f64::from(temperature));
             softmax_row(weights);
         }
-        Gate::Label(labels) if (labels[t] as usize) < weights.len() => {
+        (Gate::Label, Some(label)) if (label as usize) < weights.len() => {
             weights.fill(0.0);
-            weights[labels[t] as usize] = 1.0;
+            weights[label as usize] = 1.0;
         }
-        Gate::Label(_) | Gate::Uniform => weights.fill(uniform),
-        Gate::One => weights.fill(1.0),
+        (Gate::Label | Gate::Uniform, _) => weights.fill(uniform),
+        (Gate::One, _) => weights.fill(1.0),
     }
 }
 
@@ -122,45 +122,50 @@ pub struct Parameters<'a> {
     pub weight: &'a [f64],
     /// \[A; R\] [stacked_rows, d_in].
     pub a: &'a [f64],
-    /// B [d_out, lora_heads·rank].
+    /// B [d_out, mixed_width].
     pub b: &'a [f64],
     /// alpha / rank.
     pub scale: f64,
     /// The gate.
-    pub gate: Gate<'a>,
-    /// What dropout multiplies each element of x with, [tokens, d_in].
+    pub gate: Gate,
+    /// Each token's label, `[tokens]`; only the label gate reads it.
+    pub labels: &'a [u32],
+    /// Coefficient of the load-balancing loss; 0 without one.
+    pub load_balance: f64,
+    /// Factor of each element of x before A, [tokens, d_in]: 1, or what dropout makes of it.
     pub mask: &'a [f64],
-    /// What dropout multiplies each element of the mixed heads with, [tokens, lora_heads·rank].
-    pub heads_mask: &'a [f64],
+    /// Factor of each element of the mixed heads, [tokens, mixed_width].
+    pub mixed_mask: &'a [f64],
 }
 
-/// The load-balance term of [`Routing`] for tokens whose gates are in `adapter_state`, with the largest gates counted in `at`: where
-/// the two are equal it is the term's value; its slope in `adapter_state` is what [`backward`] adds.
-pub fn balance(shape: &HydraShape, adapter_state: &[f64], at: &[f64], gate: Gate<'_>) -> f64 {
-    let Gate::Router(Routing { balance, .. }) = gate else { return 0.0 };
-    let (tokens, lora_heads) = (shape.tokens as f64, shape.lora_heads);
+/// The load-balancing loss of [`balance_loss_grad`](crate::hydra::gate::balance_loss_grad()) for tokens whose gates are in
+/// `adapter_state`, with the largest gates counted in `counted`.
+///
+/// Where the two are equal it is the loss; its slope in `adapter_state` is what [`backward`] adds.
+pub fn balance_loss(shape: &HydraShape, adapter_state: &[f64], counted: &[f64], coefficient: f64) -> f64 {
+    let tokens = (adapter_state.len() / shape.state_width()) as f64;
     let mean =
         |e: usize| adapter_state.chunks(shape.state_width()).map(|row| row[shape.a_rows() + e]).sum::<f64>() / tokens;
-    let sum: f64 = (0..lora_heads).map(|e| share(shape, at, e) * mean(e)).sum();
-    f64::from(balance) * lora_heads as f64 * sum
+    let sum: f64 = (0..shape.lora_heads).map(|e| share(shape, counted, e) * mean(e)).sum();
+    coefficient * shape.lora_heads as f64 * sum
 }
 
-/// The share of tokens whose largest gate, of equals the first, is `head`'s.
+/// The share of tokens whose largest gate, of equal ones the first, is `head`'s.
 fn share(shape: &HydraShape, adapter_state: &[f64], head: usize) -> f64 {
     let wins = |row: &&[f64]| {
         let weights = &row[shape.a_rows()..];
         weights.iter().enumerate().all(|(e, &x)| x < weights[head] || (x == weights[head] && e >= head))
     };
-    adapter_state.chunks(shape.state_width()).filter(wins).count() as f64 / shape.tokens as f64
+    let rows = adapter_state.chunks(shape.state_width());
+    rows.clone().filter(wins).count() as f64 / rows.len() as f64
 }
 
-/// `y` [tokens, d_out] and `adapter_state` [tokens, state_width] = [down | gate].
+/// `y` [tokens, d_out] and `adapter_state` [tokens, state_width] = \[lora_down | gate\], from `x` [tokens, d_in].
 pub fn forward(shape: &HydraShape, y: &mut [f64], adapter_state: &mut [f64], x: &[f64], parameters: &Parameters<'_>) {
     let (d_in, d_out, a_rows) = (shape.d_in, shape.d_out, shape.a_rows());
-    for t in 0..shape.tokens {
+    for (t, adapter_state) in adapter_state.chunks_mut(shape.state_width()).enumerate() {
         let x = &x[t * d_in..][..d_in];
         let mask = &parameters.mask[t * d_in..][..d_in];
-        let adapter_state = &mut adapter_state[t * shape.state_width()..][..shape.state_width()];
         adapter_state.fill(0.0);
         for (row, adapter_state) in adapter_state.iter_mut().take(shape.stacked_rows()).enumerate() {
             for c in 0..d_in {
@@ -168,43 +173,43 @@ pub fn forward(shape: &HydraShape, y: &mut [f64], adapter_state: &mut [f64], x: 
                 *adapter_state += parameters.a[row * d_in + c] * masked;
             }
         }
-        activate_row(parameters.gate, t, &mut adapter_state[a_rows..]);
+        activate_row(parameters.gate, parameters.labels.get(t).copied(), &mut adapter_state[a_rows..]);
         for o in 0..d_out {
             let mut sum: f64 = (0..d_in).map(|c| parameters.weight[o * d_in + c] * x[c]).sum();
-            for column in 0..shape.mixed() {
+            for column in 0..shape.mixed_width() {
                 sum += parameters.scale
-                    * parameters.b[o * shape.mixed() + column]
+                    * parameters.b[o * shape.mixed_width() + column]
                     * mixed(shape, adapter_state, column)
-                    * parameters.heads_mask[t * shape.mixed() + column];
+                    * parameters.mixed_mask[t * shape.mixed_width() + column];
             }
             y[t * d_out + o] = sum;
         }
     }
 }
 
-/// gate_e · down, for column e·rank + j.
+/// gate_e · lora_down, for column e·rank + j.
 fn mixed(shape: &HydraShape, adapter_state: &[f64], column: usize) -> f64 {
-    adapter_state[shape.a_rows() + column / shape.rank] * adapter_state[down(shape, column)]
+    adapter_state[shape.a_rows() + column / shape.rank] * adapter_state[lora_down_column(shape, column)]
 }
 
 /// The column of `adapter_state` that column e·rank + j of `mixed` scales.
-fn down(shape: &HydraShape, column: usize) -> usize {
+fn lora_down_column(shape: &HydraShape, column: usize) -> usize {
     if shape.per_head_a { column } else { column % shape.rank }
 }
 
-/// The gradients that [`backward`] adds to.
+/// The gradients that [`backward`] computes.
 pub struct Gradients<'a> {
-    /// [tokens, d_in].
+    /// [tokens, d_in], added to.
     pub dx: &'a mut [f64],
-    /// [stacked_rows, d_in].
+    /// [stacked_rows, d_in], added to.
     pub da: &'a mut [f64],
-    /// [d_out, lora_heads·rank].
+    /// [d_out, mixed_width], added to.
     pub db: &'a mut [f64],
-    /// [tokens, state_width], overwritten: [ddown | dlogits].
+    /// [tokens, state_width], overwritten: \[d_lora_down | dlogits\].
     pub d_adapter_state: &'a mut [f64],
 }
 
-/// Adds the gradients for `dy` [tokens, d_out], given forward's `adapter_state`.
+/// Adds the gradients for `dy` [tokens, d_out], given forward's `x` [tokens, d_in] and `adapter_state` [tokens, state_width].
 pub fn backward(
     shape: &HydraShape,
     gradients: Gradients<'_>,
@@ -214,29 +219,30 @@ pub fn backward(
     parameters: &Parameters<'_>,
 ) {
     let Gradients { dx, da, db, d_adapter_state } = gradients;
-    let (d_in, d_out, a_rows, width) = (shape.d_in, shape.d_out, shape.a_rows(), shape.mixed());
+    let (d_in, d_out, a_rows, width) = (shape.d_in, shape.d_out, shape.a_rows(), shape.mixed_width());
     let all = adapter_state;
-    for t in 0..shape.tokens {
+    let tokens = all.len() / shape.state_width();
+    for t in 0..tokens {
         let at = t * shape.state_width()..(t + 1) * shape.state_width();
         let (adapter_state, d_adapter_state) = (&adapter_state[at.clone()], &mut d_adapter_state[at]);
         let dy = &dy[t * d_out..][..d_out];
         d_adapter_state.fill(0.0);
         for column in 0..width {
-            let kept = parameters.scale * parameters.heads_mask[t * width + column];
+            let kept = parameters.scale * parameters.mixed_mask[t * width + column];
             let mut dmixed = 0.0;
             for o in 0..d_out {
                 dmixed += kept * dy[o] * parameters.b[o * width + column];
                 db[o * width + column] += kept * dy[o] * mixed(shape, adapter_state, column);
             }
             let head = a_rows + column / shape.rank;
-            d_adapter_state[head] += dmixed * adapter_state[down(shape, column)];
-            d_adapter_state[down(shape, column)] += dmixed * adapter_state[head];
+            d_adapter_state[head] += dmixed * adapter_state[lora_down_column(shape, column)];
+            d_adapter_state[lora_down_column(shape, column)] += dmixed * adapter_state[head];
         }
         match parameters.gate {
-            Gate::Router(Routing { temperature, balance, .. }) => {
+            Gate::Router(Routing { temperature, .. }) => {
                 for e in 0..shape.lora_heads {
-                    let push = share(shape, all, e) * shape.lora_heads as f64 / shape.tokens as f64;
-                    d_adapter_state[a_rows + e] += f64::from(balance) * push;
+                    let share = share(shape, all, e) * shape.lora_heads as f64 / tokens as f64;
+                    d_adapter_state[a_rows + e] += parameters.load_balance * share;
                 }
                 softmax_backward_row(&mut d_adapter_state[a_rows..], &adapter_state[a_rows..]);
                 d_adapter_state[a_rows..].iter_mut().for_each(|x| *x /= f64::from(temperature));

@@ -14,6 +14,9 @@
 use crate::error::Error;
 use bytemuck::{AnyBitPattern, NoUninit};
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 /// A need for memory, in f32 elements. Sums saturate, so that an absurd shape asks for more than there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Scratch(pub usize);
@@ -28,6 +31,11 @@ impl Scratch {
     pub const fn matrix<E>(rows: usize, cols: usize) -> Self {
         let bytes = rows.saturating_mul(cols).saturating_mul(size_of::<E>());
         Scratch(bytes.div_ceil(size_of::<f32>()))
+    }
+
+    /// Room for `len` elements of `E`, rounded up to whole cache lines: in memory that begins at a line, so does what follows.
+    pub const fn lines<E>(len: usize) -> Self {
+        Scratch(Self::matrix::<E>(1, len).0.div_ceil(LINE).saturating_mul(LINE))
     }
 
     /// Both at the same time.
@@ -69,7 +77,15 @@ impl<'a> Workspace<'a> {
 
     /// `len` elements of `E` (f32 or a type that divides it), of any content.
     pub fn take<E: NoUninit + AnyBitPattern>(&mut self, len: usize) -> Result<&'a mut [E], Error> {
-        let need = Scratch::matrix::<E>(1, len);
+        self.take_from(Scratch::matrix::<E>(1, len), len)
+    }
+
+    /// The same in whole cache lines: [`Scratch::lines`].
+    pub fn take_lines<E: NoUninit + AnyBitPattern>(&mut self, len: usize) -> Result<&'a mut [E], Error> {
+        self.take_from(Scratch::lines::<E>(len), len)
+    }
+
+    fn take_from<E: NoUninit + AnyBitPattern>(&mut self, need: Scratch, len: usize) -> Result<&'a mut [E], Error> {
         self.require(need)?;
         let (taken, free) = core::mem::take(&mut self.free).split_at_mut(need.0);
         self.free = free;

@@ -25,9 +25,9 @@ impl Slots {
             len - values..len
         };
         let mut slot = |projection| {
-            let shape = adapter.shape(config, projection, 0);
+            let shape = adapter.shape(config, projection);
             let a = take(shape.stacked_rows() * shape.d_in);
-            let b = take(shape.d_out * shape.mixed());
+            let b = take(shape.d_out * shape.mixed_width());
             let scale = adapter.alpha / adapter.rank as f32;
             AdapterSlot { shape, gate: adapter.gate, routing: adapter.routing(), scale, a, b }
         };

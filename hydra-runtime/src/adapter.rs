@@ -132,7 +132,7 @@ impl Adapter {
         self.config.check()?;
         let whole = |pair: &AdapterPair| {
             let shape = self.config.shape_of(pair.d_in, pair.d_out);
-            let (a, b) = (shape.stacked_rows() * shape.d_in, shape.d_out * shape.mixed());
+            let (a, b) = (shape.stacked_rows() * shape.d_in, shape.d_out * shape.mixed_width());
             pair.d_in > 0 && pair.d_out > 0 && (pair.a.len(), pair.b.len()) == (a, b)
         };
         for (layer, pairs) in self.layers.iter().enumerate() {
@@ -177,7 +177,7 @@ fn fresh(
             let (d_out, d_in) = size(layer, projection);
             let shape = config.shape_of(d_in, d_out);
             let bound = 1.0 / (d_in as f64).sqrt();
-            let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
+            let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed_width());
             let (mut a, mut b) = (room(a_len)?, room(b_len)?);
             // The router's rows among them, or zero.
             let drawn = if config.head_init == HeadInit::Zero { a_len } else { shape.a_rows() * d_in };
@@ -197,10 +197,10 @@ fn fresh(
 /// Fills B with [`HeadInit::Random`]'s.
 fn apart(b: &mut Vec<f32>, shape: &HydraShape, stream: &mut SplitMix64) {
     let deviation = (shape.d_out as f64).sqrt().sqrt().recip() / 8.0;
-    let mut row = vec![0.0; shape.mixed()];
+    let mut row = vec![0.0; shape.mixed_width()];
     for _ in 0..shape.d_out {
         row.fill_with(|| stream.normal() * deviation);
-        for column in 0..shape.mixed() {
+        for column in 0..shape.mixed_width() {
             let of_heads = row.iter().skip(column % shape.rank).step_by(shape.rank);
             b.push((row[column] - of_heads.sum::<f64>() / shape.lora_heads as f64) as f32);
         }
@@ -209,23 +209,25 @@ fn apart(b: &mut Vec<f32>, shape: &HydraShape, stream: &mut SplitMix64) {
 
 impl AdapterConfig {
     /// The sizes of the adapter on one projection.
-    pub fn shape(&self, model: &Config, projection: Projection, tokens: usize) -> HydraShape {
+    pub fn shape(&self, model: &Config, projection: Projection) -> HydraShape {
         let (d_out, d_in) = projection.dims(model);
-        HydraShape { tokens, ..self.shape_of(d_in, d_out) }
+        self.shape_of(d_in, d_out)
     }
 
     pub(crate) fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
         let (rank, lora_heads) = (self.rank, self.lora_heads);
         let (per_head_a, router) = (self.method == Method::Split, self.gate == GateKind::Router);
-        HydraShape { tokens: 0, d_in, d_out, rank, lora_heads, per_head_a, router }
+        HydraShape { d_in, d_out, rank, lora_heads, per_head_a, router }
     }
 
     /// Number of trainable parameters on a model, the router's among them; saturates.
     pub fn parameters(&self, model: &Config) -> u64 {
         let pair = |&projection: &Projection| {
-            let shape = self.shape(model, projection, 0);
-            shape.stacked_rows().saturating_mul(shape.d_in).saturating_add(shape.d_out.saturating_mul(shape.mixed()))
-                as u64
+            let shape = self.shape(model, projection);
+            shape
+                .stacked_rows()
+                .saturating_mul(shape.d_in)
+                .saturating_add(shape.d_out.saturating_mul(shape.mixed_width())) as u64
         };
         (model.layers as u64).saturating_mul(self.targets.iter().map(pair).fold(0, u64::saturating_add))
     }

@@ -153,10 +153,10 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
                 let adapted = pass.adapted.expect("checked above");
                 for mean in means.iter_mut().filter(|mean| mean.layer == layer) {
                     let slot = adapted.slots.get(layer, mean.projection).expect("a target");
-                    let shape = slot.shape(pass.packed.len());
+                    let shape = slot.shape;
                     let adapter_state =
                         activations.layers[0].adapter_state[mean.projection as usize].as_ref().expect("a target");
-                    let mut rows = vec![0.0; shape.tokens * shape.state_width()];
+                    let mut rows = vec![0.0; pass.packed.len() * shape.state_width()];
                     pass.model.backend.download(&mut rows, adapter_state)?;
                     for row in rows.chunks_exact(shape.state_width()) {
                         let gate = &row[shape.a_rows()..];

@@ -346,7 +346,7 @@ impl View for &Tensor<'_> {
 /// `row` [d_in] += row `o` of scale · Σ_e g_e B_e A_e.
 fn add_row(isa: Isa, row: &mut [f32], o: usize, pair: &AdapterPair, shape: &HydraShape, scale: f32, fold: Fold) {
     let mut sum = vec![0.0; row.len()];
-    for (column, &b) in pair.b[o * shape.mixed()..][..shape.mixed()].iter().enumerate() {
+    for (column, &b) in pair.b[o * shape.mixed_width()..][..shape.mixed_width()].iter().enumerate() {
         let factor = fold.weight(column / shape.rank, shape.lora_heads) * b;
         if factor == 0.0 {
             continue;

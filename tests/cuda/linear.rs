@@ -123,7 +123,6 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
     let router = gate == GateKind::Router;
     let lora_heads = if gate == GateKind::One { 1 } else { random.within(1, 5) };
     let shape = HydraShape {
-        tokens,
         d_in,
         d_out,
         rank: random.within(1, 12),
@@ -131,7 +130,7 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
         per_head_a: !router && random.coin(),
         router,
     };
-    let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed());
+    let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed_width());
     // Not at the start, and not aligned.
     let first = random.within(0, 5);
     let slot = AdapterSlot {
@@ -141,7 +140,6 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
             temperature: if random.coin() { 1.0 } else { 0.6 },
             // Where many tokens choose, two logits of some are as good as equal, and rounding chooses.
             top_k: if random.coin() || tokens > 5 { usize::MAX } else { random.within(1, 5) },
-            ..Routing::default()
         },
         scale: 0.7,
         a: first..first + a_len,

@@ -1,55 +1,147 @@
-//! Hydra forward and backward: against the reference, the reference against its own differences, memory to the float.
+//! The operator on one thread: against the reference, the reference against its own differences, memory to the float.
 
 use crate::memory::allocations;
 use crate::support::{TestElement, assert_close, tolerance, values, wide};
 use half::bf16;
-use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
-use hydra_kernels::reference::{self, Gradients, Parameters};
-use hydra_kernels::{AdapterRef, Dropout, Dropouts, Error, Gate, HydraShape, Routing, Weight, Workspace};
+use hydra_kernels::hydra::{
+    AdapterGradients, BackwardArgs, ForwardArgs, Gradients, HydraLayer, backward, backward_scratch, forward,
+    forward_scratch, recompute, recompute_scratch,
+};
+use hydra_kernels::reference::{self, Parameters};
+use hydra_kernels::{
+    Accumulate, AdapterRef, Dropout, Dropouts, Error, Gate, HydraShape, Routing, Values, ValuesMut, Weight, Workspace,
+};
 use proptest::prelude::*;
 
-const SCALE: f32 = 2.0;
+pub const SCALE: f32 = 2.0;
+
+/// Values as f32 or as bf16.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stored {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Stored {
+    pub fn new(values: &[f32], narrow: bool) -> Self {
+        if narrow {
+            Stored::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect())
+        } else {
+            Stored::F32(values.to_vec())
+        }
+    }
+
+    pub fn get(&self) -> Values<'_> {
+        match self {
+            Stored::F32(x) => Values::F32(x),
+            Stored::Bf16(x) => Values::Bf16(x),
+        }
+    }
+
+    pub fn get_mut(&mut self) -> ValuesMut<'_> {
+        match self {
+            Stored::F32(x) => ValuesMut::F32(x),
+            Stored::Bf16(x) => ValuesMut::Bf16(x),
+        }
+    }
+
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Stored::F32(x) => x.clone(),
+            Stored::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
 
 /// One problem.
-#[derive(Debug)]
-struct Case {
-    shape: HydraShape,
-    labels: Vec<u32>,
-    gate: usize,
-    routing: Routing,
-    dropouts: Dropouts,
-    x: Vec<f32>,
-    w: Vec<f32>,
-    a: Vec<f32>,
-    b: Vec<f32>,
-    dy: Vec<f32>,
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub tokens: usize,
+    pub shape: HydraShape,
+    pub adapted: bool,
+    pub gate: usize,
+    pub routing: Routing,
+    pub load_balance: f32,
+    pub dropouts: Dropouts,
+    /// x, y, dx, dy and the residual are bf16.
+    pub narrow: bool,
+    pub accumulate: Accumulate,
+    pub labels: Vec<u32>,
+    pub x: Vec<f32>,
+    pub residual: Option<Vec<f32>>,
+    pub w: Vec<f32>,
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
+    pub dy: Vec<f32>,
 }
+
+/// y, adapter_state, dx, da, db.
+pub type Results = [Vec<f32>; 5];
+const NAMES: [&str; 5] = ["y", "adapter_state", "dx", "da", "db"];
 
 impl Case {
     /// The published operator: plain routing, and dropout on the input alone.
-    fn new(shape: HydraShape, gate: usize, p: Option<f32>, seed: u64) -> Case {
-        let HydraShape { tokens, d_in, d_out, lora_heads, .. } = shape;
+    pub fn new(tokens: usize, shape: HydraShape, gate: usize, p: Option<f32>, seed: u64) -> Case {
+        let HydraShape { d_in, d_out, lora_heads, .. } = shape;
         Case {
+            tokens,
             shape,
-            labels: (0..tokens).map(|t| if t % 5 == 4 { u32::MAX } else { (t % (lora_heads + 1)) as u32 }).collect(),
+            adapted: true,
             gate,
             routing: Routing::default(),
-            dropouts: Dropouts { input: p.map(|p| Dropout { p, seed, first_row: 3 }), lora_heads: None },
+            load_balance: 0.0,
+            dropouts: Dropouts { input: p.map(|p| Dropout { p, seed, first_row: 3 }), mixed: None },
+            narrow: false,
+            accumulate: Accumulate::Add,
+            labels: (0..tokens).map(|t| if t % 5 == 4 { u32::MAX } else { (t % (lora_heads + 1)) as u32 }).collect(),
             x: values(tokens * d_in, seed ^ 1),
+            residual: None,
             w: values(d_out * d_in, seed ^ 2),
             a: values(shape.stacked_rows() * d_in, seed ^ 3),
-            b: values(d_out * shape.mixed(), seed ^ 4),
+            b: values(d_out * shape.mixed_width(), seed ^ 4),
             dy: values(tokens * d_out, seed ^ 5),
         }
     }
 
-    fn gate(&self) -> Gate<'_> {
+    pub fn gate(&self) -> Gate {
         match self.gate {
             _ if self.shape.router => Gate::Router(self.routing),
-            0 => Gate::Label(&self.labels),
+            0 => Gate::Label,
             1 => Gate::Uniform,
             _ => Gate::One,
         }
+    }
+
+    pub fn layer(&self) -> HydraLayer<'_> {
+        let adapter = AdapterRef { shape: self.shape, a: &self.a, b: &self.b, scale: SCALE, gate: self.gate() };
+        let weight = Weight::from_f32(self.shape.d_out, self.shape.d_in, &self.w).unwrap();
+        HydraLayer { weight, adapter: self.adapted.then_some(adapter) }
+    }
+
+    pub fn forward_args<'a>(&'a self, x: &'a Stored, residual: Option<&'a Stored>) -> ForwardArgs<'a> {
+        ForwardArgs {
+            residual: residual.map(Stored::get),
+            labels: &self.labels,
+            dropouts: self.dropouts,
+            ..ForwardArgs::new(self.tokens, x.get())
+        }
+    }
+
+    pub fn backward_args<'a>(&'a self, dy: &'a Stored, x: &'a Stored) -> BackwardArgs<'a> {
+        BackwardArgs {
+            labels: &self.labels,
+            dropouts: self.dropouts,
+            load_balance: self.load_balance,
+            ..BackwardArgs::new(self.tokens, dy.get(), x.get())
+        }
+    }
+
+    pub fn stored(&self, values: &[f32]) -> Stored {
+        Stored::new(values, self.narrow)
+    }
+
+    pub fn state_len(&self) -> usize {
+        if self.adapted { self.tokens * self.shape.state_width() } else { 0 }
     }
 
     /// What the masks multiply the input and the mixed heads with.
@@ -60,123 +152,119 @@ impl Case {
                 Some(d) => f64::from(d.scale()),
                 None => 1.0,
             };
-            (0..self.shape.tokens * columns).map(factor).collect()
+            (0..self.tokens * columns).map(factor).collect()
         };
-        [factors(self.dropouts.input, self.shape.d_in), factors(self.dropouts.lora_heads, self.shape.mixed())]
+        [factors(self.dropouts.input, self.shape.d_in), factors(self.dropouts.mixed, self.shape.mixed_width())]
     }
 
+    fn with_parameters<R>(&self, a: &[f64], b: &[f64], body: impl FnOnce(&Parameters<'_>) -> R) -> R {
+        let (weight, [mask, mixed_mask]) = (wide(&self.w), self.masks());
+        body(&Parameters {
+            weight: &weight,
+            a,
+            b,
+            scale: f64::from(SCALE) * f64::from(u8::from(self.adapted)),
+            gate: self.gate(),
+            labels: &self.labels,
+            load_balance: f64::from(self.load_balance),
+            mask: &mask,
+            mixed_mask: &mixed_mask,
+        })
+    }
+
+    /// y without residual, and the adapter's state.
     fn reference(&self, x: &[f64], a: &[f64], b: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let (weight, [mask, heads_mask]) = (wide(&self.w), self.masks());
-        let (mask, heads_mask, scale) = (&mask, &heads_mask, f64::from(SCALE));
-        let parameters = Parameters { weight: &weight, a, b, scale, gate: self.gate(), mask, heads_mask };
         let mut y = vec![0.0; self.dy.len()];
-        let mut adapter_state = vec![0.0; self.shape.tokens * self.shape.state_width()];
-        reference::forward(&self.shape, &mut y, &mut adapter_state, x, &parameters);
+        let mut adapter_state = vec![0.0; self.tokens * self.shape.state_width()];
+        self.with_parameters(a, b, |parameters| {
+            reference::forward(&self.shape, &mut y, &mut adapter_state, x, parameters);
+        });
         (y, adapter_state)
     }
 
     /// dx, da, db
     fn reference_gradients(&self) -> [Vec<f64>; 3] {
         let (x, a, b) = (wide(&self.x), wide(&self.a), wide(&self.b));
-        let (weight, [mask, heads_mask]) = (wide(&self.w), self.masks());
         let adapter_state = self.reference(&x, &a, &b).1;
-        let (mask, heads_mask, scale) = (&mask, &heads_mask, f64::from(SCALE));
-        let parameters = Parameters { weight: &weight, a: &a, b: &b, scale, gate: self.gate(), mask, heads_mask };
         let (mut dx, mut da, mut db) = (vec![0.0; x.len()], vec![0.0; a.len()], vec![0.0; b.len()]);
         let mut d_adapter_state = vec![0.0; adapter_state.len()];
-        let gradients = Gradients { dx: &mut dx, da: &mut da, db: &mut db, d_adapter_state: &mut d_adapter_state };
-        reference::backward(&self.shape, gradients, &wide(&self.dy), &x, &adapter_state, &parameters);
+        let gradients =
+            reference::Gradients { dx: &mut dx, da: &mut da, db: &mut db, d_adapter_state: &mut d_adapter_state };
+        self.with_parameters(&a, &b, |parameters| {
+            reference::backward(&self.shape, gradients, &wide(&self.dy), &x, &adapter_state, parameters);
+        });
         [dx, da, db]
     }
 
-    /// y, adapter_state, dx, da, db, with `short` floats less than each needs.
-    fn run<E: TestElement>(&self, isa: E::Isa, short: usize) -> Result<[Vec<f32>; 5], Error> {
-        let shape = &self.shape;
-        let weight = Weight::from_f32(shape.d_out, shape.d_in, &self.w)?;
-        let adapter = AdapterRef { a: &self.a, b: &self.b, scale: SCALE };
-        let mut y = vec![f32::NAN; self.dy.len()];
-        let mut adapter_state = vec![f32::NAN; shape.tokens * shape.state_width()];
-        let mut grads = [&self.x, &self.a, &self.b].map(|like| vec![1.0; like.len()]);
-        let dropped = self.dropouts.input.is_some();
-        let mut memory = vec![f32::NAN; forward_scratch::<E>(shape, dropped).0.saturating_sub(short)];
-        let mut outcome = Ok(());
-        let allocated = allocations(|| {
-            let workspace = &mut Workspace::new(&mut memory);
-            outcome = forward::<E>(
-                isa,
-                shape,
-                &mut y,
-                &mut adapter_state,
-                &self.x,
-                weight,
-                adapter,
-                self.gate(),
-                self.dropouts,
-                workspace,
-            );
-        });
-        if let Err(error) = outcome {
-            assert!(y.iter().chain(&adapter_state).all(|x| x.is_nan()), "wrote before an error");
-            let mut memory = vec![f32::NAN; backward_scratch::<E>(shape, dropped).0 - short];
-            let [dx, da, db] = &mut grads;
-            let workspace = &mut Workspace::new(&mut memory);
-            backward::<E>(
-                isa,
-                shape,
-                dx,
-                da,
-                db,
-                &self.dy,
-                &self.x,
-                weight,
-                adapter,
-                &adapter_state,
-                self.gate(),
-                self.dropouts,
-                workspace,
-            )
-            .unwrap_err();
-            assert!(grads.iter().flatten().all(|&x| x == 1.0), "wrote before an error");
-            return Err(error);
+    /// What [`Case::run`] should give: gradients are added to ones, dx if it is added to.
+    fn expected(&self) -> [Vec<f64>; 5] {
+        let (mut y, adapter_state) = self.reference(&wide(&self.x), &wide(&self.a), &wide(&self.b));
+        if let Some(residual) = &self.residual {
+            y.iter_mut().zip(residual).for_each(|(y, r)| *y += f64::from(*r));
         }
-        let mut memory = vec![f32::NAN; backward_scratch::<E>(shape, dropped).0];
-        let [dx, da, db] = &mut grads;
-        let allocated = allocated
-            + allocations(|| {
-                let workspace = &mut Workspace::new(&mut memory);
-                outcome = backward::<E>(
-                    isa,
-                    shape,
-                    dx,
-                    da,
-                    db,
-                    &self.dy,
-                    &self.x,
-                    weight,
-                    adapter,
-                    &adapter_state,
-                    self.gate(),
-                    self.dropouts,
-                    workspace,
-                );
-            });
-        outcome?;
+        let [mut dx, mut da, mut db] = self.reference_gradients();
+        if self.accumulate == Accumulate::Add {
+            dx.iter_mut().for_each(|x| *x += 1.0);
+        }
+        da.iter_mut().chain(&mut db).for_each(|x| *x += 1.0);
+        if self.adapted {
+            [y, adapter_state, dx, da, db]
+        } else {
+            [y, vec![], dx, vec![1.0; da.len()], vec![1.0; db.len()]]
+        }
+    }
+
+    /// The five results with `short` floats of memory less than each pass needs; `recomputed` as in `backward`.
+    pub fn run<E: TestElement>(&self, isa: E::Isa, short: usize, recomputed: bool) -> Result<Results, Error> {
+        let (shape, tokens, dropout) = (&self.layer().shape(), self.tokens, self.dropouts.input.is_some());
+        let (x, dy) = (self.stored(&self.x), self.stored(&self.dy));
+        let residual = self.residual.as_ref().map(|residual| self.stored(residual));
+        let nan = |len: usize| vec![f32::NAN; len];
+        let (mut y, mut adapter_state) = (self.stored(&nan(self.dy.len())), nan(self.state_len()));
+        let mut dx = self.stored(&vec![if self.accumulate == Accumulate::Add { 1.0 } else { f32::NAN }; self.x.len()]);
+        let [mut da, mut db] = [&self.a, &self.b].map(|like| vec![1.0; like.len()]);
+
+        let mut memory = nan(forward_scratch::<E>(shape, tokens, dropout).0 - short);
+        let mut outcome = Ok(());
+        let args = self.forward_args(&x, residual.as_ref());
+        let mut allocated = allocations(|| {
+            let workspace = &mut Workspace::new(&mut memory);
+            outcome = forward::<E>(isa, &self.layer(), &args, y.get_mut(), &mut adapter_state, workspace);
+        });
+        if outcome.is_err() {
+            assert!(y.to_f32().iter().chain(&adapter_state).all(|x| x.is_nan()), "wrote before an error");
+        }
+        let mut memory = nan(backward_scratch::<E>(shape, tokens, dropout).0 - short);
+        let args = self.backward_args(&dy, &x);
+        let mut outcome_backward = Ok(());
+        let before = (dx.to_f32(), da.clone(), db.clone());
+        allocated += allocations(|| {
+            let adapter = self.adapted.then_some(AdapterGradients { da: &mut da, db: &mut db });
+            let gradients = Gradients { dx: Some((dx.get_mut(), self.accumulate)), adapter };
+            let saved = (!recomputed).then_some(&adapter_state[..]);
+            let workspace = &mut Workspace::new(&mut memory);
+            outcome_backward = backward::<E>(isa, &self.layer(), &args, saved, gradients, workspace);
+        });
         assert_eq!(allocated, 0, "allocations");
-        let [dx, da, db] = grads;
-        Ok([y, adapter_state, dx, da, db])
+        if outcome_backward.is_err() {
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let after = [bits(&dx.to_f32()), bits(&da), bits(&db)];
+            assert_eq!(after, [bits(&before.0), bits(&before.1), bits(&before.2)], "wrote before an error");
+        }
+        outcome.and(outcome_backward)?;
+        Ok([y.to_f32(), adapter_state, dx.to_f32(), da, db])
     }
 
     fn check<E: TestElement>(&self) {
-        let (y, adapter_state) = self.reference(&wide(&self.x), &wide(&self.a), &wide(&self.b));
-        let gradients = self.reference_gradients().map(|g| g.into_iter().map(|g| g + 1.0).collect::<Vec<_>>());
-        let [dx, da, db] = gradients;
+        let expected = self.expected();
+        let tolerance = if self.narrow { tolerance::OPERATOR_BF16 } else { E::OPERATOR };
         for isa in E::isas() {
-            let got = self.run::<E>(isa, 0).unwrap();
-            for ((name, got), want) in
-                ["y", "adapter_state", "dx", "da", "db"].into_iter().zip(&got).zip([&y, &adapter_state, &dx, &da, &db])
-            {
-                assert_close(&format!("{isa:?} {:?} {name}", self.shape), got, want, E::OPERATOR);
+            let got = self.run::<E>(isa, 0, false).unwrap();
+            for ((name, got), want) in NAMES.into_iter().zip(&got).zip(&expected) {
+                assert_close(&format!("{isa:?} {:?} {name}", self.shape), got, want, tolerance);
             }
+            let [.., dx, da, db] = self.run::<E>(isa, 0, true).unwrap();
+            assert!([dx, da, db] == got[2..], "{isa:?} {:?}: a state that was computed again", self.shape);
         }
     }
 }
@@ -186,19 +274,29 @@ fn cases() -> impl Strategy<Value = Case> {
     let settings = (any::<bool>(), any::<bool>(), 0..3usize, prop::option::of(0.0..0.6f32), any::<u64>());
     let plain =
         (sizes, settings).prop_map(|((tokens, d_in, d_out, rank, lora_heads), (per_head_a, router, gate, p, seed))| {
-            Case::new(HydraShape { tokens, d_in, d_out, rank, lora_heads, per_head_a, router }, gate, p, seed)
+            Case::new(tokens, HydraShape { d_in, d_out, rank, lora_heads, per_head_a, router }, gate, p, seed)
         });
     let routing = prop::option::of((0.3..4.0f32, 1..6usize, prop::sample::select(vec![0.0, 0.5, 3.0])));
-    (plain, routing, prop::option::of(0.0..0.6f32)).prop_map(|(plain, routing, p)| {
-        let routing = routing.map(|(temperature, top_k, balance)| Routing { temperature, top_k, balance });
-        let lora_heads = p.map(|p| Dropout { p, seed: 77, first_row: 2 });
-        let dropouts = Dropouts { lora_heads, ..plain.dropouts };
-        Case { routing: routing.unwrap_or_default(), dropouts, ..plain }
+    let rest = (0..8u8, any::<bool>(), any::<bool>(), any::<bool>());
+    (plain, routing, prop::option::of(0.0..0.6f32), rest).prop_map(|(plain, routing, p, rest)| {
+        let (temperature, top_k, load_balance) = routing.unwrap_or((1.0, usize::MAX, 0.0));
+        let mixed = p.map(|p| Dropout { p, seed: 77, first_row: 2 });
+        let (adapted, narrow, overwrite, residual) = rest;
+        Case {
+            adapted: adapted > 0,
+            narrow,
+            accumulate: if overwrite { Accumulate::Overwrite } else { Accumulate::Add },
+            residual: residual.then(|| values(plain.dy.len(), 6)),
+            routing: Routing { temperature, top_k },
+            load_balance,
+            dropouts: Dropouts { mixed, ..plain.dropouts },
+            ..plain
+        }
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn operator_follows_the_reference(case in cases()) {
@@ -207,41 +305,76 @@ proptest! {
     }
 }
 
-/// Wider than one chunk of columns, deeper than one block of k.
+fn hydra(d_in: usize, d_out: usize) -> HydraShape {
+    HydraShape { d_in, d_out, rank: 3, lora_heads: 4, per_head_a: false, router: true }
+}
+
+/// More columns than a block has, both ways, with sums that are kept in f32 beside a bf16 result.
 #[test]
-fn operator_beyond_one_block() {
-    let shape =
-        HydraShape { tokens: 40, d_in: 401, d_out: 290, rank: 3, lora_heads: 4, per_head_a: false, router: true };
-    Case::new(shape, 0, Some(0.1), 5).check::<f32>();
-    Case::new(shape, 0, None, 5).check::<bf16>();
+fn operator_beyond_one_block_of_columns() {
+    for narrow in [false, true] {
+        for (d_in, d_out) in [(2100, 530), (530, 2100)] {
+            let case = Case::new(9, hydra(d_in, d_out), 0, narrow.then_some(0.1), 5);
+            Case { narrow, accumulate: Accumulate::Overwrite, ..case }.check::<bf16>();
+        }
+    }
+    Case::new(7, hydra(2100, 530), 0, Some(0.1), 5).check::<f32>();
+}
+
+/// More tokens than a range of rows has, and than are summed together.
+#[test]
+fn operator_beyond_one_block_of_rows() {
+    let case = Case::new(1100, hydra(7, 9), 0, Some(0.1), 5);
+    case.check::<f32>();
+    Case { narrow: true, ..case }.check::<bf16>();
+}
+
+#[test]
+fn gradients_that_are_not_asked_for() {
+    let case = Case::new(9, hydra(20, 30), 0, Some(0.2), 3);
+    let isa = hydra_kernels::Isa::detect();
+    let [_, adapter_state, dx, da, db] = case.run::<f32>(isa, 0, false).unwrap();
+    let (x, dy) = (case.stored(&case.x), case.stored(&case.dy));
+    let args = case.backward_args(&dy, &x);
+    let mut memory = vec![f32::NAN; backward_scratch::<f32>(&case.shape, case.tokens, true).0];
+    let mut run = |gradients: Gradients<'_>| {
+        let workspace = &mut Workspace::new(&mut memory);
+        backward::<f32>(isa, &case.layer(), &args, Some(&adapter_state), gradients, workspace).unwrap();
+    };
+    let mut only_dx = vec![1.0; dx.len()];
+    run(Gradients { dx: Some((ValuesMut::F32(&mut only_dx), Accumulate::Add)), adapter: None });
+    assert_eq!(only_dx, dx);
+    let (mut only_da, mut only_db) = (vec![1.0; da.len()], vec![1.0; db.len()]);
+    run(Gradients { dx: None, adapter: Some(AdapterGradients { da: &mut only_da, db: &mut only_db }) });
+    assert_eq!((only_da, only_db), (da, db));
 }
 
 #[test]
 fn reference_gradients_are_differences() {
     let plain = Routing::default();
-    let all = Routing { temperature: 1.7, top_k: 2, balance: 0.8 };
-    for (router, per_head_a, gate, routing) in [
-        (true, false, 0, plain),
-        (true, true, 0, plain),
-        (false, true, 0, plain),
-        (false, false, 1, plain),
-        (false, false, 2, plain),
-        (true, false, 0, Routing { temperature: 0.6, ..plain }),
-        (true, false, 0, Routing { top_k: 2, ..plain }),
-        (true, false, 0, Routing { balance: 2.5, ..plain }),
-        (true, false, 0, all),
-        (true, true, 0, all),
+    let all = Routing { temperature: 1.7, top_k: 2 };
+    for (router, per_head_a, gate, routing, load_balance) in [
+        (true, false, 0, plain, 0.0),
+        (true, true, 0, plain, 0.0),
+        (false, true, 0, plain, 0.0),
+        (false, false, 1, plain, 0.0),
+        (false, false, 2, plain, 0.0),
+        (true, false, 0, Routing { temperature: 0.6, ..plain }, 0.0),
+        (true, false, 0, Routing { top_k: 2, ..plain }, 0.0),
+        (true, false, 0, plain, 2.5),
+        (true, false, 0, all, 0.8),
+        (true, true, 0, all, 0.8),
     ] {
-        let shape = HydraShape { tokens: 3, d_in: 4, d_out: 5, rank: 2, lora_heads: 3, per_head_a, router };
-        let mut case = Case::new(shape, gate, Some(0.25), 8);
-        case.dropouts.lora_heads = Some(Dropout { p: 0.3, seed: 6, first_row: 1 });
-        case.routing = routing;
+        let shape = HydraShape { d_in: 4, d_out: 5, rank: 2, lora_heads: 3, per_head_a, router };
+        let mut case = Case::new(3, shape, gate, Some(0.25), 8);
+        case.dropouts.mixed = Some(Dropout { p: 0.3, seed: 6, first_row: 1 });
+        (case.routing, case.load_balance) = (routing, load_balance);
         let inputs = [wide(&case.x), wide(&case.a), wide(&case.b)];
         let dy = wide(&case.dy);
         let at = case.reference(&inputs[0], &inputs[1], &inputs[2]).1;
         let loss = |inputs: &[Vec<f64>; 3]| -> f64 {
             let (y, adapter_state) = case.reference(&inputs[0], &inputs[1], &inputs[2]);
-            let added = reference::balance(&shape, &adapter_state, &at, case.gate());
+            let added = reference::balance_loss(&shape, &adapter_state, &at, f64::from(load_balance));
             y.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>() + added
         };
         for (which, gradient) in case.reference_gradients().into_iter().enumerate() {
@@ -260,104 +393,85 @@ fn reference_gradients_are_differences() {
 
 #[test]
 fn one_float_less_is_an_error() {
-    for p in [None, Some(0.1)] {
-        let shape =
-            HydraShape { tokens: 5, d_in: 40, d_out: 33, rank: 4, lora_heads: 3, per_head_a: false, router: true };
-        let case = Case::new(shape, 0, p, 1);
-        assert!(matches!(case.run::<f32>(hydra_kernels::Isa::detect(), 1), Err(Error::Workspace { .. })));
-        assert!(matches!(case.run::<bf16>(hydra_kernels::Bf16Isa::detect(), 1), Err(Error::Workspace { .. })));
+    for (tokens, p) in [(5, None), (5, Some(0.1)), (2, None)] {
+        let case = Case::new(tokens, hydra(40, 33), 0, p, 1);
+        for recomputed in [false, true] {
+            let error = case.run::<f32>(hydra_kernels::Isa::detect(), 1, recomputed);
+            assert!(matches!(error, Err(Error::Workspace { .. })));
+            let error = case.run::<bf16>(hydra_kernels::Bf16Isa::detect(), 1, recomputed);
+            assert!(matches!(error, Err(Error::Workspace { .. })));
+        }
+    }
+}
+
+/// A state that is computed again has the bits of the forward pass's, for few tokens, too.
+#[test]
+fn recomputed_states_are_the_same() {
+    for tokens in [0, 1, 3, 4, 5, 60] {
+        for p in [None, Some(0.3)] {
+            let mut case = Case::new(tokens, hydra(40, 33), 0, p, 1);
+            case.narrow = tokens % 2 == 1;
+            for isa in hydra_kernels::Bf16Isa::available() {
+                let want = case.run::<bf16>(isa, 0, false).unwrap()[1].clone();
+                let x = case.stored(&case.x);
+                let need = recompute_scratch::<bf16>(&case.shape, tokens, p.is_some()).0;
+                for short in [0, 1] {
+                    let (mut memory, mut got) = (vec![f32::NAN; need - short.min(need)], vec![f32::NAN; want.len()]);
+                    let workspace = &mut Workspace::new(&mut memory);
+                    let args = case.forward_args(&x, None);
+                    let outcome = recompute::<bf16>(isa, &case.layer(), &args, &mut got, workspace);
+                    if short == 0 {
+                        outcome.unwrap();
+                        assert_eq!(got, want, "{tokens}");
+                    } else if need > 0 {
+                        assert!(outcome.is_err() && got.iter().all(|x| x.is_nan()));
+                    }
+                }
+            }
+        }
     }
 }
 
 #[test]
 fn absurd_shapes_are_refused() {
-    let good = HydraShape { tokens: 1, d_in: 1, d_out: 1, rank: 1, lora_heads: 1, per_head_a: false, router: false };
-    assert_eq!(good.validate(), Ok(()));
+    let good = HydraShape { d_in: 1, d_out: 1, rank: 1, lora_heads: 1, per_head_a: false, router: false };
+    assert_eq!(good.validate(1), Ok(()));
+    assert!(good.validate(usize::MAX).is_err());
+    assert!(forward_scratch::<f32>(&good, usize::MAX, true).0 > isize::MAX as usize / size_of::<f32>());
     for bad in [
         HydraShape { rank: 0, ..good },
         HydraShape { lora_heads: 0, ..good },
-        HydraShape { tokens: usize::MAX, ..good },
         HydraShape { d_in: usize::MAX / 8, d_out: 16, ..good },
         HydraShape { rank: usize::MAX, lora_heads: 2, ..good },
         HydraShape { rank: 1 << 40, lora_heads: 1 << 40, per_head_a: true, ..good },
     ] {
-        assert!(bad.validate().is_err(), "{bad:?}");
-        assert!(forward_scratch::<f32>(&bad, true).0 >= forward_scratch::<f32>(&HydraShape { ..bad }, false).0);
+        assert!(bad.validate(1).is_err(), "{bad:?}");
+        assert!(forward_scratch::<f32>(&bad, 9, true).0 >= forward_scratch::<f32>(&bad, 9, false).0);
+        assert!(backward_scratch::<f32>(&bad, 9, true).0 >= backward_scratch::<f32>(&bad, 9, false).0);
     }
-    let case = Case::new(good, 2, None, 1);
-    let mut adapter_state = vec![0.0; 2];
+}
+
+/// Each argument one element too long or too short.
+#[test]
+fn wrong_lengths_are_refused() {
+    let good = Case::new(6, HydraShape { router: false, ..hydra(20, 30) }, 0, None, 1);
     let isa = hydra_kernels::Isa::detect();
-    assert!(hydra_kernels::activate(isa, &case.shape, &mut adapter_state, Gate::Router(Routing::default())).is_err());
-    assert!(hydra_kernels::activate(isa, &case.shape, &mut adapter_state, Gate::Label(&[])).is_err());
-    assert!(hydra_kernels::activate(isa, &case.shape, &mut adapter_state[..1], Gate::One).is_err());
-}
-
-/// One token's gate.
-fn gate_of(logits: &[f32], routing: Routing) -> Vec<f32> {
-    let lora_heads = logits.len();
-    let shape = HydraShape { tokens: 1, d_in: 1, d_out: 1, rank: 1, lora_heads, per_head_a: false, router: true };
-    let mut first: Option<Vec<f32>> = None;
-    for isa in hydra_kernels::Isa::available() {
-        let mut adapter_state = [&[7.0], logits].concat();
-        hydra_kernels::activate(isa, &shape, &mut adapter_state, Gate::Router(routing)).unwrap();
-        assert_eq!(adapter_state[0], 7.0);
-        let gate = adapter_state.split_off(1);
-        let bits = |gate: &[f32]| gate.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(first.get_or_insert(gate.clone())), bits(&gate), "{isa:?}");
+    assert!(good.run::<f32>(isa, 0, false).is_ok());
+    type Change = fn(&mut Case);
+    let changes: [(&str, Change); 6] = [
+        ("x", |case| case.x.push(0.0)),
+        ("dy", |case| case.dy.push(0.0)),
+        ("residual", |case| case.residual = Some(vec![0.0; 179])),
+        ("a", |case| case.a.push(0.0)),
+        ("b", |case| case.b.truncate(7)),
+        ("labels", |case| case.labels.truncate(5)),
+    ];
+    for (name, change) in changes {
+        let mut bad = good.clone();
+        change(&mut bad);
+        let error = bad.run::<f32>(isa, 0, false).unwrap_err();
+        assert!(matches!(error, Error::Length { .. }), "{name}: {error}");
     }
-    first.unwrap()
-}
-
-#[test]
-fn top_k_keeps_the_largest_and_of_equals_the_first() {
-    let top = |top_k| Routing { top_k, ..Routing::default() };
-    assert_eq!(gate_of(&[1.0, 3.0, 3.0, 2.0], top(1)), [0.0, 1.0, 0.0, 0.0]);
-    assert_eq!(gate_of(&[1.0, 3.0, 3.0, 2.0], top(2)), [0.0, 0.5, 0.5, 0.0]);
-    assert_eq!(gate_of(&[5.0, 5.0, 5.0, 5.0], top(2)), [0.5, 0.5, 0.0, 0.0]);
-    assert_eq!(gate_of(&[0.0, -0.0, 0.0], top(1)), [1.0, 0.0, 0.0]);
-    assert_eq!(gate_of(&[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY], top(2)), [0.0, 1.0, 0.0]);
-    let all = gate_of(&[1.0, 3.0, 2.5, 2.0], Routing::default());
-    assert_eq!(gate_of(&[1.0, 3.0, 2.5, 2.0], top(4)), all);
-    assert_eq!(gate_of(&[1.0, 3.0, 2.5, 2.0], top(9)), all);
-    // What is not a number stays to be seen.
-    for top_k in 1..4 {
-        assert!(gate_of(&[1.0, f32::NAN, 2.0], top(top_k)).iter().all(|x| x.is_nan()));
-    }
-    // Halved logits.
-    let dull = Routing { temperature: 2.0, ..Routing::default() };
-    assert_eq!(gate_of(&[2.0, 6.0, 5.0, 4.0], dull), all);
-}
-
-#[test]
-fn the_balance_term_is_least_where_heads_are_used_alike() {
-    let shape = HydraShape { tokens: 3, d_in: 1, d_out: 1, rank: 1, lora_heads: 3, per_head_a: false, router: true };
-    let gate = Gate::Router(Routing { balance: 2.0, ..Routing::default() });
-    let even = [0.0, 0.8, 0.1, 0.1, 0.0, 0.1, 0.8, 0.1, 0.0, 0.1, 0.1, 0.8];
-    assert!((reference::balance(&shape, &even, &even, gate) - 2.0).abs() < 1e-12);
-    let one = [0.0, 0.8, 0.1, 0.1].repeat(3);
-    assert!((reference::balance(&shape, &one, &one, gate) - 2.0 * 3.0 * 0.8).abs() < 1e-12);
-    // Two tokens of three, and a tie that counts for the lower index.
-    let adapter_state = [0.0, 0.5, 0.5, 0.0, 0.0, 0.1, 0.2, 0.7, 0.0, 0.4, 0.3, 0.3];
-    let mut push = [f32::NAN; 3];
-    hydra_kernels::push(&shape, &mut push, &adapter_state, gate).unwrap();
-    let unit = 2.0 * 3.0 / 9.0f32;
-    assert!(push.iter().zip([2.0 * unit, 0.0, unit]).all(|(got, want)| (got - want).abs() < 1e-6), "{push:?}");
-    assert!(hydra_kernels::push(&shape, &mut push[..2], &adapter_state, gate).is_err());
-    assert!(hydra_kernels::push(&shape, &mut push, &adapter_state, Gate::Router(Routing::default())).is_err());
-}
-
-#[test]
-fn routing_that_means_nothing_is_refused() {
-    let shape = HydraShape { tokens: 1, d_in: 1, d_out: 1, rank: 1, lora_heads: 2, per_head_a: false, router: true };
-    let good = Routing::default();
-    let bad = [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40].map(|temperature| Routing { temperature, ..good });
-    for routing in bad.into_iter().chain([Routing { top_k: 0, ..good }, Routing { balance: f32::NAN, ..good }]) {
-        let mut adapter_state = [1.0; 3];
-        let gate = Gate::Router(routing);
-        assert!(
-            hydra_kernels::activate(hydra_kernels::Isa::detect(), &shape, &mut adapter_state, gate).is_err(),
-            "{routing:?}"
-        );
-        assert_eq!(adapter_state, [1.0; 3]);
-    }
+    let bad = Case { load_balance: f32::NAN, ..good };
+    assert!(matches!(bad.run::<f32>(isa, 0, false), Err(Error::Shape(_))));
 }

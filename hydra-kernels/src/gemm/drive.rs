@@ -1,9 +1,9 @@
 //! From an element type and an instruction set to the loops that multiply it.
 
-use super::convert::round;
+use super::convert::{round, round_rows, to_bf16};
 use super::portable::{PortableBf16, PortableF32};
 use super::tiled::{Micro, drive, drive_rounded};
-use super::{Accumulate, Element, Term};
+use super::{Accumulate, Element, Term, Values};
 #[cfg(target_arch = "x86_64")]
 use super::{
     amx,
@@ -11,6 +11,7 @@ use super::{
     avx512::{Avx512F32, Avx512Widened},
     avx512bf16::Avx512Pairs,
 };
+use crate::error::{Error, exact};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Avx512Bf16;
 use crate::isa::{Bf16Isa, Isa};
@@ -48,6 +49,17 @@ pub trait Kernel: Sized {
     /// The f32 instruction set that `isa` contains.
     #[doc(hidden)]
     fn widened(isa: Self::Isa) -> Isa
+    where
+        Self: Element;
+    /// A slice of this type as values of either type.
+    #[doc(hidden)]
+    fn as_values(x: &[Self]) -> Values<'_>;
+    /// The reverse of [`Kernel::as_values`]; `None` if the values are of the other type.
+    #[doc(hidden)]
+    fn of_values(values: Values<'_>) -> Option<&[Self]>;
+    /// `out` = `x` rounded to bf16, as products into bf16 round their sums.
+    #[doc(hidden)]
+    fn narrow_sums(isa: Self::Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error>
     where
         Self: Element;
     #[doc(hidden)]
@@ -89,6 +101,25 @@ impl Kernel for f32 {
     #[inline(always)]
     fn widened(isa: Isa) -> Isa {
         isa
+    }
+
+    #[inline(always)]
+    fn as_values(x: &[f32]) -> Values<'_> {
+        Values::F32(x)
+    }
+
+    #[inline(always)]
+    fn of_values(values: Values<'_>) -> Option<&[f32]> {
+        match values {
+            Values::F32(x) => Some(x),
+            Values::Bf16(_) => None,
+        }
+    }
+
+    fn narrow_sums(isa: Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
+        exact("out", x.len(), out.len())?;
+        round_rows(isa, out, x.len().max(1), x, x.len().max(1), x.len());
+        Ok(())
     }
 
     fn tile(isa: Isa) -> Tile {
@@ -135,6 +166,23 @@ impl Kernel for bf16 {
     #[inline(always)]
     fn widened(isa: Bf16Isa) -> Isa {
         isa.widened()
+    }
+
+    #[inline(always)]
+    fn as_values(x: &[bf16]) -> Values<'_> {
+        Values::Bf16(x)
+    }
+
+    #[inline(always)]
+    fn of_values(values: Values<'_>) -> Option<&[bf16]> {
+        match values {
+            Values::Bf16(x) => Some(x),
+            Values::F32(_) => None,
+        }
+    }
+
+    fn narrow_sums(isa: Bf16Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
+        to_bf16(isa, out, x)
     }
 
     fn tile(isa: Bf16Isa) -> Tile {

@@ -19,9 +19,11 @@ const EXACT: f64 = 5e-5;
 const ROUNDED: f64 = 4e-3;
 
 struct Case {
+    tokens: usize,
     shape: HydraShape,
     gate: u32,
     routing: Routing,
+    load_balance: f32,
     head_dropout: f32,
     dropout: f32,
     seed: u64,
@@ -52,8 +54,9 @@ fn run_outer(outer: &Outer, seed: u64) {
 
 fn check(case: &Case) {
     let (shape, seed) = (case.shape, case.seed);
-    let HydraShape { tokens, d_in, d_out, .. } = shape;
-    let (a_rows, stacked, width, columns) = (shape.a_rows(), shape.stacked_rows(), shape.state_width(), shape.mixed());
+    let (tokens, HydraShape { d_in, d_out, .. }) = (case.tokens, shape);
+    let (a_rows, stacked, width, columns) =
+        (shape.a_rows(), shape.stacked_rows(), shape.state_width(), shape.mixed_width());
     let mut random = Random::new(seed);
     // What is bf16 on the device.
     let [x, dy] = [d_in, d_out].map(|width| rounded(&random.values(tokens * width)));
@@ -73,13 +76,14 @@ fn check(case: &Case) {
         .map(|i| (heads_dropout.keeps((i / columns) as u64, i % columns), f64::from(heads_dropout.scale())))
         .map(|(keeps, scale)| if keeps { scale } else { 0.0 })
         .collect();
-    let mut routing = case.routing;
+    let (mut routing, mut load_balance) = (case.routing, case.load_balance);
     if shape.router && ties(&shape, &want_x, &want_a) {
-        routing = Routing { top_k: usize::MAX, balance: 0.0, ..routing };
+        routing.top_k = usize::MAX;
+        load_balance = 0.0;
     }
     let gate = match case.gate {
         GATE_ROUTER => Gate::Router(routing),
-        GATE_LABEL => Gate::Label(&labels),
+        GATE_LABEL => Gate::Label,
         GATE_UNIFORM => Gate::Uniform,
         _ => Gate::One,
     };
@@ -89,8 +93,10 @@ fn check(case: &Case) {
         b: &want_b,
         scale: f64::from(scale),
         gate,
+        labels: &labels,
+        load_balance: f64::from(load_balance),
         mask: &factors,
-        heads_mask: &heads_factors,
+        mixed_mask: &heads_factors,
     };
     let (mut want_y, mut want_hidden) = (vec![0.0; tokens * d_out], vec![0.0; tokens * width]);
     reference::forward(&shape, &mut want_y, &mut want_hidden, &want_x, &parameters);
@@ -170,9 +176,9 @@ fn check(case: &Case) {
         dmixed: ptr(&dmixed),
     };
     let push = nan32(shape.lora_heads);
-    let pushes = shape.router && routing.balance > 0.0;
+    let pushes = shape.router && load_balance > 0.0;
     if pushes {
-        run(gate_push(ptr(&push), ptr(&adapter_state), count, &lora_heads, routing.balance), seed);
+        run(gate_push(ptr(&push), ptr(&adapter_state), count, &lora_heads, load_balance), seed);
     }
     let push = if pushes { ptr(&push) } else { Ptr::NULL };
     run(
@@ -244,27 +250,31 @@ proptest! {
                        routing in prop::option::of((0.4f32..3.0, 1usize..6, prop::sample::select(vec![0.0f32, 0.7]))), seed: u64) {
         let per_head_a = per_head_a && gate != GATE_ROUTER;
         let lora_heads = if gate == GATE_ONE { 1 } else { lora_heads };
-        let shape = HydraShape { tokens, d_in, d_out, rank, lora_heads, per_head_a, router: gate == GATE_ROUTER };
-        let routing = routing.map(|(temperature, top_k, balance)| Routing { temperature, top_k, balance }).unwrap_or_default();
+        let shape = HydraShape { d_in, d_out, rank, lora_heads, per_head_a, router: gate == GATE_ROUTER };
+        let (temperature, top_k, load_balance) = routing.unwrap_or((1.0, usize::MAX, 0.0));
+        let routing = Routing { temperature, top_k };
         let p = |drops: bool| if drops { 0.3 } else { 0.0 };
-        check(&Case { shape, gate, routing, head_dropout: p(drops_heads), dropout: p(drops), seed });
+        let (head_dropout, dropout) = (p(drops_heads), p(drops));
+        check(&Case { tokens, shape, gate, routing, load_balance, head_dropout, dropout, seed });
     }
 }
 
 #[test]
 fn whole_tiles_and_one_more() {
     for (tokens, rank, lora_heads) in [(32, 8, 4), (33, 8, 3), (64, 32, 3)] {
-        let shape = HydraShape { tokens, d_in: 64, d_out: 96, rank, lora_heads, per_head_a: false, router: true };
-        let routing = Routing { temperature: 0.8, top_k: 2, balance: 0.5 };
-        check(&Case {
+        let shape = HydraShape { d_in: 64, d_out: 96, rank, lora_heads, per_head_a: false, router: true };
+        let plain = Case {
+            tokens,
             shape,
             gate: GATE_ROUTER,
             routing: Routing::default(),
+            load_balance: 0.0,
             head_dropout: 0.0,
             dropout: 0.1,
             seed: 3,
-        });
-        check(&Case { shape, gate: GATE_ROUTER, routing, head_dropout: 0.2, dropout: 0.1, seed: 3 });
+        };
+        check(&plain);
+        check(&Case { routing: Routing { temperature: 0.8, top_k: 2 }, load_balance: 0.5, head_dropout: 0.2, ..plain });
     }
 }
 
@@ -279,7 +289,8 @@ fn through_all_the_stages() {
         (300, 2100, 40, 0.1),
         (2, 2100, 40, 0.0),
     ] {
-        let shape = HydraShape { tokens, d_in, d_out, rank: 4, lora_heads: 3, per_head_a: false, router: true };
-        check(&Case { shape, gate: GATE_ROUTER, routing: Routing::default(), head_dropout: 0.0, dropout, seed: 5 });
+        let shape = HydraShape { d_in, d_out, rank: 4, lora_heads: 3, per_head_a: false, router: true };
+        let (gate, routing) = (GATE_ROUTER, Routing::default());
+        check(&Case { tokens, shape, gate, routing, load_balance: 0.0, head_dropout: 0.0, dropout, seed: 5 });
     }
 }

@@ -35,7 +35,7 @@ pub struct AdapterConfig {
     pub temperature: f32,
     /// Only so many of a token's largest logits take part; `None` for all.
     pub top_k: Option<usize>,
-    /// The weight of the load-balance term in training ([`hydra_kernels::gate::Routing`]).
+    /// The weight of the load-balance term in training ([`hydra_kernels::gate`]).
     pub load_balance: f32,
     /// The adapted projections, in canonical order.
     pub targets: Vec<Projection>,
@@ -103,7 +103,7 @@ const OPTIONS: [&str; 5] = ["router_temperature", "router_top_k", "head_dropout"
 impl AdapterConfig {
     /// How the router's logits become weights.
     pub fn routing(&self) -> Routing {
-        Routing { temperature: self.temperature, top_k: self.top_k.unwrap_or(usize::MAX), ..Routing::default() }
+        Routing { temperature: self.temperature, top_k: self.top_k.unwrap_or(usize::MAX) }
     }
 
     /// What its parameters mean, in one line: adapters that differ in it can't take each other's.

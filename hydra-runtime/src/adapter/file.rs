@@ -196,9 +196,12 @@ impl Adapter {
                 let dims = dims(&shape, &place);
                 let values = match place {
                     Part::Rows(rows) => pair.a[rows.start * d_in..rows.end * d_in].to_vec(),
-                    Part::Columns(columns) => {
-                        pair.b.chunks_exact(shape.mixed()).flat_map(|row| &row[columns.clone()]).copied().collect()
-                    }
+                    Part::Columns(columns) => pair
+                        .b
+                        .chunks_exact(shape.mixed_width())
+                        .flat_map(|row| &row[columns.clone()])
+                        .copied()
+                        .collect(),
                 };
                 (name(layer, projection, &part), dims, values)
             };
@@ -234,12 +237,12 @@ fn values(view: &TensorView, want: [usize; 2]) -> Result<Vec<f32>, String> {
 
 fn assemble(shape: &HydraShape, tensors: Vec<(Part, Vec<f32>)>) -> AdapterPair {
     let mut a = vec![0.0; shape.stacked_rows() * shape.d_in];
-    let mut b = vec![0.0; shape.d_out * shape.mixed()];
+    let mut b = vec![0.0; shape.d_out * shape.mixed_width()];
     for (place, values) in tensors {
         match place {
             Part::Rows(rows) => a[rows.start * shape.d_in..rows.end * shape.d_in].copy_from_slice(&values),
             Part::Columns(columns) => {
-                for (row, values) in b.chunks_exact_mut(shape.mixed()).zip(values.chunks_exact(columns.len())) {
+                for (row, values) in b.chunks_exact_mut(shape.mixed_width()).zip(values.chunks_exact(columns.len())) {
                     row[columns.clone()].copy_from_slice(values);
                 }
             }

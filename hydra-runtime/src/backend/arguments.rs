@@ -204,7 +204,7 @@ pub struct AdamWStep<'a, B: Backend + ?Sized> {
 /// Where one projection's adapter lies in the flat parameter buffer, and what kind it is.
 #[derive(Clone, Debug)]
 pub struct AdapterSlot {
-    /// Rank, heads and dimensions; `tokens` is filled in at each call.
+    /// Rank, heads and dimensions.
     pub shape: HydraShape,
     /// What mixes the heads.
     pub gate: GateKind,
@@ -216,13 +216,6 @@ pub struct AdapterSlot {
     pub a: Range<usize>,
     /// `B`, `[d_out, lora_heads * rank]`.
     pub b: Range<usize>,
-}
-
-impl AdapterSlot {
-    /// This slot's shape for a batch of `tokens`.
-    pub fn shape(&self, tokens: usize) -> HydraShape {
-        HydraShape { tokens, ..self.shape }
-    }
 }
 
 /// Dropout in this call.
@@ -253,7 +246,7 @@ pub struct AdapterArgs<'a, B: Backend + ?Sized> {
     pub dropout: Option<DropoutKey>,
     /// Dropout on the mixed heads, the same.
     pub head_dropout: Option<DropoutKey>,
-    /// The weight of the load-balance term over this pass's tokens; 0 for none. (`slot.routing`'s isn't read.)
+    /// Coefficient of the load-balancing loss over this pass's tokens; 0 for none.
     pub balance: f32,
 }
 

@@ -198,7 +198,7 @@ impl<'a> Plan<'a> {
         let mut adapter_state = [const { None }; 7];
         for (state, projection) in adapter_state.iter_mut().zip(Projection::ALL) {
             if let Some(adapter) = self.adapter.filter(|adapter| adapter.targets.contains(&projection)) {
-                let width = adapter.shape(config, projection, tokens).state_width();
+                let width = adapter.shape(config, projection).state_width();
                 *state = Some(source.buffer(tokens * width)?);
             }
         }

@@ -52,8 +52,7 @@ fn gates(trainer: &Trainer<'_, '_, Cpu>, tokens: usize) -> Vec<Vec<f64>> {
     for (layer, acts) in trainer.activations.layers.iter().enumerate() {
         for projection in Projection::ALL {
             let Some(slot) = trainer.adapted.slots.get(layer, projection) else { continue };
-            let (shape, adapter_state) =
-                (slot.shape(tokens), acts.adapter_state[projection as usize].as_ref().unwrap());
+            let (shape, adapter_state) = (slot.shape, acts.adapter_state[projection as usize].as_ref().unwrap());
             let mut rows = vec![0.0; tokens * shape.state_width()];
             trainer.model.backend.download(&mut rows, adapter_state).unwrap();
             let gate =

@@ -41,8 +41,8 @@ pub(super) fn adapter_gradients<E: Element>(
     Areas { dropped, gradient }: Areas<'_>,
 ) -> Result<()> {
     let Some(dparams) = dparams else { return Ok(()) };
-    let shape = args.slot.shape(tokens);
-    let (n, width, d_in) = (shape.mixed(), shape.state_width(), shape.d_in);
+    let shape = args.slot.shape;
+    let (n, width, d_in) = (shape.mixed_width(), shape.state_width(), shape.d_in);
     let (block, scale) = (cpu.column_share(shape.d_out, PANELS), args.slot.scale);
     let rows = MatRef::transposed(mixed, n);
     let db = &mut dparams[args.slot.b.clone()];

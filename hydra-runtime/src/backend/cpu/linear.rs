@@ -45,11 +45,11 @@ pub(super) struct Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    fn of(args: &Args<'a>, tokens: usize) -> Self {
+    fn of(args: &Args<'a>) -> Self {
         let params = args.params;
         let slot = args.slot;
         let (stacked, b) = (&params[slot.a.clone()], &params[slot.b.clone()]);
-        Self { shape: slot.shape(tokens), scale: slot.scale, stacked, b }
+        Self { shape: slot.shape, scale: slot.scale, stacked, b }
     }
 
     /// Rows `first ..` of scale · [A; R], as columns: for x [A; R]ᵀ.
@@ -69,7 +69,7 @@ impl<'a> Parameters<'a> {
 
     /// scale · B: for dy B.
     fn lora_heads<E: Element>(&self, isa: E::Isa, area: &'a mut Area) -> Result<Panels<'a, E>> {
-        let n = self.shape.mixed();
+        let n = self.shape.mixed_width();
         let source = Source::Dense { data: Values::F32(self.b), k_stride: n, n_stride: 1 };
         let area = area.take(gemm::panels_len::<E>(isa, self.shape.d_out, n));
         pack(isa, area, self.shape.d_out, n, source, self.scale)
@@ -101,16 +101,16 @@ pub(super) fn forward<E: Element>(
     let Some((args, adapter_state)) = adapter else {
         return product::<E>(cpu, isa, y, d_out, onto, x, frozen, &mut workspace.panels);
     };
-    let parameters = Parameters::of(args, tokens);
+    let parameters = Parameters::of(args);
     let shape = parameters.shape;
     let adapter_state = &mut adapter_state[..tokens * shape.state_width()];
-    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed());
+    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed_width());
     let Workspace { skinny_panels, router_panels, .. } = workspace;
     let a_end = if dropping { shape.a_rows() } else { shape.stacked_rows() };
     let kept = args.dropout.map_or(1.0, |key| key.mask(0).scale());
     let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end, kept)?;
     let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows(), 1.0)?;
-    let n = shape.mixed();
+    let n = shape.mixed_width();
     let lora_heads = Operand {
         k: n,
         source: &|first| Source::Dense { data: Values::F32(&parameters.b[first * n..]), k_stride: 1, n_stride: n },
@@ -207,14 +207,14 @@ fn forward_few(
         let workspace = &mut *cpu.workspaces.take();
         let mut lora_heads = None;
         if let Some((args, adapter_state)) = &mut adapter {
-            let Parameters { shape, stacked, b, scale } = Parameters::of(args, 1);
+            let Parameters { shape, stacked, b, scale } = Parameters::of(args);
             let adapter_state = &mut adapter_state[t * shape.state_width()..][..shape.state_width()];
             let stacked = Weight::from_f32(shape.stacked_rows(), d_in, stacked)?;
             matvec(cpu.isa, &mut adapter_state[..shape.stacked_rows()], stacked, 0, x)?;
-            let mixed = workspace.mixed.take::<f32>(shape.mixed());
+            let mixed = workspace.mixed.take::<f32>(shape.mixed_width());
             mix_rows(cpu, args, t, mixed, adapter_state)?;
             mixed.iter_mut().for_each(|value| *value *= scale);
-            lora_heads = Some((Weight::from_f32(d_out, shape.mixed(), b)?, &*mixed));
+            lora_heads = Some((Weight::from_f32(d_out, shape.mixed_width(), b)?, &*mixed));
         }
         let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
         let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
@@ -275,9 +275,9 @@ pub(super) fn backward<E: Element>(
         let dx = dx.first(tokens * d_in);
         return product::<E>(cpu, isa, dx, d_in, store.into(), dy, frozen, &mut workspace.panels);
     };
-    let parameters = Parameters::of(args, tokens);
+    let parameters = Parameters::of(args);
     let shape = parameters.shape;
-    let (n, width) = (shape.mixed(), shape.state_width());
+    let (n, width) = (shape.mixed_width(), shape.state_width());
     let adapter_state = &adapter_state[..tokens * width];
     let push = push_of(args, tokens, adapter_state)?;
     let Workspace { mixed, d_adapter_state, dropped, gradient, .. } = workspace;

@@ -26,7 +26,7 @@ struct Adapter {
 
 impl Adapter {
     fn new<D: Driver>(cuda: &Cuda<D>, state: &mut State<D>, args: &Args<'_, D>, tokens: usize) -> Result<Self> {
-        let shape = args.slot.shape(tokens);
+        let shape = args.slot.shape;
         let gate = match args.slot.gate {
             GateKind::Router => GATE_ROUTER,
             GateKind::Label => GATE_LABEL,
@@ -165,7 +165,7 @@ impl<D: Driver> Cuda<D> {
             dhidden16: state.small_rows.operand(driver, count, heads.stacked)?,
             through: Ptr::NULL,
             mixed: state.mixed.operand(driver, count, heads.mixed())?,
-            dmixed: state.dmixed.f32(driver, tokens * shape.mixed())?,
+            dmixed: state.dmixed.f32(driver, tokens * shape.mixed_width())?,
         };
         // With dropout only the router's part reaches dx undiminished.
         if adapter.drops() && shape.router {

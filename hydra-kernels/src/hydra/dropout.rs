@@ -6,7 +6,7 @@
 //! ```
 
 use crate::error::{Error, exact};
-use crate::gemm::Float;
+use crate::gemm::{Element, Float, Values};
 use crate::isa::Isa;
 
 /// A mask and its scale.
@@ -20,13 +20,18 @@ pub struct Dropout {
     pub first_row: u64,
 }
 
-/// Elements that one mix decides.
+/// Elements that one 64-bit mix decides.
 const LANES: usize = 4;
 
 /// Elements whose mixes are drawn together, so that they fill vectors.
 const BLOCK: usize = 64;
 
 impl Dropout {
+    /// The mask of an operand that begins `rows` rows further down.
+    pub fn skip(self, rows: usize) -> Self {
+        Self { first_row: self.first_row.wrapping_add(rows as u64), ..self }
+    }
+
     /// p · 2¹⁶, rounded: 0 ..= 65536.
     pub fn threshold(&self) -> u32 {
         (self.p * 65536.0 + 0.5).clamp(0.0, 65536.0) as u32
@@ -68,8 +73,7 @@ pub fn dropout<E: Float>(isa: Isa, out: &mut [f32], x: &[E], cols: usize, mask: 
 
 /// `out` [rows, cols] = mask ∘ `x`: what is kept stays as it is, and 1 / (1 − p) is owed by the product that reads it.
 pub fn dropout_unscaled<E: Float>(isa: Isa, out: &mut [E], x: &[E], cols: usize, mask: Dropout) -> Result<(), Error> {
-    let threshold = mask.threshold();
-    let (least, any) = (threshold.min(0xffff) as u16, threshold <= 0xffff);
+    let (least, any) = unscaled(mask);
     exact("out", x.len(), out.len())?;
     blocks(
         isa,
@@ -84,6 +88,43 @@ pub fn dropout_unscaled<E: Float>(isa: Isa, out: &mut [E], x: &[E], cols: usize,
             }
         },
     )
+}
+
+/// [`dropout_unscaled`] of values of either type; `x` is rounded to E first.
+pub(super) fn dropout_rows<E: Element>(
+    isa: Isa,
+    out: &mut [E],
+    x: Values<'_>,
+    cols: usize,
+    mask: Dropout,
+) -> Result<(), Error> {
+    if let Some(x) = E::of_values(x) {
+        return dropout_unscaled(isa, out, x, cols, mask);
+    }
+    exact("out", x.len(), out.len())?;
+    whole_rows(out.len(), cols)?;
+    match x {
+        Values::F32(x) => out.iter_mut().zip(x).for_each(|(out, &x)| *out = E::round(x)),
+        Values::Bf16(x) => out.iter_mut().zip(x).for_each(|(out, &x)| *out = E::round(x.widen())),
+    }
+    let (least, any) = unscaled(mask);
+    blocks(
+        isa,
+        out,
+        cols,
+        mask,
+        #[inline(always)]
+        move |_, out: &mut [E], draws| {
+            for (out, draw) in out.iter_mut().zip(draws) {
+                *out = if any && draw >= least { *out } else { E::zeroed() };
+            }
+        },
+    )
+}
+
+/// The least draw that keeps an element, and whether any does.
+fn unscaled(mask: Dropout) -> (u16, bool) {
+    (mask.threshold().min(0xffff) as u16, mask.threshold() <= 0xffff)
 }
 
 /// `x` [rows, cols] = mask ∘ `x` / (1 − p).
