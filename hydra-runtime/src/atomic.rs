@@ -1,13 +1,20 @@
-//! Files that are replaced whole or not at all.
+//! Files and folders that are replaced whole or not at all.
 //!
-//! Each file is written beside its destination, flushed to the disk and only then renamed. With several files, all are
-//! written before the first is renamed: a full disk leaves what was there before. A [`NewFolder`] is filled under another
+//! Each file is written under a temporary name in its own folder, flushed to the disk, and then renamed. Of several files all are
+//! written before the first is renamed, so a full disk leaves what was there before. A [`NewFolder`] is filled under a temporary
 //! name and renamed when it is complete.
+//!
+//! Temporary names begin with [`PREFIX`] and the process's id and are made exclusively. What a killed process has left can so
+//! be told from everything else, and from what a living process is writing.
 
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+/// What temporary names begin with; the process's id and a hyphen follow.
+pub const PREFIX: &str = ".hydra-tmp-";
 
 /// Replaces one file.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -17,89 +24,53 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Replaces several files; none before all of them are on the disk.
 pub fn write_all_atomically(files: &[(PathBuf, &[u8])]) -> Result<()> {
     let mut written = Vec::with_capacity(files.len());
-    let result = write_and_rename(files, &mut written);
-    if result.is_err() {
-        for temporary in written {
-            // The first error is the one to report; what was renamed is no longer there.
-            let _ = fs::remove_file(temporary);
-        }
-    }
-    result
-}
-
-/// Replaces one file with what `fill` writes at the path that it is given, for what shouldn't be in memory as a whole.
-pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let temporary = beside(path)?;
-    let at = |source| Error::Io { path: path.into(), source };
-    let write = || {
-        let permissions = File::create(&temporary).and_then(|file| file.metadata()).map_err(at)?.permissions();
-        fill(&temporary)?;
-        // Whoever filled it may have made another file of it.
-        fs::set_permissions(&temporary, permissions).map_err(at)?;
-        File::open(&temporary).and_then(|file| file.sync_all()).map_err(at)?;
-        fs::rename(&temporary, path).map_err(at)
-    };
-    let result = write();
-    match result {
-        Ok(()) => flush_parent(path),
-        // The first error is the one to report.
-        Err(_) => drop(fs::remove_file(&temporary)),
-    }
-    result
-}
-
-fn write_and_rename(files: &[(PathBuf, &[u8])], written: &mut Vec<PathBuf>) -> Result<()> {
     for (path, bytes) in files {
-        let temporary = beside(path)?;
-        written.push(temporary.clone());
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().map_err(|source| Error::Io { path: path.clone(), source })?;
+        let mut temporary = temporary(path)?;
+        let flushed = temporary.write_all(bytes).and_then(|()| temporary.as_file().sync_all());
+        flushed.map_err(|source| io(path, source))?;
+        written.push((path, temporary));
     }
-    for ((path, _), temporary) in files.iter().zip(written.iter()) {
-        fs::rename(temporary, path).map_err(|source| Error::Io { path: path.clone(), source })?;
+    if let Some((folder, _)) = files.iter().find(|(path, _)| path.is_dir()) {
+        return Err(io(folder, std::io::ErrorKind::IsADirectory.into()));
+    }
+    for (path, temporary) in written {
+        temporary.persist(path).map_err(|error| io(path, error.error))?;
     }
     files.iter().for_each(|(path, _)| flush_parent(path));
     Ok(())
 }
 
-/// Fails if [`write_atomically`] couldn't even begin a file at `path`; leaves nothing there.
+/// Replaces one file with what `fill` writes at the path that it is given, for what should not be in memory as a whole.
+pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let at = |source| io(path, source);
+    let temporary = temporary(path)?;
+    let permissions = temporary.as_file().metadata().map_err(at)?.permissions();
+    let temporary = temporary.into_temp_path();
+    fill(&temporary)?;
+    // `fill` may have made another file of it.
+    fs::set_permissions(&temporary, permissions).map_err(at)?;
+    File::open(&temporary).and_then(|file| file.sync_all()).map_err(at)?;
+    temporary.persist(path).map_err(|error| at(error.error))?;
+    flush_parent(path);
+    Ok(())
+}
+
+/// Fails if [`write_atomically`] could not even begin a file at `path`; leaves nothing there.
 pub fn try_beside(path: &Path) -> Result<()> {
-    let temporary = beside(path)?;
-    let tried = File::create(&temporary).and_then(|_| fs::remove_file(&temporary));
-    tried.map_err(|source| Error::Io { path: path.into(), source })
+    temporary(path).map(drop)
 }
 
-/// A rename lasts once its folder is flushed. Some systems can't open folders, and have nothing to flush then.
-fn flush_parent(path: &Path) {
-    if let Some(Ok(folder)) = path.parent().map(File::open) {
-        let _ = folder.sync_all();
-    }
-}
-
-/// A adapter_state name in the same folder, this process's own.
-fn beside(path: &Path) -> Result<PathBuf> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::Invalid(format!("{}: not a file's name", path.display())));
-    };
-    Ok(path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id())))
-}
-
-/// A folder that is not there until it is complete; dropped before that, nothing of it stays.
+/// A folder that is not there until it is complete. Nothing of it stays if it is dropped before that.
 pub struct NewFolder {
-    temporary: PathBuf,
+    temporary: TempDir,
     destination: PathBuf,
-    kept: bool,
 }
 
 impl NewFolder {
     /// Begins a folder that will be at `destination`, where there is nothing or an empty folder.
     pub fn begin(destination: &Path) -> Result<Self> {
-        let at = |source| Error::Io { path: destination.into(), source };
-        // A link can't be renamed over: what it leads to is meant.
+        let at = |source| io(destination, source);
+        // A link can't be renamed over: the folder that it leads to is meant.
         if fs::symlink_metadata(destination).is_ok_and(|there| there.is_symlink()) {
             return Self::begin(&fs::canonicalize(destination).map_err(at)?);
         }
@@ -108,39 +79,137 @@ impl NewFolder {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(error)),
             _ => {}
         }
-        let temporary = beside(destination)?;
-        if let Some(parent) = temporary.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(at)?;
-        }
-        fs::create_dir(&temporary).map_err(at)?;
-        Ok(Self { temporary, destination: destination.into(), kept: false })
+        let parent = parent(destination)?;
+        fs::create_dir_all(parent).map_err(at)?;
+        let prefix = prefix();
+        let mut builder = Builder::new();
+        builder.prefix(&prefix);
+        #[cfg(unix)]
+        builder.permissions(unix_mode(0o777));
+        let temporary = builder.tempdir_in(parent).map_err(at)?;
+        Ok(Self { temporary, destination: destination.into() })
     }
 
     /// Where to write its files.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        self.temporary.path()
     }
 
     /// Flushes its files and puts it at its destination.
-    pub fn keep(mut self) -> Result<()> {
+    pub fn keep(self) -> Result<()> {
         let keep = || {
-            for entry in fs::read_dir(&self.temporary)? {
+            for entry in fs::read_dir(self.path())? {
                 File::open(entry?.path())?.sync_all()?;
             }
-            fs::rename(&self.temporary, &self.destination)
+            fs::rename(self.path(), &self.destination)
         };
-        keep().map_err(|source| Error::Io { path: self.destination.clone(), source })?;
-        self.kept = true;
+        keep().map_err(|source| io(&self.destination, source))?;
+        // It is no longer where it would be removed.
+        let _ = self.temporary.keep();
         flush_parent(&self.destination);
         Ok(())
     }
 }
 
-impl Drop for NewFolder {
-    fn drop(&mut self) {
-        if !self.kept {
-            // There is an error to report already, and no better one to be had here.
-            let _ = fs::remove_dir_all(&self.temporary);
+fn io(path: &Path, source: std::io::Error) -> Error {
+    Error::Io { path: path.into(), source }
+}
+
+fn prefix() -> String {
+    format!("{PREFIX}{}-", std::process::id())
+}
+
+/// The folder in which a file is, or will be.
+fn parent(path: &Path) -> Result<&Path> {
+    match (path.file_name(), path.parent()) {
+        (Some(_), Some(parent)) if parent.as_os_str().is_empty() => Ok(Path::new(".")),
+        (Some(_), Some(parent)) => Ok(parent),
+        _ => Err(Error::Invalid(format!("{}: not a file's name", path.display()))),
+    }
+}
+
+/// An empty file in the folder of `path`.
+fn temporary(path: &Path) -> Result<NamedTempFile> {
+    let prefix = prefix();
+    let mut builder = Builder::new();
+    builder.prefix(&prefix);
+    #[cfg(unix)]
+    builder.permissions(unix_mode(0o666));
+    builder.tempfile_in(parent(path)?).map_err(|source| io(path, source))
+}
+
+/// What the process's umask leaves of it is what any other program's files would have.
+#[cfg(unix)]
+fn unix_mode(mode: u32) -> fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(mode)
+}
+
+/// A rename lasts once its folder is flushed. Some systems can't open folders, and have nothing to flush then.
+fn flush_parent(path: &Path) {
+    if let Ok(Ok(folder)) = parent(path).map(File::open) {
+        let _ = folder.sync_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::tempdir;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn all_files_or_none() {
+        let dir = tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        write_all_atomically(&[(path("a"), b"1"), (path("b"), b"2")]).unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        // Neither a folder that isn't there nor one in a file's place.
+        for second in ["missing/c", "folder"] {
+            assert!(write_all_atomically(&[(path("a"), b"3"), (path(second), b"4")]).is_err());
         }
+        assert_eq!(fs::read(path("a")).unwrap(), b"1");
+        assert_eq!(names(dir.path()), ["a", "b", "folder"]);
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_filled_stays_as_it_was() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("a");
+        let fill = |text: &'static str| {
+            move |path: &Path| fs::write(path, text).map_err(|source| Error::Io { path: path.into(), source })
+        };
+        fill_atomically(&path, fill("1")).unwrap();
+        let seen = fill_atomically(&path, |path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(name.starts_with(&format!("{PREFIX}{}-", std::process::id())), "{name}");
+            fill("2")(path)?;
+            Err(Error::Invalid("stopped".into()))
+        });
+        assert!(seen.is_err() && fs::read(&path).unwrap() == b"1");
+        assert_eq!(names(dir.path()), ["a"]);
+        assert!(write_atomically(Path::new("/"), b"").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_any_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempdir().unwrap();
+        let [plain, written, filled] = ["plain", "written", "filled"].map(|name| dir.path().join(name));
+        File::create(&plain).unwrap();
+        write_atomically(&written, b"1").unwrap();
+        fill_atomically(&filled, |path| Ok(fs::write(path, "1").unwrap())).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!([mode(&written), mode(&filled)], [mode(&plain); 2]);
+        let (made, folder) = (dir.path().join("made"), dir.path().join("folder"));
+        fs::create_dir(&made).unwrap();
+        NewFolder::begin(&folder).unwrap().keep().unwrap();
+        assert_eq!(mode(&folder), mode(&made));
     }
 }

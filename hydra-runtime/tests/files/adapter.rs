@@ -334,11 +334,14 @@ fn a_failed_save_leaves_what_was_there() {
     let dir = tempdir().unwrap();
     let first = adapter(Method::Lora, GateKind::One, 1);
     first.save(dir.path()).unwrap();
-    // The second file can't be written beside a folder of its temporary name: nothing may be renamed.
-    let config = dir.path().join(format!(".adapter_config.json.{}.tmp", std::process::id()));
+    // The second file can't take a folder's place: neither is renamed.
+    let config = dir.path().join("adapter_config.json");
+    let first_config = std::fs::read(&config).unwrap();
+    std::fs::remove_file(&config).unwrap();
     std::fs::create_dir(&config).unwrap();
     assert!(adapter(Method::Hydra, GateKind::Router, 3).save(dir.path()).is_err());
     std::fs::remove_dir(&config).unwrap();
+    std::fs::write(&config, first_config).unwrap();
     assert_eq!(Adapter::load(dir.path(), &model()).unwrap().layers, first.layers);
     assert!(Adapter::save(&first, Path::new("/dev/null/adapter")).is_err());
 }
