@@ -16,7 +16,7 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::tensor::{Dtype, TensorView};
 use std::hint::black_box;
 use std::path::Path;
@@ -83,7 +83,7 @@ fn sequences(count: usize, len: usize) -> Vec<Sequence> {
     let sequence = |n: usize| {
         let tokens: Vec<u32> = (0..len).map(|i| ((n * 7919 + i * 104_729) % VOCAB) as u32).collect();
         let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
-        Sequence { tokens, targets, head: None }
+        Sequence { tokens, targets, lora_head: None }
     };
     (0..count).map(sequence).collect()
 }
@@ -108,14 +108,14 @@ fn adapter(model: &Model<'_, Cpu>) -> Adapter {
     adapter
 }
 
-fn options(keep: Keep, max_tokens: usize) -> TrainOptions {
-    TrainOptions { keep, max_tokens, clip: None, adam: AdamW::default(), seed: 0 }
+fn options(checkpointing: ActivationCheckpointing, max_tokens: usize) -> TrainOptions {
+    TrainOptions { checkpointing, max_tokens, clip: None, adam: AdamW::default(), seed: 0 }
 }
 
 /// The loss along the gradient, by central differences, against the gradient's square.
 fn check(model: &Model<'_, Cpu>, tolerance: f64) {
     let (adapter, sequences) = (adapter(model), sequences(1, 64));
-    let mut trainer = Trainer::new(model, &adapter, options(Keep::All, 64)).unwrap();
+    let mut trainer = Trainer::new(model, &adapter, options(ActivationCheckpointing::Off, 64)).unwrap();
     let (report, gradient) = trainer.gradients(&sequences).unwrap();
     let square = report.grad_norm * report.grad_norm;
     let step = 0.02 / square;
@@ -153,8 +153,10 @@ fn train_step(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("forward", name), |b| {
             b.iter(|| black_box(evaluator.losses(&batch).unwrap()));
         });
-        for (kept, keep) in [("keep all", Keep::All), ("keep inputs", Keep::Inputs)] {
-            let mut trainer = Trainer::new(&model, &adapter, options(keep, tokens)).unwrap();
+        for (kept, checkpointing) in
+            [("keep all", ActivationCheckpointing::Off), ("keep inputs", ActivationCheckpointing::EveryLayer)]
+        {
+            let mut trainer = Trainer::new(&model, &adapter, options(checkpointing, tokens)).unwrap();
             let rate = operations(tokens) / fastest(3, || trainer.step(&batch, 1e-4).unwrap());
             let share = 100.0 * rate / (peak * model.backend().threads() as f64);
             println!("step, {kept}, {name}: {:.1} GFLOP/s, {share:.0} % of the cores' peak", rate * 1e-9);

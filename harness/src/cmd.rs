@@ -53,7 +53,7 @@ pub enum Command {
     Eval(Eval),
     /// Continue a prompt
     Generate(generate::Arguments),
-    /// Fold an adapter into its model's weights, and check the result
+    /// MergeGate an adapter into its model's weights, and check the result
     Merge(merge::Arguments),
     /// Describe a model or an adapter
     Info(info::Arguments),

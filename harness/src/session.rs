@@ -23,7 +23,7 @@ use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{Keep, Rates, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, Rates, TrainOptions, Trainer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -177,7 +177,11 @@ impl Recipe {
         let tokens = |batch: &[usize]| batch.iter().map(|&i| data.sequences[i].tokens.len()).sum();
         let largest = |s| self.of_step(stream, s).chunks(self.batch).map(tokens).max().unwrap_or(0);
         TrainOptions {
-            keep: if self.recompute { Keep::Inputs } else { Keep::All },
+            checkpointing: if self.recompute {
+                ActivationCheckpointing::EveryLayer
+            } else {
+                ActivationCheckpointing::Off
+            },
             max_tokens: (0..self.steps).map(largest).max().unwrap_or(0),
             clip: (self.clip > 0.0).then_some(self.clip),
             adam: AdamW::default(),

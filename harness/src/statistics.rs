@@ -4,7 +4,7 @@
 //! bootstrap: seeds and items (records, questions) are drawn with replacement, independently of each other and alike for both
 //! sides of a difference, so that what the sides have in common cancels.
 
-use crate::data::order::below;
+use hydra_runtime::hydra_kernels::random::SplitMix64;
 use serde::{Deserialize, Serialize};
 
 /// A mean over seeds.
@@ -77,9 +77,8 @@ impl Differences<'_> {
         }
         let seeds: Vec<usize> = (0..self.values.len()).collect();
         let mean = self.mean(&seeds, self.groups);
-        let mut state = how.seed;
-        let mut draw =
-            |from: &[usize]| -> Vec<usize> { from.iter().map(|_| from[below(&mut state, from.len())]).collect() };
+        let mut random = SplitMix64::new(how.seed);
+        let mut draw = |from: &[usize]| -> Vec<usize> { from.iter().map(|_| from[random.below(from.len())]).collect() };
         let mut means: Vec<f64> = (0..how.samples)
             .map(|_| {
                 let seeds = draw(&seeds);

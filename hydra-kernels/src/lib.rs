@@ -22,6 +22,7 @@ pub mod isa;
 pub mod math;
 pub mod matvec;
 pub mod quant;
+pub mod random;
 pub mod reference;
 pub mod shape;
 pub mod softmax;

@@ -11,7 +11,7 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::{Generator, Sampler};
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{AdamW, Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, AdamW, TrainOptions, Trainer};
 use std::path::Path;
 
 const STEPS: usize = 20;
@@ -35,7 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // HydraLoRA as published: one A, four B and a router on the feed-forward projections.
     let adapter = Adapter::init(model.config(), AdapterConfig { dropout: 0.0, ..AdapterConfig::default() }, 0)?;
     let adam = AdamW::default();
-    let options = TrainOptions { keep: Keep::All, max_tokens: 256, clip: Some(1.0), adam, seed: 0 };
+    let options =
+        TrainOptions { checkpointing: ActivationCheckpointing::Off, max_tokens: 256, clip: Some(1.0), adam, seed: 0 };
     let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
     println!("{} trainable parameters, {} MiB to train them", adapter.parameters(), bytes >> 20);
 

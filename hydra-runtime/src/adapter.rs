@@ -7,16 +7,19 @@
 //! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`.
 
 mod config;
+pub(crate) mod device;
 mod file;
 mod kind;
 
+pub use crate::backend::GateKind;
 pub use config::AdapterConfig;
-pub use kind::{GateKind, HeadInit, Method};
+pub use kind::{HeadInit, Method};
 
 use crate::config::Config;
 use crate::error::out_of_memory;
 use crate::projection::Projection;
 use crate::{Error, Result};
+use hydra_kernels::random::SplitMix64;
 use hydra_kernels::shape::HydraShape;
 
 /// One projection's trainable matrices.
@@ -166,11 +169,11 @@ fn fresh(
     layers: usize,
     size: impl Fn(usize, Projection) -> (usize, usize),
 ) -> Result<Vec<[Option<AdapterPair>; 7]>> {
-    let mut seeds = SplitMix64(seed);
+    let mut seeds = SplitMix64::new(seed);
     let mut layer = |layer| {
         let mut pairs = [const { None }; 7];
         for projection in Projection::ALL {
-            let mut stream = SplitMix64(seeds.next());
+            let mut stream = SplitMix64::new(seeds.next_u64());
             if !config.targets.contains(&projection) {
                 continue;
             }
@@ -181,7 +184,7 @@ fn fresh(
             let (mut a, mut b) = (room(a_len)?, room(b_len)?);
             // The router's rows among them, or zero.
             let drawn = if config.head_init == HeadInit::Zero { a_len } else { shape.a_rows() * d_in };
-            a.extend((0..drawn).map(|_| (stream.symmetric() * bound) as f32));
+            a.extend((0..drawn).map(|_| (symmetric(&mut stream) * bound) as f32));
             a.resize(a_len, 0.0);
             match config.head_init {
                 HeadInit::Zero => b.resize(b_len, 0.0),
@@ -199,7 +202,7 @@ fn apart(b: &mut Vec<f32>, shape: &HydraShape, stream: &mut SplitMix64) {
     let deviation = (shape.d_out as f64).sqrt().sqrt().recip() / 8.0;
     let mut row = vec![0.0; shape.mixed_width()];
     for _ in 0..shape.d_out {
-        row.fill_with(|| stream.normal() * deviation);
+        row.fill_with(|| normal(stream) * deviation);
         for column in 0..shape.mixed_width() {
             let of_heads = row.iter().skip(column % shape.rank).step_by(shape.rank);
             b.push((row[column] - of_heads.sum::<f64>() / shape.lora_heads as f64) as f32);
@@ -233,25 +236,13 @@ impl AdapterConfig {
     }
 }
 
-/// Steele, Lea and Flood's generator (OOPSLA 2014).
-struct SplitMix64(u64);
+/// The next output's upper 24 bits as a number in (-1, 1).
+fn symmetric(random: &mut SplitMix64) -> f64 {
+    let upper = (random.next_u64() >> 40) as f64;
+    2.0 * (upper + 0.5) / (1u64 << 24) as f64 - 1.0
+}
 
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// In (-1, 1).
-    fn symmetric(&mut self) -> f64 {
-        let upper = (self.next() >> 40) as f64;
-        2.0 * (upper + 0.5) / (1u64 << 24) as f64 - 1.0
-    }
-
-    /// Of mean 0 and deviation 1, nearly normal.
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.symmetric()).sum::<f64>() / 2.0
-    }
+/// A number of mean 0 and deviation 1, nearly normal.
+fn normal(random: &mut SplitMix64) -> f64 {
+    (0..12).map(|_| symmetric(random)).sum::<f64>() / 2.0
 }

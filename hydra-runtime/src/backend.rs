@@ -26,9 +26,6 @@ pub use hydra_kernels::gemm::Accumulate;
 pub use hydra_kernels::quant::{Format, Weight};
 pub use hydra_kernels::shape::HydraShape;
 
-/// Which gate mixes an adapter's heads (the mathematics: `hydra_kernels::gate`).
-pub use crate::adapter::GateKind;
-
 /// A device that runs the model.
 pub trait Backend: Send + Sync + 'static {
     /// f32 values on the device: residual streams, statistics, and everything that is trained.

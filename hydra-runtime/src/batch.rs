@@ -8,24 +8,24 @@ use crate::{Error, Result};
 /// No loss is taken at a position with this target.
 pub const NO_TARGET: u32 = u32::MAX;
 
-/// The head of a token whose label is unknown: its gate is uniform.
-pub const NO_HEAD: u32 = u32::MAX;
+/// The lora head of a token whose label is unknown: its gate is uniform.
+pub const NO_LORA_HEAD: u32 = u32::MAX;
 
-/// One example: its tokens, what each position has to predict, and the head that its label names.
+/// One example: its tokens, what each position has to predict, and the lora head that its label names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sequence {
     /// Token ids.
     pub tokens: Vec<u32>,
     /// As long as `tokens`: `targets[t]` is the token wanted after position `t`, or [`NO_TARGET`]. Already shifted.
     pub targets: Vec<u32>,
-    /// For the label gate: the head of this example's label; `None` means uniform.
-    pub head: Option<u32>,
+    /// For the label gate: the lora head of this example's label; `None` mixes all heads uniformly.
+    pub lora_head: Option<u32>,
 }
 
 impl Sequence {
     /// A sequence that has nothing to predict: for scoring and generation.
     pub fn prompt(tokens: &[u32]) -> Self {
-        Self { tokens: tokens.to_vec(), targets: vec![NO_TARGET; tokens.len()], head: None }
+        Self { tokens: tokens.to_vec(), targets: vec![NO_TARGET; tokens.len()], lora_head: None }
     }
 
     /// A prompt and the answer that is to be predicted after it. (Without a prompt, nothing predicts the answer's first token.)
@@ -33,7 +33,7 @@ impl Sequence {
         let tokens = [prompt, answer].concat();
         let wanted = |t: usize| (t + 1 >= prompt.len()).then(|| tokens.get(t + 1)).flatten();
         let targets = (0..tokens.len()).map(|t| wanted(t).copied().unwrap_or(NO_TARGET)).collect();
-        Self { tokens, targets, head: None }
+        Self { tokens, targets, lora_head: None }
     }
 }
 
@@ -53,7 +53,7 @@ pub struct Packed {
     pub tokens: Vec<u32>,
     /// Each token's position in its own sequence, the prefix counted, `[tokens]`.
     pub positions: Vec<u32>,
-    /// Each token's head for the label gate, or [`NO_HEAD`], `[tokens]`.
+    /// Each token's lora head for the label gate, or [`NO_LORA_HEAD`], `[tokens]`.
     pub labels: Vec<u32>,
     /// The sequences' places: contiguous, in order, none empty.
     pub segments: Vec<Segment>,
@@ -90,7 +90,7 @@ impl Packed {
         }
         self.tokens.extend_from_slice(&sequence.tokens);
         self.positions.extend((prefix..prefix + len).map(|p| p as u32));
-        self.labels.resize(start + len, sequence.head.unwrap_or(NO_HEAD));
+        self.labels.resize(start + len, sequence.lora_head.unwrap_or(NO_LORA_HEAD));
         self.segments.push(Segment { start, len });
         for (t, &target) in sequence.targets.iter().enumerate() {
             if target != NO_TARGET {
@@ -139,11 +139,11 @@ mod tests {
 
     #[test]
     fn packs_end_to_end() {
-        let a = Sequence { tokens: vec![5, 6, 7], targets: vec![NO_TARGET, 7, 1], head: Some(2) };
+        let a = Sequence { tokens: vec![5, 6, 7], targets: vec![NO_TARGET, 7, 1], lora_head: Some(2) };
         let b = Sequence::prompt(&[3, 4]);
         let packed = Packed::new([&a, &b], 10, 8).unwrap();
         assert_eq!(packed.positions, [10, 11, 12, 10, 11]);
-        assert_eq!(packed.labels, [2, 2, 2, NO_HEAD, NO_HEAD]);
+        assert_eq!(packed.labels, [2, 2, 2, NO_LORA_HEAD, NO_LORA_HEAD]);
         assert_eq!(packed.segments, [Segment { start: 0, len: 3 }, Segment { start: 3, len: 2 }]);
         assert_eq!((packed.target_rows, packed.targets), (vec![1, 2], vec![7, 1]));
     }
@@ -160,7 +160,7 @@ mod tests {
     fn refuses_what_does_not_fit() {
         assert!(Packed::new([&Sequence::default()], 0, 8).is_err());
         assert!(Packed::new([&Sequence::prompt(&[8])], 0, 8).is_err());
-        let short = Sequence { tokens: vec![1, 2], targets: vec![NO_TARGET], head: None };
+        let short = Sequence { tokens: vec![1, 2], targets: vec![NO_TARGET], lora_head: None };
         assert!(Packed::new([&short], 0, 8).is_err());
     }
 

@@ -1,7 +1,7 @@
 //! Scores: losses of whole sequences, and logits of a few tokens after a prompt that many sequences share.
 
-use crate::adapted::Adapted;
 use crate::adapter::Adapter;
+use crate::adapter::device::DeviceAdapter;
 use crate::backend::{Backend, Linear, LinearOutput};
 use crate::batch::{self, Packed, Sequence};
 use crate::model::activations::{Activations, Plan, Purpose};
@@ -34,7 +34,7 @@ pub struct GateMean {
 /// Runs a model forward, with or without an adapter.
 pub struct Evaluator<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
-    adapted: Option<Adapted<B>>,
+    adapted: Option<DeviceAdapter<B>>,
     activations: Activations<B>,
     rope: B::Buffer,
     /// Positions the rope table has.
@@ -50,7 +50,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
             return Err(Error::Invalid("evaluation with max_tokens 0".into()));
         }
         let (backend, config) = (&model.backend, &model.config);
-        let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
+        let adapted = adapter.map(|adapter| DeviceAdapter::upload(backend, config, adapter)).transpose()?;
         let adapter = adapter.map(|adapter| &adapter.config);
         let activations = Plan::new(config, adapter, max_tokens, Purpose::Forward)?.allocate(backend)?;
         let rope = model.rope_table(max_tokens)?;
@@ -180,7 +180,7 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         sequences: &[Sequence],
         mut run: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B>, Cached<'_, B>, &[Sequence]) -> Result<()>,
     ) -> Result<()> {
-        self.adapted.as_ref().map_or(Ok(()), |adapted| adapted.check_heads(sequences))?;
+        self.adapted.as_ref().map_or(Ok(()), |adapted| adapted.check_lora_heads(sequences))?;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let start = self.prefix.as_ref().map_or(0, |prefix| prefix.len);
         self.reserve_positions(start + lengths.iter().copied().max().unwrap_or(0))?;

@@ -1,12 +1,13 @@
 //! Text: one token after another with a key-value cache, and how the next one is drawn.
 
-use crate::adapted::{Adapted, mix};
 use crate::adapter::Adapter;
+use crate::adapter::device::DeviceAdapter;
 use crate::backend::{Backend, Linear, LinearOutput};
 use crate::batch::{Packed, Sequence};
 use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{Cached, KvCache, Model, Pass};
 use crate::{Error, Result};
+use hydra_kernels::random::mix;
 
 /// Tokens of a prompt that go through the model at once.
 const PROMPT_CHUNK: usize = 512;
@@ -15,7 +16,7 @@ const PROMPT_CHUNK: usize = 512;
 /// it likes: at one of [`crate::config::Config::eos`], or at [`crate::tokenizer::Tokenizer::eos`].
 pub struct Generator<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
-    adapted: Option<Adapted<B>>,
+    adapted: Option<DeviceAdapter<B>>,
     activations: Activations<B>,
     rope: B::Buffer,
     cache: KvCache<B>,
@@ -30,7 +31,7 @@ impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
     /// Under the label gate every token gets the mean of the heads; [`Adapter::head`] takes out the one of a label.
     pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_len: usize) -> Result<Self> {
         let (backend, config) = (&model.backend, &model.config);
-        let adapted = adapter.map(|adapter| Adapted::upload(backend, config, adapter)).transpose()?;
+        let adapted = adapter.map(|adapter| DeviceAdapter::upload(backend, config, adapter)).transpose()?;
         let tokens = PROMPT_CHUNK.min(max_len.max(1));
         let adapter = adapter.map(|adapter| &adapter.config);
         Ok(Self {

@@ -38,7 +38,6 @@
 //! A token id is a `u32`; matrices are row-major f32. All that fails fails with [`Error`]; a panic that isn't documented is a
 //! mistake of this crate.
 
-mod adapted;
 pub mod adapter;
 #[doc(hidden)] // the harness writes its own files in the same way
 pub mod atomic;

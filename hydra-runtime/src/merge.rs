@@ -1,13 +1,13 @@
-//! An adapter folded into its model's weights, written as a Hugging Face folder.
+//! An adapter merged into its model's weights and written as a Hugging Face folder.
 //!
-//! With weights g of the heads that are the same for every token, the adapter is a matrix of its own:
+//! If the heads' weights g are the same for every token, adapter and frozen weight add up to one matrix:
 //!
 //! ```text
 //! W' = W + s · Σ_e g_e B_e A_e            g_e = 1/N (uniform), 1 for one head and 0 for the others, or N = 1 and g = 1
 //! ```
 //!
-//! Sums are f32, row by row, rounded once to the type that is written. Tensors are computed as they are written, one at a
-//! time, so memory holds one of them. What a router does depends on the token, so no W' is equal to it.
+//! Sums are f32, row by row, and rounded once to the type that is written. Tensors are computed one at a time as they are
+//! written, so memory holds one of them. A router's weights depend on the token, so a merged router is an approximation.
 
 use crate::adapter::{Adapter, AdapterPair, GateKind};
 use crate::checkpoint::safetensors::{INDEX, ONE_FILE};
@@ -26,19 +26,19 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Weights of the heads that no token changes.
+/// The heads' weights in a merged model, the same for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fold {
+pub enum MergeGate {
     /// 1/N each.
     Uniform,
-    /// 1 for this head, 0 for the others.
+    /// 1 for this lora head, 0 for the others.
     Head(usize),
     /// The only head.
     One,
 }
 
-impl Fold {
-    /// Whether an adapter of this configuration has such a head, or only one.
+impl MergeGate {
+    /// Fails if an adapter of this number of heads can't be merged so.
     fn check(self, lora_heads: usize) -> Result<()> {
         let refuse = |message| Err(Error::Invalid(message));
         match self {
@@ -60,16 +60,16 @@ impl Fold {
 }
 
 impl Adapter {
-    /// The adapter that mixes its heads as `fold` says, unmerged: its router, if it has one, taken away, and the head that
-    /// all sequences must then name ([`crate::batch::Sequence::head`]). It is what a merged model is to be compared with.
-    pub fn with_fixed_gate(&self, fold: Fold) -> Result<(Self, Option<u32>)> {
-        fold.check(self.config.lora_heads)?;
+    /// This adapter under a fixed gate, for comparison with a merged model: without its router, if it has one, and with the
+    /// lora head that all sequences must then name ([`crate::batch::Sequence::lora_head`]).
+    pub fn with_fixed_gate(&self, gate: MergeGate) -> Result<(Self, Option<u32>)> {
+        gate.check(self.config.lora_heads)?;
         let mut fixed = self.clone();
-        let head = match fold {
-            Fold::Head(head) => Some(head as u32),
-            // A sequence without a head is mixed uniformly.
-            Fold::Uniform => None,
-            Fold::One => Some(0),
+        let head = match gate {
+            MergeGate::Head(head) => Some(head as u32),
+            // A sequence without a lora head is mixed uniformly.
+            MergeGate::Uniform => None,
+            MergeGate::One => Some(0),
         };
         if self.config.gate != GateKind::One {
             fixed.config = fixed.config.without_router(GateKind::Label);
@@ -89,7 +89,7 @@ pub struct MergeOptions {
     /// The type of all tensors, a plain one. `None`: each tensor's own, in a model of plain types; else f16 where no matrix
     /// is of another type than f32 and f16, and bf16 otherwise.
     pub format: Option<Format>,
-    /// The most bytes of tensors in one file; a larger tensor has its own.
+    /// The most bytes of tensors in one file; a larger tensor has its own file.
     pub max_shard_bytes: u64,
 }
 
@@ -104,7 +104,7 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Files beside the weights that go along with a model from a Hugging Face folder, where they are there.
+/// Files beside the weights that are copied from a Hugging Face folder if they are there.
 const COMPANIONS: [&str; 13] = [
     "generation_config.json",
     "tokenizer.json",
@@ -121,23 +121,24 @@ const COMPANIONS: [&str; 13] = [
     "NOTICE",
 ];
 
-/// Writes the model with the adapter folded into it to `folder`, which exists and is empty: `config.json`, the tokenizer's
-/// files, and `model.safetensors` or its shards. Of an adapter with a router this is what `fold` says, and an approximation.
+/// Writes the model with the adapter merged into it to `folder`, which exists and is empty: `config.json`, the tokenizer's
+/// files, and `model.safetensors` or its shards, one after the other. Of an adapter with a router it writes the approximation
+/// that `gate` says.
 ///
-/// What isn't finite, in the adapter or in the type that is written, is an error that names it.
-///
-/// Files are written one after the other: give it a [`crate::atomic::NewFolder`]'s path, and the destination is whole or not there.
+/// # Errors
+/// If `gate` doesn't fit the adapter, the adapter doesn't fit the model, the folder isn't empty, or a value isn't finite, in the
+/// adapter or in the type that is written; the message names the tensor.
 pub fn write(
     checkpoint: &Checkpoint,
     adapter: &Adapter,
-    fold: Fold,
+    gate: MergeGate,
     folder: &Path,
     options: MergeOptions,
 ) -> Result<Merged> {
     let config = checkpoint.config();
     adapter.fits(config)?;
     adapter.check_finite()?;
-    fold.check(adapter.config.lora_heads)?;
+    gate.check(adapter.config.lora_heads)?;
     let mut there = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     if there.next().is_some() {
         return Err(Error::Invalid(format!("{} is not empty", folder.display())));
@@ -154,7 +155,7 @@ pub fn write(
             dtype(format)?;
             let (rows, cols) = id.dims(config);
             let shape = rows.into_iter().chain([cols]).collect();
-            Ok(Tensor { checkpoint, adapter, fold, id, shape, format, overflowed: &overflowed })
+            Ok(Tensor { checkpoint, adapter, gate, id, shape, format, overflowed: &overflowed })
         })
         .collect::<Result<_>>()?;
     describe(checkpoint, folder, format)?;
@@ -188,7 +189,7 @@ fn dtype(format: Format) -> Result<Dtype> {
     }
 }
 
-/// `config.json` and what goes along with it. `format` is the type of all tensors, if it isn't each one's own.
+/// Writes `config.json` and the companions. `format` is the type of all tensors; `None` if each keeps its own.
 fn describe(checkpoint: &Checkpoint, folder: &Path, format: Option<Format>) -> Result<()> {
     let torch = |format| match format {
         Format::F32 => "float32",
@@ -236,7 +237,7 @@ fn shards(tensors: Vec<Tensor<'_>>, most: u64) -> Vec<Vec<Tensor<'_>>> {
     shards
 }
 
-/// One file, or several and their index; how many.
+/// Writes one file, or several and their index. Returns how many.
 fn write_shards(
     folder: &Path,
     shards: Vec<Vec<Tensor<'_>>>,
@@ -259,7 +260,7 @@ fn write_shards(
             let (name, format) = (id.hf_name(), format.name());
             return Err(Error::Invalid(format!("{name} would hold values that aren't finite in {format}")));
         }
-        // The crate's file is its owner's alone; a model's is like its neighbours.
+        // The safetensors crate's file is readable by its owner only; give it its neighbours' permissions.
         let neighbour = std::fs::metadata(folder.join("config.json"));
         let shared = neighbour.and_then(|neighbour| std::fs::set_permissions(&path, neighbour.permissions()));
         shared.map_err(|source| Error::Io { path, source })?;
@@ -276,11 +277,11 @@ fn write_shards(
 struct Tensor<'a> {
     checkpoint: &'a Checkpoint,
     adapter: &'a Adapter,
-    fold: Fold,
+    gate: MergeGate,
     id: TensorId,
     shape: Vec<usize>,
     format: Format,
-    /// A tensor that didn't stay finite, and the type in which it didn't.
+    /// A tensor that is not finite in the type in which it is written.
     overflowed: &'a Cell<Option<(TensorId, Format)>>,
 }
 
@@ -331,7 +332,7 @@ impl View for &Tensor<'_> {
             if let Some(pair) = adapted {
                 let shape = self.adapter.config.shape_of(pair.d_in, pair.d_out);
                 let scale = self.adapter.config.alpha / self.adapter.config.rank as f32;
-                add_row(isa, &mut row, o, pair, &shape, scale, self.fold);
+                add_row(isa, &mut row, o, pair, &shape, scale, self.gate);
             }
             put(&row);
         }
@@ -344,10 +345,10 @@ impl View for &Tensor<'_> {
 }
 
 /// `row` [d_in] += row `o` of scale · Σ_e g_e B_e A_e.
-fn add_row(isa: Isa, row: &mut [f32], o: usize, pair: &AdapterPair, shape: &HydraShape, scale: f32, fold: Fold) {
+fn add_row(isa: Isa, row: &mut [f32], o: usize, pair: &AdapterPair, shape: &HydraShape, scale: f32, gate: MergeGate) {
     let mut sum = vec![0.0; row.len()];
     for (column, &b) in pair.b[o * shape.mixed_width()..][..shape.mixed_width()].iter().enumerate() {
-        let factor = fold.weight(column / shape.rank, shape.lora_heads) * b;
+        let factor = gate.weight(column / shape.rank, shape.lora_heads) * b;
         if factor == 0.0 {
             continue;
         }

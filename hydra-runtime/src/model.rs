@@ -9,10 +9,11 @@ mod cache;
 mod pass;
 
 pub(crate) use cache::{Cached, KvCache};
-pub(crate) use pass::Pass;
 
 use crate::Result;
+use crate::adapter::device::{DeviceAdapter, Training};
 use crate::backend::{AttentionShape, Backend};
+use crate::batch::Packed;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::config::Config;
 use crate::projection::Projection;
@@ -101,4 +102,14 @@ impl<'w, B: Backend> Model<'w, B> {
         self.backend.upload(&mut buffer, &table)?;
         Ok(buffer)
     }
+}
+
+/// One pass over a packed batch: `model/pass.rs` runs it, `model/block.rs` has its layers.
+pub(crate) struct Pass<'a, 'w, B: Backend> {
+    pub model: &'a Model<'w, B>,
+    pub adapted: Option<&'a DeviceAdapter<B>>,
+    pub packed: &'a Packed,
+    pub rope: &'a B::Buffer,
+    /// `None` in evaluation.
+    pub training: Option<Training>,
 }

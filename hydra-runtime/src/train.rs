@@ -4,22 +4,23 @@ mod state;
 
 pub use state::STATE_FILE;
 
-use crate::adapted::{Adapted, Training, mix};
+use crate::adapter::device::{DeviceAdapter, Training};
 use crate::adapter::{Adapter, AdapterConfig};
 pub use crate::backend::AdamW;
 use crate::backend::{AdamWStep, Backend};
 use crate::batch::{self, Packed, Sequence};
 use crate::config::Config;
-pub use crate::model::activations::Keep;
+pub use crate::model::activations::ActivationCheckpointing;
 use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{Cached, Model, Pass};
 use crate::{Error, Result};
+use hydra_kernels::random::mix;
 
 /// What stays the same through a run.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainOptions {
     /// Memory against time.
-    pub keep: Keep,
+    pub checkpointing: ActivationCheckpointing,
     /// The most tokens in one pass over the model; a step with more takes several, and no sequence may be longer.
     pub max_tokens: usize,
     /// Gradients are scaled down to this norm where theirs is larger.
@@ -73,7 +74,7 @@ pub struct StepReport {
 /// Trains one adapter on one model.
 pub struct Trainer<'m, 'w, B: Backend> {
     model: &'m Model<'w, B>,
-    adapted: Adapted<B>,
+    adapted: DeviceAdapter<B>,
     options: TrainOptions,
     activations: Activations<B>,
     rope: B::Buffer,
@@ -92,7 +93,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     /// adapter of this configuration, but for memory.
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
         options.check()?;
-        let purpose = Purpose::Training(options.keep);
+        let purpose = Purpose::Training(options.checkpointing);
         let activations = Plan::new(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
         // Parameters, gradients and two moments, and what an update can be undone with.
@@ -106,8 +107,8 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     pub fn new(model: &'m Model<'w, B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
         options.check()?;
         let (backend, config) = (&model.backend, &model.config);
-        let adapted = Adapted::upload(backend, config, adapter)?;
-        let purpose = Purpose::Training(options.keep);
+        let adapted = DeviceAdapter::upload(backend, config, adapter)?;
+        let purpose = Purpose::Training(options.checkpointing);
         let activations = Plan::new(config, Some(&adapter.config), options.max_tokens, purpose)?.allocate(backend)?;
         let parameters = || backend.buffer(adapted.slots.len);
         Ok(Self {
@@ -154,12 +155,13 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
         backend.copy(exp_avg_sq, 0, &self.exp_avg_sq, len)?;
         self.can_undo = true;
         self.steps = step;
+        let rates = rates.into();
         backend.adamw(AdamWStep {
             params: &mut self.adapted.params,
             exp_avg: &mut self.exp_avg,
             exp_avg_sq: &mut self.exp_avg_sq,
             grads: &self.grads,
-            rates: &self.adapted.slots.rates(rates.into()),
+            rates: &self.adapted.slots.rates(rates.lr, rates.router),
             adam: self.options.adam,
             step: self.steps,
             grad_scale: scale,
@@ -190,7 +192,7 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     fn accumulate(&mut self, sequences: &[Sequence], seed: Option<u64>) -> Result<StepReport> {
-        self.adapted.check_heads(sequences)?;
+        self.adapted.check_lora_heads(sequences)?;
         let config = &self.model.config;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let groups = batch::groups(&lengths, self.options.max_tokens)?;

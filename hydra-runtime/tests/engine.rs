@@ -13,7 +13,7 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{Keep, STATE_FILE, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, STATE_FILE, TrainOptions, Trainer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn tokens(len: usize, seed: u32) -> Vec<u32> {
 fn sequence(len: usize, seed: u32) -> Sequence {
     let tokens = tokens(len, seed);
     let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
-    Sequence { tokens, targets, head: Some(seed % 3) }
+    Sequence { tokens, targets, lora_head: Some(seed % 3) }
 }
 
 #[track_caller]
@@ -84,7 +84,7 @@ fn a_prefix_is_as_good_as_the_whole_prompt() {
         .map(|tail| Sequence {
             tokens: [&prefix[..], &tail.tokens].concat(),
             targets: [&vec![NO_TARGET; 300][..], &tail.targets].concat(),
-            head: tail.head,
+            lora_head: tail.lora_head,
         })
         .collect();
     let ids = [3, 500, 42];
@@ -261,7 +261,13 @@ fn gradients_are_the_slope_of_the_loss() {
                 ..Default::default()
             };
             let adapter = Adapter::init(model.config(), config, 5).unwrap();
-            let options = TrainOptions { keep: Keep::All, max_tokens: 80, clip: None, adam: AdamW::default(), seed: 8 };
+            let options = TrainOptions {
+                checkpointing: ActivationCheckpointing::Off,
+                max_tokens: 80,
+                clip: None,
+                adam: AdamW::default(),
+                seed: 8,
+            };
             let dir = tempfile::tempdir().unwrap();
             // B is zero at first: a few steps, so that every gradient is exercised.
             let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
@@ -296,7 +302,13 @@ fn what_does_not_fit_is_refused() {
     let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
     let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
-    let options = TrainOptions { keep: Keep::All, max_tokens: 16, clip: None, adam: AdamW::default(), seed: 0 };
+    let options = TrainOptions {
+        checkpointing: ActivationCheckpointing::Off,
+        max_tokens: 16,
+        clip: None,
+        adam: AdamW::default(),
+        seed: 0,
+    };
     let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
     assert!(trainer.step(&[sequence(17, 1)], 1e-3).is_err(), "longer than planned for");
     assert!(trainer.step(&[], 1e-3).is_err(), "nothing to learn from");
@@ -399,7 +411,13 @@ fn a_step_too_far_is_undone() {
 }
 
 fn options(max_tokens: usize) -> TrainOptions {
-    TrainOptions { keep: Keep::All, max_tokens, clip: None, adam: AdamW::default(), seed: 5 }
+    TrainOptions {
+        checkpointing: ActivationCheckpointing::Off,
+        max_tokens,
+        clip: None,
+        adam: AdamW::default(),
+        seed: 5,
+    }
 }
 
 /// Every parameter, layer by layer.
@@ -441,19 +459,19 @@ fn training_has_the_same_bits_on_any_number_of_threads() {
     adapter.config.dropout = 0.1;
     let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3), sequence(33, 4)];
     for precision in [Precision::F32, Precision::Bf16] {
-        let trained = |threads: usize, keep: Keep| {
+        let trained = |threads: usize, checkpointing: ActivationCheckpointing| {
             let options_cpu = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
             let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
-            let mut trainer = Trainer::new(&model, &adapter, TrainOptions { keep, ..options(300) }).unwrap();
+            let mut trainer = Trainer::new(&model, &adapter, TrainOptions { checkpointing, ..options(300) }).unwrap();
             for _ in 0..2 {
                 trainer.step(&sequences, 1e-3).unwrap();
             }
             flat(&trainer.adapter().unwrap()).iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         };
-        let one = trained(1, Keep::All);
+        let one = trained(1, ActivationCheckpointing::Off);
         for threads in [2, 3, 5] {
-            assert!(trained(threads, Keep::All) == one, "{precision:?}, {threads} threads");
+            assert!(trained(threads, ActivationCheckpointing::Off) == one, "{precision:?}, {threads} threads");
         }
-        assert!(trained(2, Keep::Inputs) == one, "{precision:?}, recomputed activations");
+        assert!(trained(2, ActivationCheckpointing::EveryLayer) == one, "{precision:?}, recomputed activations");
     }
 }

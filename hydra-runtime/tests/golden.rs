@@ -10,7 +10,7 @@ use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -61,7 +61,7 @@ impl Case {
                 Sequence {
                     tokens: self.integers(&format!("ids.{n}")).unwrap().iter().map(|&id| id as u32).collect(),
                     targets: self.integers(&format!("targets.{n}")).unwrap().iter().map(target).collect(),
-                    head: adapter.config.labels.iter().position(|label| label == category).map(|i| i as u32),
+                    lora_head: adapter.config.labels.iter().position(|label| label == category).map(|i| i as u32),
                 }
             })
             .collect()
@@ -72,8 +72,8 @@ fn cpu(threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), precision: Precision::F32, ..CpuOptions::default() }).unwrap()
 }
 
-fn options(keep: Keep, max_tokens: usize) -> TrainOptions {
-    TrainOptions { keep, max_tokens, clip: None, adam: AdamW::default(), seed: 0 }
+fn options(checkpointing: ActivationCheckpointing, max_tokens: usize) -> TrainOptions {
+    TrainOptions { checkpointing, max_tokens, clip: None, adam: AdamW::default(), seed: 0 }
 }
 
 #[track_caller]
@@ -122,8 +122,12 @@ fn gradients() {
         let model = Model::load(cpu(2), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
-        for (keep, max_tokens) in [(Keep::All, 512), (Keep::Inputs, 512), (Keep::All, 70)] {
-            let mut trainer = Trainer::new(&model, &adapter, options(keep, max_tokens)).unwrap();
+        for (checkpointing, max_tokens) in [
+            (ActivationCheckpointing::Off, 512),
+            (ActivationCheckpointing::EveryLayer, 512),
+            (ActivationCheckpointing::Off, 70),
+        ] {
+            let mut trainer = Trainer::new(&model, &adapter, options(checkpointing, max_tokens)).unwrap();
             let (report, gradients) = trainer.gradients(&sequences).unwrap();
             assert_close("loss", &[report.loss as f32], &case.tensor("loss").unwrap());
             assert_adapters_close(&case, "grad", &gradients);
@@ -138,7 +142,7 @@ fn ten_steps() {
         let model = Model::load(cpu(1), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
-        let mut trainer = Trainer::new(&model, &adapter, options(Keep::All, 512)).unwrap();
+        let mut trainer = Trainer::new(&model, &adapter, options(ActivationCheckpointing::Off, 512)).unwrap();
         let losses: Vec<f32> = (0..10).map(|_| trainer.step(&sequences, 1e-3).unwrap().loss as f32).collect();
         assert_close("trajectory", &losses, &case.tensor("trajectory").unwrap());
         assert_adapters_close(&case, "final", &trainer.adapter().unwrap());
@@ -153,16 +157,16 @@ fn bits_do_not_depend_on_threads_and_a_run_resumes() {
         adapter.config.dropout = 0.1;
         let sequences = case.sequences(&adapter);
         for precision in [Precision::F32, Precision::Bf16] {
-            let run = |threads, keep, interrupted: bool| {
+            let run = |threads, checkpointing, interrupted: bool| {
                 let options_cpu = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
                 let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
-                let mut trainer = Trainer::new(&model, &adapter, options(keep, 96)).unwrap();
+                let mut trainer = Trainer::new(&model, &adapter, options(checkpointing, 96)).unwrap();
                 let mut losses = Vec::new();
                 for step in 0..4 {
                     if interrupted && step == 2 {
                         let dir = tempfile::tempdir().unwrap();
                         trainer.save_state(dir.path()).unwrap();
-                        trainer = Trainer::new(&model, &adapter, options(keep, 96)).unwrap();
+                        trainer = Trainer::new(&model, &adapter, options(checkpointing, 96)).unwrap();
                         trainer.load_state(dir.path()).unwrap();
                     }
                     losses.push(trainer.step(&sequences, 1e-3).unwrap().loss.to_bits());
@@ -171,10 +175,10 @@ fn bits_do_not_depend_on_threads_and_a_run_resumes() {
                 let bits: Vec<u32> = adapter.tensors().flat_map(|(_, _, x)| x.into_iter().map(f32::to_bits)).collect();
                 (losses, bits)
             };
-            let one = run(1, Keep::All, false);
-            assert!(one == run(2, Keep::All, false), "2 threads");
-            assert!(one == run(3, Keep::Inputs, false), "3 threads, recomputed");
-            assert!(one == run(2, Keep::All, true), "resumed");
+            let one = run(1, ActivationCheckpointing::Off, false);
+            assert!(one == run(2, ActivationCheckpointing::Off, false), "2 threads");
+            assert!(one == run(3, ActivationCheckpointing::EveryLayer, false), "3 threads, recomputed");
+            assert!(one == run(2, ActivationCheckpointing::Off, true), "resumed");
         }
     }
 }

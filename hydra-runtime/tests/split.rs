@@ -22,7 +22,7 @@ use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use std::path::Path;
 
 const HEADS: usize = 4;
@@ -34,12 +34,12 @@ fn record(step: usize, head: usize) -> Sequence {
     let seed = (step * HEADS + head) as u32;
     let tokens: Vec<u32> = (0..TOKENS as u32).map(|i| (i * 131 + seed * 977 + i * i * 7) % 512).collect();
     let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
-    Sequence { tokens, targets, head: Some(head as u32) }
+    Sequence { tokens, targets, lora_head: Some(head as u32) }
 }
 
 fn options(eps: f32, max_tokens: usize) -> TrainOptions {
     let adam = AdamW { eps, ..AdamW::default() };
-    TrainOptions { keep: Keep::All, max_tokens, clip: None, adam, seed: 0 }
+    TrainOptions { checkpointing: ActivationCheckpointing::Off, max_tokens, clip: None, adam, seed: 0 }
 }
 
 fn values(adapter: &Adapter) -> Vec<f32> {
@@ -119,7 +119,7 @@ fn a_head_alone_is_what_the_label_gate_does() {
         let mut adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
         if case == "hydra" {
             // The same matrices without the router.
-            adapter = adapter.with_fixed_gate(hydra_runtime::merge::Fold::Uniform).unwrap().0;
+            adapter = adapter.with_fixed_gate(hydra_runtime::merge::MergeGate::Uniform).unwrap().0;
         }
         let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
         let model = Model::load(cpu, &checkpoint).unwrap();

@@ -10,7 +10,7 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
-use hydra_runtime::train::{Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -29,7 +29,7 @@ fn sequences(golden: &SafeTensors<'_>, dir: &Path, adapter: &Adapter) -> Vec<Seq
         Sequence {
             tokens: integers(format!("ids.{n}")).iter().map(|&id| id as u32).collect(),
             targets: integers(format!("targets.{n}")).iter().map(target).collect(),
-            head: adapter.config.labels.iter().position(named).map(|i| i as u32),
+            lora_head: adapter.config.labels.iter().position(named).map(|i| i as u32),
         }
     };
     records.lines().enumerate().map(read).collect()
@@ -44,19 +44,19 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
         let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
         let sequences = sequences(&golden, &dir, &adapter);
-        assert!(name != "split" || sequences.iter().all(|s| s.head.is_some()), "{name}: labels");
-        let run = |keep, steps: usize| {
+        assert!(name != "split" || sequences.iter().all(|s| s.lora_head.is_some()), "{name}: labels");
+        let run = |checkpointing, steps: usize| {
             let model = Model::load(open(), &checkpoint).unwrap();
-            let options = TrainOptions { keep, max_tokens: 512, clip: None, adam: AdamW::default(), seed: 0 };
+            let options = TrainOptions { checkpointing, max_tokens: 512, clip: None, adam: AdamW::default(), seed: 0 };
             let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
             (0..steps).map(|_| trainer.step(&sequences, 1e-3).unwrap().loss as f32).collect::<Vec<_>>()
         };
-        let losses = run(Keep::All, 10);
+        let losses = run(ActivationCheckpointing::Off, 10);
         let want: Vec<f32> = bytemuck::pod_collect_to_vec(golden.tensor("trajectory").unwrap().data());
         assert_close(&format!("{name}: trajectory"), &losses, &want, 1e-2);
         let (fell, should) = (losses[0] - losses[9], want[0] - want[9]);
         assert!((fell - should).abs() <= 0.05 * should, "{name}: the loss fell by {fell}, PyTorch's by {should}");
-        assert_eq!(run(Keep::Inputs, 2), losses[..2], "{name}: recomputed");
+        assert_eq!(run(ActivationCheckpointing::EveryLayer, 2), losses[..2], "{name}: recomputed");
     }
 }
 
@@ -74,7 +74,13 @@ pub fn a_step_waits_for_what_it_reads() {
     assert!(passes > 1);
     let (cuda, waits) = emulated::counted();
     let model = Model::load(cuda, &checkpoint).unwrap();
-    let options = TrainOptions { keep: Keep::All, max_tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
+    let options = TrainOptions {
+        checkpointing: ActivationCheckpointing::Off,
+        max_tokens,
+        clip: Some(1.0),
+        adam: AdamW::default(),
+        seed: 0,
+    };
     let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
     trainer.step(&sequences, 1e-3).unwrap();
     for _ in 0..2 {

@@ -3,7 +3,8 @@
 //! Of several starts the one of the least inertia counts; where the best clustering into k − 1 is known, every other start is
 //! its centroids and one more, so that the inertia has few accidental dents. Ties go to the lower number, sums are f64 in the points' order: the same for any threads.
 
-use crate::data::order::{Order, uniform};
+use crate::data::order::Order;
+use hydra_runtime::hydra_kernels::random::SplitMix64;
 use rayon::prelude::*;
 
 /// Rows of `dims` values.
@@ -56,9 +57,9 @@ const ROUNDS: usize = 200;
 /// The best clustering into `k`; `before` is that into k − 1.
 pub fn fit(points: &Points, k: usize, before: Option<&Fit>, seed: u64) -> Fit {
     let run = |start: u64| {
-        let mut state = seed ^ ((k as u64) << 32) ^ start;
+        let mut random = SplitMix64::new(seed ^ ((k as u64) << 32) ^ start);
         let given = before.filter(|_| start % 2 == 1).map_or(Vec::new(), |before| before.centroids.clone());
-        lloyd(points, plus_plus(points, given, k, &mut state))
+        lloyd(points, plus_plus(points, given, k, &mut random))
     };
     let fits: Vec<Fit> = (0..STARTS).into_par_iter().map(run).collect();
     let best = fits.into_iter().reduce(|best, fit| if fit.inertia < best.inertia { fit } else { best });
@@ -67,7 +68,7 @@ pub fn fit(points: &Points, k: usize, before: Option<&Fit>, seed: u64) -> Fit {
 
 /// Adds centroids until there are `k`: points, drawn with probabilities in proportion to their squared distance from the
 /// centroids that are there.
-fn plus_plus(points: &Points, mut centroids: Vec<f32>, k: usize, state: &mut u64) -> Vec<f32> {
+fn plus_plus(points: &Points, mut centroids: Vec<f32>, k: usize, random: &mut SplitMix64) -> Vec<f32> {
     let (dims, n) = (points.dims, points.len());
     let mut nearest = vec![f32::INFINITY; n];
     let mut known = 0;
@@ -81,7 +82,7 @@ fn plus_plus(points: &Points, mut centroids: Vec<f32>, k: usize, state: &mut u64
             return centroids;
         }
         let weight = |&distance: &f32| if known == 0 { 1.0 } else { f64::from(distance) };
-        let mut left = uniform(state) * nearest.iter().map(weight).sum::<f64>();
+        let mut left = random.uniform() * nearest.iter().map(weight).sum::<f64>();
         let chosen = nearest.iter().position(|distance| {
             left -= weight(distance);
             left < 0.0

@@ -6,7 +6,7 @@
 
 use super::kmeans::Points;
 use super::tfidf::Corpus;
-use crate::data::order::uniform;
+use hydra_runtime::hydra_kernels::random::SplitMix64;
 
 /// Rounds: what the random start leaves of weaker directions shrinks by (σ_{d+1} / σ_d)² in each.
 const ROUNDS: usize = 10;
@@ -15,8 +15,8 @@ const ROUNDS: usize = 10;
 pub fn project(corpus: &Corpus, most: usize, seed: u64) -> Points {
     let terms = corpus.terms.len();
     let d = most.min(terms).min(corpus.len());
-    let mut state = seed;
-    let mut q: Vec<f64> = (0..terms * d).map(|_| 2.0 * uniform(&mut state) - 1.0).collect();
+    let mut random = SplitMix64::new(seed);
+    let mut q: Vec<f64> = (0..terms * d).map(|_| 2.0 * random.uniform() - 1.0).collect();
     orthonormalise(&mut q, d);
     for _ in 0..ROUNDS {
         let y = times(corpus, &q, d);

@@ -252,7 +252,7 @@ impl Prepared {
             if let Some(remark) = encoded.remark(seq_len) {
                 output::say(format_args!("{what}: {remark}"));
             }
-            let strangers = encoded.sequences.iter().filter(|sequence| sequence.head.is_none()).count();
+            let strangers = encoded.sequences.iter().filter(|sequence| sequence.lora_head.is_none()).count();
             if strangers > 0 && adapter.config.gate == GateKind::Label {
                 let of = encoded.sequences.len();
                 output::say(format_args!(

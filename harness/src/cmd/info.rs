@@ -10,7 +10,7 @@ use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -104,8 +104,11 @@ fn training(
 
 fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) -> Result<()> {
     for tokens in [512, 2048] {
-        for (keep, how) in [(Keep::All, ""), (Keep::Inputs, ", --recompute")] {
-            let options = TrainOptions { keep, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
+        for (checkpointing, how) in
+            [(ActivationCheckpointing::Off, ""), (ActivationCheckpointing::EveryLayer, ", --recompute")]
+        {
+            let options =
+                TrainOptions { checkpointing, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
             let bytes = Trainer::plan_bytes(device, checkpoint.config(), adapter, &options)?;
             let what = format!("{:.1} MiB beside the weights, {tokens} tokens in a pass{how}", mib(bytes));
             page.row("memory to train", what);

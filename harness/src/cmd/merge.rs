@@ -15,7 +15,7 @@ use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
-use hydra_runtime::merge::{self, Fold, MergeOptions, Merged};
+use hydra_runtime::merge::{self, MergeGate, MergeOptions, Merged};
 use hydra_runtime::model::Model;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
     /// one (the only head), uniform (the heads' mean) or head:I (from 0) [default: the adapter's own, if it is one or uniform]
-    #[arg(long, value_name = "GATE", value_parser = fold)]
-    gate: Option<Fold>,
+    #[arg(long, value_name = "GATE", value_parser = merge_gate)]
+    gate: Option<MergeGate>,
     /// The merged model's folder, new or empty
     #[arg(long, value_name = "MODEL")]
     out: PathBuf,
@@ -66,11 +66,11 @@ const TEXT: &str = "The lake of Lerna lies south of Argos. In it lived a water s
 /// Tokens of it that are compared: logits are large.
 const TOKENS: usize = 96;
 
-fn fold(text: &str) -> Result<Fold, String> {
+fn merge_gate(text: &str) -> Result<MergeGate, String> {
     match (text, text.strip_prefix("head:").map(str::parse)) {
-        ("one", _) => Ok(Fold::One),
-        ("uniform", _) => Ok(Fold::Uniform),
-        (_, Some(Ok(head))) => Ok(Fold::Head(head)),
+        ("one", _) => Ok(MergeGate::One),
+        ("uniform", _) => Ok(MergeGate::Uniform),
+        (_, Some(Ok(head))) => Ok(MergeGate::Head(head)),
         _ => Err("wanted one, uniform or head:I".into()),
     }
 }
@@ -79,12 +79,12 @@ fn fold(text: &str) -> Result<Fold, String> {
 pub fn run(arguments: Arguments) -> Result<()> {
     let checkpoint = Checkpoint::open(&crate::device::locate(&arguments.model)?)?;
     let adapter = Adapter::load(&arguments.adapter, checkpoint.config())?;
-    let fold = match arguments.gate {
-        Some(fold) => fold,
+    let chosen = match arguments.gate {
+        Some(gate) => gate,
         None => own(&adapter.config).with_context(|| arguments.adapter.display().to_string())?,
     };
-    let (unmerged, head) = adapter.with_fixed_gate(fold).with_context(|| arguments.adapter.display().to_string())?;
-    let note = approximation(&adapter.config, fold);
+    let (unmerged, head) = adapter.with_fixed_gate(chosen).with_context(|| arguments.adapter.display().to_string())?;
+    let note = approximation(&adapter.config, chosen);
     if let Some(note) = &note {
         output::say(format_args!("note: {note}"));
     }
@@ -96,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let options = MergeOptions { format, max_shard_bytes: (arguments.shard_size as u64).saturating_mul(1 << 20) };
     let folder = NewFolder::begin(&arguments.out).context("--out")?;
     interrupt::discard(folder.path())?;
-    let merged = merge::write(&checkpoint, &adapter, fold, folder.path(), options)?;
+    let merged = merge::write(&checkpoint, &adapter, chosen, folder.path(), options)?;
     let tolerance = tolerance(&merged);
     let check = compare(&arguments, &checkpoint, (&unmerged, head), folder.path())?;
     let Check { difference, effect, tokens } = check;
@@ -109,10 +109,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
             arguments.out.display()
         );
     }
-    let gate = match fold {
-        Fold::One => "one".to_string(),
-        Fold::Uniform => "uniform".to_string(),
-        Fold::Head(head) => format!("head:{head}"),
+    let gate = match chosen {
+        MergeGate::One => "one".to_string(),
+        MergeGate::Uniform => "uniform".to_string(),
+        MergeGate::Head(head) => format!("head:{head}"),
     };
     write_json(
         &folder.path().join("hydra_merge.json"),
@@ -146,11 +146,11 @@ fn tolerance(merged: &Merged) -> f64 {
 }
 
 /// The gate that the adapter has anyway.
-fn own(config: &AdapterConfig) -> Result<Fold> {
+fn own(config: &AdapterConfig) -> Result<MergeGate> {
     match config.gate {
-        _ if config.lora_heads == 1 => Ok(Fold::One),
-        GateKind::One => Ok(Fold::One),
-        GateKind::Uniform => Ok(Fold::Uniform),
+        _ if config.lora_heads == 1 => Ok(MergeGate::One),
+        GateKind::One => Ok(MergeGate::One),
+        GateKind::Uniform => Ok(MergeGate::Uniform),
         GateKind::Router => bail!(
             "a router weighs the {} heads anew for every token, so no one matrix does what it does; --gate uniform or head:I \
              folds an approximation",
@@ -163,10 +163,10 @@ fn own(config: &AdapterConfig) -> Result<Fold> {
 }
 
 /// What is lost, if the adapter's own gate is another.
-fn approximation(config: &AdapterConfig, fold: Fold) -> Option<String> {
-    let exact = match (config.gate, fold) {
+fn approximation(config: &AdapterConfig, gate: MergeGate) -> Option<String> {
+    let exact = match (config.gate, gate) {
         _ if config.lora_heads == 1 => true,
-        (GateKind::Uniform, fold) => fold == Fold::Uniform,
+        (GateKind::Uniform, gate) => gate == MergeGate::Uniform,
         (gate, _) => gate != GateKind::Router,
     };
     (!exact).then(|| match config.gate {
@@ -201,7 +201,7 @@ fn compare(
         bail!("the merged model's tokenizer gives other ids than {}'s", arguments.model);
     }
     ids.truncate(TOKENS.min(checkpoint.config().context));
-    let sequence = Sequence { head, ..Sequence::prompt(&ids) };
+    let sequence = Sequence { lora_head: head, ..Sequence::prompt(&ids) };
     let logits = |checkpoint: &Checkpoint, adapter: Option<&Adapter>| -> Result<Vec<f32>> {
         let model = Model::load(cpu()?, checkpoint)?;
         Ok(Evaluator::new(&model, adapter, ids.len())?.logits(&sequence)?)

@@ -91,7 +91,7 @@ pub fn prompt_ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 fn sequence(source: &[u32], target: &[u32], seq_len: usize, head: Option<u32>) -> Option<Sequence> {
     let source = &source[..source.len().min(seq_len)];
     let target = &target[..target.len().min(seq_len - source.len())];
-    let sequence = Sequence { head, ..Sequence::answer(source, target) };
+    let sequence = Sequence { lora_head: head, ..Sequence::answer(source, target) };
     sequence.targets.iter().any(|&id| id != NO_TARGET).then_some(sequence)
 }
 
@@ -104,7 +104,10 @@ mod tests {
     #[test]
     fn targets_are_shifted() {
         let whole = sequence(&[1, 2, 3], &[4, 5], 9, Some(1)).unwrap();
-        assert_eq!((whole.tokens, whole.targets, whole.head), (vec![1, 2, 3, 4, 5], vec![NO, NO, 4, 5, NO], Some(1)));
+        assert_eq!(
+            (whole.tokens, whole.targets, whole.lora_head),
+            (vec![1, 2, 3, 4, 5], vec![NO, NO, 4, 5, NO], Some(1))
+        );
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Epoch e's order is a Fisher-Yates shuffle of 0..n: for i from n − 1 down to 1, swap i with ⌊u (i + 1) / 2⁶⁴⌋, where u are
 //! the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) started at seed + e · 0xD1B54A32D192ED03 (modulo 2⁶⁴).
 
+use hydra_runtime::hydra_kernels::random::SplitMix64;
+
 /// An endless stream of record indices.
 pub struct Order {
     records: usize,
@@ -33,31 +35,13 @@ impl Order {
     fn epoch(&self, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.records).collect();
         if let Some(seed) = self.seed {
-            let mut state = seed.wrapping_add((epoch as u64).wrapping_mul(0xD1B5_4A32_D192_ED03));
+            let mut random = SplitMix64::new(seed.wrapping_add((epoch as u64).wrapping_mul(0xD1B5_4A32_D192_ED03)));
             for i in (1..self.records).rev() {
-                order.swap(i, below(&mut state, i + 1));
+                order.swap(i, random.below(i + 1));
             }
         }
         order
     }
-}
-
-/// A random number in 0..n.
-pub fn below(state: &mut u64, n: usize) -> usize {
-    ((u128::from(splitmix(state)) * n as u128) >> 64) as usize
-}
-
-/// A random number from 0 on, below 1.
-pub fn uniform(state: &mut u64) -> f64 {
-    (splitmix(state) >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// SplitMix64's next output.
-fn splitmix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

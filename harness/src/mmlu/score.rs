@@ -124,7 +124,7 @@ fn letter_scores<B: Backend>(
     head: Option<u32>,
     letters: &[u32; 4],
 ) -> Result<Vec<[f64; 4]>> {
-    let sequence = |i: usize| Sequence { head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
+    let sequence = |i: usize| Sequence { lora_head: head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
     let sequences: Vec<_> = chunk.map(sequence).collect();
     let logits = evaluator.last_logits(&sequences, letters)?;
     Ok(logits.iter().map(|row| std::array::from_fn(|i| f64::from(row[i]))).collect())
@@ -137,8 +137,10 @@ fn cloze_scores<B: Backend>(
     own: &[u32],
     head: Option<u32>,
 ) -> Result<Vec<[f64; 4]>> {
-    let continued =
-        |i: usize, choice: &Vec<u32>| Sequence { head, ..Sequence::answer(&[own, &prompts.rests[i]].concat(), choice) };
+    let continued = |i: usize, choice: &Vec<u32>| Sequence {
+        lora_head: head,
+        ..Sequence::answer(&[own, &prompts.rests[i]].concat(), choice)
+    };
     let choices = |i: usize| prompts.continuations[i].iter().map(move |choice| continued(i, choice));
     let sequences: Vec<_> = chunk.flat_map(choices).collect();
     let losses = evaluator.losses(&sequences)?;

@@ -8,6 +8,7 @@
 use crate::error::{Error, exact};
 use crate::gemm::{Element, Float, Values};
 use crate::isa::Isa;
+use crate::random;
 
 /// A mask and its scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -234,11 +235,8 @@ fn row_key(seed: u64, row: u64) -> u64 {
     mix(mix(seed, 0), row)
 }
 
-/// Splitmix64's finaliser (Steele, Lea and Flood 2014) over a Weyl sequence from `key`.
+/// Output `counter` of SplitMix64 from `key`.
 #[inline(always)]
 fn mix(key: u64, counter: u64) -> u64 {
-    let z = key.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
+    random::mix(key.wrapping_add(counter.wrapping_mul(random::STEP)))
 }

@@ -21,7 +21,7 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{Keep, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,8 +102,12 @@ fn run<B: Backend>(backend: B, model: &str, mode: &str, settings: &Settings) -> 
     let steps = settings.number("steps", 5)?;
     let (counted, times) = match mode {
         "train" => {
-            let keep = if settings.get("keep", "all") == "inputs" { Keep::Inputs } else { Keep::All };
-            let options = TrainOptions { keep, max_tokens: pass, clip: None, adam: AdamW::default(), seed: 0 };
+            let checkpointing = if settings.get("keep", "all") == "inputs" {
+                ActivationCheckpointing::EveryLayer
+            } else {
+                ActivationCheckpointing::Off
+            };
+            let options = TrainOptions { checkpointing, max_tokens: pass, clip: None, adam: AdamW::default(), seed: 0 };
             let adapter = adapter.ok_or("adapter=none can't be trained")?;
             let planned = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
             println!("planned: {} MiB beside the weights", planned >> 20);
@@ -167,7 +171,7 @@ fn time<R>(steps: usize, measured: &Times, op: &mut impl FnMut() -> hydra_runtim
 fn sequence(n: usize, len: usize, vocab: usize) -> Sequence {
     let tokens: Vec<u32> = (0..len).map(|i| (20 + (n * 7919 + i * 104_729) % (vocab - 20)) as u32).collect();
     let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
-    Sequence { tokens, targets, head: None }
+    Sequence { tokens, targets, lora_head: None }
 }
 
 fn config(settings: &Settings, lora: bool) -> Result<AdapterConfig> {

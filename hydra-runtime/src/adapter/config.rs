@@ -3,7 +3,8 @@
 //! for, the options that others have added to multi-head adapters: `router_temperature`, `router_top_k`, `head_dropout`,
 //! `head_init` and `load_balance`.
 
-use super::kind::{GateKind, HeadInit, Method};
+use super::kind::{HeadInit, Method};
+use crate::backend::GateKind;
 use crate::error::printable;
 use crate::json::{Object, shortest};
 use crate::projection::Projection;

@@ -1,5 +1,7 @@
 //! Kinds of adapters, and their names in files and on the command line.
 
+use crate::backend::GateKind;
+
 /// How A is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -9,19 +11,6 @@ pub enum Method {
     Lora,
     /// An A and a B per head.
     Split,
-}
-
-/// What mixes the heads (the mathematics: `hydra_kernels::gate`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateKind {
-    /// A learned softmax of each token's input.
-    Router,
-    /// The head of the record's category.
-    Label,
-    /// All heads alike.
-    Uniform,
-    /// The only head.
-    One,
 }
 
 impl Method {
@@ -49,26 +38,6 @@ impl Method {
             Method::Lora => GateKind::One,
             Method::Split => GateKind::Label,
         }
-    }
-}
-
-impl GateKind {
-    /// All of them.
-    pub const ALL: [GateKind; 4] = [GateKind::Router, GateKind::Label, GateKind::Uniform, GateKind::One];
-
-    /// The name in files and on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            GateKind::Router => "router",
-            GateKind::Label => "label",
-            GateKind::Uniform => "uniform",
-            GateKind::One => "one",
-        }
-    }
-
-    /// From its name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|gate| gate.name() == name)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The arguments of a [`Backend`]'s operations. Outputs come first, then inputs, weights, and what the forward pass saved.
 
-use super::{Accumulate, Backend, GateKind, HydraShape, Routing};
+use super::{Accumulate, Backend, HydraShape, Routing};
 use crate::batch::Segment;
 use core::ops::Range;
 use hydra_kernels::dropout::Dropout;
@@ -199,6 +199,39 @@ pub struct AdamWStep<'a, B: Backend + ?Sized> {
     pub step: u64,
     /// Factor of the gradients, applied as they are read.
     pub grad_scale: f32,
+}
+
+/// What mixes the heads (the mathematics: `hydra_kernels::gate`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateKind {
+    /// A learned softmax of each token's input.
+    Router,
+    /// The head of the record's category.
+    Label,
+    /// All heads alike.
+    Uniform,
+    /// The only head.
+    One,
+}
+
+impl GateKind {
+    /// All of them.
+    pub const ALL: [GateKind; 4] = [GateKind::Router, GateKind::Label, GateKind::Uniform, GateKind::One];
+
+    /// The name in files and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            GateKind::Router => "router",
+            GateKind::Label => "label",
+            GateKind::Uniform => "uniform",
+            GateKind::One => "one",
+        }
+    }
+
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|gate| gate.name() == name)
+    }
 }
 
 /// Where one projection's adapter lies in the flat parameter buffer, and what kind it is.

@@ -9,14 +9,14 @@ use crate::config::{Config, MAX_SIZE};
 use crate::projection::Projection;
 use crate::{Error, Result};
 
-/// What is kept between the forward and the backward pass.
+/// Activation checkpointing (gradient checkpointing, arXiv 1604.06174): what is kept between the forward and the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
-    /// Every layer's activations: the fastest.
+pub enum ActivationCheckpointing {
+    /// Keeps every layer's activations: the fastest.
     #[default]
-    All,
-    /// Every layer's input; the rest is computed again, layer by layer: a third more work, a fraction of the memory.
-    Inputs,
+    Off,
+    /// Keeps every layer's input and computes the rest again, layer by layer: a third more work, a fraction of the memory.
+    EveryLayer,
 }
 
 /// What buffers are: a backend's, or nothing where they are only counted.
@@ -36,7 +36,7 @@ pub(crate) enum Purpose {
     /// Scores and text: nothing is kept.
     Forward,
     /// Gradients.
-    Training(Keep),
+    Training(ActivationCheckpointing),
 }
 
 /// One layer's activations, for a row of `tokens`.
@@ -113,7 +113,7 @@ pub(crate) struct Activations<M: Memory> {
     pub tokens: usize,
     /// Inputs of the layers and the last one's output: `layers + 1` of them when training, else two that alternate.
     pub inputs: Vec<M::Buffer>,
-    /// One set a layer under [`Keep::All`], else one for all.
+    /// One set a layer under [`ActivationCheckpointing::Off`], else one for all.
     pub layers: Vec<LayerActivations<M>>,
     /// Shared by all layers.
     pub work: Work<M>,
@@ -169,7 +169,7 @@ impl<'a> Plan<'a> {
     fn build<M: Memory>(self, source: &mut impl Source<M>) -> Result<Activations<M>> {
         let Self { config, tokens, purpose, .. } = self;
         let training = purpose != Purpose::Forward;
-        let sets = if purpose == Purpose::Training(Keep::All) { config.layers } else { 1 };
+        let sets = if purpose == Purpose::Training(ActivationCheckpointing::Off) { config.layers } else { 1 };
         let stream = tokens * config.d_model;
         let inputs = if training { config.layers + 1 } else { 2 };
         Ok(Activations {

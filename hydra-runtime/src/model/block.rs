@@ -7,11 +7,11 @@
 //!
 //! The backward pass computes normalised streams and silu(gate) ∘ up again: cheaper than the memory they would take.
 
+use super::Pass;
 use super::activations::{Gradients, LayerActivations, Work};
 use super::cache::Cached;
-use super::pass::Pass;
 use crate::Result;
-use crate::adapted::Adapted;
+use crate::adapter::device::DeviceAdapter;
 use crate::backend::{
     Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionShape, Backend, Linear, LinearBackward,
     LinearOutput, RmsNorm, RmsNormBackward, Rope,
@@ -184,7 +184,7 @@ impl<B: Backend> Pass<'_, '_, B> {
     pub(super) fn block_backward(
         &self,
         layer: usize,
-        adapted: &Adapted<B>,
+        adapted: &DeviceAdapter<B>,
         mut buffers: Backward<'_, B>,
     ) -> Result<()> {
         let block = BlockBackward { pass: self, adapted, layer };
@@ -209,7 +209,7 @@ fn into_buffer<B: Backend>(
 /// One layer's backward pass.
 struct BlockBackward<'a, 'w, B: Backend> {
     pass: &'a Pass<'a, 'w, B>,
-    adapted: &'a Adapted<B>,
+    adapted: &'a DeviceAdapter<B>,
     layer: usize,
 }
 

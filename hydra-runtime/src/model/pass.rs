@@ -1,29 +1,19 @@
 //! One pass over a packed batch, forward and backward.
 
-use super::Model;
 use super::activations::{Activations, input_and_output};
 use super::block::{Backward, Forward, Scope};
 use super::cache::Cached;
+use super::{Model, Pass};
 use crate::Result;
-use crate::adapted::{Adapted, Training};
+use crate::adapter::device::DeviceAdapter;
 use crate::backend::{Backend, HeadLoss, RmsNorm, RmsNormBackward};
 use crate::batch::Packed;
-
-/// One pass over a packed batch.
-pub(crate) struct Pass<'a, 'w, B: Backend> {
-    pub model: &'a Model<'w, B>,
-    pub adapted: Option<&'a Adapted<B>>,
-    pub packed: &'a Packed,
-    pub rope: &'a B::Buffer,
-    /// `None` in evaluation.
-    pub training: Option<Training>,
-}
 
 impl<'a, 'w, B: Backend> Pass<'a, 'w, B> {
     /// A pass without the options that concern training alone.
     pub fn evaluating(
         model: &'a Model<'w, B>,
-        adapted: Option<&'a Adapted<B>>,
+        adapted: Option<&'a DeviceAdapter<B>>,
         packed: &'a Packed,
         rope: &'a B::Buffer,
     ) -> Self {

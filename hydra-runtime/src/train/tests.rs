@@ -18,7 +18,13 @@ fn cpu(threads: usize, precision: Precision) -> Cpu {
 }
 
 fn options(max_tokens: usize) -> TrainOptions {
-    TrainOptions { keep: Keep::All, max_tokens, clip: None, adam: AdamW::default(), seed: 8 }
+    TrainOptions {
+        checkpointing: ActivationCheckpointing::Off,
+        max_tokens,
+        clip: None,
+        adam: AdamW::default(),
+        seed: 8,
+    }
 }
 
 /// Every option at once.
@@ -43,7 +49,7 @@ fn everything(head_init: HeadInit) -> AdapterConfig {
 fn sequence(len: usize, seed: u32) -> Sequence {
     let tokens: Vec<u32> = (0..len as u32).map(|i| (i * 131 + seed * 977 + i * i * 7) % 512).collect();
     let targets = tokens[1..].iter().copied().chain([NO_TARGET]).collect();
-    Sequence { tokens, targets, head: None }
+    Sequence { tokens, targets, lora_head: None }
 }
 
 /// Each router's gates of the last pass, [tokens, lora_heads].
@@ -168,18 +174,21 @@ fn every_option_at_once_has_the_same_bits_on_any_number_of_threads() {
     let checkpoint = checkpoint();
     let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3), sequence(3, 4)];
     for (precision, init) in [(Precision::F32, HeadInit::Zero), (Precision::Bf16, HeadInit::Random)] {
-        let trained = |threads: usize, keep: Keep| {
+        let trained = |threads: usize, checkpointing: ActivationCheckpointing| {
             let model = Model::load(cpu(threads, precision), &checkpoint).unwrap();
             let adapter = Adapter::init(model.config(), everything(init), 5).unwrap();
-            let mut trainer = Trainer::new(&model, &adapter, TrainOptions { keep, ..options(290) }).unwrap();
+            let mut trainer = Trainer::new(&model, &adapter, TrainOptions { checkpointing, ..options(290) }).unwrap();
             for _ in 0..3 {
                 trainer.step(&sequences, Rates { lr: 1e-3, router: 1e-2 }).unwrap();
             }
             params(&trainer).iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         };
-        let one = trained(1, Keep::All);
-        assert!(trained(2, Keep::All) == one && trained(3, Keep::All) == one, "{precision:?}");
-        assert!(trained(2, Keep::Inputs) == one, "{precision:?}, recomputed activations");
+        let one = trained(1, ActivationCheckpointing::Off);
+        assert!(
+            trained(2, ActivationCheckpointing::Off) == one && trained(3, ActivationCheckpointing::Off) == one,
+            "{precision:?}"
+        );
+        assert!(trained(2, ActivationCheckpointing::EveryLayer) == one, "{precision:?}, recomputed activations");
     }
 }
 

@@ -154,7 +154,7 @@ fn options_are_in_the_file_only_where_they_are_asked_for() {
     rewrite(dir.path(), |config| {
         assert!(config.get("router_temperature").is_none() && config.get("head_init").is_none())
     });
-    let (fixed, _) = adapter.with_fixed_gate(hydra_runtime::merge::Fold::Uniform).unwrap();
+    let (fixed, _) = adapter.with_fixed_gate(hydra_runtime::merge::MergeGate::Uniform).unwrap();
     fixed.save(dir.path()).unwrap();
     assert_eq!(Adapter::load(dir.path(), &model()).unwrap().config.temperature, 1.0);
 }

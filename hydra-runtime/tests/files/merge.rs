@@ -10,7 +10,7 @@ use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::{Checkpoint, TensorId};
 use hydra_runtime::evaluate::Evaluator;
-use hydra_runtime::merge::{self, Fold, MergeOptions};
+use hydra_runtime::merge::{self, MergeGate, MergeOptions};
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,10 @@ fn logits(checkpoint: &Checkpoint, adapter: Option<&Adapter>, head: Option<u32>)
     let model = Model::load(cpu, checkpoint).unwrap();
     let vocab = checkpoint.config().vocab as u32;
     let tokens: Vec<u32> = (0..40).map(|i: u32| (i * 131 + i * i * 7) % vocab).collect();
-    Evaluator::new(&model, adapter, 40).unwrap().logits(&Sequence { head, ..Sequence::prompt(&tokens) }).unwrap()
+    Evaluator::new(&model, adapter, 40)
+        .unwrap()
+        .logits(&Sequence { lora_head: head, ..Sequence::prompt(&tokens) })
+        .unwrap()
 }
 
 /// The largest difference over the largest value.
@@ -54,9 +57,9 @@ fn random_adapter(checkpoint: &Checkpoint) -> Adapter {
 #[test]
 fn merged_logits_are_the_unmerged_ones() {
     for (case, folds) in [
-        ("lora", vec![Fold::One, Fold::Uniform, Fold::Head(0)]),
-        ("hydra", vec![Fold::Uniform, Fold::Head(0), Fold::Head(1)]),
-        ("split", vec![Fold::Uniform, Fold::Head(0), Fold::Head(5)]),
+        ("lora", vec![MergeGate::One, MergeGate::Uniform, MergeGate::Head(0)]),
+        ("hydra", vec![MergeGate::Uniform, MergeGate::Head(0), MergeGate::Head(1)]),
+        ("split", vec![MergeGate::Uniform, MergeGate::Head(0), MergeGate::Head(5)]),
     ] {
         let (checkpoint, adapter) = golden(case);
         let mut seen: Vec<Vec<f32>> = Vec::new();
@@ -83,7 +86,7 @@ fn every_weight_is_rounded_once() {
     let (checkpoint, adapter) = golden("hydra");
     let dir = tempfile::tempdir().unwrap();
     let options = MergeOptions { format: Some(Format::Bf16), ..AS_STORED };
-    let written = merge::write(&checkpoint, &adapter, Fold::Head(1), dir.path(), options).unwrap();
+    let written = merge::write(&checkpoint, &adapter, MergeGate::Head(1), dir.path(), options).unwrap();
     assert_eq!((written.formats.as_slice(), written.shards), (&[Format::Bf16][..], 1));
     let merged = Checkpoint::open(dir.path()).unwrap();
     let id = TensorId::Projection(1, Projection::Down);
@@ -110,9 +113,9 @@ fn every_weight_is_rounded_once() {
 fn shards_hold_the_same_tensors() {
     let (checkpoint, adapter) = golden("split");
     let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    merge::write(&checkpoint, &adapter, Fold::Uniform, whole.path(), AS_STORED).unwrap();
+    merge::write(&checkpoint, &adapter, MergeGate::Uniform, whole.path(), AS_STORED).unwrap();
     let options = MergeOptions { max_shard_bytes: 40_000, ..AS_STORED };
-    let written = merge::write(&checkpoint, &adapter, Fold::Uniform, cut.path(), options).unwrap();
+    let written = merge::write(&checkpoint, &adapter, MergeGate::Uniform, cut.path(), options).unwrap();
     assert!(written.shards > 2 && !cut.path().join("model.safetensors").exists());
     assert!(cut.path().join(format!("model-00001-of-{:05}.safetensors", written.shards)).is_file());
     let (whole, cut) = (Checkpoint::open(whole.path()).unwrap(), Checkpoint::open(cut.path()).unwrap());
@@ -135,7 +138,7 @@ fn a_gguf_becomes_the_folder_that_it_was_made_from() {
     write_folder(folder.path(), &config_json(), &model_tensors());
     let from_folder = Checkpoint::open(folder.path()).unwrap();
     let adapter = random_adapter(&from_gguf);
-    for fold in [Fold::Uniform, Fold::Head(2)] {
+    for fold in [MergeGate::Uniform, MergeGate::Head(2)] {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         merge::write(&from_gguf, &adapter, fold, a.path(), AS_STORED).unwrap();
         merge::write(&from_folder, &adapter, fold, b.path(), AS_STORED).unwrap();
@@ -155,7 +158,7 @@ fn a_gguf_s_tokenizer_goes_along() {
         });
         let checkpoint = Checkpoint::open(&path).unwrap();
         let out = tempfile::tempdir().unwrap();
-        merge::write(&checkpoint, &random_adapter(&checkpoint), Fold::Uniform, out.path(), AS_STORED).unwrap();
+        merge::write(&checkpoint, &random_adapter(&checkpoint), MergeGate::Uniform, out.path(), AS_STORED).unwrap();
         let (want, got) = (checkpoint.tokenizer().unwrap(), Checkpoint::open(out.path()).unwrap().tokenizer().unwrap());
         for text in ["ab a", "", " b</s>", "zß"] {
             assert_eq!(got.encode(text).unwrap(), want.encode(text).unwrap(), "{text:?}");
@@ -171,7 +174,7 @@ fn types_of_a_gguf() {
         let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let checkpoint = Checkpoint::open(&gguf(dir.path(), change)).unwrap();
         let adapter = random_adapter(&checkpoint);
-        let formats = merge::write(&checkpoint, &adapter, Fold::Uniform, out.path(), AS_STORED).unwrap().formats;
+        let formats = merge::write(&checkpoint, &adapter, MergeGate::Uniform, out.path(), AS_STORED).unwrap().formats;
         assert!(Checkpoint::open(out.path()).unwrap().formats().iter().all(|(format, ..)| formats == [*format]));
         formats
     };
@@ -194,32 +197,32 @@ fn what_cannot_be_merged_is_refused() {
         let options = MergeOptions { format, ..AS_STORED };
         merge::write(&checkpoint, &adapter, fold, dir.path(), options).unwrap_err().to_string()
     };
-    assert!(refused(Fold::Head(2), None).contains("head 2 of an adapter of 2 heads"));
-    assert!(refused(Fold::One, None).contains("2 heads, wanted 1"));
-    assert!(refused(Fold::Uniform, Some(Format::Q4_1)).contains("Q4_1, wanted F32"));
+    assert!(refused(MergeGate::Head(2), None).contains("head 2 of an adapter of 2 heads"));
+    assert!(refused(MergeGate::One, None).contains("2 heads, wanted 1"));
+    assert!(refused(MergeGate::Uniform, Some(Format::Q4_1)).contains("Q4_1, wanted F32"));
     let broken = |value: f32| {
         let mut adapter = adapter.clone();
         adapter.config.alpha = 1e9;
         let pair = adapter.layers.iter_mut().flatten().flatten().next().unwrap();
         pair.b.fill(value);
-        merge::write(&checkpoint, &adapter, Fold::Uniform, dir.path(), AS_STORED).unwrap_err().to_string()
+        merge::write(&checkpoint, &adapter, MergeGate::Uniform, dir.path(), AS_STORED).unwrap_err().to_string()
     };
     assert!(broken(f32::NAN).contains("layer 0"));
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is written");
     let (too_large, dir) = (broken(f32::MAX), tempfile::tempdir().unwrap());
     assert!(too_large.contains("model.layers.0.") && too_large.contains("finite"), "{too_large}");
     let missing = dir.path().join("missing");
-    let error = merge::write(&checkpoint, &adapter, Fold::Uniform, &missing, AS_STORED).unwrap_err();
+    let error = merge::write(&checkpoint, &adapter, MergeGate::Uniform, &missing, AS_STORED).unwrap_err();
     assert!(matches!(&error, Error::Io { path, .. } if *path == missing), "{error}");
     let taken = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model");
-    assert!(merge::write(&checkpoint, &adapter, Fold::Uniform, &taken, AS_STORED).is_err(), "a folder with files");
+    assert!(merge::write(&checkpoint, &adapter, MergeGate::Uniform, &taken, AS_STORED).is_err(), "a folder with files");
     let other = golden("split").0;
-    assert!(merge::write(&other, &adapter, Fold::Uniform, dir.path(), AS_STORED).is_err());
+    assert!(merge::write(&other, &adapter, MergeGate::Uniform, dir.path(), AS_STORED).is_err());
     let path = gguf(dir.path(), |gguf| gguf.tensor("rope_freqs.weight", &[2], &[1.0, 3.0]));
     let stretched = Checkpoint::open(&path).unwrap();
     let out = tempfile::tempdir().unwrap();
     let error =
-        merge::write(&stretched, &random_adapter(&stretched), Fold::Uniform, out.path(), AS_STORED).unwrap_err();
+        merge::write(&stretched, &random_adapter(&stretched), MergeGate::Uniform, out.path(), AS_STORED).unwrap_err();
     assert!(error.to_string().contains("rope_freqs"), "{error}");
 }
 

@@ -1,9 +1,9 @@
 //! t-SNE (van der Maaten & Hinton, 2008) in two dimensions, the same for the same seed on any number of cores.
 
 use super::matrices::Matrix;
-use crate::data::order::uniform;
 use anyhow::{Context, Result, bail};
 use bhtsne::Neighbor;
+use hydra_runtime::hydra_kernels::random::SplitMix64;
 use rayon::prelude::*;
 
 /// With more points than this the forces are approximated (Barnes-Hut, θ = ½).
@@ -33,12 +33,12 @@ fn embed(matrices: &[Matrix], settings: &Settings, exact: bool) -> Result<Option
     }
     // bhtsne wants at least three times as many points as neighbours.
     let perplexity = (settings.perplexity).min((n - 1) as f64 / 3.0).max(1.0);
-    let mut state = settings.seed;
+    let mut random = SplitMix64::new(settings.seed);
     let mut start = Vec::with_capacity(2 * n);
     for _ in 0..n {
         // Box and Muller's normal numbers, of a standard deviation of 1e-4 as is usual.
-        let radius = (-2.0 * (1.0 - uniform(&mut state)).ln()).sqrt();
-        let angle = std::f64::consts::TAU * uniform(&mut state);
+        let radius = (-2.0 * (1.0 - random.uniform()).ln()).sqrt();
+        let angle = std::f64::consts::TAU * random.uniform();
         start.extend([1e-4 * radius * angle.cos(), 1e-4 * radius * angle.sin()]);
     }
     let entries: Vec<&[f32]> = matrices.iter().map(|matrix| matrix.values.as_slice()).collect();
@@ -93,11 +93,11 @@ mod tests {
 
     #[test]
     fn two_clouds_part_and_a_seed_repeats() {
-        let mut state = 1;
+        let mut random = SplitMix64::new(1);
         let matrices: Vec<Matrix> = (0..60)
             .map(|i| {
                 let centre = if i % 2 == 0 { 0.0 } else { 5.0 };
-                let values = (0..8).map(|_| centre + uniform(&mut state) as f32).collect();
+                let values = (0..8).map(|_| centre + random.uniform() as f32).collect();
                 Matrix { adapter: 0, layer: i, projection: Projection::Q, head: None, width: 4, values }
             })
             .collect();

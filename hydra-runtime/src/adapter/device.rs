@@ -1,13 +1,13 @@
 //! An adapter on a device: all its parameters in one flat buffer, and where each projection's lie.
 
-use crate::adapter::{Adapter, AdapterConfig, AdapterPair, GateKind};
-use crate::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey};
+use super::{Adapter, AdapterConfig, AdapterPair};
+use crate::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind};
 use crate::batch::Sequence;
 use crate::config::Config;
 use crate::projection::Projection;
-use crate::train::Rates;
 use crate::{Error, Result};
 use core::ops::Range;
+use hydra_kernels::random::mix;
 
 /// The places of an adapter's parameters in a flat buffer: layer by layer, projection by projection, `[A; R]` before `B`.
 #[derive(Clone, Debug)]
@@ -41,18 +41,18 @@ impl Slots {
         self.layers[layer][projection as usize].as_ref()
     }
 
-    /// All parameters by learning rate: the routers' rows at one of their own.
-    pub fn rates(&self, rates: Rates) -> Vec<(Range<usize>, f32)> {
-        if rates.lr == rates.router {
-            return vec![(0..self.len, rates.lr)];
+    /// The learning rates of all parameters: `router` for the routers' rows, `lr` for A and B.
+    pub fn rates(&self, lr: f32, router: f32) -> Vec<(Range<usize>, f32)> {
+        if lr == router {
+            return vec![(0..self.len, lr)];
         }
         let (mut ranges, mut start) = (Vec::new(), 0);
         for slot in self.layers.iter().flatten().flatten() {
-            let router = slot.a.start + slot.shape.a_rows() * slot.shape.d_in..slot.a.end;
-            ranges.extend([(start..router.start, rates.lr), (router.clone(), rates.router)]);
-            start = router.end;
+            let rows = slot.a.start + slot.shape.a_rows() * slot.shape.d_in..slot.a.end;
+            ranges.extend([(start..rows.start, lr), (rows.clone(), router)]);
+            start = rows.end;
         }
-        ranges.push((start..self.len, rates.lr));
+        ranges.push((start..self.len, lr));
         ranges
     }
 }
@@ -67,13 +67,13 @@ pub(crate) struct Training {
 }
 
 /// An adapter whose parameters are on the device.
-pub(crate) struct Adapted<B: Backend> {
+pub(crate) struct DeviceAdapter<B: Backend> {
     pub config: AdapterConfig,
     pub slots: Slots,
     pub params: B::Buffer,
 }
 
-impl<B: Backend> Adapted<B> {
+impl<B: Backend> DeviceAdapter<B> {
     pub fn upload(backend: &B, config: &Config, adapter: &Adapter) -> Result<Self> {
         adapter.fits(config)?;
         let slots = Slots::new(config, &adapter.config);
@@ -99,9 +99,9 @@ impl<B: Backend> Adapted<B> {
     }
 
     /// An error if a label names a head that there isn't.
-    pub fn check_heads(&self, sequences: &[Sequence]) -> Result<()> {
+    pub fn check_lora_heads(&self, sequences: &[Sequence]) -> Result<()> {
         let AdapterConfig { gate, lora_heads, .. } = self.config;
-        match sequences.iter().filter_map(|s| s.head).find(|&head| head as usize >= lora_heads) {
+        match sequences.iter().filter_map(|s| s.lora_head).find(|&head| head as usize >= lora_heads) {
             Some(head) if gate == GateKind::Label => {
                 Err(Error::Invalid(format!("a sequence of head {head}, of an adapter of {lora_heads} heads")))
             }
@@ -146,12 +146,4 @@ impl<B: Backend> Adapted<B> {
             balance: training.map_or(0.0, |training| load_balance * training.share),
         })
     }
-}
-
-/// SplitMix64's finaliser (Steele et al., OOPSLA 2014): seeds that differ in a bit become unrelated ones.
-pub(crate) fn mix(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
