@@ -1,76 +1,87 @@
-//! The harness: the command line, data, MMLU, and reports. What it runs is in `hydra-runtime`.
+//! The harness: the command line, data, evaluation and reports. The engine is `hydra-runtime`.
 
-// `println!` and `eprintln!` panic where nobody reads; `output::print` and `output::say` don't.
+// `println!` and `eprintln!` panic if their reader is gone; `output::print` and `output::say` don't.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod analyze;
 mod cluster;
 mod cmd;
+mod compare;
 pub mod data;
 mod device;
-mod heldout;
+mod eval;
+mod experiment;
+mod heterogeneity;
+mod hub;
 mod interrupt;
-mod lock;
 mod memory;
-mod mmlu;
+mod options;
 mod output;
 mod progress;
 mod report;
 mod router;
-mod session;
+mod run;
 mod statistics;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs one command. Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM, with all saved that a run can go on from.
+/// Runs one command. Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C or SIGTERM, with
+/// everything saved that a run can continue from.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    if let Some(strange) = arguments.iter().find(|argument| argument.to_str().is_none()) {
-        output::say(format_args!("error: argument {strange:?}: wanted UTF-8"));
+    if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
+        output::say(format_args!("error: argument {argument:?}: expected UTF-8"));
         return ExitCode::from(2);
     }
-    let cli = match cmd::Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            return match output::print(error) {
-                Ok(_) => ExitCode::SUCCESS,
-                Err(error) => failure(&error),
-            };
-        }
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            output::say(error.to_string().trim_end());
-            return ExitCode::from(2);
-        }
-        Err(error) => {
-            output::say(wrong_usage(&error));
-            return ExitCode::from(2);
-        }
+    let command = match cmd::parse(arguments) {
+        Ok(command) => command,
+        Err(error) => return not_a_command(&error),
     };
-    let done = cli.command.run();
+    let done = command.run();
     interrupt::wait_for_discard();
     match done {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<interrupt::Stopped>() => ExitCode::from(130),
-        Err(error) => failure(&error),
+        Err(error) => {
+            output::say(format_args!("error: {}", one_line(&chain(&error))));
+            ExitCode::from(if error.is::<options::Usage>() { 2 } else { 1 })
+        }
     }
 }
 
-/// What is wrong, on one line, without the usage that follows it.
-fn wrong_usage(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let wrong = text.split("\n\nUsage:").next().unwrap_or(&text);
-    one_line(wrong.split("\n\nFor more information").next().unwrap_or(wrong))
+/// Shows the help that was asked for, or what is wrong with the command line.
+fn not_a_command(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match output::print(error) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                output::say(format_args!("error: {}", one_line(&chain(&error))));
+                ExitCode::FAILURE
+            }
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::say(error.to_string().trim_end());
+            ExitCode::from(2)
+        }
+        _ => {
+            output::say(usage(&error.to_string()));
+            ExitCode::from(2)
+        }
+    }
 }
 
-fn failure(error: &anyhow::Error) -> ExitCode {
-    output::say(format_args!("error: {}", one_line(&chain(error))));
-    ExitCode::FAILURE
+/// clap's message on one line, without the usage that follows it.
+fn usage(text: &str) -> String {
+    let wrong = text.split("\n\nUsage:").next().unwrap_or(text);
+    let wrong = wrong.split("\n\nFor more information").next().unwrap_or(wrong);
+    let parts: Vec<String> = wrong.split("\n\n").map(one_line).collect();
+    parts.join("; ")
 }
 
-/// An error and its causes, without those that the text before them has in it already.
+/// An error and its causes, without those that the text before them already contains.
 fn chain(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
         "" => cause,
@@ -80,5 +91,5 @@ fn chain(error: &anyhow::Error) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    output::printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+    output::escaped(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }

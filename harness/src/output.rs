@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use hydra_runtime::atomic::{try_beside, write_atomically};
+pub use hydra_runtime::printable;
+use serde::Serialize;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -21,8 +23,8 @@ pub fn say(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// A text out of a file, fit for one line of a terminal: control characters are escaped.
-pub fn printable(text: &str) -> String {
+/// A text on one line of a terminal: control characters are escaped.
+pub fn escaped(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escape).collect()
 }
@@ -96,6 +98,11 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
         return std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()));
     }
     write_atomically(path, text.as_bytes()).context("can't write")
+}
+
+/// Writes JSON for people and programs, whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write(path, &(serde_json::to_string_pretty(value)? + "\n"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod svg;
 use crate::data::encode::Encoded;
 use crate::output::printable;
 use crate::router::{self, Sample};
-use crate::session::Trained;
+use crate::run::train::Trained;
 use anyhow::{Context, Result};
 use hydra_runtime::Error;
 use hydra_runtime::adapter::{Adapter, GateKind};
@@ -83,17 +83,17 @@ pub fn write_run(
     let points = trained.steps.iter().map(|line| (line.step as f64, line.loss)).collect();
     let mut lines = vec![Curve { name: "training".into(), points }];
     if !trained.evals.is_empty() {
-        let points = trained.evals.iter().map(|line| (line.step as f64, line.held_out.all.loss)).collect();
+        let points = trained.evals.iter().map(|line| (line.step as f64, line.loss.all.loss)).collect();
         lines.push(Curve { name: "held out".into(), points });
     }
     body += &section("Loss by step", &curves(&lines));
     if let [first, .., last] = trained.evals.as_slice() {
         let row =
             |name: &str, before: f64, after: f64| vec![name.to_string(), format!("{before:.4}"), format!("{after:.4}")];
-        let after = |name: &String| last.held_out.categories.get(name).map_or(f64::NAN, |loss| loss.loss);
+        let after = |name: &String| last.loss.categories.get(name).map_or(f64::NAN, |loss| loss.loss);
         let mut rows: Vec<_> =
-            first.held_out.categories.iter().map(|(name, loss)| row(name, loss.loss, after(name))).collect();
-        rows.push(row("all", first.held_out.all.loss, last.held_out.all.loss));
+            first.loss.categories.iter().map(|(name, loss)| row(name, loss.loss, after(name))).collect();
+        rows.push(row("all", first.loss.all.loss, last.loss.all.loss));
         body += &section("Held-out loss", &table(&["category", "before", "after"], &rows));
     }
     if let Some(router) = router {

@@ -140,12 +140,33 @@ pub(crate) fn not_written(path: &Path, error: SafeTensorError) -> Error {
     }
 }
 
-/// A name out of a file, fit for one line: control characters escaped, cut at 100 characters.
-pub(crate) fn printable(name: &str) -> String {
-    let escape = |c: char| if matches!(c, '"' | '\'') { c.to_string() } else { c.escape_debug().to_string() };
-    let mut line: String = name.chars().take(100).map(escape).collect();
-    if name.chars().nth(100).is_some() {
-        line.push('…');
+/// The most characters of a value that an error quotes.
+const QUOTED: usize = 80;
+
+/// A value from a file, to be quoted on one line: control characters are escaped, and what exceeds 80 characters is cut off.
+pub fn printable(value: &str) -> String {
+    let (mut line, mut length) = (String::new(), 0);
+    for c in value.chars() {
+        let shown = if matches!(c, '"' | '\'' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
+        length += shown.chars().count();
+        if length > QUOTED {
+            line.push('…');
+            break;
+        }
+        line += &shown;
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn quoted_values_are_short_and_on_one_line() {
+        assert_eq!(printable("ü 漢 \"a\\b'\n\u{1b}[31m"), "ü 漢 \"a\\b'\\n\\u{1b}[31m");
+        assert_eq!(printable(&"x".repeat(80)), "x".repeat(80));
+        assert_eq!(printable(&"x".repeat(81)), "x".repeat(80) + "…");
+        assert_eq!(printable(&"\u{1b}".repeat(99)), "\\u{1b}".repeat(13) + "…");
+    }
 }

@@ -55,6 +55,8 @@ pub mod projection;
 pub mod tokenizer;
 pub mod train;
 
+#[doc(hidden)] // for programs that print what files say, as errors here do
+pub use error::printable;
 pub use error::{Error, Result};
 /// The kernels, whose instruction sets, formats and errors are part of this interface.
 pub use hydra_kernels;

@@ -1,28 +1,22 @@
-//! `hydra analyze`: adapters from inside. Do the A of separately trained adapters, or of heads, converge while the B part (the
-//! paper's Observation II)? And what does the router do?
+//! `hydra analyze`: options to an analysis.
 
-mod gates;
-mod matrices;
 mod page;
-mod similarity;
-mod tsne;
 
-use super::{positive, seed, seq_len, write_json};
-use crate::data::encode::Encoder;
+use crate::analyze::analysis::Analysis;
+use crate::analyze::gates::Gates;
+use crate::analyze::{matrices, tsne};
+use crate::data::encode::{Encoder, EncodingArgs};
 use crate::data::records;
 use crate::data::template::Template;
-use crate::device::{DeviceArgs, ModelArgs, on_device};
+use crate::device::{DeviceArgs, MODEL_HELP, on_device, open_model};
+use crate::options::{Count, NonNegative, Seed};
 use crate::router::{self, Sample};
 use crate::{output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use gates::Gates;
-use hydra_runtime::adapter::{Adapter, GateKind, Method};
+use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
-use matrices::{Kind, Matrix, head_name};
-use serde::Serialize;
-use similarity::{Compared, Prepared, compare};
 use std::path::{Path, PathBuf};
 
 /// The result's name in the folder.
@@ -31,96 +25,37 @@ const RESULT: &str = "analysis.json";
 /// Options of `analyze`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Adapters' folders, of one model
+    /// Folders of adapters of one model
     #[arg(value_name = "ADAPTER", required = true)]
     adapters: Vec<PathBuf>,
-    /// Where to write analysis.json, plots and report.html; made if need be, earlier ones are replaced
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Names of the adapters, with commas between them [default: their folders' names]
+    /// Names of the adapters, comma-separated [default: their folders' names]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     names: Option<Vec<String>>,
-    /// Of t-SNE's start
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0, value_parser = seed)]
-    seed: u64,
-    /// Of t-SNE: roughly the number of neighbours that count; a third of the points at most
-    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 30.0, value_parser = super::not_negative)]
-    perplexity: f64,
-    /// Records to watch routers on, by category; needs --model
-    #[arg(long, value_name = "FILE.jsonl", requires = "model")]
-    data: Option<PathBuf>,
-    /// The adapters' model: a Hugging Face folder, a GGUF file, a folder with one, or org/name on the Hugging Face hub
-    #[arg(long, value_name = "PATH", requires = "data")]
+    /// The adapters' model, to watch routers on --data
+    #[arg(long, value_name = "PATH", requires = "data", help_heading = "Model", long_help = MODEL_HELP)]
     model: Option<String>,
+    /// Records to watch routers on, by category; needs --model
+    #[arg(long, value_name = "FILE.jsonl", requires = "model", help_heading = "Data")]
+    data: Option<PathBuf>,
     /// The most records of a category to watch, in the file's order
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = positive)]
-    records: usize,
-    /// plain, official, alpaca, chat, or a Jinja file
-    #[arg(long, default_value = "plain")]
-    template: String,
-    /// Cut sequences at this many tokens [default: 1024, or the model's context]
-    #[arg(long, allow_negative_numbers = true, value_name = "L", value_parser = positive)]
-    seq_len: Option<usize>,
-    #[command(flatten)]
+    #[arg(long, value_name = "N", default_value_t = Count::new(32), help_heading = "Data")]
+    records: Count,
+    #[command(flatten, next_help_heading = "Data")]
+    encoding: EncodingArgs,
+    /// Random seed of t-SNE
+    #[arg(long, value_name = "SEED", default_value_t = Seed::new(0), help_heading = "t-SNE")]
+    seed: Seed,
+    /// Perplexity of t-SNE: roughly the number of neighbours that count; at most a third of the points
+    #[arg(long, value_name = "P", default_value_t = NonNegative::new(30.0), help_heading = "t-SNE")]
+    perplexity: NonNegative,
+    /// Folder for analysis.json, plots and the report; those of an earlier analysis are replaced
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: PathBuf,
+    #[command(flatten, next_help_heading = "Device")]
     device: DeviceArgs,
 }
 
-/// `analysis.json`
-#[derive(Serialize)]
-struct Analysis {
-    adapters: Vec<About>,
-    /// Whether all started from the same seed; `None` where a folder doesn't say.
-    same_seed: Option<bool>,
-    tsne: tsne::Settings,
-    a: Side,
-    b: Side,
-    /// One for each adapter with a router, if there are records to watch it on.
-    router: Vec<Gates>,
-}
-
-/// An adapter.
-#[derive(Serialize)]
-struct About {
-    name: String,
-    path: PathBuf,
-    method: &'static str,
-    gate: &'static str,
-    rank: usize,
-    heads: usize,
-    seed: Option<u64>,
-    /// Mean over its matrices.
-    effective_rank_a: f64,
-    effective_rank_b: f64,
-    /// Mean cosine of an A to what it was before training, where the folder says the seed; A's that have hardly moved are alike
-    /// if they started alike.
-    cosine_of_a_to_its_start: Option<f64>,
-}
-
-/// All A, or all B.
-#[derive(Serialize)]
-struct Side {
-    /// Between different adapters.
-    across_adapters: Compared,
-    /// Between the heads of one adapter.
-    across_heads: Compared,
-    /// A point for each matrix.
-    points: Vec<Point>,
-}
-
-/// A matrix.
-#[derive(Serialize)]
-struct Point {
-    adapter: usize,
-    layer: usize,
-    projection: &'static str,
-    head: Option<usize>,
-    name: String,
-    effective_rank: f64,
-    /// In the t-SNE picture; `None` where there are too few for one.
-    place: Option<(f64, f64)>,
-}
-
-/// Runs it.
+/// Compares the adapters, and writes what was found.
 pub fn run(arguments: Arguments) -> Result<()> {
     let names = names(&arguments)?;
     let adapters = arguments.adapters.iter().map(|path| Adapter::open(path)).collect::<Result<Vec<_>, _>>()?;
@@ -128,90 +63,36 @@ pub fn run(arguments: Arguments) -> Result<()> {
     // Before the work, so that it isn't done in vain.
     let (out, new) = (&arguments.out, !arguments.out.exists());
     if out.join(report::FILE).exists() && !out.join(RESULT).exists() {
-        bail!("--out {}: its {} is no earlier analysis's, and would be replaced", out.display(), report::FILE);
+        let (out, file) = (out.display(), report::FILE);
+        bail!("--out {out}: its {file} is not an earlier analysis's and would be replaced; give another folder");
     }
     std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    analyse(&arguments, &adapters, &names).inspect_err(|_| {
+    analyze(&arguments, &adapters, &names).inspect_err(|_| {
         if new {
-            // Only if it is empty; that error is the one to report.
+            // Succeeds only if it is empty; the first error is the one to report.
             let _ = std::fs::remove_dir(out);
         }
     })
 }
 
-fn analyse(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Result<()> {
+fn analyze(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Result<()> {
     let out = &arguments.out;
     let router = routers(arguments, adapters, names)?;
-    let settings = tsne::Settings { seed: arguments.seed, perplexity: arguments.perplexity };
-    let layers = adapters[0].layers.len();
-    let mut sides = Vec::new();
-    for kind in [Kind::A, Kind::B] {
-        let matrices = matrices::all(adapters, kind);
-        output::say(format_args!("{kind:?}: {} matrices", matrices.len()));
-        sides.push(side(adapters, &matrices, layers, &settings)?);
-    }
-    let [a, b]: [Side; 2] = sides.try_into().ok().context("two kinds")?;
-    let seeds: Vec<Option<u64>> = arguments.adapters.iter().map(|path| seed_of(path)).collect();
-    let mean = |side: &Side, adapter: usize| {
-        let own: Vec<f64> = side.points.iter().filter(|p| p.adapter == adapter).map(|p| p.effective_rank).collect();
-        own.iter().sum::<f64>() / own.len() as f64
-    };
-    let about = |(i, adapter): (usize, &Adapter)| {
-        Ok(About {
-            name: names[i].clone(),
-            path: arguments.adapters[i].clone(),
-            method: adapter.config.method.name(),
-            gate: adapter.config.gate.name(),
-            rank: adapter.config.rank,
-            heads: adapter.config.lora_heads,
-            seed: seeds[i],
-            effective_rank_a: mean(&a, i),
-            effective_rank_b: mean(&b, i),
-            cosine_of_a_to_its_start: seeds[i].map(|seed| cosine_to_start(adapter, seed)).transpose()?,
-        })
-    };
-    let analysis = Analysis {
-        adapters: adapters.iter().enumerate().map(about).collect::<Result<_>>()?,
-        same_seed: seeds
-            .iter()
-            .copied()
-            .collect::<Option<Vec<_>>>()
-            .map(|all| all.windows(2).all(|pair| pair[0] == pair[1])),
-        tsne: settings,
-        a,
-        b,
-        router,
-    };
-    write_json(&out.join(RESULT), &analysis)?;
+    let settings = tsne::Settings { seed: arguments.seed.get(), perplexity: arguments.perplexity.get() };
+    let analysis = Analysis::new(adapters, names, &arguments.adapters, settings, router)?;
+    output::write_json(&out.join(RESULT), &analysis)?;
     page::write(out, &analysis)?;
     output::print(page::text(&analysis))?;
     output::print(format_args!("{}\n", out.display()))?;
     Ok(())
 }
 
-fn side(adapters: &[Adapter], matrices: &[Matrix], layers: usize, settings: &tsne::Settings) -> Result<Side> {
-    let prepared: Vec<Prepared<'_>> = matrices.iter().map(Prepared::new).collect();
-    let across_adapters = compare(&prepared, layers, |a, b| a.adapter != b.adapter);
-    let across_heads = compare(&prepared, layers, |a, b| a.adapter == b.adapter);
-    let places = tsne::places(matrices, settings)?;
-    let point = |(i, matrix): (usize, &Matrix)| Point {
-        adapter: matrix.adapter,
-        layer: matrix.layer,
-        projection: matrix.projection.name(),
-        head: matrix.head,
-        name: matrix.head.map_or("shared".to_string(), |head| head_name(&adapters[matrix.adapter], head)),
-        effective_rank: prepared[i].effective_rank,
-        place: places.as_ref().map(|places| places[i]),
-    };
-    Ok(Side { across_adapters, across_heads, points: matrices.iter().enumerate().map(point).collect() })
-}
-
-/// Given, or the last parts of the paths at which they differ.
+/// The names that were given, or the last parts of the paths in which they differ.
 fn names(arguments: &Arguments) -> Result<Vec<String>> {
     let paths = &arguments.adapters;
     if let Some(names) = &arguments.names {
         if names.len() != paths.len() {
-            bail!("--names: {} for {} adapters", names.len(), paths.len());
+            bail!("--names: expected {} names, one for each adapter, found {}", paths.len(), names.len());
         }
         return Ok(names.clone());
     }
@@ -229,47 +110,32 @@ fn names(arguments: &Arguments) -> Result<Vec<String>> {
     bail!("an adapter is given twice")
 }
 
-/// As `run.json` beside the adapter has it.
-fn seed_of(path: &Path) -> Option<u64> {
-    let text = std::fs::read_to_string(path.join(super::finetune::manifest::FILE)).ok()?;
-    let run: serde_json::Value = serde_json::from_str(&text).ok()?;
-    // An adapter that was started from another has no seed of its own.
-    run["options"]["init-adapter"].is_null().then(|| run["options"]["seed"].as_u64())?
-}
-
-fn cosine_to_start(adapter: &Adapter, seed: u64) -> Result<f64> {
-    let [now, start] = [adapter.clone(), adapter.start(seed)?].map(|adapter| matrices::all(&[adapter], Kind::A));
-    let cosines = now.iter().zip(&start).map(|(now, start)| similarity::cosine(now, start));
-    Ok(cosines.sum::<f64>() / now.len() as f64)
-}
-
-/// What the routers did with the records, where there are records.
+/// What the routers do with the records, if there are records.
 fn routers(arguments: &Arguments, adapters: &[Adapter], names: &[String]) -> Result<Vec<Gates>> {
     let (Some(data), Some(model)) = (&arguments.data, &arguments.model) else { return Ok(Vec::new()) };
     if adapters.iter().all(|adapter| adapter.config.gate != GateKind::Router) {
         bail!("--data is for watching routers, and no adapter has one");
     }
-    let options = ModelArgs { model: model.clone(), device: arguments.device.clone() };
-    on_device!(options.device, device => watch(device, arguments, (data.as_path(), &options), adapters, names))
+    on_device!(arguments.device, device => watch(device, arguments, (data.as_path(), model), adapters, names))
 }
 
 /// Watches each router on the records.
 fn watch<B: Backend>(
     device: B,
     arguments: &Arguments,
-    (data, options): (&Path, &ModelArgs),
+    (data, model): (&Path, &str),
     adapters: &[Adapter],
     names: &[String],
 ) -> Result<Vec<Gates>> {
     let records = records::read(data)?;
-    let checkpoint = options.checkpoint()?;
+    let checkpoint = open_model(model)?;
     let config = checkpoint.config();
     for (adapter, name) in adapters.iter().zip(names) {
-        adapter.fits(config).with_context(|| format!("{name} on --model {}", options.model))?;
+        adapter.fits(config).with_context(|| format!("{name} on --model {model}"))?;
     }
-    let seq_len = seq_len(arguments.seq_len, config.context)?;
     let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::from_argument(&arguments.template, &tokenizer)?;
+    let template = Template::from_argument(arguments.encoding.template(), &tokenizer)?;
+    let seq_len = arguments.encoding.seq_len(config.context)?;
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
     let encoded = encoder.encode(&records, &[]).with_context(|| data.display().to_string())?;
     let model = Model::load(device, &checkpoint)?;
@@ -277,17 +143,14 @@ fn watch<B: Backend>(
     for (adapter, name) in adapters.iter().zip(names) {
         if adapter.config.gate == GateKind::Router {
             output::say(format_args!("{name}: watching the router"));
-            let watched = router::watch(&model, adapter, &Sample::first(&encoded, arguments.records))?;
+            let watched = router::watch(&model, adapter, &Sample::first(&encoded, arguments.records.get()))?;
             if !router::finite(&watched) {
-                bail!("{name}: a router's weights are not finite; the model or the adapter has values that aren't");
+                bail!(
+                    "{name}: the router's weights are not finite; the model or the adapter has values that are not finite"
+                );
             }
             all.push(Gates::new(name, adapter, &watched));
         }
     }
     Ok(all)
-}
-
-/// Whether heads have an A each.
-fn split(method: &str) -> bool {
-    method == Method::Split.name()
 }

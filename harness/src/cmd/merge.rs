@@ -3,8 +3,10 @@
 //! The check runs both models in f32 on [`TEXT`] and takes the largest difference of a logit over the largest logit; on the
 //! CPU alone, as no other device has products of f32 operands.
 
-use super::{positive, write_json};
 use crate::data::encode::prompt_ids;
+use crate::device::{MODEL_HELP, open_model, threads};
+use crate::memory::mib;
+use crate::options::Count;
 use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
 use clap::builder::NonEmptyStringValueParser;
@@ -29,27 +31,27 @@ use std::path::{Path, PathBuf};
     bf16."
 )]
 pub struct Arguments {
-    /// A Hugging Face folder, a GGUF file, a folder with one, or org/name on the Hugging Face hub
-    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "PATH", help = MODEL_HELP, value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "Model")]
     model: String,
-    /// The adapter's folder
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the adapter to merge
+    #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     adapter: PathBuf,
-    /// one (the only head), uniform (the heads' mean) or head:I (from 0) [default: the adapter's own, if it is one or uniform]
-    #[arg(long, value_name = "GATE", value_parser = merge_gate)]
+    /// Gate to merge: one (the only head), uniform (the mean of the heads), head:I (from 0) [default: the adapter's]
+    #[arg(long, value_name = "GATE", value_parser = merge_gate, help_heading = "Adapter")]
     gate: Option<MergeGate>,
-    /// The merged model's folder, new or empty
-    #[arg(long, value_name = "MODEL")]
+    /// Folder for the merged model; must be new or empty
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
-    /// Type of all tensors [default: each one's own; of a GGUF's f32 or f16 if its matrices are, else bf16]
-    #[arg(long, value_enum)]
+    /// Data type of all tensors [default: each one's own; for a GGUF, bf16, or f32 or f16 if its matrices are]
+    #[arg(long, value_enum, help_heading = "Output")]
     dtype: Option<Dtype>,
-    /// The most MiB of tensors in one file
-    #[arg(long, allow_negative_numbers = true, value_name = "MIB", default_value_t = 4096, value_parser = positive)]
-    shard_size: usize,
-    /// Threads of the check; the results don't depend on them [default: one a core]
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    /// Maximum size of a file of tensors
+    #[arg(long, value_name = "MIB", default_value_t = Count::new(4096), help_heading = "Output")]
+    shard_size: Count,
+    /// Number of CPU threads of the check; doesn't change results [default: one per core]
+    #[arg(long, value_name = "N", help_heading = "Device")]
+    threads: Option<Count>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -71,13 +73,13 @@ fn merge_gate(text: &str) -> Result<MergeGate, String> {
         ("one", _) => Ok(MergeGate::One),
         ("uniform", _) => Ok(MergeGate::Uniform),
         (_, Some(Ok(head))) => Ok(MergeGate::Head(head)),
-        _ => Err("wanted one, uniform or head:I".into()),
+        _ => Err("expected one, uniform or head:I".into()),
     }
 }
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let checkpoint = Checkpoint::open(&crate::device::locate(&arguments.model)?)?;
+    let checkpoint = open_model(&arguments.model)?;
     let adapter = Adapter::load(&arguments.adapter, checkpoint.config())?;
     let chosen = match arguments.gate {
         Some(gate) => gate,
@@ -93,7 +95,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Dtype::F16 => hydra_runtime::backend::Format::F16,
         Dtype::Bf16 => hydra_runtime::backend::Format::Bf16,
     });
-    let options = MergeOptions { format, max_shard_bytes: (arguments.shard_size as u64).saturating_mul(1 << 20) };
+    let options = MergeOptions { format, max_shard_bytes: (arguments.shard_size.get() as u64).saturating_mul(1 << 20) };
     let folder = NewFolder::begin(&arguments.out).context("--out")?;
     interrupt::discard(folder.path())?;
     let merged = merge::write(&checkpoint, &adapter, chosen, folder.path(), options)?;
@@ -114,7 +116,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         MergeGate::Uniform => "uniform".to_string(),
         MergeGate::Head(head) => format!("head:{head}"),
     };
-    write_json(
+    output::write_json(
         &folder.path().join("hydra_merge.json"),
         &json!({
             "model": arguments.model, "adapter": arguments.adapter, "adapter_gate": adapter.config.gate.name(), "gate": gate,
@@ -130,7 +132,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         arguments.out.display(),
         merged.shards,
         if merged.shards == 1 { "" } else { "s" },
-        crate::session::mib(merged.bytes),
+        mib(merged.bytes),
     ))?;
     Ok(())
 }
@@ -191,10 +193,8 @@ fn compare(
     (adapter, head): (&Adapter, Option<u32>),
     folder: &Path,
 ) -> Result<Check> {
-    let cpu = || {
-        let threads = arguments.threads.map(usize::from);
-        Cpu::new(CpuOptions { threads, precision: Precision::F32, ..CpuOptions::default() })
-    };
+    let threads = threads(arguments.threads)?;
+    let cpu = || Cpu::new(CpuOptions { threads, precision: Precision::F32, ..CpuOptions::default() });
     let merged = Checkpoint::open(folder)?;
     let mut ids = prompt_ids(&checkpoint.tokenizer()?, TEXT)?;
     if prompt_ids(&merged.tokenizer()?, TEXT)? != ids {

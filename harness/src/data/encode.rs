@@ -6,15 +6,53 @@
 
 use super::records::Record;
 use super::template::{Template, Texts};
+use crate::options::Count;
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
 
-/// What turns records into sequences.
+/// How records become tokens.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct EncodingArgs {
+    /// Prompt template: plain, official, alpaca, chat, or a Jinja file [default: plain]
+    ///
+    /// chat is the model's own chat template. A Jinja file may use instruction, input and category.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub template: Option<String>,
+    /// Cut sequences at N tokens [default: 1024, or the model's context if that is shorter]
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<Count>,
+}
+
+/// The published setting.
+const SEQ_LEN: usize = 1024;
+
+impl EncodingArgs {
+    /// The template's name or file.
+    pub fn template(&self) -> &str {
+        self.template.as_deref().unwrap_or("plain")
+    }
+
+    /// The length that sequences are cut at, in tokens; `context` is the model's. Fails if the model can't take it.
+    pub fn seq_len(&self, context: usize) -> Result<usize> {
+        match self.seq_len.map(Count::get) {
+            Some(length) if length > context => {
+                bail!("--seq-len {length}: expected at most {context} tokens, the model's context")
+            }
+            Some(length) => Ok(length),
+            None => Ok(context.min(SEQ_LEN)),
+        }
+    }
+}
+
+/// Turns records into sequences.
 pub struct Encoder<'t> {
-    /// The model's.
+    /// The model's tokenizer.
     pub tokenizer: &'t Tokenizer,
-    /// The record's shape as text.
+    /// How a record becomes text.
     pub template: &'t Template,
     /// The most tokens of a sequence.
     pub seq_len: usize,

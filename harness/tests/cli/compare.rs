@@ -182,7 +182,7 @@ fn a_run_that_diverges_at_its_end_is_kept_as_such() {
     runs += "[[run]]\nname = 'Router'\nlr = 1e30\n";
     let line = compare(&scratch, &runs, &out, &format!("--mmlu {}", assets("mmlu")));
     let table = succeeds(&line);
-    assert!(table.contains("Hydra, uniform, seed 5: the held-out loss is NaN"), "{table}");
+    assert!(table.contains("Hydra, uniform, seed 5: the eval loss is NaN"), "{table}");
     assert!(table.contains("Router, seed 5: step 1: the router's weight is NaN"), "{table}");
     assert_eq!(succeeds(&line), table, "taken up as it is");
     let result = json(&format!("{out}/compare.json"));
@@ -285,7 +285,7 @@ fn heads_may_be_clusters_and_labels_any_field() {
     wrong("[[run]]\nname = 'a'\ngate = 'label'\nlabel-field = 'topic'\n", &["run \"a\"", "\"topic\"", "none has one"]);
     wrong("[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 'auto'\n", &["run \"a\"", "one head"]);
     wrong("[[run]]\nname = 'a'\ngate = 'label'\nheads = 'auto'\n", &["run \"a\"", "hydra cluster"]);
-    wrong("[[run]]\nname = 'a'\nheads = 'some'\n", &["run \"a\"", "--heads", "or auto"]);
+    wrong("[[run]]\nname = 'a'\nheads = 'some'\n", &["c.toml:11: run \"a\": heads: ", "or auto, found \"some\""]);
 }
 
 #[test]
@@ -298,16 +298,22 @@ fn what_is_wrong_is_named() {
     };
     wrong(
         "seeds = [1]\n[[run]]\nname = 'a'\nrnak = 4\n",
-        &["c.toml", "run \"a\"", "rnak", "no option of finetune", "rank"],
+        &["c.toml:4: run \"a\": unknown option rnak: expected one of alpha, batch, clip, dropout, "],
     );
-    wrong("seeds = [1]\n[[run]]\nname = 'a'\nrank = 'x'\n", &["run \"a\"", "--rank", "from 1 on"]);
+    wrong(
+        "seeds = [1]\n[[run]]\nname = 'a'\nrank = 'x'\n",
+        &["c.toml:4: run \"a\": rank: expected a whole number from 1, found string \"x\""],
+    );
     wrong("seeds = [1\n", &["c.toml:", "array"]);
     wrong("seeds = [1]\nruns = 3\n[[run]]\nname = 'a'", &["c.toml:2", "runs"]);
     wrong("seeds = []\n[[run]]\nname = 'a'", &["seeds = []"]);
-    wrong("[[run]]\nname = 'a'", &["missing field `seeds`"]);
+    wrong("[[run]]\nname = 'a'", &["missing key seeds"]);
     wrong("seeds = [1]\n[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 3", &["run \"a\"", "heads"]);
-    wrong("seeds = [1]\n[[run]]\nname = 'a'\ntargets = 'w'", &["run \"a\"", "--targets w"]);
-    wrong("seeds = [1]\n[tune]\nlr = [1e-3]\nvalidation = 1e-9\n[[run]]\nname = 'a'", &["validation", "without any"]);
+    wrong("seeds = [1]\n[[run]]\nname = 'a'\ntargets = 'w'", &["c.toml:4: run \"a\": targets: ", "found \"w\""]);
+    wrong(
+        "seeds = [1]\n[tune]\nlr = [1e-3]\nvalidation = 1e-9\n[[run]]\nname = 'a'",
+        &["validation", "one part empty"],
+    );
     let (model, config) = (assets("model"), scratch.write("c.toml", config("[1]", 1, "")));
     let data = assets("corpus/train.jsonl");
     let line = |data: &str, eval: &str, out: &str| {
@@ -316,7 +322,7 @@ fn what_is_wrong_is_named() {
     fails(1, &line(&data, &scratch.path("none.jsonl"), &scratch.path("o1")), &["none.jsonl"]);
     fails(1, &line(&scratch.write("bad.jsonl", "{}\n"), &data, &scratch.path("o2")), &["bad.jsonl:1"]);
     let mine = scratch.write("mine/file.txt", "mine").replace("/file.txt", "");
-    fails(1, &line(&data, &data, &mine), &["mine", "not empty"]);
+    fails(1, &line(&data, &data, &mine), &["mine holds files but no compare.toml"]);
     fails(1, &line(&data, &data, &scratch.path("o3")).replace("c.toml", "none.toml"), &["none.toml"]);
     fails(2, "compare --model m", &["--config"]);
 }

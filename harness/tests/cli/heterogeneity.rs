@@ -94,6 +94,6 @@ fn what_is_wrong_is_named() {
         "--records 8",
         &["4 categories", "run \"Split\"", "2 heads"],
     );
-    fails(2, &line(&scratch, CONFIG, &out, "--counts 0"), &["--counts", "from 1 on"]);
+    fails(2, &line(&scratch, CONFIG, &out, "--counts 0"), &["--counts", "from 1"]);
     assert!(!fs::exists(format!("{out}/runs")).unwrap());
 }

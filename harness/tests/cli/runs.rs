@@ -68,7 +68,7 @@ fn a_resumed_run_is_the_same_run() {
     assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
     fails(1, &finetune("hydra", &broken, &SHORT.replace("--seed 5", "--seed 6 --resume")), &["--seed", "6", "5"]);
     fails(1, &finetune("hydra", &broken, &SHORT.replace("1e-3", "1e-2 --resume")), &["--lr"]);
-    fails(1, &finetune("hydra", &broken, SHORT), &["not empty", "--resume"]);
+    fails(1, &finetune("hydra", &broken, SHORT), &["broken holds a run: give --resume to continue it"]);
     assert_eq!(state, fs::read(format!("{broken}/trainer_state.safetensors")).unwrap());
     succeeds(&format!("{saved} --resume"));
     assert_eq!(adapter_bytes(&whole), adapter_bytes(&broken));
@@ -100,6 +100,52 @@ fn a_model_that_has_changed_is_not_resumed_on() {
     assert!(earlier["facts"].as_object_mut().unwrap().remove("model_fingerprint").is_some());
     fs::write(&run, earlier.to_string()).unwrap();
     succeeds(&format!("{line} --resume"));
+}
+
+#[test]
+fn a_run_is_repeated_from_its_file() {
+    let scratch = Scratch::new("config");
+    let (whole, again) = (scratch.path("whole"), scratch.path("again"));
+    let data = golden("hydra").join("data.jsonl").display().to_string();
+    let options = format!("{SHORT} --heads auto --eval-data {data} --save-every 3");
+    succeeds(&finetune("hydra", &whole, &options));
+    let file = format!("{whole}/run.json");
+    succeeds(&format!("finetune --config {file} --out {again}"));
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&again));
+    let [one, two] = [&whole, &again].map(|out| super::support::json(&format!("{out}/run.json")));
+    assert_eq!((&one["options"], &one["facts"]), (&two["options"], &two["facts"]));
+    assert_eq!((&one["spec"]["heads"], &one["spec"]["rank"]), (&"auto".into(), &4.into()));
+    succeeds(&format!("finetune --config {file} --resume"));
+    let other = hydra(&format!("finetune --config {file} --seed 6 --resume"));
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(other.status.code() == Some(1) && said.contains("run.json: --resume needs"), "{said}");
+    assert!(said.contains("expected --seed 5, found 6"), "{said}");
+
+    // The same from TOML; the command line takes precedence.
+    let model = golden("hydra").join("model").display().to_string();
+    let toml = format!(
+        "model = '{model}'\ndata = '{data}'\nout = '{}'\ntargets = 'all'\nbatch = 2\ngrad-accum = 2\nsteps = 99\nlr = 1e-3\n\
+         dropout = 0.1\nseed = 5\nheads = 'auto'\neval-data = '{data}'\n",
+        scratch.path("toml")
+    );
+    let config = scratch.write("c.toml", &toml);
+    succeeds(&format!("finetune --config {config} --steps 8"));
+    assert_eq!(adapter_bytes(&whole), adapter_bytes(&scratch.path("toml")));
+    scratch.write("c.toml", toml + "rnak = 3\n");
+    fails(
+        1,
+        &format!("finetune --config {config} --steps 8"),
+        &["c.toml:13: unknown option rnak: expected one of alpha"],
+    );
+    let part = scratch.write("part.toml", "rank = 2\n");
+    fails(2, &format!("finetune --config {part} --out {again}"), &["--model is missing"]);
+
+    // A file of an earlier version can be resumed with the same options, but not repeated.
+    let mut earlier = super::support::json(&file);
+    assert!(earlier.as_object_mut().unwrap().remove("spec").is_some());
+    fs::write(&file, earlier.to_string()).unwrap();
+    fails(1, &format!("finetune --config {file} --resume"), &["run.json: no \"spec\""]);
+    succeeds(&finetune("hydra", &whole, &format!("{options} --resume")));
 }
 
 /// What others have added to multi-head adapters, all that go together at once.
@@ -276,15 +322,18 @@ fn a_run_that_diverges_at_its_end_fails() {
         said.lines().last().unwrap().to_string()
     };
     let said = last_line(&finetune("hydra", &out, &format!("{explode} --eval-data {}", data.display())));
-    assert!(said.starts_with("error: stopped at step 1; the adapter after 0 steps is in"), "{said}");
-    assert!(said.contains("step 1: the held-out loss is NaN"), "{said}");
+    assert!(
+        said.starts_with("error: stopped at step 1; ") && said.contains("run has the adapter after 0 steps"),
+        "{said}"
+    );
+    assert!(said.contains("step 1: the eval loss is NaN"), "{said}");
     assert_eq!(column(&format!("{out}/evals.jsonl"), "step"), [0.0]);
     succeeds(&format!("eval loss {with_model} --adapter {out}"));
     // Where nothing is held out, the router tells.
     let said = last_line(&finetune("hydra", &blind, explode));
     assert!(said.contains("the router's weight is NaN"), "{said}");
     let analyze = last_line(&format!("analyze {blind} {with_model} --out {}", scratch.path("inside")));
-    assert!(analyze.contains("blind: a router's weights are not finite"), "{analyze}");
+    assert!(analyze.contains("blind: the router's weights are not finite"), "{analyze}");
 }
 
 #[test]
@@ -320,7 +369,7 @@ fn the_report_says_which_records_the_router_was_watched_on() {
         fs::read_to_string(format!("{out}/report.html")).unwrap()
     };
     assert!(said(&line).contains("<p>200 of 1188 training records, drawn at random, spread evenly"));
-    assert!(said(&format!("{line} --eval-data {few}")).contains("<p>All 30 held-out records.</p>"));
+    assert!(said(&format!("{line} --eval-data {few}")).contains("<p>All 30 eval records.</p>"));
     assert!(!said(&format!("{line} --method lora")).contains("training records, drawn"));
 }
 

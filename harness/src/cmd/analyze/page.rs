@@ -1,7 +1,8 @@
 //! The analysis for people: a table on the terminal, plots, `report.html`.
 
-use super::similarity::{Compared, Similarity};
-use super::{Analysis, Point, Side};
+use crate::analyze::analysis::{About, Analysis, Point, Side, split};
+use crate::analyze::gates::Gates;
+use crate::analyze::similarity::{Compared, Similarity};
 use crate::output::{printable, text_table};
 use crate::report::{self, Curve, Group, curves, escape, heat_maps, scatter, section, table};
 use anyhow::Result;
@@ -95,7 +96,7 @@ fn similarities(analysis: &Analysis) -> Vec<Vec<String>> {
 }
 
 fn adapters(analysis: &Analysis) -> ([&'static str; 9], Vec<Vec<String>>) {
-    let line = |about: &super::About| {
+    let line = |about: &About| {
         let mut cells: Vec<String> = [&about.name, about.method, about.gate].map(printable).to_vec();
         cells.extend([about.rank.to_string(), about.heads.to_string()]);
         cells.push(about.seed.map_or("–".to_string(), |seed| seed.to_string()));
@@ -118,7 +119,7 @@ fn adapters(analysis: &Analysis) -> ([&'static str; 9], Vec<Vec<String>>) {
 }
 
 fn routers(analysis: &Analysis) -> ([&'static str; 6], Vec<Vec<String>>) {
-    let line = |gates: &super::Gates| {
+    let line = |gates: &Gates| {
         let mut cells = vec![printable(&gates.adapter)];
         let n = &gates.mean;
         cells.extend(
@@ -142,7 +143,7 @@ fn remarks(analysis: &Analysis) -> Vec<String> {
         (_, Some(false)) => {}
         (_, None) => remarks.push("Not every folder says its seed: A's may have started as the same matrix.".to_string()),
     }
-    if analysis.adapters.iter().all(|about| about.heads == 1 || !super::split(about.method)) {
+    if analysis.adapters.iter().all(|about| about.heads == 1 || !split(about.method)) {
         remarks.push("No adapter has several A: there is nothing to compare across heads on that side.".to_string());
     }
     if analysis.a.points.iter().all(|point| point.place.is_none()) {

@@ -1,7 +1,7 @@
 //! `compare.md`, the plots, and `report.html`.
 
-use super::Results;
-use super::summary::Summary;
+use crate::compare::results::Results;
+use crate::compare::summary::{Row, Summary};
 use crate::output::{self, markdown_table};
 use crate::report::{self, Curve, Dot, curves, dots, escape, section, table};
 use crate::statistics::{Estimate, Interval};
@@ -43,7 +43,7 @@ fn paragraphs(notes: &[String]) -> String {
 fn tried(summary: &Summary<'_>) -> Vec<Vec<String>> {
     let tuned = summary.rows.iter().filter_map(|row| row.tuned);
     let trials = tuned.flat_map(|tuned| tuned.trials.iter().map(move |trial| (tuned, trial)));
-    let line = |(tuned, trial): (&crate::cmd::experiment::tune::Tuned, &crate::cmd::experiment::tune::Trial)| {
+    let line = |(tuned, trial): (&crate::experiment::tune::Tuned, &crate::experiment::tune::Trial)| {
         let chosen = if trial.lr == tuned.lr { " (chosen)" } else { "" };
         let loss = trial.loss.map_or("diverged".to_string(), |loss| format!("{loss:.4}"));
         vec![tuned.run.clone(), format!("{:e}{chosen}", trial.lr), loss]
@@ -54,16 +54,16 @@ fn tried(summary: &Summary<'_>) -> Vec<Vec<String>> {
 /// File, title, picture.
 fn pictures(summary: &Summary<'_>, results: &Results) -> Vec<(&'static str, &'static str, String)> {
     let rows = || summary.rows.iter();
-    let of = |pick: &dyn Fn(&super::summary::Row<'_>) -> Option<Estimate>, factor: f64| -> Vec<Dot> {
-        let dot = |row: &super::summary::Row<'_>| {
+    let of = |pick: &dyn Fn(&Row<'_>) -> Option<Estimate>, factor: f64| -> Vec<Dot> {
+        let dot = |row: &Row<'_>| {
             let estimate = pick(row)?;
             let ends = estimate.stderr.map(|e| (factor * (estimate.mean - e), factor * (estimate.mean + e)));
             Some(Dot { name: row.name.to_string(), mean: factor * estimate.mean, ends })
         };
         rows().filter_map(dot).collect()
     };
-    let between = |pick: &dyn Fn(&super::summary::Row<'_>) -> Option<Interval>, factor: f64| -> Vec<Dot> {
-        let dot = |row: &super::summary::Row<'_>| {
+    let between = |pick: &dyn Fn(&Row<'_>) -> Option<Interval>, factor: f64| -> Vec<Dot> {
+        let dot = |row: &Row<'_>| {
             let Interval { mean, low, high } = pick(row)?;
             Some(Dot { name: row.name.to_string(), mean: factor * mean, ends: Some((factor * low, factor * high)) })
         };

@@ -1,11 +1,12 @@
-//! The files that the program carries; `assets/README.md` says how they were made.
+//! The files that the binary carries; `assets/README.md` says how they were made.
 
-use anyhow::{Context, Result};
+use crate::run::folder::vacant;
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
 
-/// The file by which a demo's folder is known.
-pub const MARK: &str = "hydra-demo.txt";
+/// The file that marks a demo's folder.
+const MARK: &str = "hydra-demo.txt";
 
 /// A file's path in the demo's folder, which is that in `assets/`, and its bytes.
 macro_rules! assets {
@@ -30,15 +31,32 @@ const FILES: [(&str, &[u8]); 13] = assets! {
     "mmlu/test/words_test.csv"
 };
 
-/// Writes all of them into `out`, in place of an earlier demo's.
-pub fn write(out: &Path) -> Result<()> {
-    super::clear(out)?;
+/// Writes all of them into `out`, in place of an earlier demo with its `runs`.
+pub fn write(out: &Path, runs: &[&str]) -> Result<()> {
+    clear(out, runs)?;
     let mark = (MARK, b"Written by `hydra demo`, which replaces this folder when it runs again.\n".as_slice());
     for (path, bytes) in [mark].into_iter().chain(FILES) {
         let path = out.join(path);
         let at = || format!("can't write {}", path.display());
         fs::create_dir_all(path.parent().unwrap_or(out)).with_context(at)?;
         fs::write(&path, bytes).with_context(at)?;
+    }
+    Ok(())
+}
+
+/// Removes what an earlier demo wrote; a folder with anything else in it is refused.
+fn clear(out: &Path, runs: &[&str]) -> Result<()> {
+    if vacant(out)? {
+        return Ok(());
+    }
+    if !out.join(MARK).is_file() {
+        bail!("--out {} holds files that no demo wrote: give another folder", out.display());
+    }
+    for folder in ["model", "corpus", "mmlu"].iter().chain(runs) {
+        let folder = out.join(folder);
+        if folder.is_dir() {
+            fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        }
     }
     Ok(())
 }

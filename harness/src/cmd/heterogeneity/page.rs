@@ -1,7 +1,7 @@
 //! The curves for people: a table on the terminal and in Markdown, plots, `report.html`.
 
-use super::{Outcome, Point, Row};
-use crate::cmd::experiment::scores::{estimate, interval, unlike};
+use crate::experiment::scores::{estimate, interval, unlike};
+use crate::heterogeneity::outcome::{Outcome, Point, Row};
 use crate::output::{self, markdown_table, text_table};
 use crate::report::{self, Curve, curves_with_errors, escape, section, table};
 use crate::statistics::Estimate;

@@ -1,13 +1,13 @@
 //! From runs to a table: means over seeds, and paired differences to the first row.
 
-use super::Results;
-use crate::cmd::experiment::kept::Accuracy;
-use crate::cmd::experiment::plan::{Mmlu, Plan, Tune};
-use crate::cmd::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
-use crate::cmd::experiment::tune::Tuned;
-use crate::heldout::HeldOut;
+use super::results::Results;
+use crate::eval::loss::EvalLoss;
+use crate::experiment::kept::Accuracy;
+use crate::experiment::plan::{Mmlu, Plan, Tune};
+use crate::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
+use crate::experiment::tune::Tuned;
+use crate::memory::mib;
 use crate::output::{command_line, printable, text_table};
-use crate::session::mib;
 use crate::statistics::{Bootstrap, Estimate, Interval};
 use anyhow::Result;
 use serde::Serialize;
@@ -51,7 +51,7 @@ pub struct Summary<'a> {
 #[derive(Serialize)]
 pub struct Base<'a> {
     /// Held out.
-    pub loss: &'a Option<HeldOut>,
+    pub loss: &'a Option<EvalLoss>,
     /// Accuracy.
     pub mmlu: Option<Accuracy>,
 }
@@ -119,13 +119,13 @@ impl<'a> Summary<'a> {
                 peak_bytes: seeds.iter().filter_map(|f| f.found.peak_bytes).max(),
             });
         }
-        let base = Base { loss: &results.base.found.held_out, mmlu: results.base.found.mmlu };
+        let base = Base { loss: &results.base.found.eval_loss, mmlu: results.base.found.mmlu };
         Ok(Self { about, seeds: &plan.seeds, bootstrap: plan.bootstrap, base, rows })
     }
 
     /// The categories of the held-out records.
     pub fn categories(&self) -> Vec<&String> {
-        self.base.loss.iter().flat_map(|held_out| held_out.categories.keys()).collect()
+        self.base.loss.iter().flat_map(|eval_loss| eval_loss.categories.keys()).collect()
     }
 
     /// The main table: head and lines.
@@ -137,7 +137,7 @@ impl<'a> Summary<'a> {
         }
         head.extend(["tokens/s", "peak MiB"]);
         let dash = || "–".to_string();
-        let base = self.base.loss.as_ref().map_or(f64::NAN, |held_out| held_out.all.loss);
+        let base = self.base.loss.as_ref().map_or(f64::NAN, |eval_loss| eval_loss.all.loss);
         let mut cells = vec!["no adapter".to_string(), "0".into(), "0".into(), dash(), format!("{base:.4}"), dash()];
         if let Some(mmlu) = &self.base.mmlu {
             cells.extend([percent(mmlu.micro), dash(), percent(mmlu.r#macro), dash()]);
@@ -184,7 +184,7 @@ impl<'a> Summary<'a> {
             head.extend((i > 0).then(|| "to the first".to_string()));
         }
         let line = |name: &String| {
-            let base = self.base.loss.as_ref().and_then(|held_out| held_out.categories.get(name));
+            let base = self.base.loss.as_ref().and_then(|eval_loss| eval_loss.categories.get(name));
             let mut cells = vec![printable(name), base.map_or("–".into(), |loss| format!("{:.4}", loss.loss))];
             for (i, row) in self.rows.iter().enumerate() {
                 let own = row.scores.as_ref().and_then(|scores| scores.categories.get(name));

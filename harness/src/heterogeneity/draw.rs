@@ -22,7 +22,7 @@ impl<'r> Draws<'r> {
         all: &'r [Record],
         records: Option<usize>,
         among: Option<&[String]>,
-        counts: Option<&[usize]>,
+        counts: Option<Vec<usize>>,
     ) -> Result<Self> {
         let mut categories: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (i, record) in all.iter().enumerate() {
@@ -56,7 +56,7 @@ impl<'r> Draws<'r> {
         }
         let most = categories.len();
         let mut counts = match counts {
-            Some(counts) => counts.to_vec(),
+            Some(counts) => counts,
             None => {
                 let most = most.min(records);
                 std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|&n| n < most).chain([most]).collect()
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn what_cannot_be_drawn_is_refused() {
         let all = records();
-        let wrong = |records, among: Option<&[String]>, counts: Option<&[usize]>| {
+        let wrong = |records, among: Option<&[String]>, counts: Option<Vec<usize>>| {
             Draws::new(&all, records, among, counts).err().unwrap().to_string()
         };
         assert!(
@@ -156,7 +156,7 @@ mod tests {
         );
         assert!(wrong(Some(5), Some(&["d".into()]), None).contains("has 3 records, and --records is 5"));
         assert!(wrong(Some(13), None, None).contains("the largest category, a, has 12"));
-        assert!(wrong(Some(8), None, Some(&[1, 4])).contains("--counts 4: 3 categories have 8"));
+        assert!(wrong(Some(8), None, Some(vec![1, 4])).contains("--counts 4: 3 categories have 8"));
         assert!(Draws::new(&[Record::default()], None, None, None).is_err());
         let draws = Draws::new(&all, None, None, None).unwrap();
         assert_eq!((draws.records, draws.counts), (3, vec![1, 2, 3]));

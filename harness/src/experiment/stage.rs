@@ -1,17 +1,11 @@
-//! Runs that a TOML file names, each with several seeds, each kept in a folder of its own: what `compare` and `heterogeneity`
-//! have in common.
+//! What all runs of an experiment share: the model, the questions, the files of records, and the folder.
 
-pub mod kept;
-pub mod plan;
-pub mod scores;
-pub mod tune;
-
-use super::finetune::manifest::describe;
 use crate::data::records::lines;
 use crate::device::ModelArgs;
-use crate::lock::{Lock, vacant};
-use crate::mmlu::Scoring;
-use crate::mmlu::questions::Subject;
+use crate::eval::mmlu::Scoring;
+use crate::eval::mmlu::questions::Subject;
+use crate::run::folder::{Lock, claim, vacant};
+use crate::run::manifest::describe;
 use anyhow::{Context, Result};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
@@ -23,17 +17,17 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// What all runs share; the model is loaded once.
+/// What all runs share. The model is loaded once.
 pub struct Stage<'a, 'w, B: Backend> {
-    /// The model's options.
+    /// Model and device.
     pub options: &'a ModelArgs,
-    /// Its files.
+    /// The model's files.
     pub checkpoint: &'w Checkpoint,
-    /// Its tokenizer.
+    /// The model's tokenizer.
     pub tokenizer: Tokenizer,
-    /// Itself.
+    /// The model.
     pub model: Model<'w, B>,
-    /// Multiple choice, if it is asked for.
+    /// MMLU's questions, if they are asked.
     pub questions: Option<Questions>,
 }
 
@@ -41,9 +35,9 @@ pub struct Stage<'a, 'w, B: Backend> {
 pub struct Questions {
     /// By subject.
     pub subjects: Vec<Subject>,
-    /// What counts.
+    /// What counts as the answer.
     pub scoring: Scoring,
-    /// Of the questions and of how they are put.
+    /// Digest of the questions and of how they are asked.
     pub digest: String,
 }
 
@@ -52,7 +46,7 @@ pub struct Questions {
 pub struct Corpus {
     /// Their paths.
     pub paths: Vec<PathBuf>,
-    /// Paths, sizes, digests.
+    /// Their paths, sizes and digests.
     pub described: Vec<Value>,
 }
 
@@ -63,13 +57,13 @@ impl Corpus {
         Ok(Self { paths: paths.to_vec(), described })
     }
 
-    /// What is in them, not where they are.
+    /// Digests of their contents, wherever they are.
     pub fn digests(&self) -> Vec<&Value> {
         self.described.iter().map(|file| &file["sha256"]).collect()
     }
 }
 
-/// Each record's line, as it stands in the files.
+/// The line of each record, as it is in the files.
 pub fn raw_records(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     let mut all = Vec::new();
     for path in paths {
@@ -79,39 +73,37 @@ pub fn raw_records(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     Ok(all)
 }
 
-/// A file of them.
+/// Writes lines of records.
 pub fn write_records(path: &Path, records: &[&[u8]]) -> Result<()> {
     let text: Vec<u8> = records.iter().flat_map(|record| [record, b"\n".as_slice()].concat()).collect();
     Ok(write_atomically(path, &text)?)
 }
 
-/// In hexadecimal.
+/// SHA-256 in hexadecimal.
 pub fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which `mark` in it tells. Whether it is
-/// an earlier one's.
-pub fn check_folder(out: &Path, mark: &str) -> Result<bool> {
-    let begun = out.join(mark).is_file();
-    if !begun && !vacant(out)? {
-        let what = format!("nothing that this command has begun ({mark} is not in it)");
-        anyhow::bail!("--out {} is not empty, and {what}", out.display());
+/// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which has `config_copy` in it. Whether
+/// it is an earlier one's.
+pub fn check_folder(out: &Path, config_copy: &str) -> Result<bool> {
+    let started = out.join(config_copy).is_file();
+    if !started && !vacant(out)? {
+        anyhow::bail!("--out {} holds files but no {config_copy}: give another folder", out.display());
     }
-    Ok(begun)
+    Ok(started)
 }
 
-/// Makes the folder, with the configuration as it is in it, which marks it; that may be the one there. Not before all is
-/// checked: what is refused leaves nothing. It is this process's own for as long as the lock is held.
-pub fn open_folder(out: &Path, mark: &str, config: &Path) -> Result<Lock> {
+/// Makes and locks the folder and copies the configuration into it, which marks it; the configuration may be that copy. Call it
+/// after all checks, so that what is refused leaves nothing.
+pub fn open_folder(out: &Path, config_copy: &str, config: &Path) -> Result<Lock> {
     let bytes = std::fs::read(config).with_context(|| config.display().to_string())?;
-    std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
-    let lock = Lock::take(out)?;
-    write_atomically(&out.join(mark), &bytes)?;
+    let lock = claim(out)?;
+    write_atomically(&out.join(config_copy), &bytes)?;
     Ok(lock)
 }
 
-/// Writes JSON on one line: long lists of numbers.
+/// JSON on one line, for long lists of numbers.
 pub fn compact(value: &impl Serialize) -> Result<String> {
     Ok(serde_json::to_string(value)? + "\n")
 }

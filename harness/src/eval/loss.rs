@@ -1,4 +1,4 @@
-//! Held-out loss, overall and by category.
+//! The loss on an eval set, overall and by category.
 
 use crate::data::encode::Encoded;
 use crate::interrupt;
@@ -11,7 +11,7 @@ use hydra_runtime::model::Model;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Tokens in one pass, unless a record is longer.
+/// Tokens per pass, unless a record is longer.
 const PASS_TOKENS: usize = 2048;
 
 /// A mean over target tokens.
@@ -26,7 +26,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// `loss` holds a sum until [`Loss::finish`].
+    /// Adds a record; `loss` is a sum until [`Loss::finish`].
     fn add(&mut self, nll: f64, targets: usize) {
         self.loss += nll;
         self.tokens += targets;
@@ -38,27 +38,27 @@ impl Loss {
     }
 }
 
-/// What `eval loss --json` writes.
+/// The loss on an eval set: what `eval loss --json` writes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct HeldOut {
+pub struct EvalLoss {
     /// Over all records.
     #[serde(flatten)]
     pub all: Loss,
-    /// Over those of each category; records without one count in `all` alone.
+    /// By category; records without one count in `all` alone.
     pub categories: BTreeMap<String, Loss>,
 }
 
-/// Measures `data`, or ends with [`interrupt::Stopped`]; `tick` hears how many records are done.
+/// Measures the loss on `data`; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
 pub fn measure<B: Backend>(
     model: &Model<'_, B>,
     adapter: Option<&Adapter>,
     data: &Encoded,
     tick: impl FnMut(usize),
-) -> Result<HeldOut> {
-    Ok(HeldOut::of(&losses(model, adapter, data, tick)?, &data.categories))
+) -> Result<EvalLoss> {
+    Ok(EvalLoss::of(&losses(model, adapter, data, tick)?, &data.categories))
 }
 
-/// Each record's loss, or [`interrupt::Stopped`]; `tick` hears how many are done.
+/// The loss of each record; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
 pub fn losses<B: Backend>(
     model: &Model<'_, B>,
     adapter: Option<&Adapter>,
@@ -85,8 +85,8 @@ pub fn losses<B: Backend>(
     Ok(found)
 }
 
-impl HeldOut {
-    /// Adds up the losses of records of these categories.
+impl EvalLoss {
+    /// Adds up the records' losses, by their categories.
     pub fn of(losses: &[SequenceLoss], categories: &[Option<String>]) -> Self {
         let mut found = Self::default();
         for (loss, category) in losses.iter().zip(categories) {
@@ -100,7 +100,7 @@ impl HeldOut {
         found
     }
 
-    /// A table with a line per category.
+    /// As a table, a line per category.
     pub fn table(&self) -> String {
         let mut text = format!("{:<28} {:>8} {:>9} {:>9}\n", "category", "records", "tokens", "loss");
         let all = ("all".to_string(), self.all);

@@ -1,13 +1,13 @@
 //! From what was kept of several seeds to means, and to paired differences between two runs.
 
 use super::kept::{Accuracy, Details, Finished};
-use crate::heldout::HeldOut;
+use crate::eval::loss::EvalLoss;
 use crate::statistics::{Bootstrap, Differences, Estimate, Interval};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Held-out loss and accuracy, in one shape for means and differences.
+/// Eval loss and accuracy, in one shape for means and differences.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scores<T> {
     /// Overall.
@@ -22,15 +22,15 @@ pub struct Scores<T> {
 
 /// Means over seeds; `None` if a seed diverged.
 pub fn scores(seeds: &[Finished]) -> Option<Scores<Estimate>> {
-    let held: Vec<&HeldOut> = seeds.iter().map(|f| f.found.held_out.as_ref()).collect::<Option<_>>()?;
+    let losses: Vec<&EvalLoss> = seeds.iter().map(|f| f.found.eval_loss.as_ref()).collect::<Option<_>>()?;
     let of = |name: &String| {
-        Estimate::of(held.iter().map(|h| h.categories.get(name).map_or(f64::NAN, |loss| loss.loss)).collect())
+        Estimate::of(losses.iter().map(|loss| loss.categories.get(name).map_or(f64::NAN, |loss| loss.loss)).collect())
     };
     let mmlu: Option<Vec<Accuracy>> = seeds.iter().map(|f| f.found.mmlu).collect();
     let accuracy = |pick: fn(&Accuracy) -> f64| mmlu.as_ref().map(|all| Estimate::of(all.iter().map(pick).collect()));
     Some(Scores {
-        loss: Estimate::of(held.iter().map(|h| h.all.loss).collect()),
-        categories: held[0].categories.keys().map(|name| (name.clone(), of(name))).collect(),
+        loss: Estimate::of(losses.iter().map(|loss| loss.all.loss).collect()),
+        categories: losses[0].categories.keys().map(|name| (name.clone(), of(name))).collect(),
         mmlu_micro: accuracy(|a| a.micro),
         mmlu_macro: accuracy(|a| a.r#macro),
     })
@@ -38,7 +38,7 @@ pub fn scores(seeds: &[Finished]) -> Option<Scores<Estimate>> {
 
 /// Of a run's seeds to the first run's; `None` if a seed of either diverged.
 pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Result<Option<Scores<Interval>>> {
-    if own.iter().chain(first).any(|f| f.found.held_out.is_none()) {
+    if own.iter().chain(first).any(|f| f.found.eval_loss.is_none()) {
         return Ok(None);
     }
     let reference = &first[0].details;

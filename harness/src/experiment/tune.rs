@@ -1,10 +1,14 @@
-//! Learning rates, chosen alike for all runs: each is tried with each rate on a part of the training records and for a part of
-//! the budget, with one seed, and has the rate whose loss on the other part is least. The held-out records play no part in it.
+//! Learning rates, chosen in the same way for all runs: each run is trained with each rate on a part of the training records,
+//! for a part of the budget and with one seed, and gets the rate with the smallest loss on the other part. The eval set plays no
+//! part in it.
 
 use super::kept::Task;
-use super::plan::{Run, Settings, Tune};
-use super::{Corpus, Stage, raw_records, write_records};
+use super::plan::{Run, Tune};
+use super::stage::{Corpus, Stage, raw_records, write_records};
 use crate::data::order::Order;
+use crate::options::{Count, NonNegative};
+use crate::output;
+use crate::run::spec::RunSpec;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::backend::Backend;
 use serde::Serialize;
@@ -17,26 +21,26 @@ pub struct Tuned {
     pub run: String,
     /// What was tried.
     pub trials: Vec<Trial>,
-    /// The rate with the least loss, the smallest of equals.
+    /// The rate with the smallest loss; the smaller rate if two are equal.
     pub lr: f64,
-    /// Whether it is the smallest or the largest of several: a better one may lie beyond.
+    /// Whether it is the smallest or the largest of several, so that a better one may lie beyond.
     pub at_the_end: bool,
 }
 
-/// A rate and the loss that it led to.
+/// A learning rate, and the loss after training with it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Trial {
     /// The rate.
     pub lr: f64,
-    /// On the records kept apart; `None` where training came to values that are not finite.
+    /// The loss on the records that were set aside; `None` if training diverged.
     pub loss: Option<f64>,
 }
 
-/// How many of so many training records are kept apart to choose by. Fails if there would be none, or no others.
+/// How many of `records` training records are set aside to choose by. Fails if that is none or all of them.
 pub fn apart(tune: &Tune, records: usize) -> Result<usize> {
     let apart = (tune.validation * records as f64).round() as usize;
     if apart == 0 || apart >= records {
-        bail!("[tune]: validation {} of {records} records leaves one part without any", tune.validation);
+        bail!("[tune]: validation {} of {records} records leaves one part empty", tune.validation);
     }
     Ok(apart)
 }
@@ -57,49 +61,47 @@ pub fn split(tune: &Tune, data: &[std::path::PathBuf], dir: &Path) -> Result<(Co
     Ok((Corpus::new(&[train_path])?, Corpus::new(&[validation_path])?))
 }
 
-/// The trials of a run.
+/// The trials of a run, by ascending learning rate.
 pub fn trials<'a>(tune: &Tune, run: &'a Run, parts: &'a (Corpus, Corpus), dir: &Path) -> Vec<(f64, Task<'a>)> {
-    let mut rates = tune.lr.clone();
+    let mut rates: Vec<f64> = tune.lr.iter().map(|lr| lr.get()).collect();
     rates.sort_by(f64::total_cmp);
     rates.dedup();
     let task = |lr: f64| {
-        let mut settings = shortened(&run.settings, tune.fraction);
-        settings.insert("lr".into(), lr.into());
+        let mut spec = shortened(&run.spec, tune.fraction);
+        spec.training.lr = Some(NonNegative::new(lr));
         let dir = dir.join(&run.folder).join(format!("lr-{lr:e}"));
-        Task { run, settings, seed: tune.seed, data: &parts.0, eval_data: &parts.1, ask: false, dir }
+        Task { spec, seed: tune.seed, data: &parts.0, eval_data: &parts.1, ask: false, dir }
     };
     rates.into_iter().map(|lr| (lr, task(lr))).collect()
 }
 
-/// Tries each rate, or ends with [`crate::interrupt::Stopped`].
-pub fn choose<B: Backend>(
-    stage: &Stage<'_, '_, B>,
-    run: &Run,
-    trials: &[(f64, Task<'_>)],
-    mut say: impl FnMut(&str),
-) -> Result<Tuned> {
+/// Tries each rate; an interrupt is the error [`crate::interrupt::Stopped`].
+pub fn choose<B: Backend>(stage: &Stage<'_, '_, B>, run: &Run, trials: &[(f64, Task<'_>)]) -> Result<Tuned> {
     let mut tried = Vec::new();
     for (lr, task) in trials {
-        say(&format!("{}: trying lr {lr:e}", run.name));
+        output::say(format_args!("\n{}: trying lr {lr:e}", run.name));
         let found = task.finish(stage)?.found;
-        tried.push(Trial { lr: *lr, loss: found.held_out.map(|held_out| held_out.all.loss) });
+        tried.push(Trial { lr: *lr, loss: found.eval_loss.map(|eval_loss| eval_loss.all.loss) });
     }
     let finite = tried.iter().filter_map(|trial| Some((trial.lr, trial.loss?)));
     let Some((lr, _)) = finite.reduce(|best, next| if next.1 < best.1 { next } else { best }) else {
-        bail!("[tune]: {}: no lr of the list led to a finite loss", run.name);
+        bail!("[tune]: {}: training diverged with each lr of the list; try smaller ones", run.name);
     };
+    output::say(format_args!("{}: lr {lr:e} has the smallest loss", run.name));
     let at_the_end = tried.len() > 1 && (tried[0].lr == lr || tried[tried.len() - 1].lr == lr);
     Ok(Tuned { run: run.name.clone(), trials: tried, lr, at_the_end })
 }
 
-/// Settings with a part of their steps or epochs.
-fn shortened(settings: &Settings, fraction: f64) -> Settings {
-    let mut settings = settings.clone();
-    if let Some(steps) = settings.get("steps").and_then(serde_json::Value::as_f64) {
-        settings.insert("steps".into(), (((steps * fraction).round() as u64).max(1)).into());
-    } else {
-        let epochs = settings.get("epochs").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
-        settings.insert("epochs".into(), (epochs * fraction).into());
+/// A run of a part of the steps or epochs.
+fn shortened(spec: &RunSpec, fraction: f64) -> RunSpec {
+    let mut spec = spec.clone();
+    let training = &mut spec.training;
+    match training.steps {
+        Some(steps) => training.steps = Some(Count::new(((steps.get() as f64 * fraction).round() as usize).max(1))),
+        None => {
+            let epochs = training.epochs.map_or(1.0, NonNegative::get);
+            training.epochs = Some(NonNegative::new(epochs * fraction));
+        }
     }
-    settings
+    spec
 }

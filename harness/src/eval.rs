@@ -1,0 +1,4 @@
+//! Evaluation: the loss on an eval set, and MMLU.
+
+pub mod loss;
+pub mod mmlu;

@@ -1,0 +1,296 @@
+//! `run.json`: every choice of a run, so that it can be repeated from it, and resumed only with the same choices.
+
+use super::choices::{GateName, Heads, MethodName, Targets};
+use super::config::Settings;
+use super::schedule::{TrainConfig, WARMUP};
+use super::spec::RunSpec;
+use crate::cluster::Clustering;
+use crate::data::encode::Encoded;
+use crate::data::records::{CATEGORY, readable_twice};
+use crate::options::{Count, Finite, NonNegative, Seed};
+use crate::output;
+use anyhow::{Context, Result, bail};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::train::STATE_FILE;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// The file's name in the run's folder.
+pub const FILE: &str = "run.json";
+
+/// A fact: [`weights`].
+const WEIGHTS: &str = "model_fingerprint";
+
+/// The fingerprint of a model's weights, as text.
+pub fn weights(checkpoint: &Checkpoint) -> String {
+    format!("{:016x}", checkpoint.fingerprint())
+}
+
+/// Whether a run was started in this folder.
+pub fn started(out: &Path) -> bool {
+    out.join(FILE).is_file()
+}
+
+/// What the file holds.
+#[derive(Serialize, Deserialize)]
+pub struct Manifest {
+    /// Name and version of this program.
+    tool: Value,
+    /// The run's options with their defaults, for `finetune --config`.
+    #[serde(default)]
+    spec: Settings,
+    /// What the result depends on, by the options' names: a resumed run must have the same.
+    pub options: Map<String, Value>,
+    /// Options that the result does not depend on.
+    running: Map<String, Value>,
+    /// What the options led to: files with sizes and digests, counts.
+    pub facts: Map<String, Value>,
+}
+
+/// What a run is made of.
+pub struct Parts<'a> {
+    /// Its options.
+    pub spec: &'a RunSpec,
+    /// The frozen model.
+    pub checkpoint: &'a Checkpoint,
+    /// The adapter before the first step.
+    pub adapter: &'a Adapter,
+    /// How it is trained.
+    pub config: &'a TrainConfig,
+    /// The training set.
+    pub data: &'a Encoded,
+    /// The length at which sequences are cut, in tokens.
+    pub seq_len: usize,
+    /// The clusters that `--heads auto` found.
+    pub clustering: Option<&'a Clustering>,
+}
+
+impl Manifest {
+    /// Describes a run that is about to start.
+    pub fn new(parts: &Parts<'_>) -> Result<Self> {
+        let tool = json!({"name": "hydra", "version": env!("CARGO_PKG_VERSION")});
+        let Parts { spec, config, .. } = parts;
+        let eval_data = spec.evaluation.eval_data.as_ref().map(|path| describe(path)).transpose()?;
+        let running = object(json!({
+            "device": spec.device.name(), "threads": spec.device.threads, "recompute": config.recompute,
+            "eval-data": eval_data, "eval-every": spec.evaluation.eval_every,
+            "save-every": spec.output.save_every, "out": spec.output.out,
+        }));
+        Ok(Self { tool, spec: filled(parts).settings(), options: options(parts)?, running, facts: facts(parts) })
+    }
+
+    /// Writes the file.
+    pub fn write(&self, out: &Path) -> Result<()> {
+        output::write_json(&out.join(FILE), self)
+    }
+
+    /// For `--resume`: whether there is a saved state to continue from. Fails, naming the option, if the run there has others.
+    pub fn resumes(&self, out: &Path) -> Result<bool> {
+        let path = out.join(FILE);
+        let at = || path.display().to_string();
+        let text = std::fs::read_to_string(&path).with_context(at)?;
+        let earlier: Self = serde_json::from_str(&text).with_context(at)?;
+        // Through text, so that both sides have numbers as they are written.
+        let now: Map<String, Value> = serde_json::from_str(&serde_json::to_string(&self.options)?)?;
+        let same = |name: &String, value: &Value| {
+            contents(earlier.options.get(name).unwrap_or(&Value::Null)) == contents(value)
+        };
+        if let Some((name, value)) = now.iter().find(|(name, value)| !same(name, value)) {
+            let before = earlier.options.get(name).unwrap_or(&Value::Null);
+            let [before, value] = [before, value].map(|value| output::printable(&value.to_string()));
+            bail!(
+                "{}: --resume needs the options of the run: expected --{name} {before}, found {value}",
+                path.display()
+            );
+        }
+        // Earlier versions wrote no fingerprint; their runs can be resumed.
+        if let Some(before) = earlier.facts.get(WEIGHTS).filter(|before| self.facts.get(WEIGHTS) != Some(before)) {
+            bail!(
+                "{}: --model {} has other weights than when the run started: expected {WEIGHTS} {before}, found {}",
+                path.display(),
+                now["model"],
+                self.facts[WEIGHTS],
+            );
+        }
+        if !out.join(STATE_FILE).is_file() {
+            output::say(format_args!("{}: nothing saved yet; the run starts from the beginning", out.display()));
+            return Ok(false);
+        }
+        Ok(true)
+    }
+}
+
+/// The options with the defaults that were used.
+fn filled(parts: &Parts<'_>) -> RunSpec {
+    let mut spec = parts.spec.clone();
+    fill(&mut spec, parts.config, parts.seq_len);
+    // An adapter from a file has its own.
+    if spec.adapter.init_adapter.is_none() {
+        fill_adapter(&mut spec, &parts.adapter.config);
+    }
+    spec
+}
+
+/// The defaults of everything but the adapter.
+fn fill(spec: &mut RunSpec, config: &TrainConfig, seq_len: usize) {
+    let TrainConfig { batch, grad_accum, lr, schedule, clip, seed, .. } = *config;
+    let template = spec.data.encoding.template().to_string();
+    spec.data.encoding.template.get_or_insert(template);
+    spec.data.encoding.seq_len.get_or_insert(Count::new(seq_len));
+    let training = &mut spec.training;
+    training.batch.get_or_insert(Count::new(batch));
+    training.grad_accum.get_or_insert(Count::new(grad_accum));
+    if training.steps.is_none() {
+        training.epochs.get_or_insert(NonNegative::new(1.0));
+    }
+    training.lr.get_or_insert(NonNegative::new(lr));
+    training.schedule.get_or_insert(schedule);
+    training.warmup.get_or_insert(NonNegative::new(WARMUP));
+    training.clip.get_or_insert(NonNegative::new(clip.into()));
+    training.seed.get_or_insert(Seed::new(seed));
+    let (device, precision) = (spec.device.name().to_string(), spec.device.precision());
+    spec.device.device.get_or_insert(device);
+    spec.device.precision.get_or_insert(precision);
+}
+
+/// The defaults of a new adapter; `--heads` only where neither records nor method determine it.
+fn fill_adapter(spec: &mut RunSpec, config: &AdapterConfig) {
+    let adapter = &mut spec.adapter;
+    adapter.method.get_or_insert(MethodName::Hydra);
+    match config.gate {
+        GateKind::Router => drop(adapter.gate.get_or_insert(GateName::Router)),
+        GateKind::Label => drop(adapter.gate.get_or_insert(GateName::Label)),
+        GateKind::Uniform | GateKind::One => {}
+    }
+    adapter.rank.get_or_insert(Count::new(config.rank));
+    if config.method != Method::Lora && config.gate != GateKind::Label {
+        adapter.heads.get_or_insert(Heads::Number(Count::new(config.lora_heads)));
+    }
+    adapter.alpha.get_or_insert(Finite::new(config.alpha.into()));
+    adapter.dropout.get_or_insert_with(|| decimal(config.dropout));
+    adapter.targets.get_or_insert_with(|| Targets(config.targets.clone()));
+}
+
+/// The number whose shortest decimal is that of the f32: 0.05, not 0.05000000074505806.
+fn decimal(x: f32) -> NonNegative {
+    x.to_string().parse().unwrap_or_else(|_| NonNegative::new(x.into()))
+}
+
+/// What the result depends on, defaults filled in, with digests of all files.
+fn options(parts: &Parts<'_>) -> Result<Map<String, Value>> {
+    let Parts { spec, config: train, seq_len, .. } = parts;
+    let config = &parts.adapter.config;
+    let label_field = (config.gate == GateKind::Label).then(|| config.label_field.as_deref().unwrap_or(CATEGORY));
+    let targets: Vec<_> = config.targets.iter().map(|target| target.name()).collect();
+    let data = spec.data.data.iter().map(|path| describe(path)).collect::<Result<Vec<_>>>()?;
+    let init = spec.adapter.init_adapter.as_ref().map(|dir| describe(&dir.join("adapter_model.safetensors")));
+    let template = spec.data.encoding.template();
+    let template_file = Path::new(template).is_file().then(|| describe(Path::new(template))).transpose()?;
+    let epochs = spec.training.steps.is_none().then(|| spec.training.epochs.map_or(1.0, NonNegative::get));
+    Ok(object(json!({
+        "model": spec.model(), "data": data, "template": template, "template-file": template_file, "seq-len": seq_len,
+        "method": config.method.name(), "gate": config.gate.name(), "label-field": label_field,
+        "rank": config.rank, "heads": config.lora_heads, "alpha": config.alpha, "dropout": config.dropout,
+        "targets": targets, "init-adapter": init.transpose()?,
+        "head-dropout": unless(config.head_dropout, 0.0), "head-init": unless(config.head_init.name(), "zero"),
+        "router-temperature": unless(config.temperature, 1.0), "top-k": config.top_k,
+        "load-balance": unless(config.load_balance, 0.0), "router-lr": train.router_lr,
+        "batch": train.batch, "grad-accum": train.grad_accum, "lr": train.lr, "schedule": train.schedule,
+        "warmup": spec.training.warmup.map_or(WARMUP, NonNegative::get), "clip": train.clip,
+        "steps": spec.training.steps, "epochs": epochs, "seed": train.seed, "no-shuffle": !train.shuffle,
+        "precision": spec.device.precision(),
+    })))
+}
+
+/// What the options led to.
+fn facts(parts: &Parts<'_>) -> Map<String, Value> {
+    let Parts { checkpoint, adapter, config, data, clustering, .. } = parts;
+    let clusters = clustering.map(|found| {
+        let Clustering { k, reason, tried, sizes, terms, .. } = found;
+        json!({"k": k, "reason": reason, "tried": tried, "sizes": sizes, "terms": terms})
+    });
+    let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
+    object(json!({
+        "model_path": checkpoint.path(), "model_parameters": frozen, "model_bytes": checkpoint.bytes(),
+        WEIGHTS: weights(checkpoint), "trainable_parameters": trainable,
+        "trainable_share": trainable as f64 / (trainable + frozen) as f64,
+        "labels": adapter.config.labels, "clusters": clusters, "records": data.sequences.len(),
+        "records_cut": data.cut, "records_dropped": data.dropped, "steps": config.steps, "warmup_steps": config.warmup,
+        "optimizer": {"name": "AdamW", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    }))
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// `null` for what is off by default, so that runs of versions without the option can be resumed.
+fn unless<T: PartialEq>(value: T, off: T) -> Option<T> {
+    (value != off).then_some(value)
+}
+
+/// A value without the paths of files: what is in them counts, not where they are.
+fn contents(value: &Value) -> Value {
+    match value {
+        Value::Array(all) => all.iter().map(contents).collect(),
+        Value::Object(map) if map.contains_key("sha256") => map["sha256"].clone(),
+        other => other.clone(),
+    }
+}
+
+/// A file's path, size and digest.
+pub fn describe(path: &Path) -> Result<Value> {
+    readable_twice(path)?;
+    let at = || path.display().to_string();
+    let mut file = File::open(path).with_context(at)?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 16]);
+    loop {
+        let read = file.read(&mut buffer).with_context(at)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+        bytes += read;
+    }
+    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(json!({"path": path, "bytes": bytes, "sha256": digest}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args;
+
+    /// What the help names as a default is what an empty command line gets.
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let spec = RunSpec::default();
+        let config = TrainConfig::new(&spec, 100).unwrap();
+        let mut filled = spec.clone();
+        fill(&mut filled, &config, 1024);
+        fill_adapter(&mut filled, &AdapterConfig::default());
+        let settings = filled.settings();
+        let command = RunSpec::augment_args(clap::Command::new("finetune"));
+        let mut checked = 0;
+        for option in command.get_arguments() {
+            let (name, help) = (option.get_long().unwrap(), option.get_help().unwrap().to_string());
+            let Some((_, rest)) = help.split_once("[default: ") else { continue };
+            let default = rest.split([']', ';', ',']).next().unwrap();
+            if let Some(value) = settings.get(name).filter(|_| name != "targets") {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let text = text.trim_end_matches(".0");
+                assert_eq!(default.split(' ').next().unwrap(), text, "--{name}");
+                checked += 1;
+            }
+        }
+        assert_eq!((checked, settings["targets"].as_str()), (18, Some("gate,up,down")));
+    }
+}

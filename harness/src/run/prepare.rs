@@ -1,0 +1,182 @@
+//! From options to a run: everything is read and checked before the model is loaded.
+
+use super::folder::{RunDir, claim, vacant};
+use super::manifest::{self, Manifest, Parts};
+use super::schedule::TrainConfig;
+use super::spec::RunSpec;
+use super::start::Start;
+use super::train::{EvalSet, Trained, train};
+use crate::cluster::Clustering;
+use crate::data::encode::{Encoded, Encoder};
+use crate::data::records::{Record, names};
+use crate::data::template::Template;
+use crate::device::on_device;
+use crate::options::Count;
+use crate::report::{self, Router};
+use crate::{interrupt, output};
+use anyhow::{Context, Result, bail};
+use hydra_runtime::adapter::{Adapter, GateKind};
+use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::model::Model;
+use hydra_runtime::tokenizer::Tokenizer;
+
+/// A run that is over.
+pub struct Done {
+    /// Its adapter, steps and measurements.
+    pub trained: Trained,
+    /// Number of trainable parameters.
+    pub trainable: u64,
+    /// What the router does, where there is one.
+    pub router: Option<Router>,
+}
+
+/// Trains, saves, and writes the report.
+pub fn finetune(spec: RunSpec, resume: bool) -> Result<Done> {
+    spec.check()?;
+    check_folder(&spec, resume)?;
+    on_device!(spec.device, device => finetune_on(device, spec, resume))
+}
+
+fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool) -> Result<Done> {
+    let checkpoint = crate::device::open_model(spec.model())?;
+    let prepared = Prepared::new(spec, &checkpoint, &checkpoint.tokenizer()?, &device)?;
+    let dir = prepared.open_dir(resume)?;
+    interrupt::listen()?;
+    let model = Model::load(device, &checkpoint)?;
+    prepared.train(&model, prepared.eval_set(), &dir, true)
+}
+
+/// A run of which everything is known and checked, before the model is loaded.
+pub struct Prepared {
+    spec: RunSpec,
+    /// The adapter before the first step.
+    pub adapter: Adapter,
+    /// The training set.
+    pub data: Encoded,
+    /// The eval set.
+    pub eval_data: Option<Encoded>,
+    /// How to train.
+    pub config: TrainConfig,
+    /// Number of trainable parameters.
+    pub trainable: u64,
+    /// Their share of all parameters.
+    pub share: f64,
+    manifest: Manifest,
+}
+
+impl Prepared {
+    /// Reads and checks everything that the options name.
+    pub fn new<B: Backend>(spec: RunSpec, checkpoint: &Checkpoint, tokenizer: &Tokenizer, device: &B) -> Result<Self> {
+        let model = checkpoint.config();
+        let seq_len = spec.data.encoding.seq_len(model.context)?;
+        let template = Template::from_argument(spec.data.encoding.template(), tokenizer)?;
+        let encoder = Encoder { tokenizer, template: &template, seq_len };
+
+        let start = Start::read(&spec, model)?;
+        let (adapter, clustering) = start.adapter(&start.records)?;
+        if let Some(found) = &clustering {
+            describe_clusters(found);
+        }
+        let data = encode(&encoder, &format!("--data {}", names(&spec.data.data)), &start.records, &adapter)?;
+        let eval_data = match (&spec.evaluation.eval_data, &start.eval_records) {
+            (Some(path), Some(records)) => {
+                Some(encode(&encoder, &format!("--eval-data {}", path.display()), records, &adapter)?)
+            }
+            _ => None,
+        };
+        drop(start);
+        let config = TrainConfig::new(&spec, data.sequences.len())?;
+        config.check_memory(device, model, &adapter.config, &data)?;
+        let manifest = Manifest::new(&Parts {
+            spec: &spec,
+            checkpoint,
+            adapter: &adapter,
+            config: &config,
+            data: &data,
+            seq_len,
+            clustering: clustering.as_ref(),
+        })?;
+        let (trainable, frozen) = (adapter.parameters(), checkpoint.parameters());
+        let share = trainable as f64 / (trainable + frozen) as f64;
+        Ok(Self { spec, adapter, data, eval_data, config, trainable, share, manifest })
+    }
+
+    /// Makes and locks the run's folder, and writes down what was chosen.
+    pub fn open_dir(&self, resume: bool) -> Result<RunDir> {
+        let path = self.spec.out().to_path_buf();
+        let lock = claim(&path)?;
+        // Another process may have run there since the folder was checked.
+        check_folder(&self.spec, resume)?;
+        let resume = resume && self.manifest.resumes(&path)?;
+        self.manifest.write(&path)?;
+        Ok(RunDir::new(path, self.spec.output.save_every.map(Count::get), resume, lock))
+    }
+
+    /// The eval set, and when the options have it measured.
+    pub fn eval_set(&self) -> Option<EvalSet<'_>> {
+        let every = self.spec.evaluation.eval_every.map(Count::get);
+        self.eval_data.as_ref().map(|data| EvalSet { data, every })
+    }
+
+    /// Trains in the folder that [`Prepared::open_dir`] made, and writes the report, with the router's weights if `watch` is set.
+    pub fn train<B: Backend>(
+        &self,
+        model: &Model<'_, B>,
+        eval_set: Option<EvalSet<'_>>,
+        dir: &RunDir,
+        watch: bool,
+    ) -> Result<Done> {
+        let Self { adapter, data, config, manifest, .. } = self;
+        let (trainable, share) = (self.trainable, 100.0 * self.share);
+        let count = data.sequences.len();
+        output::say(format_args!(
+            "{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all",
+            config.steps
+        ));
+        let trained = train(model, adapter, data, config, eval_set, dir)?;
+        let eval_data = self.eval_data.as_ref().map(|data| (data, "eval records"));
+        let (watched, what) = eval_data.unwrap_or((data, "training records"));
+        let steps = trained.steps.len();
+        let router = match watch {
+            true => interrupt::unless_stopped(Router::watch(model, &trained.adapter, watched, what, steps))?.flatten(),
+            false => None,
+        };
+        report::write_run(&dir.path, &manifest.options, &manifest.facts, &trained, &router)?;
+        Ok(Done { trained, trainable, router })
+    }
+}
+
+/// Fails if the run's folder isn't what the command needs: a run to resume, or nothing.
+fn check_folder(spec: &RunSpec, resume: bool) -> Result<()> {
+    let out = spec.out();
+    match (resume, manifest::started(out)) {
+        (true, false) => bail!("--resume: no run in {}; leave --resume out to start one", out.display()),
+        (false, true) => bail!("--out {} holds a run: give --resume to continue it, or another folder", out.display()),
+        (false, false) if !vacant(out)? => bail!("--out {} holds files but no run: give another folder", out.display()),
+        _ => Ok(()),
+    }
+}
+
+fn describe_clusters(found: &Clustering) {
+    output::say(format_args!("{} heads: {}", found.k, found.reason));
+    for (cluster, (size, terms)) in found.sizes.iter().zip(&found.terms).enumerate() {
+        output::say(format_args!("  cluster {cluster}: {size} records, {}", output::printable(&terms.join(" "))));
+    }
+}
+
+/// Encodes the records of `what`, and says what is unusual about them.
+fn encode(encoder: &Encoder<'_>, what: &str, records: &[Record], adapter: &Adapter) -> Result<Encoded> {
+    let encoded = encoder.encode(records, &adapter.config.labels).with_context(|| what.to_string())?;
+    if let Some(remark) = encoded.remark(encoder.seq_len) {
+        output::say(format_args!("{what}: {remark}"));
+    }
+    let unlabelled = encoded.sequences.iter().filter(|sequence| sequence.lora_head.is_none()).count();
+    if unlabelled > 0 && adapter.config.gate == GateKind::Label {
+        let all = encoded.sequences.len();
+        output::say(format_args!(
+            "{what}: {unlabelled} of {all} records have no label with a head, and get the mean of the heads"
+        ));
+    }
+    Ok(encoded)
+}
