@@ -1,48 +1,48 @@
-//! What a caller can get wrong. Each error says what was wanted; whoever returns one has written nothing.
+//! Errors of this crate: arguments that do not fit. A function that returns one has written nothing.
 
 use core::fmt;
 
-/// A refused call.
+/// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// A slice has the wrong (or too small a) number of elements.
+    /// A slice is too short, or has another length than the shape asks for.
     Length {
         /// The argument's name.
         operand: &'static str,
-        /// Elements needed.
+        /// Elements expected.
         want: usize,
-        /// Elements given.
+        /// Elements found.
         got: usize,
     },
-    /// The workspace is smaller than the operation's `_scratch` twin says.
+    /// The workspace is smaller than the operation's `_scratch` function says.
     Workspace {
-        /// Floats needed.
+        /// Floats expected.
         want: usize,
-        /// Floats given.
+        /// Floats found.
         got: usize,
     },
-    /// A row's length or a first column is not a multiple of the format's block.
+    /// A size or a first column is not a multiple of a block.
     Block {
         /// The argument's name.
         operand: &'static str,
-        /// The block's length in elements.
+        /// The length of the block, in elements.
         block: usize,
-        /// What was given.
+        /// The value found.
         got: usize,
     },
-    /// An index or a range ends beyond what there is.
+    /// A count, an index or the end of a range exceeds its limit.
     Range {
         /// The argument's name.
         operand: &'static str,
-        /// What there is.
+        /// The largest allowed value.
         limit: usize,
-        /// What was asked for.
+        /// The value found.
         got: usize,
     },
-    /// A size doesn't fit in `usize`.
+    /// A size does not fit in `usize`.
     Overflow,
-    /// A shape that means nothing; the text says why.
+    /// A shape that is not valid, and why.
     Shape(&'static str),
 }
 
@@ -50,19 +50,19 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Error::Length { operand, want, got } => {
-                write!(f, "{operand}: {got} elements where {want} are needed")
+                write!(f, "{operand}: wrong number of elements: expected {want}, found {got}")
             }
             Error::Workspace { want, got } => {
-                write!(f, "workspace of {got} floats where {want} are needed")
+                write!(f, "workspace is too small: expected {want} floats, found {got}")
             }
             Error::Block { operand, block, got } => {
-                write!(f, "{operand}: {got} is not a multiple of the block of {block}")
+                write!(f, "{operand}: expected a multiple of {block}, found {got}")
             }
             Error::Range { operand, limit, got } => {
-                write!(f, "{operand}: {got} is beyond {limit}")
+                write!(f, "{operand} out of range: expected at most {limit}, found {got}")
             }
             Error::Overflow => write!(f, "a size overflows the address space"),
-            Error::Shape(why) => write!(f, "shape: {why}"),
+            Error::Shape(why) => write!(f, "invalid shape: {why}"),
         }
     }
 }
@@ -84,7 +84,7 @@ pub(crate) fn product(a: usize, b: usize) -> Result<usize, Error> {
     a.checked_mul(b).ok_or(Error::Overflow)
 }
 
-/// Elements from the first to the last of `rows` rows of `cols`, `stride` apart.
+/// The length of a slice that holds a strided matrix [rows, cols], or [`Error::Overflow`].
 pub(crate) fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Result<usize, Error> {
     if rows == 0 || cols == 0 {
         return Ok(0);

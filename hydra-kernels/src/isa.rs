@@ -1,16 +1,17 @@
-//! Instruction sets as values: whoever holds [`Isa::Avx512`] holds the proof that this machine runs it.
+//! Instruction sets as values: an [`Isa::Avx512`] is the proof that this machine runs AVX-512.
 //!
-//! Detection is CPUID and XCR0 (does the OS save the registers?), in `core`, cached in an atomic.
+//! Detection asks CPUID what the CPU has and XCR0 which registers the OS saves. It needs only `core`, and an atomic
+//! caches the answer.
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{AmxBf16, Avx2, Avx512, Avx512Bf16};
 
-/// Instruction sets for f32 arithmetic, worst first.
+/// Instruction sets for f32 arithmetic, slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// What every machine of this architecture has.
+    /// The baseline of the architecture.
     Portable,
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
@@ -21,12 +22,12 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best that this machine has.
+    /// The fastest that this machine has.
     pub fn detect() -> Isa {
         Isa::available().last().unwrap_or(Isa::Portable)
     }
 
-    /// All that this machine has, worst first.
+    /// All that this machine has, slowest first.
     pub fn available() -> impl Iterator<Item = Isa> {
         #[cfg(target_arch = "x86_64")]
         let found = [Some(Isa::Portable), Avx2::detect().map(Isa::Avx2), Avx512::detect().map(Isa::Avx512)];
@@ -51,10 +52,10 @@ impl Isa {
         Isa::available().find(|isa| isa.name() == name)
     }
 
-    /// Runs `op` compiled with this instruction set, so that its plain loops vectorise.
+    /// Runs `op` compiled with this instruction set, so that its plain loops vectorize.
     ///
-    /// Only what is inlined into `op` is compiled so: write `isa.vectorize(#[inline(always)] || ..)` and call
-    /// nothing in it but `#[inline(always)]` functions.
+    /// Only code that is inlined into `op` is compiled with it: write `isa.vectorize(#[inline(always)] || ..)`, and
+    /// call only `#[inline(always)]` functions inside.
     #[inline(always)]
     pub fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
         match self {
@@ -67,10 +68,10 @@ impl Isa {
     }
 }
 
-/// Instruction sets for products of bf16 matrices (accumulated in f32), worst first.
+/// Instruction sets for products of bf16 matrices, summed in f32; slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bf16Isa {
-    /// What every machine of this architecture has; widens to f32.
+    /// The baseline of the architecture; widens to f32.
     Portable,
     /// Widens to f32, then AVX2 with FMA.
     #[cfg(target_arch = "x86_64")]
@@ -78,33 +79,33 @@ pub enum Bf16Isa {
     /// Widens to f32, then AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
-    /// AVX-512's own product of bf16 pairs (VDPBF16PS: flushes subnormals to zero).
+    /// AVX-512 BF16, which multiplies pairs of bf16 (VDPBF16PS) and flushes subnormals to zero.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512Bf16),
-    /// AMX's product of tiles (TDPBF16PS: flushes subnormals to zero).
+    /// AMX, which multiplies tiles of bf16 (TDPBF16PS) and flushes subnormals to zero.
     #[cfg(target_arch = "x86_64")]
     AmxBf16(AmxBf16),
 }
 
 impl Bf16Isa {
-    /// The best that this machine has.
+    /// The fastest that this machine has.
     pub fn detect() -> Bf16Isa {
         Bf16Isa::available().last().unwrap_or(Bf16Isa::Portable)
     }
 
-    /// All that this machine has, worst first. AVX-512's own products of bf16 come before the widened ones on Intel's CPUs, where
-    /// they are half as fast.
+    /// All that this machine has, slowest first. On Intel's CPUs, where AVX-512 BF16 is half as fast as widening to
+    /// f32, it comes before [`Bf16Isa::Avx512`].
     pub fn available() -> impl Iterator<Item = Bf16Isa> {
         #[cfg(target_arch = "x86_64")]
         let found = {
             let pairs = Avx512Bf16::detect();
             let mut avx512 = [Avx512::detect().map(Bf16Isa::Avx512), pairs.map(Bf16Isa::Avx512Bf16)];
-            if pairs.is_some_and(|isa| !isa.pays()) {
+            if pairs.is_some_and(|isa| !isa.faster_than_fma()) {
                 avx512.reverse();
             }
-            let [worse, better] = avx512;
+            let [slower, faster] = avx512;
             let avx2 = Avx2::detect().map(Bf16Isa::Avx2);
-            [Some(Bf16Isa::Portable), avx2, worse, better, AmxBf16::detect().map(Bf16Isa::AmxBf16)]
+            [Some(Bf16Isa::Portable), avx2, slower, faster, AmxBf16::detect().map(Bf16Isa::AmxBf16)]
         };
         #[cfg(not(target_arch = "x86_64"))]
         let found = [Some(Bf16Isa::Portable)];

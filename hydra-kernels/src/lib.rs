@@ -6,10 +6,10 @@
 //! y = x Wᵀ + scale · Σ_e gate_e ∘ (x Aᵀ) B_eᵀ,      gate = softmax(x Rᵀ) per token
 //! ```
 //!
-//! [`hydra`] is that operator, forward and backward. It is composed of pieces that a threaded engine may
-//! compose differently: [`mod@gemm`] (packed panels, tiles, frozen weights in their own format through
-//! [`quant`]), [`gate`], [`softmax`](mod@softmax) and [`dropout`](mod@dropout). [`reference`](mod@reference) says in plain
-//! f64 what each of them means.
+//! [`hydra`] is that operator, forward and backward. It is composed of pieces that a threaded engine may compose
+//! differently: [`mod@gemm`] (packed panels, tiles, frozen weights in their own format through [`quant`]), [`gate`],
+//! [`softmax`](mod@softmax) and [`dropout`](mod@dropout). [`reference`](mod@reference) says in plain f64 what each of
+//! them means.
 //!
 //! Conventions: matrices are row-major f32; an instruction set is a value ([`Isa`]) passed first; memory comes
 //! from the caller ([`workspace`]); a function that returns an error has written nothing.
@@ -25,6 +25,7 @@ pub mod quant;
 pub mod random;
 pub mod reference;
 pub mod shape;
+mod simd;
 pub mod softmax;
 pub mod workspace;
 

@@ -4,17 +4,17 @@
 //! p = exp(x − max x) / Σ exp(x − max x)          dx = p ∘ (dp − Σ p ∘ dp)
 //! ```
 //!
-//! Large values are safe (nothing above exp 0 is taken). A row of −∞ becomes zeros; a NaN or +∞ makes its row NaN.
-//! Sums run in 16 fixed lanes, so that every instruction set gives the same bits.
+//! The row's maximum is subtracted first, so large values do not overflow. A row of −∞ becomes zeros; a NaN or +∞ makes
+//! its whole row NaN. Sums run in 16 fixed lanes, so every instruction set gives the same bits.
 
 use crate::error::{Error, exact};
 use crate::isa::Isa;
 use crate::math;
+use crate::simd::reduce::{LANES, add_products, fold, max, sum};
 
-/// Partial sums of a reduction: one 512-bit register.
-const LANES: usize = 16;
-
-/// Softmax of each row of `x` [rows, cols], in place.
+/// Replaces each row of `x` [rows, cols] by its softmax.
+///
+/// Returns an error if `x` is not a whole number of rows.
 pub fn softmax_rows(isa: Isa, x: &mut [f32], cols: usize) -> Result<(), Error> {
     whole_rows("x", x.len(), cols)?;
     isa.vectorize(
@@ -24,7 +24,9 @@ pub fn softmax_rows(isa: Isa, x: &mut [f32], cols: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// `dp` [rows, cols] becomes dx, given the probabilities `p` [rows, cols].
+/// Replaces `dp` [rows, cols], the gradient of the probabilities `p` [rows, cols], by the gradient of the logits.
+///
+/// Returns an error if `dp` is not a whole number of rows or `p` has another length.
 pub fn softmax_backward_rows(isa: Isa, dp: &mut [f32], p: &[f32], cols: usize) -> Result<(), Error> {
     whole_rows("dp", dp.len(), cols)?;
     exact("p", dp.len(), p.len())?;
@@ -39,7 +41,7 @@ pub fn softmax_backward_rows(isa: Isa, dp: &mut [f32], p: &[f32], cols: usize) -
     Ok(())
 }
 
-/// log Σ exp `x`; −∞ for an empty row or one of −∞.
+/// log Σ exp `x`; −∞ for an empty slice or one that holds only −∞.
 pub fn log_sum_exp(isa: Isa, x: &[f32]) -> f32 {
     isa.vectorize(
         #[inline(always)]
@@ -50,7 +52,7 @@ pub fn log_sum_exp(isa: Isa, x: &[f32]) -> f32 {
             }
             let mut sums = [0.0; LANES];
             fold(&mut sums, x, |sum, x| *sum += math::exp(x - max));
-            max + math::ln(sum_lanes(sums))
+            max + math::ln(sum(sums))
         },
     )
 }
@@ -63,6 +65,7 @@ fn whole_rows(operand: &'static str, len: usize, cols: usize) -> Result<(), Erro
     }
 }
 
+/// [`softmax_rows`] for one row, to be inlined into a vectorized caller.
 #[inline(always)]
 pub(crate) fn softmax_row(x: &mut [f32]) {
     let max = max(x);
@@ -75,62 +78,19 @@ pub(crate) fn softmax_row(x: &mut [f32]) {
     }
     let mut sums = [0.0; LANES];
     fold(&mut sums, x, |sum, x| *sum += x);
-    let inverse = 1.0 / sum_lanes(sums);
+    let inverse = 1.0 / sum(sums);
     for x in x.iter_mut() {
         *x *= inverse;
     }
 }
 
+/// [`softmax_backward_rows`] for one row, to be inlined into a vectorized caller.
 #[inline(always)]
 pub(crate) fn softmax_backward_row(dp: &mut [f32], p: &[f32]) {
     let mut sums = [0.0; LANES];
-    let (dp_lanes, dp_rest) = dp.as_chunks::<LANES>();
-    let (p_lanes, p_rest) = p.as_chunks::<LANES>();
-    for (dp, p) in dp_lanes.iter().zip(p_lanes) {
-        for ((sum, dp), p) in sums.iter_mut().zip(dp).zip(p) {
-            *sum += dp * p;
-        }
-    }
-    for ((sum, dp), p) in sums.iter_mut().zip(dp_rest).zip(p_rest) {
-        *sum += dp * p;
-    }
-    let dot = sum_lanes(sums);
+    add_products(&mut sums, dp, p);
+    let dot = sum(sums);
     for (dp, p) in dp.iter_mut().zip(p) {
         *dp = p * (*dp - dot);
     }
-}
-
-#[inline(always)]
-fn max(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    fold(&mut lanes, x, |max, x| *max = if x > *max { x } else { *max });
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
-}
-
-/// Element i of `x` goes to lane i mod LANES.
-#[inline(always)]
-fn fold(lanes: &mut [f32; LANES], x: &[f32], step: impl Fn(&mut f32, f32)) {
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for x in whole {
-        for (lane, x) in lanes.iter_mut().zip(x) {
-            step(lane, *x);
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        step(lane, *x);
-    }
-}
-
-/// Σ of the lanes as a balanced tree.
-#[inline(always)]
-pub(crate) fn sum_lanes<const N: usize>(mut lanes: [f32; N]) -> f32 {
-    const { assert!(N.is_power_of_two()) };
-    let mut half = N / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }

@@ -1,17 +1,19 @@
-//! Tokens that exist only if the CPU has the instructions and the OS saves their registers.
+//! Tokens that prove an instruction set: they exist only if the CPU has the instructions and the OS saves their
+//! registers.
 
 use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use core::sync::atomic::{AtomicU8, Ordering};
 
+/// The probe has run. The other bits are what it found.
 const KNOWN: u8 = 1;
 const AVX2: u8 = 2;
 const AVX512: u8 = 4;
 const AVX512_BF16: u8 = 8;
 const AMX_BF16: u8 = 16;
-/// VDPBF16PS does as much in a cycle as FMA does, or less.
-const SLOW_PAIRS: u8 = 32;
+/// In a cycle, VDPBF16PS does no more products than FMA.
+const SLOW_VDPBF16PS: u8 = 32;
 
-/// What [`probe`] found, or 0 before the first question. Every thread would find the same, so races are harmless.
+/// What [`probe`] found, or 0 before the first call. All threads find the same, so races are harmless.
 static FOUND: AtomicU8 = AtomicU8::new(0);
 
 fn found(level: u8) -> bool {
@@ -43,14 +45,14 @@ fn probe() -> u8 {
     if !all(one, &[12, 26, 27, 28, 29]) {
         return KNOWN;
     }
-    // SAFETY: CPUID just said that the CPU has XSAVE and the OS has enabled it.
+    // SAFETY: CPUID has just shown XSAVE and OSXSAVE, bits 26 and 27.
     let xcr0 = unsafe { xcr0() };
     let seven = __cpuid_count(7, 0);
-    // XMM and YMM state saved; AVX2
+    // The OS saves XMM and YMM; AVX2
     if xcr0 & 0x06 != 0x06 || !all(seven.ebx, &[5]) {
         return KNOWN;
     }
-    // mask registers and ZMM state saved; AVX-512 F, DQ, BW, VL
+    // The OS saves mask registers and ZMM; AVX-512 F, DQ, BW, VL
     if xcr0 & 0xe6 != 0xe6 || !all(seven.ebx, &[16, 17, 30, 31]) {
         return KNOWN | AVX2;
     }
@@ -58,23 +60,24 @@ fn probe() -> u8 {
     if !bf16 {
         return KNOWN | AVX2 | AVX512;
     }
-    // AMX-BF16, AMX-TILE; tile configuration and data saved. Leaves 0x1D and 0x1E, which some virtual machines hide, are not
-    // asked: palette 1's sizes are architectural.
+    // AMX-BF16, AMX-TILE; the OS saves tile configuration and data. Leaves 0x1D and 0x1E, which some virtual machines
+    // hide, are not needed: the sizes of palette 1 are architectural.
     let amx = all(seven.edx, &[22, 24]) && xcr0 & 0x6_0000 == 0x6_0000 && tiles_permitted();
-    // Intel's do one VDPBF16PS in two cycles, where they do four FMAs: 123 GFLOP/s measured beside 246.
+    // Intel's CPUs do one VDPBF16PS in two cycles, and four FMAs in the same time: measured 123 and 246 GFLOP/s.
     let intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"];
-    KNOWN | AVX2 | AVX512 | AVX512_BF16 | if amx { AMX_BF16 } else { 0 } | if intel { SLOW_PAIRS } else { 0 }
+    KNOWN | AVX2 | AVX512 | AVX512_BF16 | if amx { AMX_BF16 } else { 0 } | if intel { SLOW_VDPBF16PS } else { 0 }
 }
 
-/// Linux gives a process tile registers only when it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), for all its threads.
+/// Linux lets a process use tile registers, in all its threads, once it has asked by
+/// arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
 #[cfg(target_os = "linux")]
 fn tiles_permitted() -> bool {
     const ARCH_PRCTL: usize = 158;
     const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
     const XFEATURE_XTILEDATA: usize = 18;
     let status: isize;
-    // SAFETY: this call reads and writes no memory of ours; a kernel that doesn't know it returns an error. SYSCALL itself
-    // changes RCX and R11.
+    // SAFETY: this system call accesses no memory of the process, and a kernel without it returns an error. SYSCALL
+    // changes only RAX, RCX and R11.
     unsafe {
         core::arch::asm!(
             "syscall",
@@ -89,16 +92,16 @@ fn tiles_permitted() -> bool {
     status == 0
 }
 
-/// Elsewhere it isn't known how to ask.
+/// Other systems: unknown, so AMX is not used.
 #[cfg(not(target_os = "linux"))]
 fn tiles_permitted() -> bool {
     false
 }
 
-/// Which registers the OS saves.
+/// The register that says which state the OS saves.
 #[target_feature(enable = "xsave")]
 fn xcr0() -> u64 {
-    // SAFETY: XCR0 exists wherever XGETBV does; the caller vouches for the feature.
+    // SAFETY: this function enables XSAVE, whose XGETBV can always read XCR0.
     unsafe { _xgetbv(0) }
 }
 
@@ -107,7 +110,7 @@ fn xcr0() -> u64 {
 pub struct Avx2(());
 
 impl Avx2 {
-    /// The proof, if this machine has it.
+    /// The proof, if this machine has these instructions.
     pub fn detect() -> Option<Self> {
         found(AVX2).then_some(Avx2(()))
     }
@@ -119,7 +122,7 @@ impl Avx2 {
         fn run<R>(op: impl FnOnce() -> R) -> R {
             op()
         }
-        // SAFETY: `self` exists only if CPU and OS support these features.
+        // SAFETY: `self` exists only if the CPU has these features and the OS saves their registers.
         unsafe { run(op) }
     }
 }
@@ -129,7 +132,7 @@ impl Avx2 {
 pub struct Avx512(());
 
 impl Avx512 {
-    /// The proof, if this machine has it.
+    /// The proof, if this machine has these instructions.
     pub fn detect() -> Option<Self> {
         found(AVX512).then_some(Avx512(()))
     }
@@ -141,7 +144,7 @@ impl Avx512 {
         fn run<R>(op: impl FnOnce() -> R) -> R {
             op()
         }
-        // SAFETY: `self` exists only if CPU and OS support these features.
+        // SAFETY: `self` exists only if the CPU has these features and the OS saves their registers.
         unsafe { run(op) }
     }
 }
@@ -151,17 +154,17 @@ impl Avx512 {
 pub struct Avx512Bf16(());
 
 impl Avx512Bf16 {
-    /// The proof, if this machine has it.
+    /// The proof, if this machine has these instructions.
     pub fn detect() -> Option<Self> {
         found(AVX512_BF16).then_some(Avx512Bf16(()))
     }
 
-    /// Whether products of pairs are faster than f32 products of the pairs' halves: on AMD's CPUs, not on Intel's.
-    pub(crate) fn pays(self) -> bool {
-        !found(SLOW_PAIRS)
+    /// Whether VDPBF16PS does more products in a cycle than FMA: on AMD's CPUs, not on Intel's.
+    pub(crate) fn faster_than_fma(self) -> bool {
+        !found(SLOW_VDPBF16PS)
     }
 
-    /// The weaker proof.
+    /// The proof of the instruction sets that this one contains.
     pub fn avx512(self) -> Avx512 {
         Avx512(())
     }
@@ -172,21 +175,22 @@ impl Avx512Bf16 {
 pub struct AmxBf16(());
 
 impl AmxBf16 {
-    /// The proof, if this machine has it. On Linux the first call of any detection asks the kernel for the tiles.
+    /// The proof, if this machine has these instructions. On Linux, the first detection of any instruction set asks the
+    /// kernel for the tiles.
     pub fn detect() -> Option<Self> {
         found(AMX_BF16).then_some(AmxBf16(()))
     }
 
-    /// The proof without a question.
+    /// The proof without detection.
     ///
     /// # Safety
-    /// This machine has what [`Avx512Bf16`] proves, and each thread of this process can execute AMX-TILE's and AMX-BF16's
-    /// instructions.
+    /// This machine has what [`Avx512Bf16`] proves, and each thread of this process can execute the instructions of
+    /// AMX-TILE and AMX-BF16.
     pub const unsafe fn new_unchecked() -> Self {
         AmxBf16(())
     }
 
-    /// The weaker proof.
+    /// The proof of the instruction sets that this one contains.
     pub fn avx512bf16(self) -> Avx512Bf16 {
         Avx512Bf16(())
     }

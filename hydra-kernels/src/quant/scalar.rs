@@ -1,96 +1,55 @@
-//! The block formats, one function each: 32 columns of a block from its bytes. All numbers are little-endian.
+//! Decoding in plain Rust, one function for each block format. All numbers are little-endian.
 //!
-//! `sub` is the group's place in its block: 0 in blocks of 32, 0..8 in super-blocks of 256.
+//! A function decodes one group of 32 columns. `sub` is the group's place in its block: 0 in blocks of 32, 0..8 in
+//! blocks of 256.
 
-// A function that is passed by name is called through a shim, which is compiled without the instruction set of its caller.
+// Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
-use super::{Format, GROUP};
+use super::format::{Format, GROUP};
 
-/// Decodes `out.len()` elements of `row` (the bytes of one row) from column `first`, a multiple of 32 in block formats.
+/// Decodes `out.len()` elements of `row`, the bytes of one row, from column `first` on: a multiple of 32 in block
+/// formats.
 #[inline(always)]
 pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
+    macro_rules! groups {
+        ($bytes:literal, $subs:literal, $group:ident) => {
+            groups::<$bytes, $subs>(
+                row,
+                first,
+                out,
+                #[inline(always)]
+                |block, sub, out| $group(block, sub, out),
+            )
+        };
+    }
+    macro_rules! plain {
+        ($bytes:literal, $widen:ident) => {
+            plain::<$bytes>(
+                row,
+                first,
+                out,
+                #[inline(always)]
+                |bytes| $widen(bytes),
+            )
+        };
+    }
     match format {
-        Format::F32 => plain::<4>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |b| f32::from_le_bytes(b),
-        ),
-        Format::F16 => plain::<2>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |b| f16_to_f32(u16::from_le_bytes(b)),
-        ),
-        Format::Bf16 => plain::<2>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
-        ),
-        Format::Q4_0 => groups::<18, 1>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q4_0(block, sub, out),
-        ),
-        Format::Q4_1 => groups::<20, 1>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q4_1(block, sub, out),
-        ),
-        Format::Q5_0 => groups::<22, 1>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q5_0(block, sub, out),
-        ),
-        Format::Q5_1 => groups::<24, 1>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q5_1(block, sub, out),
-        ),
-        Format::Q8_0 => groups::<34, 1>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q8_0(block, sub, out),
-        ),
-        Format::Q4K => groups::<144, 8>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q4_k(block, sub, out),
-        ),
-        Format::Q5K => groups::<176, 8>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q5_k(block, sub, out),
-        ),
-        Format::Q6K => groups::<210, 8>(
-            row,
-            first,
-            out,
-            #[inline(always)]
-            |block, sub, out| q6_k(block, sub, out),
-        ),
+        Format::F32 => plain!(4, f32),
+        Format::F16 => plain!(2, f16),
+        Format::Bf16 => plain!(2, bf16),
+        Format::Q4_0 => groups!(18, 1, q4_0),
+        Format::Q4_1 => groups!(20, 1, q4_1),
+        Format::Q5_0 => groups!(22, 1, q5_0),
+        Format::Q5_1 => groups!(24, 1, q5_1),
+        Format::Q8_0 => groups!(34, 1, q8_0),
+        Format::Q4K => groups!(144, 8, q4_k),
+        Format::Q5K => groups!(176, 8, q5_k),
+        Format::Q6K => groups!(210, 8, q6_k),
     }
 }
 
+/// Elements of `BYTES` bytes each.
 #[inline(always)]
 fn plain<const BYTES: usize>(row: &[u8], first: usize, out: &mut [f32], widen: impl Fn([u8; BYTES]) -> f32) {
     let (elements, _) = row[first * BYTES..].as_chunks::<BYTES>();
@@ -99,7 +58,7 @@ fn plain<const BYTES: usize>(row: &[u8], first: usize, out: &mut [f32], widen: i
     }
 }
 
-/// Blocks of `BYTES` bytes and `SUBS` groups.
+/// Blocks of `BYTES` bytes, each of `SUBS` groups.
 #[inline(always)]
 fn groups<const BYTES: usize, const SUBS: usize>(
     row: &[u8],
@@ -121,12 +80,28 @@ fn groups<const BYTES: usize, const SUBS: usize>(
     }
 }
 
-/// Branch-free, so that it vectorises: the exponent is moved by multiplying with 2¹¹², which also normalises subnormals.
+#[inline(always)]
+fn f32(bytes: [u8; 4]) -> f32 {
+    f32::from_le_bytes(bytes)
+}
+
+#[inline(always)]
+fn f16(bytes: [u8; 2]) -> f32 {
+    f16_to_f32(u16::from_le_bytes(bytes))
+}
+
+#[inline(always)]
+fn bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+/// An f16's bits as f32. Without branches, so that it vectorizes: a product with 2¹¹² moves the exponent, and
+/// normalizes subnormals too.
 #[inline(always)]
 pub(crate) fn f16_to_f32(half: u16) -> f32 {
     let bits = u32::from(half);
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-    // Infinity and NaN have the largest exponent, in f32 too.
+    // Infinity and NaN have the largest exponent in both types.
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
@@ -139,10 +114,10 @@ fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
 
 #[inline(always)]
 fn bytes_at<const N: usize, const LEN: usize>(block: &[u8; N], at: usize) -> &[u8; LEN] {
-    block[at..at + LEN].first_chunk().unwrap() // the range has just that length
+    block[at..at + LEN].first_chunk().unwrap() // the range is LEN long
 }
 
-/// Column i of 0..16 is the low nibble of byte i, column 16 + i the high one.
+/// Column i is the low nibble of byte i, and column 16 + i its high nibble, for i in 0..16.
 #[inline(always)]
 fn nibbles(packed: &[u8; 16]) -> [u8; GROUP] {
     let mut q = [0; GROUP];
@@ -153,7 +128,7 @@ fn nibbles(packed: &[u8; 16]) -> [u8; GROUP] {
     q
 }
 
-/// Nibbles, and bit i of `high` as the fifth bit of column i.
+/// [`nibbles`], with bit i of `high` as the fifth bit of column i.
 #[inline(always)]
 fn fives(high: &[u8; 4], packed: &[u8; 16]) -> [u8; GROUP] {
     let mut q = nibbles(packed);
@@ -209,8 +184,9 @@ fn q8_0(block: &[u8; 34], _sub: usize, out: &mut [f32; GROUP]) {
     }
 }
 
-/// The 6-bit scale and minimum of group `sub` in Q4_K's and Q5_K's 12 bytes: groups 0..4 have theirs whole in bytes
-/// sub and sub + 4; groups 4..8 have the low four bits in byte sub + 4, the upper two in the top of those of sub − 4.
+/// The 6-bit scale and minimum of group `sub` from the 12 bytes of Q4_K and Q5_K. Groups 0..4 have theirs in the low
+/// bits of bytes `sub` and `sub` + 4. Groups 4..8 have the low four bits in byte `sub` + 4, and the upper two in the
+/// top bits of bytes `sub` − 4 and `sub`.
 #[inline(always)]
 fn scale_and_min(packed: &[u8; 12], sub: usize) -> (f32, f32) {
     let (scale, min) = if sub < 4 {
@@ -221,7 +197,8 @@ fn scale_and_min(packed: &[u8; 12], sub: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// d, dmin, scales [12], nibbles [128]: groups 2i and 2i + 1 are the low and high nibbles of bytes 32i .. 32i + 32.
+/// Layout: d, dmin, scales [12], nibbles [128]. Groups 2i and 2i + 1 are the low and high nibbles of bytes 32i .. 32i +
+/// 32.
 #[inline(always)]
 fn q4_k(block: &[u8; 144], sub: usize, out: &mut [f32; GROUP]) {
     let (scale, min) = scale_and_min(bytes_at(block, 4), sub);
@@ -233,7 +210,7 @@ fn q4_k(block: &[u8; 144], sub: usize, out: &mut [f32; GROUP]) {
     }
 }
 
-/// d, dmin, scales [12], fifth bits [32] (bit `sub` of byte i is column i's), nibbles [128] as in Q4_K.
+/// Layout: d, dmin, scales [12], fifth bits [32] (bit `sub` of byte i belongs to column i), nibbles [128] as in Q4_K.
 #[inline(always)]
 fn q5_k(block: &[u8; 176], sub: usize, out: &mut [f32; GROUP]) {
     let (scale, min) = scale_and_min(bytes_at(block, 4), sub);
@@ -246,8 +223,9 @@ fn q5_k(block: &[u8; 176], sub: usize, out: &mut [f32; GROUP]) {
     }
 }
 
-/// Low nibbles [128], upper pairs of bits [64], i8 scales [16], d. Each half of 128 columns has 64 and 32 of those bytes;
-/// its group g takes nibble g/2 of bytes 32·(g%2).., bits 2g.. of the upper ones, and scales 2g and 2g + 1.
+/// Layout: nibbles [128], upper pairs of bits [64], i8 scales [16], d. Each half of 128 columns has 64 bytes of nibbles
+/// and 32 of upper bits. Its group g takes nibble g/2 of the bytes from 32·(g%2) on, bits 2g and 2g + 1 of the upper
+/// bits, and scales 2g and 2g + 1.
 #[inline(always)]
 fn q6_k(block: &[u8; 210], sub: usize, out: &mut [f32; GROUP]) {
     let (half, g) = (sub / 4, sub % 4);

@@ -1,14 +1,14 @@
-//! Rows from columns with AVX-512: sixteen at a time, in registers.
+//! Rows of a column-major matrix with AVX-512: sixteen at a time, transposed in registers.
 
-use super::avx512bf16::rounded;
+use super::round::round;
 use core::arch::x86_64::*;
 use half::bf16;
 
-/// 16 × 16 words.
+/// Transposes 16 × 16 words of 32 bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Words, then pairs of words, between neighbouring rows in each quarter of a register; then quarters.
+pub(crate) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // First words, then pairs of words, between neighbouring rows in each quarter of a register; then quarters.
     let words: [__m512i; 16] = core::array::from_fn(|i| match i % 2 {
         0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
         _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
@@ -34,18 +34,18 @@ pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     })
 }
 
-/// Elements of a matrix that is read along its columns.
-pub(super) trait Column: Copy {
-    /// Lane i is the pair (`even[i]`, `odd[i]`) as bf16, zeros where a mask says so.
+/// An element type whose columns can be loaded into sixteen 32-bit lanes.
+pub(crate) trait Column: Copy {
+    /// Lane i holds `even[i]` and `odd[i]` as a pair of bf16; lanes that a mask excludes hold zeros.
     ///
     /// # Safety
-    /// AVX-512 F, BW, VL and BF16; what the masks admit can be read.
+    /// The CPU has AVX-512 F, BW, VL and BF16; the elements that the masks admit can be read.
     unsafe fn pairs(even: (*const Self, u16), odd: (*const Self, u16)) -> __m512i;
 
-    /// Lane i is `column[i]` as f32, zeros where the mask says so.
+    /// Lane i holds `column[i]` as f32; lanes that the mask excludes hold zeros.
     ///
     /// # Safety
-    /// AVX-512 F, BW and VL; what the mask admits can be read.
+    /// The CPU has AVX-512 F, BW and VL; the elements that the mask admits can be read.
     unsafe fn floats(column: (*const Self, u16)) -> __m512;
 }
 
@@ -53,6 +53,7 @@ impl Column for f32 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn pairs(even: (*const f32, u16), odd: (*const f32, u16)) -> __m512i {
+        // Word i of the first half beside word i of the second.
         const ORDER: [u16; 32] = {
             let mut order = [0; 32];
             let mut lane = 0;
@@ -62,11 +63,12 @@ impl Column for f32 {
             }
             order
         };
-        // SAFETY: the caller's contract; the order is 64 bytes.
+        // SAFETY: `floats` reads what the masks admit, which is this function's contract; ORDER is the 64 bytes that
+        // are loaded.
         unsafe {
             _mm512_permutexvar_epi16(
                 _mm512_loadu_si512(ORDER.as_ptr().cast()),
-                rounded(f32::floats(even), f32::floats(odd)),
+                round(f32::floats(even), f32::floats(odd)),
             )
         }
     }
@@ -74,7 +76,7 @@ impl Column for f32 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn floats((column, mask): (*const f32, u16)) -> __m512 {
-        // SAFETY: the caller's contract.
+        // SAFETY: only what the mask admits is read, which is this function's contract.
         unsafe { _mm512_maskz_loadu_ps(mask, column) }
     }
 }
@@ -83,7 +85,7 @@ impl Column for bf16 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn pairs(even: (*const bf16, u16), odd: (*const bf16, u16)) -> __m512i {
-        // SAFETY: the caller's contract.
+        // SAFETY: only what the masks admit is read, which is this function's contract.
         unsafe {
             let even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even.1, even.0.cast()));
             let odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd.1, odd.0.cast()));
@@ -94,15 +96,15 @@ impl Column for bf16 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn floats((column, mask): (*const bf16, u16)) -> __m512 {
-        // SAFETY: the caller's contract.
+        // SAFETY: only what the mask admits is read, which is this function's contract.
         let column = unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, column.cast())) };
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(column))
     }
 }
 
-/// Rows of a transpose, `data[q · stride + row]`.
+/// A column-major matrix [rows, k] read by rows: value `q` of row `row` is `data[q · stride + row]`.
 #[derive(Clone, Copy)]
-pub(super) struct Transposed<'a, E> {
+pub(crate) struct Transposed<'a, E> {
     data: &'a [E],
     stride: usize,
     rows: usize,
@@ -110,46 +112,54 @@ pub(super) struct Transposed<'a, E> {
 }
 
 impl<'a, E: Column> Transposed<'a, E> {
-    /// `rows` rows of `k` values.
-    pub(super) fn new(data: &'a [E], stride: usize, rows: usize, k: usize) -> Self {
+    /// `rows` rows of `k` values, whose columns are `stride` elements apart.
+    ///
+    /// # Panics
+    /// If `data` is shorter.
+    pub(crate) fn new(data: &'a [E], stride: usize, rows: usize, k: usize) -> Self {
         assert!(k == 0 || rows == 0 || data.len() >= (k - 1) * stride + rows);
         Transposed { data, stride, rows, k }
     }
 
-    /// Value `q` of the rows from `row` on, and which of sixteen there are: inside the data by the assert.
+    /// The number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The values of a row.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Where value `q` of row `row` lies, and a mask of the sixteen rows from there on that exist.
+    ///
+    /// What the mask admits is inside `data` by the assert in `new`. With an empty mask the pointer may be any.
     #[inline(always)]
     fn column(&self, row: usize, q: usize) -> (*const E, u16) {
         let rows = self.rows.saturating_sub(row).min(16);
         let mask = if q < self.k { (1u32 << rows) - 1 } else { 0 };
-        // Where the mask is empty, anywhere.
         (self.data.as_ptr().wrapping_add(q.wrapping_mul(self.stride).wrapping_add(row)), mask as u16)
     }
 
     /// Values `q .. q + 32` of rows `row .. row + 16` as bf16, zeros where there are none.
-    ///
-    /// # Safety
-    /// AVX-512 F, BW, VL and BF16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub(super) unsafe fn pairs(&self, row: usize, q: usize) -> [__m512i; 16] {
+    pub(crate) fn pairs(&self, row: usize, q: usize) -> [__m512i; 16] {
         let mut pairs = [_mm512_setzero_si512(); 16];
         for (p, pair) in pairs.iter_mut().enumerate() {
-            // SAFETY: the masks admit what the data has.
+            // SAFETY: `column`'s masks admit only elements of `data`; this function enables the features.
             *pair = unsafe { E::pairs(self.column(row, q + 2 * p), self.column(row, q + 2 * p + 1)) };
         }
         transpose(pairs)
     }
 
     /// Values `q .. q + 16` of rows `row .. row + 16` as f32, zeros where there are none.
-    ///
-    /// # Safety
-    /// AVX-512 F, BW and VL.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn floats(&self, row: usize, q: usize) -> [__m512i; 16] {
+    pub(crate) fn floats(&self, row: usize, q: usize) -> [__m512i; 16] {
         let mut floats = [_mm512_setzero_si512(); 16];
         for (p, float) in floats.iter_mut().enumerate() {
-            // SAFETY: the mask admits what the data has.
+            // SAFETY: `column`'s mask admits only elements of `data`; this function enables the features.
             *float = _mm512_castps_si512(unsafe { E::floats(self.column(row, q + p)) });
         }
         transpose(floats)

@@ -1,20 +1,21 @@
-//! Micro-kernels in plain Rust, for any architecture.
+//! 4 × 8 micro-kernels in plain Rust, for any architecture.
 
-use super::Accumulate;
-use super::convert::widen;
-use super::tiled::{CTile, Micro, Piece, a_stride, one_by_one};
+use super::micro::{CTile, MicroKernel, PanelPair, a_stride, one_by_one};
+use crate::gemm::bf16::widen;
+use crate::gemm::view::Accumulate;
 use crate::isa::Isa;
 use half::bf16;
 
-/// 4 × 8: eight accumulators of four floats, in the sixteen registers of SSE2 or the 32 of NEON.
+/// 4 × 8: eight accumulators of four f32, of the sixteen registers of SSE2 or the 32 of NEON.
 const MR: usize = 4;
 const NR: usize = 8;
 
+/// f32 panels.
 #[derive(Clone, Copy)]
-pub(super) struct PortableF32;
+pub(in crate::gemm) struct PortableF32;
 
-impl Micro for PortableF32 {
-    type E = f32;
+impl MicroKernel for PortableF32 {
+    type B = f32;
     type A = f32;
     const MR: usize = MR;
     const NR: usize = NR;
@@ -25,20 +26,20 @@ impl Micro for PortableF32 {
         Isa::Portable
     }
 
-    fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
-        one_by_one(pieces, c, |&Piece { k, a, b }, c| {
+    fn multiply(self, panels: &[PanelPair<'_, Self>], c: CTile<'_>) {
+        one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
             let (b, _) = b.as_chunks::<NR>();
-            sum(k, a, |p| b[p], c);
+            tile(k, a, |p| b[p], c);
         });
     }
 }
 
-/// A is widened as it is copied, B as it is used.
+/// bf16 panels: A is widened as it is packed, B as it is used.
 #[derive(Clone, Copy)]
-pub(super) struct PortableBf16;
+pub(in crate::gemm) struct PortableBf16;
 
-impl Micro for PortableBf16 {
-    type E = bf16;
+impl MicroKernel for PortableBf16 {
+    type B = bf16;
     type A = f32;
     const MR: usize = MR;
     const NR: usize = NR;
@@ -49,17 +50,18 @@ impl Micro for PortableBf16 {
         Isa::Portable
     }
 
-    fn tile(self, pieces: &[Piece<'_, Self>], c: CTile<'_>) {
-        one_by_one(pieces, c, |&Piece { k, a, b }, c| {
+    fn multiply(self, panels: &[PanelPair<'_, Self>], c: CTile<'_>) {
+        one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
             let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
-            sum(k, a, |p| core::array::from_fn(|j| widen(pairs[p / 2][2 * j + p % 2])), c);
+            tile(k, a, |p| core::array::from_fn(|j| widen(pairs[p / 2][2 * j + p % 2])), c);
         });
     }
 }
 
+/// One tile; `b(p)` is row p of the panel.
 #[inline(always)]
-fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
-    // Beyond the last row it is repeated: always MR in registers.
+fn tile(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
+    // The last row stands in for those beyond it, so that MR rows are always in registers.
     let rows: [&[f32]; MR] = core::array::from_fn(|i| &a[i.min(c.rows - 1) * a_stride::<f32>()..][..k]);
     let mut sums = [[0.0f32; NR]; MR];
     for p in 0..k {
@@ -72,7 +74,7 @@ fn sum(k: usize, a: &[f32], b: impl Fn(usize) -> [f32; NR], c: CTile<'_>) {
     }
     for (row, sums) in c.data.chunks_mut(c.stride.max(c.cols)).zip(sums).take(c.rows) {
         for (c_element, sum) in row[..c.cols].iter_mut().zip(sums) {
-            match c.store {
+            match c.accumulate {
                 Accumulate::Overwrite => *c_element = sum,
                 Accumulate::Add => *c_element += sum,
             }

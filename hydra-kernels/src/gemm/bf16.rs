@@ -1,17 +1,21 @@
-//! f32 to bf16 and back.
+//! Conversions between f32 and bf16.
 
 use crate::error::{Error, exact};
 use crate::isa::{Bf16Isa, Isa};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::round::round_slice;
 use half::bf16;
 
-/// `out` = `x` rounded to nearest, ties to even; NaN stays NaN. (AVX-512 BF16 and AMX flush subnormals to zero.)
+/// `out` = `x` rounded to nearest, ties to even; NaN stays NaN. AVX-512 BF16 and AMX round subnormals to zero.
+///
+/// Returns an error, and writes nothing, if the lengths differ.
 pub fn to_bf16(isa: Bf16Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
     exact("out", x.len(), out.len())?;
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Bf16Isa::Avx512Bf16(isa) => super::avx512bf16::narrow(isa, out, x),
+        Bf16Isa::Avx512Bf16(isa) => round_slice(isa, out, x),
         #[cfg(target_arch = "x86_64")]
-        Bf16Isa::AmxBf16(isa) => super::avx512bf16::narrow(isa.avx512bf16(), out, x),
+        Bf16Isa::AmxBf16(isa) => round_slice(isa.avx512bf16(), out, x),
         _ => isa.vectorize(
             #[inline(always)]
             || out.iter_mut().zip(x).for_each(|(out, &x)| *out = round(x)),
@@ -20,13 +24,13 @@ pub fn to_bf16(isa: Bf16Isa, out: &mut [bf16], x: &[f32]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A type in which activations may be kept; arithmetic is f32.
+/// A type in which activations may be stored: f32 or bf16. Arithmetic is f32.
 pub trait Float: bytemuck::Pod + Send + Sync {
-    /// Exact.
+    /// The value as f32, which is exact.
     fn widen(self) -> f32;
-    /// To nearest, ties to even; NaN stays NaN.
+    /// Rounds to nearest, ties to even; NaN stays NaN.
     fn round(x: f32) -> Self;
-    /// `out` = `x` rounded: [`to_bf16`], or a copy.
+    /// `out` = `x` rounded, by [`to_bf16`] or a copy. Returns an error if the lengths differ.
     fn narrow(isa: Bf16Isa, out: &mut [Self], x: &[f32]) -> Result<(), Error>;
 }
 
@@ -65,13 +69,13 @@ impl Float for bf16 {
     }
 }
 
-/// Exact.
+/// The value as f32, which is exact.
 #[inline(always)]
 pub(super) fn widen(x: bf16) -> f32 {
     f32::from_bits(u32::from(x.to_bits()) << 16)
 }
 
-/// `half`'s own conversion has branches; this one vectorises.
+/// Rounds to nearest, ties to even. Unlike `half`'s conversion it has no branches, so it vectorizes.
 #[inline(always)]
 pub(super) fn round(x: f32) -> bf16 {
     let bits = x.to_bits();
@@ -81,7 +85,7 @@ pub(super) fn round(x: f32) -> bf16 {
     bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded })
 }
 
-/// `cols` values of each row: `c[i · c_stride + j]` = `sums[i · sums_stride + j]` rounded, as many rows as `sums` has.
+/// `c[i · c_stride + j]` = `sums[i · sums_stride + j]` rounded, for j < `cols` and every row of `sums`.
 #[inline]
 pub(super) fn round_rows(isa: Isa, c: &mut [bf16], c_stride: usize, sums: &[f32], sums_stride: usize, cols: usize) {
     isa.vectorize(
@@ -94,7 +98,7 @@ pub(super) fn round_rows(isa: Isa, c: &mut [bf16], c_stride: usize, sums: &[f32]
     );
 }
 
-/// `cols` values of each row: `sums[i · sums_stride + j]` = `c[i · c_stride + j]`, as many rows as `sums` has.
+/// `sums[i · sums_stride + j]` = `c[i · c_stride + j]`, for j < `cols` and every row of `sums`.
 #[inline]
 pub(super) fn widen_rows(isa: Isa, sums: &mut [f32], sums_stride: usize, c: &[bf16], c_stride: usize, cols: usize) {
     isa.vectorize(
@@ -107,47 +111,47 @@ pub(super) fn widen_rows(isa: Isa, sums: &mut [f32], sums_stride: usize, c: &[bf
     );
 }
 
-/// What a tile of A holds for a product of `E`: rounded to it.
-pub(super) trait Held<E>: bytemuck::Pod {
-    /// Rounded to E.
-    fn of_f32(x: f32) -> Self;
-    /// Exact.
-    fn of_bf16(x: bf16) -> Self;
+/// The element type of a packed micro-panel of A, for products with B's elements `E`. Values are rounded to `E`.
+pub(super) trait PackedA<E>: bytemuck::Pod {
+    /// Rounds to E.
+    fn from_f32(x: f32) -> Self;
+    /// The value, which is exact.
+    fn from_bf16(x: bf16) -> Self;
 }
 
-impl Held<f32> for f32 {
+impl PackedA<f32> for f32 {
     #[inline(always)]
-    fn of_f32(x: f32) -> f32 {
+    fn from_f32(x: f32) -> f32 {
         x
     }
 
     #[inline(always)]
-    fn of_bf16(x: bf16) -> f32 {
+    fn from_bf16(x: bf16) -> f32 {
         widen(x)
     }
 }
 
-/// Where the instruction set has no product of bf16.
-impl Held<bf16> for f32 {
+/// For instruction sets that have no bf16 product.
+impl PackedA<bf16> for f32 {
     #[inline(always)]
-    fn of_f32(x: f32) -> f32 {
+    fn from_f32(x: f32) -> f32 {
         widen(round(x))
     }
 
     #[inline(always)]
-    fn of_bf16(x: bf16) -> f32 {
+    fn from_bf16(x: bf16) -> f32 {
         widen(x)
     }
 }
 
-impl Held<bf16> for bf16 {
+impl PackedA<bf16> for bf16 {
     #[inline(always)]
-    fn of_f32(x: f32) -> bf16 {
+    fn from_f32(x: f32) -> bf16 {
         round(x)
     }
 
     #[inline(always)]
-    fn of_bf16(x: bf16) -> bf16 {
+    fn from_bf16(x: bf16) -> bf16 {
         x
     }
 }

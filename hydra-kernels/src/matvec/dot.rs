@@ -1,0 +1,228 @@
+//! Dot products of a few stored rows with x, format by format.
+//!
+//! A weight in a register has the bits that [`crate::quant`] decodes. (Where a format has only scales, Σ q·x is scaled
+//! instead of each q.) A row's sum is one vector, added to in the order of the columns, so it does not depend on the
+//! rows that are computed beside it.
+
+// Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
+#![allow(clippy::redundant_closure)]
+
+use crate::quant::Format;
+use crate::quant::simd::{self, fifth_bits, half_at, head, scales_and_minima};
+use crate::simd::bytes::Bytes;
+use crate::simd::lanes::{LANES, Lanes};
+use crate::simd::reduce::sum;
+
+/// Sixteen elements of x.
+type X = [f32; LANES];
+
+/// Σ_p row[p] · `x[p]` for each of `R` rows of `format`, all x.len() columns long.
+#[inline(always)]
+pub(super) fn dots<L: Lanes, const R: usize>(l: L, format: Format, rows: [&[u8]; R], x: &[f32]) -> [f32; R] {
+    macro_rules! plain {
+        ($bytes:literal, $widen:ident) => {
+            plain::<L, $bytes, R>(
+                l,
+                rows,
+                x,
+                #[inline(always)]
+                |l: L, bytes| l.$widen(bytes),
+            )
+        };
+    }
+    macro_rules! blocks {
+        ($bytes:literal, $vectors:literal, $add:ident) => {
+            blocks::<L, $bytes, $vectors, R>(
+                l,
+                rows,
+                x,
+                #[inline(always)]
+                |l, block, x, sum| $add(l, block, x, sum),
+            )
+        };
+    }
+    match format {
+        Format::F32 => plain!(64, f32),
+        Format::F16 => plain!(32, f16),
+        Format::Bf16 => plain!(32, bf16),
+        Format::Q4_0 => blocks!(18, 2, q4_0),
+        Format::Q4_1 => blocks!(20, 2, q4_1),
+        Format::Q5_0 => blocks!(22, 2, q5_0),
+        Format::Q5_1 => blocks!(24, 2, q5_1),
+        Format::Q8_0 => blocks!(34, 2, q8_0),
+        Format::Q4K => blocks!(144, 16, q4_k),
+        Format::Q5K => blocks!(176, 16, q5_k),
+        Format::Q6K => blocks!(210, 16, q6_k),
+    }
+}
+
+/// Plain elements, sixteen in `BYTES` bytes. Zeros pad the last few to a whole vector.
+#[inline(always)]
+fn plain<L: Lanes, const BYTES: usize, const R: usize>(
+    l: L,
+    rows: [&[u8]; R],
+    x: &[f32],
+    widen: impl Fn(L, &[u8; BYTES]) -> L::V,
+) -> [f32; R] {
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let mut sums = [l.splat(0.0); R];
+    let mut vectors = [&[] as &[[u8; BYTES]]; R];
+    for (vectors, row) in vectors.iter_mut().zip(rows) {
+        *vectors = &row.as_chunks().0[..x.len()];
+    }
+    let ahead = x.len() * BYTES * R;
+    for (i, x) in x.iter().enumerate() {
+        for r in 0..R {
+            l.prefetch(vectors[r][i].as_ptr().wrapping_add(ahead));
+            sums[r] = l.fma(widen(l, &vectors[r][i]), l.load(x), sums[r]);
+        }
+    }
+    if !x_rest.is_empty() {
+        let mut x = [0.0; LANES];
+        x[..x_rest.len()].copy_from_slice(x_rest);
+        for r in 0..R {
+            let rest = rows[r].as_chunks::<BYTES>().1;
+            let mut w = [0; BYTES];
+            w[..rest.len()].copy_from_slice(rest);
+            sums[r] = l.fma(widen(l, &w), l.load(&x), sums[r]);
+        }
+    }
+    reduce(l, sums)
+}
+
+/// Blocks of `BYTES` bytes and `VECTORS` · 16 columns. `add` adds one block's products to a row's sum.
+#[inline(always)]
+fn blocks<L: Lanes, const BYTES: usize, const VECTORS: usize, const R: usize>(
+    l: L,
+    rows: [&[u8]; R],
+    x: &[f32],
+    add: impl Fn(L, &[u8; BYTES], &[X; VECTORS], L::V) -> L::V,
+) -> [f32; R] {
+    let (x, _) = x.as_chunks::<LANES>();
+    let (x, _) = x.as_chunks::<VECTORS>();
+    let mut sums = [l.splat(0.0); R];
+    let mut blocks = [&[] as &[[u8; BYTES]]; R];
+    for (blocks, row) in blocks.iter_mut().zip(rows) {
+        *blocks = &row.as_chunks().0[..x.len()];
+    }
+    // From a block to the one at its place in the next R rows.
+    let ahead = x.len() * BYTES * R;
+    for (i, x) in x.iter().enumerate() {
+        for r in 0..R {
+            l.prefetch(blocks[r][i].as_ptr().wrapping_add(ahead));
+            sums[r] = add(l, &blocks[r][i], x, sums[r]);
+        }
+    }
+    reduce(l, sums)
+}
+
+/// The sum of each vector's lanes.
+#[inline(always)]
+fn reduce<L: Lanes, const R: usize>(l: L, sums: [L::V; R]) -> [f32; R] {
+    let mut out = [0.0; R];
+    for (out, vector) in out.iter_mut().zip(sums) {
+        *out = sum(l.store(vector));
+    }
+    out
+}
+
+#[inline(always)]
+fn q4_0<L: Lanes>(l: L, block: &[u8; 18], x: &[X; 2], sum: L::V) -> L::V {
+    let (low, high) = simd::q4_0(l, block);
+    l.fma(high, l.load(&x[1]), l.fma(low, l.load(&x[0]), sum))
+}
+
+#[inline(always)]
+fn q4_1<L: Lanes>(l: L, block: &[u8; 20], x: &[X; 2], sum: L::V) -> L::V {
+    let (low, high) = simd::q4_1(l, block);
+    l.fma(high, l.load(&x[1]), l.fma(low, l.load(&x[0]), sum))
+}
+
+/// Adds Σ (d·q + m)·x of 32 columns, whose low four bits are the nibbles of `packed` and whose fifth bits are `fives`.
+#[inline(always)]
+fn five_bits<L: Lanes>(l: L, (d, m): (L::V, L::V), packed: Bytes, fives: [Bytes; 2], x: &[X; 2], sum: L::V) -> L::V {
+    let low = l.unsigned(packed.low_nibbles().or(fives[0]));
+    let high = l.unsigned(packed.high_nibbles().or(fives[1]));
+    l.fma(l.fma(high, d, m), l.load(&x[1]), l.fma(l.fma(low, d, m), l.load(&x[0]), sum))
+}
+
+#[inline(always)]
+fn q5_0<L: Lanes>(l: L, block: &[u8; 22], x: &[X; 2], sum: L::V) -> L::V {
+    let d = l.half(head(block));
+    let fives = [fifth_bits([block[2], block[3]]), fifth_bits([block[4], block[5]])];
+    five_bits(l, (d, l.mul(d, l.splat(-16.0))), Bytes::load(block, 6), fives, x, sum)
+}
+
+#[inline(always)]
+fn q5_1<L: Lanes>(l: L, block: &[u8; 24], x: &[X; 2], sum: L::V) -> L::V {
+    let scales = l.halves(head(block));
+    let fives = [fifth_bits([block[4], block[5]]), fifth_bits([block[6], block[7]])];
+    five_bits(l, scales, Bytes::load(block, 8), fives, x, sum)
+}
+
+#[inline(always)]
+fn q8_0<L: Lanes>(l: L, block: &[u8; 34], x: &[X; 2], sum: L::V) -> L::V {
+    let d = l.half(head(block));
+    let first = l.mul(l.signed(Bytes::load(block, 2)), l.load(&x[0]));
+    let both = l.fma(l.signed(Bytes::load(block, 18)), l.load(&x[1]), first);
+    l.fma(d, both, sum)
+}
+
+#[inline(always)]
+fn q4_k<L: Lanes>(l: L, block: &[u8; 144], x: &[X; 16], mut sum: L::V) -> L::V {
+    let scales = scales_and_minima(l, head(block));
+    for pair in 0..4 {
+        let (even, odd) = (2 * pair, 2 * pair + 1);
+        let low = l.table(l.splat(scales[even]), l.splat(scales[8 + even]));
+        let high = l.table(l.splat(scales[odd]), l.splat(scales[8 + odd]));
+        for part in 0..2 {
+            let (low, high) = l.nibbles(low, high, Bytes::load(block, 16 + 32 * pair + 16 * part));
+            sum = l.fma(low, l.load(&x[4 * pair + part]), sum);
+            sum = l.fma(high, l.load(&x[4 * pair + 2 + part]), sum);
+        }
+    }
+    sum
+}
+
+#[inline(always)]
+fn q5_k<L: Lanes>(l: L, block: &[u8; 176], x: &[X; 16], mut sum: L::V) -> L::V {
+    let scales = scales_and_minima(l, head(block));
+    let fives = [Bytes::load(block, 16), Bytes::load(block, 32)];
+    for group in 0..8 {
+        let (d, m) = (l.splat(scales[group]), l.splat(scales[8 + group]));
+        let bit = Bytes::splat(1 << group);
+        for part in 0..2 {
+            let packed = Bytes::load(block, 48 + group / 2 * 32 + 16 * part);
+            let nibbles = if group % 2 == 0 { packed.low_nibbles() } else { packed.high_nibbles() };
+            let q = l.unsigned(nibbles.or(fives[part].sixteen_where(bit)));
+            sum = l.fma(l.fma(q, d, m), l.load(&x[2 * group + part]), sum);
+        }
+    }
+    sum
+}
+
+#[inline(always)]
+fn q6_k<L: Lanes>(l: L, block: &[u8; 210], x: &[X; 16], mut sum: L::V) -> L::V {
+    let scales = l.store(l.mul(l.signed(Bytes::load(block, 192)), l.splat(half_at(block, 208))));
+    for half in 0..2 {
+        for part in 0..2 {
+            let high = Bytes::load(block, 128 + 32 * half + 16 * part);
+            let first = Bytes::load(block, 64 * half + 16 * part);
+            let second = Bytes::load(block, 64 * half + 32 + 16 * part);
+            // Group g's upper pair of bits is at bit 2g of `high`; it moves to bits 4 and 5.
+            let groups = [
+                (first.low_nibbles(), high.left::<4>()),
+                (second.low_nibbles(), high.left::<2>()),
+                (first.high_nibbles(), high),
+                (second.high_nibbles(), high.right::<2>()),
+            ];
+            for (g, (nibbles, pair)) in groups.into_iter().enumerate() {
+                let q = nibbles.or(pair.and(Bytes::splat(0x30)));
+                let q = l.signed(q.minus(Bytes::splat(32)));
+                let at = 8 * half + 2 * g + part;
+                sum = l.fma(l.mul(q, l.splat(scales[at])), l.load(&x[at]), sum);
+            }
+        }
+    }
+    sum
+}

@@ -1,0 +1,135 @@
+//! Storage formats of weights, and the order of their rows.
+
+/// Columns that a block format decodes together.
+pub const GROUP: usize = 32;
+
+/// How the elements of a weight are stored. The block formats are GGUF's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types)]
+pub enum Format {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16, the upper half of an f32.
+    Bf16,
+    /// Blocks of 32: 4 bits each, one scale.
+    Q4_0,
+    /// Blocks of 32: 4 bits each, one scale and one minimum.
+    Q4_1,
+    /// Blocks of 32: 5 bits each, one scale.
+    Q5_0,
+    /// Blocks of 32: 5 bits each, one scale and one minimum.
+    Q5_1,
+    /// Blocks of 32: 8 bits each, one scale.
+    Q8_0,
+    /// Blocks of 256: 4 bits each, 6-bit scales and minima of 8 groups.
+    Q4K,
+    /// Blocks of 256: 5 bits each, 6-bit scales and minima of 8 groups.
+    Q5K,
+    /// Blocks of 256: 6 bits each, 8-bit scales of 16 half groups.
+    Q6K,
+}
+
+impl Format {
+    /// All formats.
+    pub const ALL: [Format; 11] = [
+        Format::F32,
+        Format::F16,
+        Format::Bf16,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q8_0,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
+
+    /// Elements of a block; 1 for the plain formats.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Format::F32 | Format::F16 | Format::Bf16 => 1,
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
+            Format::Q4K | Format::Q5K | Format::Q6K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Format::F32 => 4,
+            Format::F16 | Format::Bf16 => 2,
+            Format::Q4_0 => 2 + 16,
+            Format::Q4_1 => 4 + 16,
+            Format::Q5_0 => 2 + 4 + 16,
+            Format::Q5_1 => 4 + 4 + 16,
+            Format::Q8_0 => 2 + 32,
+            Format::Q4K => 4 + 12 + 128,
+            Format::Q5K => 4 + 12 + 32 + 128,
+            Format::Q6K => 128 + 64 + 16 + 2,
+        }
+    }
+
+    /// The name that GGUF tools use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "F32",
+            Format::F16 => "F16",
+            Format::Bf16 => "BF16",
+            Format::Q4_0 => "Q4_0",
+            Format::Q4_1 => "Q4_1",
+            Format::Q5_0 => "Q5_0",
+            Format::Q5_1 => "Q5_1",
+            Format::Q8_0 => "Q8_0",
+            Format::Q4K => "Q4_K",
+            Format::Q5K => "Q5_K",
+            Format::Q6K => "Q6_K",
+        }
+    }
+
+    /// Bytes of a row of `cols` elements; `None` if `cols` is not a whole number of blocks, or on overflow.
+    pub const fn row_bytes(self, cols: usize) -> Option<usize> {
+        if !cols.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (cols / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// A decoded segment may start at any multiple of this column.
+    pub const fn first_col_multiple(self) -> usize {
+        if self.block_len() == 1 { 1 } else { GROUP }
+    }
+}
+
+/// The order of a weight's rows in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// Row i is stored as row i.
+    Natural,
+    /// llama.cpp's order for the q and k projections: within each head, row i of the first half is followed by row i of
+    /// the second half, which puts rotary pairs side by side.
+    Interleaved {
+        /// Rows of a head, an even number.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// The stored row that holds a logical row.
+    ///
+    /// # Panics
+    /// If `head_dim` is 0.
+    #[inline(always)]
+    pub const fn stored_row(self, logical: usize) -> usize {
+        match self {
+            RowOrder::Natural => logical,
+            RowOrder::Interleaved { head_dim } => {
+                let within = logical % head_dim;
+                let half = head_dim / 2;
+                logical - within + (within % half) * 2 + within / half
+            }
+        }
+    }
+}

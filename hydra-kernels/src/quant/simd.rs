@@ -1,0 +1,117 @@
+//! Block formats decoded in registers, for packing and for [`mod@crate::matvec`].
+//!
+//! The results have the bits of the scalar decoding: q·d is exact in f32, so a fused q·d + m rounds as the two separate
+//! operations do.
+
+// Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
+#![allow(clippy::redundant_closure)]
+
+use super::format::{Format, GROUP};
+use super::scalar::f16_to_f32;
+use crate::simd::bytes::Bytes;
+use crate::simd::lanes::{LANES, Lanes};
+
+/// Decodes `out.len()` columns of a stored row from column `first` on, both multiples of 32, if the format has a faster
+/// way than scalar decoding. Otherwise returns `false` and writes nothing.
+#[inline(always)]
+pub(super) fn decode<L: Lanes>(l: L, format: Format, row: &[u8], first: usize, out: &mut [f32]) -> bool {
+    let (out, rest) = out.as_chunks_mut::<GROUP>();
+    if !rest.is_empty() || !first.is_multiple_of(GROUP) {
+        return false;
+    }
+    macro_rules! blocks {
+        ($weights:ident) => {
+            decode_blocks(
+                l,
+                row,
+                first,
+                out,
+                #[inline(always)]
+                |l, block| $weights(l, block),
+            )
+        };
+    }
+    match format {
+        Format::Q4_0 => blocks!(q4_0),
+        Format::Q4_1 => blocks!(q4_1),
+        Format::Q8_0 => blocks!(q8_0),
+        _ => return false,
+    }
+    true
+}
+
+/// Decodes the blocks from column `first` on, one group each.
+#[inline(always)]
+fn decode_blocks<L: Lanes, const BYTES: usize>(
+    l: L,
+    row: &[u8],
+    first: usize,
+    out: &mut [[f32; GROUP]],
+    weights: impl Fn(L, &[u8; BYTES]) -> (L::V, L::V),
+) {
+    let blocks = &row.as_chunks::<BYTES>().0[first / GROUP..];
+    for (out, block) in out.iter_mut().zip(blocks) {
+        let (low, high) = weights(l, block);
+        out[..LANES].copy_from_slice(&l.store(low));
+        out[LANES..].copy_from_slice(&l.store(high));
+    }
+}
+
+/// The 32 weights of a Q4_0 block.
+#[inline(always)]
+pub(crate) fn q4_0<L: Lanes>(l: L, block: &[u8; 18]) -> (L::V, L::V) {
+    let d = l.half(head(block));
+    let table = l.table(d, l.mul(d, l.splat(-8.0)));
+    l.nibbles(table, table, Bytes::load(block, 2))
+}
+
+/// The 32 weights of a Q4_1 block.
+#[inline(always)]
+pub(crate) fn q4_1<L: Lanes>(l: L, block: &[u8; 20]) -> (L::V, L::V) {
+    let (d, m) = l.halves(head(block));
+    let table = l.table(d, m);
+    l.nibbles(table, table, Bytes::load(block, 4))
+}
+
+/// The 32 weights of a Q8_0 block.
+#[inline(always)]
+pub(crate) fn q8_0<L: Lanes>(l: L, block: &[u8; 34]) -> (L::V, L::V) {
+    let d = l.half(head(block));
+    (l.mul(l.signed(Bytes::load(block, 2)), d), l.mul(l.signed(Bytes::load(block, 18)), d))
+}
+
+/// The fifth bits of sixteen columns: byte i is 16 if bit i is set, and 0 otherwise.
+#[inline(always)]
+pub(crate) fn fifth_bits(bits: [u8; 2]) -> Bytes {
+    let eight = |byte: u8| u64::from(byte) * 0x0101_0101_0101_0101;
+    let bit = 0x8040_2010_0804_0201;
+    Bytes::words(eight(bits[0]), eight(bits[1])).sixteen_where(Bytes::words(bit, bit))
+}
+
+/// The eight scales of Q4_K and Q5_K times d, then the eight minima times −dmin. `scalar` describes their packing.
+#[inline(always)]
+pub(crate) fn scales_and_minima<L: Lanes>(l: L, head: &[u8; 16]) -> [f32; LANES] {
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let (a, b, c) = (word(4), word(8), word(12));
+    let upper = |x: u32| (x >> 6 & 0x0303_0303) << 4;
+    let scales = [a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | upper(a)];
+    let minima = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | upper(b)];
+    let word = |x: [u32; 2]| u64::from(x[0]) | u64::from(x[1]) << 32;
+    let values = l.unsigned(Bytes::words(word(scales), word(minima)));
+    let (d, dmin) = (half_at(head, 0), -half_at(head, 2));
+    let factors = [d, d, d, d, d, d, d, d, dmin, dmin, dmin, dmin, dmin, dmin, dmin, dmin];
+    l.store(l.mul(values, l.load(&factors)))
+}
+
+/// The f16 at byte `at`.
+#[inline(always)]
+pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// The first bytes of a block.
+#[inline(always)]
+pub(crate) fn head<const N: usize, const HEAD: usize>(block: &[u8; N]) -> &[u8; HEAD] {
+    const { assert!(HEAD <= N) }
+    block.first_chunk().unwrap() // N is at least HEAD by the assertion
+}

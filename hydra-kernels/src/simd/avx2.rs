@@ -1,0 +1,116 @@
+//! [`Lanes`] on AVX2: two registers.
+
+use super::bytes::Bytes;
+use super::lanes::{LANES, Lanes, four_halves};
+use crate::isa::Avx2;
+use core::arch::x86_64::*;
+
+impl Lanes for Avx2 {
+    type V = [__m256; 2];
+    /// d and m: AVX2 has no permutation of sixteen values, so d·q + m is computed.
+    type Table = ([__m256; 2], [__m256; 2]);
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX; the array is the two vectors of 32 bytes that are loaded, at any alignment.
+        unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
+    }
+
+    #[inline(always)]
+    fn store(self, v: [__m256; 2]) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        // SAFETY: `self` proves AVX; the array is the two vectors of 32 bytes that are written, at any alignment.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), v[1]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn f32(self, bytes: &[u8; 64]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX; the array is the two vectors of 32 bytes that are loaded, at any alignment.
+        unsafe { [_mm256_loadu_ps(bytes.as_ptr().cast()), _mm256_loadu_ps(bytes.as_ptr().add(32).cast())] }
+    }
+
+    #[inline(always)]
+    fn f16(self, bytes: &[u8; 32]) -> [__m256; 2] {
+        // SAFETY: `self` proves F16C; the array is the two vectors of 16 bytes that are loaded, at any alignment.
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(bytes.as_ptr().cast()), _mm_loadu_si128(bytes.as_ptr().add(16).cast()));
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn bf16(self, bytes: &[u8; 32]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2; the array is the two vectors of 16 bytes that are loaded, at any alignment.
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(bytes.as_ptr().cast()), _mm_loadu_si128(bytes.as_ptr().add(16).cast()));
+            let (low, high) = (_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        }
+    }
+
+    #[inline(always)]
+    fn half(self, bytes: &[u8; 8]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2 and F16C.
+        unsafe { [_mm256_broadcastss_ps(four_halves(bytes)); 2] }
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 8]) -> ([__m256; 2], [__m256; 2]) {
+        // SAFETY: `self` proves AVX2 and F16C.
+        unsafe {
+            let four = four_halves(bytes);
+            ([_mm256_broadcastss_ps(four); 2], [_mm256_broadcastss_ps(_mm_movehdup_ps(four)); 2])
+        }
+    }
+
+    #[inline(always)]
+    fn unsigned(self, bytes: Bytes) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let (low, high) = (_mm256_cvtepu8_epi32(bytes.0), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes.0)));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: Bytes) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let (low, high) = (_mm256_cvtepi8_epi32(bytes.0), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes.0)));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves FMA.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn table(self, d: [__m256; 2], m: [__m256; 2]) -> Self::Table {
+        (d, m)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, low: Self::Table, high: Self::Table, packed: Bytes) -> (Self::V, Self::V) {
+        let (low_q, high_q) = (packed.low_nibbles(), packed.high_nibbles());
+        (self.fma(self.unsigned(low_q), low.0, low.1), self.fma(self.unsigned(high_q), high.0, high.1))
+    }
+}
