@@ -166,7 +166,7 @@ impl Case {
             scale: f64::from(SCALE) * f64::from(u8::from(self.adapted)),
             gate: self.gate(),
             labels: &self.labels,
-            load_balance: f64::from(self.load_balance),
+            load_balance: f64::from(self.load_balance) * f64::from(u8::from(self.adapted)),
             mask: &mask,
             mixed_mask: &mixed_mask,
         })
