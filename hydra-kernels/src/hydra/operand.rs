@@ -48,6 +48,11 @@ pub struct Operand<'a, E: Element> {
 }
 
 impl<'a, E: Element> Operand<'a, E> {
+    /// `scale` · the matrix [k, n] that `source` describes.
+    pub fn new(isa: E::Isa, [k, n]: [usize; 2], source: Source<'a>, scale: f32) -> Self {
+        Operand { isa, source, k, n, scale }
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.k

@@ -8,21 +8,21 @@ mod attention;
 mod buffer;
 mod elementwise;
 mod exec;
-mod gate;
 mod gradient;
 mod lanes;
 mod linear;
 mod loss;
 mod operations;
-mod product;
 mod threads;
 mod workspace;
 
-use super::{Accumulate, Weight};
 use crate::{Error, Result};
 pub use aligned::Aligned;
 pub use buffer::{Activations, Buffer};
+use half::bf16;
+use hydra_kernels::Scratch;
 use hydra_kernels::gemm::PANEL_ALIGN;
+use hydra_kernels::hydra::{MAX_ROW_STEPS, row_step};
 pub use hydra_kernels::isa::{Bf16Isa, Isa};
 use std::sync::Mutex;
 use threads::{Threads, lock};
@@ -113,6 +113,11 @@ impl Cpu {
         result
     }
 
+    /// The same, as kernels take it.
+    fn with_workspace<R>(&self, need: Scratch, body: impl FnOnce(&mut hydra_kernels::Workspace<'_>) -> R) -> R {
+        self.with_scratch(need.0, |scratch| body(&mut hydra_kernels::Workspace::new(scratch)))
+    }
+
     /// Calls `part` with each of `parts`, on all threads.
     fn run<I>(&self, parts: I, part: impl Fn(I::Item) + Sync)
     where
@@ -126,22 +131,17 @@ impl Cpu {
         self.threads.each(parts, infallible).expect("parts that don't fail");
     }
 
-    /// Calls `op` with parts of `len` values of `y` and the index of each part's first value, on all threads.
-    fn in_parts(&self, y: &mut [f32], len: usize, op: impl Fn(usize, &mut [f32]) -> Result<()> + Sync) -> Result<()> {
-        self.threads.each(y.chunks_mut(len.max(1)), |i, part| op(i * len, part))
-    }
-
     /// Rows a task takes: few enough that a task's results stay in its core's L2 for what comes next; every task reads all of a
     /// weight's panels.
     fn row_chunk(&self, rows: usize) -> usize {
-        self.row_share(rows, 16)
+        self.row_share(rows, MAX_ROW_STEPS)
     }
 
     /// Rows a task takes, whole tiles, at most `tiles` of them.
     fn row_share(&self, rows: usize, tiles: usize) -> usize {
         let tile = match self.precision {
-            Precision::F32 => 48,
-            Precision::Bf16 => 32,
+            Precision::F32 => row_step::<f32>(),
+            Precision::Bf16 => row_step::<bf16>(),
         };
         tile * self.share(rows.div_ceil(tile), tiles)
     }
@@ -186,24 +186,6 @@ mod tests {
                         "{share} of {units}"
                     );
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn parts_know_their_places_and_their_errors() {
-        let cpu = cpu(3);
-        for len in [1, 3, 4, 10, 11] {
-            let mut y = vec![0.0; 10];
-            let number = |first: usize, y: &mut [f32]| {
-                y.iter_mut().enumerate().for_each(|(i, y)| *y = (first + i) as f32);
-                Ok(())
-            };
-            cpu.in_parts(&mut y, len, number).unwrap();
-            assert!(y.iter().enumerate().all(|(i, &y)| y == i as f32), "{y:?}");
-            for bad in (0..10).step_by(len) {
-                let fail = |first, _: &mut [f32]| if first == bad { Err(Error::Invalid("bad".into())) } else { Ok(()) };
-                assert!(cpu.in_parts(&mut y, len, fail).is_err());
             }
         }
     }

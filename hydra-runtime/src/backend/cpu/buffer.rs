@@ -55,9 +55,6 @@ pub(super) trait Element: Float + hydra_kernels::Element + Default {
 
     fn values(x: &[Self]) -> Values<'_>;
 
-    /// The reverse of [`Element::values`]. Fails if the values are of the other type.
-    fn slice(values: Values<'_>) -> Result<&[Self]>;
-
     /// eˣ, as exact as its use requires.
     fn exp(x: f32) -> f32;
 }
@@ -83,10 +80,6 @@ impl Element for f32 {
         Values::F32(x)
     }
 
-    fn slice(values: Values<'_>) -> Result<&[f32]> {
-        if let Values::F32(values) = values { Ok(values) } else { Err(wrong_precision()) }
-    }
-
     #[inline(always)]
     fn exp(x: f32) -> f32 {
         math::exp(x)
@@ -110,10 +103,6 @@ impl Element for bf16 {
         Values::Bf16(x)
     }
 
-    fn slice(values: Values<'_>) -> Result<&[bf16]> {
-        if let Values::Bf16(values) = values { Ok(values) } else { Err(wrong_precision()) }
-    }
-
     #[inline(always)]
     fn exp(x: f32) -> f32 {
         math::exp_coarse(x)
@@ -134,9 +123,24 @@ pub(super) fn floats<E: Element>(len: usize) -> usize {
 /// Pieces of `len` values, the last of which may be shorter.
 pub(super) fn chunks(values: ValuesMut<'_>, len: usize) -> Vec<ValuesMut<'_>> {
     match values {
-        ValuesMut::F32(values) => values.chunks_mut(len).map(ValuesMut::F32).collect(),
-        ValuesMut::Bf16(values) => values.chunks_mut(len).map(ValuesMut::Bf16).collect(),
+        ValuesMut::F32(values) => values.chunks_mut(len.max(1)).map(ValuesMut::F32).collect(),
+        ValuesMut::Bf16(values) => values.chunks_mut(len.max(1)).map(ValuesMut::Bf16).collect(),
     }
+}
+
+/// A matrix [rows, width] in parts of `share` rows, the last of which may be shorter. `width` may be 0.
+pub(super) fn row_parts<T>(
+    mut values: &mut [T],
+    rows: usize,
+    share: usize,
+    width: usize,
+) -> impl ExactSizeIterator<Item = &mut [T]> {
+    (0..rows.div_ceil(share)).map(move |_| {
+        let len = values.len().min(share * width);
+        let (part, rest) = std::mem::take(&mut values).split_at_mut(len);
+        values = rest;
+        part
+    })
 }
 
 /// `out` = `x`, converted.

@@ -3,10 +3,11 @@
 //! An operation that is no more than one task runs on the calling thread: for a single token it ends before another thread has
 //! woken.
 
+use super::Cpu;
 use super::buffer::Element;
 use super::lanes::{dot, dot3, squares};
-use super::{Cpu, Weight};
 use crate::backend::AdamW;
+use crate::backend::Weight;
 use hydra_kernels::isa::Bf16Isa;
 
 /// Values in a task of an operation without rows.

@@ -2,9 +2,11 @@
 
 use super::Cpu;
 use super::buffer::Element;
+use super::workspace::Area;
 use crate::Result;
 use crate::backend::Accumulate;
 use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term};
+use hydra_kernels::hydra::{Block, Operand, PackedBlock};
 
 /// A CPU, and the instructions that multiply operands of type `E` on it.
 pub(super) struct Exec<'a, E: Element> {
@@ -36,6 +38,27 @@ impl<'a, E: Element> Exec<'a, E> {
         let out = &mut out[..gemm::panels_len::<E>(self.isa, k, n)];
         gemm::pack(self.isa, out, k, n, source, scale)?;
         Ok(Panels { data: out, k, n })
+    }
+
+    /// Packs all columns of an operand, each thread some whole panels.
+    pub fn pack_shared<'p>(self, operand: Operand<'_, E>, area: &'p mut Area) -> Result<Panels<'p, E>> {
+        let columns = operand.columns();
+        let out = area.take::<E>(operand.panels_len(columns));
+        let share = self.cpu.column_share(columns, usize::MAX);
+        self.cpu.threads.each(out.chunks_mut(operand.panels_len(share).max(1)), |i, out| {
+            Ok(operand.pack(i * share..columns.min((i + 1) * share), out)?)
+        })?;
+        Ok(operand.panels(out)?)
+    }
+
+    /// The same of both operands of a block.
+    pub fn pack_block<'p>(
+        self,
+        block: Block<'_, E>,
+        [frozen, adapter]: [&'p mut Area; 2],
+    ) -> Result<PackedBlock<'p, E>> {
+        let frozen = self.pack_shared(block.frozen, frozen)?;
+        Ok(block.packed(frozen.data, self.pack_shared(block.adapter, adapter)?.data)?)
     }
 
     /// c [m, n] = or += a b; n is the panels'.

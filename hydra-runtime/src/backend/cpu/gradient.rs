@@ -1,125 +1,72 @@
-//! The adapter's own gradients: products over all tokens.
-//!
-//! ```text
-//! dB += scale · dyᵀ mixed       dA += ddownᵀ D(x)       dR += dlogitsᵀ x
-//! ```
-//!
-//! Each is computed transposed, [few rows, tokens] · [tokens, a block of columns], a block a task; sums over tokens run in
-//! blocks of a fixed length, so that they do not depend on the number of threads.
+//! The phases of an adapter's own gradients, shared out by columns.
 
-use super::Cpu;
-use super::buffer::{Element, carve, floats};
-use super::linear::{Args, drop_rows};
-use super::workspace::Area;
+use super::buffer::{Element, row_parts};
+use super::exec::Exec;
+use super::workspace::Workspace;
 use crate::Result;
-use hydra_kernels::gemm::{self, Accumulate, MatRef, Panels, Source, Term, Values};
+use hydra_kernels::gemm::PANEL_ALIGN;
+use hydra_kernels::hydra::{
+    AdapterGradients, Backward, BackwardArgs, GRADIENT_COLUMNS, StackedPart, db_columns_scratch,
+    stacked_columns_scratch,
+};
 
-/// Tokens whose rows are packed together.
-const TOKENS: usize = 1024;
+/// Most panels of columns in a task.
+const PANELS: usize = GRADIENT_COLUMNS / PANEL_ALIGN;
 
-/// Most panels of columns in a task: with that many tokens a quarter of L2.
-const PANELS: usize = 8;
-
-/// What the products need beside their operands.
-pub(super) struct Areas<'a> {
-    pub dropped: &'a mut Area,
-    pub gradient: &'a mut Area,
-}
-
-/// Adds the gradients to `dparams`; see the module's heading.
-#[allow(clippy::too_many_arguments)]
+/// Adds the adapter's gradients. The phases over rows have left the mixed heads and the gradient of the adapter's state in the
+/// workspace.
 pub(super) fn adapter_gradients<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    args: &Args<'_>,
-    tokens: usize,
-    dparams: Option<&mut [f32]>,
-    dy: Values<'_>,
-    x: Values<'_>,
-    mixed: &[f32],
-    d_adapter_state: &[f32],
-    Areas { dropped, gradient }: Areas<'_>,
+    exec: Exec<'_, E>,
+    backward: &Backward<'_, E>,
+    args: &BackwardArgs<'_>,
+    AdapterGradients { da, db }: AdapterGradients<'_>,
+    workspace: &mut Workspace,
 ) -> Result<()> {
-    let Some(dparams) = dparams else { return Ok(()) };
-    let shape = args.slot.shape;
-    let (n, width, d_in) = (shape.mixed_width(), shape.state_width(), shape.d_in);
-    let (block, scale) = (cpu.column_share(shape.d_out, PANELS), args.slot.scale);
-    let rows = MatRef::transposed(mixed, n);
-    let db = &mut dparams[args.slot.b.clone()];
-    cpu.threads.each(db.chunks_mut(block * n), |i, db| {
-        let columns = Columns { x: dy, d: shape.d_out, first: i * block, count: db.len() / n };
-        product::<E>(cpu, isa, rows, n, tokens, columns, |sums| {
-            // dB's rows are the product's columns.
-            for (column, db) in db.chunks_exact_mut(n).enumerate() {
-                db.iter_mut().enumerate().for_each(|(j, db)| *db += scale * sums[j * columns.count + column]);
-            }
-        })
+    let (cpu, shape, tokens) = (exec.cpu, backward.shape(), args.tokens);
+    let (d_in, d_out, width) = (shape.d_in, shape.d_out, shape.mixed_width());
+    let mixed = &*workspace.mixed.take::<f32>(tokens * width);
+    let columns = cpu.column_share(d_out, PANELS);
+    let scratch = db_columns_scratch::<E>(&shape, tokens, columns);
+    cpu.threads.each(row_parts(db, d_out, columns, width), |i, db| {
+        let columns = i * columns..d_out.min((i + 1) * columns);
+        cpu.with_workspace(scratch, |workspace| Ok(backward.db_columns(columns, mixed, db, workspace)?))
     })?;
-    let da = &mut dparams[args.slot.a.clone()];
-    let block = cpu.column_share(d_in, PANELS);
-    let mut add_rows = |from: usize, end: usize, x: Values<'_>, scale: f32| {
-        let height = end - from;
-        let rows = MatRef::transposed(&d_adapter_state[from..], width);
-        let sums = gradient.take::<f32>(height * d_in);
-        cpu.threads.each(sums.chunks_mut(height * block), |i, out| {
-            let columns = Columns { x, d: d_in, first: i * block, count: out.len() / height };
-            product::<E>(cpu, isa, rows, height, tokens, columns, |sums| out.copy_from_slice(sums))
+    let dropping = args.dropouts.input.is_some();
+    let dropped = workspace.dropped.take::<E>(if dropping { tokens * d_in } else { 0 });
+    if dropping {
+        let rows = cpu.row_chunk(tokens);
+        cpu.threads.each(row_parts(dropped, tokens, rows, d_in), |i, dropped| {
+            Ok(backward.dropped_rows(i * rows..tokens.min((i + 1) * rows), dropped)?)
         })?;
-        for (i, sums) in sums.chunks(height * block).enumerate() {
-            let columns = sums.len() / height;
-            for (da, sums) in da[from * d_in..].chunks_exact_mut(d_in).zip(sums.chunks_exact(columns)) {
-                da[i * block..][..columns].iter_mut().zip(sums).for_each(|(da, sum)| *da += scale * sum);
-            }
-        }
-        Ok::<_, crate::Error>(())
-    };
-    let (a_rows, stacked) = (shape.a_rows(), shape.stacked_rows());
-    let Some(key) = args.dropout else { return add_rows(0, stacked, x, 1.0) };
-    // The mask comes before A, never before the router.
-    let dropped = dropped.take::<E>(tokens * d_in);
-    let rows = cpu.row_chunk(tokens);
-    cpu.threads.each(dropped.chunks_mut(rows * d_in), |i, out| drop_rows(cpu, key, out, x, i * rows, d_in))?;
-    add_rows(0, a_rows, E::values(dropped), key.mask(0).scale())?;
-    if a_rows < stacked {
-        add_rows(a_rows, stacked, x, 1.0)?;
+    }
+    let d_adapter_state = &*workspace.d_adapter_state.take::<f32>(tokens * shape.state_width());
+    for part in backward.stacked_parts() {
+        let sums = workspace.gradient.take::<f32>(part.rows() * d_in);
+        add_part(exec, backward, args, (&part, da), (d_adapter_state, dropped), sums)?;
     }
     Ok(())
 }
 
-/// Columns `first .. first + count` of a row-major matrix `d` wide.
-#[derive(Clone, Copy)]
-struct Columns<'a> {
-    x: Values<'a>,
-    d: usize,
-    first: usize,
-    count: usize,
-}
-
-/// Hands `write` `rows` [height, tokens] · columns, [height, count].
-#[allow(clippy::too_many_arguments)]
-fn product<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    rows: MatRef<'_>,
-    height: usize,
-    tokens: usize,
-    columns: Columns<'_>,
-    write: impl FnOnce(&[f32]),
+/// Adds the gradient of some rows of \[A; R\].
+fn add_part<E: Element>(
+    exec: Exec<'_, E>,
+    backward: &Backward<'_, E>,
+    args: &BackwardArgs<'_>,
+    (part, da): (&StackedPart, &mut [f32]),
+    (d_adapter_state, dropped): (&[f32], &[E]),
+    sums: &mut [f32],
 ) -> Result<()> {
-    let n = columns.count;
-    let panels_len = gemm::panels_len::<E>(isa, TOKENS.min(tokens), n);
-    cpu.with_scratch(floats::<E>(panels_len) + height * n, |scratch| {
-        let (panels, sums) = carve::<E>(scratch, panels_len);
-        sums.fill(0.0);
-        for t in (0..tokens).step_by(TOKENS) {
-            let k = TOKENS.min(tokens - t);
-            let data = columns.x.skip(t * columns.d + columns.first);
-            gemm::pack(isa, panels, k, n, Source::Dense { data, k_stride: columns.d, n_stride: 1 }, 1.0)?;
-            let a = MatRef { data: rows.data.skip(t * rows.col_stride), ..rows };
-            let term = Term { a, b: Panels { data: &*panels, k, n } };
-            gemm::gemm(isa, &mut *sums, n, height, n, Accumulate::Add, &[term])?;
-        }
-        write(sums);
-        Ok(())
-    })
+    let (cpu, d_in) = (exec.cpu, backward.shape().d_in);
+    let share = cpu.column_share(d_in, PANELS);
+    let scratch = stacked_columns_scratch::<E>(args.tokens, share);
+    let columns = |i: usize| i * share..d_in.min((i + 1) * share);
+    cpu.threads.each(row_parts(sums, d_in, share, part.rows()), |i, sums| {
+        cpu.with_workspace(scratch, |workspace| {
+            Ok(backward.stacked_columns(part, columns(i), d_adapter_state, dropped, sums, workspace)?)
+        })
+    })?;
+    for (i, sums) in row_parts(sums, d_in, share, part.rows()).enumerate() {
+        part.add_to(da, d_in, columns(i), sums)?;
+    }
+    Ok(())
 }

@@ -1,363 +1,263 @@
-//! A frozen linear layer and its Hydra adapter, forward and backward.
+//! A frozen linear layer and its adapter on many threads: the phases of [`hydra_kernels::hydra`], shared out.
 //!
-//! ```text
-//! adapter_state = [x Aᵀ | gate(x Rᵀ)]      y = x Wᵀ + scale · mixed Bᵀ
-//! dmixed = scale · dy B             d_adapter_state = [ddown | dlogits]
-//! dx = dy W + d_adapter_state [A; R]        dB += scale · dyᵀ mixed       d[A; R] += dhiddenᵀ x
-//! ```
-//!
-//! A task takes some rows through the skinny product, the gate and the frozen product while they are in its cache; the
-//! adapter's product is a second term of the frozen one, added while the tile of y is in registers.
+//! A task takes some rows through the adapter's products, the gate and the frozen product while they are in its cache.
 
-use super::buffer::{Element, carve, chunks, floats};
-use super::gate::{mix_rows, push_of, unmix_rows};
-use super::gradient::{Areas, adapter_gradients};
-use super::product::{Onto, Operand, column_block, columns_of, pack, product};
-use super::workspace::{Area, Workspace};
-use super::{Accumulate, Cpu, Weight};
+use super::Cpu;
+use super::buffer::{Activations, Element, chunks, row_parts};
+use super::exec::Exec;
+use super::gradient::adapter_gradients;
+use super::workspace::Workspace;
 use crate::Result;
-use crate::backend::{AdapterArgs, DropoutKey, HydraShape};
+use crate::backend::{
+    Accumulate, AdapterArgs, AnyBuffer, AnyBufferMut, DropoutKey, GateKind, HydraShape, Linear, LinearBackward,
+    LinearOutput, Weight,
+};
 use half::bf16;
-use hydra_kernels::dropout;
-use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term, Values, ValuesMut};
-use hydra_kernels::matvec;
+use hydra_kernels::Scratch;
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Values, ValuesMut};
+use hydra_kernels::hydra::{
+    AdapterGradients, AdapterRef, Backward, BackwardArgs, Dropouts, Few, Forward, ForwardArgs, HydraLayer,
+    adapter_rows_scratch, column_block, dropped_dx_rows_scratch, dx_rows_scratch, few_output_scratch, few_serves,
+    output_rows_scratch,
+};
+use std::ops::Range;
 
-/// Up to this many tokens the weights are read as they are stored, row by row; above, packing panels pays.
-const FEW_TOKENS: usize = 4;
-
-/// Weight that is worth handing to another thread: some microseconds of reading.
+/// Bytes of a weight that are worth handing to another thread: some microseconds of reading.
 const TASK_BYTES: usize = 32 * 1024;
 
-pub(super) type Args<'a> = AdapterArgs<'a, Cpu>;
-
-/// `count` rows from `first` on of a row-major matrix.
-fn rows_of(x: Values<'_>, first: usize, width: usize) -> MatRef<'_> {
-    MatRef::row_major(x.skip(first * width), width)
-}
-
-/// The stacked [A; R] and B, as the products read them.
-#[derive(Clone, Copy)]
-pub(super) struct Parameters<'a> {
-    pub shape: HydraShape,
-    pub scale: f32,
-    stacked: &'a [f32],
-    b: &'a [f32],
-}
-
-impl<'a> Parameters<'a> {
-    fn of(args: &Args<'a>) -> Self {
-        let params = args.params;
-        let slot = args.slot;
-        let (stacked, b) = (&params[slot.a.clone()], &params[slot.b.clone()]);
-        Self { shape: slot.shape, scale: slot.scale, stacked, b }
-    }
-
-    /// Rows `first ..` of scale · [A; R], as columns: for x [A; R]ᵀ.
-    fn stacked_columns<E: Element>(
-        &self,
-        isa: E::Isa,
-        area: &'a mut Area,
-        first: usize,
-        end: usize,
-        scale: f32,
-    ) -> Result<Panels<'a, E>> {
-        let (d_in, n) = (self.shape.d_in, end - first);
-        let data = Values::F32(&self.stacked[first * d_in..]);
-        let area = area.take(gemm::panels_len::<E>(isa, d_in, n));
-        pack(isa, area, d_in, n, Source::Dense { data, k_stride: 1, n_stride: d_in }, scale)
-    }
-
-    /// scale · B: for dy B.
-    fn lora_heads<E: Element>(&self, isa: E::Isa, area: &'a mut Area) -> Result<Panels<'a, E>> {
-        let n = self.shape.mixed_width();
-        let source = Source::Dense { data: Values::F32(self.b), k_stride: n, n_stride: 1 };
-        let area = area.take(gemm::panels_len::<E>(isa, self.shape.d_out, n));
-        pack(isa, area, self.shape.d_out, n, source, self.scale)
+/// See [`crate::backend::Backend::linear`].
+pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Linear<'_, Cpu>) -> Result<()> {
+    let Linear { output, tokens, x, weight, adapter } = args;
+    let (adapter, adapter_state) = match adapter {
+        Some((adapter, state)) => (Some(adapter), &mut state[..tokens * adapter.slot.shape.state_width()]),
+        None => (None, &mut [][..]),
+    };
+    let layer = layer(weight.weight(), adapter);
+    let (x_len, y_len) = (tokens * layer.weight.cols(), tokens * layer.weight.rows());
+    let (y, residual) = match output {
+        LinearOutput::Buffer { y, residual } => (ValuesMut::F32(y), residual.map(|x| Values::F32(x))),
+        LinearOutput::Activations { y, residual } => (y.values_mut(), residual.map(Activations::values)),
+    };
+    let args = ForwardArgs {
+        tokens,
+        x: x.values().first(x_len),
+        residual: residual.map(|residual| residual.first(y_len)),
+        labels: labels(adapter, tokens),
+        dropouts: dropouts(adapter),
+    };
+    if few_serves(&args) {
+        few(exec, layer, args, y.first(y_len), adapter_state)
+    } else {
+        many(exec, layer, args, y.first(y_len), adapter_state)
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    y: ValuesMut<'_>,
-    residual: Option<Values<'_>>,
-    tokens: usize,
-    x: Values<'_>,
-    weight: &Weight<'_>,
-    adapter: Option<(&Args<'_>, &mut [f32])>,
+/// See [`crate::backend::Backend::linear_backward`].
+pub(super) fn backward<E: Element>(exec: Exec<'_, E>, args: LinearBackward<'_, Cpu>) -> Result<()> {
+    let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter } = args;
+    let (adapter, adapter_state) = match adapter {
+        Some((adapter, state)) => (Some(adapter), &state[..tokens * adapter.slot.shape.state_width()]),
+        None => (None, &[][..]),
+    };
+    let layer = layer(weight.weight(), adapter);
+    let (x_len, y_len) = (tokens * layer.weight.cols(), tokens * layer.weight.rows());
+    let dy = match dy {
+        AnyBuffer::Buffer(dy) => Values::F32(dy),
+        AnyBuffer::Activations(dy) => dy.values(),
+    };
+    let dx = dx.map(|(dx, accumulate)| match dx {
+        AnyBufferMut::Buffer(dx) => (ValuesMut::F32(dx).first(x_len), accumulate),
+        AnyBufferMut::Activations(dx) => (dx.values_mut().first(x_len), accumulate),
+    });
+    let args = BackwardArgs {
+        tokens,
+        dy: dy.first(y_len),
+        x: x.values().first(x_len),
+        labels: labels(adapter, tokens),
+        dropouts: dropouts(adapter),
+        load_balance: adapter.map_or(0.0, |adapter| adapter.balance),
+    };
+    let backward = Backward::<E>::new(exec.isa, layer, args, adapter_state)?;
+    let workspace = &mut *exec.cpu.workspaces.take();
+    let mut balance = vec![0.0; backward.balance_loss_grad_len()];
+    backward.balance_loss_grad(&mut balance)?;
+    backward_rows(exec, &backward, &args, (dx, &balance), workspace)?;
+    match adapter.zip(dparams) {
+        Some((adapter, dparams)) => adapter_gradients(exec, &backward, &args, gradients(adapter, dparams), workspace),
+        None => Ok(()),
+    }
+}
+
+/// The layer as the kernels take it.
+fn layer<'a>(weight: Weight<'a>, adapter: Option<&AdapterArgs<'a, Cpu>>) -> HydraLayer<'a> {
+    let adapter = adapter.map(|&AdapterArgs { slot, params, .. }| {
+        let gate = match slot.gate {
+            GateKind::Router => hydra_kernels::Gate::Router(slot.routing),
+            GateKind::Label => hydra_kernels::Gate::Label,
+            GateKind::Uniform => hydra_kernels::Gate::Uniform,
+            GateKind::One => hydra_kernels::Gate::One,
+        };
+        let (a, b) = (&params[slot.a.clone()], &params[slot.b.clone()]);
+        AdapterRef { shape: slot.shape, a, b, scale: slot.scale, gate }
+    });
+    HydraLayer { weight, adapter }
+}
+
+/// The labels of a pass of `tokens` tokens, if its gate reads them.
+fn labels<'a>(adapter: Option<&AdapterArgs<'a, Cpu>>, tokens: usize) -> &'a [u32] {
+    match adapter {
+        Some(args) if args.slot.gate == GateKind::Label => &args.labels[..tokens],
+        _ => &[],
+    }
+}
+
+/// The masks of a pass, from its first row on.
+fn dropouts(adapter: Option<&AdapterArgs<'_, Cpu>>) -> Dropouts {
+    let mask = |key: Option<DropoutKey>| key.map(|key| key.mask(0));
+    adapter.map_or(Dropouts::default(), |args| Dropouts { input: mask(args.dropout), mixed: mask(args.head_dropout) })
+}
+
+/// Where the adapter's gradients lie in `dparams`, which is laid out as the parameters.
+fn gradients<'a>(adapter: &AdapterArgs<'_, Cpu>, dparams: &'a mut [f32]) -> AdapterGradients<'a> {
+    let ranges = [adapter.slot.a.clone(), adapter.slot.b.clone()];
+    let [da, db] = dparams.get_disjoint_mut(ranges).expect("A and B lie apart in the parameters");
+    AdapterGradients { da, db }
+}
+
+/// Blocks of columns of a result whose operand has `k` rows: a panel for each thread or more.
+fn blocks(cpu: &Cpu, columns: usize, k: usize) -> impl Iterator<Item = Range<usize>> {
+    let block = column_block(k).max(PANEL_ALIGN * cpu.threads());
+    (0..columns).step_by(block).map(move |first| first..columns.min(first + block))
+}
+
+/// Adapter states [tokens, state_width] or their gradients, and mixed heads [tokens, mixed_width], in parts of `rows` rows. The
+/// parts are empty without an adapter.
+fn state_parts<'a>(
+    shape: &HydraShape,
+    [tokens, rows]: [usize; 2],
+    states: &'a mut [f32],
+    mixed: &'a mut [f32],
+) -> impl ExactSizeIterator<Item = (&'a mut [f32], &'a mut [f32])> {
+    row_parts(states, tokens, rows, shape.state_width()).zip(row_parts(mixed, tokens, rows, shape.mixed_width()))
+}
+
+/// `y` [tokens, d_out], and `adapter_state` [tokens, state_width], which is empty without an adapter.
+fn many<E: Element>(
+    exec: Exec<'_, E>,
+    layer: HydraLayer<'_>,
+    args: ForwardArgs<'_>,
+    mut y: ValuesMut<'_>,
+    adapter_state: &mut [f32],
 ) -> Result<()> {
-    let (d_out, d_in) = (weight.rows(), weight.cols());
-    let mut y = y.first(tokens * d_out);
-    let dropping = adapter.as_ref().is_some_and(|(args, _)| args.dropout.is_some());
-    let dropping_heads = adapter.as_ref().is_some_and(|(args, _)| args.head_dropout.is_some());
-    if tokens <= FEW_TOKENS && !dropping && !dropping_heads {
-        return forward_few(cpu, y, residual, tokens, x, weight, adapter);
-    }
-    let workspace = &mut *cpu.workspaces.take();
-    let frozen = Operand { k: d_in, source: &|first| Source::WeightRows { weight: *weight, first }, scale: 1.0 };
+    let (cpu, shape, tokens) = (exec.cpu, layer.shape(), args.tokens);
+    let forward = Forward::<E>::new(exec.isa, layer, args)?;
+    let Workspace { panels, adapter_panels, skinny_panels, router_panels, mixed, .. } = &mut *cpu.workspaces.take();
+    let mixed = mixed.take::<f32>(tokens * shape.mixed_width());
+    let [a, router] = forward.stacked();
+    let stacked = [exec.pack_shared(a, skinny_panels)?, exec.pack_shared(router, router_panels)?];
     let rows = cpu.row_chunk(tokens);
-    let (block, onto) = (column_block(cpu, d_in), Onto::from(residual));
-    let Some((args, adapter_state)) = adapter else {
-        return product::<E>(cpu, isa, y, d_out, onto, x, frozen, &mut workspace.panels);
-    };
-    let parameters = Parameters::of(args);
-    let shape = parameters.shape;
-    let adapter_state = &mut adapter_state[..tokens * shape.state_width()];
-    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed_width());
-    let Workspace { skinny_panels, router_panels, .. } = workspace;
-    let a_end = if dropping { shape.a_rows() } else { shape.stacked_rows() };
-    let kept = args.dropout.map_or(1.0, |key| key.mask(0).scale());
-    let down = parameters.stacked_columns::<E>(isa, skinny_panels, 0, a_end, kept)?;
-    let router = parameters.stacked_columns::<E>(isa, router_panels, a_end, shape.stacked_rows(), 1.0)?;
-    let n = shape.mixed_width();
-    let lora_heads = Operand {
-        k: n,
-        source: &|first| Source::Dense { data: Values::F32(&parameters.b[first * n..]), k_stride: 1, n_stride: n },
-        scale: parameters.scale,
-    };
-    for first in (0..d_out).step_by(block) {
-        let columns = block.min(d_out - first);
-        let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
-        let b = lora_heads.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
-        let adapters = adapter_state.chunks_mut(rows * shape.state_width()).zip(mixed.chunks_mut(rows * n));
-        let tasks = chunks(y.reborrow(), rows * d_out).into_iter().zip(adapters);
+    for columns in blocks(cpu, shape.d_out, shape.d_in) {
+        let first = columns.start == 0;
+        let scratch = match y {
+            ValuesMut::F32(_) => output_rows_scratch::<f32>(&shape, rows, columns.len()),
+            ValuesMut::Bf16(_) => output_rows_scratch::<bf16>(&shape, rows, columns.len()),
+        };
+        let scratch = scratch.or(adapter_rows_scratch::<E>(&shape, rows, args.dropouts.input.is_some()));
+        let block = exec.pack_block(forward.block(columns), [panels, adapter_panels])?;
+        let states = state_parts(&shape, [tokens, rows], adapter_state, mixed);
+        let tasks = chunks(y.reborrow(), rows * shape.d_out).into_iter().zip(states);
         cpu.threads.each(tasks, |i, (y, (adapter_state, mixed))| {
-            if first == 0 {
-                before_gate(cpu, isa, args, x, i * rows, adapter_state, &down, &router)?;
-                mix_rows(cpu, args, i * rows, mixed, adapter_state)?;
-            }
-            let frozen = Term { a: rows_of(x, i * rows, d_in), b: w };
-            let lora_heads = Term { a: MatRef::row_major(&*mixed, n), b };
-            columns_of(cpu, isa, y, d_out, first, onto.rows(i * rows, d_out), &[frozen, lora_heads])
+            let rows = i * rows..tokens.min((i + 1) * rows);
+            cpu.with_workspace(scratch, |workspace| {
+                if first {
+                    forward.adapter_rows(rows.clone(), &stacked, adapter_state, mixed, workspace)?;
+                }
+                Ok(forward.output_rows(rows, &block, mixed, y, workspace)?)
+            })
         })?;
     }
     Ok(())
 }
 
-/// Some rows of adapter_state before the gate: D(x) Aᵀ, and x Rᵀ if there is a router.
-#[allow(clippy::too_many_arguments)]
-fn before_gate<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    args: &Args<'_>,
-    x: Values<'_>,
-    first_row: usize,
+/// The same for a handful of tokens: each thread reads some rows of the weight.
+fn few<E: Element>(
+    exec: Exec<'_, E>,
+    layer: HydraLayer<'_>,
+    args: ForwardArgs<'_>,
+    mut y: ValuesMut<'_>,
     adapter_state: &mut [f32],
-    down: &Panels<'_, E>,
-    router: &Panels<'_, E>,
 ) -> Result<()> {
-    let (d_in, width) = (args.slot.shape.d_in, args.slot.shape.state_width());
-    let m = adapter_state.len() / width;
-    let product = |adapter_state: &mut [f32], a: MatRef<'_>, b: &Panels<'_, E>| {
-        gemm::gemm(isa, adapter_state, width, m, b.n, Accumulate::Overwrite, &[Term { a, b: *b }])
-    };
-    let rows = rows_of(x, first_row, d_in);
-    match args.dropout {
-        None => product(adapter_state, rows, down)?,
-        Some(key) => {
-            cpu.with_scratch(floats::<E>(m * d_in), |scratch| {
-                let (dropped, _) = carve::<E>(scratch, m * d_in);
-                drop_rows(cpu, key, dropped, x, first_row, d_in)?;
-                product(adapter_state, MatRef::row_major(E::values(dropped), d_in), down)?;
-                Ok::<_, crate::Error>(())
-            })?;
-            if router.n > 0 {
-                product(&mut adapter_state[down.n..], rows, router)?;
-            }
-        }
+    let (cpu, shape, weight) = (exec.cpu, layer.shape(), layer.weight);
+    let Workspace { widened, mixed, .. } = &mut *cpu.workspaces.take();
+    let few = Few::new(cpu.isa, layer, args, widened.take::<f32>(args.x.len()))?;
+    let mixed = mixed.take::<f32>(args.tokens * shape.mixed_width());
+    few.adapter_rows(adapter_state, mixed)?;
+    let bytes = weight.format().row_bytes(shape.d_in).unwrap_or(usize::MAX).saturating_mul(shape.d_out);
+    let columns = shape.d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
+    let scratch = few_output_scratch(columns);
+    for (token, y) in chunks(y.reborrow(), shape.d_out).into_iter().enumerate() {
+        cpu.threads.each(chunks(y, columns).into_iter(), |i, y| {
+            let columns = i * columns..i * columns + y.len();
+            cpu.with_workspace(scratch.and(scratch), |workspace| match y {
+                ValuesMut::F32(y) => Ok(few.output(token, columns, mixed, y, workspace)?),
+                ValuesMut::Bf16(y) => {
+                    let sums = workspace.take_lines::<f32>(y.len())?;
+                    few.output(token, columns, mixed, sums, workspace)?;
+                    Ok(gemm::to_bf16(cpu.bf16_isa, y, sums)?)
+                }
+            })
+        })?;
     }
     Ok(())
 }
 
-/// `out` = mask ∘ x, as many rows of x from `first_row` on as `out` has; the product that reads it has 1 / (1 − p).
-pub(super) fn drop_rows<E: Element>(
-    cpu: &Cpu,
-    key: DropoutKey,
-    out: &mut [E],
-    x: Values<'_>,
-    first_row: usize,
-    d_in: usize,
+/// The phases over rows. They leave the mixed heads and the gradient of the adapter's state in the workspace.
+fn backward_rows<E: Element>(
+    exec: Exec<'_, E>,
+    backward: &Backward<'_, E>,
+    args: &BackwardArgs<'_>,
+    (dx, balance): (Option<(ValuesMut<'_>, Accumulate)>, &[f32]),
+    workspace: &mut Workspace,
 ) -> Result<()> {
-    let x = &E::slice(x)?[first_row * d_in..][..out.len()];
-    Ok(dropout::dropout_unscaled(cpu.isa, out, x, d_in, key.mask(first_row))?)
-}
-
-/// The same for a handful of tokens: memory-bound, so the weights are read straight from their stored form.
-fn forward_few(
-    cpu: &Cpu,
-    mut y: ValuesMut<'_>,
-    residual: Option<Values<'_>>,
-    tokens: usize,
-    x: Values<'_>,
-    weight: &Weight<'_>,
-    mut adapter: Option<(&Args<'_>, &mut [f32])>,
-) -> Result<()> {
-    let (d_out, d_in) = (weight.rows(), weight.cols());
-    let (mut wide_x, mut wide_y) = (Vec::new(), Vec::new());
-    for t in 0..tokens {
-        let x = match x {
-            Values::F32(x) => &x[t * d_in..][..d_in],
-            Values::Bf16(x) => {
-                wide_x.clear();
-                wide_x.extend(x[t * d_in..][..d_in].iter().map(|x| x.to_f32()));
-                &wide_x
-            }
+    let (cpu, shape, tokens) = (exec.cpu, backward.shape(), args.tokens);
+    let (d_in, dropping) = (shape.d_in, args.dropouts.input.is_some());
+    let Workspace { panels, adapter_panels, skinny_panels, router_panels, .. } = workspace;
+    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed_width());
+    let d_adapter_state = workspace.d_adapter_state.take::<f32>(tokens * shape.state_width());
+    let lora_up = exec.pack_shared(backward.lora_up(), skinny_panels)?;
+    let rows = cpu.row_chunk(tokens);
+    let range = |i: usize| i * rows..tokens.min((i + 1) * rows);
+    let Some((mut dx, accumulate)) = dx else {
+        return cpu.threads.each(
+            state_parts(&shape, [tokens, rows], d_adapter_state, mixed),
+            |i, (d_adapter_state, mixed)| {
+                Ok(backward.state_rows(range(i), &lora_up, balance, d_adapter_state, mixed)?)
+            },
+        );
+    };
+    let dropped_a = exec.pack_shared(backward.dropped_a(), router_panels)?;
+    for columns in blocks(cpu, d_in, shape.d_out) {
+        let (first, last) = (columns.start == 0, columns.end == d_in);
+        let scratch = match dx {
+            ValuesMut::F32(_) => dx_rows_scratch::<f32>(&shape, rows, columns.len()),
+            ValuesMut::Bf16(_) => dx_rows_scratch::<bf16>(&shape, rows, columns.len()),
         };
-        let workspace = &mut *cpu.workspaces.take();
-        let mut lora_heads = None;
-        if let Some((args, adapter_state)) = &mut adapter {
-            let Parameters { shape, stacked, b, scale } = Parameters::of(args);
-            let adapter_state = &mut adapter_state[t * shape.state_width()..][..shape.state_width()];
-            let stacked = Weight::from_f32(shape.stacked_rows(), d_in, stacked)?;
-            matvec(cpu.isa, &mut adapter_state[..shape.stacked_rows()], stacked, 0, x)?;
-            let mixed = workspace.mixed.take::<f32>(shape.mixed_width());
-            mix_rows(cpu, args, t, mixed, adapter_state)?;
-            mixed.iter_mut().for_each(|value| *value *= scale);
-            lora_heads = Some((Weight::from_f32(d_out, shape.mixed_width(), b)?, &*mixed));
-        }
-        let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
-        let rows = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
-        let part = |first: usize, y: &mut [f32]| {
-            matvec(cpu.isa, y, *weight, first, x)?;
-            let Some((b, mixed)) = lora_heads else { return Ok(()) };
-            cpu.with_scratch(y.len(), |product| {
-                matvec(cpu.isa, product, b, first, mixed)?;
-                add(y, product.iter().copied());
+        let scratch = scratch.or(if dropping { dropped_dx_rows_scratch(&shape, rows) } else { Scratch(0) });
+        let block = exec.pack_block(backward.block(columns), [panels, adapter_panels])?;
+        let states = state_parts(&shape, [tokens, rows], d_adapter_state, mixed);
+        let tasks = chunks(dx.reborrow(), rows * d_in).into_iter().zip(states);
+        cpu.threads.each(tasks, |i, (mut dx, (d_adapter_state, mixed))| {
+            if first {
+                backward.state_rows(range(i), &lora_up, balance, d_adapter_state, mixed)?;
+            }
+            cpu.with_workspace(scratch, |workspace| {
+                backward.dx_rows(range(i), &block, d_adapter_state, (dx.reborrow(), accumulate), workspace)?;
+                if last {
+                    backward.dropped_dx_rows(range(i), &dropped_a, d_adapter_state, dx, workspace)?;
+                }
                 Ok(())
             })
-        };
-        let residual = residual.map(|residual| residual.skip(t * d_out));
-        match &mut y {
-            ValuesMut::F32(y) => {
-                let y = &mut y[t * d_out..][..d_out];
-                cpu.in_parts(y, rows, part)?;
-                if let Some(residual) = residual {
-                    add(y, f32::slice(residual)?.iter().copied());
-                }
-            }
-            ValuesMut::Bf16(y) => {
-                wide_y.resize(d_out, 0.0);
-                cpu.in_parts(&mut wide_y, rows, part)?;
-                if let Some(residual) = residual {
-                    add(&mut wide_y, bf16::slice(residual)?.iter().map(|x| x.to_f32()));
-                }
-                gemm::to_bf16(cpu.bf16_isa, &mut y[t * d_out..][..d_out], &wide_y)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn add(y: &mut [f32], x: impl Iterator<Item = f32>) {
-    y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    dx: Option<(ValuesMut<'_>, Accumulate)>,
-    dparams: Option<&mut [f32]>,
-    tokens: usize,
-    dy: Values<'_>,
-    x: Values<'_>,
-    weight: &Weight<'_>,
-    adapter: Option<(&Args<'_>, &[f32])>,
-) -> Result<()> {
-    let (d_out, d_in) = (weight.rows(), weight.cols());
-    let rows = cpu.row_chunk(tokens);
-    let block = column_block(cpu, d_out);
-    let workspace = &mut *cpu.workspaces.take();
-    let frozen = Operand { k: d_out, source: &|first| Source::WeightCols { weight: *weight, first }, scale: 1.0 };
-    let Some((args, adapter_state)) = adapter else {
-        let Some((dx, store)) = dx else { return Ok(()) };
-        let dx = dx.first(tokens * d_in);
-        return product::<E>(cpu, isa, dx, d_in, store.into(), dy, frozen, &mut workspace.panels);
-    };
-    let parameters = Parameters::of(args);
-    let shape = parameters.shape;
-    let (n, width) = (shape.mixed_width(), shape.state_width());
-    let adapter_state = &adapter_state[..tokens * width];
-    let push = push_of(args, tokens, adapter_state)?;
-    let Workspace { mixed, d_adapter_state, dropped, gradient, .. } = workspace;
-    let areas = Areas { dropped, gradient };
-    let (mixed, d_adapter_state) = (mixed.take::<f32>(tokens * n), d_adapter_state.take::<f32>(tokens * width));
-    let lora_heads = parameters.lora_heads::<E>(isa, &mut workspace.skinny_panels)?;
-    // dmixed, and by way of it d_adapter_state; and mixed once more, which dB needs.
-    let through_gate = |first_row: usize, mixed: &mut [f32], d_adapter_state: &mut [f32]| {
-        let (adapter_state, m) = (&adapter_state[first_row * width..][..d_adapter_state.len()], mixed.len() / n);
-        let term = Term { a: rows_of(dy, first_row, d_out), b: lora_heads };
-        gemm::gemm(isa, &mut *mixed, n, m, n, Accumulate::Overwrite, &[term])?;
-        unmix_rows(cpu, args, first_row, d_adapter_state, mixed, adapter_state, &push)
-    };
-    let Some((dx, store)) = dx else {
-        let tasks = mixed.chunks_mut(rows * n).zip(d_adapter_state.chunks_mut(rows * width));
-        cpu.threads.each(tasks, |i, (mixed, d_adapter_state)| through_gate(i * rows, mixed, d_adapter_state))?;
-        return adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, d_adapter_state, areas);
-    };
-    // With dropout only the router's part reaches dx undiminished.
-    let first_row = if args.dropout.is_some() { shape.a_rows() } else { 0 };
-    let stacked = Operand {
-        k: shape.stacked_rows() - first_row,
-        source: &|first| {
-            let data = Values::F32(&parameters.stacked[first_row * d_in + first..]);
-            Source::Dense { data, k_stride: d_in, n_stride: 1 }
-        },
-        scale: 1.0,
-    };
-    let masked = Operand {
-        k: first_row,
-        source: &|first| Source::Dense { data: Values::F32(&parameters.stacked[first..]), k_stride: d_in, n_stride: 1 },
-        scale: 1.0,
-    };
-    let masked = masked.pack::<E>(cpu, isa, &mut workspace.router_panels, 0, if first_row > 0 { d_in } else { 0 })?;
-    let mut dx = dx.first(tokens * d_in);
-    for first in (0..d_in).step_by(block) {
-        let columns = block.min(d_in - first);
-        let w = frozen.pack::<E>(cpu, isa, &mut workspace.panels, first, columns)?;
-        let a = stacked.pack::<E>(cpu, isa, &mut workspace.adapter_panels, first, columns)?;
-        let adapters = mixed.chunks_mut(rows * n).zip(d_adapter_state.chunks_mut(rows * width));
-        let tasks = chunks(dx.reborrow(), rows * d_in).into_iter().zip(adapters);
-        cpu.threads.each(tasks, |i, (mut dx, (mixed, d_adapter_state))| {
-            if first == 0 {
-                through_gate(i * rows, mixed, d_adapter_state)?;
-            }
-            let frozen = Term { a: rows_of(dy, i * rows, d_out), b: w };
-            let through = Term { a: MatRef::row_major(&d_adapter_state[first_row..], width), b: a };
-            columns_of(cpu, isa, dx.reborrow(), d_in, first, store.into(), &[frozen, through])?;
-            match args.dropout {
-                Some(key) if first + columns == d_in => {
-                    add_masked(cpu, isa, key, dx, i * rows, d_adapter_state, width, masked)
-                }
-                _ => Ok(()),
-            }
         })?;
     }
-    adapter_gradients::<E>(cpu, isa, args, tokens, dparams, dy, x, mixed, d_adapter_state, areas)
-}
-
-/// dx += mask ∘ (ddown A) / (1 − p): what reached the dropped input.
-#[allow(clippy::too_many_arguments)]
-fn add_masked<E: Element>(
-    cpu: &Cpu,
-    isa: E::Isa,
-    key: DropoutKey,
-    dx: ValuesMut<'_>,
-    first_row: usize,
-    d_adapter_state: &[f32],
-    width: usize,
-    a: Panels<'_, E>,
-) -> Result<()> {
-    let (d_in, m) = (a.n, d_adapter_state.len() / width);
-    let mask = key.mask(first_row);
-    cpu.with_scratch(m * d_in, |sums| {
-        let term = Term { a: MatRef::row_major(d_adapter_state, width), b: a };
-        gemm::gemm(isa, &mut *sums, d_in, m, d_in, Accumulate::Overwrite, &[term])?;
-        match dx {
-            ValuesMut::F32(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,
-            ValuesMut::Bf16(dx) => dropout::dropout_accumulate(cpu.isa, dx, sums, d_in, mask)?,
-        }
-        Ok(())
-    })
+    Ok(())
 }

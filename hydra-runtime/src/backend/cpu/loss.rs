@@ -8,11 +8,11 @@ use super::Cpu;
 use super::buffer::{Element, carve, floats};
 use super::exec::Exec;
 use super::lanes::{exponentials, lanes, larger};
-use super::product::Operand;
 use super::workspace::Workspace;
 use crate::Result;
 use crate::backend::{Accumulate, HeadLoss, Weight};
 use hydra_kernels::gemm::{MatRef, PANEL_ALIGN, Panels, Source, Values};
+use hydra_kernels::hydra::Operand;
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
 
@@ -89,14 +89,12 @@ fn head_block<'a, E: Element>(
     gradient: bool,
     workspace: &'a mut Workspace,
 ) -> Result<HeadBlock<'a, E>> {
-    let (cpu, isa, d) = (exec.cpu, exec.isa, rows.cols());
-    let as_columns = |column| Source::WeightRows { weight: rows, first: column };
-    let as_rows = |column| Source::WeightCols { weight: rows, first: column };
-    let to_logits = Operand { k: d, source: &as_columns, scale: 1.0 };
-    let to_logits = to_logits.pack::<E>(cpu, isa, &mut workspace.panels, 0, rows.rows())?;
-    let to_dx = Operand { k: rows.rows(), source: &as_rows, scale: 1.0 };
+    let (isa, ids, d) = (exec.isa, rows.rows(), rows.cols());
+    let as_columns = Source::WeightRows { weight: rows, first: 0 };
+    let to_logits = exec.pack_shared(Operand::new(isa, [d, ids], as_columns, 1.0), &mut workspace.panels)?;
+    let as_rows = Source::WeightCols { weight: rows, first: 0 };
     let to_dx = match gradient {
-        true => Some(to_dx.pack::<E>(cpu, isa, &mut workspace.adapter_panels, 0, d)?),
+        true => Some(exec.pack_shared(Operand::new(isa, [ids, d], as_rows, 1.0), &mut workspace.adapter_panels)?),
         false => None,
     };
     Ok(HeadBlock { first_id, to_logits, to_dx })

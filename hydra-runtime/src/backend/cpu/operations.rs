@@ -7,8 +7,8 @@ use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
 use crate::Result;
 use crate::backend::{
-    AdamWStep, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, Linear, LinearBackward,
-    LinearOutput, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, Linear, LinearBackward, RmsNorm, RmsNormBackward, Rope,
+    StoredWeight,
 };
 use crate::config::Config;
 use half::bf16;
@@ -108,36 +108,16 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
-        let Linear { output, tokens, x, weight, adapter } = args;
-        let (y, residual) = match output {
-            LinearOutput::Buffer { y, residual } => (ValuesMut::F32(y), residual.map(|x| Values::F32(x))),
-            LinearOutput::Activations { y, residual } => (y.values_mut(), residual.map(Activations::values)),
-        };
-        let (x, weight) = (x.values(), &weight.weight());
-        let adapter = adapter.map(|(args, adapter_state)| (args, &mut adapter_state[..]));
         match self.precision {
-            Precision::F32 => linear::forward::<f32>(self, self.isa, y, residual, tokens, x, weight, adapter),
-            Precision::Bf16 => linear::forward::<bf16>(self, self.bf16_isa, y, residual, tokens, x, weight, adapter),
+            Precision::F32 => linear::forward::<f32>(Exec::new(self), args),
+            Precision::Bf16 => linear::forward::<bf16>(Exec::new(self), args),
         }
     }
 
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
-        let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter } = args;
-        let dx = dx.map(|(dx, store)| match dx {
-            AnyBufferMut::Buffer(dx) => (ValuesMut::F32(dx), store),
-            AnyBufferMut::Activations(dx) => (dx.values_mut(), store),
-        });
-        let dy = match dy {
-            AnyBuffer::Buffer(dy) => Values::F32(dy),
-            AnyBuffer::Activations(dy) => dy.values(),
-        };
-        let (dparams, x, weight) = (dparams.map(|dparams| &mut dparams[..]), x.values(), &weight.weight());
-        let adapter = adapter.map(|(args, adapter_state)| (args, &adapter_state[..]));
         match self.precision {
-            Precision::F32 => linear::backward::<f32>(self, self.isa, dx, dparams, tokens, dy, x, weight, adapter),
-            Precision::Bf16 => {
-                linear::backward::<bf16>(self, self.bf16_isa, dx, dparams, tokens, dy, x, weight, adapter)
-            }
+            Precision::F32 => linear::backward::<f32>(Exec::new(self), args),
+            Precision::Bf16 => linear::backward::<bf16>(Exec::new(self), args),
         }
     }
 

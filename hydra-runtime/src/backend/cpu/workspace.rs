@@ -2,14 +2,9 @@
 
 use super::aligned::Aligned;
 use bytemuck::Pod;
+use hydra_kernels::hydra::{MIN_BLOCK, PANEL_VALUES};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
-
-/// Packed panels of one block of a weight: about this many values, a share of L3 that leaves room for the rows.
-pub(super) const PANEL_VALUES: usize = 1024 * 1024;
-
-/// But at least so many columns: for each block all rows are read again.
-pub(super) const PANEL_COLUMNS: usize = 512;
 
 /// Storage that grows to the largest size asked for, and holds f32 or bf16.
 #[derive(Default)]
@@ -34,6 +29,8 @@ pub(super) struct Workspace {
     pub skinny_panels: Area,
     /// The same, where dropout gives the router another input than A.
     pub router_panels: Area,
+    /// A few tokens' x in f32.
+    pub widened: Area,
     /// The mixed heads, [tokens, heads * rank].
     pub mixed: Area,
     /// Gradient of `adapter_state`.
@@ -48,7 +45,7 @@ impl Workspace {
     /// An estimate of what a model whose widest matrix dimension is `widest` makes of it at `tokens` rows.
     pub fn bytes(tokens: usize, widest: usize, threads: usize) -> u64 {
         let rows = 2 * tokens * widest;
-        let panels = 2 * PANEL_VALUES.max(PANEL_COLUMNS * widest);
+        let panels = 2 * PANEL_VALUES.max(MIN_BLOCK * widest);
         let scratch = threads * PANEL_VALUES;
         4 * (rows + panels + scratch) as u64
     }
