@@ -1,6 +1,7 @@
-//! The kernels against their f64 reference, on every instruction set of the machine; AMX also where it has to be emulated.
+//! The kernels against their f64 reference, on every instruction set of the machine, and on emulated AMX where it has
+//! none.
 //!
-//! `HYDRA_REQUIRE_ISA=avx512 cargo test` fails where that instruction set is missing instead of passing without it.
+//! `HYDRA_REQUIRE_ISA=avx512 cargo test` fails on a machine without AVX-512, instead of passing without testing it.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[path = "kernels/amx.rs"]

@@ -1,4 +1,4 @@
-//! The kernels link without `std` and `alloc` (see no_std/).
+//! The kernels link without `std` and `alloc`: builds no_std/.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,15 +1,16 @@
-//! AMX where there is none: a handler of SIGILL does what the instruction would have done, so that a machine with AVX-512 BF16
-//! alone holds the AMX kernels to their reference, too.
+//! AMX by emulation: a SIGILL handler executes the instructions, so that a machine with AVX-512 BF16 but without AMX
+//! tests the AMX kernels, too.
 //!
-//! Instructions and palette 1 as in Intel's Software Developer's Manual, volume 2: LDTILECFG, TILERELEASE, TILEZERO, TILELOADD and
-//! TILELOADDT1, TILESTORED, TDPBF16PS. A configuration or shapes that would fault end the process, as on a CPU.
+//! It knows palette 1 and LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILELOADDT1, TILESTORED and TDPBF16PS, as
+//! Intel's Software Developer's Manual, volume 2, describes them. A configuration or shape that faults on a CPU ends
+//! the process.
 
 use hydra_kernels::Bf16Isa;
 use hydra_kernels::isa::{AmxBf16, Avx512Bf16};
 use std::cell::UnsafeCell;
 use std::sync::Once;
 
-/// AMX by emulation, where the machine lacks AMX alone.
+/// AMX by emulation, if the machine has AVX-512 BF16 but no AMX.
 pub fn emulated() -> Option<Bf16Isa> {
     static INSTALLED: Once = Once::new();
     if AmxBf16::detect().is_some() || Avx512Bf16::detect().is_none() {
@@ -23,7 +24,7 @@ pub fn emulated() -> Option<Bf16Isa> {
             action.sa_flags = libc::SA_SIGINFO;
             libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut())
         };
-        assert_eq!(failed, 0, "a handler of SIGILL");
+        assert_eq!(failed, 0, "sigaction(SIGILL)");
     });
     // SAFETY: AVX-512 BF16 was detected, and the handler does what AMX's instructions do, in every thread.
     Some(Bf16Isa::AmxBf16(unsafe { AmxBf16::new_unchecked() }))
@@ -32,9 +33,9 @@ pub fn emulated() -> Option<Bf16Isa> {
 const ROWS: usize = 16;
 const ROW_BYTES: usize = 64;
 
-/// A thread's tile registers.
+/// The tile registers of a thread.
 struct Tiles {
-    /// Configured sizes; 0 rows: none.
+    /// The configured rows of each tile; 0 if it is not configured.
     rows: [usize; 8],
     row_bytes: [usize; 8],
     data: [[[u8; ROW_BYTES]; ROWS]; 8],
@@ -43,19 +44,21 @@ struct Tiles {
 const RELEASED: Tiles = Tiles { rows: [0; 8], row_bytes: [0; 8], data: [[[0; ROW_BYTES]; ROWS]; 8] };
 
 thread_local! {
-    // Constant and without a destructor, so that the handler's first access allocates nothing.
+    // Initialised in a constant and without a destructor, so that the handler's first access allocates nothing.
     static TILES: UnsafeCell<Tiles> = const { UnsafeCell::new(RELEASED) };
 }
 
 extern "C" fn handle(_signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes the interrupted thread's context, which is this one's; nothing else runs in it meanwhile.
+    // SAFETY: the kernel passes the context of the interrupted thread, which is this one and does nothing else
+    // meanwhile.
     let done = TILES.with(|tiles| unsafe {
         let context = &mut *context.cast::<libc::ucontext_t>();
         execute(&mut context.uc_mcontext.gregs, &mut *tiles.get())
     });
     if let Err(what) = done {
         let text = "\nAMX emulation stops at ";
-        // SAFETY: writes that many bytes, and puts back what SIGILL does by default; the instruction is met again.
+        // SAFETY: each write is of a live string and its length. With SIGILL's default restored, the same instruction
+        // then ends the process.
         unsafe {
             libc::write(2, text.as_ptr().cast(), text.len());
             libc::write(2, what.as_ptr().cast(), what.len());
@@ -65,23 +68,25 @@ extern "C" fn handle(_signal: i32, _info: *mut libc::siginfo_t, context: *mut li
     }
 }
 
-/// The instruction at the context's place, after which the context goes on.
+/// Executes the instruction at which the context stopped, and moves the context past it.
 ///
 /// # Safety
-/// The context is a thread's, stopped at an instruction; if it is of AMX, its memory operand can be accessed.
+/// The context is that of a thread stopped at an instruction. If that is one of AMX's, its memory operand can be
+/// accessed.
 unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'static str> {
     let at = registers[libc::REG_RIP as usize] as *const u8;
-    // SAFETY: an instruction is there; all of AMX's have five bytes and more.
+    // SAFETY: RIP is at an instruction, and no byte behind it is read: after a three-byte VEX prefix, which is checked first,
+    // an opcode and a ModRM byte follow.
     let byte = |i: usize| unsafe { at.add(i).read() };
     // The three-byte VEX prefix, with opcodes of 0F38.
     if byte(0) != 0xc4 || byte(1) & 0x1f != 2 {
-        return Err("another instruction");
+        return Err("an instruction that is not of AMX");
     }
     let (r, x, b) = (byte(1) & 0x80 == 0, byte(1) & 0x40 == 0, byte(1) & 0x20 == 0);
     let (third, prefix, opcode) = (usize::from(!byte(2) >> 3 & 15), byte(2) & 3, byte(3));
     let (mode, first, second) = (byte(4) >> 6, usize::from(byte(4) >> 3 & 7), usize::from(byte(4) & 7));
     if r {
-        return Err("a ninth tile");
+        return Err("a tile beyond the eighth");
     }
     let general = |number: usize, high: bool| registers[GENERAL[number | usize::from(high) << 3] as usize] as usize;
     let (mut len, mut address, mut stride) = (5, 0usize, 0usize);
@@ -97,12 +102,12 @@ unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'
             }
         }
         if base == 5 && mode == 0 {
-            return Err("an address without a base");
+            return Err("an address without a base register");
         }
         let offset = match mode {
             0 => 0,
             1 => isize::from(byte(len) as i8),
-            // SAFETY: the instruction has four bytes of displacement.
+            // SAFETY: in this mode the instruction has a displacement of four bytes.
             _ => unsafe { at.add(len).cast::<i32>().read_unaligned() as isize },
         };
         len += [0, 1, 4][usize::from(mode)];
@@ -115,11 +120,11 @@ unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'
             tiles.data[first] = RELEASED.data[0];
         }
         (0x49, 0, _) => {
-            // SAFETY: the operand has 64 bytes.
+            // SAFETY: LDTILECFG's operand is 64 bytes, which this function's contract lets it read.
             let configuration = unsafe { (address.wrapping_add(stride) as *const [u8; 64]).read() };
             tiles.configure(&configuration)?;
         }
-        // Loads, with a hint or without, and the store.
+        // TILELOADD, TILELOADDT1 and TILESTORED.
         (0x4b, 1..=3, 0..3) => {
             tiles.configured(first)?;
             let (rows, bytes) = (tiles.rows[first], tiles.row_bytes[first]);
@@ -128,7 +133,7 @@ unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'
             }
             for (row, data) in tiles.data[first][..rows].iter_mut().enumerate() {
                 let memory = address.wrapping_add(row * stride) as *mut u8;
-                // SAFETY: each of the operand's rows has that many bytes.
+                // SAFETY: the configured rows and bytes of the operand, which this function's contract lets it access.
                 unsafe {
                     if prefix == 2 {
                         memory.copy_from(data.as_ptr(), bytes);
@@ -139,13 +144,13 @@ unsafe fn execute(registers: &mut [i64; 23], tiles: &mut Tiles) -> Result<(), &'
             }
         }
         (0x5c, 2, 3) => tiles.multiply(first, second, third)?,
-        _ => return Err("an instruction that isn't known here"),
+        _ => return Err("an instruction that is not emulated"),
     }
     registers[libc::REG_RIP as usize] += len as i64;
     Ok(())
 }
 
-/// General registers by their number in an instruction.
+/// General registers by their number in an instruction's encoding.
 const GENERAL: [i32; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,
@@ -170,7 +175,7 @@ impl Tiles {
         *self = RELEASED;
         // Palette, first row, reserved.
         if bytes[0] != 1 || bytes[1..16].iter().chain(&bytes[32..48]).chain(&bytes[56..]).any(|&byte| byte != 0) {
-            return Err("a configuration of another kind");
+            return Err("a configuration that is not of palette 1");
         }
         for tile in 0..8 {
             self.rows[tile] = usize::from(bytes[48 + tile]);
@@ -179,17 +184,18 @@ impl Tiles {
                 return Err("a tile larger than palette 1's");
             }
             if (self.rows[tile] == 0) != (self.row_bytes[tile] == 0) {
-                return Err("a tile with rows or columns alone");
+                return Err("a tile with rows but no columns, or columns but no rows");
             }
         }
         Ok(())
     }
 
     fn configured(&self, tile: usize) -> Result<(), &'static str> {
-        if self.rows[tile] == 0 { Err("a tile that isn't configured") } else { Ok(()) }
+        if self.rows[tile] == 0 { Err("a tile that is not configured") } else { Ok(()) }
     }
 
-    /// c += a · b, pairs of bf16 by pairs, with subnormals as zeros. (A CPU adds even and odd k apart, and both in the end.)
+    /// c += a · b by pairs of bf16, with subnormals as zeros. (A CPU sums even and odd k separately, and adds both at
+    /// the end.)
     fn multiply(&mut self, c: usize, a: usize, b: usize) -> Result<(), &'static str> {
         [c, a, b].into_iter().try_for_each(|tile| self.configured(tile))?;
         let (rows, pairs, columns) = (self.rows[c], self.row_bytes[a] / 4, self.row_bytes[c] / 4);
@@ -200,7 +206,7 @@ impl Tiles {
             || pairs != self.rows[b]
             || columns != self.row_bytes[b] / 4
         {
-            return Err("tiles that don't go together");
+            return Err("tiles whose shapes do not match");
         }
         let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
         let pair = |row: &[u8; ROW_BYTES], at: usize| {

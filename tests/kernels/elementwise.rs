@@ -1,11 +1,11 @@
-//! Functions of one number, softmax rows, dropout.
+//! Functions of one number, softmax of rows, and dropout.
 
 use crate::support::{assert_close, isas, tolerance, values, wide};
 use half::bf16;
 use hydra_kernels::softmax::{log_sum_exp, softmax_backward_rows, softmax_rows};
 use hydra_kernels::{Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled, math, reference};
 
-/// |got − want| in units of the last place of `want` (of the least subnormal below 2⁻¹²⁶).
+/// |got − want| in units in the last place of `want`, or of the least subnormal below 2⁻¹²⁶.
 fn ulps(got: f32, want: f64) -> f64 {
     let size = want.abs().max(f64::from(f32::MIN_POSITIVE));
     let ulp = f64::from_bits(size.to_bits() & 0x7ff0_0000_0000_0000) * f64::from(f32::EPSILON);
@@ -32,7 +32,11 @@ fn ln_and_roots_over_their_range() {
     for bits in (1..0x7f80_0000u32).step_by(997) {
         let x = f32::from_bits(bits);
         let exact = f64::from(x).ln();
-        assert!(ulps(math::ln(x), exact) <= tolerance::ULPS || (f64::from(math::ln(x)) - exact).abs() < 1e-7, "{x}");
+        assert!(
+            ulps(math::ln(x), exact) <= tolerance::ULPS
+                || (f64::from(math::ln(x)) - exact).abs() < tolerance::LN_NEAR_1,
+            "{x}"
+        );
         assert_eq!(math::sqrt(x), x.sqrt());
         assert!(ulps(math::rsqrt(x), 1.0 / f64::from(x).sqrt()) <= tolerance::ULPS);
     }
@@ -47,9 +51,9 @@ fn silu_and_its_derivative() {
     for i in -2000..2000 {
         let x = i as f32 / 20.0;
         let wide = f64::from(x);
-        assert!((f64::from(math::silu(x)) - silu(wide)).abs() <= 1e-6 * wide.abs().max(1e-3), "{x}");
+        assert!((f64::from(math::silu(x)) - silu(wide)).abs() <= tolerance::SILU * wide.abs().max(1e-3), "{x}");
         let slope = (silu(wide + 1e-5) - silu(wide - 1e-5)) / 2e-5;
-        assert!((f64::from(math::silu_derivative(x)) - slope).abs() < 2e-6, "{x}");
+        assert!((f64::from(math::silu_derivative(x)) - slope).abs() < tolerance::SILU_DERIVATIVE, "{x}");
     }
     assert_eq!(math::silu(f32::MAX), f32::MAX);
     assert_eq!((math::silu(f32::INFINITY), math::silu(f32::NEG_INFINITY)), (f32::INFINITY, 0.0));
@@ -62,8 +66,8 @@ fn silu_and_its_derivative() {
 fn the_reference_knows_exp_and_ln() {
     for i in -7000..7000 {
         let x = f64::from(i) / 10.0;
-        assert!((reference::exp(x) / x.exp() - 1.0).abs() < 1e-14, "{x}");
-        assert!((reference::ln(x.exp()) - x).abs() < 1e-12, "{x}");
+        assert!((reference::exp(x) / x.exp() - 1.0).abs() < tolerance::REFERENCE_EXP, "{x}");
+        assert!((reference::ln(x.exp()) - x).abs() < tolerance::REFERENCE_LN, "{x}");
     }
 }
 
@@ -126,11 +130,12 @@ fn dropout_draws_the_same_mask_everywhere() {
             dropout_in_place(isa, &mut in_place, cols, mask).unwrap();
             assert_eq!(in_place, want, "{isa:?} {cols} in place");
             assert_eq!(dropout_in_place(isa, &mut in_place[1..], cols, mask).is_ok(), cols == 1);
-            // a later piece of rows, accumulated
+            // A later range of rows, added to what is there.
             let mut piece = vec![1.0; 2 * cols];
             let later = Dropout { first_row: 9, ..mask };
             dropout_accumulate(isa, &mut piece, &x[4 * cols..], cols, later).unwrap();
-            assert_close("piece", &piece, &wide(&want[4 * cols..]).iter().map(|x| x + 1.0).collect::<Vec<_>>(), 1e-7);
+            let want: Vec<f64> = wide(&want[4 * cols..]).iter().map(|x| x + 1.0).collect();
+            assert_close("piece", &piece, &want, tolerance::ONE_OPERATION);
         }
     }
 }

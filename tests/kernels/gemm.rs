@@ -1,6 +1,7 @@
-//! Products: every source, element type, stride and edge; independence of how C is cut.
+//! Products from every source and element type, at any strides and at the edges of tiles and blocks; the same bits
+//! however C is cut.
 
-use crate::support::{TestElement, isas, tolerance, values};
+use crate::support::{TestElement, assert_within, bits, dot, isas, tolerance, values};
 use half::bf16;
 use hydra_kernels::{
     Accumulate, Bf16Isa, Error, Format, MatRef, PANEL_ALIGN, Panels, RowOrder, Source, Term, Values, Weight, gemm,
@@ -8,9 +9,9 @@ use hydra_kernels::{
 };
 use proptest::prelude::*;
 
-/// 0, 1, and around the edges of tiles (4, 6, 8, 12, 16, 32), stretches (256) and blocks of k (384, 768); where a second
-/// term joins the first (128).
+/// 0, 1, and the neighbourhood of tiles' edges: 4, 6, 8, 12, 16 and 32.
 const SIZES: [usize; 17] = [0, 1, 2, 3, 5, 7, 8, 11, 12, 13, 16, 17, 31, 32, 33, 65, 130];
+/// The same for stretches (256), blocks of k (384, 576, 768) and the longest second term that joins the first (128).
 const DEPTHS: [usize; 19] = [0, 1, 2, 7, 8, 31, 33, 127, 129, 255, 257, 383, 385, 769, 771, 1537, 64, 2801, 5505];
 
 fn size() -> impl Strategy<Value = usize> {
@@ -21,7 +22,7 @@ fn depth() -> impl Strategy<Value = usize> {
     prop::sample::select(&DEPTHS[..])
 }
 
-/// How an operand lies.
+/// The layout of an operand.
 #[derive(Clone, Copy, Debug)]
 enum Layout {
     Rows,
@@ -33,9 +34,9 @@ fn layout() -> impl Strategy<Value = Layout> {
     prop::sample::select(vec![Layout::Rows, Layout::Columns, Layout::Padded])
 }
 
-/// (from a row to the next, from a column to the next)
+/// The distances between rows and between columns.
 fn strides(layout: Layout, rows: usize, cols: usize) -> (usize, usize) {
-    // From the only row, or column, no step is taken: it may be of any size.
+    // With one row or column the distance is never used, so it may be of any size.
     let step = |len: usize, count: usize| if count == 1 { usize::MAX } else { len };
     match layout {
         Layout::Rows => (step(cols, rows), 1),
@@ -48,138 +49,164 @@ fn room(rows: usize, cols: usize, (row, col): (usize, usize)) -> usize {
     if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row + (cols - 1) * col + 1 }
 }
 
+/// A product of two terms.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     m: usize,
     n: usize,
-    store: Accumulate,
+    accumulate: Accumulate,
+    /// k, and the layouts of A and B.
     terms: [(usize, Layout, Layout); 2],
+    /// Columns between two rows of C that do not belong to it.
     gap: usize,
     seed: u64,
 }
 
 fn case() -> impl Strategy<Value = Case> {
     let terms = [(depth(), layout(), layout()), (depth(), layout(), layout())];
-    let store = prop::sample::select(vec![Accumulate::Overwrite, Accumulate::Add]);
-    (size(), size(), store, terms, 0..3usize, any::<u64>()).prop_map(|(m, n, store, terms, gap, seed)| Case {
+    let accumulate = prop::sample::select(vec![Accumulate::Overwrite, Accumulate::Add]);
+    (size(), size(), accumulate, terms, 0..3usize, any::<u64>()).prop_map(|(m, n, accumulate, terms, gap, seed)| Case {
         m,
         n,
-        store,
+        accumulate,
         terms,
         gap,
         seed,
     })
 }
 
-fn check<E: TestElement>(isa: E::Isa, case: Case) {
-    let Case { m, n, store, terms, gap, seed } = case;
-    let scale = 0.5; // exact in bf16
-    let c_stride = n + gap;
-    let old = values(m * c_stride, seed);
-    let mut c = old.clone();
-    let mut want: Vec<f64> = old.iter().map(|&c| if store == Accumulate::Add { f64::from(c) } else { 0.0 }).collect();
-    let mut magnitude: Vec<f64> = want.iter().map(|c| c.abs()).collect();
-    let mut packed = Vec::new();
-    for (t, (k, a_layout, b_layout)) in terms.into_iter().enumerate() {
-        let (a_strides, b_strides) = (strides(a_layout, m, k), strides(b_layout, k, n));
-        let a = values(room(m, k, a_strides), seed ^ 1 ^ t as u64);
-        let narrow: Vec<bf16> = a.iter().map(|&a| bf16::from_f32(a)).collect();
-        let b = values(room(k, n, b_strides), seed ^ 100 ^ t as u64);
-        let mut panels = vec![<E as TestElement>::from(f32::NAN); panels_len::<E>(isa, k, n)];
-        let narrow_b: Vec<bf16> = b.iter().map(|&b| bf16::from_f32(b)).collect();
-        let data = if seed >> 2 >> t & 1 == 0 { Values::F32(&b) } else { Values::Bf16(&narrow_b) };
-        let source = Source::Dense { data, k_stride: b_strides.0, n_stride: b_strides.1 };
-        pack(isa, &mut panels, k, n, source, scale).unwrap();
-        for i in 0..m {
-            for j in 0..n {
-                for p in 0..k {
-                    let product = f64::from(a[i * a_strides.0 + p * a_strides.1])
-                        * f64::from(b[p * b_strides.0 + j * b_strides.1])
-                        * f64::from(scale);
-                    want[i * c_stride + j] += product;
-                    magnitude[i * c_stride + j] += product.abs();
-                }
-            }
-        }
-        packed.push((a, narrow, a_strides, panels, k));
+/// B is packed times this, which is exact in bf16.
+const SCALE: f32 = 0.5;
+
+/// A matrix at any strides, in both element types; its values are exact in either.
+struct Matrix {
+    data: Vec<f32>,
+    narrow: Vec<bf16>,
+    strides: (usize, usize),
+}
+
+impl Matrix {
+    fn new(rows: usize, cols: usize, layout: Layout, seed: u64) -> Matrix {
+        let strides = strides(layout, rows, cols);
+        let data = values(room(rows, cols, strides), seed);
+        Matrix { narrow: narrow(&data), data, strides }
     }
-    let terms: Vec<Term<'_, E>> = packed
-        .iter()
-        .enumerate()
-        .map(|(t, (a, narrow, strides, panels, k))| {
-            // The values are exact in either type.
-            let data = if seed >> t & 1 == 0 { Values::F32(a) } else { Values::Bf16(narrow) };
-            let a = MatRef { data, row_stride: strides.0, col_stride: strides.1 };
-            Term { a, b: Panels { data: panels, k: *k, n } }
-        })
-        .collect();
-    let deepest = case.terms.iter().map(|term| term.0).sum();
-    let mut narrow_c: Vec<bf16> = old.iter().map(|&c| bf16::from_f32(c)).collect();
-    gemm(isa, &mut c[..], c_stride, m, n, store, &terms).unwrap();
-    gemm(isa, &mut narrow_c[..], c_stride, m, n, store, &terms).unwrap();
-    for i in 0..m {
-        for j in 0..c_stride {
-            let at = i * c_stride + j;
-            if j >= n {
-                assert_eq!(c[at].to_bits(), old[at].to_bits(), "{isa:?}: wrote beyond a row");
-                assert_eq!(narrow_c[at].to_f32(), old[at], "{isa:?}: wrote beyond a row");
-            } else {
-                let bound = tolerance::product(deepest) * magnitude[at];
-                let error = (f64::from(c[at]) - want[at]).abs();
-                assert!(error <= bound, "{isa:?} {case:?} [{i}, {j}]: {} where {} is right", c[at], want[at]);
-                let error = (f64::from(narrow_c[at].to_f32()) - want[at]).abs();
-                let bound = bound + want[at].abs() / 256.0;
-                assert!(error <= bound, "{isa:?} {case:?} [{i}, {j}]: {} where {} is right", narrow_c[at], want[at]);
-            }
-        }
+
+    fn at(&self, row: usize, col: usize) -> f64 {
+        f64::from(self.data[row * self.strides.0 + col * self.strides.1])
+    }
+
+    fn values(&self, as_f32: bool) -> Values<'_> {
+        if as_f32 { Values::F32(&self.data) } else { Values::Bf16(&self.narrow) }
     }
 }
 
-/// What a product of bf16 makes of f32 operands: the nearest bf16, ties to even.
+fn narrow(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+/// B [k, n] in panels.
+fn packed<E: TestElement>(isa: E::Isa, k: usize, n: usize, source: Source<'_>, scale: f32) -> Vec<E> {
+    let mut panels = vec![<E as TestElement>::from(f32::NAN); panels_len::<E>(isa, k, n)];
+    pack(isa, &mut panels, k, n, source, scale).unwrap();
+    panels
+}
+
+/// B [k, n], row-major.
+fn row_major(data: &[f32], n: usize) -> Source<'_> {
+    Source::Dense { data: Values::F32(data), k_stride: n, n_stride: 1 }
+}
+
+/// Multiplies into f32 and into bf16, and holds both to an f64 sum.
+fn check<E: TestElement>(isa: E::Isa, case: Case) {
+    let Case { m, n, accumulate, terms, gap, seed } = case;
+    let operands: Vec<(Matrix, Matrix)> = (0..)
+        .zip(terms)
+        .map(|(t, (k, a, b))| (Matrix::new(m, k, a, seed ^ 1 ^ t), Matrix::new(k, n, b, seed ^ 100 ^ t)))
+        .collect();
+    let panels: Vec<Vec<E>> = (0..)
+        .zip(operands.iter().zip(terms))
+        .map(|(t, ((_, b), (k, ..)))| {
+            let data = b.values(seed >> 2 >> t & 1 == 0);
+            packed(isa, k, n, Source::Dense { data, k_stride: b.strides.0, n_stride: b.strides.1 }, SCALE)
+        })
+        .collect();
+    let products: Vec<Term<'_, E>> = (0..)
+        .zip(operands.iter().zip(terms).zip(&panels))
+        .map(|(t, (((a, _), (k, ..)), panels))| {
+            let (row_stride, col_stride) = a.strides;
+            let a = MatRef { data: a.values(seed >> t & 1 == 0), row_stride, col_stride };
+            Term { a, b: Panels { data: panels, k, n } }
+        })
+        .collect();
+    let c_stride = n + gap;
+    let old = values(m * c_stride, seed);
+    let (mut c, mut narrow_c) = (old.clone(), narrow(&old));
+    gemm(isa, &mut c[..], c_stride, m, n, accumulate, &products).unwrap();
+    gemm(isa, &mut narrow_c[..], c_stride, m, n, accumulate, &products).unwrap();
+
+    let k_sum = terms.iter().map(|term| term.0).sum();
+    for (at, &old) in old.iter().enumerate() {
+        let (i, j) = (at / c_stride, at % c_stride);
+        if j >= n {
+            assert_eq!(c[at].to_bits(), old.to_bits(), "{isa:?}: wrote between rows");
+            assert_eq!(narrow_c[at].to_f32(), old, "{isa:?}: wrote between rows");
+            continue;
+        }
+        let kept = if accumulate == Accumulate::Add { f64::from(old) } else { 0.0 };
+        let terms = operands.iter().zip(terms);
+        let products = terms.flat_map(|((a, b), (k, ..))| (0..k).map(move |p| (a.at(i, p), b.at(p, j))));
+        let (want, size) = dot(products.map(|(a, b)| (a, b * f64::from(SCALE))).chain([(kept, 1.0)]));
+        let allowed = tolerance::product(k_sum) * size;
+        assert_within(|| format!("{isa:?} {case:?} [{i}, {j}]"), c[at], want, allowed);
+        let allowed = allowed + want.abs() * tolerance::BF16;
+        assert_within(|| format!("{isa:?} {case:?} [{i}, {j}] bf16"), narrow_c[at].to_f32(), want, allowed);
+    }
+}
+
+/// A bf16 product rounds f32 operands to the nearest bf16, ties to even.
 #[test]
 fn f32_operands_are_rounded() {
     let (m, k) = (3, 70);
     let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+    let transposed: Vec<f32> = (0..k * m).map(|i| x[i % m * k + i / m]).collect();
     for isa in bf16::isas() {
-        let mut identity = vec![0.0; k * k];
-        (0..k).for_each(|p| identity[p * k + p] = 1.0);
-        let mut panels = vec![bf16::NAN; panels_len::<bf16>(isa, k, k)];
-        pack(isa, &mut panels, k, k, Source::Dense { data: Values::F32(&identity), k_stride: k, n_stride: 1 }, 1.0)
-            .unwrap();
-        let turned: Vec<f32> = (0..k * m).map(|i| x[i % m * k + i / m]).collect();
-        for a in [MatRef::row_major(&x[..], k), MatRef::transposed(&turned[..], m)] {
+        let panels = packed::<bf16>(isa, k, k, row_major(&identity(k), k), 1.0);
+        for a in [MatRef::row_major(&x[..], k), MatRef::transposed(&transposed[..], m)] {
             let mut c = vec![f32::NAN; m * k];
-            gemm(isa, &mut c[..], k, m, k, Accumulate::Overwrite, &[Term { a, b: Panels { data: &panels, k, n: k } }])
-                .unwrap();
+            let term = Term { a, b: Panels { data: &panels, k, n: k } };
+            gemm(isa, &mut c[..], k, m, k, Accumulate::Overwrite, &[term]).unwrap();
             assert!(c.iter().zip(&x).all(|(&c, &x)| c == bf16::from_f32(x).to_f32()), "{isa:?}");
         }
     }
 }
 
-/// An operand that begins at a cache line may be read in another way; its product is the same.
+fn identity(k: usize) -> Vec<f32> {
+    (0..k * k).map(|i| if i / k == i % k { 1.0 } else { 0.0 }).collect()
+}
+
+/// An operand that starts at a cache line may be read in place; its product is the same.
 #[test]
-fn where_an_operand_lies_changes_nothing() {
+fn an_operands_alignment_changes_nothing() {
     let (m, n) = (45, 70);
     for k in [32, 96, 576, 800] {
         let b = values(k * n, 3);
-        let x: Vec<bf16> = values(m * k, 2).into_iter().map(bf16::from_f32).collect();
+        let x = narrow(&values(m * k, 2));
         for isa in bf16::isas() {
-            let mut panels = vec![bf16::ZERO; panels_len::<bf16>(isa, k, n)];
-            pack(isa, &mut panels, k, n, Source::Dense { data: Values::F32(&b), k_stride: n, n_stride: 1 }, 1.0)
-                .unwrap();
+            let panels = packed::<bf16>(isa, k, n, row_major(&b, n), 1.0);
             let results = [0, 1, 16].map(|offset| {
                 let mut room = vec![bf16::NAN; m * k + 64];
                 let first = room.as_ptr().align_offset(64) + offset;
                 room[first..first + m * k].copy_from_slice(&x);
                 let mut c = vec![f32::NAN; m * n];
-                let term =
-                    Term { a: MatRef::row_major(&room[first..first + m * k], k), b: Panels { data: &panels, k, n } };
+                let a = MatRef::row_major(&room[first..first + m * k], k);
+                let term = Term { a, b: Panels { data: &panels, k, n } };
                 gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[term]).unwrap();
                 c
             });
             assert!(results[0].iter().all(|c| c.is_finite()));
-            assert_eq!(bytemuck_bits(&results[0]), bytemuck_bits(&results[1]), "{isa:?}");
-            assert_eq!(bytemuck_bits(&results[0]), bytemuck_bits(&results[2]), "{isa:?}");
+            assert_eq!(bits(&results[0]), bits(&results[1]), "{isa:?}");
+            assert_eq!(bits(&results[0]), bits(&results[2]), "{isa:?}");
         }
     }
 }
@@ -211,8 +238,7 @@ fn cut_anywhere<E: TestElement>() {
     for isa in E::isas() {
         let product = |rows: std::ops::Range<usize>, columns: std::ops::Range<usize>| {
             let (m, n) = (rows.len(), columns.len());
-            let mut panels = vec![<E as TestElement>::from(0.0); panels_len::<E>(isa, k, n)];
-            pack(isa, &mut panels, k, n, Source::WeightRows { weight, first: columns.start }, 1.0).unwrap();
+            let panels = packed::<E>(isa, k, n, Source::WeightRows { weight, first: columns.start }, 1.0);
             let mut c = vec![f32::NAN; m * n];
             let a = MatRef::row_major(&a[rows.start * k..rows.end * k], k);
             let b = Panels { data: &panels, k, n };
@@ -226,15 +252,11 @@ fn cut_anywhere<E: TestElement>() {
                 for (i, row) in rows.clone().enumerate() {
                     let want = &whole[row * n + columns.start..row * n + columns.end];
                     let got = &part[i * columns.len()..][..columns.len()];
-                    assert_eq!(bytemuck_bits(want), bytemuck_bits(got), "{isa:?}");
+                    assert_eq!(bits(want), bits(got), "{isa:?}");
                 }
             }
         }
     }
-}
-
-fn bytemuck_bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
@@ -261,14 +283,6 @@ fn weights_pack_as_they_decode() {
                 assert_panels::<f32>(isa, k, n, source, |p, j| decoded[(first + j) * cols + p]);
                 let source = Source::WeightCols { weight, first };
                 assert_panels::<f32>(isa, rows - 1, cols - 2 * first - 1, source, |p, j| decoded[p * cols + first + j]);
-                let x = values(cols, 5);
-                let mut y = vec![0.0; 9];
-                matvec(isa, &mut y, weight, 3, &x).unwrap();
-                for (i, &y) in y.iter().enumerate() {
-                    let terms = (0..cols).map(|p| f64::from(decoded[(3 + i) * cols + p]) * f64::from(x[p]));
-                    let (want, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
-                    assert!((f64::from(y) - want).abs() <= tolerance::product(cols) * size, "{format:?} {isa:?}");
-                }
             }
             for isa in bf16::isas() {
                 let rounded = |row: usize, column: usize| bf16::from_f32(decoded[row * cols + column]);
@@ -283,7 +297,7 @@ fn weights_pack_as_they_decode() {
     }
 }
 
-/// Multiplies by the identity to read panels back, whatever their arrangement.
+/// Multiplies panels by the identity, to read them back whatever their layout is.
 fn assert_panels<E: TestElement>(
     isa: E::Isa,
     k: usize,
@@ -291,19 +305,17 @@ fn assert_panels<E: TestElement>(
     source: Source<'_>,
     want: impl Fn(usize, usize) -> E,
 ) {
-    let mut panels = vec![<E as TestElement>::from(f32::NAN); panels_len::<E>(isa, k, n)];
-    pack(isa, &mut panels, k, n, source, 2.0).unwrap();
-    let mut identity = vec![0.0; k * k];
-    (0..k).for_each(|p| identity[p * k + p] = 1.0);
+    let panels = packed::<E>(isa, k, n, source, 2.0);
     let mut c = vec![f32::NAN; k * n];
+    let identity = identity(k);
     let term = Term { a: MatRef::row_major(&identity[..], k), b: Panels { data: &panels, k, n } };
     gemm(isa, &mut c[..], n, k, n, Accumulate::Overwrite, &[term]).unwrap();
     for p in 0..k {
         for j in 0..n {
             let (got, want) = (c[p * n + j], 2.0 * want(p, j).wide());
-            // Products of bf16 may flush subnormals.
+            // Products of bf16 may flush subnormals to zero.
             let flushed = got == 0.0 && want.abs() < f32::MIN_POSITIVE;
-            assert!(got == want || flushed, "{isa:?} {source:?} [{p}, {j}]: {got} where {want} is right");
+            assert!(got == want || flushed, "{isa:?} {source:?} [{p}, {j}]: expected {want}, found {got}");
         }
     }
 }

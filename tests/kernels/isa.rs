@@ -1,4 +1,4 @@
-//! Detection against the standard library's.
+//! Detection of instruction sets, against the standard library's.
 
 use crate::support::isas;
 use hydra_kernels::{Bf16Isa, Isa};
@@ -16,18 +16,18 @@ fn detection_agrees_with_std() {
     assert_eq!(Isa::by_name("avx512").is_some(), avx512);
     let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
     assert_eq!(Bf16Isa::by_name("avx512bf16").is_some(), avx512bf16);
-    // The standard library doesn't detect AMX in stable Rust; Linux lists it.
+    // Stable Rust's standard library does not detect AMX; Linux lists it.
     if let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") {
         let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or("");
         let has = |flag| flags.split_whitespace().any(|f| f == flag);
         let amx = avx512bf16 && has("amx_tile") && has("amx_bf16");
         assert!(amx || Bf16Isa::by_name("amxbf16").is_none());
-        assert_eq!(Bf16Isa::by_name("amxbf16").is_some(), amx, "the kernel may refuse the tiles");
+        assert_eq!(Bf16Isa::by_name("amxbf16").is_some(), amx, "does the kernel refuse the tiles?");
     }
 }
 
 #[test]
-fn the_best_is_the_last() {
+fn the_fastest_is_the_last() {
     assert_eq!(isas().first(), Some(&Isa::Portable));
     assert_eq!(isas().last(), Some(&Isa::detect()));
     assert_eq!(Bf16Isa::available().last(), Some(Bf16Isa::detect()));

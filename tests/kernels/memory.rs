@@ -1,4 +1,4 @@
-//! No allocation, and no more memory than asked for.
+//! A counter of allocations, for tests that show there are none.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,16 +10,16 @@ thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: `System` does the work; counting touches a thread-local that needs no allocation.
+// SAFETY: `System` allocates; counting uses a thread-local that is initialised in a constant, so it allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's contract is `System`'s.
+        // SAFETY: `GlobalAlloc`'s contract, which the caller keeps, is `System`'s.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is `System`'s.
+        // SAFETY: `GlobalAlloc`'s contract, which the caller keeps, is `System`'s.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -27,7 +27,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// What `op` allocates on this thread.
+/// The number of allocations that `op` makes on this thread.
 pub fn allocations(op: impl FnOnce()) -> usize {
     let before = ALLOCATIONS.with(Cell::get);
     op();

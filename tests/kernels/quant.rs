@@ -1,4 +1,4 @@
-//! Block formats against blocks that PyPI's `gguf` decoded (blocks/make.py), plain formats against `half`.
+//! Block formats against what PyPI's `gguf` decodes (blocks/make.py), plain formats against `half`.
 
 use crate::support::{TestElement, isas};
 use half::{bf16, f16};
@@ -28,7 +28,7 @@ const FIXTURES: [(Format, &[u8], &[u8]); 8] = {
     ]
 };
 
-/// `count` blocks with sane scales: the fixtures' in turn, or small numbers.
+/// `count` blocks with moderate scales: the fixtures' in turn, or small numbers in plain formats.
 pub fn blocks(format: Format, count: usize) -> Vec<u8> {
     if let Some((_, blocks, _)) = FIXTURES.iter().find(|fixture| fixture.0 == format) {
         return blocks.iter().copied().cycle().take(count * format.block_bytes()).collect();
@@ -50,7 +50,7 @@ fn blocks_decode_as_ggml_does() {
         let want: Vec<f32> = decoded.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let cols = want.len();
         assert_eq!(format.row_bytes(cols), Some(blocks.len()), "{}", format.name());
-        // at an odd address too
+        // At an odd address, too.
         let shifted: Vec<u8> = [0].iter().chain(blocks).copied().collect();
         for data in [blocks, &shifted[1..]] {
             let weight = Weight::new(format, 1, cols, data, RowOrder::Natural).unwrap();
@@ -83,7 +83,7 @@ fn plain_formats_decode_every_value() {
             for (&bits, got) in all[3..].iter().zip(got) {
                 let want = widen(bits);
                 let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
-                assert!(same, "{} {bits:#x}: {got} where {want} is right", format.name());
+                assert!(same, "{} {bits:#x}: expected {want}, found {got}", format.name());
             }
         }
     }
@@ -99,7 +99,7 @@ fn narrowing_rounds_to_even() {
         let mut got = vec![bf16::ZERO; x.len()];
         to_bf16(isa, &mut got, &x).unwrap();
         for (&x, got) in x.iter().zip(got) {
-            // The instruction takes subnormals for zeros.
+            // VCVTNE2PS2BF16 takes subnormals for zeros.
             let flushed = x.is_subnormal() && matches!(isa.name(), "avx512bf16" | "amxbf16");
             let want = bf16::from_f32(if flushed { 0.0f32.copysign(x) } else { x });
             assert!(got.to_bits() == want.to_bits() || (x.is_nan() && got.is_nan()), "{isa:?} {x}: {got}");
@@ -109,7 +109,7 @@ fn narrowing_rounds_to_even() {
 
 #[test]
 fn interleaved_rows() {
-    // stored within a head of six: 0 3 1 4 2 5
+    // A head of six is stored as rows 0 3 1 4 2 5.
     let order = RowOrder::Interleaved { head_dim: 6 };
     let stored: Vec<usize> = (0..12).map(|row| order.stored_row(row)).collect();
     assert_eq!(stored, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
