@@ -1,11 +1,13 @@
-//! A frozen projection alone and with Hydra on a GPU, forward and backward, at LLaMA-2-7B's shapes: what the adapter costs.
+//! A frozen projection alone and with Hydra on a GPU, forward and backward, at LLaMA-2-7B's shapes: what the adapter
+//! costs.
 //!
-//! Sampled elements of the frozen products' results are held to f64 sums before anything of a shape is printed. Wall-clock time over
-//! many calls, with one wait at the end. Beside the adapter's time stands its floor: reading x once forward, dy and x once backward,
-//! at the speed of a copy on the device. The frozen product is done in the way that is fastest, and then by our kernels alone, and by
-//! them without Hopper's `wgmma` where there is that; and with W in blocks of 4 bits, which are decoded first. Needs `--features cuda`
-//! and a device: `cargo bench --features cuda --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and
-//! the adapter in PyTorch, on the same card.
+//! Sampled elements of the frozen products' results are held to f64 sums before anything of a shape is printed.
+//! Wall-clock time over many calls, with one wait at the end. Beside the adapter's time stands its floor: reading x
+//! once forward, dy and x once backward, at the speed of a copy on the device. The frozen product is done in the way
+//! that is fastest, and then by our kernels alone, and by them without Hopper's `wgmma` where there is that; and with W
+//! in blocks of 4 bits, which are decoded first. Needs `--features cuda` and a device: `cargo bench --features cuda
+//! --bench gpu`. If HYDRA_PYTHON names a Python with PyTorch, `gpu.py` follows: cuBLAS, and the adapter in PyTorch, on
+//! the same card.
 
 use half::{bf16, f16};
 use hydra_kernels::isa::Isa;

@@ -1,8 +1,8 @@
 //! The launch table: one pure function for each kernel.
 //!
-//! What the parameters mean is said at the kernels (`device/src`); the order here is theirs, and a test compares both with the
-//! PTX text. Sizes are in elements, pointers are device addresses. Activations are bf16; an *operand* is an activation whose rows
-//! are padded with zeros to a multiple of 8 columns.
+//! The kernels' parameters are listed in `kernels/`, which the device code shares; a test compares them with the PTX
+//! text. Sizes are in elements, pointers are device addresses. Activations are bf16; an *operand* is a bf16 matrix
+//! whose rows are padded with zeros to a multiple of 8 columns.
 
 use crate::sizes::*;
 
@@ -21,7 +21,7 @@ pub use model::*;
 pub struct Ptr(pub u64);
 
 impl Ptr {
-    /// No memory: what the kernel would write there, it doesn't.
+    /// No memory: a kernel neither reads nor writes it.
     pub const NULL: Ptr = Ptr(0);
 
     /// The address of f32 number `index` from here.
@@ -33,14 +33,25 @@ impl Ptr {
 /// Values that are f32, or bf16 as activations are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Values {
-    /// The first.
+    /// The address of the first.
     pub at: Ptr,
-    /// Which of the two.
+    /// Whether they are bf16.
     pub bf16: bool,
 }
 
+/// A bf16 matrix [rows, columns] whose rows are padded with zeros to a multiple of 8 columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operand {
+    /// The address of the first value.
+    pub at: Ptr,
+    /// Rows.
+    pub rows: u32,
+    /// Columns, without padding.
+    pub columns: u32,
+}
+
 impl Values {
-    /// f32.
+    /// Values that are f32.
     pub fn f32(at: Ptr) -> Self {
         Self { at, bf16: false }
     }
@@ -101,10 +112,30 @@ impl From<f32> for Arg {
     }
 }
 
-impl From<bool> for Arg {
-    fn from(value: bool) -> Self {
-        Arg::U32(value.into())
-    }
+/// A type of a kernel's parameter, in the device's words.
+pub(crate) trait Parameter {
+    /// What a launch passes.
+    type Value;
+}
+
+impl<T> Parameter for *const T {
+    type Value = Ptr;
+}
+
+impl<T> Parameter for *mut T {
+    type Value = Ptr;
+}
+
+impl Parameter for u64 {
+    type Value = u64;
+}
+
+impl Parameter for u32 {
+    type Value = u32;
+}
+
+impl Parameter for f32 {
+    type Value = f32;
 }
 
 /// All that a driver needs to start a kernel.
@@ -112,57 +143,48 @@ impl From<bool> for Arg {
 pub struct Launch {
     /// The kernel's name in the PTX.
     pub entry: &'static str,
-    /// Blocks. If one is 0, there is nothing to do.
+    /// Blocks in each dimension. If one is 0, there is nothing to do.
     pub grid: [u32; 2],
     /// Threads of a block.
     pub threads: u32,
-    /// Bytes of shared memory.
+    /// Bytes of shared memory of a block.
     pub shared: u32,
     /// Parameters, in order.
     pub args: Vec<Arg>,
 }
 
 impl Launch {
+    /// A launch of blocks of [`THREADS`].
+    fn new(entry: &'static str, grid: [u32; 2], shared: u32, args: Vec<Arg>) -> Self {
+        Self { entry, grid, threads: THREADS, shared, args }
+    }
+
     /// Whether there is nothing to do, which a driver would refuse.
     pub fn is_empty(&self) -> bool {
         self.grid.contains(&0)
     }
 }
 
-/// A launch of 256 threads a block; parameters of any of the kernels' types.
-macro_rules! launch {
-    ($entry:expr, $grid:expr, $shared:expr, $($arg:expr),* $(,)?) => {
-        $crate::launch::Launch {
-            entry: $entry,
-            grid: $grid,
-            threads: $crate::sizes::THREADS,
-            shared: $shared,
-            args: vec![$($crate::launch::Arg::from($arg)),*],
-        }
-    };
-}
-use launch;
-
 /// Blocks of [`THREADS`] for `len` values.
 fn blocks(len: u64) -> u32 {
     u32::try_from(len.div_ceil(u64::from(THREADS))).expect("fewer blocks than 2^32")
 }
 
-/// How a frozen matrix lies on the device: one of `sizes::FORMAT_*`.
+/// How a frozen matrix is stored on the device: one of `sizes::FORMAT_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// bf16, rows padded to a multiple of 8.
     Bf16,
-    /// Quants, then scales (`data`, `scales`).
+    /// Quants in `data`, scales in `scales`.
     Q8_0,
-    /// The same.
+    /// Quants, then scales.
     Q4_0,
     /// Quants, then pairs of scale and minimum.
     Q4_1,
 }
 
 impl Format {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Format; 4] = [Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4_1];
 
     fn code(self) -> u32 {
@@ -178,7 +200,7 @@ impl Format {
 /// A frozen matrix [rows, columns] on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix {
-    /// Its storage.
+    /// Its format.
     pub format: Format,
     /// bf16 values, or quants.
     pub data: Ptr,

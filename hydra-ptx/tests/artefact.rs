@@ -28,40 +28,71 @@ fn entries() -> BTreeMap<&'static str, Entry> {
     TEXTS.iter().flat_map(|text| text.split(".visible .entry ").skip(1)).map(parse).collect()
 }
 
+/// One launch of each of the adapter's kernels.
+fn adapter_launches() -> Vec<Launch> {
+    let p = Ptr(256);
+    let adapter = Adapter {
+        a_rows: 8,
+        stacked_rows: 11,
+        lora_heads: 3,
+        rank: 8,
+        per_head_a: false,
+        gate: 0,
+        labels: p,
+        inverse_temperature: 1.0,
+        top_k: 3,
+        scale: 1.0,
+        dropout: Mask::default(),
+        head_dropout: Mask::default(),
+    };
+    let dropping = Adapter { dropout: Mask { threshold: 1, ..Mask::default() }, ..adapter };
+    let out = LoraDown { adapter_state: p, mixed: p };
+    let operand = |rows, columns| Operand { at: p, rows, columns };
+    let up = LoraUpBackward { d_adapter_state: p, d_adapter_state_bf16: p, d_router_bf16: p, mixed: p, d_mixed: p };
+    let inputs = LoraUpInputs { b: p, adapter_state: p, balance_loss_grad: p };
+    vec![
+        split(p, p, 8, 96),
+        lora_down(out, operand(40, 96), p, &dropping),
+        lora_down_matvec(out, operand(2, 96), p, &adapter),
+        balance_loss_grad(p, p, 40, &adapter, 0.5),
+        lora_up_backward(&up, operand(40, 64), &inputs, &adapter),
+        db(p, operand(40, 64), p, &adapter).sum(p),
+        da(p, operand(400, 96), p, &adapter).total(p),
+        da(p, operand(400, 96), p, &dropping).sum(p),
+        dropped_dx(Values { at: p, bf16: true }, [40, 96], p, p, &adapter),
+    ]
+}
+
+/// One launch of each product with a frozen matrix.
+fn product_launches() -> Vec<Launch> {
+    let p = Ptr(256);
+    let values = Values { at: p, bf16: true };
+    let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
+    let mut all = vec![operand(Operand { at: p, rows: 3, columns: 9 }, values), decode(p, &w(Format::Q4_0))];
+    for format in Format::ALL {
+        for form in [Form::Rows, Form::Columns] {
+            let (w, second) = (&w(format), Some(SecondProduct { a: p, k: 24, b: p }));
+            let product = Product { c: values, addend: p, m: 40, form, a: p, w, second };
+            all.push(gemm(Instructions::Mma, &product));
+            if format == Format::Bf16 {
+                all.push(gemm(Instructions::Wgmma, &product));
+            }
+        }
+        let (output, x) = (Output { y: values, pitch: 64, addend: p }, Operand { at: p, rows: 2, columns: 96 });
+        let second = SecondMatvec { x: p, w: p, columns: 24 };
+        all.push(matvec(output, x, &w(format), MatrixRows::Ids { at: p, count: 4 }, Some(second)));
+    }
+    all
+}
+
 /// One launch of each kernel; sizes don't matter.
 fn launches() -> Vec<Launch> {
     let p = Ptr(256);
-    let heads = Heads {
-        a_rows: 8,
-        stacked: 11,
-        heads: 3,
-        rank: 8,
-        per_head: false,
-        gate: 0,
-        labels: p,
-        sharpness: 1.0,
-        top_k: 3,
-        mask: Mask::default(),
-    };
-    let dropping = Mask { threshold: 1, ..Mask::default() };
-    let second = Second { a: p, k: 24, b: p };
-    let up = UpBackward { d_adapter_state: p, dhidden16: p, through: p, mixed: p, dmixed: p };
-    let values = Values { at: p, bf16: true };
-    let (saved, output) = (Saved { d_o: p, lse: p, delta: p }, Output { y: values, pitch: 64, before: p });
+    let saved = Saved { d_o: p, lse: p, delta: p };
     let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
     let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
+    let loss = RunningLoss { rows: 40, d: 96, targets: p, state: p, dx: p };
     let mut all = vec![
-        operand(p, values, 3, 9),
-        decode(p, &w(Format::Q4_0)),
-        split(p, p, 8, 96),
-        down(p, p, 40, p, 96, p, &heads, 1.0, dropping),
-        few_down(p, p, 2, p, 96, p, &heads, 1.0),
-        gate_push(p, p, 40, &heads, 0.5),
-        up_backward(&up, 40, p, 64, p, p, p, &heads, 1.0),
-        db(p, 40, p, 64, p, &heads, 1.0).sum(p),
-        da(p, 400, p, 96, p, &heads, Mask::default()).total(p),
-        da(p, 400, p, 96, p, &heads, dropping).sum(p),
-        dropped_add(values, 40, 96, p, p, &heads, Mask::default()),
         rms_norm(p, p, 40, p, p, 96, 1e-5),
         rms_norm_backward(p, 40, p, p, p, p, 96),
         rope(p, 40, 4, 24, p, p, false),
@@ -70,23 +101,12 @@ fn launches() -> Vec<Launch> {
         embed(p, 40, &w(Format::Bf16), p),
         gather(p, p, p, 4, 96),
         scatter(p, p, p, 4, 96),
-        online_softmax(p, p, p, 40, p, 512, p, 0, 96),
-        finish_loss(p, p, 40, p, &w(Format::Q4_0), p, 1.0),
+        online_softmax(p, &LogitsBlock { logits: p, first: 0, count: 512 }, &loss),
+        finish_loss(p, &loss, &w(Format::Q4_0), 1.0),
         squares(p, p, 100_000),
         squares_total(p, p, 7),
         adamw([p; 3], p, 1000, &adam),
     ];
-    for format in Format::ALL {
-        for form in [Form::Rows, Form::Columns] {
-            let (w, second) = (&w(format), Some(second));
-            let product = Product { c: values, before: p, m: 40, form, a: p, w, second };
-            all.push(gemm(Instructions::Mma, &product));
-            if format == Format::Bf16 {
-                all.push(gemm(Instructions::Wgmma, &product));
-            }
-        }
-        all.push(matvec(output, 2, p, &w(format), Some((p, 4)), Some(More { x: p, w: p, columns: 24 })));
-    }
     for d in [64, 128] {
         let shape = Attention { n_heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3 };
         all.push(launch::attention(p, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
@@ -94,6 +114,8 @@ fn launches() -> Vec<Launch> {
         all.push(attention_dq(p, &shape, &saved, [p; 3]));
         all.push(attention_dkv([p; 2], &shape, &saved, [p; 3]));
     }
+    all.extend(adapter_launches());
+    all.extend(product_launches());
     all
 }
 
@@ -115,7 +137,9 @@ fn sources() -> Vec<(String, PathBuf)> {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    walk(&root.join("device/src"), "device/src", &mut files);
+    for dir in ["device/src", "src/kernels"] {
+        walk(&root.join(dir), dir, &mut files);
+    }
     for name in ["src/sizes.rs", "../hydra-kernels/src/math.rs", "build-ptx"] {
         files.push((name.to_string(), root.join(name)));
     }
@@ -141,7 +165,7 @@ fn the_text_is_that_of_the_sources() {
 fn each_entry_has_its_source_and_its_launch() {
     let entries = entries();
     let launched: BTreeSet<_> = launches().iter().map(|launch| launch.entry).collect();
-    assert!(entries.keys().copied().eq(launched), "launches of what there isn't, or none of what there is");
+    assert!(entries.keys().copied().eq(launched), "launches of kernels that don't exist, or kernels without a launch");
     for launch in launches() {
         let types: Vec<_> = launch.args.iter().map(|arg| arg.ptx_type()).collect();
         assert_eq!(types, entries[launch.entry].params, "{}: parameters", launch.entry);
@@ -167,17 +191,17 @@ fn shared_memory_is_asked_for_where_it_is_used() {
         let most = if HOPPER_PTX.contains(&format!("entry {}(", launch.entry)) { 227 } else { 99 };
         assert!(launch.shared <= most * 1024, "{}: {} bytes of shared memory", launch.entry, launch.shared);
         assert!(launch.threads.is_multiple_of(32) && launch.threads <= 1024);
-        // Operands that lie as they are wanted.
+        // Kernels that copy operands as they are stored.
         let copies = launch.threads == ATTENTION_THREADS
             || launch.entry.contains("gemm")
             || launch.entry.contains("wgmma")
-            || ["down", "up_backward", "outer"].contains(&launch.entry);
+            || ["lora_down", "lora_up_backward", "weight_grad"].contains(&launch.entry);
         assert_eq!(entries[launch.entry].body.contains("cp.async"), copies, "{}", launch.entry);
     }
 }
 
-/// Barriers, shuffles, ldmatrix and mma of a kernel: as many as its source has, once its loops over registers are unrolled.
-/// More would mean that the compiler has cloned one into a branch.
+/// Barriers, shuffles, ldmatrix and mma of a kernel: as many as its source has, once its loops over registers are
+/// unrolled. More would mean that the compiler has cloned one into a branch.
 fn collectives(name: &str) -> [usize; 4] {
     let widths = |name: &str| if name.ends_with("_128") { 16 } else { 8 };
     // Chunks of a row, fragments and products of the two kinds of products in attention.
@@ -207,15 +231,15 @@ fn collectives(name: &str) -> [usize; 4] {
         // A sum a token.
         _ if name.starts_with("matvec") => [0, 4 * 5, 0, 0],
         "rms_norm" | "rms_norm_backward" => [2, 5, 0, 0],
-        "soften" => [2 * 2, 2 * 5, 0, 0],
-        "squares" | "squares_total" | "gate_push" => [8, 0, 0, 0],
+        "online_softmax" => [2 * 2, 2 * 5, 0, 0],
+        "squares" | "squares_total" | "balance_loss_grad" => [8, 0, 0, 0],
         // A sum a row.
-        "few_down" => [3, 4 * 5, 0, 0],
-        // Four parts of 32: a fragment of the right operand for two of the left one, two products. Twice, but for the right one,
-        // where dropout may be before A.
-        "outer" => [2, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],
-        "down" => [2 + 1 + 1, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],
-        "up_backward" => [2 + 1 + 1 + 1, 0, 4 * (1 + 2), 4 * 2],
+        "lora_down_matvec" => [3, 4 * 5, 0, 0],
+        // Four parts of 32: a fragment of the right operand for two of the left one, two products. Twice, but for the
+        // right one, where dropout may be before A.
+        "weight_grad" => [2, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],
+        "lora_down" => [2 + 1 + 1, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],
+        "lora_up_backward" => [2 + 1 + 1 + 1, 0, 4 * (1 + 2), 4 * 2],
         _ => [0; 4],
     }
 }

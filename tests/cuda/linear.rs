@@ -3,7 +3,7 @@
 use crate::ops::Stored;
 use crate::support::*;
 use hydra_kernels::shape::HydraShape;
-use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_LEAST_TILES, WGMMA_M, WGMMA_N};
+use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_M, WGMMA_MIN_TILES, WGMMA_N};
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{
     Accumulate, AdapterArgs, AdapterSlot, AnyBuffer, AnyBufferMut, Backend, DropoutKey, GateKind, Linear,
@@ -193,20 +193,20 @@ pub fn decoded<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &Case { dx: true, ..case(random, tokens, widths, adapted) });
 }
 
-/// One tile wide and many high: of a device's large products, those with the least work, so that an emulator can do them both ways.
-/// In place they are done as those before that were not.
+/// One tile wide and many high: of a device's large products, those with the least work, so that an emulator can do
+/// them both ways. In place they are done as those before that were not.
 pub fn tall<D: Driver>(cuda: &Cuda<D>) {
-    let (random, tokens) = (&mut Random::new(3), WGMMA_LEAST_TILES as usize * WGMMA_M as usize);
+    let (random, tokens) = (&mut Random::new(3), WGMMA_MIN_TILES as usize * WGMMA_M as usize);
     for store in [Accumulate::Overwrite, Accumulate::Add] {
         let case = case(random, tokens, [40, 24], true);
         check(cuda, &Case { store, dx: true, dropout: None, head_dropout: None, activations: true, ..case });
     }
 }
 
-/// So many results that a device with faster instructions for them uses them: of the forward pass, or of the backward pass.
-/// With an adapter where `size` says that it is a device, on which that takes no minute.
+/// So many results that a device with faster instructions for them uses them: of the forward pass, or of the backward
+/// pass. With an adapter where `size` says that it is a device, on which that takes no minute.
 pub fn large<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
-    let tokens = WGMMA_LEAST_TILES as usize / 8 * WGMMA_M as usize + random.within(1, 90);
+    let tokens = WGMMA_MIN_TILES as usize / 8 * WGMMA_M as usize + random.within(1, 90);
     let widths = [random.within(30, 64), 8 * WGMMA_N as usize + random.within(1, 90)];
     for widths in [widths, [widths[1], widths[0]]] {
         check(cuda, &Case { dx: true, ..case(random, tokens, widths, size > 1) });

@@ -60,8 +60,8 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
     }
 }
 
-/// A step waits for the loss of each of its passes, when all of the pass has been asked for, for the gradient's norm and the
-/// adapter's, and for nothing else; after the first one, nothing is allocated.
+/// A step waits for the loss of each of its passes, when all of the pass has been asked for, for the gradient's norm
+/// and the adapter's, and for nothing else; after the first one, nothing is allocated.
 pub fn a_step_waits_for_what_it_reads() {
     let dir = case("hydra");
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();

@@ -1,13 +1,14 @@
-//! Causal attention over packed segments, after an optional prefix: o = softmax(q kᵀ / √d) v by blocks of keys with a running
-//! softmax (Dao et al., arXiv 2205.14135), and the pieces that its gradient shares.
+//! Causal attention over packed segments, after an optional prefix: o = softmax(q kᵀ / √d) v by blocks of keys with a
+//! running softmax (Dao et al., arXiv 2205.14135), and the pieces that its gradient shares.
 //!
-//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands and results are bf16; scores, probabilities and
-//! sums stay in registers in f32. Heads, of an even number of columns, are padded with zeros to 64 or 128 in shared memory. While
-//! a block of keys is multiplied, the next one is on its way.
+//! A block of four warps has 64 queries of one head, a warp 16 of them. Operands and results are bf16; scores,
+//! probabilities and sums stay in registers in f32. Heads have an even number of columns and are padded with zeros to
+//! 64 or 128 in shared memory. While a block of keys is multiplied, the next one is being copied.
 //!
-//! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the segment's
-//! length.
+//! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the
+//! segment's length.
 
+use crate::kernels::attention::AttentionParams;
 use crate::math;
 use crate::prelude::*;
 use crate::sizes::ATTENTION_TILE;
@@ -39,7 +40,7 @@ impl Rows {
     }
 }
 
-/// What each kernel of an attention reads: rotated q [tokens, heads d], k and v [tokens, kv_heads d], and its sizes.
+/// What every kernel of an attention reads: rotated q [tokens, n_heads d], k and v [tokens, kv_heads d], and its sizes.
 #[derive(Clone, Copy)]
 pub struct Attention {
     /// Queries.
@@ -51,7 +52,7 @@ pub struct Attention {
     /// See the module's heading.
     pub tiles: *const u32,
     /// Query heads.
-    pub heads: u32,
+    pub n_heads: u32,
     /// Key heads.
     pub kv_heads: u32,
     /// Columns of a head.
@@ -71,7 +72,7 @@ impl Attention {
     #[inline(always)]
     pub unsafe fn group(self) -> u32 {
         assume(self.kv_heads > 0);
-        let group = self.heads / self.kv_heads;
+        let group = self.n_heads / self.kv_heads;
         assume(group > 0);
         group
     }
@@ -79,7 +80,7 @@ impl Attention {
     /// A query head's columns of a matrix like q.
     #[inline(always)]
     pub unsafe fn query_head(self, at: *const u16, head: u32) -> Head {
-        Head::new(at, head, self.heads, self.d)
+        Head::new(at, head, self.n_heads, self.d)
     }
 
     /// A key head's columns of a matrix like k.
@@ -107,16 +108,16 @@ impl Head {
         Self { at: at.add((head * d) as usize), pitch: heads * d, d }
     }
 
-    /// Starts loading `rows` rows from `row` on, of which `there` exist; the rest, and columns from d on, are zero. They are there
-    /// after [`loaded`].
+    /// Starts copying `rows` rows from `row` on, of which `count` exist; the others, and columns from d on, become
+    /// zero. The copies have arrived after [`loaded`].
     #[inline(always)]
     #[track_caller]
-    pub unsafe fn load_tile<const CHUNKS: u32>(self, to: u32, rows: u32, row: u32, there: u32) {
+    pub unsafe fn load_tile<const CHUNKS: u32>(self, to: u32, rows: u32, row: u32, count: u32) {
         let mut i = thread();
         while i < rows * CHUNKS {
             let (r, chunk) = (i / CHUNKS, i % CHUNKS);
             let from = self.at.add((row + r) as usize * self.pitch as usize + 8 * chunk as usize);
-            let (to, inside) = (at::<CHUNKS>(to, r, chunk), r < there && 8 * chunk < self.d);
+            let (to, inside) = (at::<CHUNKS>(to, r, chunk), r < count && 8 * chunk < self.d);
             if self.d.is_multiple_of(8) {
                 copy_async(to, if inside { from.cast() } else { self.at.cast() }, inside);
             } else {
@@ -132,7 +133,7 @@ impl Head {
         }
     }
 
-    /// Writes the rows of a result that exist, times a factor for each half of a warp's.
+    /// Writes the rows of a result that exist, times a factor for each half of a warp's rows.
     #[inline(always)]
     pub unsafe fn store_rows<const N: usize>(self, rows: Rows, values: &[[f32; 4]; N], factors: [f32; 2]) {
         for n in 0..N {
@@ -149,7 +150,7 @@ impl Head {
     }
 }
 
-/// Waits until the whole block's tiles are there, and all its threads are done with the ones before.
+/// Waits until the whole block's copies have arrived, and all its threads are done with the tiles before.
 #[inline(always)]
 #[track_caller]
 pub unsafe fn loaded() {
@@ -157,27 +158,61 @@ pub unsafe fn loaded() {
     barrier();
 }
 
-/// Row of element `i` of a matrix instruction's result, in the block; the warp has rows 16 warp ...
+/// The row, in the block, of element `i` of a matrix instruction's result; a warp's rows begin at 16 · warp.
 #[inline(always)]
 pub fn row_of(i: usize) -> u32 {
     16 * warp() + lane() / 4 + i as u32 / 2 * 8
 }
 
-/// Column of element `i` of the result's `n`th eight columns.
+/// The column of element `i` of a result's `n`-th group of eight columns.
 #[inline(always)]
 pub fn column_of(n: usize, i: usize) -> u32 {
     8 * n as u32 + lane() % 4 * 2 + i as u32 % 2
 }
 
+/// The running softmax of a thread's two rows, to base 2: p = 2^((s − max) · factor).
+struct RunningSoftmax {
+    factor: f32,
+    max: [f32; 2],
+    sum: [f32; 2],
+}
+
+impl RunningSoftmax {
+    /// Turns a block of scores, of keys from `key` on, into unnormalised probabilities; `end` is the first key that
+    /// each row doesn't see. Returns the factors of what was summed before.
+    #[inline(always)]
+    fn add(&mut self, s: &mut [[f32; 4]; 8], key: u32, end: &[u32; 2]) -> [f32; 2] {
+        let mut max = self.max;
+        for n in 0..8 {
+            for i in 0..4 {
+                if key + column_of(n, i) >= end[i / 2] {
+                    s[n][i] = f32::NEG_INFINITY;
+                }
+                max[i / 2] = max[i / 2].max(s[n][i]);
+            }
+        }
+        let mut shrink = [0f32; 2];
+        for r in 0..2 {
+            // A row sees a key in its first block, so this is finite.
+            max[r] = over_quad::<Max>(max[r]);
+            shrink[r] = exp2((self.max[r] - max[r]) * self.factor);
+            self.sum[r] *= shrink[r];
+        }
+        self.max = max;
+        for n in 0..8 {
+            for i in 0..4 {
+                s[n][i] = exp2((s[n][i] - max[i / 2]) * self.factor);
+                self.sum[i / 2] += s[n][i];
+            }
+        }
+        shrink
+    }
+}
+
 #[inline(always)]
-unsafe fn attention<const CHUNKS: u32, const N: usize>(
-    o: *mut u16,
-    lse: *mut f32,
-    of: Attention,
-    prefix_k: *const u16,
-    prefix_v: *const u16,
-    prefix: u32,
-) {
+unsafe fn attention<const CHUNKS: u32, const N: usize>(p: AttentionParams) {
+    let AttentionParams { q, k, v, tiles, n_heads, kv_heads, d, scale, .. } = p;
+    let of = Attention { q, k, v, tiles, n_heads, kv_heads, d, scale };
     let (rows, head) = (of.rows(), block_y());
     let kv_head = head / of.group();
     let bytes = ATTENTION_TILE * CHUNKS * 16;
@@ -186,61 +221,39 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
     let v_tile = |block: u32| k_tile(block) + bytes;
     // Blocks of keys: the prefix's, then the segment's own.
     let limit = rows.first + rows.count();
-    let before = prefix.div_ceil(ATTENTION_TILE);
-    let blocks = before + limit.div_ceil(ATTENTION_TILE);
-    let key_of = |block: u32| (if block < before { block } else { block - before }) * ATTENTION_TILE;
+    let prefix_blocks = p.prefix.div_ceil(ATTENTION_TILE);
+    let blocks = prefix_blocks + limit.div_ceil(ATTENTION_TILE);
+    let key_of = |block: u32| (if block < prefix_blocks { block } else { block - prefix_blocks }) * ATTENTION_TILE;
     let fetch = |block: u32| {
         if block < blocks {
+            let in_prefix = block < prefix_blocks;
             let (k, v, start, limit) =
-                if block < before { (prefix_k, prefix_v, 0, prefix) } else { (of.k, of.v, rows.start, limit) };
+                if in_prefix { (p.prefix_k, p.prefix_v, 0, p.prefix) } else { (k, v, rows.start, limit) };
             let key = key_of(block);
-            let (row, there) = (start + key, (limit - key).min(ATTENTION_TILE));
-            of.key_head(k, kv_head).load_tile::<CHUNKS>(k_tile(block), ATTENTION_TILE, row, there);
-            of.key_head(v, kv_head).load_tile::<CHUNKS>(v_tile(block), ATTENTION_TILE, row, there);
+            let (row, count) = (start + key, (limit - key).min(ATTENTION_TILE));
+            of.key_head(k, kv_head).load_tile::<CHUNKS>(k_tile(block), ATTENTION_TILE, row, count);
+            of.key_head(v, kv_head).load_tile::<CHUNKS>(v_tile(block), ATTENTION_TILE, row, count);
         }
         copy_commit();
     };
-    of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
+    of.query_head(q, head).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
     fetch(0);
-    // Scores are taken to base 2: p = 2^(s · factor − max · factor).
-    let factor = of.scale * core::f32::consts::LOG2_E;
+    let factor = scale * core::f32::consts::LOG2_E;
     let mut acc = [[0f32; 4]; N];
-    let (mut max, mut sum) = ([f32::NEG_INFINITY; 2], [0f32; 2]);
+    let mut softmax = RunningSoftmax { factor, max: [f32::NEG_INFINITY; 2], sum: [0.0; 2] };
     let mut block = 0;
     while block < blocks {
         loaded();
         fetch(block + 1);
         let key = key_of(block);
-        // The first key that a row doesn't see. (Rows that don't exist may see zeros.)
+        // Rows that don't exist may see zeros.
         let end = [0, 2].map(
             #[inline(always)]
-            |i| if block < before { prefix } else { rows.first + row_of(i) + 1 },
+            |i| if block < prefix_blocks { p.prefix } else { rows.first + row_of(i) + 1 },
         );
         let mut s = [[0f32; 4]; 8];
         rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile(block));
-        let mut new_max = max;
-        for n in 0..8 {
-            for i in 0..4 {
-                if key + column_of(n, i) >= end[i / 2] {
-                    s[n][i] = f32::NEG_INFINITY;
-                }
-                new_max[i / 2] = new_max[i / 2].max(s[n][i]);
-            }
-        }
-        let mut shrink = [0f32; 2];
-        for r in 0..2 {
-            // A row sees a key in the first block already, so this is finite.
-            new_max[r] = over_quad::<Max>(new_max[r]);
-            shrink[r] = exp2((max[r] - new_max[r]) * factor);
-            sum[r] *= shrink[r];
-        }
-        max = new_max;
-        for n in 0..8 {
-            for i in 0..4 {
-                s[n][i] = exp2((s[n][i] - max[i / 2]) * factor);
-                sum[i / 2] += s[n][i];
-            }
-        }
+        let shrink = softmax.add(&mut s, key, &end);
         for n in 0..N {
             for i in 0..4 {
                 acc[n][i] *= shrink[i / 2];
@@ -249,42 +262,26 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(
         registers_by_tile::<CHUNKS, 8, N>(&mut acc, &s, v_tile(block));
         block += 1;
     }
-    let sum = [over_quad::<Sum>(sum[0]), over_quad::<Sum>(sum[1])];
-    of.query_head(o, head).store_rows(rows, &acc, [1.0 / sum[0], 1.0 / sum[1]]);
+    let sum = [over_quad::<Sum>(softmax.sum[0]), over_quad::<Sum>(softmax.sum[1])];
+    of.query_head(p.o, head).store_rows(rows, &acc, [1.0 / sum[0], 1.0 / sum[1]]);
     for r in 0..2 {
         let row = row_of(2 * r);
         if row < rows.count() && lane().is_multiple_of(4) {
-            let at = (rows.start + rows.first + row) as usize * of.heads as usize + head as usize;
-            store(lse.add(at), max[r] * of.scale + math::ln(sum[r]));
+            let at = (rows.start + rows.first + row) as usize * n_heads as usize + head as usize;
+            store(p.lse.add(at), softmax.max[r] * scale + math::ln(sum[r]));
         }
     }
 }
 
-/// One kernel for each width.
+/// A kernel for each padded width.
 macro_rules! widths {
-    ($($name:ident: $chunks:literal;)*) => {
-        kernels! {$(
-            /// o [tokens, heads d] and lse [tokens, heads]; see the module's heading. Grid: [tiles, heads], 128 threads.
-            fn $name(
-                o: *mut u16,
-                lse: *mut f32,
-                q: *const u16,
-                k: *const u16,
-                v: *const u16,
-                prefix_k: *const u16,
-                prefix_v: *const u16,
-                prefix: u32,
-                tiles: *const u32,
-                heads: u32,
-                kv_heads: u32,
-                d: u32,
-                scale: f32,
-            ) {
-                let of = Attention { q, k, v, tiles, heads, kv_heads, d, scale };
-                attention::<$chunks, $chunks>(o, lse, of, prefix_k, prefix_v, prefix)
-            }
-        )*}
-    };
+    ($($name:ident: $chunks:literal;)*) => {$(
+        /// o and lse; see the module's heading. Grid: [tiles, n_heads], 128 threads.
+        #[inline(always)]
+        pub unsafe fn $name(p: AttentionParams) {
+            attention::<$chunks, $chunks>(p)
+        }
+    )*};
 }
 
 widths! {

@@ -5,10 +5,11 @@
 //! dq = ds k              dk = dsᵀ q            dv = pᵀ d o
 //! ```
 //!
-//! dq: a block has 64 queries of one head and goes over the keys. dk and dv: a block has 64 keys of one key head and goes over
-//! the queries of all heads that share it. So each result has one writer, and no atomics are needed.
+//! dq: a block has 64 queries of one head and loops over the keys. dk and dv: a block has 64 keys of one key head and
+//! loops over the queries of all heads that share it. So each result has one writer, and no atomics are needed.
 
 use crate::attention::{Attention, column_of, loaded, row_of};
+use crate::kernels::attention::{AttentionDeltaParams, AttentionDkvParams, AttentionDqParams};
 use crate::prelude::*;
 use crate::sizes::{ATTENTION_TILE, BACKWARD_QUERIES, THREADS};
 use crate::tile::{registers_by_tile, rows_by_rows};
@@ -17,19 +18,19 @@ use core::f32::consts::LOG2_E;
 /// What the backward pass reads beside q, k and v.
 #[derive(Clone, Copy)]
 struct Saved {
-    /// [tokens, heads d].
+    /// [tokens, n_heads d].
     d_o: *const u16,
-    /// [tokens, heads].
+    /// [tokens, n_heads].
     lse: *const f32,
-    /// [tokens, heads].
+    /// [tokens, n_heads].
     delta: *const f32,
 }
 
 impl Saved {
     /// A query's lse, to base 2, and its delta.
     #[inline(always)]
-    unsafe fn of_row(self, row: u32, head: u32, heads: u32) -> (f32, f32) {
-        let at = row as usize * heads as usize + head as usize;
+    unsafe fn of_row(self, row: u32, head: u32, n_heads: u32) -> (f32, f32) {
+        let at = row as usize * n_heads as usize + head as usize;
         (load(self.lse.add(at)) * LOG2_E, load(self.delta.add(at)))
     }
 }
@@ -59,9 +60,9 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
     let fetch = |block: u32| {
         if block < blocks {
             let key = block * ATTENTION_TILE;
-            let (row, there) = (rows.start + key, (limit - key).min(ATTENTION_TILE));
-            k.load_tile::<CHUNKS>(k_tile(block), ATTENTION_TILE, row, there);
-            v.load_tile::<CHUNKS>(v_tile(block), ATTENTION_TILE, row, there);
+            let (row, count) = (rows.start + key, (limit - key).min(ATTENTION_TILE));
+            k.load_tile::<CHUNKS>(k_tile(block), ATTENTION_TILE, row, count);
+            v.load_tile::<CHUNKS>(v_tile(block), ATTENTION_TILE, row, count);
         }
         copy_commit();
     };
@@ -71,7 +72,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
     for r in 0..2 {
         let row = row_of(2 * r);
         if row < count {
-            (row_lse[r], row_delta[r]) = saved.of_row(first + row, head, of.heads);
+            (row_lse[r], row_delta[r]) = saved.of_row(first + row, head, of.n_heads);
         }
     }
     let mut acc = [[0f32; 4]; N];
@@ -114,13 +115,13 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
     let fetch = |block: u32, member: u32, query: u32| {
         if member < group {
             let head = kv_head * group + member;
-            let (row, there) = (rows.start + query, (rows.len - query).min(BACKWARD_QUERIES));
-            of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile(block), BACKWARD_QUERIES, row, there);
-            of.query_head(saved.d_o, head).load_tile::<CHUNKS>(o_tile(block), BACKWARD_QUERIES, row, there);
+            let (row, count) = (rows.start + query, (rows.len - query).min(BACKWARD_QUERIES));
+            of.query_head(of.q, head).load_tile::<CHUNKS>(q_tile(block), BACKWARD_QUERIES, row, count);
+            of.query_head(saved.d_o, head).load_tile::<CHUNKS>(o_tile(block), BACKWARD_QUERIES, row, count);
             if thread() < BACKWARD_QUERIES {
                 let (mut l, mut e) = (f32::INFINITY, 0.0);
-                if thread() < there {
-                    (l, e) = saved.of_row(row + thread(), head, of.heads);
+                if thread() < count {
+                    (l, e) = saved.of_row(row + thread(), head, of.n_heads);
                 }
                 st_f32(lse_row(block) + 4 * thread(), l);
                 st_f32(delta_row(block) + 4 * thread(), e);
@@ -158,71 +159,46 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
     of.key_head(dv, kv_head).store_rows(rows, &dv_acc, [1.0; 2]);
 }
 
-/// The kernels that don't depend on a width, and two for each width.
-macro_rules! widths {
-    ($($dq:ident, $dkv:ident: $chunks:literal;)*) => {
-        kernels! {
-            /// delta [tokens, heads] = Σ d o ∘ o over a head; `rows` is tokens · heads. Grid: [rows / 8], 256 threads.
-            fn attention_delta(delta: *mut f32, d_o: *const u16, o: *const u16, rows: u32, d: u32) {
-                let row = block_x() * (THREADS / WARP) + warp();
-                if row >= rows {
-                    return;
-                }
-                let at = row as usize * d as usize;
-                let (mut sum, mut i) = (0.0, lane());
-                while 2 * i < d {
-                    let two = |from: *const u16| unpack2(load(from.add(at).cast::<u32>().add(i as usize)));
-                    let ([d0, d1], [o0, o1]) = (two(d_o), two(o));
-                    sum = fma(d1, o1, fma(d0, o0, sum));
-                    i += WARP;
-                }
-                let sum = over_warp::<Sum>(sum);
-                if lane() == 0 {
-                    store(delta.add(row as usize), sum);
-                }
-            }
-            $(
-            /// dq [tokens, heads d]. Grid: [tiles, heads], 128 threads.
-            fn $dq(
-                dq: *mut u16,
-                d_o: *const u16,
-                lse: *const f32,
-                delta: *const f32,
-                q: *const u16,
-                k: *const u16,
-                v: *const u16,
-                tiles: *const u32,
-                heads: u32,
-                kv_heads: u32,
-                d: u32,
-                scale: f32,
-            ) {
-                let of = Attention { q, k, v, tiles, heads, kv_heads, d, scale };
-                dq_block::<$chunks, $chunks>(dq, of, Saved { d_o, lse, delta })
-            }
+/// delta = Σ d_o ∘ o over a head's columns. Grid: [rows / 8], 256 threads.
+#[inline(always)]
+pub unsafe fn attention_delta(p: AttentionDeltaParams) {
+    let row = block_x() * (THREADS / WARP) + warp();
+    if row >= p.rows {
+        return;
+    }
+    let at = row as usize * p.d as usize;
+    let (mut sum, mut i) = (0.0, lane());
+    while 2 * i < p.d {
+        let two = |from: *const u16| unpack2(load(from.add(at).cast::<u32>().add(i as usize)));
+        let ([d0, d1], [o0, o1]) = (two(p.d_o), two(p.o));
+        sum = fma(d1, o1, fma(d0, o0, sum));
+        i += WARP;
+    }
+    let sum = over_warp::<Sum>(sum);
+    if lane() == 0 {
+        store(p.delta.add(row as usize), sum);
+    }
+}
 
-            /// dk, dv [tokens, kv_heads d]. Grid: [tiles, kv_heads], 128 threads.
-            fn $dkv(
-                dk: *mut u16,
-                dv: *mut u16,
-                d_o: *const u16,
-                lse: *const f32,
-                delta: *const f32,
-                q: *const u16,
-                k: *const u16,
-                v: *const u16,
-                tiles: *const u32,
-                heads: u32,
-                kv_heads: u32,
-                d: u32,
-                scale: f32,
-            ) {
-                let of = Attention { q, k, v, tiles, heads, kv_heads, d, scale };
-                dkv_block::<$chunks, $chunks>(dk, dv, of, Saved { d_o, lse, delta })
-            }
-            )*
+/// Two kernels for each padded width.
+macro_rules! widths {
+    ($($dq:ident, $dkv:ident: $chunks:literal;)*) => {$(
+        /// dq. Grid: [tiles, n_heads], 128 threads.
+        #[inline(always)]
+        pub unsafe fn $dq(p: AttentionDqParams) {
+            let AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale } = p;
+            let of = Attention { q, k, v, tiles, n_heads, kv_heads, d, scale };
+            dq_block::<$chunks, $chunks>(dq, of, Saved { d_o, lse, delta })
         }
-    };
+
+        /// dk and dv. Grid: [tiles, kv_heads], 128 threads.
+        #[inline(always)]
+        pub unsafe fn $dkv(p: AttentionDkvParams) {
+            let AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale } = p;
+            let of = Attention { q, k, v, tiles, n_heads, kv_heads, d, scale };
+            dkv_block::<$chunks, $chunks>(dk, dv, of, Saved { d_o, lse, delta })
+        }
+    )*};
 }
 
 widths! {

@@ -1,6 +1,7 @@
-//! Value by value, of bf16 activations: rotations, SwiGLU. A thread has eight neighbours, 16 bytes: with fewer, too little of memory's
-//! time would be used.
+//! Elementwise operations on bf16 activations: rotary embedding, SwiGLU. A thread has eight neighbours, 16 bytes:
+//! smaller loads would not use the memory's bandwidth.
 
+use crate::kernels::model::{RopeParams, SwigluBackwardParams, SwigluParams};
 use crate::math;
 use crate::prelude::*;
 use crate::rows::{Eight, Output, load_bf16};
@@ -12,17 +13,17 @@ fn index() -> u64 {
     block_x() as u64 * THREADS as u64 + thread() as u64
 }
 
-/// Eight neighbours of an array, or those of them that there are.
+/// Eight neighbours in an array, or fewer at its end.
 #[derive(Clone, Copy)]
 struct Group {
     first: usize,
     len: u32,
-    /// Whether `first` is a multiple of 8, and all eight are there.
+    /// Whether `first` is a multiple of 8, and `len` is 8.
     whole: bool,
 }
 
 impl Group {
-    /// This thread's of `len` values, if there are any left for it.
+    /// This thread's part of `len` values, if there is one.
     #[inline(always)]
     fn of_thread(len: u64) -> Option<Self> {
         let first = 8 * index();
@@ -41,57 +42,58 @@ impl Group {
     }
 }
 
-kernels! {
-    /// Turns each pair (x[i], x[i + d/2]) of each head by its token's angle, or by `sign` −1 back; `table` [positions, d] holds
-    /// cosines, then sines. Grid: [tokens · heads · (d/2 / 8) / 256], 256 threads.
-    fn rope(x: *mut u16, table: *const f32, positions: *const u32, tokens: u32, heads: u32, d: u32, sign: f32) {
-        let half = d / 2;
-        let groups = half.div_ceil(8) as u64;
-        assume(groups > 0 && heads > 0);
-        let (head, i) = (index() / groups, (index() % groups) as u32 * 8);
-        if head >= tokens as u64 * heads as u64 {
-            return;
-        }
-        let position = load(positions.add((head / heads as u64) as usize));
-        let row = table.add(position as usize * d as usize + i as usize);
-        let first = head as usize * d as usize + i as usize;
-        let left = Group { first, len: (half - i).min(8), whole: half.is_multiple_of(8) };
-        let right = Group { first: first + half as usize, ..left };
-        let (l, r) = (left.load(x), right.load(x));
-        let (mut turned_l, mut turned_r) = ([0.0; 8], [0.0; 8]);
-        for i in 0..8 {
-            if i < left.len as usize {
-                let (cos, sin) = (load(row.add(i)), sign * load(row.add(i + half as usize)));
-                turned_l[i] = l[i] * cos - r[i] * sin;
-                turned_r[i] = r[i] * cos + l[i] * sin;
-            }
-        }
-        left.store(x, turned_l);
-        right.store(x, turned_r);
+/// Rotates each pair (x[i], x[i + d/2]) of each head by its token's angle. Grid: [tokens · heads · (d/2 / 8) / 256],
+/// 256 threads.
+#[inline(always)]
+pub unsafe fn rope(p: RopeParams) {
+    let half = p.d / 2;
+    let groups = half.div_ceil(8) as u64;
+    assume(groups > 0 && p.n_heads > 0);
+    let (head, i) = (index() / groups, (index() % groups) as u32 * 8);
+    if head >= p.tokens as u64 * p.n_heads as u64 {
+        return;
     }
+    let position = load(p.positions.add((head / p.n_heads as u64) as usize));
+    let row = p.table.add(position as usize * p.d as usize + i as usize);
+    let first = head as usize * p.d as usize + i as usize;
+    let left = Group { first, len: (half - i).min(8), whole: half.is_multiple_of(8) };
+    let right = Group { first: first + half as usize, ..left };
+    let (l, r) = (left.load(p.x), right.load(p.x));
+    let (mut rotated_l, mut rotated_r) = ([0.0; 8], [0.0; 8]);
+    for i in 0..8 {
+        if i < left.len as usize {
+            let (cos, sin) = (load(row.add(i)), p.sign * load(row.add(i + half as usize)));
+            rotated_l[i] = l[i] * cos - r[i] * sin;
+            rotated_r[i] = r[i] * cos + l[i] * sin;
+        }
+    }
+    left.store(p.x, rotated_l);
+    right.store(p.x, rotated_r);
+}
 
-    /// out = silu(gate) ∘ up. Grid: [len / 2048], 256 threads.
-    fn swiglu(out: *mut u16, gate: *const u16, up: *const u16, len: u64) {
-        let Some(group) = Group::of_thread(len) else { return };
-        let (g, u) = (group.load(gate), group.load(up));
-        let mut values = [0.0; 8];
-        for i in 0..8 {
-            values[i] = g[i] * math::sigmoid(g[i]) * u[i];
-        }
-        group.store(out, values);
+/// out = silu(gate) ∘ up. Grid: [len / 2048], 256 threads.
+#[inline(always)]
+pub unsafe fn swiglu(p: SwigluParams) {
+    let Some(group) = Group::of_thread(p.len) else { return };
+    let (g, u) = (group.load(p.gate), group.load(p.up));
+    let mut values = [0.0; 8];
+    for i in 0..8 {
+        values[i] = g[i] * math::sigmoid(g[i]) * u[i];
     }
+    group.store(p.out, values);
+}
 
-    /// dgate: d out → d gate; dup is overwritten. Grid: [len / 2048], 256 threads.
-    fn swiglu_backward(dgate: *mut u16, dup: *mut u16, gate: *const u16, up: *const u16, len: u64) {
-        let Some(group) = Group::of_thread(len) else { return };
-        let (d, g, u) = (group.load(dgate), group.load(gate), group.load(up));
-        let (mut to_gate, mut to_up) = ([0.0; 8], [0.0; 8]);
-        for i in 0..8 {
-            let sigmoid = math::sigmoid(g[i]);
-            to_gate[i] = d[i] * u[i] * sigmoid * (1.0 + g[i] * (1.0 - sigmoid));
-            to_up[i] = d[i] * g[i] * sigmoid;
-        }
-        group.store(dgate, to_gate);
-        group.store(dup, to_up);
+/// The gradients of gate and up. Grid: [len / 2048], 256 threads.
+#[inline(always)]
+pub unsafe fn swiglu_backward(p: SwigluBackwardParams) {
+    let Some(group) = Group::of_thread(p.len) else { return };
+    let (d, g, u) = (group.load(p.dgate), group.load(p.gate), group.load(p.up));
+    let (mut dgate, mut dup) = ([0.0; 8], [0.0; 8]);
+    for i in 0..8 {
+        let sigmoid = math::sigmoid(g[i]);
+        dgate[i] = d[i] * u[i] * sigmoid * (1.0 + g[i] * (1.0 - sigmoid));
+        dup[i] = d[i] * g[i] * sigmoid;
     }
+    group.store(p.dgate, dgate);
+    group.store(p.dup, dup);
 }

@@ -1,14 +1,15 @@
 //! Runs a kernel on the CPU, thread by thread, and finds what a GPU would not forgive.
 //!
-//! A CUDA thread is a coroutine. It runs until a collective: a barrier waits for the whole block, a warp's instruction for its
-//! 32 lanes, which all have to be at the same place in the source. Blocks follow each other; warps of a block take turns in an
-//! order drawn from a seed. Refused, with the place in the kernel:
+//! A CUDA thread is a coroutine. It runs until a collective: a barrier waits for the whole block, a warp's instruction
+//! for its 32 lanes, which all have to be at the same place in the source. Blocks follow each other; warps of a block
+//! take turns in an order drawn from a seed. Refused, with the place in the kernel:
 //!
 //! - a collective that not all threads reach, or at different places;
 //! - an access outside the memory that was registered, or off its alignment;
 //! - a race: two threads at the same shared or device memory, one of them writing, with no barrier between them;
 //! - what an asynchronous product's operands may not suffer (`wgmma.rs`);
-//! - reading shared memory before anything was written there (it holds NaN), or before an asynchronous copy was waited for.
+//! - reading shared memory before anything was written there (it holds NaN), or before an asynchronous copy was waited
+//!   for.
 
 pub mod block;
 pub mod memory;
@@ -103,7 +104,8 @@ pub struct Grid {
 /// If the kernel does one of the things that the module's heading lists.
 ///
 /// # Safety
-/// `slots` are the kernel's parameters, as its entry lists them; its pointers lead to memory that is registered or alive.
+/// `slots` are the kernel's parameters, as its entry lists them; its pointers lead to memory that is registered or
+/// alive.
 pub unsafe fn launch(entry: &Entry, grid: Grid, slots: &[u64]) {
     assert_eq!(entry.params.len(), slots.len(), "{}: parameters", entry.name);
     assert!(grid.threads.is_multiple_of(32) && (32..=1024).contains(&grid.threads), "{} threads", grid.threads);

@@ -1,7 +1,7 @@
 //! Frozen weights as they lie on the device, and eight of their values at once.
 //!
-//! bf16 rows are padded to `pitch`. Blocks of 32 keep GGUF's values and are taken apart: all quants (16 or 32 bytes a block, so
-//! that they can be loaded in one piece), and all scales in a second array. Decoding is exact, as on the CPU.
+//! bf16 rows are padded to `pitch`. Blocks of 32 keep GGUF's values and are taken apart: all quants (16 or 32 bytes a
+//! block, so that they can be loaded in one piece), and all scales in a second array. Decoding is exact, as on the CPU.
 
 use crate::prelude::*;
 use crate::sizes::{FORMAT_Q4_0, FORMAT_Q4_1, FORMAT_Q8_0};

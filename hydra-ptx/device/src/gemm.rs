@@ -1,7 +1,7 @@
 //! Products with a frozen matrix ([`crate::product`]) by `mma.sync`, which every device from 8.0 on has.
 //!
-//! A block has a 128 x 128 tile of C, in the registers of 8 warps (64 x 32 each); tiles of the operands are 32 deep, in three
-//! stages.
+//! A block has a 128 x 128 tile of C, in the registers of 8 warps (64 x 32 each); tiles of the operands are 32 deep, in
+//! three stages.
 
 use crate::format::Format;
 use crate::prelude::*;
@@ -50,7 +50,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Tile
     let mut tile = 0;
     while tile < product.tiles() {
         copy_wait::<{ GEMM_STAGES - 2 }>();
-        // The tile is here for all threads, and all are done with the one that the next copy overwrites.
+        // All threads' copies of the tile have arrived, and nobody reads the tile that the next copies overwrite.
         barrier();
         let ahead = tile + GEMM_STAGES - 1;
         product.fetch(ahead, a_stage(ahead), b_stage(ahead));
@@ -73,7 +73,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Tile
         }
         tile += 1;
     }
-    // The upper half of C, then the lower one: as much as fits where the operands were.
+    // The upper half of C, then the lower one: each fits where the operands were.
     for half in 0..2 {
         barrier();
         if warp() / 4 == half {
@@ -90,7 +90,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Tile
 }
 
 products! {
-    [] gemm;
+    gemm;
     gemm_rows_bf16: Bf16, true;
     gemm_rows_q8_0: Q8_0, true;
     gemm_rows_q4_0: Q4_0, true;

@@ -1,4 +1,4 @@
-//! Dropout's mask: the very bits of `hydra_kernels::dropout`, as a function of (seed, row, column).
+//! Dropout's mask: the same bits as `hydra_kernels::dropout`'s, a function of (seed, row, column).
 
 /// A mask; `threshold` 0 drops nothing.
 #[derive(Clone, Copy)]
@@ -15,7 +15,7 @@ impl Mask {
     /// Drops nothing.
     pub const NONE: Mask = Mask { seed: 0, threshold: 0, scale: 1.0 };
 
-    /// What decides about four columns of a row, 16 bits each.
+    /// Random bits for four columns of a row, 16 each.
     #[inline(always)]
     fn bits(self, row: u32, four: u32) -> u64 {
         mix(mix(mix(self.seed, 0), u64::from(row)), u64::from(four))
@@ -32,7 +32,8 @@ impl Mask {
         if self.keeps(self.bits(row, column / 4), column % 4) { x * self.scale } else { 0.0 }
     }
 
-    /// Eight bf16 of a row from `column` on, a multiple of 8, with zeros for what is dropped; the rest is *not* scaled.
+    /// Eight bf16 of a row from `column` on, a multiple of 8, with zeros where values are dropped; the others are *not*
+    /// scaled.
     #[inline(always)]
     pub fn cut(self, mut chunk: [u32; 4], row: u32, column: u32) -> [u32; 4] {
         for four in 0..2 {

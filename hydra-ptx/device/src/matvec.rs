@@ -1,99 +1,61 @@
-//! A few rows of x times a weight, straight from its stored form: generation, and the logits of a few ids.
+//! A few rows of x times a frozen matrix, read in its stored form: for generation, and for the logits of a few ids.
 //!
-//! A warp has one row of the weight and up to four rows of x, a bf16 operand; a lane takes groups of eight columns. Sums are f32.
-//! The adapter's second product is a few more columns of the weight's row, in f32 (its first one: [`crate::few`]).
+//! A warp has one row of the matrix and up to four rows of x, a bf16 operand; a lane takes groups of eight columns.
+//! Sums are f32. The adapter's second product goes over more columns of the same row, in f32; its first one is
+//! [`crate::lora_matvec`].
 
 use crate::format::Format;
+use crate::kernels::dense::MatvecParams;
 use crate::prelude::*;
 use crate::rows::{Eight, Output, dot, load_chunk, load_eight};
-use crate::sizes::{FEW_TOKENS, THREADS};
-
-/// This warp's row of a second matrix, [rows, columns] in f32, times operands.
-#[derive(Clone, Copy)]
-struct Second {
-    x: *const u16,
-    columns: u32,
-    w: *const f32,
-}
+use crate::sizes::{MATVEC_TOKENS, THREADS};
 
 #[inline(always)]
-unsafe fn matvec<F: Format>(
-    y: Output,
-    y_pitch: u32,
-    tokens: u32,
-    x: *const u16,
-    columns: u32,
-    w: *const u8,
-    scales: *const u8,
-    pitch: u32,
-    rows: u32,
-    ids: *const u32,
-    second: Second,
-) {
+unsafe fn matvec<F: Format>(p: MatvecParams) {
     let row = block_x() * (THREADS / WARP) + warp();
-    if row >= rows {
+    if row >= p.rows {
         return;
     }
-    let first = block_y() * FEW_TOKENS;
-    let stored = if ids.is_null() { row } else { load(ids.add(row as usize)) };
-    let mut acc = [0.0; FEW_TOKENS as usize];
-    let add = |acc: &mut [f32; FEW_TOKENS as usize], weights: Eight, x: *const u16, columns: u32, group: u32| {
-        for t in 0..FEW_TOKENS {
-            if first + t < tokens {
-                let values = unpack8(load_chunk(x, padded(columns), first + t, tokens, 8 * group));
+    let y = Output::new(p.y, p.addend, p.bf16);
+    let first = block_y() * MATVEC_TOKENS;
+    let stored = if p.ids.is_null() { row } else { load(p.ids.add(row as usize)) };
+    let mut acc = [0.0; MATVEC_TOKENS as usize];
+    let add = |acc: &mut [f32; MATVEC_TOKENS as usize], weights: Eight, x: *const u16, columns: u32, group: u32| {
+        for t in 0..MATVEC_TOKENS {
+            if first + t < p.tokens {
+                let values = unpack8(load_chunk(x, padded(columns), first + t, p.tokens, 8 * group));
                 acc[t as usize] = dot(values, weights, acc[t as usize]);
             }
         }
     };
     let mut group = lane();
-    while 8 * group < columns {
-        add(&mut acc, F::eight(w, scales, stored, group, pitch), x, columns, group);
+    while 8 * group < p.columns {
+        add(&mut acc, F::eight(p.w, p.scales, stored, group, p.pitch), p.x, p.columns, group);
         group += WARP;
     }
     group = lane();
-    while 8 * group < second.columns {
-        let weights = load_eight(second.w, row, 8 * group, second.columns);
-        add(&mut acc, weights, second.x, second.columns, group);
+    while 8 * group < p.columns2 {
+        let weights = load_eight(p.w2, row, 8 * group, p.columns2);
+        add(&mut acc, weights, p.x2, p.columns2, group);
         group += WARP;
     }
-    for t in 0..FEW_TOKENS {
+    for t in 0..MATVEC_TOKENS {
         let sum = over_warp::<Sum>(acc[t as usize]);
-        if first + t < tokens && lane() == 0 {
-            y.put((first + t) as usize * y_pitch as usize + row as usize, sum);
+        if first + t < p.tokens && lane() == 0 {
+            y.put((first + t) as usize * p.y_pitch as usize + row as usize, sum);
         }
     }
 }
 
-/// One kernel for each format: a table, not code.
+/// A kernel for each format.
 macro_rules! formats {
-    ($($name:ident: $format:ident;)*) => {
-        kernels! {$(
-            /// y [tokens, rows] = before + x [tokens, padded columns] · Wᵀ + x₂ [tokens, padded columns₂] · W₂ᵀ; with `ids`, W's
-            /// rows are those ids. W₂ is [rows, columns₂]. Grid: [rows / 8, tokens / 4], 256 threads.
-            fn $name(
-                y: *mut u8,
-                before: *const u8,
-                bf16: u32,
-                y_pitch: u32,
-                tokens: u32,
-                x: *const u16,
-                columns: u32,
-                w: *const u8,
-                scales: *const u8,
-                pitch: u32,
-                rows: u32,
-                ids: *const u32,
-                x2: *const u16,
-                columns2: u32,
-                w2: *const f32,
-            ) {
-                let (y, second) = (Output::new(y, before, bf16), Second { x: x2, columns: columns2, w: w2 });
-                matvec::<crate::format::$format>(
-                    y, y_pitch, tokens, x, columns, w, scales, pitch, rows, ids, second,
-                )
-            }
-        )*}
-    };
+    ($($name:ident: $format:ident;)*) => {$(
+        /// y = addend + x Wᵀ + x₂ W₂ᵀ for a few tokens. Grid: [rows / 8, tokens / 4], 256 threads.
+        #[inline(always)]
+        pub unsafe fn $name(p: MatvecParams) {
+            matvec::<crate::format::$format>(p)
+        }
+    )*};
 }
 
 formats! {

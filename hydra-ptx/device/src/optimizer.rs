@@ -1,9 +1,11 @@
 //! AdamW, and sums of squares in a fixed order.
 
+use crate::kernels::model::{AdamWParams, SquaresParams, SquaresTotalParams};
 use crate::prelude::*;
 use crate::sizes::{SQUARES_PER_BLOCK, THREADS};
 
-/// The sum over a block of 256 threads, for thread 0; by halves, always in the same order.
+/// The sum over a block of 256 threads, returned to thread 0. It halves the number of values in each step, so the order
+/// is fixed.
 #[inline(always)]
 pub unsafe fn block_total(sum: f64) -> f64 {
     st_f64(shared() + 8 * thread(), sum);
@@ -19,62 +21,49 @@ pub unsafe fn block_total(sum: f64) -> f64 {
     ld_f64(shared() + 8 * thread())
 }
 
-kernels! {
-    /// parts[block] = Σ x² over the block's 16 Ki values. Grid: [len / 16 Ki], 256 threads.
-    fn squares(parts: *mut f64, x: *const f32, len: u64) {
-        let first = block_x() as u64 * SQUARES_PER_BLOCK as u64;
-        let end = (first + SQUARES_PER_BLOCK as u64).min(len);
-        let (mut sum, mut i) = (0.0, first + thread() as u64);
-        while i < end {
-            let value = f64::from(load(x.add(i as usize)));
-            sum += value * value;
-            i += THREADS as u64;
-        }
-        let total = block_total(sum);
-        if thread() == 0 {
-            store(parts.add(block_x() as usize), total);
-        }
+/// parts[block] = Σ x² over the block's 16 Ki values. Grid: [len / 16 Ki], 256 threads.
+#[inline(always)]
+pub unsafe fn squares(p: SquaresParams) {
+    let first = block_x() as u64 * SQUARES_PER_BLOCK as u64;
+    let end = (first + SQUARES_PER_BLOCK as u64).min(p.len);
+    let (mut sum, mut i) = (0.0, first + thread() as u64);
+    while i < end {
+        let value = f64::from(load(p.x.add(i as usize)));
+        sum += value * value;
+        i += THREADS as u64;
     }
+    let total = block_total(sum);
+    if thread() == 0 {
+        store(p.parts.add(block_x() as usize), total);
+    }
+}
 
-    /// out = Σ parts. One block of 256 threads.
-    fn squares_total(out: *mut f64, parts: *const f64, count: u32) {
-        let (mut sum, mut i) = (0.0, thread());
-        while i < count {
-            sum += load(parts.add(i as usize));
-            i += THREADS;
-        }
-        let total = block_total(sum);
-        if thread() == 0 {
-            store(out, total);
-        }
+/// out = Σ parts. One block of 256 threads.
+#[inline(always)]
+pub unsafe fn squares_total(p: SquaresTotalParams) {
+    let (mut sum, mut i) = (0.0, thread());
+    while i < p.count {
+        sum += load(p.parts.add(i as usize));
+        i += THREADS;
     }
+    let total = block_total(sum);
+    if thread() == 0 {
+        store(p.out, total);
+    }
+}
 
-    /// One step of AdamW: `step` = lr / (1 − β₁ᵗ), `root` = √(1 − β₂ᵗ), `keep` = 1 − lr · weight decay. Grid: [len / 256], 256
-    /// threads.
-    fn adamw(
-        params: *mut f32,
-        m: *mut f32,
-        v: *mut f32,
-        grads: *const f32,
-        len: u64,
-        beta1: f32,
-        beta2: f32,
-        eps: f32,
-        keep: f32,
-        step: f32,
-        root: f32,
-        grad_scale: f32,
-    ) {
-        let i = block_x() as u64 * THREADS as u64 + thread() as u64;
-        if i >= len {
-            return;
-        }
-        let i = i as usize;
-        let g = load(grads.add(i)) * grad_scale;
-        let first = beta1 * load(m.add(i)) + (1.0 - beta1) * g;
-        let second = beta2 * load(v.add(i)) + (1.0 - beta2) * g * g;
-        store(m.add(i), first);
-        store(v.add(i), second);
-        store(params.add(i), load(params.add(i)) * keep - step * first / (sqrt(second) / root + eps));
+/// One step of AdamW. Grid: [len / 256], 256 threads.
+#[inline(always)]
+pub unsafe fn adamw(p: AdamWParams) {
+    let i = block_x() as u64 * THREADS as u64 + thread() as u64;
+    if i >= p.len {
+        return;
     }
+    let i = i as usize;
+    let g = load(p.grads.add(i)) * p.grad_scale;
+    let first = p.beta1 * load(p.m.add(i)) + (1.0 - p.beta1) * g;
+    let second = p.beta2 * load(p.v.add(i)) + (1.0 - p.beta2) * g * g;
+    store(p.m.add(i), first);
+    store(p.v.add(i), second);
+    store(p.params.add(i), load(p.params.add(i)) * p.keep - p.step * first / (sqrt(second) / p.root + p.eps));
 }

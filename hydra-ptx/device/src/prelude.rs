@@ -1,8 +1,8 @@
 //! What a kernel may use: indices, barriers, shuffles, shared memory, matrix instructions, loads and stores.
 //!
-//! Two implementations with the same signatures: `nvptx.rs`, the only file with instructions in it, and `host.rs`, where an
-//! emulated thread asks its block (see [`crate::emulator`]). Shared memory is addressed in bytes from [`shared`] on; memory
-//! of the device by pointers, through [`load`] and [`store`], which the emulator checks.
+//! Two implementations with the same signatures: `nvptx.rs`, the only file with instructions in it, and `host.rs`,
+//! where an emulated thread asks its block (see [`crate::emulator`]). Shared memory is addressed in bytes from
+//! [`shared`] on; memory of the device by pointers, through [`load`] and [`store`], which the emulator checks.
 
 #[cfg(not(target_arch = "nvptx64"))]
 mod host;
@@ -77,21 +77,23 @@ pub fn unpack8(x: [u32; 4]) -> [f32; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// A matrix of bf16 in shared memory as `wgmma` takes it ("128-byte swizzling"): rows of 128 bytes, of which eight have their
-/// chunks permuted by the row's number in the address.
+/// A matrix of bf16 in shared memory as `wgmma` takes it ("128-byte swizzling"): rows of 128 bytes, of which eight have
+/// their chunks permuted by the row's number in the address.
 #[derive(Clone, Copy)]
 pub struct Swizzled {
     /// The first byte.
     pub at: u32,
-    /// Bytes from a panel of 128-byte rows to the one at its right; where rows are not k, there is one, and this isn't read.
+    /// Bytes from a panel of 128-byte rows to the one at its right; where rows are not k, there is one, and this isn't
+    /// read.
     pub panel: u32,
     /// Bytes from eight rows to the next.
     pub eight: u32,
 }
 
 impl Swizzled {
-    /// The descriptors of four parts that follow each other `bytes` apart. PTX ISA, "Matrix Descriptor Format": address, leading
-    /// and stride byte offsets in units of 16 bytes from bits 0, 16 and 32 on; 1 from bit 62 on is the swizzling.
+    /// The descriptors of four parts that follow each other `bytes` apart. PTX ISA, "Matrix Descriptor Format":
+    /// address, leading and stride byte offsets in units of 16 bytes from bits 0, 16 and 32 on; 1 from bit 62 on is the
+    /// swizzling.
     #[inline(always)]
     pub fn steps(self, bytes: u32) -> [u64; 4] {
         let field = |x: u32| u64::from((x & 0x3ffff) >> 4);

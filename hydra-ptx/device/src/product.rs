@@ -1,23 +1,24 @@
-//! C = before + A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product, the adapter's and a residual in one pass over
-//! C, which is f32 or bf16. `before` may be null or C.
+//! C = addend + A · B + A₂ · B₂ with bf16 operands and f32 sums: the frozen product, the adapter's and a residual in
+//! one pass over C, which is f32 or bf16. `addend` is null, C, or a matrix like C.
 //!
 //! ```text
 //! rows:     C [m, n] = A [m, k] · Wᵀ,  W [n, k]     (x Wᵀ; B₂ is [n, k₂])
 //! columns:  C [m, n] = A [m, k] · W,   W [k, n]     (dy W; B₂ is [k₂, n])
 //! ```
 //!
-//! Two kernels share this: [`crate::gemm`] with the matrix instructions of every device, and [`crate::wgmma`] with Hopper's. A block
-//! has one tile of C in registers. Tiles of the operands pass through a few stages in shared memory: while one is multiplied, others
-//! are on their way (`cp.async`). The second pair's tiles follow the first's, so the adapter costs its multiplications alone. A
-//! block format's tile is decoded by the threads that load it.
+//! Two kernels share this file: [`crate::gemm`] with the matrix instructions of every device, and [`crate::wgmma`] with
+//! Hopper's. A block has one tile of C in registers. Tiles of the operands pass through a few stages in shared memory:
+//! while one is multiplied, others are being copied (`cp.async`). The second pair's tiles follow the first's, so the
+//! adapter costs only its multiplications. A block format's tile is decoded by the threads that load it.
 
 use crate::format::Format;
+use crate::kernels::dense::ProductParams;
 use crate::prelude::*;
 use crate::rows::{Output, floats};
-use crate::sizes::{GEMM_GROUP, STAGED_MORE, THREADS};
+use crate::sizes::{GEMM_GROUP, STAGE_PADDING, THREADS};
 use core::marker::PhantomData;
 
-/// A kernel's tiles, and where their chunks of 16 bytes lie in shared memory.
+/// The size of a kernel's tiles, and where their chunks of 16 bytes lie in shared memory.
 pub trait Tiling {
     /// Rows of a tile of C.
     const M: u32;
@@ -53,14 +54,14 @@ pub struct Place<At> {
     pub at: At,
 }
 
-/// This thread's first row, its chunk (or pair of chunks, of `chunks`), and how many rows its next one is further down.
+/// This thread's first row, its chunk (or pair of chunks) of a row of `chunks`, and the number of rows to its next one.
 #[inline(always)]
 fn share(chunks: u32) -> (u32, u32, u32) {
     (thread() / chunks, thread() % chunks, THREADS / chunks)
 }
 
 impl<At: Fn(u32, u32) -> u32> Place<At> {
-    /// Does `body(row, chunk, address)` for the chunks that [`Operand::copy_tile`] copies in this thread.
+    /// Calls `body(row, chunk, address)` for the chunks that [`Operand::copy_tile`] copies in this thread.
     #[inline(always)]
     pub unsafe fn each(self, body: impl Fn(u32, u32, u32)) {
         let (first, chunk, apart) = share(self.chunks);
@@ -72,7 +73,7 @@ impl<At: Fn(u32, u32) -> u32> Place<At> {
 }
 
 impl Operand {
-    /// Of so many rows and columns.
+    /// An operand [rows, columns].
     #[inline(always)]
     pub fn new(at: *const u16, rows: u32, columns: u32) -> Self {
         Self { at: at.cast(), pitch: padded(columns), rows, columns: padded(columns) }
@@ -86,13 +87,13 @@ impl Operand {
         let from = self.at.wrapping_add((row as usize * self.pitch as usize + column as usize) * 2);
         for step in 0..to.rows / apart {
             let more = step * apart;
-            let there = row + more < self.rows && column < self.columns;
-            let from = if there { from.wrapping_add(more as usize * self.pitch as usize * 2) } else { self.at };
-            copy_async((to.at)(first + more, chunk), from, there);
+            let inside = row + more < self.rows && column < self.columns;
+            let from = if inside { from.wrapping_add(more as usize * self.pitch as usize * 2) } else { self.at };
+            copy_async((to.at)(first + more, chunk), from, inside);
         }
     }
 
-    /// Decodes such a tile, half a block after the other.
+    /// Decodes a tile of a quantised matrix, a pair of chunks at a time.
     #[inline(always)]
     unsafe fn decode_tile<F: Format, At: Fn(u32, u32) -> u32>(
         self,
@@ -117,8 +118,9 @@ impl Operand {
     }
 }
 
-/// This block's first row and column of C. Blocks start in order of their number; they are laid over C by groups of a few rows of
-/// tiles, down a group's first column, then its second, so that those under way together cover something like a square.
+/// This block's first row and column of C. Blocks start in order of their number. They cover C in groups of a few rows
+/// of tiles, column by column within a group, so that the blocks that run together cover roughly a square and share
+/// what they read.
 #[inline(always)]
 unsafe fn tile_of_block<T: Tiling>(m: u32, n: u32) -> (u32, u32) {
     let (rows, columns) = (m.div_ceil(T::M), n.div_ceil(T::N));
@@ -146,31 +148,21 @@ pub struct Product<F, T, const ROWS: bool> {
     scales: *const u8,
     a2: Operand,
     b2: Operand,
-    /// Tiles along k, and along both k and k₂.
-    first: u32,
-    all: u32,
+    /// Tiles along k.
+    first_tiles: u32,
+    /// Tiles along k and k₂.
+    all_tiles: u32,
     of: PhantomData<(F, T)>,
 }
 
 impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
-    /// Sums from a staged row to the next: so that neighbouring rows lie in different banks.
-    const PITCH: u32 = T::N + STAGED_MORE;
+    /// Sums from a staged row to the next, chosen so that neighbouring rows lie in different banks.
+    const PITCH: u32 = T::N + STAGE_PADDING;
 
-    /// The kernels' parameters; see the module's heading.
+    /// Of a kernel's parameters.
     #[inline(always)]
-    pub unsafe fn new(
-        m: u32,
-        n: u32,
-        a: *const u16,
-        k: u32,
-        w: *const u8,
-        scales: *const u8,
-        pitch: u32,
-        a2: *const u16,
-        k2: u32,
-        b2: *const u16,
-        pitch2: u32,
-    ) -> Self {
+    pub unsafe fn new(p: &ProductParams) -> Self {
+        let &ProductParams { m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2, .. } = p;
         let right = |at: *const u8, pitch: u32, k: u32| {
             if ROWS {
                 Operand { at, pitch, rows: n, columns: padded(k) }
@@ -179,7 +171,7 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
             }
         };
         let (m0, n0) = tile_of_block::<T>(m, n);
-        let first = k.div_ceil(T::K);
+        let first_tiles = k.div_ceil(T::K);
         Self {
             m,
             n,
@@ -190,8 +182,8 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
             scales,
             a2: Operand::new(a2, m, k2),
             b2: right(b2.cast(), pitch2, k2),
-            first,
-            all: first + k2.div_ceil(T::K),
+            first_tiles,
+            all_tiles: first_tiles + k2.div_ceil(T::K),
             of: PhantomData,
         }
     }
@@ -199,17 +191,17 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
     /// How many tiles the operands have.
     #[inline(always)]
     pub fn tiles(&self) -> u32 {
-        self.all
+        self.all_tiles
     }
 
-    /// Starts to bring a tile of A and B to shared memory, and ends a group of copies: even where nothing is left to copy, so that
-    /// the latest groups are always the tiles ahead.
+    /// Starts copying a tile of A and B to shared memory, and ends a group of copies even where nothing is left to
+    /// copy: so the latest groups are always the tiles ahead.
     #[inline(always)]
     pub unsafe fn fetch(&self, tile: u32, a_to: u32, b_to: u32) {
-        if tile < self.all {
-            let frozen = tile < self.first;
-            let (a, b, before) = if frozen { (self.a, self.w, 0) } else { (self.a2, self.b2, self.first) };
-            let k0 = (tile - before) * T::K;
+        if tile < self.all_tiles {
+            let frozen = tile < self.first_tiles;
+            let (a, b, skipped) = if frozen { (self.a, self.w, 0) } else { (self.a2, self.b2, self.first_tiles) };
+            let k0 = (tile - skipped) * T::K;
             self.copy_a(a, a_to, k0);
             if F::PLAIN || !frozen { self.copy_b(b, b_to, k0) } else { self.decode_w(b_to, k0) }
         }
@@ -244,8 +236,8 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
         }
     }
 
-    /// Puts into shared memory at `to` what a matrix instruction leaves in a thread: of 16 x 8 sums with the first at (`row`,
-    /// `column`) there, those in row lane / 4 and the eighth after it, columns 2 (lane % 4) and the next.
+    /// Writes a thread's part of a matrix instruction's result to shared memory: of 16 x 8 sums with the first at
+    /// (`row`, `column`), those in row lane / 4 and the eighth after it, columns 2 (lane % 4) and the next.
     #[inline(always)]
     pub unsafe fn stage(to: u32, row: u32, column: u32, sums: [f32; 4]) {
         let at = to + ((row + lane() / 4) * Self::PITCH + column + lane() % 4 * 2) * 4;
@@ -253,7 +245,7 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
         st_f2(at + 8 * Self::PITCH * 4, [sums[2], sums[3]]);
     }
 
-    /// Writes `rows` rows of the tile of C, from `row` on, which all threads have staged at `from`.
+    /// Writes `rows` rows of the tile of C from `row` on, which all threads have staged at `from`.
     #[inline(always)]
     pub unsafe fn store(&self, c: Output, from: u32, row: u32, rows: u32) {
         let (chunks, mut i) = (T::N / 8, thread());
@@ -270,31 +262,14 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
     }
 }
 
-/// Defines a kernel for each form and format: a table, not code. `$gemm` does the work; `[hopper:]` is for `kernels`.
+/// A kernel for each form and format; `$gemm` computes it.
 macro_rules! products {
-    ([$($module:tt)*] $gemm:ident; $($name:ident: $format:ident, $rows:literal;)*) => {
-        kernels! { $($module)* $(
-            /// See `product.rs`. Grid: [n / tile, m / tile], 256 threads.
-            fn $name(
-                c: *mut u8,
-                before: *const u8,
-                bf16: u32,
-                m: u32,
-                n: u32,
-                a: *const u16,
-                k: u32,
-                w: *const u8,
-                scales: *const u8,
-                pitch: u32,
-                a2: *const u16,
-                k2: u32,
-                b2: *const u16,
-                pitch2: u32,
-            ) {
-                let product = Product::new(m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2);
-                $gemm::<crate::format::$format, $rows>(Output::new(c, before, bf16), &product)
-            }
-        )*}
-    };
+    ($gemm:ident; $($name:ident: $format:ident, $rows:literal;)*) => {$(
+        /// See `product.rs`. Grid: [n / tile, m / tile], 256 threads.
+        #[inline(always)]
+        pub unsafe fn $name(p: crate::kernels::dense::ProductParams) {
+            $gemm::<crate::format::$format, $rows>(Output::new(p.c, p.addend, p.bf16), &Product::new(&p))
+        }
+    )*};
 }
 pub(crate) use products;

@@ -1,7 +1,8 @@
 //! Tiles of bf16 in shared memory, and the operands of `mma.m16n8k16` that are read from them.
 //!
 //! A row is `CHUNKS` chunks of 16 bytes. Chunks are permuted within a row, so that eight rows at the same column lie in
-//! different banks: by `row % 8` where a row fills the banks (8 or 16 chunks), by `row / 2 % 4` where two rows do (4 chunks).
+//! different banks: by `row % 8` where a row fills the banks (8 or 16 chunks), by `row / 2 % 4` where two rows do (4
+//! chunks).
 
 use crate::prelude::*;
 

@@ -1,11 +1,12 @@
-//! Products with a frozen matrix of bf16 ([`crate::product`]) by Hopper's `wgmma` (sm_90a): several times `mma.sync`'s speed there.
-//! With so many rows as that takes, a matrix of blocks is decoded before (`rows.rs`).
+//! Products with a frozen bf16 matrix ([`crate::product`]) by Hopper's `wgmma` (sm_90a), several times as fast as
+//! `mma.sync` there. A quantised matrix is decoded to bf16 before, because products that use `wgmma` have many rows
+//! ([`crate::rows::decode`]).
 //!
-//! A block has a 128 x 256 tile of C, in the registers of two warpgroups (64 x 256 each). Tiles of the operands are 64 deep: as
-//! many bytes as a row of 128-byte swizzling, of which a tile is one panel (A, and B where its rows are the weight's) or four
-//! side by side (B where its rows are k). There are four stages: one is multiplied, one may still be, two are on their way. The
-//! multiplications of a tile are started, then the copies of the one two ahead, and only then those of the tile before are waited
-//! for, so that the matrix units always have work.
+//! A block has a 128 x 256 tile of C, in the registers of two warpgroups (64 x 256 each). Tiles of the operands are 64
+//! deep, which is one row of 128-byte swizzling: a tile is one panel of such rows (A, and B where its rows are the
+//! weight's) or four side by side (B where its rows are k). There are four stages: one is being multiplied, one may
+//! still be, two are being copied. A step starts the multiplications of a tile, then the copies of the tile after the
+//! next, and only then waits for the multiplications of the tile before, so that the matrix units always have work.
 
 use crate::format::Format;
 use crate::prelude::*;
@@ -20,7 +21,7 @@ const CHUNKS: u32 = WGMMA_K / 8;
 const EIGHT_ROWS: u32 = 8 * 128;
 /// Bytes of a panel of B where its rows are k.
 const PANEL: u32 = WGMMA_K * 128;
-/// Where there is one panel: not read, and 16 by convention.
+/// Where there is only one panel: the hardware ignores it, and 16 is the convention.
 const NO_PANEL: u32 = 16;
 /// Rows of C that a warpgroup has.
 const GROUP_M: u32 = 64;
@@ -57,13 +58,14 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Pane
     for tile in 0..WGMMA_STAGES - 2 {
         product.fetch(tile, a_stage(tile), b_stage(tile));
     }
-    // Else the sums would come from two places, and the compiler would copy them.
+    // Without it the sums could skip the loop, and the compiler would copy them.
     assume(product.tiles() > 0);
     let mut tile = 0;
     while tile < product.tiles() {
         copy_wait::<{ WGMMA_STAGES - 3 }>();
         proxy_fence();
-        // The tile is here for all threads, and none multiplies the one that the next copy overwrites.
+        // All threads' copies of the tile have arrived, and no multiplication reads the tile that the next copies
+        // overwrite.
         barrier();
         let a = Swizzled { at: a_stage(tile) + group_m * 128, panel: NO_PANEL, eight: EIGHT_ROWS };
         // 16 of k are two chunks of a row, or 16 rows.
@@ -80,7 +82,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Pane
         tile += 1;
     }
     let sums = sums.finish();
-    // The other warpgroup may still multiply what lies where C goes.
+    // The other warpgroup may still be reading operands from where C is staged.
     barrier();
     let row = group_m + warp() % 4 * 16;
     for column in 0..WGMMA_N / 8 {
@@ -91,7 +93,7 @@ unsafe fn gemm<F: Format, const ROWS: bool>(c: Output, product: &Product<F, Pane
 }
 
 products! {
-    [hopper:] gemm;
+    gemm;
     wgmma_rows_bf16: Bf16, true;
     wgmma_columns_bf16: Bf16, false;
 }

@@ -1,7 +1,7 @@
 //! The part of cuBLASLt that Hydra uses: under the name `libcublasLt.so.13`, a link to this library, it is found.
 //!
-//! Column-major, bf16 operands and f32 sums. Strict as the driver's part is: layouts have to go together, operands to be aligned,
-//! and an algorithm to be one that was found for these layouts.
+//! Column-major, bf16 operands and f32 sums. Strict as the driver's part is: layouts have to go together, operands to
+//! be aligned, and an algorithm to be one that was found for these layouts.
 
 use super::{INVALID_VALUE, OK, later, note};
 use core::ffi::c_void;

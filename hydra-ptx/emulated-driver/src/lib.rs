@@ -1,11 +1,13 @@
-//! The part of the CUDA driver API that Hydra uses, on the CPU: memory is the emulator's, a launch runs the kernel's source.
+//! The part of the CUDA driver API that Hydra uses, on the CPU: memory is the emulator's, a launch runs the kernel's
+//! source.
 //!
-//! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work, slowly, on
-//! any machine: so the whole path from the command line through `cust` to the kernels' parameters is tested without a GPU.
-//! It is strict where a driver would be: launches with an empty grid or more shared memory than was asked for are refused,
-//! fresh memory is not zero, and everything has to be in the one stream. What is asked of that is done as late as may be, when
-//! it is waited for; so memory of the host that is used again too early shows. A context belongs to one thread. Calls that make
-//! a program wait for a real device are written to the file that `HYDRA_EMULATED_CALLS` names, one a line.
+//! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work,
+//! slowly, on any machine: so the whole path from the command line through `cust` to the kernels' parameters is tested
+//! without a GPU. It is strict where a driver would be: launches with an empty grid or more shared memory than was
+//! asked for are refused, fresh memory is not zero, and everything has to be in the one stream. What is asked of that
+//! is done as late as may be, when it is waited for; so memory of the host that is used again too early shows. A
+//! context belongs to one thread. Calls that make a program wait for a real device are written to the file that
+//! `HYDRA_EMULATED_CALLS` names, one a line.
 
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
 #![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API

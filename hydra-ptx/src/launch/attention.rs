@@ -1,18 +1,19 @@
 //! Attention, forward and backward.
 
 use super::*;
+use crate::kernels::attention::*;
 
 /// The widest head there is a kernel for.
-pub const WIDEST_HEAD: u32 = 128;
+pub const MAX_HEAD_DIM: u32 = 128;
 
-/// Sizes of an attention, and its blocks of rows.
+/// An attention's sizes and its blocks of rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     /// Query heads.
     pub n_heads: u32,
     /// Key and value heads.
     pub kv_heads: u32,
-    /// Width of a head, even, at most [`WIDEST_HEAD`].
+    /// Width of a head, even, at most [`MAX_HEAD_DIM`].
     pub d: u32,
     /// [n, 3]: a segment's first row, the block's first row in it, the segment's length.
     pub tiles: Ptr,
@@ -21,7 +22,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// The blocks of rows of segments (start, len), as the kernels want them.
+    /// The blocks of rows of segments (start, len), in the kernels' format.
     pub fn tiles(segments: impl IntoIterator<Item = (u32, u32)>) -> Vec<u32> {
         let blocks = |(start, len)| {
             let firsts = (0..len).step_by(ATTENTION_TILE as usize);
@@ -34,9 +35,9 @@ impl Attention {
         1.0 / (self.d as f32).sqrt()
     }
 
-    /// The padded width, and which of two kernels has it.
+    /// The padded width, and the kernel for it.
     fn width(&self, entries: [&'static str; 2]) -> (u32, &'static str) {
-        assert!(self.d <= WIDEST_HEAD && self.d.is_multiple_of(2), "heads of {} columns", self.d);
+        assert!(self.d <= MAX_HEAD_DIM && self.d.is_multiple_of(2), "heads of {} columns", self.d);
         if self.d <= 64 { (64, entries[0]) } else { (128, entries[1]) }
     }
 }
@@ -55,33 +56,18 @@ pub struct Prefix {
 /// o [tokens, n_heads · d] and lse [tokens, n_heads].
 pub fn attention(o: Ptr, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefix: Option<Prefix>) -> Launch {
     let (width, entry) = shape.width(["attention_64", "attention_128"]);
-    let prefix = prefix.unwrap_or(Prefix { k, v, len: 0 });
-    let &Attention { n_heads, kv_heads, d, tiles, tile_count } = shape;
-    let launch = launch!(
-        entry,
-        [tile_count, n_heads],
-        attention_shared(width),
-        o,
-        lse,
-        q,
-        k,
-        v,
-        prefix.k,
-        prefix.v,
-        prefix.len,
-        tiles,
-        n_heads,
-        kv_heads,
-        d,
-        shape.scale()
-    );
+    let Prefix { k: prefix_k, v: prefix_v, len: prefix } = prefix.unwrap_or(Prefix { k, v, len: 0 });
+    let (&Attention { n_heads, kv_heads, d, tiles, tile_count }, scale) = (shape, shape.scale());
+    let params = AttentionParams { o, lse, q, k, v, prefix_k, prefix_v, prefix, tiles, n_heads, kv_heads, d, scale };
+    let launch = Launch::new(entry, [tile_count, n_heads], attention_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
 
 /// `delta` [tokens, n_heads] = Σ d o ∘ o.
 pub fn attention_delta(delta: Ptr, tokens: u32, shape: &Attention, d_o: Ptr, o: Ptr) -> Launch {
-    let rows = tokens * shape.n_heads;
-    launch!("attention_delta", [rows.div_ceil(THREADS / 32), 1], 0, delta, d_o, o, rows, shape.d)
+    let (rows, d) = (tokens * shape.n_heads, shape.d);
+    let params = AttentionDeltaParams { delta, d_o, o, rows, d };
+    Launch::new("attention_delta", [rows.div_ceil(THREADS / 32), 1], 0, params.args())
 }
 
 /// What the backward pass reads beside q, k and v.
@@ -98,20 +84,19 @@ pub struct Saved {
 /// `dq` [tokens, n_heads · d].
 pub fn attention_dq(dq: Ptr, shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dq_64", "attention_dq_128"]);
-    let &Attention { n_heads, kv_heads, d, tiles, tile_count } = shape;
-    let (grid, shared) = ([tile_count, n_heads], attention_dq_shared(width));
+    let (&Attention { n_heads, kv_heads, d, tiles, tile_count }, scale) = (shape, shape.scale());
     let &Saved { d_o, lse, delta } = saved;
-    let launch = launch!(entry, grid, shared, dq, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, shape.scale());
+    let params = AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale };
+    let launch = Launch::new(entry, [tile_count, n_heads], attention_dq_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
 
 /// `dk`, `dv` [tokens, kv_heads · d].
 pub fn attention_dkv([dk, dv]: [Ptr; 2], shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dkv_64", "attention_dkv_128"]);
-    let &Attention { n_heads, kv_heads, d, tiles, tile_count } = shape;
-    let (grid, shared) = ([tile_count, kv_heads], attention_dkv_shared(width));
+    let (&Attention { n_heads, kv_heads, d, tiles, tile_count }, scale) = (shape, shape.scale());
     let &Saved { d_o, lse, delta } = saved;
-    let launch =
-        launch!(entry, grid, shared, dk, dv, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, shape.scale());
+    let params = AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale };
+    let launch = Launch::new(entry, [tile_count, kv_heads], attention_dkv_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }

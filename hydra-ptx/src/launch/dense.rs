@@ -1,6 +1,7 @@
 //! Products with a frozen matrix.
 
 use super::*;
+use crate::kernels::dense::*;
 
 /// Which side of W is summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,29 +12,30 @@ pub enum Form {
     Columns,
 }
 
-/// Whether a matrix of so many rows and columns has enough of the largest tiles to keep a large device busy.
+/// Whether a matrix [rows, columns] has enough of the largest tiles to keep a large device busy.
 pub fn is_large(rows: usize, columns: usize) -> bool {
-    rows.div_ceil(WGMMA_M as usize) * columns.div_ceil(WGMMA_N as usize) >= WGMMA_LEAST_TILES as usize
+    rows.div_ceil(WGMMA_M as usize) * columns.div_ceil(WGMMA_N as usize) >= WGMMA_MIN_TILES as usize
 }
 
-/// A second product that is added to the first: A₂ [m, k] times B, [n, k] or [k, n] as the form says. Both bf16, padded.
+/// A product that is added to another one: A₂ [m, k] times B₂, [n, k] or [k, n] depending on the form. Both are
+/// operands.
 #[derive(Clone, Copy, Debug)]
-pub struct Second {
+pub struct SecondProduct {
     /// A₂.
     pub a: Ptr,
-    /// What is summed over.
+    /// Columns of A₂.
     pub k: u32,
-    /// B.
+    /// B₂.
     pub b: Ptr,
 }
 
-/// `c` [m, n] = `before` + `a` (an operand [m, k]) · W, and the second product.
+/// C [m, n] = addend + A · W + A₂ · B₂, with the operand A [m, k] and a frozen matrix W.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     /// C.
     pub c: Values,
-    /// What is added to, of c's kind: null, c or something else.
-    pub before: Ptr,
+    /// What is added to the products: null, C itself, or a matrix like C.
+    pub addend: Ptr,
     /// Rows of C.
     pub m: u32,
     /// Which side of W is summed over.
@@ -42,8 +44,8 @@ pub struct Product<'a> {
     pub a: Ptr,
     /// W.
     pub w: &'a Matrix,
-    /// The second product, which is added.
-    pub second: Option<Second>,
+    /// A₂ · B₂.
+    pub second: Option<SecondProduct>,
 }
 
 impl Product<'_> {
@@ -60,26 +62,27 @@ impl Product<'_> {
         self.m == 0 || self.sizes().0 == 0
     }
 
-    /// Whether it is of bf16 alone, and keeps a large device busy with the largest tiles.
+    /// Whether W is bf16, and C has enough of the largest tiles to keep a large device busy.
     pub fn is_large(&self) -> bool {
         self.w.format == Format::Bf16 && is_large(self.m as usize, self.sizes().0 as usize)
     }
 
-    /// For what multiplies two matrices and no more: a launch that writes the second product to C, with `before` added, and the
-    /// first product, to be added to that. Without a second one, no launch and the product itself.
+    /// Splits the product for a library that multiplies two matrices: a launch that writes addend + A₂ · B₂ to C, and
+    /// the product A · W that is added to it. Without a second product there is no launch, and the product stays as it
+    /// is.
     pub fn apart(&self) -> (Option<Launch>, Self) {
-        let Some(Second { a, k, b }) = self.second else { return (None, *self) };
+        let Some(SecondProduct { a, k, b }) = self.second else { return (None, *self) };
         let (rows, columns) = match self.form {
             Form::Rows => (self.w.rows, k),
             Form::Columns => (k, self.w.columns),
         };
         let w = &Matrix { format: Format::Bf16, data: b, scales: Ptr::NULL, rows, columns };
         let first = gemm(Instructions::Mma, &Product { a, w, second: None, ..*self });
-        (Some(first), Self { before: self.c.at, second: None, ..*self })
+        (Some(first), Self { addend: self.c.at, second: None, ..*self })
     }
 }
 
-/// Matrix instructions of a device.
+/// A device's matrix instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instructions {
     /// `mma.sync`: compute capability 8.0 and later.
@@ -89,17 +92,16 @@ pub enum Instructions {
 }
 
 impl Instructions {
-    /// What is fastest for a product on a device that has these.
+    /// The fastest instructions for a product on a device that has these.
     pub fn best_for(self, product: &Product<'_>) -> Self {
         if product.is_large() { self } else { Instructions::Mma }
     }
 }
 
-/// A product with these instructions; `wgmma` multiplies bf16 alone.
-pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
+/// The kernel for a form and a format.
+fn gemm_entry(by: Instructions, form: Form, format: Format) -> &'static str {
     use Instructions::{Mma, Wgmma};
-    let &Product { c, before, m, form, a, w, second } = product;
-    let entry = match (by, form, w.format) {
+    match (by, form, format) {
         (Mma, Form::Rows, Format::Bf16) => "gemm_rows_bf16",
         (Mma, Form::Rows, Format::Q8_0) => "gemm_rows_q8_0",
         (Mma, Form::Rows, Format::Q4_0) => "gemm_rows_q4_0",
@@ -110,10 +112,18 @@ pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
         (Mma, Form::Columns, Format::Q4_1) => "gemm_columns_q4_1",
         (Wgmma, Form::Rows, Format::Bf16) => "wgmma_rows_bf16",
         (Wgmma, Form::Columns, Format::Bf16) => "wgmma_columns_bf16",
-        (Wgmma, ..) => panic!("wgmma on a matrix in {:?}; it multiplies bf16 alone", w.format),
-    };
+        (Wgmma, ..) => panic!("wgmma on a matrix in {format:?}; it multiplies bf16 alone"),
+    }
+}
+
+/// A product with these instructions; `wgmma` multiplies bf16 alone.
+pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
+    use Instructions::{Mma, Wgmma};
+    let &Product { c, addend, m, form, a, w, second } = product;
+    let entry = gemm_entry(by, form, w.format);
     let (n, k) = product.sizes();
-    let Second { a: a2, k: k2, b: b2 } = second.unwrap_or(Second { a: Ptr::NULL, k: 0, b: Ptr::NULL });
+    let no_second = SecondProduct { a: Ptr::NULL, k: 0, b: Ptr::NULL };
+    let SecondProduct { a: a2, k: k2, b: b2 } = second.unwrap_or(no_second);
     let pitch2 = match form {
         Form::Rows => padded(k2),
         Form::Columns => padded(n),
@@ -122,23 +132,41 @@ pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
         Mma => ([n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)], GEMM_SHARED),
         Wgmma => ([n.div_ceil(WGMMA_N), m.div_ceil(WGMMA_M)], WGMMA_SHARED),
     };
-    launch!(entry, grid, shared, c.at, before, c.bf16, m, n, a, k, w.data, w.scales, w.pitch(), a2, k2, b2, pitch2)
+    let (pitch, bf16, c) = (w.pitch(), c.bf16.into(), c.at);
+    let &Matrix { data: w, scales, .. } = w;
+    let params = ProductParams { c, addend, bf16, m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2 };
+    Launch::new(entry, grid, shared, params.args())
 }
 
-/// How a matrix-vector product writes.
+/// What a matrix-vector product writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     /// y.
     pub y: Values,
     /// Elements from a row of y to the next.
     pub pitch: u32,
-    /// What is added to, of y's kind and pitch: null, y or something else.
-    pub before: Ptr,
+    /// What is added to the products: null, y itself, or a matrix like y.
+    pub addend: Ptr,
 }
 
-/// What is added to a matrix-vector product: x₂ (an operand) [tokens, columns] · Wᵀ₂, W₂ [rows, columns] in f32.
+/// The rows of a frozen matrix that a matrix-vector product uses.
 #[derive(Clone, Copy, Debug)]
-pub struct More {
+pub enum MatrixRows {
+    /// All rows, in order.
+    All,
+    /// These ones.
+    Ids {
+        /// Their numbers, `[count]`.
+        at: Ptr,
+        /// How many there are.
+        count: u32,
+    },
+}
+
+/// A product that is added to a matrix-vector product: the operand x₂ [tokens, columns] times W₂ᵀ, W₂ [rows, columns]
+/// in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondMatvec {
     /// x₂.
     pub x: Ptr,
     /// W₂.
@@ -147,50 +175,54 @@ pub struct More {
     pub columns: u32,
 }
 
-/// y [tokens, rows] = before + x (an operand) · Wᵀ + what is more, with f32 sums. With `ids` (their address and number), the rows
-/// are those.
-pub fn matvec(output: Output, tokens: u32, x: Ptr, w: &Matrix, ids: Option<(Ptr, u32)>, more: Option<More>) -> Launch {
+/// y [tokens, rows] = addend + x Wᵀ + x₂ W₂ᵀ for the operand x [tokens, columns], with f32 sums.
+pub fn matvec(output: Output, x: Operand, w: &Matrix, rows: MatrixRows, second: Option<SecondMatvec>) -> Launch {
     let entry = match w.format {
         Format::Bf16 => "matvec_bf16",
         Format::Q8_0 => "matvec_q8_0",
         Format::Q4_0 => "matvec_q4_0",
         Format::Q4_1 => "matvec_q4_1",
     };
-    let (ids, rows) = ids.unwrap_or((Ptr::NULL, w.rows));
-    let More { x: x2, w: w2, columns: columns2 } = more.unwrap_or(More { x: Ptr::NULL, w: Ptr::NULL, columns: 0 });
-    let grid = [rows.div_ceil(THREADS / 32), tokens.div_ceil(FEW_TOKENS)];
-    let Output { y, pitch: y_pitch, before } = output;
-    launch!(
-        entry,
-        grid,
-        0,
-        y.at,
-        before,
-        y.bf16,
+    let Output { y: Values { at: y, bf16 }, pitch: y_pitch, addend } = output;
+    let Operand { at: x, rows: tokens, columns } = x;
+    let (ids, rows) = match rows {
+        MatrixRows::All => (Ptr::NULL, w.rows),
+        MatrixRows::Ids { at, count } => (at, count),
+    };
+    let no_second = SecondMatvec { x: Ptr::NULL, w: Ptr::NULL, columns: 0 };
+    let SecondMatvec { x: x2, w: w2, columns: columns2 } = second.unwrap_or(no_second);
+    let params = MatvecParams {
+        y,
+        addend,
+        bf16: bf16.into(),
         y_pitch,
         tokens,
         x,
-        w.columns,
-        w.data,
-        w.scales,
-        w.pitch(),
+        columns,
+        w: w.data,
+        scales: w.scales,
+        pitch: w.pitch(),
         rows,
         ids,
         x2,
         columns2,
-        w2
-    )
+        w2,
+    };
+    Launch::new(entry, [rows.div_ceil(THREADS / 32), tokens.div_ceil(MATVEC_TOKENS)], 0, params.args())
 }
 
-/// `out` = `w`, a matrix in blocks, as one in bf16.
+/// `out` = the quantised matrix `w` as a bf16 matrix.
 pub fn decode(out: Ptr, w: &Matrix) -> Launch {
-    let chunks =
-        u32::try_from(u64::from(w.rows) * u64::from(w.columns) / 8).expect("a matrix of less than 2^35 values");
-    launch!("decode", [chunks.div_ceil(THREADS), 1], 0, out, w.format.code(), w.data, w.scales, chunks)
+    let values = u64::from(w.rows) * u64::from(w.columns);
+    let chunks = u32::try_from(values / 8).expect("a matrix of less than 2^35 values");
+    let params = DecodeParams { out, format: w.format.code(), w: w.data, scales: w.scales, chunks };
+    Launch::new("decode", [chunks.div_ceil(THREADS), 1], 0, params.args())
 }
 
-/// `out` [rows, padded width] = `x` [rows, width] as an operand.
-pub fn operand(out: Ptr, x: Values, rows: u32, width: u32) -> Launch {
+/// `out` = `x` as an operand.
+pub fn operand(out: Operand, x: Values) -> Launch {
+    let Operand { at: out, rows, columns: width } = out;
     let chunks = u64::from(rows) * u64::from(padded(width) / 8);
-    launch!("operand", [blocks(chunks), 1], 0, out, x.at, x.bf16, rows, width)
+    let params = OperandParams { out, x: x.at, bf16: x.bf16.into(), rows, width };
+    Launch::new("operand", [blocks(chunks), 1], 0, params.args())
 }

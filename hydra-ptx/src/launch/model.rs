@@ -1,89 +1,113 @@
 //! Everything of a model that is no product: norms, rotations, the loss, the optimiser.
 
 use super::*;
+use crate::kernels::model::*;
 
 /// y [rows, d] and inv_rms `[rows]`.
 pub fn rms_norm(y: Ptr, inv_rms: Ptr, rows: u32, x: Ptr, weight: Ptr, d: u32, eps: f32) -> Launch {
-    launch!("rms_norm", [rows, 1], REDUCE_SHARED, y, inv_rms, x, weight, d, eps)
+    let params = RmsNormParams { y, inv_rms, x, weight, d, eps };
+    Launch::new("rms_norm", [rows, 1], REDUCE_SHARED, params.args())
 }
 
 /// dx [rows, d] += the gradient.
 pub fn rms_norm_backward(dx: Ptr, rows: u32, dy: Ptr, x: Ptr, inv_rms: Ptr, weight: Ptr, d: u32) -> Launch {
-    launch!("rms_norm_backward", [rows, 1], REDUCE_SHARED, dx, dy, x, inv_rms, weight, d)
+    let params = RmsNormBackwardParams { dx, dy, x, inv_rms, weight, d };
+    Launch::new("rms_norm_backward", [rows, 1], REDUCE_SHARED, params.args())
 }
 
-/// Turns x [tokens, heads · d] by `positions` `[tokens]`, or back.
-pub fn rope(x: Ptr, tokens: u32, heads: u32, d: u32, table: Ptr, positions: Ptr, inverse: bool) -> Launch {
-    let groups = u64::from(tokens) * u64::from(heads) * u64::from((d / 2).div_ceil(8));
-    let sign = if inverse { -1f32 } else { 1.0 };
-    launch!("rope", [blocks(groups), 1], 0, x, table, positions, tokens, heads, d, sign)
+/// Rotates x [tokens, n_heads · d] by `positions` `[tokens]`, or back.
+pub fn rope(x: Ptr, tokens: u32, n_heads: u32, d: u32, table: Ptr, positions: Ptr, inverse: bool) -> Launch {
+    let groups = u64::from(tokens) * u64::from(n_heads) * u64::from((d / 2).div_ceil(8));
+    let sign = if inverse { -1.0 } else { 1.0 };
+    let params = RopeParams { x, table, positions, tokens, n_heads, d, sign };
+    Launch::new("rope", [blocks(groups), 1], 0, params.args())
 }
 
 /// out = silu(gate) ∘ up.
 pub fn swiglu(out: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    launch!("swiglu", [blocks(len.div_ceil(8)), 1], 0, out, gate, up, len)
+    let params = SwigluParams { out, gate, up, len };
+    Launch::new("swiglu", [blocks(len.div_ceil(8)), 1], 0, params.args())
 }
 
-/// dgate: d out → d gate; dup is overwritten.
+/// `dgate` holds the output's gradient and becomes the gate's; `dup` is overwritten.
 pub fn swiglu_backward(dgate: Ptr, dup: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    launch!("swiglu_backward", [blocks(len.div_ceil(8)), 1], 0, dgate, dup, gate, up, len)
+    let params = SwigluBackwardParams { dgate, dup, gate, up, len };
+    Launch::new("swiglu_backward", [blocks(len.div_ceil(8)), 1], 0, params.args())
 }
 
 /// `out[t]` = `table[ids[t]]`.
 pub fn embed(out: Ptr, tokens: u32, table: &Matrix, ids: Ptr) -> Launch {
-    let (format, pitch) = (table.format.code(), table.pitch());
-    launch!("embed", [tokens, 1], 0, out, table.data, table.scales, format, pitch, table.columns, ids)
+    let (format, pitch, d) = (table.format.code(), table.pitch(), table.columns);
+    let params = EmbedParams { out, table: table.data, scales: table.scales, format, pitch, d, ids };
+    Launch::new("embed", [tokens, 1], 0, params.args())
 }
 
-/// `out[i]` = `x[rows[i]]`.
+/// `out[i]` = `x[rows[i]]`, rows of `d` words of 32 bits.
 pub fn gather(out: Ptr, x: Ptr, rows: Ptr, count: u32, d: u32) -> Launch {
-    launch!("gather", [count, 1], 0, out, x, rows, d)
+    Launch::new("gather", [count, 1], 0, MoveRowsParams { out, x, rows, d }.args())
 }
 
-/// `out[rows[i]]` = `x[i]`.
+/// `out[rows[i]]` = `x[i]`, rows of `d` words of 32 bits.
 pub fn scatter(out: Ptr, x: Ptr, rows: Ptr, count: u32, d: u32) -> Launch {
-    launch!("scatter", [count, 1], 0, out, x, rows, d)
+    Launch::new("scatter", [count, 1], 0, MoveRowsParams { out, x, rows, d }.args())
 }
 
-/// Floats of a row's state in [`online_softmax`].
-pub const LOSS_STATE: usize = 3;
-
-/// Logits [rows, count] of ids `first ..` to bf16 weights `p`; see the kernel.
-#[allow(clippy::too_many_arguments)]
-pub fn online_softmax(
-    p: Ptr,
-    state: Ptr,
-    dx: Ptr,
-    rows: u32,
-    logits: Ptr,
-    count: u32,
-    targets: Ptr,
-    first: u32,
-    d: u32,
-) -> Launch {
-    launch!("soften", [rows, 1], REDUCE_SHARED, p, state, dx, logits, count, targets, first, d)
+/// The cross-entropy of some rows, while blocks of the vocabulary pass by.
+#[derive(Clone, Copy, Debug)]
+pub struct RunningLoss {
+    /// Rows.
+    pub rows: u32,
+    /// Columns of dx.
+    pub d: u32,
+    /// Each row's target id, `[rows]`.
+    pub targets: Ptr,
+    /// The running softmax, [rows, [`LOSS_STATE`]].
+    pub state: Ptr,
+    /// [rows, d], or null where no gradient is needed.
+    pub dx: Ptr,
 }
 
-/// `nll` and the finished dx.
-pub fn finish_loss(nll: Ptr, dx: Ptr, rows: u32, state: Ptr, head: &Matrix, targets: Ptr, scale: f32) -> Launch {
-    let (format, pitch, d) = (head.format.code(), head.pitch(), head.columns);
-    let grid = [rows, 1];
-    launch!("finish_loss", grid, 0, nll, dx, state, head.data, head.scales, format, pitch, targets, d, scale)
+/// The logits of a block of ids.
+#[derive(Clone, Copy, Debug)]
+pub struct LogitsBlock {
+    /// [rows, count].
+    pub logits: Ptr,
+    /// The first id.
+    pub first: u32,
+    /// Ids.
+    pub count: u32,
 }
 
-/// Partial sums of [`squares`] for `len` values.
+/// The operand `p` [rows, count] = exp(logit − max); the running softmax and dx are rescaled to the new maximum.
+pub fn online_softmax(p: Ptr, block: &LogitsBlock, loss: &RunningLoss) -> Launch {
+    let &LogitsBlock { logits, first, count } = block;
+    let &RunningLoss { rows, d, targets, state, dx } = loss;
+    let params = OnlineSoftmaxParams { p, state, dx, logits, count, targets, first, d };
+    Launch::new("online_softmax", [rows, 1], REDUCE_SHARED, params.args())
+}
+
+/// `nll` `[rows]` and the finished dx, times `scale`.
+pub fn finish_loss(nll: Ptr, loss: &RunningLoss, lm_head: &Matrix, scale: f32) -> Launch {
+    let &RunningLoss { rows, d, targets, state, dx } = loss;
+    let &Matrix { format, data, scales, .. } = lm_head;
+    let (format, pitch) = (format.code(), lm_head.pitch());
+    let params = FinishLossParams { nll, dx, state, lm_head: data, scales, format, pitch, targets, d, scale };
+    Launch::new("finish_loss", [rows, 1], 0, params.args())
+}
+
+/// The number of partial sums in [`squares`] for `len` values.
 pub fn squares_parts(len: u64) -> u32 {
     u32::try_from(len.div_ceil(u64::from(SQUARES_PER_BLOCK))).expect("fewer blocks than 2^32")
 }
 
 /// `parts` (f64) = sums of x² over 16 Ki values each.
 pub fn squares(parts: Ptr, x: Ptr, len: u64) -> Launch {
-    launch!("squares", [squares_parts(len), 1], SQUARES_SHARED, parts, x, len)
+    Launch::new("squares", [squares_parts(len), 1], SQUARES_SHARED, SquaresParams { parts, x, len }.args())
 }
 
 /// `out` (f64) = Σ parts.
 pub fn squares_total(out: Ptr, parts: Ptr, count: u32) -> Launch {
-    launch!("squares_total", [1, 1], SQUARES_SHARED, out, parts, count)
+    Launch::new("squares_total", [1, 1], SQUARES_SHARED, SquaresTotalParams { out, parts, count }.args())
 }
 
 /// AdamW's constants in one step.
@@ -101,13 +125,13 @@ pub struct AdamWStep {
     pub step: f32,
     /// √(1 − β₂ᵗ).
     pub root: f32,
-    /// What gradients are multiplied with.
+    /// Factor of the gradients.
     pub grad_scale: f32,
 }
 
 /// One step on `len` parameters.
 pub fn adamw([params, m, v]: [Ptr; 3], grads: Ptr, len: u64, adam: &AdamWStep) -> Launch {
     let &AdamWStep { beta1, beta2, eps, keep, step, root, grad_scale } = adam;
-    let grid = [blocks(len), 1];
-    launch!("adamw", grid, 0, params, m, v, grads, len, beta1, beta2, eps, keep, step, root, grad_scale)
+    let params = AdamWParams { params, m, v, grads, len, beta1, beta2, eps, keep, step, root, grad_scale };
+    Launch::new("adamw", [blocks(len), 1], 0, params.args())
 }

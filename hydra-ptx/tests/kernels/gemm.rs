@@ -3,13 +3,13 @@
 use crate::support::*;
 use hydra_kernels::reference;
 use hydra_ptx::launch::{
-    Form, Format, Instructions, Launch, Matrix, More, Output, Product, Ptr, Second, Values, decode, gemm, matvec,
-    operand as operand_launch,
+    Form, Format, Instructions, Launch, Matrix, MatrixRows, Operand, Output, Product, Ptr, SecondMatvec, SecondProduct,
+    Values, decode, gemm, matvec, operand as operand_launch,
 };
 use hydra_ptx_device::emulator::Global;
 use proptest::prelude::*;
 
-/// A random matrix as it lies on the device, and its exact values.
+/// A random matrix as it is stored on the device, and its exact values.
 struct Stored {
     data: Global<u8>,
     scales: Global<u8>,
@@ -17,7 +17,7 @@ struct Stored {
 }
 
 impl Stored {
-    /// Blocks of a block format are drawn bit by bit; scales are f16 of moderate size.
+    /// Quants are random bits; scales are f16 of moderate size.
     fn new(format: Format, rows: usize, columns: usize, random: &mut Random) -> Self {
         if format == Format::Bf16 {
             let values = random.values(rows * columns);
@@ -73,7 +73,7 @@ impl C {
         Values { at: if self.bf16 { ptr(&self.bf16s) } else { ptr(&self.f32s) }, bf16: self.bf16 }
     }
 
-    /// What is there is near `want`: but for the result's own rounding, to `tolerance`.
+    /// Compares with `want` to `tolerance`, and for bf16 to the result's own rounding.
     #[track_caller]
     fn assert_close(&self, what: &str, want: &[f64], tolerance: f64) {
         if !self.bf16 {
@@ -85,57 +85,63 @@ impl C {
     }
 }
 
-/// With either instructions, Hopper's also compiled; those multiply bf16 alone.
-fn check_gemm(format: Format, form: Form, sizes: [usize; 4], accumulate: bool, seed: u64) {
-    check_gemm_by(run, Instructions::Mma, format, form, sizes, accumulate, seed);
-    if format != Format::Bf16 {
-        return;
-    }
-    check_gemm_by(run, Instructions::Wgmma, format, form, sizes, accumulate, seed);
-    check_gemm_by(run_compiled, Instructions::Wgmma, format, form, sizes, accumulate, seed);
-}
-
-fn check_gemm_by(
-    run: fn(Launch, u64),
-    by: Instructions,
+/// A product's storage, form and sizes.
+#[derive(Clone, Copy, Debug)]
+struct Case {
     format: Format,
     form: Form,
-    [m, rows, columns, k2]: [usize; 4],
-    accumulate: bool,
+    m: usize,
+    /// Rows of the frozen matrix.
+    rows: usize,
+    /// Its columns.
+    columns: usize,
+    /// Columns of the second product; 0 for none.
+    k2: usize,
+    /// Whether something is added to the products.
+    adds: bool,
     seed: u64,
-) {
+}
+
+/// With `mma.sync` and, for bf16, with `wgmma`: from the source, and as the compiler translated it.
+fn check_gemm(case: Case) {
+    check_gemm_by(run, Instructions::Mma, case);
+    if case.format == Format::Bf16 {
+        check_gemm_by(run, Instructions::Wgmma, case);
+        check_gemm_by(run_compiled, Instructions::Wgmma, case);
+    }
+}
+
+fn check_gemm_by(run: fn(Launch, u64), by: Instructions, case: Case) {
+    let Case { format, form, m, rows, columns, k2, adds, seed } = case;
     let mut random = Random::new(seed);
     let stored = Stored::new(format, rows, columns, &mut random);
     let (n, k) = if form == Form::Rows { (rows, columns) } else { (columns, rows) };
     let a = random.values(m * k);
-    let (a2, b2, before) = (random.values(m * k2), random.values(n * k2), random.values(m * n));
+    let (a2, b2, addend) = (random.values(m * k2), random.values(n * k2), random.values(m * n));
     let device_a = Global::new(&operand(&a, k));
     let device_a2 = Global::new(&operand(&a2, k2));
     let device_b2 = Global::new(&operand(&b2, if form == Form::Rows { k2 } else { n }));
     let bf16 = seed % 2 == 1;
-    let before = if bf16 { rounded(&before) } else { before };
-    // Added to is C itself, or another matrix; then C holds NaN.
-    let residual = C::new(&before, bf16);
-    let added_to_c = accumulate && !seed.is_multiple_of(3);
-    let c = if added_to_c { C::new(&before, bf16) } else { C::new(&vec![f32::NAN; m * n], bf16) };
-    let add = match (accumulate, added_to_c) {
+    let addend = if bf16 { rounded(&addend) } else { addend };
+    // What is added is C itself, or another matrix, and then C holds NaN.
+    let (residual, in_place) = (C::new(&addend, bf16), adds && !seed.is_multiple_of(3));
+    let new_c = || if in_place { C::new(&addend, bf16) } else { C::new(&vec![f32::NAN; m * n], bf16) };
+    let added_to = |c: &C| match (adds, in_place) {
         (false, _) => Ptr::NULL,
         (true, true) => c.at().at,
         (true, false) => residual.at().at,
     };
-    let second = (k2 > 0).then_some(Second { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
-    let w = stored.matrix(format, rows, columns);
-    let product = Product { c: c.at(), before: add, m: m as u32, form, a: ptr(&device_a), w: &w, second };
+    let second = (k2 > 0).then_some(SecondProduct { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
+    let (w, c) = (stored.matrix(format, rows, columns), new_c());
+    let product = Product { c: c.at(), addend: added_to(&c), m: m as u32, form, a: ptr(&device_a), w: &w, second };
     run(gemm(by, &product), seed);
-    // The same in two launches.
-    let parts = C::new(&if add == c.at().at { before.clone() } else { vec![f32::NAN; m * n] }, bf16);
-    let before_parts = if add == c.at().at { parts.at().at } else { add };
-    let (first, rest) = Product { c: parts.at(), before: before_parts, ..product }.apart();
-    // What comes first isn't Hopper's.
+    // The same in two launches, of which the first never uses Hopper's instructions.
+    let parts = new_c();
+    let (first, frozen) = Product { c: parts.at(), addend: added_to(&parts), ..product }.apart();
     first.into_iter().for_each(|launch| crate::support::run(launch, seed));
-    run(gemm(by, &rest), seed);
+    run(gemm(by, &frozen), seed);
 
-    let mut want = if accumulate { f64s(&before) } else { vec![0.0; m * n] };
+    let mut want = if adds { f64s(&addend) } else { vec![0.0; m * n] };
     let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
     // A block's values are rounded to bf16 for the product.
     let weights = f64s(&rounded(&stored.values.iter().map(|&value| value as f32).collect::<Vec<_>>()));
@@ -143,9 +149,9 @@ fn check_gemm_by(
     reference::gemm(&mut want, m, k, n, |i, p| a[i * k + p], weight);
     let right = |p: usize, j: usize| b2[if form == Form::Rows { j * k2 + p } else { p * n + j }];
     reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
-    let what = format!("{by:?} {format:?} {form:?} m {m} rows {rows} columns {columns} k2 {k2}");
+    let what = format!("{by:?} {case:?}");
     c.assert_close(&what, &want, 1e-5);
-    // Rounded in between, too.
+    // The result of the first launch is rounded, too.
     parts.assert_close(&format!("{what}, apart"), &want, if bf16 { 4e-3 } else { 1e-5 });
 }
 
@@ -155,7 +161,8 @@ fn around_the_tiles() {
         for (i, size) in
             [[1, 1, 1, 0], [127, 129, 33, 1], [128, 128, 32, 8], [129, 63, 257, 12]].into_iter().enumerate()
         {
-            check_gemm(Format::Bf16, form, size, i % 2 == 1, i as u64);
+            let ([m, rows, columns, k2], adds) = (size, i % 2 == 1);
+            check_gemm(Case { format: Format::Bf16, form, m, rows, columns, k2, adds, seed: i as u64 });
         }
     }
 }
@@ -163,18 +170,21 @@ fn around_the_tiles() {
 /// More rows of tiles than a group has, and a last group that isn't full.
 #[test]
 fn every_block_has_its_tile() {
-    check_gemm(Format::Bf16, Form::Rows, [128 * 9 + 5, 301, 16, 0], false, 1);
-    check_gemm(Format::Bf16, Form::Columns, [128 * 10, 16, 300, 3], true, 1);
+    let (format, seed) = (Format::Bf16, 1);
+    let (form, m) = (Form::Rows, 128 * 9 + 5);
+    check_gemm(Case { format, form, m, rows: 301, columns: 16, k2: 0, adds: false, seed });
+    let (form, m) = (Form::Columns, 128 * 10);
+    check_gemm(Case { format, form, m, rows: 16, columns: 300, k2: 3, adds: true, seed });
 }
 
 #[test]
 fn block_formats() {
     for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1] {
         for form in [Form::Rows, Form::Columns] {
-            check_gemm(format, form, [3, 40, 64, 6], true, 5);
-            check_gemm(format, form, [130, 131, 160, 0], false, 6);
-            // More tiles along k than there are stages, of either kernel.
-            check_gemm(format, form, [5, 330, 352, 6], true, 7);
+            check_gemm(Case { format, form, m: 3, rows: 40, columns: 64, k2: 6, adds: true, seed: 5 });
+            check_gemm(Case { format, form, m: 130, rows: 131, columns: 160, k2: 0, adds: false, seed: 6 });
+            // More tiles along k than there are stages, in both kernels.
+            check_gemm(Case { format, form, m: 5, rows: 330, columns: 352, k2: 6, adds: true, seed: 7 });
         }
     }
 }
@@ -183,44 +193,47 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn random_shapes(m in 1usize..150, rows in 1usize..150, blocks in 1usize..5, k2 in 0usize..40, accumulate: bool,
-                     format in 0usize..4, columns: bool, ragged in 0usize..32, seed: u64) {
+    fn random_shapes(
+        m in 1usize..150, rows in 1usize..150, blocks in 1usize..5, k2 in 0usize..40, adds: bool,
+        format in 0usize..4, columns: bool, ragged in 0usize..32, seed: u64,
+    ) {
         let format = Format::ALL[format];
         let form = if columns { Form::Columns } else { Form::Rows };
-        let width = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
-        check_gemm(format, form, [m, rows, width, k2], accumulate, seed);
+        let columns = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
+        check_gemm(Case { format, form, m, rows, columns, k2, adds, seed });
     }
 
     #[test]
-    fn matrix_vector(tokens in 1usize..10, rows in 1usize..40, blocks in 1usize..20, ragged in 0usize..32, format in 0usize..4,
-                     more in 0usize..40, accumulate: bool, bf16: bool, some_ids: bool, seed: u64) {
+    fn matrix_vector(
+        tokens in 1usize..10, rows in 1usize..40, blocks in 1usize..20, ragged in 0usize..32, format in 0usize..4,
+        columns2 in 0usize..40, (adds, bf16, some_ids) in any::<(bool, bool, bool)>(), seed: u64,
+    ) {
         let (format, mut random) = (Format::ALL[format], Random::new(seed));
         let columns = 32 * blocks - if format == Format::Bf16 { ragged } else { 0 };
         let stored = Stored::new(format, rows, columns, &mut random);
         let x = rounded(&random.values(tokens * columns));
         let ids: Vec<u32> = (0..5).map(|_| random.bits() % rows as u32).collect();
         let wanted = if some_ids { ids.clone() } else { (0..rows as u32).collect() };
-        let before = random.values(tokens * wanted.len());
-        let (device_x, device_ids, y) = (Global::new(&operand(&x, columns)), Global::new(&ids), C::new(&before, bf16));
-        let before = if bf16 { rounded(&before) } else { before };
-        let output = Output {
-            y: y.at(),
-            pitch: wanted.len() as u32,
-            before: if accumulate { y.at().at } else { Ptr::NULL },
-        };
+        let addend = random.values(tokens * wanted.len());
+        let (device_x, device_ids, y) = (Global::new(&operand(&x, columns)), Global::new(&ids), C::new(&addend, bf16));
+        let addend = if bf16 { rounded(&addend) } else { addend };
+        let added_to = if adds { y.at().at } else { Ptr::NULL };
+        let output = Output { y: y.at(), pitch: wanted.len() as u32, addend: added_to };
         let w = stored.matrix(format, rows, columns);
-        let ids = some_ids.then_some((ptr(&device_ids), 5));
-        let (x2, w2) = (rounded(&random.values(tokens * more)), random.values(wanted.len() * more));
-        let (device_x2, device_w2) = (Global::new(&operand(&x2, more)), Global::new(&w2));
-        let second = (more > 0).then_some(More { x: ptr(&device_x2), w: ptr(&device_w2), columns: more as u32 });
-        run(matvec(output, tokens as u32, ptr(&device_x), &w, ids, second), seed);
-        let (mut want, x) = (vec![0.0; before.len()], f64s(&x));
+        let used = if some_ids { MatrixRows::Ids { at: ptr(&device_ids), count: 5 } } else { MatrixRows::All };
+        let (x2, w2) = (rounded(&random.values(tokens * columns2)), random.values(wanted.len() * columns2));
+        let (device_x2, device_w2) = (Global::new(&operand(&x2, columns2)), Global::new(&w2));
+        let second = SecondMatvec { x: ptr(&device_x2), w: ptr(&device_w2), columns: columns2 as u32 };
+        let device_x = Operand { at: ptr(&device_x), rows: tokens as u32, columns: columns as u32 };
+        run(matvec(output, device_x, &w, used, (columns2 > 0).then_some(second)), seed);
+        let (mut want, x) = (vec![0.0; addend.len()], f64s(&x));
         let weight = |p: usize, j: usize| stored.values[wanted[j] as usize * columns + p];
         reference::gemm(&mut want, tokens, columns, wanted.len(), |i, p| x[i * columns + p], weight);
         let (x2, w2) = (f64s(&x2), f64s(&w2));
-        reference::gemm(&mut want, tokens, more, wanted.len(), |i, p| x2[i * more + p], |p, j| w2[j * more + p]);
-        if accumulate {
-            want.iter_mut().zip(&before).for_each(|(want, &before)| *want += f64::from(before));
+        let weight = |p: usize, j: usize| w2[j * columns2 + p];
+        reference::gemm(&mut want, tokens, columns2, wanted.len(), |i, p| x2[i * columns2 + p], weight);
+        if adds {
+            want.iter_mut().zip(&addend).for_each(|(want, &addend)| *want += f64::from(addend));
         }
         y.assert_close("matvec", &want, 1e-5);
     }
@@ -241,7 +254,8 @@ proptest! {
         let x = Random::new(seed).values(rows * width);
         for bf16 in [false, true] {
             let (x, out) = (C::new(&x, bf16), Global::new(&vec![0x7fc0u16; operand(&x, width).len()]));
-            run(operand_launch(ptr(&out), x.at(), rows as u32, width as u32), seed);
+            let to = Operand { at: ptr(&out), rows: rows as u32, columns: width as u32 };
+            run(operand_launch(to, x.at()), seed);
             prop_assert_eq!(out.values(), operand(x.f32s.values(), width));
         }
     }
@@ -251,8 +265,8 @@ proptest! {
 fn hopper_has_its_own_for_many_tiles() {
     use Instructions::{Mma, Wgmma};
     let w = Matrix { format: Format::Bf16, data: Ptr(256), scales: Ptr::NULL, rows: 4096, columns: 100 };
-    let (c, before, a) = (Values::f32(Ptr(256)), Ptr::NULL, Ptr(256));
-    let best = |by: Instructions, m, form| by.best_for(&Product { c, before, m, form, a, w: &w, second: None });
+    let (c, addend, a) = (Values::f32(Ptr(256)), Ptr::NULL, Ptr(256));
+    let best = |by: Instructions, m, form| by.best_for(&Product { c, addend, m, form, a, w: &w, second: None });
     assert_eq!(best(Mma, 4096, Form::Rows), Mma);
     assert_eq!(best(Wgmma, 4096, Form::Rows), Wgmma);
     // 4 x 16 tiles, 5 x 16 and 1 x 1.
@@ -260,7 +274,7 @@ fn hopper_has_its_own_for_many_tiles() {
     assert_eq!(best(Wgmma, 513, Form::Rows), Wgmma);
     assert_eq!(best(Wgmma, 100, Form::Columns), Mma);
     let w = Matrix { format: Format::Q8_0, scales: Ptr(256), ..w };
-    let blocks = Product { c, before, m: 4096, form: Form::Rows, a, w: &w, second: None };
+    let blocks = Product { c, addend, m: 4096, form: Form::Rows, a, w: &w, second: None };
     assert_eq!(Wgmma.best_for(&blocks), Mma);
 }
 
@@ -268,8 +282,8 @@ fn hopper_has_its_own_for_many_tiles() {
 fn nothing_to_do() {
     let (a, c) = (Global::new(&[0u16; 8]), C::new(&[1.0; 4], false));
     let w = Matrix { format: Format::Bf16, data: ptr(&a), scales: Ptr::NULL, rows: 4, columns: 8 };
-    let (form, before) = (Form::Rows, Ptr::NULL);
-    let product = Product { c: c.at(), before, m: 0, form, a: ptr(&a), w: &w, second: None };
+    let (form, addend) = (Form::Rows, Ptr::NULL);
+    let product = Product { c: c.at(), addend, m: 0, form, a: ptr(&a), w: &w, second: None };
     for by in [Instructions::Mma, Instructions::Wgmma] {
         assert!(gemm(by, &product).is_empty());
     }

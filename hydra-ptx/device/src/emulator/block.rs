@@ -99,8 +99,8 @@ pub(crate) struct Block {
     pub parts: Vec<Part>,
     /// By warp.
     pub products: Vec<Products>,
-    /// How many stores to shared memory there have been; which was the last at each two bytes; and how many each thread had seen
-    /// at its last fence for the asynchronous proxy.
+    /// How many stores to shared memory there have been; which was the last at each two bytes; and how many each thread
+    /// had seen at its last fence for the asynchronous proxy.
     stores: u64,
     stored: Vec<u64>,
     fenced: Vec<u64>,
@@ -370,8 +370,8 @@ fn ldmatrix(requests: &[Request; LANES], transposed: bool, warp: usize, place: P
     })
 }
 
-/// With g = lane / 4 and t = lane % 4: a₀ = A[g, 2t..], a₁ = A[g + 8, 2t..], a₂ = A[g, 2t + 8..], a₃ = A[g + 8, 2t + 8..];
-/// b₀ = B[2t.., g], b₁ = B[2t + 8.., g]; c₀, c₁ = C[g, 2t..], c₂, c₃ = C[g + 8, 2t..].
+/// With g = lane / 4 and t = lane % 4: a₀ = A[g, 2t..], a₁ = A[g + 8, 2t..], a₂ = A[g, 2t + 8..], a₃ = A[g + 8, 2t +
+/// 8..]; b₀ = B[2t.., g], b₁ = B[2t + 8.., g]; c₀, c₁ = C[g, 2t..], c₂, c₃ = C[g + 8, 2t..].
 fn mma(requests: &[Request; LANES]) -> [Reply; LANES] {
     let (mut a, mut b, mut c) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
     let half = |word: u32, high: usize| f32::from_bits(if high == 1 { word & 0xffff_0000 } else { word << 16 });

@@ -1,8 +1,9 @@
-//! Hopper's asynchronous matrix instructions, a warp at a time: the four of a warpgroup have to ask for the same, in the same order.
+//! Hopper's asynchronous matrix instructions, a warp at a time: the four of a warpgroup have to ask for the same, in
+//! the same order.
 //!
-//! A product is computed when it is asked for. A GPU may read its operands at any time until it has been waited for: so what was
-//! read is looked at again then, and a store in between is a race, or, behind a barrier, found by its value. Operands that a thread
-//! has written without a fence between the two ways to shared memory ("proxies") are refused.
+//! A product is computed when it is asked for. A GPU may read its operands at any time until it has been waited for: so
+//! what was read is looked at again then, and a store in between is a race, or, behind a barrier, found by its value.
+//! Operands that a thread has written without a fence between the two ways to shared memory ("proxies") are refused.
 
 use super::block::{Block, LANES};
 use std::collections::VecDeque;

@@ -1,5 +1,5 @@
-//! The prelude on the CPU: an emulated thread asks its block. What each function means is said in `nvptx.rs`; layouts of
-//! `ldmatrix` and `mma` are those of the PTX ISA 8.x, sections "Warp-level matrix instructions".
+//! The prelude on the CPU: an emulated thread asks its block. What each function means is said in `nvptx.rs`; layouts
+//! of `ldmatrix` and `mma` are those of the PTX ISA 8.x, sections "Warp-level matrix instructions".
 
 #![allow(missing_docs)]
 

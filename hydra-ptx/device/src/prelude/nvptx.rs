@@ -1,8 +1,8 @@
 //! The prelude as instructions: the only file with inline PTX.
 //!
-//! LLVM doesn't know that inline assembly may be convergent and would clone a collective into both arms of a branch before
-//! it. So collectives are convergent LLVM intrinsics; where there is none for our operands (`ldmatrix`), the convergent
-//! `bar.warp.sync` right before the assembly keeps them together and costs no instruction.
+//! LLVM doesn't know that inline assembly may be convergent and would clone a collective into both arms of a branch
+//! before it. So collectives are convergent LLVM intrinsics; where there is none for our operands (`ldmatrix`), the
+//! convergent `bar.warp.sync` right before the assembly keeps them together and costs no instruction.
 
 use core::arch::{asm, global_asm, nvptx};
 
@@ -114,8 +114,8 @@ pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
         in(reg32) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
 }
 
-/// Four 8x8 matrices of bf16 from shared memory. Lane l gives the address of row l % 8 of matrix l / 8; it receives, of each
-/// matrix, row l / 4, columns 2 (l % 4) and the next.
+/// Four 8x8 matrices of bf16 from shared memory. Lane l gives the address of row l % 8 of matrix l / 8; it receives, of
+/// each matrix, row l / 4, columns 2 (l % 4) and the next.
 #[inline(always)]
 pub unsafe fn ldmatrix(address: u32) -> [u32; 4] {
     let (a, b, c, d): (u32, u32, u32, u32);
@@ -168,8 +168,9 @@ pub fn proxy_fence() {
     unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) }
 }
 
-/// A warpgroup's 64 x 256 sums. Warp w has rows 16 (w % 4) and on: `[f32; 4]` number i of a thread is what `mma.m16n8k16` would leave
-/// there of columns 8 i and on. Nothing can be read before [`Sums::finish`]: until then the multiplications may be under way.
+/// A warpgroup's 64 x 256 sums. Warp w has rows 16 (w % 4) and on: `[f32; 4]` number i of a thread is what
+/// `mma.m16n8k16` would leave there of columns 8 i and on. Nothing can be read before [`Sums::finish`]: until then the
+/// multiplications may be under way.
 pub struct Sums([[f32; 4]; 32]);
 
 /// `$do!` with the numbers of a thread's sums, but for the first.
@@ -222,8 +223,8 @@ impl Sums {
         Self([[0.0; 4]; 32])
     }
 
-    /// Starts sums += A · B with k = 64: A is [64, 16] and B [16, 256] at each descriptor. A's rows, and B's columns, or if
-    /// `TRANSPOSED` its rows, are 128-byte rows of [`Swizzled`].
+    /// Starts sums += A · B with k = 64: A is [64, 16] and B [16, 256] at each descriptor. A's rows, and B's columns,
+    /// or if `TRANSPOSED` its rows, are 128-byte rows of [`Swizzled`].
     #[inline(always)]
     pub unsafe fn start<const TRANSPOSED: bool>(&mut self, a: [u64; 4], b: [u64; 4]) {
         bar_warp_sync(!0);

@@ -1,7 +1,8 @@
 //! Finds the driver's functions when they are first called.
 //!
-//! The library is opened by name, so that nothing links libcuda and a program starts on a machine without a driver. Functions are
-//! ordinary Rust functions: none of their names is exported, and a program that links a libcuda of its own keeps its symbols.
+//! The library is opened by name, so that nothing links libcuda and a program starts on a machine without a driver.
+//! Functions are ordinary Rust functions: none of their names is exported, and a program that links a libcuda of its
+//! own keeps its symbols.
 
 use crate::{cudaError_enum::*, CUresult};
 use libloading::Library;
@@ -18,7 +19,8 @@ static DRIVER: OnceLock<Result<Library, String>> = OnceLock::new();
 /// Opens the driver's library, once for the process.
 ///
 /// # Errors
-/// What the system says if there is none, in one line. Each function of this crate then returns `CUDA_ERROR_STUB_LIBRARY`.
+/// What the system says if there is none, in one line. Each function of this crate then returns
+/// `CUDA_ERROR_STUB_LIBRARY`.
 pub fn open() -> Result<(), &'static str> {
     library().map(|_| ())
 }

@@ -1,6 +1,6 @@
-//! Memory of the device, f32 or bf16, and its ways to and from the host, which has f32 alone.
+//! Memory of the device, f32 or bf16, and its copies to and from the host's f32.
 
-use super::Driver;
+use super::driver::Driver;
 use crate::Result;
 use half::bf16;
 use hydra_ptx::launch::{Ptr, Values};
@@ -12,7 +12,7 @@ pub struct Buffer<D: Driver>(pub(super) Memory<D>);
 pub struct Activations<D: Driver>(pub(super) Memory<D>);
 
 impl<D: Driver> Buffer<D> {
-    /// All values there are.
+    /// The number of values.
     pub(super) fn len(&self) -> usize {
         self.0.len
     }
@@ -42,7 +42,7 @@ impl<D: Driver> Memory<D> {
         if self.bf16 { size_of::<bf16>() * len } else { size_of::<f32>() * len }
     }
 
-    /// Where at least `len` values are: what makes a launch safe.
+    /// The address, for a launch that uses `len` values.
     ///
     /// # Panics
     /// If there are fewer.
@@ -72,7 +72,7 @@ impl<D: Driver> Memory<D> {
         Ok(())
     }
 
-    /// The first `len` values of `from` to those from `start` on.
+    /// Copies the first `len` values of `from` to `start` and on.
     pub(super) fn copy(&mut self, driver: &D, start: usize, from: &Self, len: usize) -> Result<()> {
         let (at, bytes) = (self.bytes(start), from.bytes(len));
         self.bytes(start + len);

@@ -1,43 +1,45 @@
-//! What the backend asks of a device: memory, copies, launches; all in one order, as in a CUDA stream.
+//! What the backend needs of a device: memory, copies and launches, done in the order of the calls, as in a CUDA
+//! stream.
 //!
-//! There are two: [`super::Gpu`] through the CUDA driver, and, in tests, the kernels' emulator, so that everything above this
-//! trait is tested on machines without a GPU.
+//! There are two implementations: [`super::Gpu`] through the CUDA driver and, in tests, the kernels' emulator, so that
+//! everything above this trait is tested on machines without a GPU.
 
 use crate::Result;
 use hydra_ptx::launch::{Instructions, Launch, Product, gemm};
 
 /// A device that runs `hydra_ptx`'s kernels.
 pub trait Driver: Send + Sync + 'static {
-    /// Memory of the device, given back when it is dropped.
+    /// Memory of the device, freed when it is dropped.
     type Memory: Send + Sync;
 
-    /// `bytes` zeroed bytes, aligned to 256. Fails if there are not so many, and says how many there are.
+    /// Allocates `bytes` zeroed bytes, aligned to 256. Fails if they don't fit, with the number of bytes that do.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
-    /// Where they are.
+    /// The address of the first byte.
     fn address(&self, memory: &Self::Memory) -> u64;
-    /// Copies `from` to the bytes from `at` on. `from` has been read when this returns, but the copy may still be under way.
+    /// Copies `from` to the bytes from `at` on. `from` has been read when this returns; the copy may still be in
+    /// progress.
     fn upload(&self, to: &mut Self::Memory, at: usize, from: &[u8]) -> Result<()>;
-    /// Copies the first bytes of `from`, and waits for them and all that was asked for before.
+    /// Copies the first bytes of `from`, and waits for the copy and all work that was queued before.
     fn download(&self, to: &mut [u8], from: &Self::Memory) -> Result<()>;
     /// Copies the first `bytes` of `from` to the bytes from `at` on.
     fn copy(&self, to: &mut Self::Memory, at: usize, from: &Self::Memory, bytes: usize) -> Result<()>;
     /// Sets the first `bytes` to zero.
     fn zero(&self, memory: &mut Self::Memory, bytes: usize) -> Result<()>;
-    /// Starts a kernel.
+    /// Queues a kernel.
     ///
     /// # Safety
-    /// The launch's pointers lead to memory of this device that is as long as the kernel's documentation says, and none that it
-    /// writes is used otherwise until it is done (what is asked of this driver later is done later).
+    /// The launch's pointers lead to memory of this device of the sizes that the kernel's documentation states, and
+    /// nothing else uses the memory that it writes until it is done. (Work that is queued later is done later.)
     unsafe fn launch(&self, launch: &Launch) -> Result<()>;
-    /// Does a product that isn't empty, in the fastest way that there is.
+    /// Queues a product that isn't empty, in the device's fastest way.
     ///
     /// # Safety
-    /// As for the launch of it.
+    /// As for a launch of the product.
     unsafe fn multiply(&self, product: &Product<'_>) -> Result<()> {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's contract.
         unsafe { self.launch(&gemm(self.instructions().best_for(product), product)) }
     }
-    /// The matrix instructions that it has.
+    /// The device's matrix instructions.
     fn instructions(&self) -> Instructions;
     /// Bytes that can still be allocated.
     fn free_bytes(&self) -> Result<u64>;

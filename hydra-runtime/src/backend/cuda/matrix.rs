@@ -1,6 +1,7 @@
-//! Frozen weights on the device: bf16, or the block formats that the kernels decode; any other format becomes bf16.
+//! Frozen weights on the device: bf16 or a block format that the kernels decode. Any other format is converted to bf16.
 
-use super::{Driver, size};
+use super::driver::Driver;
+use super::launcher::size;
 use crate::Result;
 use half::bf16;
 use hydra_kernels::isa::Isa;
@@ -52,7 +53,7 @@ impl<D: Driver> Matrix<D> {
         Ok(Self { data: put(&quants)?, scales: Some(put(&scales)?), format, rows, columns })
     }
 
-    /// As launches take it.
+    /// The matrix as launches take it.
     pub(super) fn of(&self, driver: &D) -> launch::Matrix {
         launch::Matrix {
             format: self.format,
@@ -64,7 +65,7 @@ impl<D: Driver> Matrix<D> {
     }
 }
 
-/// Rows padded to a multiple of 8.
+/// The values as bf16, rows padded to a multiple of 8.
 fn as_bf16(weight: Weight<'_>) -> Vec<u8> {
     let (columns, pitch) = (weight.cols(), padded(weight.cols() as u32) as usize);
     let isa = Isa::detect();

@@ -1,10 +1,10 @@
-//! Memory that the backend keeps for itself: room for operands and intermediate results, and arrays of ids.
+//! The backend's own memory: operands, intermediate results, and arrays of ids.
 
-use super::Driver;
+use super::driver::Driver;
 use crate::Result;
-use hydra_ptx::launch::{Ptr, padded};
+use hydra_ptx::launch::{Operand, Ptr, padded};
 
-/// Memory that grows to the largest size asked for.
+/// Memory that grows to the largest size that was asked for.
 pub(super) struct Area<D: Driver>(Option<(D::Memory, usize)>);
 
 impl<D: Driver> Default for Area<D> {
@@ -16,64 +16,66 @@ impl<D: Driver> Default for Area<D> {
 impl<D: Driver> Area<D> {
     fn memory(&mut self, driver: &D, bytes: usize) -> Result<&mut D::Memory> {
         if self.0.as_ref().is_none_or(|(_, size)| *size < bytes) {
-            // The old one first: they need not fit side by side.
+            // The old memory is freed first, because both may not fit at once.
             self.0 = None;
             self.0 = Some((driver.allocate(bytes.max(1))?, bytes));
         }
         Ok(&mut self.0.as_mut().expect("just allocated").0)
     }
 
-    /// `bytes` bytes; what they hold is not specified.
+    /// The address of `bytes` bytes with unspecified contents.
     pub fn take(&mut self, driver: &D, bytes: usize) -> Result<Ptr> {
         let memory = self.memory(driver, bytes)?;
         Ok(Ptr(driver.address(memory)))
     }
 
-    /// Room for `len` f32.
+    /// The address of `len` f32.
     pub fn f32(&mut self, driver: &D, len: usize) -> Result<Ptr> {
         self.take(driver, 4 * len)
     }
 
-    /// Room for an operand [rows, columns].
-    pub fn operand(&mut self, driver: &D, rows: u32, columns: u32) -> Result<Ptr> {
-        self.take(driver, 2 * rows as usize * padded(columns) as usize)
+    /// An operand [rows, columns] with unspecified contents.
+    pub fn operand(&mut self, driver: &D, rows: u32, columns: u32) -> Result<Operand> {
+        let at = self.take(driver, 2 * rows as usize * padded(columns) as usize)?;
+        Ok(Operand { at, rows, columns })
     }
 
-    /// The first bytes, on the host.
+    /// Copies the first bytes to the host.
     pub fn download(&self, driver: &D, to: &mut [u8]) -> Result<()> {
-        let (memory, _) = self.0.as_ref().expect("something was computed there");
+        let (memory, _) = self.0.as_ref().expect("taken before");
         driver.download(to, memory)
     }
 }
 
-/// Arrays of ids kept at the same time: a pass has tokens, positions, heads, blocks of rows, target rows and targets, and
-/// asks for each once a layer.
+/// The number of arrays of ids that are kept. A pass has six (tokens, positions, labels, blocks of rows, target rows,
+/// targets), and each layer asks for some of them.
 const KEPT: usize = 8;
 
-/// Ids on the device. What was uploaded a little while ago is still there.
+/// Arrays of ids on the device. The latest ones are kept, and are not uploaded again.
 pub(super) struct Ids<D: Driver> {
-    /// [`KEPT`] arrays, each with room for `room` ids.
+    /// [`KEPT`] arrays of `capacity` ids.
     area: Area<D>,
-    room: usize,
+    capacity: usize,
     kept: [Vec<u32>; KEPT],
     next: usize,
 }
 
 impl<D: Driver> Default for Ids<D> {
     fn default() -> Self {
-        Self { area: Area::default(), room: 0, kept: Default::default(), next: 0 }
+        Self { area: Area::default(), capacity: 0, kept: Default::default(), next: 0 }
     }
 }
 
 impl<D: Driver> Ids<D> {
-    /// Where `ids` are, until others are asked for.
+    /// The address of `ids`, which is valid until [`KEPT`] other arrays have been asked for.
     pub fn on_device(&mut self, driver: &D, ids: &[u32]) -> Result<Ptr> {
-        if ids.len() > self.room {
-            // So that arrays begin at multiples of 256 bytes. They are all uploaded again.
-            self.room = ids.len().next_multiple_of(64);
+        if ids.len() > self.capacity {
+            // Arrays begin at multiples of 256 bytes. The larger memory is a new one, so all arrays have to be uploaded
+            // again.
+            self.capacity = ids.len().next_multiple_of(64);
             self.kept.iter_mut().for_each(Vec::clear);
         }
-        let bytes = size_of::<u32>() * self.room;
+        let bytes = size_of::<u32>() * self.capacity;
         let memory = self.area.memory(driver, KEPT * bytes)?;
         let place = match self.kept.iter().position(|kept| kept == ids) {
             Some(place) => place,
@@ -81,7 +83,7 @@ impl<D: Driver> Ids<D> {
                 let place = self.next;
                 self.next = (place + 1) % KEPT;
                 let kept = &mut self.kept[place];
-                // Not valid under the old name, whatever happens now.
+                // The old array is gone even if the upload fails.
                 kept.clear();
                 driver.upload(memory, bytes * place, bytemuck::cast_slice(ids))?;
                 kept.extend_from_slice(ids);
@@ -92,35 +94,35 @@ impl<D: Driver> Ids<D> {
     }
 }
 
-/// One area for each thing that is alive at the same time.
+/// One area for each value that is alive at the same time as the others.
 pub(super) struct State<D: Driver> {
-    /// x as an operand, where it isn't one.
+    /// x as an operand.
     pub x: Area<D>,
-    /// dy, the same.
+    /// dy as an operand.
     pub dy: Area<D>,
-    /// The mixed heads, or `adapter_state`'s gradient, as an operand.
-    pub small_rows: Area<D>,
-    /// B or [A; R] as an operand.
-    pub small: Area<D>,
-    /// `adapter_state`'s gradient without A's part, as an operand.
-    pub through: Area<D>,
-    /// The mixed heads as an operand, in the backward pass.
+    /// `mixed` (forward) or `adapter_state`'s gradient (backward) as an operand.
+    pub adapter_rows: Area<D>,
+    /// B or [A; R] as an operand, or [A; R] in two parts.
+    pub adapter_weight: Area<D>,
+    /// `adapter_state`'s gradient without A's columns, as an operand.
+    pub d_router: Area<D>,
+    /// `mixed` as an operand, in the backward pass.
     pub mixed: Area<D>,
-    /// Their gradient.
-    pub dmixed: Area<D>,
+    /// The gradient of `mixed`.
+    pub d_mixed: Area<D>,
     /// `adapter_state`'s gradient.
     pub d_adapter_state: Area<D>,
-    /// What a load-balance term adds to dgate, [heads].
-    pub push: Area<D>,
-    /// A frozen matrix in blocks, as bf16.
+    /// What the load-balancing loss adds to each token's d gate, `[lora_heads]`.
+    pub balance_loss_grad: Area<D>,
+    /// A quantised matrix, decoded.
     pub decoded: Area<D>,
     /// A block of logits.
     pub logits: Area<D>,
-    /// The same as bf16 weights.
+    /// The block's unnormalised probabilities, as an operand.
     pub weights: Area<D>,
-    /// Running softmax, partial sums, attention's delta.
+    /// The running softmax, partial sums, attention's delta.
     pub partial: Area<D>,
-    /// What the host reads.
+    /// What the host downloads.
     pub result: Area<D>,
     /// Tokens, positions and the like.
     pub ids: Ids<D>,
@@ -131,13 +133,13 @@ impl<D: Driver> Default for State<D> {
         Self {
             x: Area::default(),
             dy: Area::default(),
-            small_rows: Area::default(),
-            small: Area::default(),
-            through: Area::default(),
+            adapter_rows: Area::default(),
+            adapter_weight: Area::default(),
+            d_router: Area::default(),
             mixed: Area::default(),
-            dmixed: Area::default(),
+            d_mixed: Area::default(),
             d_adapter_state: Area::default(),
-            push: Area::default(),
+            balance_loss_grad: Area::default(),
             decoded: Area::default(),
             logits: Area::default(),
             weights: Area::default(),

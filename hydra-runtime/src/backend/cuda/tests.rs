@@ -1,19 +1,23 @@
-//! The backend on devices that are made up.
+//! The backend on a device that only records what happens.
 
-use super::*;
-use hydra_ptx::launch::Arg;
-use hydra_ptx::launch::Instructions;
+use super::driver::Driver;
+use super::launcher::Cuda;
+use crate::Result;
+use crate::backend::Backend;
+use hydra_ptx::launch::{Arg, Instructions, Launch};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 thread_local! {
-    /// The rows that this thread asks for.
-    static WANTED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// The rows that this thread gathers.
+    static ROWS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A device that remembers what was uploaded where, and compares it with what the thread wanted that gathers it.
+/// A device that records what was uploaded to which address. At the launch of a gather, it compares the rows that are there with the
+/// thread's own.
 #[derive(Default)]
 struct Uploads {
     end: AtomicU64,
@@ -52,7 +56,7 @@ impl Driver for Uploads {
         std::thread::sleep(Duration::from_millis(1));
         let Arg::U64(rows) = launch.args[2] else { panic!("{launch:?}") };
         let there: Vec<u32> = bytemuck::pod_collect_to_vec(&self.at.lock().unwrap()[&rows]);
-        WANTED.with_borrow(|wanted| assert_eq!(there, *wanted));
+        ROWS.with_borrow(|rows| assert_eq!(there, *rows));
         Ok(())
     }
 
@@ -80,7 +84,7 @@ fn ids_stay_until_they_are_used() {
                 let mut out = cuda.buffer(1).unwrap();
                 for i in 0..10 {
                     let rows = [thread * 10 + i];
-                    WANTED.set(rows.into());
+                    ROWS.set(rows.into());
                     cuda.gather(&mut out, x, &rows, 1).unwrap();
                 }
             });

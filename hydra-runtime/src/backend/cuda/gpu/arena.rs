@@ -1,22 +1,23 @@
-//! Where buffers lie in a few large pieces of the device's memory: a list of what is free, and the best fit. Numbers alone, no
-//! device.
+//! A best-fit allocator of buffers in a few large pieces of the device's memory. It computes addresses and never
+//! touches the device.
 //!
-//! The driver's own allocations wait for the device and take long; an arena asks for few, and a buffer that comes or goes costs
-//! nothing. What is given back may be given out again at once, for all work is done in the order in which it was asked for.
+//! The driver's own allocations are slow and wait for the device. The arena makes few of them, so that a new buffer
+//! usually costs no call of the driver. Freed memory may be reused at once, because all work is done in the order in
+//! which it was queued.
 
 use std::collections::BTreeMap;
 
-/// Buffers begin at multiples of it, and take multiples of it.
+/// Addresses and sizes of buffers are multiples of it.
 const ALIGN: usize = 256;
 
-/// A piece of memory that was allocated as a whole.
+/// One allocation of the driver.
 struct Slab {
     bytes: usize,
-    /// What is free, by address; no two touch each other.
+    /// Free pieces by address. No two of them are adjacent.
     free: BTreeMap<u64, usize>,
 }
 
-/// Slabs, and which parts of them are in use.
+/// Slabs and their free pieces.
 #[derive(Default)]
 pub(super) struct Arena {
     slabs: BTreeMap<u64, Slab>,
@@ -33,7 +34,7 @@ impl Arena {
         self.slabs.insert(address, Slab { bytes, free: BTreeMap::from([(address, bytes)]) });
     }
 
-    /// `bytes` bytes from the smallest free piece that has them, or `None`.
+    /// The address of `bytes` bytes in the smallest free piece that fits them, or `None`.
     pub fn take(&mut self, bytes: usize) -> Option<u64> {
         let bytes = rounded(bytes);
         let free = self.slabs.values_mut().flat_map(|slab| {
@@ -48,8 +49,8 @@ impl Arena {
         Some(at)
     }
 
-    /// Takes back what [`Arena::take`] gave for `bytes`. Returns the address of its slab if that is empty now: it is no longer
-    /// the arena's.
+    /// Frees `bytes` bytes that [`Arena::take`] returned. If their slab is empty now, it is removed from the arena and
+    /// its address returned.
     pub fn give_back(&mut self, address: u64, bytes: usize) -> Option<u64> {
         let (mut start, mut len) = (address, rounded(bytes));
         let (&at, slab) = self.slabs.range_mut(..=address).next_back().expect("taken from a slab");
@@ -70,7 +71,7 @@ impl Arena {
         Some(at)
     }
 
-    /// Free bytes, and the most that are free in one piece.
+    /// Free bytes, and the size of the largest free piece.
     pub fn free(&self) -> (usize, usize) {
         let pieces = || self.slabs.values().flat_map(|slab| slab.free.values().copied());
         (pieces().sum(), pieces().max().unwrap_or(0))
@@ -103,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn buffers_never_meet(requests in prop::collection::vec((1usize..5000, 0usize..20), 1..200)) {
+        fn buffers_never_overlap(requests in prop::collection::vec((1usize..5000, 0usize..20), 1..200)) {
             let (mut arena, mut taken, mut slabs) = (Arena::default(), Vec::<(u64, usize)>::new(), 0);
             for (bytes, leave) in requests {
                 let at = arena.take(bytes).unwrap_or_else(|| {
@@ -112,8 +113,8 @@ mod tests {
                     arena.take(bytes).expect("a slab has room")
                 });
                 prop_assert!(at.is_multiple_of(256));
-                let meets = |&(other, len): &(u64, usize)| other < at + bytes as u64 && at < other + len as u64;
-                prop_assert!(!taken.iter().any(meets));
+                let overlaps = |&(other, len): &(u64, usize)| other < at + bytes as u64 && at < other + len as u64;
+                prop_assert!(!taken.iter().any(overlaps));
                 taken.push((at, bytes));
                 while taken.len() > leave {
                     let (at, bytes) = taken.swap_remove(bytes % taken.len());

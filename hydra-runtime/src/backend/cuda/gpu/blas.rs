@@ -1,6 +1,7 @@
-//! cuBLASLt's matrix product, found at run time like the driver.
+//! cuBLASLt's matrix product; the library is found at run time like the driver.
 //!
-//! Its matrices are column-major. A row-major matrix is the transposed one there, so what it computes is Cᵀ = op(W) Aᵀ.
+//! Its matrices are column-major: a row-major matrix is its transpose there, so the product is computed as Cᵀ = op(W)
+//! Aᵀ.
 
 use core::ffi::{c_int, c_void};
 use core::fmt;
@@ -9,16 +10,16 @@ use hydra_ptx::launch::{Form, Product, Ptr, padded};
 use libloading::Library;
 use std::ffi::OsStr;
 
-/// Names that it has, the latest first.
+/// The names of its file, the latest first.
 pub(super) const NAMES: &[&str] = if cfg!(windows) {
     &["cublasLt64_13.dll", "cublasLt64_12.dll"]
 } else {
     &["libcublasLt.so.13", "libcublasLt.so.12"]
 };
 
-/// Bytes of device memory that it works in: what NVIDIA recommends for Hopper.
-pub(super) const WORKSPACE: usize = 32 << 20;
-/// What its heuristics take for granted of addresses.
+/// Bytes of device memory for its workspace: what NVIDIA recommends for Hopper.
+pub(in crate::backend::cuda) const WORKSPACE: usize = 32 << 20;
+/// The alignment of addresses that its heuristics assume.
 const ALIGNMENT: u64 = 256;
 
 // cublasLt.h, cublas_api.h and library_types.h.
@@ -29,7 +30,7 @@ const TRANSPOSED_A: c_int = 3;
 const OP_T: c_int = 1;
 const MAX_WORKSPACE_BYTES: c_int = 1;
 
-/// An object of the library's.
+/// An opaque object of the library.
 type Object = *mut c_void;
 type Create = unsafe extern "C" fn(*mut Object) -> c_int;
 type CreateProduct = unsafe extern "C" fn(*mut Object, c_int, c_int) -> c_int;
@@ -37,7 +38,7 @@ type CreateLayout = unsafe extern "C" fn(*mut Object, c_int, u64, u64, i64) -> c
 type Set = unsafe extern "C" fn(Object, c_int, *const c_void, usize) -> c_int;
 type Destroy = unsafe extern "C" fn(Object) -> c_int;
 
-/// How to multiply: the library's own numbers.
+/// cublasLtMatmulAlgo_t, which is opaque.
 #[repr(C)]
 #[derive(Default)]
 struct Algorithm([u64; 8]);
@@ -85,7 +86,7 @@ type Multiply = unsafe extern "C" fn(
     Object,
 ) -> c_int;
 
-/// Its functions.
+/// The functions that are used after opening.
 struct Functions {
     destroy: Destroy,
     create_layout: CreateLayout,
@@ -96,7 +97,7 @@ struct Functions {
     multiply: Multiply,
 }
 
-/// What a function returned that isn't success.
+/// An error that a function returned.
 struct Status(c_int);
 
 impl fmt::Display for Status {
@@ -109,24 +110,24 @@ fn result(status: c_int) -> Result<(), Status> {
     if status == 0 { Ok(()) } else { Err(Status(status)) }
 }
 
-/// The library, set up for the context that was current when it was opened.
+/// The library, with a handle for the context that was current when it was opened.
 pub(super) struct Blas {
     functions: Functions,
     handle: Object,
-    /// A product by form: [`Form::Rows`], [`Form::Columns`].
+    /// The description of a product by form: [`Form::Rows`], [`Form::Columns`].
     products: [Object; 2],
     preference: Object,
 }
 
-// SAFETY: the handle may be used from several threads, and nothing else is written after it was made.
+// SAFETY: the handle may be used from several threads, and nothing else changes after `open`.
 unsafe impl Send for Blas {}
 // SAFETY: as above.
 unsafe impl Sync for Blas {}
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        // Nothing can be done about an error here.
-        // SAFETY: made by `open`, not used any more; null was never made.
+        // An error here can't be handled.
+        // SAFETY: created by `open` unless null, and not used any more.
         unsafe {
             for product in self.products.into_iter().filter(|product| !product.is_null()) {
                 let _ = (self.functions.destroy_product)(product);
@@ -140,11 +141,14 @@ impl Drop for Blas {
 }
 
 impl Blas {
-    /// Opens the library of this name, and sets it up for the current context. Fails with one line.
+    /// Opens the library of this name, and sets it up for the current context.
+    ///
+    /// # Errors
+    /// One line that says why it can't be used.
     pub fn open(name: &OsStr) -> Result<Self, String> {
-        // SAFETY: the library's initialisers set up the library alone.
+        // SAFETY: the library's initialisers set up the library and nothing else.
         let library = unsafe { Library::new(name) }.map_err(|error| error.to_string())?;
-        // Never closed: it has threads and memory of its own.
+        // It is never closed, because it has threads and memory of its own.
         let library = Box::leak(Box::new(library));
         let broken = |error: libloading::Error| error.to_string();
         macro_rules! function {
@@ -169,7 +173,7 @@ impl Blas {
         };
         let failed = |status: Status| format!("can't be set up: {status}");
         let mut handle = null_mut();
-        // SAFETY: the place is there to be written.
+        // SAFETY: the result may be written.
         result(unsafe { create(&mut handle) }).map_err(failed)?;
         let mut blas = Self { functions, handle, products: [null_mut(); 2], preference: null_mut() };
         let set_up = || {
@@ -179,7 +183,7 @@ impl Blas {
             }
             // SAFETY: the attribute is a cublasOperation_t, and copied.
             result(unsafe { set_product(blas.products[0], TRANSPOSED_A, from_ref(&OP_T).cast(), size_of_val(&OP_T)) })?;
-            // SAFETY: the place is there to be written.
+            // SAFETY: the result may be written.
             result(unsafe { create_preference(&mut blas.preference) })?;
             // SAFETY: the attribute is a u64, and copied.
             result(unsafe {
@@ -194,25 +198,28 @@ impl Blas {
 
     fn layout(&self, of: c_int, rows: u32, columns: u32, pitch: u32) -> Result<Layout<'_>, Status> {
         let mut layout = null_mut();
-        // SAFETY: the place is there to be written.
+        // SAFETY: the result may be written.
         result(unsafe { (self.functions.create_layout)(&mut layout, of, rows.into(), columns.into(), pitch.into()) })?;
         Ok(Layout { of: self, layout })
     }
 
-    /// Queues `product`, whose matrix is bf16 and which has no second one. Fails where the library has no way to do it.
+    /// Queues `product`, whose matrix is bf16 and which has no second product.
+    ///
+    /// # Errors
+    /// If the library has no algorithm for it.
     ///
     /// # Safety
-    /// As for a launch of the same product; `workspace` leads to [`WORKSPACE`] bytes that nothing else uses, and the context is
-    /// current.
+    /// As for a launch of the same product; `workspace` is the address of [`WORKSPACE`] bytes that nothing else uses,
+    /// and the context is current.
     pub unsafe fn multiply(&self, product: &Product<'_>, workspace: Ptr, stream: Object) -> Result<(), String> {
         let refused = |status: Status| format!("cuBLASLt: {status}");
-        let &Product { c, before, m, form, a, w, .. } = product;
+        let &Product { c, addend, m, form, a, w, .. } = product;
         let (n, k) = product.sizes();
-        let before = if before == Ptr::NULL { c.at } else { before };
-        if [c.at, before, a, w.data].iter().any(|at| !at.0.is_multiple_of(ALIGNMENT)) {
+        let beta: f32 = if addend == Ptr::NULL { 0.0 } else { 1.0 };
+        let addend = if addend == Ptr::NULL { c.at } else { addend };
+        if [c.at, addend, a, w.data].iter().any(|at| !at.0.is_multiple_of(ALIGNMENT)) {
             return Err("cuBLASLt: an operand that isn't aligned".into());
         }
-        let beta: f32 = if product.before == Ptr::NULL { 0.0 } else { 1.0 };
         let (left, of) = match form {
             Form::Rows => (self.layout(TYPE_BF16, k, n, w.pitch()), self.products[0]),
             Form::Columns => (self.layout(TYPE_BF16, n, k, w.pitch()), self.products[1]),
@@ -224,12 +231,12 @@ impl Blas {
         let (mut found, mut count) = (Found::default(), 0);
         let (a_lies, b_lies, c_lies) = (left.layout, right.layout, out.layout);
         let (find, preference) = (self.functions.find, self.preference);
-        // SAFETY: all objects are alive, and there is room for the one result that is asked for.
+        // SAFETY: all objects are alive, and one result is asked for, which may be written.
         let status =
             unsafe { find(self.handle, of, a_lies, b_lies, c_lies, c_lies, preference, 1, &mut found, &mut count) };
         result(status).map_err(refused)?;
         if count == 0 {
-            return Err("cuBLASLt: no way to multiply".into());
+            return Err("cuBLASLt: no algorithm for this product".into());
         }
         result(found.state).map_err(refused)?;
         let alpha: f32 = 1.0;
@@ -244,7 +251,7 @@ impl Blas {
                 a.0,
                 right.layout,
                 from_ref(&beta).cast(),
-                before.0,
+                addend.0,
                 out.layout,
                 c.at.0,
                 out.layout,
@@ -258,7 +265,7 @@ impl Blas {
     }
 }
 
-/// How a matrix lies.
+/// The layout of a matrix.
 struct Layout<'b> {
     of: &'b Blas,
     layout: Object,
@@ -266,8 +273,8 @@ struct Layout<'b> {
 
 impl Drop for Layout<'_> {
     fn drop(&mut self) {
-        // Nothing can be done about an error here.
-        // SAFETY: made by `Blas::layout`, not used any more.
+        // An error here can't be handled.
+        // SAFETY: created by `Blas::layout`, and not used any more.
         let _ = unsafe { (self.of.functions.destroy_layout)(self.layout) };
     }
 }

@@ -1,0 +1,229 @@
+//! The backend's operations. Products, attention and the loss have files of their own.
+
+use super::buffer::{Activations, Buffer, Memory};
+use super::driver::Driver;
+use super::gpu::blas;
+use super::launcher::{Cuda, size};
+use super::loss;
+use super::matrix::Matrix;
+use crate::Result;
+use crate::backend::{
+    AdamW, AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, Linear, LinearBackward, RmsNorm,
+    RmsNormBackward, Rope, StoredWeight,
+};
+use crate::config::Config;
+use half::bf16;
+use hydra_ptx::launch;
+use hydra_ptx::sizes::DECODED_TOKENS;
+
+impl<D: Driver> Cuda<D> {
+    /// `out[i] = x[rows[i]]`, rows of `d` values.
+    fn gather_words(&self, out: &Memory<D>, x: &Memory<D>, rows: &[u32], d: usize) -> Result<()> {
+        let end = rows.iter().max().map_or(0, |&last| last as usize + 1);
+        let (out, x) = (out.values(&self.driver, rows.len() * d), x.values(&self.driver, end * d));
+        // The kernel copies words of 32 bits, which hold two bf16.
+        assert!(!x.bf16 || d.is_multiple_of(2), "rows of {d} bf16");
+        let words = if x.bf16 { d / 2 } else { d };
+        let state = &mut *self.state();
+        let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
+        self.run(&launch::gather(out.at, x.at, rows, count, size(words)?))
+    }
+}
+
+impl<D: Driver> Backend for Cuda<D> {
+    type Buffer = Buffer<D>;
+    type Activations = Activations<D>;
+    type Matrix = Matrix<D>;
+
+    fn buffer(&self, len: usize) -> Result<Buffer<D>> {
+        Memory::zeroed(&self.driver, len, false).map(Buffer)
+    }
+
+    fn activations(&self, len: usize) -> Result<Activations<D>> {
+        Memory::zeroed(&self.driver, len, true).map(Activations)
+    }
+
+    fn activation_bytes(&self) -> usize {
+        size_of::<bf16>()
+    }
+
+    fn matrix(&self, weight: StoredWeight) -> Result<Matrix<D>> {
+        Matrix::upload(&self.driver, weight.weight())
+    }
+
+    fn upload(&self, to: &mut Buffer<D>, from: &[f32]) -> Result<()> {
+        to.0.upload(&self.driver, from)
+    }
+
+    fn download(&self, to: &mut [f32], from: &Buffer<D>) -> Result<()> {
+        from.0.download(&self.driver, to)
+    }
+
+    fn upload_activations(&self, to: &mut Activations<D>, from: &[f32]) -> Result<()> {
+        to.0.upload(&self.driver, from)
+    }
+
+    fn download_activations(&self, to: &mut [f32], from: &Activations<D>) -> Result<()> {
+        from.0.download(&self.driver, to)
+    }
+
+    fn copy(&self, to: &mut Buffer<D>, start: usize, from: &Buffer<D>, len: usize) -> Result<()> {
+        to.0.copy(&self.driver, start, &from.0, len)
+    }
+
+    fn copy_activations(&self, to: &mut Activations<D>, start: usize, from: &Activations<D>, len: usize) -> Result<()> {
+        to.0.copy(&self.driver, start, &from.0, len)
+    }
+
+    fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {
+        buffer.0.zero(&self.driver, len)
+    }
+
+    fn embed(&self, out: &mut Buffer<D>, table: &Matrix<D>, tokens: &[u32]) -> Result<()> {
+        let table = table.of(&self.driver);
+        let out = self.f32(out, tokens.len() * table.columns as usize);
+        let state = &mut *self.state();
+        let ids = state.ids.on_device(&self.driver, tokens)?;
+        self.run(&launch::embed(out, size(tokens.len())?, &table, ids))
+    }
+
+    fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { y, inv_rms, tokens, x, weight, eps } = args;
+        let (d, values) = (size(weight.len())?, tokens * weight.len());
+        let (y, inv_rms) = (self.bf16(y, values), self.f32(inv_rms, tokens));
+        let (x, weight) = (self.f32(x, values), self.f32(weight, weight.len()));
+        self.run(&launch::rms_norm(y, inv_rms, size(tokens)?, x, weight, d, eps))
+    }
+
+    fn rms_norm_backward(&self, args: RmsNormBackward<'_, Self>) -> Result<()> {
+        let RmsNormBackward { dx, tokens, dy, x, inv_rms, weight } = args;
+        let (d, values) = (size(weight.len())?, tokens * weight.len());
+        let (dx, dy, x) = (self.f32(dx, values), self.f32(dy, values), self.f32(x, values));
+        let (inv_rms, weight) = (self.f32(inv_rms, tokens), self.f32(weight, weight.len()));
+        self.run(&launch::rms_norm_backward(dx, size(tokens)?, dy, x, inv_rms, weight, d))
+    }
+
+    fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
+        let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
+        let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let (tokens, table) = (positions.len(), self.f32(table, end * head_dim));
+        let x = self.bf16(x, tokens * n_heads * head_dim);
+        let state = &mut *self.state();
+        let positions = state.ids.on_device(&self.driver, positions)?;
+        self.run(&launch::rope(x, size(tokens)?, size(n_heads)?, size(head_dim)?, table, positions, inverse))
+    }
+
+    fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
+        self.linear_forward(args)
+    }
+
+    fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        self.linear_gradient(args)
+    }
+
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
+        self.attention_forward(args)
+    }
+
+    fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        self.attention_gradient(args)
+    }
+
+    fn swiglu(&self, out: &mut Activations<D>, len: usize, gate: &Activations<D>, up: &Activations<D>) -> Result<()> {
+        let (out, gate, up) = (self.bf16(out, len), self.bf16(gate, len), self.bf16(up, len));
+        self.run(&launch::swiglu(out, len as u64, gate, up))
+    }
+
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Activations<D>,
+        dup: &mut Activations<D>,
+        len: usize,
+        gate: &Activations<D>,
+        up: &Activations<D>,
+    ) -> Result<()> {
+        let (dgate, dup) = (self.bf16(dgate, len), self.bf16(dup, len));
+        let (gate, up) = (self.bf16(gate, len), self.bf16(up, len));
+        self.run(&launch::swiglu_backward(dgate, dup, len as u64, gate, up))
+    }
+
+    fn gather(&self, out: &mut Buffer<D>, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
+        self.gather_words(&out.0, &x.0, rows, d)
+    }
+
+    fn gather_activations(&self, out: &mut Activations<D>, x: &Activations<D>, rows: &[u32], d: usize) -> Result<()> {
+        self.gather_words(&out.0, &x.0, rows, d)
+    }
+
+    fn scatter(&self, out: &mut Buffer<D>, tokens: usize, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
+        let end = rows.last().map_or(0, |&last| last as usize + 1);
+        assert!(end <= tokens, "row {end} of {tokens}");
+        self.zero(out, tokens * d)?;
+        let (out, x) = (self.f32(out, tokens * d), self.f32(x, rows.len() * d));
+        let state = &mut *self.state();
+        let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
+        self.run(&launch::scatter(out, x, rows, count, size(d)?))
+    }
+
+    fn head_loss(&self, args: HeadLoss<'_, Self>) -> Result<()> {
+        self.loss(args)
+    }
+
+    fn head_rows(&self, out: &mut [f32], x: &Activations<D>, rows: usize, head: &Matrix<D>, ids: &[u32]) -> Result<()> {
+        self.logits_of(out, x, rows, head, ids)
+    }
+
+    fn sum_of_squares(&self, x: &Buffer<D>, len: usize) -> Result<f64> {
+        let (state, driver, len64) = (&mut *self.state(), &self.driver, len as u64);
+        let (x, count) = (self.f32(x, len), launch::squares_parts(len64));
+        let parts = state.partial.take(driver, 8 * count as usize)?;
+        let total = state.result.take(driver, 8)?;
+        self.run(&launch::squares(parts, x, len64))?;
+        self.run(&launch::squares_total(total, parts, count))?;
+        let mut sum = [0; 8];
+        state.result.download(driver, &mut sum)?;
+        Ok(f64::from_le_bytes(sum))
+    }
+
+    fn adamw(&self, args: AdamWStep<'_, Self>) -> Result<()> {
+        let AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step: t, grad_scale } = args;
+        let AdamW { beta1, beta2, eps, weight_decay } = adam;
+        // Powers in f64, because beta2^t is close to 1 for the first thousand steps.
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(t as f64);
+        let len = rates.iter().map(|(range, _)| range.end).max().unwrap_or(0);
+        let state = [self.f32(params, len), self.f32(exp_avg, len), self.f32(exp_avg_sq, len)];
+        let grads = self.f32(grads, len);
+        for (range, lr) in rates {
+            let step = launch::AdamWStep {
+                beta1,
+                beta2,
+                eps,
+                keep: 1.0 - lr * weight_decay,
+                step: (f64::from(*lr) / correction(beta1)) as f32,
+                root: correction(beta2).sqrt() as f32,
+                grad_scale,
+            };
+            let state = state.map(|part| part.f32(range.start));
+            self.run(&launch::adamw(state, grads.f32(range.start), range.len() as u64, &step))?;
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, bf16", self.driver.describe())
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.driver.free_bytes().map(Some)
+    }
+
+    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
+        let (d, widest) = (config.d_model, config.d_ffn.max(config.d_model));
+        // An f32 gradient as an operand, and as much again for the adapter's narrow matrices; the blocks of logits; the
+        // largest quantised weight, or a block's rows of the vocabulary's matrix, decoded; cuBLASLt's workspace.
+        let wide = widest.max(loss::MAX_IDS);
+        let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { 2 * d * wide };
+        let library = if launch::is_large(tokens, wide) { blas::WORKSPACE } else { 0 };
+        (4 * tokens * widest + decoded + library) as u64 + loss::bytes(tokens)
+    }
+}
