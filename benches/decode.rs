@@ -1,18 +1,18 @@
-//! One token against a weight: bytes of stored weight a second on one core, beside a plain read of a large buffer in the
-//! same run, which is what memory allows.
+//! One token times a weight: bytes of stored weight per second on one core, beside a plain read of a large buffer in
+//! the same run, which is the limit that memory sets.
 //!
-//! Before a format is timed, sampled rows are held to an f64 sum over the decoded row.
+//! Before a format is timed, sampled rows are compared with an f64 sum over the decoded row.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// (name, d_out, d_in): the head, whose weights come from memory, and layers that a cache may hold.
+/// (name, d_out, d_in): the lm_head, whose weights come from memory, and layers that may fit in a cache.
 const SHAPES: [(&str, usize, usize); 3] =
-    [("SmolLM2-135M head", 49_152, 576), ("SmolLM2-135M down", 576, 1536), ("LLaMA-2-7B q,k,v,o", 4096, 4096)];
+    [("SmolLM2-135M lm_head", 49_152, 576), ("SmolLM2-135M down", 576, 1536), ("LLaMA-2-7B q,k,v,o", 4096, 4096)];
 
-/// Larger than any cache of the machine at hand.
+/// Bytes of the plain read: more than the caches hold.
 const BUFFER: usize = 256 << 20;
 
 /// Seconds of the fastest of `tries`.
@@ -25,7 +25,7 @@ fn fastest<R>(tries: usize, mut op: impl FnMut() -> R) -> f64 {
     times.fold(f64::INFINITY, f64::min)
 }
 
-/// Bytes a second of one core that combines the words of a large buffer.
+/// Bytes per second at which one core reads a large buffer and combines its words.
 fn bandwidth() -> f64 {
     let buffer = vec![1u64; BUFFER / 8];
     let mix = |x: &[u64]| {
@@ -37,7 +37,7 @@ fn bandwidth() -> f64 {
     BUFFER as f64 / fastest(5, || mix(black_box(&buffer)))
 }
 
-/// Blocks of small numbers: scales where the format has them, and otherwise any bits.
+/// Blocks with scales of 1/8 and arbitrary other bytes; small numbers in plain formats.
 fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
     let eighth = [0x00, 0x30]; // f16
     let scales: &[usize] = match format {
@@ -57,7 +57,7 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
     bytes
 }
 
-/// Small, exact in bf16.
+/// Small values, exact in bf16.
 fn value(i: usize) -> f32 {
     (i.wrapping_mul(2_654_435_761) >> 16 & 15) as f32 / 8.0 - 1.0
 }
@@ -70,7 +70,7 @@ fn check(y: &[f32], x: &[f32], weight: Weight<'_>) {
         let terms = row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
         let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
         let error = (f64::from(y[at]) - want).abs();
-        assert!(error <= (x.len() + 8) as f64 * 6e-8 * size, "row {at}: {} where {want} is right", y[at]);
+        assert!(error <= (x.len() + 8) as f64 * 6e-8 * size, "row {at}: expected {want}, found {}", y[at]);
     }
 }
 

@@ -1,15 +1,17 @@
-//! Single-core products at the projections' real sizes, with the frozen weight decoded and packed in the time, beside this
-//! core's peak: a loop of independent FMAs (VDPBF16PS, products of AMX tiles) in registers, measured in the same run.
+//! Products at the projections' real sizes on one core, decoding and packing of the frozen weight included, beside the
+//! core's peak: a loop of independent FMAs (VDPBF16PS, or products of AMX tiles) in registers, measured in the same
+//! run.
 //!
-//! f32 products of dense weights are timed beside those of the `gemm` crate, bf16 ones beside PyTorch's, if HYDRA_PYTHON names a
-//! Python that has it. Before a shape is timed, sampled elements are held to an f64 sum.
+//! f32 products of dense weights are timed beside those of the `gemm` crate, and bf16 products beside PyTorch's if
+//! HYDRA_PYTHON names a Python that has it. Before a product is timed, sampled elements are compared with an f64 sum.
 
 mod common;
 #[path = "common/torch.rs"]
 mod torch;
 
 use common::{aligned, fastest, peaks};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::{
     Accumulate, Bf16Isa, Element, Format, Isa, MatRef, Panels, RowOrder, Source, Term, Values, Weight, gemm, matvec,
@@ -30,12 +32,12 @@ const SHAPES: [(&str, usize, usize, usize); 7] = [
     ("LLaMA-2-7B down", 512, 4096, 11008),
 ];
 
-/// Columns packed together, as the engine does.
+/// Columns that are packed together, as in the runtime.
 fn chunk(k: usize) -> usize {
     ((1 << 20) / k).max(512).next_multiple_of(32)
 }
 
-/// Deeper products into bf16 are summed beside their place, as the engine does.
+/// A bf16 product with a larger k is summed in f32 first, as in the runtime.
 const DEEP: usize = 2048;
 
 /// Small values, exact in bf16.
@@ -46,7 +48,7 @@ fn value(i: usize) -> f32 {
 fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
     match format {
         Format::Bf16 => (0..elements).flat_map(|i| bf16::from_f32(value(i)).to_le_bytes()).collect(),
-        // Q4_1 and Q4_K begin with two f16 scales: 1/4 and 1/8; whatever follows is valid.
+        // A block of Q4_1 or Q4_K starts with two f16 scales, here 1/4 and 1/8. Any bytes are valid behind them.
         _ => (0..elements / format.block_len())
             .flat_map(|block| {
                 let rest = (4..format.block_bytes()).map(move |i| ((block + i).wrapping_mul(37) >> 2) as u8);
@@ -56,7 +58,7 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
     }
 }
 
-/// Hands `multiply` X and each chunk of W's rows, packed, with the first's number.
+/// Packs W by chunks of rows, and calls `multiply` with each chunk's first row and its term.
 fn by_chunks<E: Element>(
     isa: E::Isa,
     x: Values<'_>,
@@ -72,7 +74,7 @@ fn by_chunks<E: Element>(
     }
 }
 
-/// One X Wᵀ by chunks of columns, packing included.
+/// X Wᵀ in f32, packing included.
 fn product(isa: Isa, y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, panels: &mut [f32]) {
     let n = weight.rows();
     by_chunks(isa, x.into(), weight, panels, |first, term| {
@@ -80,7 +82,7 @@ fn product(isa: Isa, y: &mut [f32], x: &[f32], m: usize, weight: Weight<'_>, pan
     });
 }
 
-/// The same into bf16.
+/// X Wᵀ in bf16, packing included.
 fn product_rounded(
     isa: Bf16Isa,
     y: &mut [bf16],
@@ -104,11 +106,11 @@ fn product_rounded(
     });
 }
 
-/// The same by the `gemm` crate, from a weight that is f32 already, on one thread.
+/// X Wᵀ by the `gemm` crate on one thread, from a weight that is f32 already.
 fn other_crate(y: &mut [f32], x: &[f32], w: &[f32], m: usize, n: usize, k: usize) {
     assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
     let parallelism = gemm_crate::Parallelism::None;
-    // SAFETY: the assert: three dense matrices, x and y by rows, w by columns of [k, n].
+    // SAFETY: the assert is the size of the three dense matrices: x and y row-major, w [n, k] as the columns of [k, n].
     unsafe {
         gemm_crate::gemm(
             m,
@@ -134,7 +136,7 @@ fn other_crate(y: &mut [f32], x: &[f32], w: &[f32], m: usize, n: usize, k: usize
     }
 }
 
-/// Holds 64 elements of `y` to the f64 sum over decoded rows.
+/// Compares 64 elements of `y` with the f64 sum over decoded rows. `exact`: the product is f32.
 fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
     let n = weight.rows();
     let sampled: Vec<f32> = (0..64).map(|sample| y[sample * 7919 % m * n + sample * 104_729 % n]).collect();
@@ -153,100 +155,123 @@ fn check_sampled(sampled: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: We
             want += product;
             size += product.abs();
         }
-        // Quantised weights are rounded to bf16 where the product is bf16's, and so are its results.
+        // A bf16 product rounds quantized weights and its results.
         let tolerance = if exact { (k + 8) as f64 * 6e-8 } else { 4e-3 };
         let got = f64::from(got);
-        assert!((got - want).abs() <= tolerance * size, "[{i}, {j}]: {got} where {want} is right");
+        assert!((got - want).abs() <= tolerance * size, "[{i}, {j}]: expected {want}, found {got}");
+    }
+}
+
+/// One product: its name, its sizes and its frozen weight.
+struct Problem<'a> {
+    name: &'a str,
+    m: usize,
+    n: usize,
+    k: usize,
+    weight: Weight<'a>,
+}
+
+impl Problem<'_> {
+    /// Columns of the panels of a chunk.
+    fn panel_columns(&self) -> usize {
+        chunk(self.k).min(self.n)
+    }
+
+    fn print(&self, kind: &str, seconds: f64, peak: f64) {
+        let speed = (2 * self.m * self.n * self.k) as f64 / seconds;
+        let format = self.weight.format().name();
+        println!(
+            "{}, {format}: {kind} {:.1} GFLOP/s, {:.0} % of the peak",
+            self.name,
+            speed * 1e-9,
+            100.0 * speed / peak
+        );
+    }
+}
+
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+fn f32_products(group: &mut Group<'_>, problem: &Problem<'_>, peak: f64) {
+    let &Problem { m, n, k, weight, .. } = problem;
+    let format = weight.format();
+    let isa = Isa::detect();
+    let x: Vec<f32> = (0..m * k).map(value).collect();
+    let mut y = vec![0.0; m * n];
+    let mut panels = aligned(panels_len::<f32>(isa, k, problem.panel_columns()), 0.0);
+    let panels = panels.on_line();
+    let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, panels));
+    check(&y, value, m, weight, true);
+    problem.print("f32", seconds, peak);
+    group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
+        bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, panels));
+    });
+    if format == Format::Bf16 {
+        let mut dense = vec![0.0; n * k];
+        for (row, out) in dense.chunks_exact_mut(k).enumerate() {
+            weight.decode_row(isa, row, 0, out);
+        }
+        other_crate(&mut y, &x, &dense, m, n, k);
+        check(&y, value, m, weight, true);
+        group.bench_function(BenchmarkId::new("f32", "dense, the gemm crate"), |bench| {
+            bench.iter(|| other_crate(&mut y, black_box(&x), &dense, m, n, k));
+        });
+    }
+}
+
+fn bf16_products(group: &mut Group<'_>, problem: &Problem<'_>, peak: f64) {
+    let &Problem { m, n, k, weight, .. } = problem;
+    let format = weight.format();
+    let isa = Bf16Isa::detect();
+    let mut panels = aligned(panels_len::<bf16>(isa, k, problem.panel_columns()), bf16::ZERO);
+    let mut x = aligned(m * k, bf16::ZERO);
+    let (mut y, mut sums) = (aligned(m * n, bf16::ZERO), aligned(m * chunk(k), 0.0));
+    let (panels, x, y, sums) = (panels.on_line(), x.on_line(), y.on_line(), sums.on_line());
+    x.iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(value(i)));
+    let seconds = fastest(3, || product_rounded(isa, y, x, m, weight, panels, sums));
+    let widened: Vec<f32> = y.iter().map(|y| y.to_f32()).collect();
+    check(&widened, value, m, weight, false);
+    problem.print("bf16", seconds, peak);
+    group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
+        bench.iter(|| product_rounded(isa, y, black_box(x), m, weight, panels, sums));
+    });
+    if format == Format::Bf16
+        && let Some((mut torch, sampled)) = Torch::begin(m, n, k)
+    {
+        check_sampled(&sampled, value, m, weight, false);
+        group.bench_function(BenchmarkId::new("bf16", "dense, PyTorch"), |bench| {
+            bench.iter_custom(|products| torch.time(products));
+        });
     }
 }
 
 fn shapes(criterion: &mut Criterion) {
     let (f32_peak, bf16_peak) = peaks();
     if std::env::var_os(PYTHON).is_none() {
-        println!("{PYTHON} names no Python with PyTorch: its products are left out");
+        println!("{PYTHON} names no Python with PyTorch: PyTorch's products are not timed");
     }
     println!("peak of one core: {:.1} GFLOP/s f32, {:.1} bf16", f32_peak * 1e-9, bf16_peak * 1e-9);
     for (name, m, n, k) in SHAPES {
         let mut group = criterion.benchmark_group(format!("{name} {m}x{n}x{k}"));
         group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
-        let operations = (2 * m * n * k) as f64;
-        group.throughput(Throughput::Elements(operations as u64));
+        group.throughput(Throughput::Elements((2 * m * n * k) as u64));
         for format in [Format::Bf16, Format::Q4_1, Format::Q4K] {
             if k % format.block_len() != 0 {
-                continue; // K-formats need rows of whole super-blocks
+                continue; // rows of the K-formats are whole super-blocks
             }
             let bytes = weight_bytes(format, n * k);
             let weight = Weight::new(format, n, k, &bytes, RowOrder::Natural).unwrap();
-            let mut y = vec![0.0; m * n];
-
-            let x: Vec<f32> = (0..m * k).map(value).collect();
-            let isa = Isa::detect();
-            let mut panels = aligned(panels_len::<f32>(isa, k, chunk(k).min(n)), 0.0);
-            let panels = panels.on_line();
-            let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, panels));
-            check(&y, value, m, weight, true);
-            let share = 100.0 * operations / seconds / f32_peak;
-            println!(
-                "{name}, {}: f32 {:.1} GFLOP/s, {share:.0} % of the peak",
-                format.name(),
-                operations / seconds * 1e-9
-            );
-            group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
-                bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, panels));
-            });
-
-            if format == Format::Bf16 {
-                let mut dense = vec![0.0; n * k];
-                for (row, out) in dense.chunks_exact_mut(k).enumerate() {
-                    weight.decode_row(Isa::detect(), row, 0, out);
-                }
-                let mut theirs = vec![0.0; m * n];
-                other_crate(&mut theirs, &x, &dense, m, n, k);
-                check(&theirs, value, m, weight, true);
-                group.bench_function(BenchmarkId::new("f32", "dense, the gemm crate"), |bench| {
-                    bench.iter(|| other_crate(&mut theirs, black_box(&x), &dense, m, n, k));
-                });
-            }
-
-            let x: Vec<bf16> = x.into_iter().map(bf16::from_f32).collect();
-            let isa = Bf16Isa::detect();
-            let mut panels = aligned(panels_len::<bf16>(isa, k, chunk(k).min(n)), bf16::ZERO);
-            let panels = panels.on_line();
-            let mut narrow = aligned(x.len(), bf16::ZERO);
-            let narrow = narrow.on_line();
-            narrow.copy_from_slice(&x);
-            let x = &*narrow;
-            let (mut rounded, mut sums) = (aligned(m * n, bf16::ZERO), aligned(m * chunk(k), 0.0));
-            let (rounded, sums) = (rounded.on_line(), sums.on_line());
-            let seconds = fastest(3, || product_rounded(isa, rounded, x, m, weight, panels, sums));
-            y.iter_mut().zip(&*rounded).for_each(|(y, x)| *y = x.to_f32());
-            check(&y, value, m, weight, false);
-            let share = 100.0 * operations / seconds / bf16_peak;
-            println!(
-                "{name}, {}: bf16 {:.1} GFLOP/s, {share:.0} % of the peak",
-                format.name(),
-                operations / seconds * 1e-9
-            );
-            group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
-                bench.iter(|| product_rounded(isa, rounded, black_box(x), m, weight, panels, sums));
-            });
-            if format == Format::Bf16
-                && let Some((mut torch, sampled)) = Torch::begin(m, n, k)
-            {
-                check_sampled(&sampled, value, m, weight, false);
-                group.bench_function(BenchmarkId::new("bf16", "dense, PyTorch"), |bench| {
-                    bench.iter_custom(|products| torch.time(products));
-                });
-            }
+            let problem = Problem { name, m, n, k, weight };
+            f32_products(&mut group, &problem, f32_peak);
+            bf16_products(&mut group, &problem, bf16_peak);
         }
         group.finish();
     }
 }
 
-/// One token against SmolLM2-135M's head: bytes of weight a second.
+/// One token times SmolLM2-135M's lm_head, in bytes of weight per second.
 fn token(criterion: &mut Criterion) {
     let (n, k) = (49_152, 576);
-    let mut group = criterion.benchmark_group(format!("SmolLM2-135M head, one token {n}x{k}"));
+    let mut group = criterion.benchmark_group(format!("SmolLM2-135M lm_head, one token {n}x{k}"));
     group.sample_size(10).measurement_time(Duration::from_secs(1));
     for format in [Format::Bf16, Format::Q4_1] {
         let bytes = weight_bytes(format, n * k);
