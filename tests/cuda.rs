@@ -1,8 +1,8 @@
 //! The CUDA backend against the CPU's: every operation at random shapes, whole models, and PyTorch's trajectories.
 //!
 //! Each test exists three times: `on_the_emulator` runs the kernels' source on the CPU, thread by thread; `compiled`
-//! interprets the PTX in the same way; `on_a_gpu` runs the PTX on a device and is ignored where there is none: `cargo
-//! test --features cuda --test cuda -- --ignored --test-threads 1` (one looks at the device's free memory).
+//! interprets the PTX in the same way; `on_a_gpu` runs the PTX on a device and is ignored unless asked for: `cargo test
+//! --features cuda --test cuda -- --ignored --test-threads 1` (one of them checks the device's free memory).
 
 #![cfg(feature = "cuda")]
 
@@ -35,7 +35,7 @@ macro_rules! all {
             $(#[test]
             fn $name() {
                 for seed in 0..$cases / 2 {
-                    // Other shapes than the source's.
+                    // Other shapes than those of the source's test.
                     super::$file::$name(&super::emulated::compiled(), &mut super::Random::new(1000 + seed), 1);
                 }
             })*

@@ -1,4 +1,4 @@
-//! A device that is the kernels' emulator: of their source, or of the PTX that was compiled from it.
+//! A device that is the kernels' emulator, which runs their source or the PTX that was compiled from it.
 
 use hydra_ptx::launch::{Instructions, Launch};
 use hydra_ptx_device::emulator::ptx::Module;
@@ -8,21 +8,21 @@ use hydra_runtime::backend::cuda::{Cuda, Driver};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// What a program waits for on a device.
+/// Counts of what makes a program wait for a device.
 #[derive(Default)]
 pub struct Waits {
-    /// New buffers.
+    /// Allocations.
     pub allocations: AtomicUsize,
-    /// Kernels.
+    /// Launches of kernels.
     launches: AtomicUsize,
-    /// For each result that the host has read, how many kernels had been started.
+    /// For each download, the number of launches before it.
     pub downloads: Mutex<Vec<usize>>,
 }
 
-/// The emulator, on the thread that made it: a device with Hopper's instructions.
+/// The emulator as a device with Hopper's instructions. It belongs to the thread that created it.
 #[derive(Default)]
 pub struct Emulated {
-    /// The compiled kernels, where it isn't the source that runs: for every device, and for Hopper.
+    /// The modules for every device and for Hopper, if the compiled kernels run instead of the source.
     compiled: Option<[Module; 2]>,
     waits: Arc<Waits>,
 }
@@ -44,7 +44,7 @@ pub fn backend() -> Cuda<Emulated> {
     Cuda::new(Emulated::default())
 }
 
-/// The same, and what it counts.
+/// Runs the kernels' source, and counts.
 pub fn counted() -> (Cuda<Emulated>, Arc<Waits>) {
     let waits = Arc::new(Waits::default());
     (Cuda::new(Emulated { waits: waits.clone(), ..Emulated::default() }), waits)

@@ -14,7 +14,7 @@ use hydra_runtime::backend::{
 struct Case {
     stored: Stored,
     tokens: usize,
-    store: Accumulate,
+    accumulate: Accumulate,
     slot: Option<AdapterSlot>,
     dropout: Option<DropoutKey>,
     head_dropout: Option<DropoutKey>,
@@ -23,11 +23,11 @@ struct Case {
     dx: bool,
     labels: Vec<u32>,
     x: Vec<f32>,
-    /// The residual, and dy.
+    /// The residual in the forward pass, dy in the backward pass.
     y: Vec<f32>,
-    /// dx before.
+    /// What dx holds before.
     before: Vec<f32>,
-    /// Whether y and dx, too, are activations.
+    /// Whether y and dx are activations, too.
     activations: bool,
     params: Vec<f32>,
 }
@@ -70,7 +70,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let stream = |values: &[f32]| Matrix::put(b, case.activations, values);
     let (x, params) = (&put_activations(b, &case.x), put(b, &case.params));
     let (mut y, before) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
-    let adds = case.store == Accumulate::Add;
+    let adds = case.accumulate == Accumulate::Add;
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
         params: &params,
@@ -93,7 +93,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let mut results = vec![("y", y.get(b, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
     let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.before), put(b, &case.params));
     b.linear_backward(LinearBackward {
-        dx: case.dx.then_some((dx.write(), case.store)),
+        dx: case.dx.then_some((dx.write(), case.accumulate)),
         dparams: Some(&mut dparams),
         tokens,
         dy: dy.read(),
@@ -138,7 +138,7 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
         gate,
         routing: Routing {
             temperature: if random.coin() { 1.0 } else { 0.6 },
-            // Where many tokens choose, two logits of some are as good as equal, and rounding chooses.
+            // Among many tokens, some have two nearly equal logits, and rounding decides which one is kept.
             top_k: if random.coin() || tokens > 5 { usize::MAX } else { random.within(1, 5) },
         },
         scale: 0.7,
@@ -148,9 +148,9 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
     Case {
         stored: Stored::draw(random, d_out, d_in),
         tokens,
-        store: if random.coin() { Accumulate::Add } else { Accumulate::Overwrite },
+        accumulate: if random.coin() { Accumulate::Add } else { Accumulate::Overwrite },
         dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.3, seed: 5 }),
-        // The same for the largest of them.
+        // With many tokens, rounding also decides which gate is a token's largest.
         balance: if tokens <= 5 && random.coin() { 0.8 } else { 0.0 },
         head_dropout: (adapted && random.coin()).then_some(DropoutKey { p: 0.2, seed: 6 }),
         dx: random.within(0, 4) > 0,
@@ -170,7 +170,7 @@ fn check<D: Driver>(cuda: &Cuda<D>, case: &Case) {
         case.stored.name(),
         case.tokens,
         case.activations,
-        case.store,
+        case.accumulate,
         case.slot,
         case.dropout
     );
@@ -185,7 +185,7 @@ pub fn adapted<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &draw(random, size, true));
 }
 
-/// So many tokens that a matrix in blocks is decoded first.
+/// With enough tokens that a quantised matrix is decoded first.
 pub fn decoded<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let tokens = DECODED_TOKENS as usize + random.within(0, 40);
     let widths = [32 * random.within(1, 2 * size), 32 * random.within(1, 2 * size)];
@@ -193,13 +193,13 @@ pub fn decoded<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &Case { dx: true, ..case(random, tokens, widths, adapted) });
 }
 
-/// One tile wide and many high: of a device's large products, those with the least work, so that an emulator can do
-/// them both ways. In place they are done as those before that were not.
+/// One tile wide and many tiles high: the cheapest of the products that a device may leave to a library, so that an
+/// emulator can compute them in both ways. Those in place are computed in the way that was faster before.
 pub fn tall<D: Driver>(cuda: &Cuda<D>) {
     let (random, tokens) = (&mut Random::new(3), WGMMA_MIN_TILES as usize * WGMMA_M as usize);
-    for store in [Accumulate::Overwrite, Accumulate::Add] {
+    for accumulate in [Accumulate::Overwrite, Accumulate::Add] {
         let case = case(random, tokens, [40, 24], true);
-        check(cuda, &Case { store, dx: true, dropout: None, head_dropout: None, activations: true, ..case });
+        check(cuda, &Case { accumulate, dx: true, dropout: None, head_dropout: None, activations: true, ..case });
     }
 }
 

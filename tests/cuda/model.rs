@@ -19,7 +19,7 @@ fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// A case's sequences; the records' categories say their heads.
+/// A case's sequences. A record's category decides its head.
 fn sequences(golden: &SafeTensors<'_>, dir: &Path, adapter: &Adapter) -> Vec<Sequence> {
     let integers = |name: String| bytemuck::pod_collect_to_vec::<u8, i64>(golden.tensor(&name).unwrap().data());
     let records = std::fs::read_to_string(dir.join("data.jsonl")).unwrap();
@@ -60,8 +60,8 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
     }
 }
 
-/// A step waits for the loss of each of its passes, when all of the pass has been asked for, for the gradient's norm
-/// and the adapter's, and for nothing else; after the first one, nothing is allocated.
+/// A step waits only for the loss of each pass, once all of the pass is queued, for the gradient's norm and for the
+/// adapter's. After the first step nothing is allocated.
 pub fn a_step_waits_for_what_it_reads() {
     let dir = case("hydra");
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();

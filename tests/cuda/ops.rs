@@ -1,4 +1,4 @@
-//! Each operation but the linear ones; `size` scales the shapes.
+//! Every operation except the linear ones. `size` scales the shapes.
 
 use crate::support::*;
 use hydra_kernels::quant::{Format, RowOrder};
@@ -11,7 +11,7 @@ use hydra_runtime::backend::{
 use hydra_runtime::batch::Segment;
 use hydra_runtime::config::Config;
 
-/// A matrix of a random format: bytes of blocks are drawn, their scales are moderate.
+/// A matrix of a random format: random quants with scales of moderate size.
 pub struct Stored {
     format: Format,
     rows: usize,
@@ -27,7 +27,7 @@ impl Stored {
         let format = formats[random.within(0, formats.len() - 1)];
         let values = rows * columns;
         let bytes = match format {
-            // Representable in bf16, so that the device has the very weight.
+            // Representable in bf16, so that the device has the same values.
             Format::F32 => {
                 random.values(values).iter().flat_map(|x| (x.to_bits() & 0xffff_0000).to_le_bytes()).collect()
             }
@@ -60,7 +60,7 @@ impl Stored {
         StoredWeight::new(self.format, self.rows, self.columns, self.bytes.clone(), self.order).unwrap()
     }
 
-    /// For the head, which the CPU reads by blocks of rows.
+    /// For the vocabulary's matrix, which the CPU reads by blocks of rows.
     pub fn in_order(mut self) -> Self {
         self.order = RowOrder::Natural;
         self
@@ -93,7 +93,7 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     assert!(cuda.workspace_bytes(10, &config) > 0 && !cuda.describe().is_empty());
 }
 
-/// More than the pinned buffer holds, twice, before anything is waited for; and a device that goes while it is at work.
+/// Uploads twice what the pinned buffer holds before anything is waited for, and drops a device that is still working.
 pub fn work_under_way<D: Driver>(cuda: Cuda<D>) {
     let values: Vec<f32> = (0..5 << 20).map(|i| i as f32).collect();
     let first = put(&cuda, &values);
@@ -105,9 +105,9 @@ pub fn work_under_way<D: Driver>(cuda: Cuda<D>) {
     drop([first, second, third]);
 }
 
-/// What was asked for and what is free is said; what is there can still be had.
+/// The error states what was asked for and what is free, and what is free can still be allocated.
 pub fn more_memory_than_there_is<D: Driver>(cuda: &Cuda<D>) {
-    // What the driver allocates for itself, at the first use of something.
+    // The driver allocates memory of its own at the first use of some functions.
     get(cuda, &put(cuda, &[0.0]), 1);
     let before = cuda.free_bytes().unwrap();
     let kept = put(cuda, &[1.0, 2.0]);
@@ -133,7 +133,7 @@ pub fn embedding<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         b.embed(&mut out, &b.matrix(table.weight()).unwrap(), ids).unwrap();
         vec![("rows", get(b, &out, ids.len() * table.columns))]
     }
-    // Formats without a kernel of their own become bf16.
+    // Formats without a kernel are converted to bf16.
     assert_same(&table.name(), run(cuda, &table, &ids), run(&cpu(), &table, &ids), 4e-3);
 }
 
@@ -266,7 +266,7 @@ pub fn head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check_head(cuda, random, [vocab, d, rows]);
 }
 
-/// So many rows that a head in blocks is decoded, and so many ids that they take two passes over the rows.
+/// With enough rows that a quantised vocabulary's matrix is decoded, and enough ids for two blocks of the vocabulary.
 pub fn large_head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, _: usize) {
     let decoded = [random.within(2, 60), 32, DECODED_TOKENS as usize + random.within(0, 40)];
     check_head(cuda, random, decoded);
@@ -276,7 +276,7 @@ pub fn large_head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, _: usize) {
 
 fn check_head<D: Driver>(cuda: &Cuda<D>, random: &mut Random, [vocab, d, rows]: [usize; 3]) {
     let stored = Stored::draw(random, vocab, d).in_order();
-    // Small logits: where they are large, what the weights lose in bf16 is large in their exponentials.
+    // Small logits, because the exponentials of large ones magnify the weights' rounding to bf16.
     let x: Vec<f32> = random.rounded(rows * d).into_iter().map(|x| x / 4.0).collect();
     let (targets, ids) = (random.ids(rows, vocab), random.ids(4, vocab));
     fn run<B: Backend>(b: &B, stored: &Stored, x: &[f32], targets: &[u32], ids: &[u32]) -> Results {

@@ -1,15 +1,15 @@
-//! Random operands on two backends, and how they are compared.
+//! Random operands on two backends, and comparisons.
 
 use hydra_runtime::backend::Backend;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::backend::cuda::{Cuda, Gpu};
 
-/// bf16 operands or results, relative to the largest value.
+/// Tolerance for bf16 operands or results, relative to the largest value.
 pub const BF16: f32 = 1e-2;
-/// f32 throughout.
+/// Tolerance where everything is f32.
 pub const F32: f32 = 1e-4;
 
-/// The device that `HYDRA_CUDA_DEVICE` numbers, or the first.
+/// Device number `HYDRA_CUDA_DEVICE`, or the first one.
 pub fn gpu() -> Cuda<Gpu> {
     let ordinal = std::env::var("HYDRA_CUDA_DEVICE").map_or(0, |number| number.parse().expect("a device's number"));
     Cuda::new(Gpu::open(ordinal).expect("a CUDA device"))
@@ -19,7 +19,7 @@ pub fn cpu() -> Cpu {
     Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap()
 }
 
-/// Reproducible draws.
+/// A reproducible random generator.
 pub struct Random(u64);
 
 impl Random {
@@ -34,7 +34,7 @@ impl Random {
         (self.0 >> 32) as u32
     }
 
-    /// One of `from ..= to`.
+    /// A number in `from ..= to`.
     pub fn within(&mut self, from: usize, to: usize) -> usize {
         from + self.bits() as usize % (to - from + 1)
     }
@@ -47,7 +47,7 @@ impl Random {
         (0..len).map(|_| self.bits() as f32 / (1u64 << 31) as f32 - 1.0).collect()
     }
 
-    /// Values that are the same in bf16.
+    /// Values that bf16 represents exactly.
     pub fn rounded(&mut self, len: usize) -> Vec<f32> {
         self.values(len).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect()
     }
@@ -85,7 +85,8 @@ pub fn get_activations<B: Backend>(backend: &B, activations: &B::Activations, le
     values
 }
 
-/// Below this a result is small because its terms, which are of order 1, cancel: the gradient of one key's softmax.
+/// The smallest scale of a comparison: terms of order 1 cancel in smaller results, such as the gradient of one key's
+/// softmax.
 const CANCELLED: f32 = 0.1;
 
 /// Compares relative to the largest value.
@@ -99,10 +100,10 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     }
 }
 
-/// What one backend made of an operation: named results.
+/// An operation's results on one backend, by name.
 pub type Results = Vec<(&'static str, Vec<f32>)>;
 
-/// Compares result by result.
+/// Compares the results of two backends one by one.
 #[track_caller]
 pub fn assert_same(case: &str, got: Results, want: Results, tolerance: f32) {
     for ((name, got), (_, want)) in got.iter().zip(&want) {

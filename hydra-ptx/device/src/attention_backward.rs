@@ -15,7 +15,7 @@ use crate::sizes::{ATTENTION_TILE, BACKWARD_QUERIES, THREADS};
 use crate::tile::{registers_by_tile, rows_by_rows};
 use core::f32::consts::LOG2_E;
 
-/// What the backward pass reads beside q, k and v.
+/// What the backward pass reads in addition to q, k and v.
 #[derive(Clone, Copy)]
 struct Saved {
     /// [tokens, n_heads d].
@@ -110,7 +110,7 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
     of.key_head(of.k, kv_head).load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, first, count);
     of.key_head(of.v, kv_head).load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, first, count);
     let (mut dk_acc, mut dv_acc) = ([[0f32; 4]; N], [[0f32; 4]; N]);
-    // Blocks of queries: from this block's first row on, of one head after the other.
+    // Blocks of queries from this block's first row on, one head after the other.
     let group = of.group();
     let fetch = |block: u32, member: u32, query: u32| {
         if member < group {

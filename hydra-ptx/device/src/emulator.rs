@@ -1,17 +1,18 @@
-//! Runs a kernel on the CPU, thread by thread, and finds what a GPU would not forgive.
+//! Runs a kernel on the CPU, thread by thread, and refuses what is undefined on a GPU.
 //!
 //! A CUDA thread is a coroutine. It runs until a collective: a barrier waits for the whole block, a warp's instruction
-//! for its 32 lanes, which all have to be at the same place in the source. Blocks follow each other; warps of a block
-//! take turns in an order drawn from a seed. Refused, with the place in the kernel:
+//! for its 32 lanes, which all have to be at the same place in the source. Blocks run one after the other; warps of a
+//! block take turns in an order drawn from a seed. These are errors, reported with the place in the kernel:
 //!
 //! - a collective that not all threads reach, or at different places;
-//! - an access outside the memory that was registered, or off its alignment;
-//! - a race: two threads at the same shared or device memory, one of them writing, with no barrier between them;
-//! - what an asynchronous product's operands may not suffer (`wgmma.rs`);
-//! - reading shared memory before anything was written there (it holds NaN), or before an asynchronous copy was waited
-//!   for.
+//! - an access outside of allocated memory, or misaligned;
+//! - a race: two threads access the same shared or device memory, one of them writes, and no barrier is between them;
+//! - a change of an asynchronous product's operands before it was waited for (`wgmma.rs`);
+//! - a read of shared memory before anything was written there (it holds NaN), or before an asynchronous copy was
+//!   waited for.
 
 pub mod block;
+mod collectives;
 pub mod memory;
 pub mod ptx;
 pub(crate) mod wgmma;
@@ -20,7 +21,7 @@ pub use memory::Global;
 
 use std::rc::Rc;
 
-/// What a parameter is in PTX.
+/// A parameter's type in PTX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An address, or a 64-bit integer.
@@ -31,11 +32,11 @@ pub enum Kind {
     F32,
 }
 
-/// A type that a kernel takes.
+/// A type of a kernel's parameter.
 pub trait Param {
     /// Its type in PTX.
     const KIND: Kind;
-    /// From 64 bits, as a launch passes them.
+    /// The value from 64 bits, as a launch passes it.
     fn from_slot(slot: u64) -> Self;
 }
 
@@ -77,15 +78,15 @@ impl Param for f32 {
 /// A kernel by name.
 #[derive(Clone, Copy)]
 pub struct Entry {
-    /// As in the PTX.
+    /// Its name in the PTX.
     pub name: &'static str,
-    /// Its parameters.
+    /// The types of its parameters.
     pub params: &'static [Kind],
-    /// One thread's run, from the parameters' 64-bit slots.
+    /// Runs one thread, with the parameters in 64-bit slots.
     pub call: unsafe fn(&[u64]),
 }
 
-/// A grid and what its blocks take.
+/// A grid, and the size of its blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid {
     /// Blocks.
@@ -94,18 +95,17 @@ pub struct Grid {
     pub threads: u32,
     /// Bytes of shared memory.
     pub shared: u32,
-    /// Draws the order of the warps.
+    /// Decides the order of the warps.
     pub seed: u64,
 }
 
 /// Runs a kernel over a grid.
 ///
 /// # Panics
-/// If the kernel does one of the things that the module's heading lists.
+/// If the kernel makes one of the errors in the module's list.
 ///
 /// # Safety
-/// `slots` are the kernel's parameters, as its entry lists them; its pointers lead to memory that is registered or
-/// alive.
+/// `slots` are the kernel's parameters in its entry's order; pointers are null or lead to allocated memory.
 pub unsafe fn launch(entry: &Entry, grid: Grid, slots: &[u64]) {
     assert_eq!(entry.params.len(), slots.len(), "{}: parameters", entry.name);
     assert!(grid.threads.is_multiple_of(32) && (32..=1024).contains(&grid.threads), "{} threads", grid.threads);

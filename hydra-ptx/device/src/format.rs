@@ -1,16 +1,16 @@
-//! Frozen weights as they lie on the device, and eight of their values at once.
+//! The storage of frozen weights on the device, and how eight of their values are loaded at once.
 //!
-//! bf16 rows are padded to `pitch`. Blocks of 32 keep GGUF's values and are taken apart: all quants (16 or 32 bytes a
+//! bf16 rows are padded to `pitch`. Blocks of 32 keep GGUF's values but are taken apart: all quants (16 or 32 bytes a
 //! block, so that they can be loaded in one piece), and all scales in a second array. Decoding is exact, as on the CPU.
 
 use crate::prelude::*;
 use crate::sizes::{FORMAT_Q4_0, FORMAT_Q4_1, FORMAT_Q8_0};
 
-/// A matrix's storage.
+/// A storage format.
 pub trait Format {
-    /// Whether tiles can be copied as they are.
+    /// Whether tiles can be copied without decoding.
     const PLAIN: bool;
-    /// Columns `8 group ..` of `row`. `pitch` is in elements, with the padding.
+    /// Eight values of `row`, from column 8 · `group` on. `pitch` is in elements, including the padding.
     unsafe fn eight(w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8];
 }
 
@@ -90,7 +90,7 @@ impl Format for Q4_1 {
     }
 }
 
-/// [`Format::eight`] of a format known at run time: one branch, which all threads take alike.
+/// [`Format::eight`] of a format that is known at run time: one branch, in which threads don't diverge.
 #[inline(always)]
 pub unsafe fn eight_of(format: u32, w: *const u8, scales: *const u8, row: u32, group: u32, pitch: u32) -> [f32; 8] {
     match format {

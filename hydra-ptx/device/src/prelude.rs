@@ -1,8 +1,8 @@
 //! What a kernel may use: indices, barriers, shuffles, shared memory, matrix instructions, loads and stores.
 //!
-//! Two implementations with the same signatures: `nvptx.rs`, the only file with instructions in it, and `host.rs`,
-//! where an emulated thread asks its block (see [`crate::emulator`]). Shared memory is addressed in bytes from
-//! [`shared`] on; memory of the device by pointers, through [`load`] and [`store`], which the emulator checks.
+//! Two implementations have the same signatures: `nvptx.rs`, the only file with PTX instructions, and `host.rs`, in which an
+//! emulated thread calls its block (see [`crate::emulator`]). Shared memory is addressed in bytes from [`shared`] on, memory of
+//! the device by pointers through [`load`] and [`store`], which the emulator checks.
 
 #[cfg(not(target_arch = "nvptx64"))]
 mod host;
@@ -29,7 +29,7 @@ pub fn warp() -> u32 {
     thread() / WARP
 }
 
-/// Tells the compiler what a launch guarantees, so that it needs no panic for the case that it isn't so.
+/// Tells the compiler what a launch guarantees, so that it generates no panic for the opposite case.
 #[inline(always)]
 pub unsafe fn assume(holds: bool) {
     core::hint::assert_unchecked(holds);
@@ -53,7 +53,7 @@ pub fn to_bf16(x: f32) -> u16 {
     pack_bf16(x, 0.0) as u16
 }
 
-/// Four words that are loaded and stored in one instruction.
+/// Four words, which one instruction loads or stores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(16))]
 pub struct U4(pub [u32; 4]);
@@ -83,10 +83,10 @@ pub fn unpack8(x: [u32; 4]) -> [f32; 8] {
 pub struct Swizzled {
     /// The first byte.
     pub at: u32,
-    /// Bytes from a panel of 128-byte rows to the one at its right; where rows are not k, there is one, and this isn't
-    /// read.
+    /// Bytes from a panel of 128-byte rows to the next. Where rows are not k there is only one panel, and this is
+    /// ignored.
     pub panel: u32,
-    /// Bytes from eight rows to the next.
+    /// Bytes from eight rows to the next eight.
     pub eight: u32,
 }
 
@@ -102,17 +102,17 @@ impl Swizzled {
     }
 }
 
-/// What combines two values in a reduction.
+/// The operation of a reduction.
 pub trait Combine {
-    /// Changes nothing.
+    /// The neutral element.
     const NEUTRAL: f32;
-    /// Both in one.
+    /// The combination of two values.
     fn combine(a: f32, b: f32) -> f32;
 }
 
 /// Addition.
 pub struct Sum;
-/// The larger one.
+/// The maximum.
 pub struct Max;
 
 impl Combine for Sum {
@@ -131,7 +131,7 @@ impl Combine for Max {
     }
 }
 
-/// Over a warp, in all its threads, in an order that never changes.
+/// Reduces over a warp, in a fixed order; all its threads get the result.
 #[inline(always)]
 #[track_caller]
 pub fn over_warp<C: Combine>(x: f32) -> f32 {
@@ -141,7 +141,7 @@ pub fn over_warp<C: Combine>(x: f32) -> f32 {
     over_quad::<C>(x)
 }
 
-/// Over four neighbouring lanes, which hold a row of a matrix instruction's result.
+/// Reduces over four neighbouring lanes, which hold a row of a matrix instruction's result.
 #[inline(always)]
 #[track_caller]
 pub fn over_quad<C: Combine>(x: f32) -> f32 {
@@ -149,7 +149,8 @@ pub fn over_quad<C: Combine>(x: f32) -> f32 {
     C::combine(x, shuffle_xor(x, 1))
 }
 
-/// Over a block, in all its threads, in an order that never changes. `scratch` is shared memory for one f32 a warp.
+/// Reduces over a block, in a fixed order; all its threads get the result. `scratch` is shared memory for one f32 for
+/// each warp.
 #[inline(always)]
 #[track_caller]
 pub unsafe fn over_block<C: Combine>(x: f32, scratch: u32) -> f32 {

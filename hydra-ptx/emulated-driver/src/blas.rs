@@ -1,7 +1,7 @@
-//! The part of cuBLASLt that Hydra uses: under the name `libcublasLt.so.13`, a link to this library, it is found.
+//! The part of cuBLASLt that Hydra uses. It is found under the name `libcublasLt.so.13`, a link to this library.
 //!
-//! Column-major, bf16 operands and f32 sums. Strict as the driver's part is: layouts have to go together, operands to
-//! be aligned, and an algorithm to be one that was found for these layouts.
+//! Matrices are column-major, operands bf16, sums f32. It is as strict as the driver's part: layouts have to match,
+//! operands to be aligned, and an algorithm to be one that was found for these layouts.
 
 use super::{INVALID_VALUE, OK, later, note};
 use core::ffi::c_void;
@@ -12,7 +12,7 @@ const BF16: i32 = 14;
 const COMPUTE_F32: i32 = 68;
 const HANDLE: usize = 4;
 const PREFERENCE: usize = 5;
-/// NOT_SUPPORTED.
+/// CUBLAS_STATUS_NOT_SUPPORTED.
 const NOT_SUPPORTED: u32 = 15;
 /// Alignment of addresses.
 const ALIGNMENT: u64 = 256;
@@ -38,7 +38,7 @@ pub struct Found {
     reserved: [i32; 4],
 }
 
-/// What an algorithm remembers: what it was found for.
+/// The contents of an algorithm: the layouts for which it was found.
 fn algorithm(a: &Layout, b: &Layout, d: &Layout) -> [u64; 8] {
     [a.rows, a.columns, b.columns, d.rows, d.columns, a.pitch, b.pitch, d.of as u64]
 }
@@ -137,7 +137,7 @@ functions! {
         if (a.of, b.of) != (BF16, BF16) || c != d || [k, m, b.columns] != [b.rows, d.rows, d.columns] {
             return INVALID_VALUE;
         }
-        // As the real one's, its tiles are copied 16 bytes at a time.
+        // Like the real library, it copies tiles 16 bytes at a time.
         if [&a, &b].iter().any(|x| !x.pitch.is_multiple_of(8)) {
             return NOT_SUPPORTED;
         }

@@ -1,16 +1,18 @@
 //! The part of the CUDA driver API that Hydra uses, on the CPU: memory is the emulator's, a launch runs the kernel's
 //! source.
 //!
-//! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work,
-//! slowly, on any machine: so the whole path from the command line through `cust` to the kernels' parameters is tested
-//! without a GPU. It is strict where a driver would be: launches with an empty grid or more shared memory than was
-//! asked for are refused, fresh memory is not zero, and everything has to be in the one stream. What is asked of that
-//! is done as late as may be, when it is waited for; so memory of the host that is used again too early shows. A
-//! context belongs to one thread. Calls that make a program wait for a real device are written to the file that
-//! `HYDRA_EMULATED_CALLS` names, one a line.
+//! Copied to a folder as `libcuda.so.1`, with `LD_LIBRARY_PATH` naming that folder, it makes `--device cuda:0` work on
+//! any machine, slowly. So the whole path from the command line through `cust` to the kernels' parameters is tested
+//! without a GPU.
+//!
+//! It is as strict as a driver may be. Launches with an empty grid, or with more shared memory than was requested, are
+//! refused; new memory is not zero; all work has to be in the one stream. Queued work is done as late as possible, when
+//! it is waited for, so that memory of the host that is reused too early is noticed. A context belongs to one thread.
+//! Calls that would make a program wait for a real device are written, one a line, to the file that
+//! `HYDRA_EMULATED_CALLS` names.
 
-#![allow(non_snake_case, clippy::missing_safety_doc, clippy::too_many_arguments)]
-#![allow(unsafe_op_in_unsafe_fn)] // all of it is C's side of the driver API
+#![allow(non_snake_case, clippy::missing_safety_doc)]
+#![allow(unsafe_op_in_unsafe_fn)] // every function trusts its C caller
 
 use core::ffi::{CStr, c_char, c_void};
 use hydra_ptx_device::emulator::{Global, Grid, Kind, launch};
@@ -29,11 +31,11 @@ const INVALID_DEVICE: u32 = 101;
 const NO_BINARY: u32 = 209;
 const NOT_FOUND: u32 = 500;
 
-/// Bytes that there are.
+/// Bytes of the device's memory.
 const TOTAL: usize = 1 << 30;
 /// The one stream's handle.
 const STREAM: usize = 3;
-/// Shared memory of a block without asking.
+/// Shared memory of a block that a kernel has without asking.
 const SHARED: i32 = 48 * 1024;
 /// The largest grid.
 const MOST_BLOCKS: [u32; 2] = [(1 << 31) - 1, (1 << 16) - 1];
@@ -41,33 +43,33 @@ const MOST_BLOCKS: [u32; 2] = [(1 << 31) - 1, (1 << 16) - 1];
 thread_local! {
     static MEMORY: RefCell<HashMap<u64, Global<u8>>> = RefCell::default();
     static SHARED_OF: RefCell<HashMap<usize, i32>> = RefCell::default();
-    /// What the stream has still to do.
+    /// Queued work of the stream.
     static QUEUE: RefCell<Vec<Box<dyn FnOnce()>>> = RefCell::default();
 }
 
-/// Does `work` after all that was asked for before.
+/// Queues `work`.
 fn later(stream: usize, work: impl FnOnce() + 'static) {
     assert_eq!(stream, STREAM);
     QUEUE.with_borrow_mut(|queue| queue.push(Box::new(work)));
 }
 
-/// The same with so many bytes. What a driver makes of none isn't said, so nobody may ask.
+/// Queues `work` on this number of bytes. The driver API doesn't specify what happens with none, so that is an error.
 fn later_with(bytes: usize, stream: usize, work: impl FnOnce() + 'static) {
     assert_ne!(bytes, 0);
     later(stream, work);
 }
 
-/// Does all that was asked for.
+/// Does all queued work.
 fn wait() {
     QUEUE.take().into_iter().for_each(|work| work());
 }
 
-/// Whether nothing is under way.
+/// Whether no work is queued.
 fn idle() -> bool {
     QUEUE.with_borrow(Vec::is_empty)
 }
 
-/// Functions that have nothing to do.
+/// Functions that do nothing here.
 macro_rules! nothing {
     ($($name:ident)*) => {$(
         /// Does nothing.
@@ -82,13 +84,13 @@ nothing! {
     cuInit cuCtxSetCurrent cuStreamDestroy_v2
 }
 
-/// Functions that take away what the stream's work may need.
+/// Functions that free what queued work may use.
 macro_rules! last {
     ($($name:ident)*) => {$(
-        /// Nothing may be under way.
+        /// No work may be queued.
         #[unsafe(no_mangle)]
         pub extern "C" fn $name(_: usize) -> u32 {
-            assert!(idle(), concat!(stringify!($name), " with work under way"));
+            assert!(idle(), concat!(stringify!($name), " with work queued"));
             OK
         }
     )*};
@@ -109,7 +111,7 @@ macro_rules! functions {
 
 mod blas; // here, where it sees the macro
 
-/// Adds a line to the list of calls, if one is wanted.
+/// Adds a line to the list of calls, if a file is named.
 fn note(call: &str) {
     if let Some(path) = std::env::var_os("HYDRA_EMULATED_CALLS") {
         let file = OpenOptions::new().create(true).append(true).open(path);
@@ -166,7 +168,7 @@ functions! {
         let target = text.lines().find_map(|line| line.strip_prefix(".target "));
         match target.map(|target| target.split(',').next().unwrap_or_default()) {
             Some("sm_80") => OK,
-            // Of one architecture alone.
+            // For this architecture only.
             Some("sm_90a") if capability() == 90 => OK,
             Some(_) => NO_BINARY,
             None => INVALID_VALUE,
@@ -244,7 +246,7 @@ functions! {
     }
 
     fn cuEventDestroy_v2(event: *mut Option<Instant>) {
-        assert!(idle(), "cuEventDestroy with work under way");
+        assert!(idle(), "cuEventDestroy with work queued");
         drop(Box::from_raw(event));
         OK
     }

@@ -1,5 +1,6 @@
 //! One block: its threads as coroutines, its shared memory, and the collectives that bring threads together.
 
+use super::collectives::{ldmatrix, mma, shuffle};
 use super::memory::{self, Stamp, Touched};
 use super::wgmma::{Operands, Part, Products};
 use super::{Grid, memory::check};
@@ -13,12 +14,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 
-/// Room for the arrays of a kernel that the compiler hasn't put into registers.
+/// Bytes of a thread's stack: a kernel's arrays may lie there.
 const STACK: usize = 256 * 1024;
 
 pub(crate) const LANES: usize = 32;
 
-/// A thread's wait for others.
+/// A collective for which a thread waits.
 #[derive(Clone, Copy)]
 pub(crate) enum Request {
     Barrier,
@@ -36,7 +37,7 @@ pub(crate) enum Request {
         c: [f32; 4],
     },
     WgmmaFence,
-    /// What it gives is in [`Block::parts`].
+    /// The result is in [`Block::parts`].
     Wgmma(Operands),
     WgmmaCommit,
     WgmmaWait {
@@ -44,14 +45,15 @@ pub(crate) enum Request {
     },
 }
 
-type Reply = [u32; 4];
+/// What a thread gets from a collective.
+pub(crate) type Reply = [u32; 4];
 type Asked = (Request, Place);
 type Thread = Coroutine<Reply, Asked, (), DefaultStack>;
 
-/// What one thread does.
+/// The work of one thread.
 pub(crate) type Body = Rc<dyn Fn()>;
 
-/// Where a thread is.
+/// A thread's position.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Place {
     /// In a kernel's source.
@@ -69,15 +71,16 @@ impl fmt::Display for Place {
     }
 }
 
-/// A copy that is under way.
+/// An asynchronous copy that hasn't arrived.
 struct Copy {
     to: u32,
     from: usize,
-    there: bool,
+    /// Whether it copies bytes; else zeros.
+    inside: bool,
     place: &'static Location<'static>,
 }
 
-/// One thread's copies: groups in order, and the group that is being filled.
+/// One thread's copies: committed groups in order, and the open group.
 #[derive(Default)]
 struct Copies {
     groups: VecDeque<Vec<Copy>>,
@@ -97,10 +100,10 @@ pub(crate) struct Block {
     copies: Vec<Copies>,
     /// A thread's part of its latest asynchronous product.
     pub parts: Vec<Part>,
-    /// By warp.
+    /// The asynchronous products of each warp.
     pub products: Vec<Products>,
-    /// How many stores to shared memory there have been; which was the last at each two bytes; and how many each thread
-    /// had seen at its last fence for the asynchronous proxy.
+    /// The number of stores to shared memory so far; the number of the last one at each two bytes; and the number at
+    /// each thread's last fence for the asynchronous proxy.
     stores: u64,
     stored: Vec<u64>,
     fenced: Vec<u64>,
@@ -116,10 +119,10 @@ pub(crate) fn with_block<R>(body: impl FnOnce(&mut Block) -> R) -> R {
     BLOCK.with_borrow_mut(|block| body(block.as_mut().expect("kernels run inside `emulator::launch`")))
 }
 
-/// Waits until the block has brought the others together.
+/// Waits for a collective, and returns its result.
 pub(crate) fn ask(request: Request, place: Place) -> Reply {
     let yielder = with_block(|block| block.yielders[block.current as usize]);
-    // SAFETY: the running thread's own coroutine put it there, and is alive.
+    // SAFETY: the running thread's own coroutine stored it, and is alive.
     unsafe { (*yielder).suspend((request, place)) }
 }
 
@@ -155,7 +158,7 @@ impl Block {
         self.stored[at / 2..(at + bytes.len()) / 2].fill(self.stores);
     }
 
-    /// The running thread's stores can be seen by asynchronous products.
+    /// Makes the running thread's stores visible to asynchronous products.
     pub fn proxy_fence(&mut self) {
         self.fenced[self.current as usize] = self.stores;
     }
@@ -175,14 +178,14 @@ impl Block {
     }
 
     #[track_caller]
-    pub fn copy_async(&mut self, to: u32, from: *const u8, there: bool) {
-        if there {
+    pub fn copy_async(&mut self, to: u32, from: *const u8, inside: bool) {
+        if inside {
             check(from as usize, 16, 16, self.stamp(), false);
         }
-        // From now on anything may be there: a copy arrives as early as here, or as late as it is waited for.
+        // From now on the contents are undefined: a copy may arrive at once, or when it is waited for.
         let at = self.touch_shared(to, 16, 16, true);
         self.shared[at..at + 16].fill(0xff);
-        let copy = Copy { to, from: from as usize, there, place: Location::caller() };
+        let copy = Copy { to, from: from as usize, inside, place: Location::caller() };
         self.copies[self.current as usize].open.push(copy);
     }
 
@@ -192,13 +195,13 @@ impl Block {
         copies.groups.push_back(group);
     }
 
-    /// Copies arrive at the last moment, so that a kernel that waits for too few reads what was there before.
+    /// Copies arrive as late as possible, so that a kernel that waits for too few of them reads NaN.
     pub fn copy_wait(&mut self, pending: usize) {
         while self.copies[self.current as usize].groups.len() > pending {
             for copy in self.copies[self.current as usize].groups.pop_front().unwrap() {
                 let mut bytes = [0; 16];
-                if copy.there {
-                    // SAFETY: checked when the copy was asked for; memory isn't freed during a launch.
+                if copy.inside {
+                    // SAFETY: checked when the copy was started; memory isn't freed during a launch.
                     bytes = unsafe { *(copy.from as *const [u8; 16]) };
                 }
                 let Copy { to, place, .. } = copy;
@@ -229,7 +232,6 @@ pub(crate) fn run(body: &Body, grid: Grid, index: [u32; 2]) {
         stored: vec![0; grid.shared.div_ceil(2) as usize],
         fenced: vec![0; count],
     }));
-    // Shared memory of the block before is another one.
     let mut threads: Vec<Thread> = (0..grid.threads).map(|thread| spawn(body, thread)).collect();
     let mut state = grid.seed ^ u64::from(index[0]) << 32 ^ u64::from(index[1]);
     let mut warps: Vec<Warp> = (0..count / LANES).map(|_| GO_ON).collect();
@@ -261,16 +263,16 @@ fn spawn(body: &Body, thread: u32) -> Thread {
     })
 }
 
-// Eight of them a block, and most of the time all run.
+// A block has eight of them, and most of the time all run.
 #[allow(clippy::large_enum_variant)]
 enum Warp {
-    /// With what its lanes were told.
+    /// The results with which its lanes go on.
     Runs([Reply; LANES]),
     Waits(Place),
     Done,
 }
 
-/// Runs a warp's lanes, one after the other, to their next collective.
+/// Runs a warp's lanes one after the other to their next collective, and carries it out unless it is a barrier.
 fn resume(threads: &mut [Thread], warp: usize, state: &Warp) -> Warp {
     let Warp::Runs(replies) = state else { unreachable!("a warp that runs") };
     let mut asked = [None; LANES];
@@ -313,7 +315,7 @@ fn resume(threads: &mut [Thread], warp: usize, state: &Warp) -> Warp {
     }
 }
 
-/// With nothing to be told.
+/// A warp that runs on without results.
 const GO_ON: Warp = Warp::Runs([[0; 4]; LANES]);
 
 fn asynchronous(body: impl FnOnce(&mut Block)) -> Warp {
@@ -321,7 +323,7 @@ fn asynchronous(body: impl FnOnce(&mut Block)) -> Warp {
     GO_ON
 }
 
-/// Lets the block go on if all its warps are at the barrier.
+/// Releases the block's warps if all of them have reached the barrier.
 fn release(warps: &mut [Warp]) {
     if warps.iter().any(|warp| matches!(warp, Warp::Runs(_))) {
         return;
@@ -336,67 +338,4 @@ fn release(warps: &mut [Warp]) {
         *warp = GO_ON;
     }
     with_block(|block| block.epoch += 1);
-}
-
-fn shuffle(requests: &[Request; LANES]) -> [Reply; LANES] {
-    core::array::from_fn(|lane| {
-        let Request::Shuffle { lanes, .. } = requests[lane] else { unreachable!("the same place") };
-        let Request::Shuffle { value, .. } = requests[lane ^ lanes as usize] else { unreachable!("the same place") };
-        [value, 0, 0, 0]
-    })
-}
-
-/// Lane 8i + r names row r of matrix i.
-fn ldmatrix(requests: &[Request; LANES], transposed: bool, warp: usize, place: Place) -> [Reply; LANES] {
-    let rows: [[u16; 8]; LANES] = core::array::from_fn(|lane| {
-        let Request::Ldmatrix { address, .. } = requests[lane] else { unreachable!("the same place") };
-        assert!(address.is_multiple_of(16), "{place}: ldmatrix at {address:#x}, not aligned");
-        let bytes: [u8; 16] = with_block(|block| {
-            block.current = (warp * LANES + lane) as u32;
-            block.shared_load(address)
-        });
-        core::array::from_fn(|i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))
-    });
-    core::array::from_fn(|lane| {
-        core::array::from_fn(|matrix| {
-            let element = |row: usize, column: usize| u32::from(rows[8 * matrix + row][column]);
-            let (outer, inner) = (lane / 4, 2 * (lane % 4));
-            if transposed {
-                element(inner, outer) | element(inner + 1, outer) << 16
-            } else {
-                element(outer, inner) | element(outer, inner + 1) << 16
-            }
-        })
-    })
-}
-
-/// With g = lane / 4 and t = lane % 4: a₀ = A[g, 2t..], a₁ = A[g + 8, 2t..], a₂ = A[g, 2t + 8..], a₃ = A[g + 8, 2t +
-/// 8..]; b₀ = B[2t.., g], b₁ = B[2t + 8.., g]; c₀, c₁ = C[g, 2t..], c₂, c₃ = C[g + 8, 2t..].
-fn mma(requests: &[Request; LANES]) -> [Reply; LANES] {
-    let (mut a, mut b, mut c) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
-    let half = |word: u32, high: usize| f32::from_bits(if high == 1 { word & 0xffff_0000 } else { word << 16 });
-    for (lane, request) in requests.iter().enumerate() {
-        let Request::Mma { a: ra, b: rb, c: rc } = request else { unreachable!("the same place") };
-        let (g, t) = (lane / 4, 2 * (lane % 4));
-        for i in 0..2 {
-            for r in 0..4 {
-                a[g + r % 2 * 8][t + r / 2 * 8 + i] = half(ra[r], i);
-            }
-            for r in 0..2 {
-                b[t + r * 8 + i][g] = half(rb[r], i);
-                c[g + r * 8][t + i] = rc[2 * r + i];
-            }
-        }
-    }
-    for (a, c) in a.iter().zip(&mut c) {
-        for (a, b) in a.iter().zip(&b) {
-            for (c, b) in c.iter_mut().zip(b) {
-                *c += a * b;
-            }
-        }
-    }
-    core::array::from_fn(|lane| {
-        let (g, t) = (lane / 4, 2 * (lane % 4));
-        core::array::from_fn(|i| c[g + i / 2 * 8][t + i % 2].to_bits())
-    })
 }

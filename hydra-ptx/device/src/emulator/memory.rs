@@ -1,23 +1,23 @@
-//! The device's memory as the emulator knows it: what is allocated, and who touched it last.
+//! The device's memory in the emulator: allocations, and the last accesses to each two bytes.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-/// When and by whom a place was touched.
+/// The time and the author of an access.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// The launch, from 1; 0 is never.
+    /// The launch, counted from 1; 0 for no access.
     pub launch: u32,
     /// The block, or [`SEVERAL`].
     pub block: u32,
-    /// Barriers that the block had passed.
+    /// The number of barriers that the block had passed.
     pub epoch: u32,
     /// The thread in its block, or [`SEVERAL`].
     pub thread: u32,
 }
 
-/// More than one has read.
+/// More than one thread, or block, has read.
 const SEVERAL: u32 = u32::MAX;
 
 /// The last store and the last load of two bytes.
@@ -33,7 +33,7 @@ impl Touched {
         self.store.thread as usize
     }
 
-    /// Notes an access. Returns whether it races.
+    /// Records an access. Returns whether it races with an earlier one.
     pub fn touch(&mut self, now: Stamp, is_store: bool) -> bool {
         let unordered = |then: Stamp| {
             let same_time = then.block != now.block || (then.epoch == now.epoch && then.thread != now.thread);
@@ -89,22 +89,22 @@ pub(crate) fn check(at: usize, len: usize, align: usize, now: Stamp, is_store: b
     });
 }
 
-/// An array on the emulated device, of this thread alone.
+/// An array on the emulated device, which belongs to the host's thread.
 pub struct Global<T> {
     at: *mut T,
     len: usize,
 }
 
 impl<T: Copy> Global<T> {
-    /// As the driver aligns.
+    /// Aligned as by the driver.
     fn layout(len: usize) -> Layout {
         Layout::array::<T>(len.max(1)).and_then(|layout| layout.align_to(256)).expect("a size that exists")
     }
 
-    /// Puts `values` there.
+    /// Allocates an array of these values.
     pub fn new(values: &[T]) -> Self {
         let (layout, len) = (Self::layout(values.len()), values.len());
-        // SAFETY: the layout isn't empty; the copy fits it.
+        // SAFETY: the layout isn't empty, and the values fit it.
         let at = unsafe {
             let at = alloc_zeroed(layout).cast::<T>();
             if at.is_null() {
@@ -126,13 +126,13 @@ impl<T: Copy> Global<T> {
         self.at as u64
     }
 
-    /// What is there.
+    /// The values.
     pub fn values(&self) -> &[T] {
         // SAFETY: initialised by `new`; kernels run only inside `launch`, which no borrow of this outlives.
         unsafe { core::slice::from_raw_parts(self.at, self.len) }
     }
 
-    /// What is there, to be changed between launches.
+    /// The values, to be changed between launches.
     pub fn values_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `values`.
         unsafe { core::slice::from_raw_parts_mut(self.at, self.len) }
@@ -141,10 +141,10 @@ impl<T: Copy> Global<T> {
 
 impl<T> Drop for Global<T> {
     fn drop(&mut self) {
-        // A thread that ends may have dropped its list already.
+        // A host's thread that ends may have dropped its list of allocations already.
         let _ = ALLOCATED.try_with(|all| all.borrow_mut().remove(&(self.at as usize)));
         let bytes = (size_of::<T>() * self.len.max(1), 256);
-        // SAFETY: `new` allocated it so.
+        // SAFETY: `new` allocated it with this layout.
         unsafe { dealloc(self.at.cast(), Layout::from_size_align_unchecked(bytes.0, bytes.1)) }
     }
 }

@@ -1,9 +1,9 @@
-//! Hopper's asynchronous matrix instructions, a warp at a time: the four of a warpgroup have to ask for the same, in
-//! the same order.
+//! Hopper's asynchronous matrix instructions, a warp at a time. The four warps of a warpgroup have to ask for the same
+//! products in the same order.
 //!
-//! A product is computed when it is asked for. A GPU may read its operands at any time until it has been waited for: so
-//! what was read is looked at again then, and a store in between is a race, or, behind a barrier, found by its value.
-//! Operands that a thread has written without a fence between the two ways to shared memory ("proxies") are refused.
+//! A product is computed when it is started, but a GPU may read its operands at any time until it has been waited for.
+//! So the operands are read again then: a store in between is a race, or, behind a barrier, is found by the changed
+//! value. Operands that a thread has written without a fence between the two proxies of shared memory are refused.
 
 use super::block::{Block, LANES};
 use std::collections::VecDeque;
@@ -33,10 +33,10 @@ struct Read {
 /// A warp's products.
 #[derive(Default)]
 pub(crate) struct Products {
-    /// Between a fence and the end of the group.
+    /// Reads of the open group: from a fence to the commit.
     open: Option<Vec<Read>>,
     pending: VecDeque<Vec<Read>>,
-    /// All, since the block began.
+    /// All products since the block began.
     asked: Vec<Operands>,
 }
 
@@ -64,7 +64,7 @@ impl Block {
         self.products[warp].open.get_or_insert_default();
     }
 
-    /// A warp's part of a product: what each of its threads adds to its sums.
+    /// A warp's part of a product: the values that each of its threads adds to its sums.
     pub fn wgmma(&mut self, warp: usize, operands: Operands) -> [Part; LANES] {
         let Operands { a, b, transposed } = operands;
         let mut reads = Vec::new();
@@ -111,7 +111,7 @@ impl Block {
         }
     }
 
-    /// At the block's end.
+    /// Checks, at the block's end, that every product was waited for.
     pub fn wgmma_end(&self) {
         for group in self.products.chunks(4) {
             for products in group {

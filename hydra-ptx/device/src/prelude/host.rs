@@ -1,5 +1,5 @@
-//! The prelude on the CPU: an emulated thread asks its block. What each function means is said in `nvptx.rs`; layouts
-//! of `ldmatrix` and `mma` are those of the PTX ISA 8.x, sections "Warp-level matrix instructions".
+//! The prelude on the CPU: an emulated thread calls its block. The functions are documented in `nvptx.rs`; layouts of
+//! `ldmatrix` and `mma` are those of the PTX ISA 8.x, section "Warp-level matrix instructions".
 
 #![allow(missing_docs)]
 
@@ -33,7 +33,7 @@ pub fn shuffle_xor(value: f32, lanes: u32) -> f32 {
     f32::from_bits(ask(Request::Shuffle { value: value.to_bits(), lanes }, Place::Source(Location::caller()))[0])
 }
 
-/// Not 0, so that an address that forgets the base is found out.
+/// Not 0, so that an address without the base is an error.
 pub const SHARED_BASE: u32 = 0x400;
 
 pub fn shared() -> u32 {
@@ -95,8 +95,8 @@ pub fn mma_bf16(acc: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
 }
 
 #[track_caller]
-pub unsafe fn copy_async(to: u32, from: *const u8, there: bool) {
-    with_block(|block| block.copy_async(to, from, there))
+pub unsafe fn copy_async(to: u32, from: *const u8, inside: bool) {
+    with_block(|block| block.copy_async(to, from, inside))
 }
 
 pub fn copy_commit() {
@@ -163,7 +163,7 @@ pub fn sqrt(x: f32) -> f32 {
     x.sqrt()
 }
 
-/// Rounded twice: the library's fused one is slow where the CPU has no instruction for it.
+/// Rounded twice, because the library's fused operation is slow where the CPU has no instruction for it.
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     a * b + c
 }

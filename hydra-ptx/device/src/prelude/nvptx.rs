@@ -1,8 +1,8 @@
 //! The prelude as instructions: the only file with inline PTX.
 //!
-//! LLVM doesn't know that inline assembly may be convergent and would clone a collective into both arms of a branch
-//! before it. So collectives are convergent LLVM intrinsics; where there is none for our operands (`ldmatrix`), the
-//! convergent `bar.warp.sync` right before the assembly keeps them together and costs no instruction.
+//! LLVM doesn't treat inline assembly as convergent and may clone a collective into both arms of a branch before it. So
+//! collectives are convergent LLVM intrinsics. Where there is none for our operands (`ldmatrix`), the convergent
+//! `bar.warp.sync` right before the assembly keeps it in place; it costs no instruction.
 
 use core::arch::{asm, global_asm, nvptx};
 
@@ -50,7 +50,7 @@ pub fn barrier() {
     unsafe { nvptx::_syncthreads() }
 }
 
-/// The value of the thread whose lane differs in the bits of `lanes`.
+/// The value of the thread whose lane number differs in the bits of `lanes`.
 #[inline(always)]
 pub fn shuffle_xor(value: f32, lanes: u32) -> f32 {
     unsafe { shfl_bfly(!0, value, lanes, 31) }
@@ -143,10 +143,10 @@ pub fn mma_bf16(acc: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
     *acc = [c0, c1, c2, c3];
 }
 
-/// Starts a copy of 16 bytes to shared memory, or of 16 zeros if not `there`; `from` must be valid all the same.
+/// Starts a copy of 16 bytes to shared memory, or of 16 zeros if not `inside`; `from` must be valid in both cases.
 #[inline(always)]
-pub unsafe fn copy_async(to: u32, from: *const u8, there: bool) {
-    let bytes = if there { 16u32 } else { 0 };
+pub unsafe fn copy_async(to: u32, from: *const u8, inside: bool) {
+    let bytes = if inside { 16u32 } else { 0 };
     asm!("cp.async.cg.shared.global [{}], [{}], 16, {};", in(reg32) to, in(reg64) from, in(reg32) bytes, options(nostack));
 }
 
@@ -156,24 +156,24 @@ pub fn copy_commit() {
     unsafe { asm!("cp.async.commit_group;", options(nostack)) }
 }
 
-/// Waits until at most `PENDING` of this thread's latest groups are under way.
+/// Waits until at most `PENDING` of this thread's latest groups have not arrived.
 #[inline(always)]
 pub fn copy_wait<const PENDING: u32>() {
     unsafe { asm!("cp.async.wait_group {};", const PENDING, options(nostack)) }
 }
 
-/// Makes this thread's stores to shared memory visible to `wgmma`, once the block's threads have met.
+/// Makes this thread's stores to shared memory visible to `wgmma` after the next barrier.
 #[inline(always)]
 pub fn proxy_fence() {
     unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) }
 }
 
-/// A warpgroup's 64 x 256 sums. Warp w has rows 16 (w % 4) and on: `[f32; 4]` number i of a thread is what
-/// `mma.m16n8k16` would leave there of columns 8 i and on. Nothing can be read before [`Sums::finish`]: until then the
-/// multiplications may be under way.
+/// A warpgroup's 64 x 256 sums. Warp w has rows 16 (w % 4) and on; a thread's `[f32; 4]` number i is its part of
+/// columns 8 i and on, as `mma.m16n8k16` lays it out. No sum can be read before [`Sums::finish`], because the
+/// multiplications are asynchronous.
 pub struct Sums([[f32; 4]; 32]);
 
-/// `$do!` with the numbers of a thread's sums, but for the first.
+/// Calls `$do!` with the numbers of a thread's sums except the first.
 macro_rules! with_sums {
     ($do:ident!($($argument:tt)*)) => {
         $do! {
@@ -210,14 +210,14 @@ macro_rules! start {
 
 macro_rules! finish {
     ($sums:expr; $($i:literal)*) => {
-        // The comment is what uses the operands: the sums exist only after this.
+        // The PTX comment uses the operands, so that the compiler reads no sum before this.
         asm!(concat!("wgmma.wait_group.sync.aligned 0; // {0}", $(" {", $i, "}",)*),
             inout(reg32) $sums[0][0], $(inout(reg32) $sums[$i / 4][$i % 4],)* options(nostack))
     };
 }
 
 impl Sums {
-    /// Nothing is added up yet.
+    /// Zeros.
     #[inline(always)]
     pub fn zero() -> Self {
         Self([[0.0; 4]; 32])
@@ -231,7 +231,7 @@ impl Sums {
         with_sums!(start!(self.0, a, b, TRANSPOSED));
     }
 
-    /// Waits until all but the latest [`Sums::start`] is done.
+    /// Waits for all products but those of the latest [`Sums::start`].
     #[inline(always)]
     pub fn wait_for_all_but_one(&mut self) {
         unsafe {
@@ -240,7 +240,7 @@ impl Sums {
         }
     }
 
-    /// Waits for all.
+    /// Waits for all products, and returns the sums.
     #[inline(always)]
     pub fn finish(mut self) -> [[f32; 4]; 32] {
         unsafe {
