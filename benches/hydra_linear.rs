@@ -1,8 +1,8 @@
-//! The operator (r = 8, N = 4) at real sizes, forward and backward, in f32 and bf16, on one thread and on all of them; beside it
-//! the same layer without an adapter, and the published order: a loop over heads, tensor by tensor.
+//! The operator (r = 8, N = 4) at real sizes, forward and backward, in f32 and bf16, on one thread and on all of them;
+//! beside it the same layer without an adapter, and the published order: a loop over heads, tensor by tensor.
 //!
-//! Before a shape is timed, sampled elements of y are held to an f64 sum, the gradients of the two orders to each other, and all
-//! threads to one.
+//! Before a shape is timed, sampled elements of y are held to an f64 sum, the gradients of the two orders to each
+//! other, and all threads to one.
 
 mod common;
 #[path = "hydra_linear/published.rs"]
@@ -146,8 +146,8 @@ impl Problem {
         self.forward::<E>(isa, true, &mut one);
         self.check(&one.y, tolerance);
         self.backward::<E>(isa, true, &mut one);
-        self.forward_on::<E>(threads, isa, &mut all);
-        self.backward_on::<E>(threads, isa, &mut all);
+        self.forward_on::<E>(threads, isa, true, &mut all);
+        self.backward_on::<E>(threads, isa, true, &mut all);
         let saved = published::forward(self, &mut published);
         published::backward(self, &mut published, &saved);
         let results = |memory: &Memory| [&memory.y, &memory.dx, &memory.da, &memory.db].map(Vec::clone);
@@ -172,13 +172,13 @@ fn time<E: Element>(group: &mut Group<'_>, problem: &Problem, isa: E::Isa, name:
         group.bench_function(format!("{name}, {kind}, backward, 1 thread"), |bench| {
             bench.iter(|| problem.backward::<E>(isa, adapted, memory));
         });
+        group.bench_function(format!("{name}, {kind}, forward, all threads"), |bench| {
+            bench.iter(|| problem.forward_on::<E>(threads, isa, adapted, memory));
+        });
+        group.bench_function(format!("{name}, {kind}, backward, all threads"), |bench| {
+            bench.iter(|| problem.backward_on::<E>(threads, isa, adapted, memory));
+        });
     }
-    group.bench_function(format!("{name}, hydra, forward, {} threads", threads.0), |bench| {
-        bench.iter(|| problem.forward_on::<E>(threads, isa, memory));
-    });
-    group.bench_function(format!("{name}, hydra, backward, {} threads", threads.0), |bench| {
-        bench.iter(|| problem.backward_on::<E>(threads, isa, memory));
-    });
 }
 
 fn projections(criterion: &mut Criterion) {

@@ -1,8 +1,8 @@
-//! One training step of HydraLoRA (r = 8, N = 4, all seven projections) at SmolLM2-135M's shapes, 4 of its 30 layers and
-//! random bf16 weights: forward, backward and AdamW, in f32 and in bf16, beside the same step without an adapter's cost
-//! (forward alone) and with recomputed activations.
+//! One training step of HydraLoRA (r = 8, N = 4, all seven projections) with SmolLM2-135M's shapes, 4 of its 30 layers
+//! and random bf16 weights: forward, backward and AdamW, in f32 and in bf16, with all activations kept and with
+//! gradient checkpointing; and the forward pass alone.
 //!
-//! Before anything is timed, the gradient is held to the slope of the loss.
+//! Before anything is timed, the gradient is checked against the slope of the loss.
 
 mod common;
 
@@ -73,7 +73,8 @@ fn write_checkpoint(dir: &Path) {
     std::fs::write(dir.join("config.json"), config).unwrap();
 }
 
-/// Floating-point operations of a step in its frozen products: each frozen weight once forward and once for dX; the head's likewise, at every position.
+/// Floating-point operations of a step's frozen products: with each weight once forward and once for dx, the output
+/// head's at every position.
 fn operations(tokens: usize) -> f64 {
     let block = 2 * D * D + 2 * KV * D + 3 * FFN * D;
     (tokens * 4 * (LAYERS * block + VOCAB * D)) as f64
@@ -153,14 +154,14 @@ fn train_step(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("forward", name), |b| {
             b.iter(|| black_box(evaluator.losses(&batch).unwrap()));
         });
-        for (kept, checkpointing) in
-            [("keep all", ActivationCheckpointing::Off), ("keep inputs", ActivationCheckpointing::EveryLayer)]
+        for (label, checkpointing) in
+            [("no checkpointing", ActivationCheckpointing::Off), ("checkpointing", ActivationCheckpointing::EveryLayer)]
         {
             let mut trainer = Trainer::new(&model, &adapter, options(checkpointing, tokens)).unwrap();
             let rate = operations(tokens) / fastest(3, || trainer.step(&batch, 1e-4).unwrap());
             let share = 100.0 * rate / (peak * model.backend().threads() as f64);
-            println!("step, {kept}, {name}: {:.1} GFLOP/s, {share:.0} % of the cores' peak", rate * 1e-9);
-            group.bench_function(BenchmarkId::new(format!("step, {kept}"), name), |b| {
+            println!("step, {label}, {name}: {:.1} GFLOP/s, {share:.0} % of the cores' peak", rate * 1e-9);
+            group.bench_function(BenchmarkId::new(format!("step, {label}"), name), |b| {
                 b.iter(|| black_box(trainer.step(&batch, 1e-4).unwrap()));
             });
         }

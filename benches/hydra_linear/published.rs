@@ -1,4 +1,5 @@
-//! The published order: heads one after the other, tensor by tensor, forward and by hand what its automatic differentiation does.
+//! The published order: heads one after the other, tensor by tensor, forward and by hand what its automatic
+//! differentiation does.
 
 use crate::{HEADS, Memory, Problem, RANK, SCALE};
 use hydra_kernels::softmax::{softmax_backward_rows, softmax_rows};

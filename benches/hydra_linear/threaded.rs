@@ -52,6 +52,15 @@ fn ranges(total: usize, len: usize) -> impl ExactSizeIterator<Item = Range<usize
     (0..total).step_by(len).map(move |first| first..total.min(first + len))
 }
 
+/// A matrix [rows, width] in parts of `share` rows; `width` may be 0.
+fn row_parts(mut data: &mut [f32], rows: usize, share: usize, width: usize) -> impl Iterator<Item = &mut [f32]> {
+    (0..rows).step_by(share).map(move |_| {
+        let (part, rest) = std::mem::take(&mut data).split_at_mut(data.len().min(share * width));
+        data = rest;
+        part
+    })
+}
+
 /// A task's memory. (A real caller keeps it from one call to the next.)
 fn with_scratch(need: Scratch, run: impl FnOnce(&mut Workspace<'_>) -> Result<(), Error>) -> Result<(), Error> {
     run(&mut Workspace::new(&mut vec![0.0; need.0]))
@@ -59,21 +68,23 @@ fn with_scratch(need: Scratch, run: impl FnOnce(&mut Workspace<'_>) -> Result<()
 
 impl Problem {
     /// [`Problem::forward`] on many threads.
-    pub fn forward_on<E: Element>(&self, threads: Threads, isa: E::Isa, memory: &mut Memory) {
-        let (shape, tokens) = (&self.shape, self.tokens);
+    pub fn forward_on<E: Element>(&self, threads: Threads, isa: E::Isa, adapted: bool, memory: &mut Memory) {
+        let (layer, tokens) = (self.layer(adapted), self.tokens);
+        let shape = &layer.shape();
         let (width, mixed_width, d_out) = (shape.state_width(), shape.mixed_width(), shape.d_out);
         let args = ForwardArgs::new(tokens, black_box(&self.x[..]));
-        let forward = Forward::<E>::new(isa, self.layer(true), args).unwrap();
+        let forward = Forward::<E>::new(isa, layer, args).unwrap();
         let (mut mixed, mut stacked) = (vec![0.0; tokens * mixed_width], Vec::new());
         let [a, router] = forward.stacked();
         let stacked = [a.panels(threads.pack(a, &mut stacked)).unwrap(), router.panels(&[]).unwrap()];
         let (rows, mut panels) = (threads.rows::<E>(tokens), [Vec::new(), Vec::new()]);
         for columns in ranges(d_out, column_block(shape.d_in)) {
             let (first, n) = (columns.start == 0, columns.len());
-            let block = forward.block(columns);
+            let block = forward.block(columns).unwrap();
             threads.pack_block(block, &mut panels);
             let block = block.packed(&panels[0], &panels[1]).unwrap();
-            let states = memory.adapter_state.chunks_mut(rows * width).zip(mixed.chunks_mut(rows * mixed_width));
+            let states = row_parts(&mut memory.adapter_state, tokens, rows, width);
+            let states = states.zip(row_parts(&mut mixed, tokens, rows, mixed_width));
             let tasks = ranges(tokens, rows).zip(memory.y.chunks_mut(rows * d_out)).zip(states);
             threads.each(tasks, |((rows, y), (adapter_state, mixed))| {
                 let scratch = adapter_rows_scratch::<E>(shape, rows.len(), false);
@@ -88,21 +99,23 @@ impl Problem {
     }
 
     /// [`Problem::backward`] on many threads.
-    pub fn backward_on<E: Element>(&self, threads: Threads, isa: E::Isa, memory: &mut Memory) {
-        let (shape, tokens) = (&self.shape, self.tokens);
+    pub fn backward_on<E: Element>(&self, threads: Threads, isa: E::Isa, adapted: bool, memory: &mut Memory) {
+        let (layer, tokens) = (self.layer(adapted), self.tokens);
+        let shape = &layer.shape();
         let (width, mixed_width, d_in) = (shape.state_width(), shape.mixed_width(), shape.d_in);
         let args = BackwardArgs::new(tokens, &self.dy[..], black_box(&self.x[..]));
-        let backward = Backward::<E>::new(isa, self.layer(true), args, &memory.adapter_state).unwrap();
+        let backward = Backward::<E>::new(isa, layer, args, &memory.adapter_state[..tokens * width]).unwrap();
         let (mut d_adapter_state, mut mixed) = (vec![0.0; tokens * width], vec![0.0; tokens * mixed_width]);
         let mut lora_up = Vec::new();
         let lora_up = backward.lora_up().panels(threads.pack(backward.lora_up(), &mut lora_up)).unwrap();
         let (rows, mut panels) = (threads.rows::<E>(tokens), [Vec::new(), Vec::new()]);
         for columns in ranges(d_in, column_block(shape.d_out)) {
             let (first, n) = (columns.start == 0, columns.len());
-            let block = backward.block(columns);
+            let block = backward.block(columns).unwrap();
             threads.pack_block(block, &mut panels);
             let block = block.packed(&panels[0], &panels[1]).unwrap();
-            let states = d_adapter_state.chunks_mut(rows * width).zip(mixed.chunks_mut(rows * mixed_width));
+            let states = row_parts(&mut d_adapter_state, tokens, rows, width);
+            let states = states.zip(row_parts(&mut mixed, tokens, rows, mixed_width));
             let tasks = ranges(tokens, rows).zip(memory.dx.chunks_mut(rows * d_in)).zip(states);
             threads.each(tasks, |((rows, dx), (d_adapter_state, mixed))| {
                 if first {
@@ -112,6 +125,9 @@ impl Problem {
                     backward.dx_rows(rows, &block, d_adapter_state, (dx, Accumulate::Overwrite), scratch)
                 })
             });
+        }
+        if !adapted {
+            return;
         }
         let columns = ranges(shape.d_out, GRADIENT_COLUMNS);
         threads.each(columns.zip(memory.db.chunks_mut(GRADIENT_COLUMNS * mixed_width)), |(columns, db)| {

@@ -1,23 +1,25 @@
 //! The operator: a frozen linear layer with a HydraLoRA adapter, forward and backward.
 //!
-//! With x [tokens, d_in], W [d_out, d_in], the stacked \[A; R\] [a_rows + N, d_in], B [d_out, N·r], the scale s = alpha / r, and D and
-//! H the dropout masks on A's input and on the mixed heads:
+//! With x [tokens, d_in], W [d_out, d_in], the stacked \[A; R\] [a_rows + N, d_in], B [d_out, N·r], the scale s = alpha
+//! / r, and D and H the dropout masks on A's input and on the mixed heads:
 //!
 //! ```text
-//! lora_down = D(x) Aᵀ      gate = softmax(x Rᵀ)      mixed = H(gate ∘ lora_down)      y = residual + x Wᵀ + s · mixed Bᵀ
+//! lora_down = D(x) Aᵀ       gate = softmax(x Rᵀ)       mixed = H(gate ∘ lora_down)
+//! y = residual + x Wᵀ + s · mixed Bᵀ
 //!
 //! dmixed = H(s · dy B)                               dB += s · dyᵀ mixed
 //! [d_lora_down | dlogits] from dmixed                dA += d_lora_downᵀ D(x)          dR += dlogitsᵀ x
 //!                                                    dx = or += dy W + D(d_lora_down A) + dlogits R
 //! ```
 //!
-//! LoRA, LoRA-Split and HydraLoRA are settings of [`HydraShape`](crate::HydraShape) and [`Gate`]; without an adapter the operator is the
-//! product with W. The products run in `E`: f32, or bf16 operands with sums in f32. x, dy, y and dx may be f32 or bf16. Between the
-//! passes only `adapter_state` = \[lora_down | gate\] is kept, [tokens, a_rows + N], or nothing ([`recompute`]).
+//! LoRA, LoRA-Split and HydraLoRA are settings of [`HydraShape`](crate::HydraShape) and [`Gate`]; without an adapter
+//! the operator is the product with W. The products run in `E`: f32, or bf16 operands with sums in f32. x, dy, y and dx
+//! may be f32 or bf16. Between the passes only `adapter_state` = \[lora_down | gate\] is kept, [tokens, a_rows + N], or
+//! nothing ([`recompute`]).
 //!
 //! # On one thread
 //!
-//! [`forward`] and [`backward`] are all there is to call:
+//! Call [`forward`] and [`backward`]:
 //!
 //! ```
 //! use hydra_kernels::hydra::{backward, backward_scratch, forward, forward_scratch};
@@ -54,10 +56,10 @@
 //!
 //! # On many threads
 //!
-//! [`Forward`], [`Backward`] and, for a handful of tokens, [`Few`] hold checked arguments and have a method for each phase. A phase
-//! takes a range of rows or of columns and the caller's memory for it. It starts no thread and keeps nothing, so that ranges may
-//! be taken in any order and at the same time: the bits of the results don't depend on it. The types' documentation lists the
-//! phases in their order.
+//! [`Forward`], [`Backward`] and, for a handful of tokens, [`Few`] hold checked arguments and have a method for each
+//! phase. A phase takes a range of rows or of columns and the caller's memory for it. It starts no thread and keeps
+//! nothing, so that ranges may be taken in any order and at the same time: the bits of the results don't depend on it.
+//! The documentation of these types lists the phases in order.
 
 mod backward;
 pub mod dropout;

@@ -138,8 +138,8 @@ pub struct Parameters<'a> {
     pub mixed_mask: &'a [f64],
 }
 
-/// The load-balancing loss of [`balance_loss_grad`](crate::hydra::gate::balance_loss_grad()) for tokens whose gates are in
-/// `adapter_state`, with the largest gates counted in `counted`.
+/// The load-balancing loss of [`balance_loss_grad`](crate::hydra::gate::balance_loss_grad()) for tokens whose gates are
+/// in `adapter_state`, with the largest gates counted in `counted`.
 ///
 /// Where the two are equal it is the loss; its slope in `adapter_state` is what [`backward`] adds.
 pub fn balance_loss(shape: &HydraShape, adapter_state: &[f64], counted: &[f64], coefficient: f64) -> f64 {
@@ -209,7 +209,8 @@ pub struct Gradients<'a> {
     pub d_adapter_state: &'a mut [f64],
 }
 
-/// Adds the gradients for `dy` [tokens, d_out], given forward's `x` [tokens, d_in] and `adapter_state` [tokens, state_width].
+/// Adds the gradients for `dy` [tokens, d_out], given forward's `x` [tokens, d_in] and `adapter_state` [tokens,
+/// state_width].
 pub fn backward(
     shape: &HydraShape,
     gradients: Gradients<'_>,

@@ -48,8 +48,8 @@ impl HydraShape {
         self.lora_heads.saturating_mul(self.rank)
     }
 
-    /// An error if there is no head, if the rank is 0, or if a matrix of `tokens` rows or of parameters doesn't fit in the
-    /// address space.
+    /// An error if there is no head, if the rank is 0, or if a matrix of `tokens` rows or of parameters doesn't fit in
+    /// the address space.
     pub fn validate(&self, tokens: usize) -> Result<(), Error> {
         if self.lora_heads == 0 || self.rank == 0 {
             return Err(Error::Shape("an adapter has at least one head and rank 1"));

@@ -33,7 +33,8 @@ impl Scratch {
         Scratch(bytes.div_ceil(size_of::<f32>()))
     }
 
-    /// Memory for `len` elements of `E`, rounded up to whole cache lines, so that what follows is as aligned as this is.
+    /// Memory for `len` elements of `E`, rounded up to whole cache lines, so that what follows is as aligned as this
+    /// is.
     pub const fn lines<E>(len: usize) -> Self {
         Scratch(Self::matrix::<E>(1, len).0.div_ceil(LINE).saturating_mul(LINE))
     }

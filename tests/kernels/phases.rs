@@ -96,7 +96,7 @@ fn forward<E: TestElement>(case: &Case, isa: E::Isa, x: &Stored, residual: Optio
         with_memory(need, |memory| forward.adapter_rows(rows.clone(), &stacked, adapter_state, mixed, memory))
     });
     for columns in cut(d_out, 32).into_iter().rev() {
-        let block = forward.block(columns.clone());
+        let block = forward.block(columns.clone()).unwrap();
         let (frozen, adapter) = (packed(block.frozen), packed(block.adapter));
         let block = block.packed(&frozen, &adapter).unwrap();
         on_two_threads(rows.iter().zip(stored_parts(&mut y, &rows, d_out)), |(rows, mut y)| {
@@ -130,7 +130,7 @@ fn backward<E: TestElement>(case: &Case, isa: E::Isa, x: &Stored, adapter_state:
 
     let mut dx = case.stored(&vec![if case.accumulate == Accumulate::Add { 1.0 } else { f32::NAN }; case.x.len()]);
     for columns in cut(d_in, 32).into_iter().rev() {
-        let block = backward.block(columns.clone());
+        let block = backward.block(columns.clone()).unwrap();
         let (frozen, adapter) = (packed(block.frozen), packed(block.adapter));
         let block = block.packed(&frozen, &adapter).unwrap();
         on_two_threads(rows.iter().zip(stored_parts(&mut dx, &rows, d_in)), |(rows, mut dx)| {

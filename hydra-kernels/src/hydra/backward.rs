@@ -15,13 +15,16 @@ use core::ops::Range;
 /// A backward pass whose arguments have been checked. Products run in `E`, the gate in f32.
 ///
 /// 1. Pack B: [`Backward::lora_up`]. With a load-balancing loss, [`Backward::balance_loss_grad`].
-/// 2. For each range of rows [`Backward::state_rows`], which leaves the gradient of the adapter's state and the mixed heads.
+/// 2. For each range of rows [`Backward::state_rows`], which leaves the gradient of the adapter's state and the mixed
+///    heads.
 /// 3. For dx, for each block of its columns ([`column_block`](super::column_block)): pack W's and \[A; R\]'s part,
-///    [`Backward::block`]; then for each range of rows, while they are in the cache, [`Backward::dx_rows`]. With dropout on the
-///    input, pack A ([`Backward::dropped_a`]) and call [`Backward::dropped_dx_rows`] once a range's blocks are done.
-/// 4. For the adapter's gradients, for each range of y's columns [`Backward::db_columns`]. With dropout on the input, for each
-///    range of rows [`Backward::dropped_rows`]. Then for each of the [`Backward::stacked_parts`] and each range of x's columns
-///    [`Backward::stacked_columns`], whose sums [`StackedPart::add_to`](super::StackedPart::add_to) adds to the gradient.
+///    [`Backward::block`]; then for each range of rows, while they are in the cache, [`Backward::dx_rows`]. With
+///    dropout on the input, pack A ([`Backward::dropped_a`]) and call [`Backward::dropped_dx_rows`] once a range's
+///    blocks are done.
+/// 4. For the adapter's gradients, for each range of y's columns [`Backward::db_columns`]. With dropout on the input,
+///    for each range of rows [`Backward::dropped_rows`]. Then for each of the [`Backward::stacked_parts`] and each
+///    range of x's columns [`Backward::stacked_columns`], whose sums
+///    [`StackedPart::add_to`](super::StackedPart::add_to) adds to the gradient.
 #[derive(Clone, Copy)]
 pub struct Backward<'a, E: Element> {
     pub(super) isa: E::Isa,
@@ -30,7 +33,8 @@ pub struct Backward<'a, E: Element> {
     adapter_state: &'a [f32],
 }
 
-/// Scratch of [`Backward::dx_rows`] for `rows` rows and a block of `columns` columns; `Y` is the type of dx, f32 or bf16.
+/// Scratch of [`Backward::dx_rows`] for `rows` rows and a block of `columns` columns; `Y` is the type of dx, f32 or
+/// bf16.
 pub const fn dx_rows_scratch<Y>(shape: &HydraShape, rows: usize, columns: usize) -> Scratch {
     block_scratch::<Y>(shape.d_out, rows, columns)
 }
@@ -41,7 +45,8 @@ pub const fn dropped_dx_rows_scratch(shape: &HydraShape, rows: usize) -> Scratch
 }
 
 impl<'a, E: Element> Backward<'a, E> {
-    /// Checks the arguments. `adapter_state` [tokens, state_width] is what the forward pass left, empty without an adapter.
+    /// Checks the arguments. `adapter_state` [tokens, state_width] is what the forward pass left, empty without an
+    /// adapter.
     pub fn new(
         isa: E::Isa,
         layer: HydraLayer<'a>,
@@ -62,7 +67,7 @@ impl<'a, E: Element> Backward<'a, E> {
         self.layer.shape()
     }
 
-    /// Values of [`Backward::balance_loss_grad`]: one for each head, or none without a load-balancing loss.
+    /// Length of [`Backward::balance_loss_grad`]: one value for each head, or 0 without a load-balancing loss.
     pub fn balance_loss_grad_len(&self) -> usize {
         match self.layer.adapter {
             Some(AdapterRef { shape, gate: Gate::Router(_), .. }) if self.args.load_balance != 0.0 => shape.lora_heads,
@@ -70,7 +75,7 @@ impl<'a, E: Element> Backward<'a, E> {
         }
     }
 
-    /// The gradient of the load-balancing loss over all tokens, the same in each token's gate.
+    /// The gradient of the load-balancing loss over all tokens in a token's gate; it is the same for each.
     pub fn balance_loss_grad(&self, grad: &mut [f32]) -> Result<(), Error> {
         exact("balance_loss_grad", self.balance_loss_grad_len(), grad.len())?;
         match self.layer.adapter {
@@ -89,11 +94,12 @@ impl<'a, E: Element> Backward<'a, E> {
         Operand { isa: self.isa, source, k, n, scale }
     }
 
-    /// The rows `rows` of `d_adapter_state` [rows, state_width] = \[d_lora_down | dlogits\], and of the mixed heads `mixed`
-    /// [rows, mixed_width], which dB needs. Both hold these rows alone.
+    /// Writes the rows `rows` of the gradient of the adapter's state, \[d_lora_down | dlogits\], and of the mixed
+    /// heads, which dB needs.
     ///
-    /// `lora_up` are the panels of [`Backward::lora_up`], `balance_loss_grad` is what [`Backward::balance_loss_grad`] left. Without an
-    /// adapter there is nothing to do. Writes nothing if it returns an error.
+    /// `d_adapter_state` [rows, state_width] and `mixed` [rows, mixed_width] hold these rows alone. `lora_up` are the
+    /// panels of [`Backward::lora_up`], and `balance_loss_grad` is what [`Backward::balance_loss_grad`] left. Does
+    /// nothing without an adapter. Writes nothing if it returns an error.
     pub fn state_rows(
         &self,
         rows: Range<usize>,
@@ -124,37 +130,34 @@ impl<'a, E: Element> Backward<'a, E> {
         drop_heads(mixed)
     }
 
-    /// The rows of \[A; R\] that read x itself: all of them, or the router's if there is dropout on A's input.
+    /// The first of the rows of \[A; R\] that read x itself: the router's if there is dropout on A's input.
     fn first_undropped(&self) -> usize {
         if self.args.dropouts.input.is_some() { self.layer.shape().a_rows() } else { 0 }
     }
 
-    /// What `columns` of dx are computed with: dy W, and the part of d_adapter_state \[A; R\] that reads x itself. In block formats
-    /// of W, columns begin at a multiple of 32.
-    ///
-    /// # Panics
-    /// If dx has fewer columns.
-    pub fn block(&self, columns: Range<usize>) -> Block<'a, E> {
+    /// The operands of `columns` of dx: W, for dy W, and the rows of \[A; R\] that read x itself. In block formats of
+    /// W, columns begin at a multiple of 32. Fails if dx has fewer columns.
+    pub fn block(&self, columns: Range<usize>) -> Result<Block<'a, E>, Error> {
         let d_in = self.layer.weight.cols();
-        assert!(columns.start <= columns.end && columns.end <= d_in, "columns of dx");
+        inside("columns of dx", &columns, d_in)?;
         let (isa, n, first_row) = (self.isa, columns.len(), self.first_undropped());
         let a = self.layer.adapter.map_or(&[] as &[f32], |adapter| adapter.a);
         let data = Values::F32(&a[(first_row * d_in + columns.start).min(a.len())..]);
         let frozen = Source::WeightCols { weight: self.layer.weight, first: columns.start };
         let stacked = Source::Dense { data, k_stride: d_in, n_stride: 1 };
         let k = self.layer.shape().stacked_rows() - first_row;
-        Block {
+        Ok(Block {
             first: columns.start,
             frozen: Operand { isa, source: frozen, k: self.layer.weight.rows(), n, scale: 1.0 },
             adapter: Operand { isa, source: stacked, k, n, scale: 1.0 },
-        }
+        })
     }
 
-    /// The block's columns of the rows `rows` of `dx` [rows, d_in] = or += dy W + d_adapter_state \[A; R\]; with dropout on the
-    /// input, A's part comes from [`Backward::dropped_dx_rows`].
+    /// The block's columns of the rows `rows` of dx = or += dy W + d_adapter_state \[A; R\]. With dropout on the input,
+    /// A's part is left to [`Backward::dropped_dx_rows`].
     ///
-    /// `dx` and `d_adapter_state` [rows, state_width] hold these rows alone. Scratch: [`dx_rows_scratch`]. Writes nothing if it returns
-    /// an error.
+    /// `dx` [rows, d_in] and `d_adapter_state` [rows, state_width] hold these rows alone. Scratch: [`dx_rows_scratch`].
+    /// Writes nothing if it returns an error.
     pub fn dx_rows<'y>(
         &self,
         rows: Range<usize>,
@@ -175,7 +178,7 @@ impl<'a, E: Element> Backward<'a, E> {
         multiply_block(self.isa, block, output, m, terms, workspace)
     }
 
-    /// A, for d_lora_down A: what goes back through dropout on the input. It is empty without that dropout.
+    /// A, for d_lora_down A, which goes back through dropout on the input. It is empty without that dropout.
     pub fn dropped_a(&self) -> Operand<'a, E> {
         let (d_in, k) = (self.layer.weight.cols(), self.first_undropped());
         let data = Values::F32(self.layer.adapter.map_or(&[], |adapter| adapter.a));
@@ -183,9 +186,11 @@ impl<'a, E: Element> Backward<'a, E> {
         Operand { isa: self.isa, source, k, n: if k > 0 { d_in } else { 0 }, scale: 1.0 }
     }
 
-    /// The rows `rows` of `dx` [rows, d_in] += mask ∘ (d_lora_down A) / (1 − p). Without dropout on the input there is nothing to do.
+    /// The rows `rows` of `dx` [rows, d_in] += mask ∘ (d_lora_down A) / (1 − p). Does nothing without dropout on the
+    /// input.
     ///
-    /// `a` are the panels of [`Backward::dropped_a`]. Scratch: [`dropped_dx_rows_scratch`]. Writes nothing if it returns an error.
+    /// `a` are the panels of [`Backward::dropped_a`]. Scratch: [`dropped_dx_rows_scratch`]. Writes nothing if it
+    /// returns an error.
     pub fn dropped_dx_rows<'y>(
         &self,
         rows: Range<usize>,

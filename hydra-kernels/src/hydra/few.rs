@@ -20,7 +20,7 @@ pub fn serves(args: &ForwardArgs<'_>) -> bool {
 
 /// A forward pass of a few tokens whose arguments have been checked.
 ///
-/// It is bound by memory, so weights are read as they are stored, and no panel is packed. All arithmetic is f32.
+/// Memory bounds its speed, so weights are read as they are stored and no panel is packed. All arithmetic is f32.
 ///
 /// 1. [`Few::adapter_rows`]: the adapter's state and the mixed heads of all tokens.
 /// 2. For each token and each range of y's columns: [`Few::output`].
@@ -42,7 +42,7 @@ impl<'a> Few<'a> {
     pub fn new(isa: Isa, layer: HydraLayer<'a>, args: ForwardArgs<'a>, widened: &'a mut [f32]) -> Result<Self, Error> {
         layer.check(args.tokens, args.x, args.labels)?;
         if !serves(&args) {
-            return Err(Error::Shape("a few tokens, without dropout"));
+            return Err(Error::Shape("a pass of a few tokens has at most 4 and no dropout"));
         }
         if let Some(residual) = args.residual {
             exact("residual", args.tokens * layer.weight.rows(), residual.len())?;
@@ -58,8 +58,8 @@ impl<'a> Few<'a> {
         Ok(Self { isa, layer, args, x })
     }
 
-    /// `adapter_state` [tokens, state_width], and `mixed` [tokens, mixed_width] = scale · the mixed heads. Without an adapter there is
-    /// nothing to do.
+    /// Writes `adapter_state` [tokens, state_width], and `mixed` [tokens, mixed_width] = scale · the mixed heads. Does
+    /// nothing without an adapter.
     pub fn adapter_rows(&self, adapter_state: &mut [f32], mixed: &mut [f32]) -> Result<(), Error> {
         let Some(AdapterRef { shape, a, scale, gate, .. }) = self.layer.adapter else { return Ok(()) };
         let (isa, tokens, width) = (self.isa, self.args.tokens, shape.state_width());
@@ -78,8 +78,8 @@ impl<'a> Few<'a> {
 
     /// `y` = columns `columns` of `token`'s row of residual + x Wᵀ + scale · mixed Bᵀ, in f32.
     ///
-    /// `mixed` [tokens, mixed_width] is what [`Few::adapter_rows`] left. Scratch: [`output_scratch`]. Writes nothing if it returns an
-    /// error.
+    /// `mixed` [tokens, mixed_width] is what [`Few::adapter_rows`] left. Scratch: [`output_scratch`]. Writes nothing if
+    /// it returns an error.
     pub fn output(
         &self,
         token: usize,
@@ -90,7 +90,9 @@ impl<'a> Few<'a> {
     ) -> Result<(), Error> {
         let HydraLayer { weight, adapter } = self.layer;
         let (d_in, d_out) = (weight.cols(), weight.rows());
-        inside("token", &(token..token + 1), self.args.tokens)?;
+        if token >= self.args.tokens {
+            return Err(Error::Range { operand: "token", limit: self.args.tokens, got: token });
+        }
         inside("columns", &columns, d_out)?;
         exact("y", columns.len(), y.len())?;
         let width = self.layer.shape().mixed_width();

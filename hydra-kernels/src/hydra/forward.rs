@@ -14,10 +14,10 @@ use core::ops::Range;
 /// A forward pass whose arguments have been checked. Products run in `E`, the gate in f32.
 ///
 /// 1. Pack \[A; R\]: [`Forward::stacked`].
-/// 2. For each block of columns of y ([`column_block`](super::column_block)) pack W's and B's part: [`Forward::block`]. Several
-///    threads may pack parts of an operand.
-/// 3. For each range of rows: with the first block [`Forward::adapter_rows`], which leaves the adapter's state and the mixed heads,
-///    and then, while the rows are in the cache, [`Forward::output_rows`].
+/// 2. For each block of columns of y ([`column_block`](super::column_block)) pack W's and B's part: [`Forward::block`].
+///    Several threads may pack parts of an operand.
+/// 3. For each range of rows: with the first block [`Forward::adapter_rows`], which leaves the adapter's state and the
+///    mixed heads, and then, while the rows are in the cache, [`Forward::output_rows`].
 #[derive(Clone, Copy)]
 pub struct Forward<'a, E: Element> {
     isa: E::Isa,
@@ -30,7 +30,8 @@ pub const fn adapter_rows_scratch<E: Element>(shape: &HydraShape, rows: usize, d
     Scratch::lines::<E>(if dropout { rows.saturating_mul(shape.d_in) } else { 0 })
 }
 
-/// Scratch of [`Forward::output_rows`] for `rows` rows and a block of `columns` columns; `Y` is the type of y, f32 or bf16.
+/// Scratch of [`Forward::output_rows`] for `rows` rows and a block of `columns` columns; `Y` is the type of y, f32 or
+/// bf16.
 pub const fn output_rows_scratch<Y>(shape: &HydraShape, rows: usize, columns: usize) -> Scratch {
     block_scratch::<Y>(shape.d_in, rows, columns)
 }
@@ -45,8 +46,8 @@ impl<'a, E: Element> Forward<'a, E> {
         Ok(Self { isa, layer, args })
     }
 
-    /// \[A; R\] as columns, for x \[A; R\]ᵀ. With dropout A reads another input than R, and R is the second operand, which is
-    /// otherwise empty.
+    /// \[A; R\]ᵀ, for x \[A; R\]ᵀ. With dropout on the input, A and R read different inputs, and R is the second
+    /// operand; otherwise the second operand is empty.
     pub fn stacked(&self) -> [Operand<'a, E>; 2] {
         let d_in = self.layer.weight.cols();
         let a = self.layer.adapter.map_or(&[] as &[f32], |adapter| adapter.a);
@@ -57,27 +58,25 @@ impl<'a, E: Element> Forward<'a, E> {
         })
     }
 
-    /// What `columns` of y are computed with. In block formats of W, columns begin at a multiple of 32.
-    ///
-    /// # Panics
-    /// If y has fewer columns.
-    pub fn block(&self, columns: Range<usize>) -> Block<'a, E> {
-        assert!(columns.start <= columns.end && columns.end <= self.layer.weight.rows(), "columns of y");
+    /// The operands of `columns` of y. Fails if y has fewer columns.
+    pub fn block(&self, columns: Range<usize>) -> Result<Block<'a, E>, Error> {
+        inside("columns of y", &columns, self.layer.weight.rows())?;
         let (isa, n, width) = (self.isa, columns.len(), self.layer.shape().mixed_width());
         let (b, scale) = self.layer.adapter.map_or((&[] as &[f32], 1.0), |adapter| (adapter.b, adapter.scale));
         let frozen = Source::WeightRows { weight: self.layer.weight, first: columns.start };
         let adapter = Source::Dense { data: Values::F32(&b[columns.start * width..]), k_stride: 1, n_stride: width };
-        Block {
+        Ok(Block {
             first: columns.start,
             frozen: Operand { isa, source: frozen, k: self.layer.weight.cols(), n, scale: 1.0 },
             adapter: Operand { isa, source: adapter, k: width, n, scale },
-        }
+        })
     }
 
-    /// The rows `rows` of `adapter_state` [rows, state_width] and `mixed` [rows, mixed_width], which hold these rows alone.
+    /// Writes the rows `rows` of the adapter's state and of the mixed heads.
     ///
-    /// `stacked` are the panels of [`Forward::stacked`]. Without an adapter there is nothing to do. Scratch:
-    /// [`adapter_rows_scratch`]. Writes nothing if it returns an error.
+    /// `adapter_state` [rows, state_width] and `mixed` [rows, mixed_width] hold these rows alone; `stacked` are the
+    /// panels of [`Forward::stacked`]. Does nothing without an adapter. Scratch: [`adapter_rows_scratch`]. Writes
+    /// nothing if it returns an error.
     pub fn adapter_rows(
         &self,
         rows: Range<usize>,
@@ -124,10 +123,10 @@ impl<'a, E: Element> Forward<'a, E> {
         }
     }
 
-    /// The block's columns of the rows `rows` of y: residual + x Wᵀ + scale · mixed Bᵀ.
+    /// Writes the block's columns of the rows `rows` of y: residual + x Wᵀ + scale · mixed Bᵀ.
     ///
-    /// `y` [rows, d_out] and `mixed` [rows, mixed_width] hold these rows alone; `mixed` is what [`Forward::adapter_rows`] left.
-    /// Scratch: [`output_rows_scratch`]. Writes nothing if it returns an error.
+    /// `y` [rows, d_out] and `mixed` [rows, mixed_width] hold these rows alone; `mixed` is what
+    /// [`Forward::adapter_rows`] left. Scratch: [`output_rows_scratch`]. Writes nothing if it returns an error.
     pub fn output_rows<'y>(
         &self,
         rows: Range<usize>,

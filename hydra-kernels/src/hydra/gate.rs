@@ -1,7 +1,8 @@
 //! The gate weighs the heads of each token, between the adapter's two products.
 //!
-//! A token's state is one row `adapter_state` = \[lora_down | gate\] of `a_rows + lora_heads` floats, where lora_down is A x; its
-//! gradient is one row \[d_lora_down | dlogits\]. With a router, the gate's columns first hold its logits R x. For rank r:
+//! A token's state is one row `adapter_state` = \[lora_down | gate\] of `a_rows + lora_heads` floats, where lora_down
+//! is A x; its gradient is one row \[d_lora_down | dlogits\]. With a router, the gate's columns first hold its logits R
+//! x. For rank r:
 //!
 //! ```text
 //! gate  = softmax(logits)                             dgate_e        = Σ_j dmixed[e·r+j] · lora_down[j]
@@ -67,8 +68,8 @@ impl Gate {
     }
 }
 
-/// Turns the gate's columns of `adapter_state` [tokens, state_width] into weights: in place of the logits that are there
-/// (router), or whatever was there (other gates).
+/// Turns the gate's columns of `adapter_state` [tokens, state_width] into weights: in place of the logits that are
+/// there (router), or whatever was there (other gates).
 ///
 /// `labels` `[tokens]` is each token's head; only the label gate reads it. Writes nothing if it returns an error.
 pub fn activate(
@@ -113,7 +114,8 @@ pub fn activate(
     Ok(())
 }
 
-/// All but the `k` largest become −∞; of equal logits the first are kept. A NaN never becomes −∞: softmax then makes its row NaN.
+/// All but the `k` largest become −∞; of equal logits the first are kept. A NaN never becomes −∞: softmax then makes
+/// its row NaN.
 #[inline(always)]
 fn keep_largest(logits: &mut [f32], k: usize) {
     if k >= logits.len() {
@@ -163,11 +165,11 @@ pub fn mix(isa: Isa, shape: &HydraShape, mixed: &mut [f32], adapter_state: &[f32
     Ok(())
 }
 
-/// `d_adapter_state` [tokens, state_width] = \[d_lora_down | dlogits\], from `dmixed` [tokens, mixed_width] and the activated
-/// `adapter_state` [tokens, state_width]. dlogits are zeros unless the gate is the router.
+/// `d_adapter_state` [tokens, state_width] = \[d_lora_down | dlogits\], from `dmixed` [tokens, mixed_width] and the
+/// activated `adapter_state` [tokens, state_width]. dlogits are zeros unless the gate is the router.
 ///
-/// `balance_loss_grad` is what [`balance_loss_grad`](fn@balance_loss_grad) computed from all tokens of the pass, these being some of
-/// them, or empty without a load-balancing loss; only the router reads it.
+/// `balance_loss_grad` is what [`balance_loss_grad`](fn@balance_loss_grad) computed from all tokens of the pass, these
+/// being some of them, or empty without a load-balancing loss; only the router reads it.
 pub fn mix_backward(
     isa: Isa,
     shape: &HydraShape,
@@ -220,15 +222,15 @@ pub fn mix_backward(
     Ok(())
 }
 
-/// The gradient of the load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4) in a token's gate, the same for every
-/// token: `grad` \[lora_heads\] = `coefficient` · N · f_e / tokens.
+/// The gradient of the load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4) in a token's gate, the same
+/// for every token: `grad` \[lora_heads\] = `coefficient` · N · f_e / tokens.
 ///
 /// ```text
-/// loss = coefficient · N · Σ_e f_e · P_e       f_e: share of the tokens whose largest gate is e, of equal ones the first
-///                                              P_e: mean of gate_e over the tokens
+/// loss = coefficient · N · Σ_e f_e · P_e     f_e: share of the tokens whose largest gate is e, of equal ones the first
+///                                            P_e: mean of gate_e over the tokens
 /// ```
-/// The gradient is taken in P, not in f. `adapter_state` [tokens, state_width] holds the activated gates of all tokens of the
-/// pass. (f is exact up to 2²⁴ tokens.)
+/// The gradient is taken in P, not in f. `adapter_state` [tokens, state_width] holds the activated gates of all tokens
+/// of the pass. (f is exact up to 2²⁴ tokens.)
 pub fn balance_loss_grad(
     shape: &HydraShape,
     grad: &mut [f32],

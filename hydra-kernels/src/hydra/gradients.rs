@@ -4,8 +4,8 @@
 //! dB += scale · dyᵀ mixed       dA += d_lora_downᵀ D(x)       dR += dlogitsᵀ x
 //! ```
 //!
-//! Each is computed transposed, [few rows, tokens] · [tokens, a range of columns]. Sums over tokens run in blocks of a fixed
-//! length, so that they don't depend on how columns are cut.
+//! Each is computed transposed, [few rows, tokens] · [tokens, a range of columns]. Sums over tokens run in blocks of a
+//! fixed length, so that they don't depend on how columns are cut.
 
 use super::backward::Backward;
 use super::dropout::dropout_rows;
@@ -20,7 +20,7 @@ use core::ops::Range;
 /// Tokens that are summed together.
 const TOKEN_BLOCK: usize = 1024;
 
-/// Most columns in a range that are worth it: with a block of tokens they are a quarter of L2.
+/// Columns of a range at most: with a block of tokens, their panels are a quarter of L2.
 pub const GRADIENT_COLUMNS: usize = 8 * PANEL_ALIGN;
 
 /// Scratch of [`Backward::db_columns`] for `columns` columns of y.
@@ -44,8 +44,8 @@ const fn sums_scratch(rows: usize, columns: usize) -> Scratch {
 impl<E: Element> Backward<'_, E> {
     /// `db` [columns, mixed_width], dB's rows of these `columns` of y, += scale · dyᵀ mixed.
     ///
-    /// `mixed` [tokens, mixed_width] is what [`Backward::state_rows`] left. Scratch: [`db_columns_scratch`]. Writes nothing if it
-    /// returns an error.
+    /// `mixed` [tokens, mixed_width] is what [`Backward::state_rows`] left. Scratch: [`db_columns_scratch`]. Writes
+    /// nothing if it returns an error.
     pub fn db_columns(
         &self,
         columns: Range<usize>,
@@ -70,13 +70,13 @@ impl<E: Element> Backward<'_, E> {
         Ok(())
     }
 
-    /// The rows of \[A; R\] by what they read. The second part is empty unless dropout on A's input sets the router apart.
+    /// The rows of \[A; R\] by what they read. Without dropout on A's input all read x, and the second part is empty.
     pub fn stacked_parts(&self) -> [StackedPart; 2] {
         self.layer.stacked_parts(&self.args.dropouts)
     }
 
-    /// The rows `rows` of A's input after dropout, not yet scaled by 1 / (1 − p): `dropped` [rows, d_in]. Without that dropout there
-    /// is nothing to do.
+    /// Writes the rows `rows` of A's input after dropout, not yet scaled by 1 / (1 − p): `dropped` [rows, d_in]. Does
+    /// nothing without that dropout.
     pub fn dropped_rows(&self, rows: Range<usize>, dropped: &mut [E]) -> Result<(), Error> {
         let (Some(dropout), d_in) = (self.args.dropouts.input, self.layer.weight.cols()) else { return Ok(()) };
         inside("rows", &rows, self.args.tokens)?;
@@ -84,12 +84,12 @@ impl<E: Element> Backward<'_, E> {
         dropout_rows(E::widened(self.isa), dropped, x, d_in, dropout.skip(rows.start))
     }
 
-    /// `sums` [part's rows, columns] = d_adapter_stateᵀ x, or the dropped x, for these `columns` of x; [`StackedPart::add_to`] adds
-    /// them to the gradient.
+    /// `sums` [part's rows, columns] = d_adapter_stateᵀ x, or the dropped x, for these `columns` of x;
+    /// [`StackedPart::add_to`] adds them to the gradient.
     ///
-    /// `d_adapter_state` [tokens, state_width] is what [`Backward::state_rows`] left, `dropped` [tokens, d_in] what
-    /// [`Backward::dropped_rows`] left (only read by a part that reads it). Scratch: [`stacked_columns_scratch`]. Writes nothing if
-    /// it returns an error.
+    /// `d_adapter_state` [tokens, state_width] is what [`Backward::state_rows`] left, and `dropped` [tokens, d_in] what
+    /// [`Backward::dropped_rows`] left; it is read if the part [reads it](StackedPart::reads_dropped). Scratch:
+    /// [`stacked_columns_scratch`]. Writes nothing if it returns an error.
     pub fn stacked_columns(
         &self,
         part: &StackedPart,

@@ -1,4 +1,4 @@
-//! The operator's arguments: a layer with its parameters, and what a call brings along.
+//! The operator's arguments: a layer with its parameters, and the inputs of a call.
 
 use super::dropout::Dropout;
 use super::gate::Gate;
@@ -13,7 +13,7 @@ use core::ops::Range;
 pub struct HydraLayer<'a> {
     /// W [d_out, d_in].
     pub weight: Weight<'a>,
-    /// Without one, the operator is the product with W.
+    /// Without an adapter, the operator is the product with W.
     pub adapter: Option<AdapterRef<'a>>,
 }
 
@@ -28,7 +28,7 @@ pub struct AdapterRef<'a> {
     pub b: &'a [f32],
     /// alpha / rank.
     pub scale: f32,
-    /// What weighs the heads.
+    /// Where the heads' weights come from.
     pub gate: Gate,
 }
 
@@ -41,7 +41,7 @@ pub struct Dropouts {
     pub mixed: Option<Dropout>,
 }
 
-/// What a forward pass reads beside the layer.
+/// The inputs of a forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardArgs<'a> {
     /// Rows of x.
@@ -63,7 +63,7 @@ impl<'a> ForwardArgs<'a> {
     }
 }
 
-/// What a backward pass reads beside the layer and the adapter's state.
+/// The inputs of a backward pass, but for the adapter's state.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardArgs<'a> {
     /// Rows of x.
@@ -76,7 +76,8 @@ pub struct BackwardArgs<'a> {
     pub labels: &'a [u32],
     /// The forward pass's masks.
     pub dropouts: Dropouts,
-    /// Coefficient of the load-balancing loss over these tokens, whose gradient is added to that of a router's gate; 0 for none.
+    /// Coefficient of the load-balancing loss over these tokens, whose gradient is added to that of a router's gate; 0
+    /// for none.
     pub load_balance: f32,
 }
 
@@ -149,7 +150,7 @@ pub(super) fn labels_of<'a>(gate: Gate, labels: &'a [u32], rows: &Range<usize>) 
     if gate == Gate::Label { &labels[rows.clone()] } else { &[] }
 }
 
-/// An error unless `range` ends at `limit` or before, and begins before it ends.
+/// An error unless `range` lies in `0..limit`.
 pub(super) fn inside(operand: &'static str, range: &Range<usize>, limit: usize) -> Result<(), Error> {
     if range.start <= range.end && range.end <= limit {
         Ok(())

@@ -1,4 +1,4 @@
-//! The right operands of the operator's products, which are packed into panels, and how the products are cut into blocks.
+//! The right operands of the operator's products, which are packed into panels, and the blocks in which that is done.
 
 use super::layer::inside;
 use crate::error::{Error, exact};
@@ -6,10 +6,10 @@ use crate::gemm::{Element, PANEL_ALIGN, Panels, Source, pack, panels_bound, pane
 use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
 
-/// Values in the panels of one block of columns: a share of L3 that leaves room for the rows.
+/// Values in the panels of a block of columns: a share of L3 that leaves room for the rows.
 pub const PANEL_VALUES: usize = 1024 * 1024;
 
-/// Fewest columns in a block: for each block all rows are read again.
+/// Fewest columns in a block: all rows are read again for each block.
 pub const MIN_BLOCK: usize = 512;
 
 /// Columns of an operand with `k` rows that are packed at a time, a multiple of [`PANEL_ALIGN`].
@@ -24,7 +24,8 @@ pub const fn row_step<E: Element>() -> usize {
     if size_of::<E>() == size_of::<f32>() { 48 } else { 32 }
 }
 
-/// Most [steps](row_step) in a range of rows, so that what a range has computed is still in L2 when its next product reads it.
+/// Most [steps](row_step) in a range of rows, so that what a range has computed is still in L2 when its next product
+/// reads it.
 pub const MAX_ROW_STEPS: usize = 16;
 
 /// Rows that the single-threaded passes take at a time.
@@ -53,11 +54,6 @@ impl<'a, E: Element> Operand<'a, E> {
         Operand { isa, source, k, n, scale }
     }
 
-    /// Rows.
-    pub fn rows(&self) -> usize {
-        self.k
-    }
-
     /// Columns.
     pub fn columns(&self) -> usize {
         self.n
@@ -70,8 +66,8 @@ impl<'a, E: Element> Operand<'a, E> {
 
     /// Packs `columns`, which begin at a multiple of [`PANEL_ALIGN`], into `out` of [`Operand::panels_len`] elements.
     ///
-    /// The panels of neighbouring ranges lie one behind the other, so that several threads may pack one operand. Writes nothing
-    /// if it returns an error.
+    /// Ranges that follow each other have panels that follow each other, so several threads may pack one operand.
+    /// Writes nothing if it returns an error.
     pub fn pack(&self, columns: Range<usize>, out: &mut [E]) -> Result<(), Error> {
         inside("columns", &columns, self.n)?;
         if !columns.start.is_multiple_of(PANEL_ALIGN) {
@@ -91,7 +87,7 @@ impl<'a, E: Element> Operand<'a, E> {
         pack(self.isa, out, self.k, columns.len(), source, self.scale)
     }
 
-    /// The operand as products read it, once all its columns have been packed into `data`.
+    /// The operand as products read it, after all its columns have been packed into `data`.
     pub fn panels<'p>(&self, data: &'p [E]) -> Result<Panels<'p, E>, Error> {
         exact("panels", self.panels_len(self.n), data.len())?;
         Ok(Panels { data, k: self.k, n: self.n })

@@ -6,11 +6,11 @@ use crate::gemm::{Accumulate, Element, MatRef, Panels, Term, Values, ValuesMut, 
 use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
 
-/// A product of more than this many rows of W into bf16 is summed in f32 beside the result: with all of k at a time few columns'
-/// panels would stay in L2, and with a part of k the sums have to be kept.
+/// A product with more than this many rows of W into bf16 is summed in f32 outside the result: with all of k at a time,
+/// the panels of few columns would fit in L2; with a part of k at a time, the sums have to be kept.
 const DEEP: usize = 2048;
 
-/// What is multiplied for a block of columns of the result: the frozen weight's operand, and the adapter's.
+/// The operands of a block of columns of the result: the frozen weight's and the adapter's.
 ///
 /// Pack both, then give the panels to [`Block::packed`].
 #[derive(Clone, Copy)]
@@ -18,17 +18,12 @@ pub struct Block<'a, E: Element> {
     pub(super) first: usize,
     /// Part of W.
     pub frozen: Operand<'a, E>,
-    /// The adapter's term, with as many columns; it has no rows where the layer has no adapter.
+    /// The adapter's term, with as many columns. It has no rows if the layer has no adapter.
     pub adapter: Operand<'a, E>,
 }
 
 impl<E: Element> Block<'_, E> {
-    /// The columns of the result.
-    pub fn columns(&self) -> Range<usize> {
-        self.first..self.first + self.frozen.columns()
-    }
-
-    /// The block once its operands have been packed.
+    /// The block as products read it, after all columns of its operands have been packed.
     pub fn packed<'p>(&self, frozen: &'p [E], adapter: &'p [E]) -> Result<PackedBlock<'p, E>, Error> {
         let (frozen, adapter) = (self.frozen.panels(frozen)?, self.adapter.panels(adapter)?);
         Ok(PackedBlock { first: self.first, frozen, adapter })
@@ -70,8 +65,8 @@ pub(super) struct Output<'y> {
 
 /// Scratch of a block's product for `rows` rows and `columns` columns of a result of type `Y`; W has `k` rows.
 pub(super) const fn block_scratch<Y>(k: usize, rows: usize, columns: usize) -> Scratch {
-    let beside = k > DEEP && size_of::<Y>() < size_of::<f32>();
-    Scratch::lines::<f32>(if beside { rows.saturating_mul(columns) } else { 0 })
+    let outside = k > DEEP && size_of::<Y>() < size_of::<f32>();
+    Scratch::lines::<f32>(if outside { rows.saturating_mul(columns) } else { 0 })
 }
 
 /// The block's columns of `output` = residual or old value + `x` · frozen + `z` · adapter; x and z have `m` rows.
@@ -107,7 +102,7 @@ pub(super) fn multiply_block<E: Element>(
         }
         ref mut y => {
             let accumulate = match output.residual {
-                // Here, where the product finds it in its cache.
+                // Copied here, so that the product finds it in the cache.
                 Some(residual) => {
                     copy_columns(y.reborrow(), residual, width, block.first..block.first + columns)?;
                     Accumulate::Add

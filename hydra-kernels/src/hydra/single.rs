@@ -1,7 +1,7 @@
 //! The operator on one thread: its phases one after the other, with all memory from one workspace.
 //!
-//! Every function checks its arguments first, and writes nothing if it returns an error. The `_scratch` twins are upper bounds for
-//! all instruction sets; their `dropout` says whether there is dropout on A's input.
+//! Every function checks its arguments first and writes nothing if it returns an error. The `_scratch` functions give
+//! an upper bound for all instruction sets; their `dropout` says whether there is dropout on A's input.
 
 use super::backward::{Backward, dropped_dx_rows_scratch, dx_rows_scratch};
 use super::few::{FEW_TOKENS, Few, output_scratch, serves};
@@ -18,7 +18,7 @@ use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
 use half::bf16;
 
-/// Memory that [`forward`] needs.
+/// Memory that [`forward`] needs at most.
 pub const fn forward_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
     let columns = least(shape.d_out, column_block(shape.d_in));
     let rows = least(tokens, row_block::<E>());
@@ -28,8 +28,8 @@ pub const fn forward_scratch<E: Element>(shape: &HydraShape, tokens: usize, drop
     many.or(few_scratch(shape, tokens))
 }
 
-/// `y` [tokens, d_out] = residual + x Wᵀ + scale · mixed Bᵀ, and `adapter_state` [tokens, state_width] = \[lora_down | gate\] (empty
-/// without an adapter).
+/// `y` [tokens, d_out] = residual + x Wᵀ + scale · mixed Bᵀ, and `adapter_state` [tokens, state_width] = \[lora_down |
+/// gate\] (empty without an adapter).
 ///
 /// Scratch: [`forward_scratch`].
 pub fn forward<'y, E: Element>(
@@ -57,7 +57,7 @@ pub fn forward<'y, E: Element>(
     for columns in ranges(shape.d_out, column_block(shape.d_in)) {
         let mut workspace = workspace.reborrow();
         let first = columns.start == 0;
-        let block = forward.block(columns).pack_whole(&mut workspace)?;
+        let block = forward.block(columns)?.pack_whole(&mut workspace)?;
         for rows in ranges(tokens, row_block::<E>()) {
             let mixed = &mut mixed[rows.start * mixed_width..rows.end * mixed_width];
             if first {
@@ -134,15 +134,15 @@ const fn stacked_scratch<E: Element>(shape: &HydraShape) -> Scratch {
     panels_scratch::<E>(shape.d_in, shape.stacked_rows()).or(apart)
 }
 
-/// Memory that [`recompute`] needs.
+/// Memory that [`recompute`] needs at most.
 pub const fn recompute_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
     let rows = least(tokens, row_block::<E>());
     let in_rows = mixed_scratch(shape, rows).and(adapter_rows_scratch::<E>(shape, rows, dropout));
     stacked_scratch::<E>(shape).and(in_rows).or(few_scratch(shape, tokens))
 }
 
-/// The `adapter_state` [tokens, state_width] that [`forward`] leaves, bit for bit, without its y: for a caller that doesn't keep it
-/// between the passes.
+/// Computes the `adapter_state` [tokens, state_width] that [`forward`] leaves, bit for bit, without its y: for a caller
+/// that doesn't keep it between the passes.
 ///
 /// Scratch: [`recompute_scratch`].
 pub fn recompute<E: Element>(
@@ -188,7 +188,7 @@ pub struct AdapterGradients<'a> {
     pub db: &'a mut [f32],
 }
 
-/// Memory that [`backward`] needs.
+/// Memory that [`backward`] needs at most.
 pub const fn backward_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
     let state = state_scratch(shape, tokens);
     let kept = state.and(state).and(mixed_scratch(shape, tokens));
@@ -198,8 +198,8 @@ pub const fn backward_scratch<E: Element>(shape: &HydraShape, tokens: usize, dro
 
 /// The gradients for `args.dy`: dx = or += dy W + D(d_lora_down A) + dlogits R, and the adapter's, which are added.
 ///
-/// `adapter_state` [tokens, state_width] is what the forward pass left, empty without an adapter; `None` computes it again from x.
-/// Scratch: [`backward_scratch`].
+/// `adapter_state` [tokens, state_width] is what the forward pass left, empty without an adapter; `None` computes it
+/// again from x. Scratch: [`backward_scratch`].
 pub fn backward<E: Element>(
     isa: E::Isa,
     layer: &HydraLayer<'_>,
@@ -281,7 +281,7 @@ fn row_phases<E: Element>(
     for columns in ranges(d_in, column_block(shape.d_out)) {
         let mut workspace = workspace.reborrow();
         let (first, last) = (columns.start == 0, columns.end == d_in);
-        let block = backward.block(columns).pack_whole(&mut workspace)?;
+        let block = backward.block(columns)?.pack_whole(&mut workspace)?;
         for rows in ranges(tokens, row_block::<E>()) {
             let d_adapter_state = &mut d_adapter_state[rows.start * width..rows.end * width];
             if first {

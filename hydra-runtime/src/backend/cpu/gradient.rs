@@ -13,8 +13,8 @@ use hydra_kernels::hydra::{
 /// Most panels of columns in a task.
 const PANELS: usize = GRADIENT_COLUMNS / PANEL_ALIGN;
 
-/// Adds the adapter's gradients. The phases over rows have left the mixed heads and the gradient of the adapter's state in the
-/// workspace.
+/// Adds the adapter's gradients. The phases over rows have left the mixed heads and the gradient of the adapter's state
+/// in the workspace.
 pub(super) fn adapter_gradients<E: Element>(
     exec: Exec<'_, E>,
     backward: &Backward<'_, E>,

@@ -130,8 +130,8 @@ fn blocks(cpu: &Cpu, columns: usize, k: usize) -> impl Iterator<Item = Range<usi
     (0..columns).step_by(block).map(move |first| first..columns.min(first + block))
 }
 
-/// Adapter states [tokens, state_width] or their gradients, and mixed heads [tokens, mixed_width], in parts of `rows` rows. The
-/// parts are empty without an adapter.
+/// Adapter states [tokens, state_width] or their gradients, and mixed heads [tokens, mixed_width], in parts of `rows`
+/// rows. The parts are empty without an adapter.
 fn state_parts<'a>(
     shape: &HydraShape,
     [tokens, rows]: [usize; 2],
@@ -151,10 +151,10 @@ fn many<E: Element>(
 ) -> Result<()> {
     let (cpu, shape, tokens) = (exec.cpu, layer.shape(), args.tokens);
     let forward = Forward::<E>::new(exec.isa, layer, args)?;
-    let Workspace { panels, adapter_panels, skinny_panels, router_panels, mixed, .. } = &mut *cpu.workspaces.take();
+    let Workspace { panels, adapter_panels, lora_panels, dropout_panels, mixed, .. } = &mut *cpu.workspaces.take();
     let mixed = mixed.take::<f32>(tokens * shape.mixed_width());
     let [a, router] = forward.stacked();
-    let stacked = [exec.pack_shared(a, skinny_panels)?, exec.pack_shared(router, router_panels)?];
+    let stacked = [exec.pack_shared(a, lora_panels)?, exec.pack_shared(router, dropout_panels)?];
     let rows = cpu.row_chunk(tokens);
     for columns in blocks(cpu, shape.d_out, shape.d_in) {
         let first = columns.start == 0;
@@ -163,7 +163,7 @@ fn many<E: Element>(
             ValuesMut::Bf16(_) => output_rows_scratch::<bf16>(&shape, rows, columns.len()),
         };
         let scratch = scratch.or(adapter_rows_scratch::<E>(&shape, rows, args.dropouts.input.is_some()));
-        let block = exec.pack_block(forward.block(columns), [panels, adapter_panels])?;
+        let block = exec.pack_block(forward.block(columns)?, [panels, adapter_panels])?;
         let states = state_parts(&shape, [tokens, rows], adapter_state, mixed);
         let tasks = chunks(y.reborrow(), rows * shape.d_out).into_iter().zip(states);
         cpu.threads.each(tasks, |i, (y, (adapter_state, mixed))| {
@@ -221,10 +221,10 @@ fn backward_rows<E: Element>(
 ) -> Result<()> {
     let (cpu, shape, tokens) = (exec.cpu, backward.shape(), args.tokens);
     let (d_in, dropping) = (shape.d_in, args.dropouts.input.is_some());
-    let Workspace { panels, adapter_panels, skinny_panels, router_panels, .. } = workspace;
+    let Workspace { panels, adapter_panels, lora_panels, dropout_panels, .. } = workspace;
     let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed_width());
     let d_adapter_state = workspace.d_adapter_state.take::<f32>(tokens * shape.state_width());
-    let lora_up = exec.pack_shared(backward.lora_up(), skinny_panels)?;
+    let lora_up = exec.pack_shared(backward.lora_up(), lora_panels)?;
     let rows = cpu.row_chunk(tokens);
     let range = |i: usize| i * rows..tokens.min((i + 1) * rows);
     let Some((mut dx, accumulate)) = dx else {
@@ -235,7 +235,7 @@ fn backward_rows<E: Element>(
             },
         );
     };
-    let dropped_a = exec.pack_shared(backward.dropped_a(), router_panels)?;
+    let dropped_a = exec.pack_shared(backward.dropped_a(), dropout_panels)?;
     for columns in blocks(cpu, d_in, shape.d_out) {
         let (first, last) = (columns.start == 0, columns.end == d_in);
         let scratch = match dx {
@@ -243,7 +243,7 @@ fn backward_rows<E: Element>(
             ValuesMut::Bf16(_) => dx_rows_scratch::<bf16>(&shape, rows, columns.len()),
         };
         let scratch = scratch.or(if dropping { dropped_dx_rows_scratch(&shape, rows) } else { Scratch(0) });
-        let block = exec.pack_block(backward.block(columns), [panels, adapter_panels])?;
+        let block = exec.pack_block(backward.block(columns)?, [panels, adapter_panels])?;
         let states = state_parts(&shape, [tokens, rows], d_adapter_state, mixed);
         let tasks = chunks(dx.reborrow(), rows * d_in).into_iter().zip(states);
         cpu.threads.each(tasks, |i, (mut dx, (d_adapter_state, mixed))| {

@@ -6,7 +6,7 @@ use hydra_kernels::hydra::{MIN_BLOCK, PANEL_VALUES};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// Storage that grows to the largest size asked for, and holds f32 or bf16.
+/// Memory that grows to the largest size asked for, for f32 or bf16 values.
 #[derive(Default)]
 pub(super) struct Area(Aligned<u64>);
 
@@ -18,20 +18,20 @@ impl Area {
     }
 }
 
-/// One area for each thing that is alive at the same time.
+/// The memory of one operation: an area for each of its operands that are alive at the same time.
 #[derive(Default)]
 pub(super) struct Workspace {
     /// Panels of the frozen weight.
     pub panels: Area,
     /// Panels of the adapter's part of a product.
     pub adapter_panels: Area,
-    /// Panels of the product that comes before the gate (forward) or after it (backward).
-    pub skinny_panels: Area,
-    /// The same, where dropout gives the router another input than A.
-    pub router_panels: Area,
+    /// Panels of [A; R] in the forward pass, of B in the backward pass.
+    pub lora_panels: Area,
+    /// With dropout on the adapter's input: panels of R in the forward pass, of A in the backward pass.
+    pub dropout_panels: Area,
     /// A few tokens' x in f32.
     pub widened: Area,
-    /// The mixed heads, [tokens, heads * rank].
+    /// The mixed heads, [tokens, lora_heads * rank].
     pub mixed: Area,
     /// Gradient of `adapter_state`.
     pub d_adapter_state: Area,
@@ -42,7 +42,7 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    /// An estimate of what a model whose widest matrix dimension is `widest` makes of it at `tokens` rows.
+    /// An estimate of its bytes at `tokens` rows, for a model whose widest matrix dimension is `widest`.
     pub fn bytes(tokens: usize, widest: usize, threads: usize) -> u64 {
         let rows = 2 * tokens * widest;
         let panels = 2 * PANEL_VALUES.max(MIN_BLOCK * widest);
@@ -51,15 +51,12 @@ impl Workspace {
     }
 }
 
-/// As many workspaces as operations have run at once.
-///
-/// None is locked while an operation runs: one that waits for its parts may be given another caller's operation to do meanwhile,
-/// on the same thread.
+/// As many workspaces as operations have run at once. An operation takes one out, so that none is locked while it runs.
 #[derive(Default)]
 pub(super) struct Workspaces(Mutex<Vec<Workspace>>);
 
 impl Workspaces {
-    /// One that nobody else uses, for as long as it is held.
+    /// A workspace that is the caller's alone until it is dropped.
     pub fn take(&self) -> Taken<'_> {
         // What a panicking call left behind is overwritten before it is read.
         let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
