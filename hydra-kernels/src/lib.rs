@@ -53,6 +53,11 @@ mod simd;
 pub mod softmax;
 pub mod workspace;
 
+/// The README's example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use error::Error;
 pub use gemm::{
     Accumulate, Element, Float, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut, gemm, pack, panels_len,
