@@ -53,29 +53,23 @@ pub(super) fn pack_row_stored<E: Element>(isa: E::Isa, panels: PanelsMut<'_>, re
                 }
             }
             for (panel, j) in panels.chunks_exact_mut(steps * nr).zip((0..len).step_by(nr)) {
-                pack_step::<E>(isa, &mut panel[step * nr..][..nr], &rows, j, scale);
+                let columns = rows.each_ref().map(|row| &row[j..j + nr]);
+                pack_step::<E>(isa, &mut panel[step * nr..][..nr], columns, scale);
             }
         }
     }
 }
 
-/// One step along k of a panel, from columns `j ..` of one or two rows.
+/// One step along k of a panel, from its columns of one row or two.
 #[inline(always)]
-fn pack_step<E: Element>(
-    isa: E::Isa,
-    units: &mut [Unit],
-    [row, next]: &[[f32; STRETCH]; ADJACENT_MAX],
-    j: usize,
-    scale: f32,
-) {
+fn pack_step<E: Element>(isa: E::Isa, units: &mut [Unit], [row, next]: [&[f32]; ADJACENT_MAX], scale: f32) {
     #[cfg(target_arch = "x86_64")]
     if let Some(pairs) = E::pair_packing(isa) {
-        let (Some(row), Some(next)) = (row[j..].first_chunk(), next[j..].first_chunk()) else { return };
+        let (Some(row), Some(next)) = (row.first_chunk(), next.first_chunk()) else { return };
         let (step, _) = units.as_flattened_mut().as_chunks_mut();
         return pack_pair_of_rows(pairs, &mut step[0], row, next, scale);
     }
-    let nr = units.len();
-    for ((unit, &x), &next) in units.iter_mut().zip(&row[j..j + nr]).zip(&next[j..j + nr]) {
+    for ((unit, &x), &next) in units.iter_mut().zip(row).zip(next) {
         *unit = E::unit(scale * x, scale * next).to_ne_bytes();
     }
 }

@@ -26,7 +26,7 @@ const PANEL_SUMS: usize = MR * NR;
 
 /// Room for the sums of a micro-panel of A, before they are rounded.
 #[repr(align(64))]
-struct SumsRoom([MaybeUninit<f32>; MR * SUMS_COLUMNS]);
+struct SumsRoom<const LEN: usize>([MaybeUninit<f32>; LEN]);
 
 /// The part of C that one micro-panel of A and a group of B's panels give.
 #[derive(Clone, Copy)]
@@ -110,7 +110,8 @@ fn nc(depth: usize, n: usize) -> usize {
     n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(NR)
 }
 
-/// C = or += Σ terms.
+/// C = or += Σ terms. Not inlined, so that calls with other instruction sets do not reserve its 44 KiB of stack.
+#[inline(never)]
 pub(in crate::gemm) fn multiply(isa: AmxBf16, c: &mut [f32], product: &Product<'_, '_, bf16>) {
     let &Product { c_stride, m, n, mut accumulate, terms } = product;
     let mut a = APanel::uninit();
@@ -133,15 +134,35 @@ pub(in crate::gemm) fn multiply(isa: AmxBf16, c: &mut [f32], product: &Product<'
 ///
 /// Returns `false`, and does nothing, where k is so large that the panels of only a few columns would stay in L2.
 pub(in crate::gemm) fn multiply_into_bf16(isa: AmxBf16, c: &mut [bf16], product: &Product<'_, '_, bf16>) -> bool {
-    let &Product { c_stride, m, n, accumulate, terms } = product;
+    let &Product { n, accumulate, terms, .. } = product;
     let depth = BLOCKING.passes(terms).map(|pass| depth(&pass)).sum();
+    // With one pass, sums are rounded as soon as they are complete: two panels' worth of room is enough.
     let alternate = accumulate == Accumulate::Overwrite && BLOCKING.passes(terms).nth(1).is_none();
     let nc = if alternate { nc(depth, n) } else { nc(depth, n).min(SUMS_COLUMNS) };
     if nc < SUMS_COLUMNS_LEAST.min(n) {
         return false;
     }
+    if alternate {
+        sum_and_round::<{ 2 * PANEL_SUMS }>(isa, c, product, nc, true);
+    } else {
+        sum_and_round::<{ MR * SUMS_COLUMNS }>(isa, c, product, nc, false);
+    }
+    true
+}
+
+/// [`multiply_into_bf16`] with room for `SUMS` f32 on the stack: two panels' sums, which `alternate`, or those of `nc`
+/// columns. Not inlined, so that a call reserves only the room that it needs.
+#[inline(never)]
+fn sum_and_round<const SUMS: usize>(
+    isa: AmxBf16,
+    c: &mut [bf16],
+    product: &Product<'_, '_, bf16>,
+    nc: usize,
+    alternate: bool,
+) {
+    let &Product { c_stride, m, n, accumulate, terms } = product;
     let mut a = APanel::uninit();
-    let mut room = SumsRoom([const { MaybeUninit::uninit() }; MR * SUMS_COLUMNS]);
+    let mut room = SumsRoom([const { MaybeUninit::uninit() }; SUMS]);
     let room = &mut room.0[..PANEL_SUMS * if alternate { 2 } else { nc.min(n).div_ceil(NR) }];
     room.fill(MaybeUninit::new(0.0));
     // SAFETY: the line above has initialised all of `room`.
@@ -166,7 +187,6 @@ pub(in crate::gemm) fn multiply_into_bf16(isa: AmxBf16, c: &mut [bf16], product:
             }
         }
     }
-    true
 }
 
 /// The old C of a region as sums, panel by panel.

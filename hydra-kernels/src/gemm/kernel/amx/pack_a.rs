@@ -39,7 +39,8 @@ pub(super) fn pack_a(
         }
         (Values::Bf16(data), 1) => {
             let a = Transposed::new(&data[first..], a.col_stride, rows, block.len);
-            // SAFETY: as above.
+            // SAFETY: the token proves AVX-512 F, BW, VL and BF16; the assert is the room for `rows` rows in whole
+            // steps.
             return unsafe { pack_columns(tiles, a) };
         }
         _ => {}
@@ -51,7 +52,7 @@ pub(super) fn pack_a(
         match (a.data, a.col_stride) {
             // SAFETY: the token proves AVX-512 F, BW and BF16; the assert is the room for the row in whole steps.
             (Values::F32(data), 1) => unsafe { round_row(tiles, &data[at..at + block.len]) },
-            // SAFETY: as above.
+            // SAFETY: the token proves AVX-512 F and BW; the assert is the room for the row in whole steps.
             (Values::Bf16(data), 1) => unsafe { copy_row(tiles, &data[at..at + block.len]) },
             (data, stride) => {
                 for (step, q) in (0..block.len).step_by(K_STEP).enumerate() {
@@ -59,7 +60,8 @@ pub(super) fn pack_a(
                     for (p, value) in values.iter_mut().enumerate().take(block.len - q) {
                         *value = data.at(at + (q + p) * stride);
                     }
-                    // SAFETY: as above; `step` is one of the block's steps.
+                    // SAFETY: the token proves AVX-512 F, BW and BF16; the assert is the room for the row in whole
+                    // steps, of which `step` is one.
                     unsafe { round_row(tiles.add(step * STEP), &values) }
                 }
             }
