@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What PyTorch makes of the same work on the same card: `cargo bench --features cuda --bench gpu` runs this where HYDRA_PYTHON
-names a Python with PyTorch.
+"""The work of `cargo bench --features cuda --bench gpu` in PyTorch on the same card. The bench runs this script if HYDRA_PYTHON names
+a Python with PyTorch.
 
-By default: cuBLAS's products at LLaMA-2-7B's shapes, and what an adapter costs over them, forward and backward, as PEFT's LoRA
-of the same rank, as HydraLoRA's published layer (a loop over heads) and as that layer rewritten with one product for [A; R] and
-one for all B. With --step (which needs transformers): whole training steps of a LLaMA-2-7B with random weights.
+By default: cuBLAS's products at LLaMA-2-7B's shapes, and the cost of an adapter over them, forward and backward: as PEFT's LoRA of
+the same rank, as HydraLoRA's published layer (a loop over heads), and as that layer rewritten with one product for [A; R] and one
+for all B. With --step (which needs transformers): whole training steps of a LLaMA-2-7B with random weights.
 """
 import argparse
 import math
@@ -32,7 +32,7 @@ class Lora(nn.Module):
 
 
 class Loop(nn.Module):
-    """As published: A is multiplied again for every head."""
+    """The published layer: A is multiplied again for every head."""
 
     def __init__(self, d_in, d_out, rank, heads):
         super().__init__()
@@ -60,14 +60,14 @@ class Rewritten(nn.Module):
         nn.init.kaiming_uniform_(self.stacked, a=math.sqrt(5))
 
     def forward(self, x, weight):
-        y, hidden = F.linear(x, weight), F.linear(x, self.stacked)
-        gate = F.softmax(hidden[..., self.rank:], dim=-1, dtype=torch.float32).to(y.dtype)
-        mixed = (gate.unsqueeze(-1) * hidden[..., None, : self.rank]).flatten(-2)
+        y, state = F.linear(x, weight), F.linear(x, self.stacked)
+        gate = F.softmax(state[..., self.rank:], dim=-1, dtype=torch.float32).to(y.dtype)
+        mixed = (gate.unsqueeze(-1) * state[..., None, : self.rank]).flatten(-2)
         return y.view(-1, y.shape[-1]).addmm_(mixed.view(-1, mixed.shape[-1]), self.b.t(), alpha=self.scale).view_as(y)
 
 
 def seconds(call, args):
-    """Of a call: the fastest of five rounds of twenty."""
+    """Seconds of a call: the fastest of five rounds of twenty."""
     def wait():
         if args.device == "cuda":
             torch.cuda.synchronize()
@@ -170,7 +170,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--shrink", type=int, default=1, help="divides all widths, to try the script itself")
+    parser.add_argument("--shrink", type=int, default=1, help="divide all widths by this, to try the script itself")
     parser.add_argument("--step", action="store_true", help="whole training steps")
     for name, value in dict(rank=8, heads=4, layers=32, batch=2, seq=2048, steps=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -47,7 +47,7 @@ macro_rules! all {
             fn $name() {
                 // A device compiles the kernels when it is opened.
                 let gpu = super::support::gpu();
-                for seed in 0..4 * $cases {
+                for seed in 0..super::support::cases(4 * $cases) {
                     super::$file::$name(&gpu, &mut super::Random::new(seed), 8);
                 }
             })*

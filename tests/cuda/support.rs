@@ -19,6 +19,12 @@ pub fn cpu() -> Cpu {
     Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap()
 }
 
+/// The number of cases of a test on a GPU; `HYDRA_CUDA_CASES` limits it under slow tools.
+pub fn cases(all: u64) -> u64 {
+    let most = std::env::var("HYDRA_CUDA_CASES").map(|text| text.parse().expect("HYDRA_CUDA_CASES is a number"));
+    most.map_or(all, |most| all.min(most))
+}
+
 /// A reproducible random generator.
 pub struct Random(u64);
 

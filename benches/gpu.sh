@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# Everything that is to be run on a GPU, in one script of at most ten minutes: correctness first, then speed, then NVIDIA's tools.
+#
+#   benches/gpu.sh pack DIR [--debug]   where cargo is: builds everything, and collects in DIR what `run` needs
+#   benches/gpu.sh run DIR [OUT]        on the machine with the GPU: needs DIR, bash and a driver; no cargo, no network
+#
+# `run` does one step after the other, each with a time limit, goes on after a failure, keeps each step's output as OUT/STEP.log
+# (DIR/out without OUT) and ends with OUT/summary.txt, a line a step. Steps that need Python with PyTorch, compute-sanitizer or ncu
+# are skipped where these are missing. It fails if a step fails.
+#
+# A model for MMLU and the fine-tune is taken along if HYDRA_GPU_MODEL (a GGUF file), HYDRA_GPU_MMLU (a folder, see `hydra fetch mmlu`)
+# and HYDRA_GPU_DATA (records to train on, .jsonl) name them while packing; otherwise they are the demo's. DIR without a large model
+# fits 64 MiB. A larger model is packed as DIR.model.0, DIR.model.1, ... of at most 60 MiB, to be brought one after the other.
+#
+# HYDRA_GPU_DRY=1 runs the same steps at small sizes, on a driver that is emulated (hydra-ptx/README.md).
+set -euo pipefail
+most_seconds=580
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+fail() {
+    echo "gpu.sh: $*" >&2
+    exit 1
+}
+
+pack() {
+    local dir=$1 profile=--release built
+    [ "${2:-}" = --debug ] && profile=
+    mkdir -p "$dir/mmlu"
+    built=$(cd "$root" && cargo build $profile --workspace --features hydra/cuda,hydra-harness/cuda --bin hydra \
+        --example throughput --example random_model --test cuda --bench gpu --message-format=json-render-diagnostics)
+    local name file
+    for name in hydra throughput random_model cuda gpu; do
+        file=$(grep "\"name\":\"$name\"" <<<"$built" | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | tail -1)
+        [ -n "$file" ] || fail "cargo built no $name"
+        strip -o "$dir/$name" "$file"
+    done
+    cp -r "$root/tests/golden" "$dir/"
+    cp "$root/benches/gpu.sh" "$root/benches/gpu.py" "$dir/"
+    rm -f "$dir".model.*
+    if [ -n "${HYDRA_GPU_MODEL:-}" ]; then
+        split -b 60M -d -a 1 "$HYDRA_GPU_MODEL" "$dir.model."
+        cp -r "$HYDRA_GPU_MMLU/." "$dir/mmlu"
+        head -n 64 "$HYDRA_GPU_DATA" >"$dir/train.jsonl"
+    else
+        cp -r "$root/harness/assets/model" "$root/harness/assets/mmlu" "$dir/"
+        head -n 64 "$root/harness/assets/corpus/train.jsonl" >"$dir/train.jsonl"
+    fi
+    du -sh "$dir" "$dir".model.* 2>/dev/null || true
+    [ -z "$profile" ] || [ "$(du -sm "$dir" | cut -f1)" -le 64 ] || fail "$dir is larger than 64 MiB"
+}
+
+# step NAME SECONDS COMMAND...: runs a command, keeps its output, and adds a line to the summary.
+step() {
+    local name=$1 limit=$2 start=$SECONDS status=0
+    shift 2
+    [ $SECONDS -lt $most_seconds ] || { skip "$name" "no time left" && failures=$((failures + 1)) && return; }
+    [ "$limit" -le $((most_seconds - SECONDS)) ] || limit=$((most_seconds - SECONDS))
+    printf '\n== %s: %s\n' "$name" "$*"
+    timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+    [ $status = 0 ] || lines=40
+    tail -n "${lines:-40}" "$out/$name.log"
+    local verdict=ok
+    [ $status = 0 ] || verdict="failed ($status)"
+    [ $status != 124 ] || verdict="out of time"
+    [ $status = 0 ] || failures=$((failures + 1))
+    printf '%-34s %-14s %4d s\n' "$name" "$verdict" $((SECONDS - start)) | tee -a "$out/summary.txt"
+    return 0
+}
+
+# skip NAME REASON
+skip() { printf '%-34s skipped: %s\n' "$1" "$2" | tee -a "$out/summary.txt"; }
+
+has_torch() { python3 -c "import torch; assert torch.cuda.is_available()" 2>/dev/null; }
+
+# The tests that need a GPU, one process each, but for the golden cases and generation, which are a step of their own.
+correctness() {
+    local tests name
+    tests=$("$dir/cuda" --list --ignored --format terse | sed -n 's/: test$//p' | grep -v '^golden_\|^generation_')
+    # An emulator takes minutes for the others.
+    [ -z "$dry" ] || tests="more_memory_than_there_is work_under_way on_a_gpu::memory tall_products"
+    for name in $tests; do
+        lines=3 step "test.${name//::/.}" 40 "$dir/cuda" --ignored --exact "$name" --test-threads 1
+    done
+}
+
+golden() {
+    export HYDRA_GOLDEN=$dir/golden
+    local trained="golden_cases_on_a_gpu generation_on_a_gpu"
+    # Its ten steps are what the other tests run on the emulator.
+    [ -z "$dry" ] || trained=generation_on_a_gpu
+    local name
+    for name in $trained; do
+        lines=3 step "test.$name" 90 "$dir/cuda" --ignored --exact "$name" --test-threads 1
+    done
+}
+
+# The predictions on the GPU and on the CPU: at least 99 of 100 have to be the same.
+compare_predictions() {
+    local device
+    for device in cpu cuda:0; do
+        sed -E 's/.*"subject":"([^"]*)","index":([0-9]+).*"prediction":"?([^",}]*).*/\1 \2 \3/' "$out/predictions.$device" >"$out/chosen.$device"
+    done
+    paste -d' ' "$out/chosen.cpu" "$out/chosen.cuda:0" |
+        awk '{ all++; same += $3 == $6 } END { print same " of " all " predictions are the same"; exit !(all > 0 && same >= 0.99 * all) }'
+}
+
+mmlu() {
+    local device limit=10 shared=(eval mmlu --model "$model" --data "$dir/mmlu" --precision bf16)
+    [ -z "$dry" ] || limit=1
+    for device in cpu cuda:0; do
+        step "mmlu.$device" 60 "$dir/hydra" "${shared[@]}" --limit $limit --device $device --predictions "$out/predictions.$device"
+    done
+    step mmlu.compared 5 bash -euo pipefail -c compare_predictions
+}
+
+# The losses on the GPU and on the CPU: no step's may differ by more than 2 %.
+compare_losses() {
+    local device
+    for device in cpu cuda:0; do
+        sed -nE 's/.*"step":([0-9]+),"loss":([0-9.e-]+).*/\1 \2/p' "$out/run.$device/metrics.jsonl" >"$out/losses.$device"
+    done
+    paste -d' ' "$out/losses.cpu" "$out/losses.cuda:0" | awk '
+        { apart = ($4 - $2) / $2; if (apart < 0) apart = -apart; if (apart > most) most = apart; all++; print }
+        END { printf "largest difference %.2g over %d steps\n", most, all; exit !(all > 0 && most <= 0.02) }'
+}
+
+finetune() {
+    local device steps=20 shared=(finetune --model "$model" --data "$dir/train.jsonl" --precision bf16 --targets all --lr 1e-3 --dropout 0)
+    [ -z "$dry" ] || steps=2
+    for device in cpu cuda:0; do
+        rm -rf "$out/run.$device"
+        step "finetune.$device" 60 "$dir/hydra" "${shared[@]}" --batch 4 --steps $steps --device $device --out "$out/run.$device"
+    done
+    step finetune.compared 5 bash -euo pipefail -c compare_losses
+}
+
+speed() {
+    local sizes=() shapes=() steps=(batch=2 seq=2048)
+    if [ -n "$dry" ]; then
+        sizes=(--tokens 40 --shrink 64 --calls 1)
+        shapes=(d_model=64 d_ffn=96 layers=2 heads=4 kv_heads=2 vocab=300 context=128)
+        steps=(batch=2 seq=24 steps=1)
+    fi
+    step bench 90 env -u HYDRA_PYTHON "$dir/gpu" "${sizes[@]}"
+    if has_torch; then step bench.torch 60 python3 "$dir/gpu.py"; else skip bench.torch "no PyTorch with CUDA"; fi
+    step random_7b 90 "$dir/random_model" "$scratch/7b" "${shapes[@]}"
+    step step_7b 60 "$dir/throughput" "$scratch/7b" train device=cuda:0 "${steps[@]}"
+    if has_torch; then step step_7b.torch 90 python3 "$dir/gpu.py" --step; else skip step_7b.torch "no PyTorch with CUDA"; fi
+}
+
+tools() {
+    local name
+    for name in memcheck racecheck; do
+        if command -v compute-sanitizer >/dev/null; then
+            HYDRA_CUDA_CASES=2 step "$name" 60 compute-sanitizer --tool $name --error-exitcode 9 \
+                "$dir/cuda" --ignored --test-threads 1 \
+                on_a_gpu::norms on_a_gpu::attention on_a_gpu::head on_a_gpu::frozen on_a_gpu::adapted
+        else
+            skip $name "no compute-sanitizer"
+        fi
+    done
+    # Where a step of the 7B spends its time.
+    local hottest='regex:^(wgmma_(rows|columns)_bf16|gemm_(rows|columns)_bf16|lora_down|lora_up_backward|weight_grad|attention_.*)$'
+    if command -v ncu >/dev/null; then
+        HYDRA_CUBLASLT=off step ncu 60 ncu --set basic --kernel-name "$hottest" --launch-skip 40 --launch-count 24 \
+            "$dir/throughput" "$scratch/7b" train device=cuda:0 batch=1 seq=2048 steps=1
+    else
+        skip ncu "no ncu"
+    fi
+}
+
+run() {
+    dir=$(cd "$1" && pwd)
+    out=$(mkdir -p "${2:-$dir/out}" && cd "${2:-$dir/out}" && pwd)
+    dry=${HYDRA_GPU_DRY:-}
+    failures=0
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    model=$dir/model
+    if compgen -G "$dir.model.*" >/dev/null; then
+        model=$scratch/model.gguf
+        cat "$dir".model.* >"$model"
+    fi
+    # The smallest model, because an emulator computes it.
+    [ -z "$dry" ] || model=$dir/golden/hydra/model
+    : >"$out/summary.txt"
+    export -f compare_predictions compare_losses
+    export out
+    { nvidia-smi || true; } >"$out/device.txt" 2>&1
+    correctness
+    golden
+    mmlu
+    finetune
+    speed
+    tools
+    printf '\n== summary: %s\n' "$out/summary.txt"
+    cat "$out/summary.txt"
+    [ $failures = 0 ] || fail "$failures steps failed"
+}
+
+case "${1:-}" in
+    pack) [ $# -ge 2 ] || fail "usage: gpu.sh pack DIR [--debug]" && pack "${@:2}" ;;
+    run) [ $# -ge 2 ] || fail "usage: gpu.sh run DIR [OUT]" && run "${@:2}" ;;
+    *) fail "usage: gpu.sh pack DIR [--debug] | gpu.sh run DIR [OUT]" ;;
+esac
