@@ -49,7 +49,7 @@ pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
 /// The same in Markdown.
 pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     let line = |cells: &[String]| {
-        let cells: Vec<String> = cells.iter().map(|cell| printable(cell).replace('|', "\\|")).collect();
+        let cells: Vec<String> = cells.iter().map(|cell| escaped(cell).replace('|', "\\|")).collect();
         format!("| {} |\n", cells.join(" | "))
     };
     let rule: Vec<String> =

@@ -1,26 +1,32 @@
-//! What an adapter's router does on records of different categories.
+//! What an adapter's router does: its mean weights on records of each category.
 
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
 use crate::interrupt;
+use crate::report::{Router, Routing};
 use anyhow::Result;
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::Error;
+use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::evaluate::{Evaluator, GateMean};
 use hydra_runtime::model::Model;
 use std::collections::BTreeMap;
 
-/// Categories watched, the first by name.
+/// Categories observed at most, in alphabetical order.
 const MOST_CATEGORIES: usize = 40;
-/// What records without a category go under.
+/// The category of records that have none.
 const NONE: &str = "(no category)";
+/// Records for a run's report. More would take longer than a short run.
+const REPORTED: usize = 200;
+/// Seed of their choice: one for all runs, so that routers are observed on the same records.
+const REPORTED_SEED: u64 = 0;
 
-/// The records that a router is watched on.
+/// The records that a router is observed on.
 pub struct Sample<'d> {
     data: &'d Encoded,
-    /// By category, places among all records.
+    /// Indices of the chosen records, by category.
     chosen: BTreeMap<String, Vec<usize>>,
-    /// Categories that there are.
+    /// Number of categories in `data`.
     categories: usize,
 }
 
@@ -32,10 +38,10 @@ impl<'d> Sample<'d> {
         sample
     }
 
-    /// At most `total` records in all, drawn at random: of each category as many as of any other, as far as it has so many.
+    /// At most `total` records, drawn at random, as evenly over the categories as their sizes allow.
     pub fn spread(data: &'d Encoded, total: usize, seed: u64) -> Self {
         let mut sample = Self::all(data);
-        // Of each category so many that one more of each that has more would be too many; then one more of the first ones.
+        // The largest equal share that fits; what is left goes to the first categories that have more records.
         let of_each = |most: usize| sample.chosen.values().map(|own| own.len().min(most)).sum::<usize>();
         let most = (0..total).take_while(|&most| of_each(most + 1) <= total).count();
         let mut left = total - of_each(most);
@@ -57,7 +63,7 @@ impl<'d> Sample<'d> {
         Self { data, chosen: chosen.into_iter().take(MOST_CATEGORIES).collect(), categories }
     }
 
-    /// In words; `what` is what the records are called.
+    /// The sample in words; `what` names the records, as in "held-out records".
     pub fn describe(&self, what: &str) -> String {
         let (watched, all) = (self.chosen.values().map(Vec::len).sum::<usize>(), self.data.sequences.len());
         if watched == all {
@@ -71,17 +77,17 @@ impl<'d> Sample<'d> {
     }
 }
 
-/// One category's.
+/// The router on one category.
 pub struct Watched {
-    /// Records and tokens that the means are over.
+    /// Records that the means are over.
     pub records: usize,
-    /// See `records`.
+    /// Tokens that the means are over.
     pub tokens: usize,
-    /// By layer and adapted projection.
+    /// Mean gate of each layer and adapted projection.
     pub means: Vec<GateMean>,
 }
 
-/// Watches the gates, by category, or ends with [`interrupt::Stopped`].
+/// The mean gates on the sample, by category. Ends with [`interrupt::Stopped`] on Ctrl-C.
 pub fn watch<B: Backend>(
     model: &Model<'_, B>,
     adapter: &Adapter,
@@ -99,7 +105,39 @@ pub fn watch<B: Backend>(
     watched.collect()
 }
 
-/// Whether all gates are gates: where values aren't finite, the weights of a token don't add up to 1.
+/// What a run's report shows of the router of `adapter`, trained for `step` steps; `None` if it has no router.
+///
+/// Observes it on some of `data`; `what` names these records, as in "held-out records".
+pub fn for_report<B: Backend>(
+    model: &Model<'_, B>,
+    adapter: &Adapter,
+    data: &Encoded,
+    what: &str,
+    step: usize,
+) -> Result<Option<Router>> {
+    if adapter.config.gate != GateKind::Router {
+        return Ok(None);
+    }
+    let sample = Sample::spread(data, REPORTED, REPORTED_SEED);
+    let watched = watch(model, adapter, &sample)?;
+    if !finite(&watched) {
+        return Err(Error::NotFinite { what: "router's weight", value: f64::NAN, step: step as u64 }.into());
+    }
+    let (layers, heads, targets) = (model.config().layers, adapter.config.lora_heads, adapter.config.targets.len());
+    let mut routing = Routing::new();
+    for (category, watched) in watched {
+        let mut weights = vec![vec![0.0; heads]; layers];
+        for mean in watched.means {
+            for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.lora_heads) {
+                *sum += weight / targets as f64;
+            }
+        }
+        routing.insert(category, weights);
+    }
+    Ok(Some(Router { routing, caption: sample.describe(what) }))
+}
+
+/// Whether the gates of each token add up to 1, which they don't where values are not finite.
 pub fn finite(watched: &BTreeMap<String, Watched>) -> bool {
     let sums = watched.values().flat_map(|watched| &watched.means).map(|mean| mean.lora_heads.iter().sum::<f64>());
     sums.into_iter().all(|sum| (sum - 1.0).abs() < 1e-3)

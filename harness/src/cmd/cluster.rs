@@ -1,18 +1,21 @@
 //! `hydra cluster`: how many kinds of records a corpus has, and which is of which kind.
 
-use crate::cluster::{self, Clustering, Range};
-use crate::data::records::{self, Record};
+mod found;
+mod page;
+
+use crate::cluster::{self, Range};
+use crate::data::records;
 use crate::interrupt;
 use crate::options::Seed;
-use crate::output::{self, printable};
-use crate::report::{self, Curve, curves, section, table};
+use crate::output;
+use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use found::Found;
 use hydra_runtime::atomic::NewFolder;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -66,12 +69,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
         .with_context(|| format!("--data {}", records::names(&arguments.data)))?;
     let meeting = cluster::contingency(&records, &clustering);
     let agreement = cluster::adjusted_rand(&meeting.values().cloned().collect::<Vec<_>>());
-    let found = Found { arguments: &arguments, records: &records, clustering: &clustering, meeting, agreement };
+    let (data, seed) = (&arguments.data, arguments.seed.get());
+    let found = Found { data, seed, records: &records, clustering: &clustering, meeting, agreement };
     output::print(found.text())?;
     if let (Some(folder), Some(out)) = (folder, &arguments.out) {
         output::write_json(&folder.path().join(FILE), &found.json())?;
-        report::write_svg(&folder.path().join(PLOT), &found.elbow())?;
-        report::write(folder.path(), "Hydra clusters", &found.page())?;
+        report::write_chart(&folder.path().join(PLOT), &page::elbow(&found))?;
+        page::page(&found).write(folder.path())?;
         let mut first = 0;
         for path in &arguments.data {
             first +=
@@ -120,94 +124,4 @@ fn label(from: &Path, to: &Path, clusters: &[usize]) -> Result<usize> {
     }
     fs::write(to, text).with_context(|| format!("can't write {}", to.display()))?;
     Ok(count)
-}
-
-/// All there is to tell.
-struct Found<'a> {
-    arguments: &'a Arguments,
-    records: &'a [Record],
-    clustering: &'a Clustering,
-    meeting: BTreeMap<String, Vec<usize>>,
-    agreement: Option<f64>,
-}
-
-impl Found<'_> {
-    fn json(&self) -> Value {
-        let Clustering { k, reason, tried, sizes, terms, nearest, .. } = self.clustering;
-        let chosen = tried.iter().find(|one| one.k == *k);
-        json!({
-            "k": k, "reason": reason, "sizes": sizes, "terms": terms, "nearest": nearest,
-            "silhouette": chosen.and_then(|one| one.silhouette), "inertia": chosen.map(|one| one.inertia), "tried": tried,
-            "adjusted_rand_index": self.agreement, "categories": self.meeting,
-            "records": self.records.len(), "records_without_terms": self.clustering.without_terms,
-            "vocabulary": self.clustering.vocabulary, "dimensions": self.clustering.dimensions,
-            "silhouette_sample": self.clustering.sample, "seed": self.arguments.seed, "data": self.arguments.data,
-        })
-    }
-
-    /// A row per number that was tried, and per cluster.
-    fn text(&self) -> String {
-        let Clustering { k, reason, tried, sizes, terms, without_terms, .. } = self.clustering;
-        let mut text = format!("{:>4} {:>12} {:>11}\n", "k", "inertia", "silhouette");
-        for one in tried {
-            let silhouette = one.silhouette.map_or("-".into(), |s| format!("{s:.4}"));
-            let mark = if one.k == *k { "  <" } else { "" };
-            text += &format!("{:>4} {:>12.2} {silhouette:>11}{mark}\n", one.k, one.inertia);
-        }
-        text += &format!("{k} clusters: {reason}\n");
-        for (cluster, (size, terms)) in sizes.iter().zip(terms).enumerate() {
-            text += &format!("{cluster:>4} {size:>8}  {}\n", printable(&terms.join(" ")));
-        }
-        if *without_terms > 0 {
-            text += &format!("{without_terms} records have none of the terms that are counted\n");
-        }
-        if let Some(agreement) = self.agreement {
-            text += &format!("agreement with the categories (adjusted Rand index): {agreement:.3}\n");
-        }
-        text
-    }
-
-    /// The inertia by number of clusters, with the two lines that make the elbow.
-    fn elbow(&self) -> String {
-        let tried = &self.clustering.tried;
-        let points = tried.iter().map(|one| (one.k as f64, one.inertia)).collect();
-        let mut lines = vec![Curve { name: "inertia".into(), points }];
-        if let Some([to, from]) = self.clustering.lines() {
-            lines.push(Curve { name: format!("line to {}", self.clustering.k), points: to });
-            lines.push(Curve { name: format!("line from {}", self.clustering.k), points: from });
-        }
-        curves(&lines)
-    }
-
-    fn page(&self) -> String {
-        let Clustering { k, reason, tried, sizes, terms, nearest, .. } = self.clustering;
-        let mut body = format!("<p>{} records in {k} clusters: {}.</p>", self.records.len(), report::escape(reason));
-        if tried.len() > 1 {
-            body += &section("Inertia by number of clusters", &self.elbow());
-            let points = tried.iter().filter_map(|one| Some((one.k as f64, one.silhouette?))).collect();
-            let silhouette = curves(&[Curve { name: "mean silhouette".into(), points }]);
-            body += &section("Silhouette by number of clusters", &silhouette);
-        }
-        let rows = sizes.iter().zip(terms).enumerate();
-        let rows: Vec<_> =
-            rows.map(|(c, (size, terms))| vec![c.to_string(), size.to_string(), terms.join(" ")]).collect();
-        body += &section("Clusters", &table(&["cluster", "records", "terms that tell it"], &rows));
-        let near = nearest.iter().enumerate().flat_map(|(c, near)| near.iter().map(move |near| (c, near)));
-        let row = |(c, near): (usize, &cluster::Near)| {
-            vec![c.to_string(), near.record.to_string(), format!("{:.3}", near.distance), near.instruction.clone()]
-        };
-        let head = ["cluster", "record", "distance", "instruction"];
-        body += &section("Nearest to the centroids", &table(&head, &near.map(row).collect::<Vec<_>>()));
-        if let Some(agreement) = self.agreement {
-            let names: Vec<String> = (0..*k).map(|c| format!("cluster {c}")).collect();
-            let head: Vec<&str> = ["category"].into_iter().chain(names.iter().map(String::as_str)).collect();
-            let row = |(name, counts): (&String, &Vec<usize>)| {
-                [name.clone()].into_iter().chain(counts.iter().map(usize::to_string)).collect()
-            };
-            let rows: Vec<_> = self.meeting.iter().map(row).collect();
-            let said = format!("<p>Adjusted Rand index: {agreement:.3} (1: the same; 0: unrelated).</p>");
-            body += &section("Clusters and categories", &(said + &table(&head, &rows)));
-        }
-        body
-    }
 }

@@ -2,6 +2,7 @@
 //! that the binary carries (`assets/`).
 
 mod assets;
+mod page;
 
 use crate::device::{DeviceArgs, on_device};
 use crate::eval::mmlu::Scoring;
@@ -9,7 +10,7 @@ use crate::eval::mmlu::questions::{self, Selection, Subject};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::options::{Count, Finite, NonNegative, Seed};
-use crate::report::{self, Curve, Router, curves, section, table};
+use crate::report;
 use crate::run::choices::{Heads, MethodName, Targets};
 use crate::run::log::EvalLine;
 use crate::run::prepare::finetune;
@@ -21,6 +22,7 @@ use hydra_runtime::adapter::Adapter;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
+use page::{Outcome, Row, Run};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -55,106 +57,56 @@ const METHODS: [Method; 3] = [
 /// The tiny model can't name letters; it can tell which text fits.
 const SCORING: Scoring = Scoring::Cloze;
 
-/// A row of the comparison.
-struct Row {
-    title: &'static str,
-    parameters: u64,
-    losses: Vec<f64>,
-    accuracy: f64,
-    stderr: f64,
-}
-
-/// What the three fine-tunes gave.
-#[derive(Default)]
-struct Found {
-    domains: Vec<String>,
-    rows: Vec<Row>,
-    training: Vec<Curve>,
-    commands: Vec<String>,
-    router: Option<Router>,
-}
-
 /// Fine-tunes with each method, and compares them.
 pub fn run(arguments: Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
     assets::write(out, &METHODS.map(|method| method.folder))?;
     let subjects = questions::read(&out.join("mmlu"), &Selection::default())?;
-    let mut found = Found::default();
+    let questions = subjects.iter().map(|subject| subject.test.len()).sum();
+    let mut outcome = Outcome { steps: arguments.steps.get(), questions, ..Outcome::default() };
     for method in &METHODS {
-        found.add(method, &arguments, &subjects)?;
+        add(&mut outcome, method, &arguments, &subjects)?;
         if interrupt::requested() {
             return Ok(());
         }
     }
-    let (head, cells) = found.comparison();
+    let (head, cells) = outcome.table(|n| n.to_string());
     output::print(format_args!("\n{}\n", output::text_table(&head, &cells)))?;
-    let questions = subjects.iter().map(|subject| subject.test.len()).sum::<usize>();
-    report::write(out, "Hydra demo", &found.page(questions))?;
-    let (seconds, page) = (started.elapsed().as_secs_f64(), out.join(report::FILE));
+    outcome.seconds = started.elapsed().as_secs_f64();
+    outcome.write(out)?;
+    let (seconds, page) = (outcome.seconds, out.join(report::FILE));
     output::print(format_args!("{seconds:.0} s; curves and the router's heat map are in {}\n", page.display()))?;
     Ok(())
 }
 
-impl Found {
-    /// Fine-tunes with one method; without an adapter, the model is measured once.
-    fn add(&mut self, method: &Method, arguments: &Arguments, subjects: &[Subject]) -> Result<()> {
-        let spec = spec(method, arguments);
-        let command = output::command_line(&spec.command_line());
-        output::say(format_args!("\n{command}"));
-        let done = finetune(spec, false)?;
-        if interrupt::requested() {
-            return Ok(());
-        }
-        let [first, .., last] = done.trained.evals.as_slice() else { bail!("the demo measured no eval loss") };
-        let losses = |line: &EvalLine| {
-            let all = line.loss.all.loss;
-            line.loss.categories.values().map(|loss| loss.loss).chain([all]).collect::<Vec<_>>()
-        };
-        if self.rows.is_empty() {
-            self.domains = first.loss.categories.keys().cloned().collect();
-            let (accuracy, stderr) = accuracy(arguments, None, subjects)?;
-            self.rows.push(Row { title: "before", parameters: 0, losses: losses(first), accuracy, stderr });
-        }
-        let (accuracy, stderr) = accuracy(arguments, Some(&done.trained.adapter), subjects)?;
-        let (title, parameters) = (method.title, done.trainable);
-        self.rows.push(Row { title, parameters, losses: losses(last), accuracy, stderr });
-        let points = done.trained.steps.iter().map(|line| (line.step as f64, line.loss)).collect();
-        self.training.push(Curve { name: method.title.into(), points });
-        self.commands.push(command);
-        self.router = done.router.or(self.router.take());
-        Ok(())
+/// Fine-tunes with one method; without an adapter, the model is measured once.
+fn add(outcome: &mut Outcome, method: &Method, arguments: &Arguments, subjects: &[Subject]) -> Result<()> {
+    let spec = spec(method, arguments);
+    let command = output::command_line(&spec.command_line());
+    output::say(format_args!("\n{command}"));
+    let done = finetune(spec, false)?;
+    if interrupt::requested() {
+        return Ok(());
     }
-
-    fn comparison(&self) -> (Vec<String>, Vec<Vec<String>>) {
-        let mut head = vec!["method".to_string(), "trainable".to_string()];
-        head.extend(self.domains.iter().map(|domain| format!("loss {domain}")));
-        head.extend(["loss all", "accuracy %"].map(str::to_owned));
-        let cells = self.rows.iter().map(|row| {
-            let mut cells = vec![row.title.to_string(), row.parameters.to_string()];
-            cells.extend(row.losses.iter().map(|loss| format!("{loss:.3}")));
-            cells.push(format!("{:.1} ± {:.1}", 100.0 * row.accuracy, 100.0 * row.stderr));
-            cells
-        });
-        (head, cells.collect())
+    let [first, .., last] = done.trained.evals.as_slice() else { bail!("the demo measured no eval loss") };
+    let losses = |line: &EvalLine| {
+        let all = line.loss.all.loss;
+        line.loss.categories.values().map(|loss| loss.loss).chain([all]).collect::<Vec<_>>()
+    };
+    if outcome.rows.is_empty() {
+        outcome.domains = first.loss.categories.keys().cloned().collect();
+        let (accuracy, stderr) = accuracy(arguments, None, subjects)?;
+        outcome.rows.push(Row { title: "before", parameters: 0, losses: losses(first), accuracy, stderr });
     }
-
-    fn page(&self, questions: usize) -> String {
-        let (head, cells) = self.comparison();
-        let head: Vec<&str> = head.iter().map(String::as_str).collect();
-        let mut body = format!(
-            "<p>Three ways to fine-tune a LLaMA of one million parameters on four domains, with about equal numbers of trainable \
-             parameters. The loss is on an eval set, by domain; the accuracy is on {questions} multiple-choice questions, where \
-             guessing gives 25 %.</p>",
-        );
-        body += &section("Before and after", &table(&head, &cells));
-        body += &section("Training loss by step", &curves(&self.training));
-        if let Some(router) = &self.router {
-            body += &section("HydraLoRA's router", &router.html());
-        }
-        let command = |command: &String| format!("<p><code>{}</code></p>", report::escape(command));
-        body + &section("The same by hand", &self.commands.iter().map(command).collect::<String>())
-    }
+    let (accuracy, stderr) = accuracy(arguments, Some(&done.trained.adapter), subjects)?;
+    let (title, parameters) = (method.title, done.trainable);
+    outcome.rows.push(Row { title, parameters, losses: losses(last), accuracy, stderr });
+    let training = done.trained.steps.iter().map(|line| (line.step as f64, line.loss)).collect();
+    outcome.runs.push(Run { title, folder: method.folder, training });
+    outcome.commands.push(command);
+    outcome.router = done.router.or(outcome.router.take());
+    Ok(())
 }
 
 /// A method's fine-tune; what all three share was chosen on the tiny model.

@@ -7,12 +7,15 @@ use crate::experiment::plan::{Mmlu, Plan, Tune};
 use crate::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
 use crate::experiment::tune::Tuned;
 use crate::memory::mib;
-use crate::output::{command_line, printable, text_table};
+use crate::output::{command_line, text_table};
 use crate::statistics::{Bootstrap, Estimate, Interval};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// Heading of the columns with differences.
+pub const DIFFERENCE: &str = "vs first run";
 
 /// What the table is about.
 #[derive(Clone, Serialize)]
@@ -131,9 +134,9 @@ impl<'a> Summary<'a> {
     /// The main table: head and lines.
     pub fn main_table(&self) -> (Vec<String>, Vec<Vec<String>>) {
         let asked = self.base.mmlu.is_some();
-        let mut head = vec!["run", "trainable", "share %", "lr", "loss", "to the first"];
+        let mut head = vec!["run", "trainable", "share %", "lr", "loss", DIFFERENCE];
         if asked {
-            head.extend(["MMLU micro %", "to the first", "MMLU macro %", "to the first"]);
+            head.extend(["MMLU micro %", DIFFERENCE, "MMLU macro %", DIFFERENCE]);
         }
         head.extend(["tokens/s", "peak MiB"]);
         let dash = || "–".to_string();
@@ -181,11 +184,11 @@ impl<'a> Summary<'a> {
         let mut head = vec!["category".to_string(), "no adapter".to_string()];
         for (i, row) in self.rows.iter().enumerate() {
             head.push(row.name.to_string());
-            head.extend((i > 0).then(|| "to the first".to_string()));
+            head.extend((i > 0).then(|| DIFFERENCE.to_string()));
         }
         let line = |name: &String| {
             let base = self.base.loss.as_ref().and_then(|eval_loss| eval_loss.categories.get(name));
-            let mut cells = vec![printable(name), base.map_or("–".into(), |loss| format!("{:.4}", loss.loss))];
+            let mut cells = vec![name.clone(), base.map_or("–".into(), |loss| format!("{:.4}", loss.loss))];
             for (i, row) in self.rows.iter().enumerate() {
                 let own = row.scores.as_ref().and_then(|scores| scores.categories.get(name));
                 cells.push(own.map_or("diverged".into(), |e| estimate(e, 1.0, 4)));
@@ -207,15 +210,16 @@ impl<'a> Summary<'a> {
         let Bootstrap { samples, seed, level } = self.bootstrap;
         let over = if n > 1 { "seeds and records (or questions)" } else { "records (or questions)" };
         notes.push(format!(
-            "“To the first” is the paired difference to the first run, with the {} % interval of {samples} bootstrap draws over {over} \
-             (seed {seed}); a lower loss is better.",
+            "“vs first run” is the paired difference from the first run, with its {} % interval from {samples} bootstrap samples over \
+             {over} (seed {seed}). A lower loss is better.",
             100.0 * level
         ));
-        notes.push("All runs of a seed take the same records in the same order. Peak memory is what the process held while training, the weights' touched pages among it.".into());
+        notes.push("All runs of a seed take the same records in the same order. Peak memory is the resident memory of the process while training, weights included.".into());
         if let Some(tune) = self.about.tune {
             notes.push(format!(
-                "Learning rates: for each run the one of {:?} with the least loss on {} % of the training records kept apart, after {} % \
-                 of the budget on the rest, seed {}; (!) where it is an end of the list. A run with an lr of its own has that.",
+                "Learning rates: each run has the one of {:?} with the lowest loss on {} % of the training records, set aside, after {} % \
+                 of the steps on the rest (seed {}). (!) marks the first or last of the list: a better one may lie beyond it. A run \
+                 with its own lr keeps that.",
                 tune.lr, 100.0 * tune.validation, 100.0 * tune.fraction, tune.seed
             ));
         }

@@ -13,7 +13,7 @@ use crate::data::template::Template;
 use crate::device::on_device;
 use crate::options::Count;
 use crate::report::{self, Router};
-use crate::{interrupt, output};
+use crate::{interrupt, output, router};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
@@ -135,14 +135,17 @@ impl Prepared {
             config.steps
         ));
         let trained = train(model, adapter, data, config, eval_set, dir)?;
-        let eval_data = self.eval_data.as_ref().map(|data| (data, "eval records"));
+        let eval_data = self.eval_data.as_ref().map(|data| (data, "held-out records"));
         let (watched, what) = eval_data.unwrap_or((data, "training records"));
         let steps = trained.steps.len();
         let router = match watch {
-            true => interrupt::unless_stopped(Router::watch(model, &trained.adapter, watched, what, steps))?.flatten(),
+            true => {
+                interrupt::unless_stopped(router::for_report(model, &trained.adapter, watched, what, steps))?.flatten()
+            }
             false => None,
         };
-        report::write_run(&dir.path, &manifest.options, &manifest.facts, &trained, &router)?;
+        let (options, facts) = (&manifest.options, &manifest.facts);
+        report::Run { options, facts, trained: &trained, router: router.as_ref() }.write(&dir.path)?;
         Ok(Done { trained, trainable, router })
     }
 }
@@ -161,7 +164,7 @@ fn check_folder(spec: &RunSpec, resume: bool) -> Result<()> {
 fn describe_clusters(found: &Clustering) {
     output::say(format_args!("{} heads: {}", found.k, found.reason));
     for (cluster, (size, terms)) in found.sizes.iter().zip(&found.terms).enumerate() {
-        output::say(format_args!("  cluster {cluster}: {size} records, {}", output::printable(&terms.join(" "))));
+        output::say(format_args!("  cluster {cluster}: {size} records, {}", output::escaped(&terms.join(" "))));
     }
 }
 

@@ -108,8 +108,8 @@ fn what_was_found_is_written_down_and_repeatable() {
     }
     // The page and the plot are whole, self-contained, and say the same.
     let (page, plot) = (read(&scratch.path("one/report.html")), read(&scratch.path("one/elbow.svg")));
-    assert!(page.contains("60 records in 3 clusters") && page.contains("Adjusted Rand index: 1.000"), "{page}");
-    assert!(page.contains("line from 3") && !page.contains("http") && page.contains("prefers-color-scheme"));
+    assert!(page.contains("60 records fall into 3 clusters") && page.contains("Adjusted Rand index: 1.000"), "{page}");
+    assert!(page.contains("line fitted from 3 on") && !page.contains("http") && page.contains("prefers-color-scheme"));
     assert!(
         plot.contains("xmlns=\"http://www.w3.org/2000/svg\"") && plot.contains("<style>") && plot.ends_with("</svg>\n")
     );

@@ -36,7 +36,7 @@ fn the_curve_is_what_the_runs_gave() {
     let out = scratch.path("out");
     let command = line(&scratch, CONFIG, &out, "--records 24 --counts 1,4");
     let table = succeeds(&command);
-    assert!(table.contains("24 records of each number of categories") && table.contains("Split"), "{table}");
+    assert!(table.contains("24 training records for each number of categories") && table.contains("Split"), "{table}");
     let result = json(&format!("{out}/heterogeneity.json"));
     assert_eq!(result["counts"], serde_json::json!([1, 4]));
     for seed in [1, 2] {

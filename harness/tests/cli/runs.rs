@@ -369,7 +369,7 @@ fn the_report_says_which_records_the_router_was_watched_on() {
         fs::read_to_string(format!("{out}/report.html")).unwrap()
     };
     assert!(said(&line).contains("<p>200 of 1188 training records, drawn at random, spread evenly"));
-    assert!(said(&format!("{line} --eval-data {few}")).contains("<p>All 30 eval records.</p>"));
+    assert!(said(&format!("{line} --eval-data {few}")).contains("<p>All 30 held-out records."));
     assert!(!said(&format!("{line} --method lora")).contains("training records, drawn"));
 }
 
@@ -386,7 +386,12 @@ fn the_demo_compares_three_methods_and_replaces_an_earlier_one() {
         }
     }
     let page = fs::read_to_string(format!("{out}/report.html")).unwrap();
-    assert!(page.contains("polyline") && page.contains("head 3") && !page.contains("http"));
+    assert!(page.contains("polyline") && page.contains("Head 3") && !page.contains("http"));
+    // The picture of the README.
+    let picture = fs::read_to_string(format!("{out}/demo.svg")).unwrap();
+    for part in ["<svg xmlns", "Training loss", "nats per token", "step", "head 3", "arithmetic", "1/4 = 0.250"] {
+        assert!(picture.contains(part), "{part:?} in {picture}");
+    }
 }
 
 #[test]

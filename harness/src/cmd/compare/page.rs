@@ -1,49 +1,127 @@
-//! `compare.md`, the plots, and `report.html`.
+//! `compare.md`, the charts, and `report.html`.
 
 use crate::compare::results::Results;
-use crate::compare::summary::{Row, Summary};
+use crate::compare::summary::{DIFFERENCE, Row, Summary};
+use crate::experiment::scores::{Scores, estimate, interval};
+use crate::experiment::tune::{Trial, Tuned};
 use crate::output::{self, markdown_table};
-use crate::report::{self, Curve, Dot, curves, dots, escape, section, table};
+use crate::report::{
+    self, Axis, Chart, Look, Mean, Means, Page, Series, commands, count, figure, integer, paragraph, row, table,
+};
 use crate::statistics::{Estimate, Interval};
 use anyhow::Result;
+use serde_json::Value;
 use std::path::Path;
 
 /// Writes all of them.
 pub fn write(out: &Path, summary: &Summary<'_>, results: &Results) -> Result<()> {
     output::write(&out.join("compare.md"), &markdown(summary))?;
-    let mut body = String::new();
-    let (head, lines) = summary.main_table();
-    body += &section("The runs", &(html_table(&head, &lines) + &paragraphs(&summary.notes())));
-    for (file, title, svg) in pictures(summary, results) {
-        report::write_svg(&out.join(file), &svg)?;
-        body += &section(title, &svg);
+    let model = report::model_name(summary.about.model);
+    let mut page = Page::new(&format!("{} on {model}", count(summary.rows.len(), "run", "runs")), &lead(summary));
+    tiles(&mut page, summary);
+    let notes: String = summary.notes().iter().map(|note| paragraph(note)).collect();
+    page.section("Results", &(main_tables(summary) + &notes));
+    let mut figures = Vec::new();
+    for (file, means) in means(summary) {
+        report::write_means(&out.join(file), &means)?;
+        figures.push(means.figure());
     }
-    let (head, lines) = summary.category_table();
-    if !lines.is_empty() {
-        body += &section("Held-out loss by category", &html_table(&head, &lines));
+    page.section("Means and differences", &row(&figures));
+    let training = training(summary, results);
+    report::write_chart(&out.join("training.svg"), &training)?;
+    page.section("Training", &figure(&training, "", ""));
+    if !summary.categories().is_empty() {
+        page.section("Held-out loss by category", &category_tables(summary));
     }
     let tried: Vec<Vec<String>> = tried(summary);
     if !tried.is_empty() {
-        body += &section("Learning rates tried", &table(&["run", "lr", "loss on the part kept apart"], &tried));
+        page.section("Learning rates tried", &table(&TRIED, &tried));
     }
-    let commands = summary.rows.iter().map(|row| format!("<p><code>{}</code></p>", escape(&row.command)));
-    body += &section("The first seed of each by hand, with another --out", &commands.collect::<String>());
-    report::write(out, "Hydra compare", &body)
+    let repeat = commands(summary.rows.iter().map(|row| row.command.as_str()));
+    page.section("Commands that repeat the first seed of each run, with another --out", &repeat);
+    page.write(out)
 }
 
-fn html_table(head: &[String], lines: &[Vec<String>]) -> String {
-    let head: Vec<&str> = head.iter().map(String::as_str).collect();
-    table(&head, lines)
+const TRIED: [&str; 3] = ["run", "learning rate", "loss on the validation part"];
+
+/// What was run and what came of it.
+fn lead(summary: &Summary<'_>) -> String {
+    let names: Vec<&str> = summary.rows.iter().map(|row| row.name).collect();
+    let loss = |row: &Row<'_>| row.scores.as_ref().map(|scores| scores.loss.mean);
+    let finished = summary.rows.iter().filter_map(|row| Some((row, loss(row)?)));
+    let best = finished.min_by(|a, b| a.1.total_cmp(&b.1));
+    let found = best.map_or(String::new(), |(row, loss)| {
+        format!(" The lowest mean loss on the held-out records is {loss:.4}, of “{}”.", row.name)
+    });
+    format!(
+        "Trained on the same records in the same order, and measured on the same held-out records: {}.{found}",
+        names.join("; ")
+    )
 }
 
-fn paragraphs(notes: &[String]) -> String {
-    notes.iter().map(|note| format!("<p>{}</p>\n", escape(note))).collect()
+fn tiles(page: &mut Page, summary: &Summary<'_>) {
+    let file = |value: &Value| report::file_name(value["path"].as_str().unwrap_or_default());
+    let about = &summary.about;
+    page.tile("Model", &report::model_name(about.model), about.precision.as_str().unwrap_or_default());
+    let data: Vec<String> = about.data.iter().map(file).collect();
+    page.tile("Training data", &data.join(", "), &format!("measured on {}", file(about.eval_data)));
+    page.tile("Runs", &summary.rows.len().to_string(), &count(summary.seeds.len(), "seed each", "seeds each"));
+    if let Some(row) = summary.rows.first() {
+        page.tile("Steps", &integer(row.steps as u64), &format!("of each run, {} tokens", integer(row.tokens as u64)));
+    }
+    if let Some(base) = summary.base.loss {
+        page.tile("Loss without adapter", &format!("{:.4}", base.all.loss), "held out, nats per token");
+    }
+    if let Some(mmlu) = &summary.base.mmlu {
+        let asked = format!("{} questions", integer(mmlu.questions as u64));
+        page.tile("MMLU without adapter", &format!("{:.1} %", 100.0 * mmlu.micro), &asked);
+    }
+}
+
+/// The main table in two, losses and answers, so that each fits a screen.
+fn main_tables(summary: &Summary<'_>) -> String {
+    let (head, lines) = summary.main_table();
+    // A difference belongs to the column before it.
+    let is_mmlu = |column: usize| {
+        let of = if head[column] == DIFFERENCE { column - 1 } else { column };
+        head[of].starts_with("MMLU")
+    };
+    let all = || head.iter().enumerate().map(|(column, name)| (name.as_str(), column));
+    let losses: Vec<_> = all().filter(|(_, column)| !is_mmlu(*column)).collect();
+    let answers: Vec<_> = all().filter(|(_, column)| *column == 0 || is_mmlu(*column)).collect();
+    let answers = if answers.len() > 1 { columns(&answers, &lines) } else { String::new() };
+    columns(&losses, &lines) + &answers
+}
+
+/// Losses, and differences from the first run.
+fn category_tables(summary: &Summary<'_>) -> String {
+    let (head, lines) = summary.category_table();
+    let all = || head.iter().enumerate().map(|(column, name)| (name.as_str(), column));
+    let losses: Vec<_> = all().filter(|(name, _)| *name != DIFFERENCE).collect();
+    // Each difference under the name of its run, which stands before it.
+    let differences = all().filter(|(name, _)| *name == DIFFERENCE);
+    let differences: Vec<_> = differences.map(|(_, column)| (head[column - 1].as_str(), column)).collect();
+    if differences.is_empty() {
+        return columns(&losses, &lines);
+    }
+    let first = summary.rows.first().map_or("", |row| row.name);
+    let differences: Vec<_> = all().take(1).chain(differences).collect();
+    columns(&losses, &lines)
+        + &paragraph(&format!("Differences from “{first}”; below 0 is better:"))
+        + &columns(&differences, &lines)
+}
+
+/// A table of some columns, each with its heading.
+fn columns(wanted: &[(&str, usize)], lines: &[Vec<String>]) -> String {
+    let head: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+    let line = |line: &Vec<String>| wanted.iter().map(|(_, column)| line[*column].clone()).collect();
+    table(&head, &lines.iter().map(line).collect::<Vec<_>>())
 }
 
 fn tried(summary: &Summary<'_>) -> Vec<Vec<String>> {
     let tuned = summary.rows.iter().filter_map(|row| row.tuned);
     let trials = tuned.flat_map(|tuned| tuned.trials.iter().map(move |trial| (tuned, trial)));
-    let line = |(tuned, trial): (&crate::experiment::tune::Tuned, &crate::experiment::tune::Trial)| {
+    let line = |(tuned, trial): (&Tuned, &Trial)| {
         let chosen = if trial.lr == tuned.lr { " (chosen)" } else { "" };
         let loss = trial.loss.map_or("diverged".to_string(), |loss| format!("{loss:.4}"));
         vec![tuned.run.clone(), format!("{:e}{chosen}", trial.lr), loss]
@@ -51,62 +129,69 @@ fn tried(summary: &Summary<'_>) -> Vec<Vec<String>> {
     trials.map(line).collect()
 }
 
-/// File, title, picture.
-fn pictures(summary: &Summary<'_>, results: &Results) -> Vec<(&'static str, &'static str, String)> {
-    let rows = || summary.rows.iter();
-    let of = |pick: &dyn Fn(&Row<'_>) -> Option<Estimate>, factor: f64| -> Vec<Dot> {
-        let dot = |row: &Row<'_>| {
-            let estimate = pick(row)?;
-            let ends = estimate.stderr.map(|e| (factor * (estimate.mean - e), factor * (estimate.mean + e)));
-            Some(Dot { name: row.name.to_string(), mean: factor * estimate.mean, ends })
+/// Each with the name of its file.
+fn means(summary: &Summary<'_>) -> Vec<(&'static str, Means)> {
+    let estimated = |pick: &dyn Fn(&Scores<Estimate>) -> Option<Estimate>, factor: f64, decimals: usize| -> Vec<Mean> {
+        let mean = |row: &Row<'_>| {
+            let found = pick(row.scores.as_ref()?)?;
+            let ends = found.stderr.map(|e| (factor * (found.mean - e), factor * (found.mean + e)));
+            let text = estimate(&found, factor, decimals);
+            Some(Mean { name: row.name.to_string(), mean: factor * found.mean, ends, text })
         };
-        rows().filter_map(dot).collect()
+        summary.rows.iter().filter_map(mean).collect()
     };
-    let between = |pick: &dyn Fn(&Row<'_>) -> Option<Interval>, factor: f64| -> Vec<Dot> {
-        let dot = |row: &Row<'_>| {
-            let Interval { mean, low, high } = pick(row)?;
-            Some(Dot { name: row.name.to_string(), mean: factor * mean, ends: Some((factor * low, factor * high)) })
+    let differing = |pick: &dyn Fn(&Scores<Interval>) -> Option<Interval>, factor: f64, decimals: usize| -> Vec<Mean> {
+        let mean = |row: &Row<'_>| {
+            let found = pick(row.difference.as_ref()?)?;
+            let (ends, text) =
+                (Some((factor * found.low, factor * found.high)), interval(Some(found), factor, decimals));
+            Some(Mean { name: row.name.to_string(), mean: factor * found.mean, ends, text })
         };
-        rows().filter_map(dot).collect()
+        summary.rows.iter().filter_map(mean).collect()
     };
-    let mut pictures = vec![(
+    let means = |title: &str, axis: &str, rows: Vec<Mean>, origin: Option<f64>| Means {
+        title: title.to_string(),
+        axis: axis.to_string(),
+        rows,
+        origin,
+    };
+    let first = summary.rows.first().map_or("", |row| row.name);
+    let title = |what: &str| format!("{what}: difference from “{first}”");
+    let level = 100.0 * summary.bootstrap.level;
+    let mut all = vec![(
         "loss.svg",
-        "Held-out loss, mean ± standard error",
-        dots(&of(&|row| Some(row.scores.as_ref()?.loss.clone()), 1.0), None),
+        means(
+            "Held-out loss",
+            "nats per token, mean ± standard error",
+            estimated(&|s| Some(s.loss.clone()), 1.0, 4),
+            None,
+        ),
     )];
-    let difference = between(&|row| Some(row.difference.as_ref()?.loss), 1.0);
+    let difference = differing(&|scores| Some(scores.loss), 1.0, 4);
     if !difference.is_empty() {
-        pictures.push((
-            "loss-difference.svg",
-            "Held-out loss less that of the first run, with the interval",
-            dots(&difference, Some(0.0)),
-        ));
+        let axis = format!("nats per token, {level} % interval; below 0 is better");
+        all.push(("loss-difference.svg", means(&title("Held-out loss"), &axis, difference, Some(0.0))));
     }
     if summary.base.mmlu.is_some() {
-        let micro = of(&|row| row.scores.as_ref()?.mmlu_micro.clone(), 100.0);
-        pictures.push(("mmlu.svg", "MMLU micro %, mean ± standard error", dots(&micro, None)));
-        let difference = between(&|row| row.difference.as_ref()?.mmlu_micro, 100.0);
+        let accuracy = estimated(&|scores| scores.mmlu_micro.clone(), 100.0, 2);
+        all.push(("mmlu.svg", means("MMLU", "right answers, %, mean ± standard error", accuracy, None)));
+        let difference = differing(&|scores| scores.mmlu_micro, 100.0, 2);
         if !difference.is_empty() {
-            pictures.push((
-                "mmlu-difference.svg",
-                "MMLU micro % less that of the first run, with the interval",
-                dots(&difference, Some(0.0)),
-            ));
+            let axis = format!("percentage points, {level} % interval; above 0 is better");
+            all.push(("mmlu-difference.svg", means(&title("MMLU"), &axis, difference, Some(0.0))));
         }
     }
-    let training: Vec<Curve> = rows()
-        .zip(&results.runs)
-        .map(|(row, seeds)| {
-            let steps = seeds.iter().map(|f| f.details.training.len()).min().unwrap_or(0);
-            let mean = |step: usize| seeds.iter().map(|f| f.details.training[step]).sum::<f64>() / seeds.len() as f64;
-            Curve {
-                name: row.name.to_string(),
-                points: (0..steps).map(|step| (step as f64 + 1.0, mean(step))).collect(),
-            }
-        })
-        .collect();
-    pictures.push(("training.svg", "Training loss by step, mean over seeds", curves(&training)));
-    pictures
+    all
+}
+
+fn training(summary: &Summary<'_>, results: &Results) -> Chart {
+    let series = summary.rows.iter().zip(&results.runs).map(|(row, seeds)| {
+        let steps = seeds.iter().map(|f| f.details.training.len()).min().unwrap_or(0);
+        let mean = |step: usize| seeds.iter().map(|f| f.details.training[step]).sum::<f64>() / seeds.len() as f64;
+        Series::new(row.name, Look::Noisy, (0..steps).map(|step| (step as f64 + 1.0, mean(step))).collect())
+    });
+    let series = series.collect();
+    Chart { title: "Training loss, mean over seeds".into(), x: Axis::steps(), y: Axis::loss(), series, rule: None }
 }
 
 fn markdown(summary: &Summary<'_>) -> String {
@@ -121,12 +206,12 @@ fn markdown(summary: &Summary<'_>) -> String {
     }
     let tried = tried(summary);
     if !tried.is_empty() {
-        let head = ["run", "lr", "loss on the part kept apart"].map(str::to_owned);
+        let head = TRIED.map(str::to_owned);
         text += &format!("## Learning rates tried\n\n{}\n", markdown_table(&head, &tried));
     }
-    text += "## The first seed of each by hand, with another --out\n\n";
+    text += "## Commands that repeat the first seed of each run, with another --out\n\n";
     for row in &summary.rows {
-        text += &format!("    {}\n", output::printable(&row.command));
+        text += &format!("    {}\n", output::escaped(&row.command));
     }
     let tokens = summary.rows.iter().map(|row| format!("{}: {} steps, {} tokens", row.name, row.steps, row.tokens));
     text + &format!("\n{}\n", tokens.collect::<Vec<_>>().join("; "))
