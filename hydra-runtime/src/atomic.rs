@@ -204,7 +204,8 @@ mod tests {
         let [plain, written, filled] = ["plain", "written", "filled"].map(|name| dir.path().join(name));
         File::create(&plain).unwrap();
         write_atomically(&written, b"1").unwrap();
-        fill_atomically(&filled, |path| Ok(fs::write(path, "1").unwrap())).unwrap();
+        let fill = |path: &Path| fs::write(path, "1").map_err(|source| io(path, source));
+        fill_atomically(&filled, fill).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!([mode(&written), mode(&filled)], [mode(&plain); 2]);
         let (made, folder) = (dir.path().join("made"), dir.path().join("folder"));
