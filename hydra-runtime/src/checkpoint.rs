@@ -1,28 +1,28 @@
 //! A model's frozen weights: mapped into memory, checked once, left in their own format.
 //!
 //! Two containers hold the same model under different names: a Hugging Face folder (`checkpoint/safetensors.rs`) and a
-//! GGUF file (`checkpoint/gguf.rs`). Each hands over a `Listing` of raw tensors; this file asks it for the tensors that
-//! the [`Config`] calls for and names every one that is missing, misshapen, or would change the result if it were ignored.
+//! GGUF file (`checkpoint/gguf.rs`). Each gives a `Listing` of raw tensors. This file takes from it the tensors that the
+//! [`Config`] calls for, and names every one that is missing, has the wrong shape, or would change the result if it were ignored.
 
 mod gguf;
 pub(crate) mod safetensors;
 mod stored;
 
+pub use bytes::Bytes;
 pub use stored::StoredWeight;
 
 use crate::config::Config;
 use crate::error::printable;
+use crate::files::{Files, map};
 use crate::projection::Projection;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
-use bytes::Bytes;
 use half::{bf16, f16};
 use hydra_kernels::quant::{Format, RowOrder, Weight};
-use memmap2::Mmap;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A tensor of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +72,7 @@ impl TensorId {
 
 /// A tensor as its container describes it.
 struct RawTensor {
-    /// Which of the mapped files.
+    /// Which of the files.
     file: usize,
     bytes: Range<usize>,
     /// The format, or the name of one that isn't supported.
@@ -83,23 +83,25 @@ struct RawTensor {
 
 /// What a container holds.
 struct Listing {
-    path: PathBuf,
+    source: Source,
     config: Config,
-    files: Vec<Bytes>,
+    /// The files' bytes.
+    data: Vec<Bytes>,
     tensors: BTreeMap<String, RawTensor>,
     /// A tensor's name in this container.
     name: fn(TensorId) -> String,
-    /// Whether a tensor that nobody asked for would change the result.
+    /// Whether a tensor that was not asked for would change the result.
     relevant: fn(&str) -> bool,
-    /// How the rows of q and k lie.
+    /// The order of the rows of q and k.
     attention_rows: RowOrder,
-    kind: Kind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    HuggingFace,
-    Gguf,
+/// Where a model comes from.
+enum Source {
+    /// A Hugging Face folder's files.
+    Files(Files),
+    /// A GGUF file; its path, or what messages call it.
+    Gguf(PathBuf),
 }
 
 /// A checked tensor.
@@ -112,34 +114,39 @@ struct Entry {
     order: RowOrder,
 }
 
-/// A model's frozen weights and their description.
-pub struct Checkpoint {
-    path: PathBuf,
+/// A model's frozen weights and their description. Clones share the files' memory.
+#[derive(Clone)]
+pub struct Checkpoint(Arc<Opened>);
+
+struct Opened {
+    source: Source,
     config: Config,
-    files: Vec<Bytes>,
+    data: Vec<Bytes>,
     entries: HashMap<TensorId, Entry>,
-    kind: Kind,
 }
 
 impl Checkpoint {
     /// Opens a Hugging Face folder (config.json with model.safetensors or its sharded index), a GGUF file, or a folder
     /// with exactly one GGUF file.
     ///
-    /// The files are mapped: they must not be changed while the checkpoint lives.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// The files are mapped: they must not be changed while the checkpoint, or a model made of it, lives.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let open = |path: &Path| Self::check(gguf::list(path, map(path)?)?);
         if !metadata.is_dir() {
-            return Self::check(gguf::open(path)?);
+            return open(path);
         }
-        if path.join("config.json").is_file() {
-            return Self::check(safetensors::open(path)?);
+        let files = Files::folder(path);
+        if files.has(crate::config::json::FILE) {
+            return Self::check(safetensors::list(files)?);
         }
         let entries = std::fs::read_dir(path).map_err(|source| Error::Io { path: path.into(), source })?;
         let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let ggufs: Vec<_> =
             files.filter(|file| file.extension().is_some_and(|extension| extension == "gguf")).collect();
         match ggufs.as_slice() {
-            [one] => Self::check(gguf::open(one)?),
+            [one] => open(one),
             _ => {
                 let found = ggufs.len();
                 let message = format!("no config.json and {found} .gguf files, wanted config.json or one .gguf file");
@@ -148,8 +155,20 @@ impl Checkpoint {
         }
     }
 
+    /// A GGUF file in memory.
+    pub fn from_gguf(bytes: impl Into<Bytes>) -> Result<Self> {
+        Self::check(gguf::list(Path::new("<memory>"), bytes.into())?)
+    }
+
+    /// A Hugging Face folder's files in memory, by their names there: `config.json`, `model.safetensors` (or its index and shards),
+    /// and, for a tokenizer, `tokenizer.json` and what belongs to it.
+    pub fn from_files<N: Into<String>, F: Into<Bytes>>(files: impl IntoIterator<Item = (N, F)>) -> Result<Self> {
+        let files = files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect();
+        Self::check(safetensors::list(Files::memory(files))?)
+    }
+
     fn check(listing: Listing) -> Result<Self> {
-        let Listing { path, config, files, mut tensors, name, relevant, attention_rows, kind } = listing;
+        let Listing { source, config, data, mut tensors, name, relevant, attention_rows } = listing;
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
         let mut entries = HashMap::new();
         for id in TensorId::all(&config) {
@@ -162,35 +181,35 @@ impl Checkpoint {
                 TensorId::Projection(_, Projection::Q | Projection::K) => attention_rows,
                 _ => RowOrder::Natural,
             };
-            match entry(id, &config, raw, &files, order) {
+            match entry(id, &config, raw, &data, order) {
                 Ok(entry) => drop(entries.insert(id, entry)),
                 Err(why) => wrong.push(format!("{name} {why}")),
             }
         }
         let surplus: Vec<_> = tensors.into_keys().filter(|name| relevant(name)).map(|name| printable(&name)).collect();
         if !(missing.is_empty() && wrong.is_empty() && surplus.is_empty()) {
-            return Err(Error::Tensors { path, missing, surplus, wrong });
+            return Err(Error::Tensors { path: source.path().into(), missing, surplus, wrong });
         }
-        Ok(Self { path, config, files, entries, kind })
+        Ok(Self(Arc::new(Opened { source, config, data, entries })))
     }
 
-    /// What was opened: the folder, or the GGUF file.
+    /// What was opened: the folder, or the GGUF file; `<memory>` for files in memory.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.source.path()
     }
 
     /// The model's shape.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.0.config
     }
 
     fn entry(&self, id: TensorId) -> &Entry {
-        let id = if id == TensorId::Head && self.config.tied { TensorId::Embedding } else { id };
-        self.entries.get(&id).unwrap_or_else(|| panic!("{id:?} in a model of {} layers", self.config.layers))
+        let id = if id == TensorId::Head && self.config().tied { TensorId::Embedding } else { id };
+        self.0.entries.get(&id).unwrap_or_else(|| panic!("{id:?} in a model of {} layers", self.config().layers))
     }
 
     fn bytes_of(&self, entry: &Entry) -> &[u8] {
-        &self.files[entry.file][entry.bytes.clone()]
+        &self.0.data[entry.file][entry.bytes.clone()]
     }
 
     /// A matrix where it lies. The head of a tied model is the embedding.
@@ -209,7 +228,7 @@ impl Checkpoint {
     /// If `id` is beyond the model's layers.
     pub fn stored(&self, id: TensorId) -> StoredWeight {
         let entry = self.entry(id);
-        let data = self.files[entry.file].slice(entry.bytes.clone());
+        let data = self.0.data[entry.file].slice(entry.bytes.clone());
         let weight = StoredWeight::new(entry.format, entry.rows, entry.cols, data, entry.order);
         weight.expect("checked when it was opened")
     }
@@ -219,20 +238,18 @@ impl Checkpoint {
     /// # Panics
     /// If `id` is a matrix, or beyond the model's layers.
     pub fn vector(&self, id: TensorId) -> Vec<f32> {
-        assert!(id.dims(&self.config).0.is_none(), "{id:?} is a matrix");
+        assert!(id.dims(self.config()).0.is_none(), "{id:?} is a matrix");
         let entry = self.entry(id);
         floats(entry.format, self.bytes_of(entry)).expect("checked when it was opened")
     }
 
     /// The model's tokenizer, checked to fit its embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let (tokenizer, path) = match self.kind {
-            Kind::HuggingFace => {
-                (Tokenizer::from_folder(&self.path, &self.config), self.path.join(crate::tokenizer::FILE))
-            }
-            Kind::Gguf => (gguf::tokenizer(&self.path, &self.files[0]), self.path.clone()),
+        let (tokenizer, path) = match &self.0.source {
+            Source::Files(files) => (Tokenizer::read(files, self.config()), files.name(crate::tokenizer::FILE)),
+            Source::Gguf(path) => (gguf::tokenizer(path, &self.0.data[0]), path.clone()),
         };
-        let fitting = tokenizer.and_then(|tokenizer| tokenizer.fits(self.config.vocab).map(|()| tokenizer));
+        let fitting = tokenizer.and_then(|tokenizer| tokenizer.fits(self.config().vocab).map(|()| tokenizer));
         fitting.map_err(|error| match error {
             Error::Tokenizer(message) => Error::Format { path, offset: None, message: format!("tokenizer: {message}") },
             other => other,
@@ -244,19 +261,22 @@ impl Checkpoint {
         self.entry(id).format
     }
 
-    /// Whether it is a Hugging Face folder.
-    pub(crate) fn is_folder(&self) -> bool {
-        self.kind == Kind::HuggingFace
+    /// The files of a Hugging Face folder; `None` for a GGUF file.
+    pub(crate) fn files(&self) -> Option<&Files> {
+        match &self.0.source {
+            Source::Files(files) => Some(files),
+            Source::Gguf(_) => None,
+        }
     }
 
     /// Number of weights; a tied head counts once.
     pub fn parameters(&self) -> u64 {
-        self.entries.values().map(|entry| entry.rows as u64 * entry.cols as u64).sum()
+        self.0.entries.values().map(|entry| entry.rows as u64 * entry.cols as u64).sum()
     }
 
     /// Bytes of the weights as they are stored.
     pub fn bytes(&self) -> u64 {
-        self.entries.values().map(|entry| entry.bytes.len() as u64).sum()
+        self.0.entries.values().map(|entry| entry.bytes.len() as u64).sum()
     }
 
     /// Tells a model from another of its shape, though not by every weight, which would take as long as reading them all: FNV-1a
@@ -266,8 +286,8 @@ impl Checkpoint {
         let mut add = |bytes: &[u8]| {
             bytes.iter().for_each(|&byte| hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
         };
-        add(format!("{:?}", self.config).as_bytes());
-        for id in TensorId::all(&self.config) {
+        add(format!("{:?}", self.config()).as_bytes());
+        for id in TensorId::all(self.config()) {
             let entry = self.entry(id);
             add(entry.format.name().as_bytes());
             let bytes = self.bytes_of(entry);
@@ -280,7 +300,7 @@ impl Checkpoint {
     /// The storage formats in use: format, tensors, bytes; the largest first.
     pub fn formats(&self) -> Vec<(Format, usize, u64)> {
         let count = |format| {
-            let of_it = self.entries.values().filter(|entry| entry.format == format);
+            let of_it = self.0.entries.values().filter(|entry| entry.format == format);
             let (tensors, bytes) = of_it.fold((0, 0), |(n, bytes), entry| (n + 1, bytes + entry.bytes.len() as u64));
             (format, tensors, bytes)
         };
@@ -290,15 +310,24 @@ impl Checkpoint {
     }
 }
 
+impl Source {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Files(files) => files.path(),
+            Self::Gguf(path) => path,
+        }
+    }
+}
+
 /// Checks a raw tensor against what the model wants; the text says what is wrong with it.
-fn entry(id: TensorId, config: &Config, raw: RawTensor, files: &[Bytes], order: RowOrder) -> Result<Entry, String> {
+fn entry(id: TensorId, config: &Config, raw: RawTensor, data: &[Bytes], order: RowOrder) -> Result<Entry, String> {
     let (rows, cols) = id.dims(config);
     let want: Vec<usize> = rows.into_iter().chain([cols]).collect();
     if raw.shape != want {
         return Err(format!("is {:?}, wanted {want:?}", raw.shape));
     }
     let format = raw.format.map_err(|name| format!("has type {name}, wanted {}", supported()))?;
-    let bytes = &files[raw.file][raw.bytes.clone()];
+    let bytes = &data[raw.file][raw.bytes.clone()];
     let entry = Entry { file: raw.file, bytes: raw.bytes.clone(), format, rows: rows.unwrap_or(1), cols, order };
     if rows.is_some() {
         Weight::new(format, entry.rows, cols, bytes, order).map_err(|error| error.to_string())?;
@@ -322,18 +351,4 @@ fn floats(format: Format, bytes: &[u8]) -> Option<Vec<f32>> {
         Format::Bf16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
         _ => None,
     }
-}
-
-/// Maps a file into memory.
-fn map(path: &Path) -> Result<Bytes> {
-    let io = |source| Error::Io { path: path.into(), source };
-    let file = File::open(path).map_err(io)?;
-    // A folder, a pipe or a device can't be a checkpoint, and mapping one may do anything.
-    if !file.metadata().map_err(io)?.is_file() {
-        return Err(Error::Format { path: path.into(), offset: None, message: "not a regular file".into() });
-    }
-    // SAFETY: the mapping is private and read-only; that nobody truncates the file under it is `Checkpoint::open`'s
-    // documented contract, as it is of every engine that maps its weights.
-    let mapped = unsafe { Mmap::map(&file) }.map_err(io)?;
-    Ok(Bytes::from_owner(mapped))
 }

@@ -1,6 +1,6 @@
 //! The shape of a LLaMA, from `config.json`; GGUF metadata gives the same (see `checkpoint/gguf.rs`).
 
-mod json;
+pub(crate) mod json;
 mod rope;
 
 pub use rope::{Llama3Scaling, Rope, RopeScaling};

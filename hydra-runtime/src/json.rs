@@ -24,8 +24,13 @@ impl Object {
         if length > MAX_BYTES {
             return Err(invalid(format!("{length} bytes, wanted a JSON object of at most {MAX_BYTES}")));
         }
-        let bytes = std::fs::read(path).map_err(io)?;
-        let value = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
+        Self::parse(path, &std::fs::read(path).map_err(io)?)
+    }
+
+    /// From a file's bytes; `path` is for messages.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let invalid = |message| Error::Format { path: path.into(), offset: None, message };
+        let value = serde_json::from_slice(bytes).map_err(|e| invalid(format!("not JSON: {e}")))?;
         match value {
             Value::Object(map) => Ok(Self { path: path.into(), prefix: String::new(), map }),
             _ => Err(invalid("wanted a JSON object".into())),

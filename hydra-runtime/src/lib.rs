@@ -22,7 +22,7 @@
 //! use hydra_runtime::{checkpoint::Checkpoint, evaluate::Evaluator, model::Model};
 //!
 //! # fn main() -> hydra_runtime::Result<()> {
-//! let checkpoint = Checkpoint::open("model.gguf".as_ref())?;
+//! let checkpoint = Checkpoint::open("model.gguf")?;
 //! let tokenizer = checkpoint.tokenizer()?;
 //! // Two threads, and nothing wider than AVX2.
 //! let cpu = CpuOptions { threads: Some(2), isa: Isa::by_name("avx2"), ..CpuOptions::default() };
@@ -47,6 +47,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod evaluate;
+mod files;
 pub mod generate;
 mod json;
 pub mod merge;

@@ -12,8 +12,8 @@
 use crate::adapter::{Adapter, AdapterPair, GateKind};
 use crate::checkpoint::safetensors::{INDEX, ONE_FILE};
 use crate::checkpoint::{Checkpoint, TensorId};
+use crate::config::json::FILE as CONFIG;
 use crate::error::not_written;
-use crate::json::Object;
 use crate::{Error, Result};
 use half::{bf16, f16};
 use hydra_kernels::isa::Isa;
@@ -144,7 +144,7 @@ pub fn write(
         return Err(Error::Invalid(format!("{} is not empty", folder.display())));
     }
     let format = match options.format {
-        None if checkpoint.is_folder() => None,
+        None if checkpoint.files().is_some() => None,
         None => Some(common_format(checkpoint)),
         asked => asked,
     };
@@ -196,15 +196,13 @@ fn describe(checkpoint: &Checkpoint, folder: &Path, format: Option<Format>) -> R
         Format::F16 => "float16",
         _ => "bfloat16",
     };
-    let path = folder.join("config.json");
-    let config = if checkpoint.is_folder() {
-        for name in COMPANIONS {
-            let (from, to) = (checkpoint.path().join(name), folder.join(name));
-            if from.is_file() {
-                std::fs::copy(&from, to).map_err(|source| Error::Io { path: from, source })?;
-            }
+    let path = folder.join(CONFIG);
+    let config = if let Some(files) = checkpoint.files() {
+        for name in COMPANIONS.into_iter().filter(|name| files.has(name)) {
+            let to = folder.join(name);
+            std::fs::write(&to, files.read(name)?).map_err(|source| Error::Io { path: to, source })?;
         }
-        let mut map = Object::read(&checkpoint.path().join("config.json"))?.map;
+        let mut map = files.object(CONFIG)?.map;
         if let Some(format) = format {
             map.remove("dtype");
             map.insert("torch_dtype".into(), torch(format).into());
@@ -261,7 +259,7 @@ fn write_shards(
             return Err(Error::Invalid(format!("{name} would hold values that aren't finite in {format}")));
         }
         // The safetensors crate's file is readable by its owner only; give it its neighbours' permissions.
-        let neighbour = std::fs::metadata(folder.join("config.json"));
+        let neighbour = std::fs::metadata(folder.join(CONFIG));
         let shared = neighbour.and_then(|neighbour| std::fs::set_permissions(&path, neighbour.permissions()));
         shared.map_err(|source| Error::Io { path, source })?;
     }

@@ -6,7 +6,7 @@ pub(crate) mod spm;
 
 use crate::config::Config;
 use crate::error::printable;
-use crate::json::Object;
+use crate::files::Files;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -14,6 +14,8 @@ use tokenizers::processors::template::TemplateProcessing;
 
 /// Its name in a Hugging Face folder.
 pub(crate) const FILE: &str = "tokenizer.json";
+const OPTIONS: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -38,14 +40,14 @@ impl Tokenizer {
 
     /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
     /// the tokenizer's own, else the model's.
-    pub(crate) fn from_folder(folder: &Path, config: &Config) -> Result<Self> {
-        let path = folder.join(FILE);
-        if !path.is_file() && folder.join("tokenizer.model").is_file() {
+    pub(crate) fn read(files: &Files, config: &Config) -> Result<Self> {
+        let path = files.name(FILE);
+        if !files.has(FILE) && files.has("tokenizer.model") {
             let how = "AutoTokenizer.from_pretrained(..).save_pretrained(..) writes it";
             let message = format!("not there, and tokenizer.model alone isn't read: {how}");
             return Err(Error::Format { path, offset: None, message });
         }
-        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let bytes = files.read(FILE)?;
         let invalid = |why: &dyn std::fmt::Display| {
             let message = format!("not a tokenizer: {why}");
             Error::Format { path: path.clone(), offset: None, message }
@@ -55,29 +57,32 @@ impl Tokenizer {
         if let Some(token) = json.post_processor.as_ref().and_then(undeclared) {
             return Err(invalid(&format_args!("post_processor has {token}, which its special_tokens don't")));
         }
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| invalid(&e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| invalid(&e))?;
         // Both would change what a text means; a length is the caller's to choose.
         inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
         let mut eos = config.eos.first().copied();
         let mut chat_template = None;
-        let options = folder.join("tokenizer_config.json");
-        if options.is_file() {
-            let options = Object::read(&options)?;
+        if files.has(OPTIONS) {
+            let options = files.object(OPTIONS)?;
             let token =
                 options.get("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
             eos = token.and_then(|text| inner.token_to_id(text)).or(eos);
             chat_template = options.get("chat_template").and_then(template);
         }
-        let separate = folder.join("chat_template.jinja");
-        if separate.is_file() {
-            let text = std::fs::read_to_string(&separate).map_err(|source| Error::Io { path: separate, source })?;
-            chat_template = Some(text);
+        if files.has(TEMPLATE) {
+            let text = String::from_utf8(files.read(TEMPLATE)?.into());
+            let text = text.map_err(|_| Error::Format {
+                path: files.name(TEMPLATE),
+                offset: None,
+                message: "not UTF-8".into(),
+            });
+            chat_template = Some(text?);
         }
         let bos_to_add = leading_token(&inner)?;
         Ok(Self::new(inner, bos_to_add, eos, chat_template))
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json`, from which [`Tokenizer::from_folder`] and Hugging Face's
+    /// Writes `tokenizer.json` and `tokenizer_config.json`, from which [`Tokenizer::read`] and Hugging Face's
     /// transformers make the same tokenizer; `config` is the model's.
     pub(crate) fn save(&self, folder: &Path, config: &Config) -> Result<()> {
         let mut inner = self.inner.clone();
@@ -97,7 +102,7 @@ impl Tokenizer {
             "clean_up_tokenization_spaces": false,
         });
         let tokenizer = inner.to_string(true).map_err(refused)?;
-        let files = [(FILE, tokenizer), ("tokenizer_config.json", format!("{options:#}\n"))];
+        let files = [(FILE, tokenizer), (OPTIONS, format!("{options:#}\n"))];
         for (name, text) in files {
             let path = folder.join(name);
             std::fs::write(&path, text).map_err(|source| Error::Io { path, source })?;

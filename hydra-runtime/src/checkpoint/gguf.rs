@@ -4,11 +4,12 @@ mod container;
 mod types;
 mod vocabulary;
 
-use super::{Kind, Listing, RawTensor, TensorId, map};
+use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::{Config, Rope, RopeScaling};
 use crate::error::printable;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use bytes::Bytes;
 use container::{Container, Value};
 use hydra_kernels::quant::RowOrder;
 use std::collections::BTreeMap;
@@ -17,9 +18,9 @@ use std::path::Path;
 /// Frequencies' divisors of models that were stretched the LLaMA 3.1 way, [head_dim / 2].
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-pub(super) fn open(path: &Path) -> Result<Listing> {
-    let mapped = map(path)?;
-    let container = Container::parse(path, &mapped)?;
+/// Lists a file's tensors; `path` is for messages.
+pub(super) fn list(path: &Path, file: Bytes) -> Result<Listing> {
+    let container = Container::parse(path, &file)?;
     let config = config(&container)?;
     let mut tensors = BTreeMap::new();
     for (name, tensor) in &container.tensors {
@@ -28,8 +29,8 @@ pub(super) fn open(path: &Path) -> Result<Listing> {
         tensors.insert(name.to_string(), raw);
     }
     let attention_rows = RowOrder::Interleaved { head_dim: config.head_dim };
-    let files = vec![mapped];
-    Ok(Listing { path: path.into(), config, files, tensors, name, relevant, attention_rows, kind: Kind::Gguf })
+    let (source, data) = (Source::Gguf(path.into()), vec![file]);
+    Ok(Listing { source, config, data, tensors, name, relevant, attention_rows })
 }
 
 /// The tokenizer that the file carries.

@@ -1,10 +1,10 @@
 //! A Hugging Face folder: `config.json` beside `model.safetensors`, or beside shards that `model.safetensors.index.json`
 //! lists. The header's own consistency (lengths, overlaps, gaps) is checked by the safetensors crate.
 
-use super::{Kind, Listing, RawTensor, TensorId, map};
+use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::Config;
 use crate::error::printable;
-use crate::json::Object;
+use crate::files::Files;
 use crate::{Error, Result};
 use bytes::Bytes;
 use hydra_kernels::quant::{Format, RowOrder};
@@ -15,33 +15,32 @@ use std::path::{Component, Path};
 pub(crate) const ONE_FILE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-pub(super) fn open(folder: &Path) -> Result<Listing> {
-    let config = Config::open(folder)?;
-    let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
-    if folder.join(ONE_FILE).is_file() {
-        add(folder, ONE_FILE, &mut files, &mut tensors)?;
-    } else if folder.join(INDEX).is_file() {
-        let placed = index(folder)?;
+pub(super) fn list(files: Files) -> Result<Listing> {
+    let config = Config::read(&files)?;
+    let (mut data, mut tensors) = (Vec::new(), BTreeMap::new());
+    if files.has(ONE_FILE) {
+        add(&files, ONE_FILE, &mut data, &mut tensors)?;
+    } else if files.has(INDEX) {
+        let placed = index(&files)?;
         for shard in placed.values().collect::<BTreeSet<_>>() {
-            add(folder, shard, &mut files, &mut tensors)?;
+            add(&files, shard, &mut data, &mut tensors)?;
         }
         let missing: Vec<_> = placed.keys().filter(|name| !tensors.contains_key(*name)).map(|n| printable(n)).collect();
         if !missing.is_empty() {
-            return Err(Error::Tensors { path: folder.into(), missing, surplus: Vec::new(), wrong: Vec::new() });
+            return Err(Error::Tensors { path: files.path().into(), missing, surplus: Vec::new(), wrong: Vec::new() });
         }
     } else {
-        let pickled =
-            folder.join("pytorch_model.bin").is_file() || folder.join("pytorch_model.bin.index.json").is_file();
+        let pickled = files.has("pytorch_model.bin") || files.has("pytorch_model.bin.index.json");
         let hint = if pickled {
             "; pytorch_model.bin isn't read, save the model again with safe_serialization=True"
         } else {
             ""
         };
         let message = format!("neither {ONE_FILE} nor {INDEX} in it{hint}");
-        return Err(Error::Format { path: folder.into(), offset: None, message });
+        return Err(Error::Format { path: files.path().into(), offset: None, message });
     }
-    let attention_rows = RowOrder::Natural;
-    Ok(Listing { path: folder.into(), config, files, tensors, name, relevant, attention_rows, kind: Kind::HuggingFace })
+    let (source, attention_rows) = (Source::Files(files), RowOrder::Natural);
+    Ok(Listing { source, config, data, tensors, name, relevant, attention_rows })
 }
 
 pub(super) fn name(id: TensorId) -> String {
@@ -62,8 +61,8 @@ fn relevant(name: &str) -> bool {
 }
 
 /// Which shard holds which tensor. A shard is a file of this folder and of no other.
-fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
-    let file = Object::read(&folder.join(INDEX))?;
+fn index(files: &Files) -> Result<BTreeMap<String, String>> {
+    let file = files.object(INDEX)?;
     let placed = file.object("weight_map")?.ok_or_else(|| file.refuse("weight_map", "an object"))?;
     let mut shards = BTreeMap::new();
     for tensor in placed.map.keys() {
@@ -77,10 +76,9 @@ fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
     Ok(shards)
 }
 
-/// Maps a file and lists its tensors.
-fn add(folder: &Path, name: &str, files: &mut Vec<Bytes>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
-    let path = folder.join(name);
-    let mapped = map(&path)?;
+/// Adds a file's bytes to `data` and its tensors to `tensors`.
+fn add(files: &Files, name: &str, data: &mut Vec<Bytes>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
+    let (path, mapped) = (files.name(name), files.map(name)?);
     let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
     let parsed = SafeTensors::deserialize(&mapped)
         .map_err(|e| invalid(format!("not safetensors: {}", printable(&e.to_string()))))?;
@@ -94,11 +92,11 @@ fn add(folder: &Path, name: &str, files: &mut Vec<Bytes>, tensors: &mut BTreeMap
             other => Err(other.to_string()),
         };
         let bytes = start..start + view.data().len();
-        let raw = RawTensor { file: files.len(), bytes, format, shape: view.shape().to_vec() };
+        let raw = RawTensor { file: data.len(), bytes, format, shape: view.shape().to_vec() };
         if tensors.insert(name.to_string(), raw).is_some() {
             return Err(invalid(format!("{} is in two shards", printable(name))));
         }
     }
-    files.push(mapped);
+    data.push(mapped);
     Ok(())
 }

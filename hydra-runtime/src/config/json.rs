@@ -2,20 +2,25 @@
 
 use super::{Config, Llama3Scaling, Rope, RopeScaling};
 use crate::Result;
+use crate::files::Files;
 use crate::json::{Object, shortest};
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// Its name in a Hugging Face folder.
+pub(crate) const FILE: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+
 impl Config {
     /// Reads `config.json` (and the end tokens of `generation_config.json`, if that is there) in `folder`.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let file = Object::read(&path)?;
-        let mut config = parse(&file)?;
-        let generation = folder.join("generation_config.json");
-        if generation.is_file() {
-            let more = Object::read(&generation)?.token_ids("eos_token_id")?;
-            config.eos.extend(more);
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::read(&Files::folder(folder.as_ref()))
+    }
+
+    pub(crate) fn read(files: &Files) -> Result<Self> {
+        let mut config = parse(&files.object(FILE)?)?;
+        if files.has(GENERATION) {
+            config.eos.extend(files.object(GENERATION)?.token_ids("eos_token_id")?);
         }
         let mut seen = std::collections::HashSet::new();
         config.eos.retain(|&id| seen.insert(id));
