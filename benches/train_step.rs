@@ -89,7 +89,7 @@ fn sequences(count: usize, len: usize) -> Vec<Sequence> {
     (0..count).map(sequence).collect()
 }
 
-fn adapter(model: &Model<'_, Cpu>) -> Adapter {
+fn adapter(model: &Model<Cpu>) -> Adapter {
     let config = AdapterConfig {
         method: Method::Hydra,
         gate: GateKind::Router,
@@ -114,7 +114,7 @@ fn options(checkpointing: ActivationCheckpointing, max_tokens: usize) -> TrainOp
 }
 
 /// The loss along the gradient, by central differences, against the gradient's square.
-fn check(model: &Model<'_, Cpu>, tolerance: f64) {
+fn check(model: &Model<Cpu>, tolerance: f64) {
     let (adapter, sequences) = (adapter(model), sequences(1, 64));
     let mut trainer = Trainer::new(model, &adapter, options(ActivationCheckpointing::Off, 64)).unwrap();
     let (report, gradient) = trainer.gradients(&sequences).unwrap();

@@ -1,6 +1,5 @@
 //! From files to token sequences: records, templates, the order they are taken in.
 
-pub mod chat;
 pub mod encode;
 pub mod order;
 pub mod records;

@@ -89,7 +89,7 @@ pub struct Watched {
 
 /// The mean gates on the sample, by category. Ends with [`interrupt::Stopped`] on Ctrl-C.
 pub fn watch<B: Backend>(
-    model: &Model<'_, B>,
+    model: &Model<B>,
     adapter: &Adapter,
     sample: &Sample<'_>,
 ) -> Result<BTreeMap<String, Watched>> {

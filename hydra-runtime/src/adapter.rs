@@ -76,7 +76,7 @@ impl Adapter {
         self.check()?;
         let AdapterConfig { rank, lora_heads, .. } = self.config;
         if head >= lora_heads {
-            return Err(Error::Invalid(format!("head {head} of an adapter of {lora_heads} heads")));
+            return Err(Error::WrongAdapter(format!("head {head} of an adapter of {lora_heads} heads")));
         }
         let mut alone = self.clone();
         alone.config =
@@ -110,7 +110,7 @@ impl Adapter {
         self.check()?;
         if self.layers.len() != model.layers {
             let (got, want) = (self.layers.len(), model.layers);
-            return Err(Error::Invalid(format!("an adapter of {got} layers on a model of {want}")));
+            return Err(Error::WrongAdapter(format!("an adapter of {got} layers on a model of {want}")));
         }
         match self.pairs().find(|(_, projection, pair)| (pair.d_out, pair.d_in) != projection.dims(model)) {
             Some((layer, projection, _)) => Err(unfit(layer, projection)),
@@ -124,7 +124,7 @@ impl Adapter {
         match self.pairs().find(|pair| !finite(pair)) {
             Some((layer, projection, _)) => {
                 let place = format!("layer {layer} {}", projection.name());
-                Err(Error::Invalid(format!("the adapter of {place} has values that are not finite")))
+                Err(Error::WrongAdapter(format!("the adapter of {place} has values that are not finite")))
             }
             None => Ok(()),
         }
@@ -152,7 +152,7 @@ impl Adapter {
 
 fn unfit(layer: usize, projection: Projection) -> Error {
     let name = projection.name();
-    Error::Invalid(format!("the adapter of layer {layer} {name} doesn't fit its configuration and model"))
+    Error::WrongAdapter(format!("the adapter of layer {layer} {name} doesn't fit its configuration and model"))
 }
 
 /// An empty vector with room for `len` values.

@@ -15,8 +15,10 @@ mod arguments;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod device;
 
 pub use arguments::*;
+pub use device::Device;
 
 use crate::Result;
 pub use crate::checkpoint::StoredWeight;

@@ -86,7 +86,7 @@ impl Packed {
         let outside = |&&id: &&u32| id as usize >= vocab;
         let targets = sequence.targets.iter().filter(|&&id| id != NO_TARGET);
         if let Some(id) = sequence.tokens.iter().chain(targets).find(outside) {
-            return Err(Error::Invalid(format!("token {id} in a model whose vocabulary has {vocab} entries")));
+            return Err(Error::TokenOutOfRange { token: *id, vocab });
         }
         self.tokens.extend_from_slice(&sequence.tokens);
         self.positions.extend((prefix..prefix + len).map(|p| p as u32));
@@ -119,7 +119,7 @@ pub fn groups(lengths: &[usize], max_tokens: usize) -> Result<Vec<core::ops::Ran
     let (mut out, mut first, mut sum) = (Vec::new(), 0, 0);
     for (i, &len) in lengths.iter().enumerate() {
         if len > max_tokens {
-            return Err(Error::Invalid(format!("a sequence of {len} tokens where {max_tokens} were planned for")));
+            return Err(Error::SequenceTooLong { tokens: len, limit: max_tokens });
         }
         if sum + len > max_tokens {
             out.push(first..i);

@@ -49,8 +49,50 @@ pub enum Error {
     Tokenizer(String),
     /// The kernels refused a shape: no caller's doing, but for one who calls a backend's operations.
     Kernel(hydra_kernels::Error),
-    /// A wrong argument, or memory that there isn't.
+    /// A wrong argument that no other variant names.
     Invalid(String),
+    /// Memory that could not be had.
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the device has free and what it is used for, in words, where that is known.
+        free: Option<String>,
+    },
+    /// A sequence that is longer than one pass, or than the model's context.
+    SequenceTooLong {
+        /// Its tokens.
+        tokens: usize,
+        /// The most that fit.
+        limit: usize,
+    },
+    /// Tokens that don't fit the key-value cache any more.
+    CacheFull {
+        /// Tokens in the cache.
+        len: usize,
+        /// Tokens that were to be added.
+        more: usize,
+        /// Tokens that it has room for.
+        capacity: usize,
+    },
+    /// Training sequences without a single target.
+    NoTarget,
+    /// A token id outside the vocabulary.
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
+    /// An adapter that does not fit its configuration, the model, the trainer, or what it is asked for.
+    WrongAdapter(String),
+    /// A learning rate that is negative, infinite or not a number.
+    LearningRate(f32),
+    /// A logit that is infinite or not a number: the model or the adapter has values that are not finite.
+    LogitNotFinite(f32),
+    /// A template that can't be compiled or rendered.
+    Template(String),
+    /// The work was cancelled by its flag.
+    Cancelled,
     /// A device that isn't there, can't do what is asked, or has failed.
     Device(String),
     /// Training went out of bounds.
@@ -96,7 +138,27 @@ impl fmt::Display for Error {
             }
             Error::Tokenizer(message) => write!(f, "tokenizer: {message}"),
             Error::Kernel(error) => error.fmt(f),
-            Error::Invalid(message) | Error::Device(message) => f.write_str(message),
+            Error::Invalid(message) | Error::Device(message) | Error::WrongAdapter(message) => f.write_str(message),
+            Error::OutOfMemory { bytes, free } => {
+                write!(f, "out of memory: {:.1} MiB asked for", *bytes as f64 / f64::from(1 << 20))?;
+                free.as_ref().map_or(Ok(()), |free| write!(f, ", {free}"))
+            }
+            Error::SequenceTooLong { tokens, limit } => {
+                write!(f, "a sequence of {tokens} tokens is too long: expected at most {limit}")
+            }
+            Error::CacheFull { len, more, capacity } => {
+                write!(f, "the key-value cache is full: {more} tokens after {len}, in a cache for {capacity}")
+            }
+            Error::NoTarget => f.write_str("no target to learn in any of the sequences"),
+            Error::TokenOutOfRange { token, vocab } => {
+                write!(f, "token {token} is outside the vocabulary: expected an id below {vocab}")
+            }
+            Error::LearningRate(rate) => write!(f, "learning rate {rate}: expected a finite number from 0 on"),
+            Error::LogitNotFinite(logit) => {
+                write!(f, "a logit is {logit}: the model or the adapter has values that are not finite")
+            }
+            Error::Template(message) => f.write_str(message),
+            Error::Cancelled => f.write_str("cancelled"),
             Error::NotFinite { what, value, step } => {
                 let why = match (*what, step) {
                     // Nothing has been changed before them.
@@ -127,9 +189,9 @@ impl From<hydra_kernels::Error> for Error {
     }
 }
 
-/// `bytes` that aren't there.
+/// `bytes` that the machine does not have.
 pub(crate) fn out_of_memory(bytes: usize) -> Error {
-    Error::Invalid(format!("out of memory: {} MiB asked for", bytes >> 20))
+    Error::OutOfMemory { bytes: bytes as u64, free: None }
 }
 
 /// Why a file of tensors couldn't be written.

@@ -2,12 +2,16 @@
 
 use crate::adapter::Adapter;
 use crate::adapter::device::DeviceAdapter;
-use crate::backend::{Backend, Linear, LinearOutput};
+use crate::backend::{Backend, Device, Linear, LinearOutput};
 use crate::batch::{self, Packed, Sequence};
 use crate::model::activations::{Activations, Plan, Purpose};
-use crate::model::{Cached, KvCache, Model, Pass};
+use crate::model::{AttachedAdapter, Cached, KvCache, Model, Pass};
+pub use crate::progress::Progress;
+use crate::progress::Watch;
 use crate::projection::Projection;
 use crate::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A sequence's negative log-likelihood.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,30 +35,51 @@ pub struct GateMean {
     pub entropy: f64,
 }
 
-/// Runs a model forward, with or without an adapter.
-pub struct Evaluator<'m, 'w, B: Backend> {
-    model: &'m Model<'w, B>,
-    adapted: Option<DeviceAdapter<B>>,
+/// Runs a model forward, with or without an adapter. It owns all that it needs: it may move to another thread, or into any struct.
+pub struct Evaluator<B: Backend = Device> {
+    model: Model<B>,
+    adapter: Option<Arc<DeviceAdapter<B>>>,
     activations: Activations<B>,
     rope: B::Buffer,
-    /// Positions the rope table has.
+    /// Positions that the rope table has.
     positions: usize,
     prefix: Option<KvCache<B>>,
+    watch: Watch,
 }
 
-impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
-    /// An evaluator that takes up to `max_tokens` tokens, at least one, in one pass; no sequence may be longer. The adapter is copied.
-    /// Positions beyond [`crate::config::Config::context`] are computed as any other, but the model was not made for them.
-    pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_tokens: usize) -> Result<Self> {
+impl<B: Backend> Evaluator<B> {
+    /// An evaluator that takes up to `max_tokens` tokens, at least one, in one pass; no sequence may be longer. The adapter is copied
+    /// to the device. Positions beyond [`crate::config::Config::context`] are computed as any other, but the model was not trained
+    /// for them.
+    pub fn new(model: &Model<B>, adapter: Option<&Adapter>, max_tokens: usize) -> Result<Self> {
+        let attached = adapter.map(|adapter| model.attach(adapter)).transpose()?;
+        Self::attached(model, attached.as_ref(), max_tokens)
+    }
+
+    /// The same with an adapter that is on the device already, or with none.
+    pub fn attached(model: &Model<B>, adapter: Option<&AttachedAdapter<B>>, max_tokens: usize) -> Result<Self> {
         if max_tokens == 0 {
             return Err(Error::Invalid("evaluation with max_tokens 0".into()));
         }
-        let (backend, config) = (&model.backend, &model.config);
-        let adapted = adapter.map(|adapter| DeviceAdapter::upload(backend, config, adapter)).transpose()?;
-        let adapter = adapter.map(|adapter| &adapter.config);
-        let activations = Plan::new(config, adapter, max_tokens, Purpose::Forward)?.allocate(backend)?;
-        let rope = model.rope_table(max_tokens)?;
-        Ok(Self { model, adapted, activations, rope, positions: max_tokens, prefix: None })
+        let adapter = adapter.map(|adapter| adapter.parameters(model)).transpose()?;
+        let settings = adapter.as_ref().map(|adapter| &adapter.config);
+        let activations =
+            Plan::new(model.config(), settings, max_tokens, Purpose::Forward)?.allocate(model.backend())?;
+        let rope = model.0.rope_table(max_tokens)?;
+        let (model, watch) = (model.clone(), Watch::default());
+        Ok(Self { model, adapter, activations, rope, positions: max_tokens, prefix: None, watch })
+    }
+
+    /// Ends a call with [`Error::Cancelled`] soon after `flag` is set.
+    pub fn with_cancel(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.watch.cancel = Some(flag);
+        self
+    }
+
+    /// Calls `report` after each pass over the model.
+    pub fn with_progress(mut self, report: impl FnMut(Progress) + Send + Sync + 'static) -> Self {
+        self.watch.progress = Some(Box::new(report));
+        self
     }
 
     /// Losses of `sequences`, in order; each continues the prefix, if there is one.
@@ -77,19 +102,20 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         Ok(losses)
     }
 
-    /// Computes `prompt` once: sequences given later continue it. An empty one takes the prefix away.
+    /// Computes `prompt` once: sequences given later continue it. An empty prompt takes the prefix away.
     pub fn set_prefix(&mut self, prompt: &[u32]) -> Result<()> {
         self.prefix = None;
         if prompt.is_empty() {
             return Ok(());
         }
         self.reserve_positions(prompt.len())?;
-        let mut cache = KvCache::new(self.model, prompt.len())?;
+        let mut cache = KvCache::new(&self.model.0, prompt.len())?;
         // A prompt longer than a pass goes in by parts, each continuing the ones before.
         for part in prompt.chunks(self.activations.tokens) {
-            let packed = Packed::new([&Sequence::prompt(part)], cache.len, self.model.config.vocab)?;
-            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
+            let packed = Packed::new([&Sequence::prompt(part)], cache.len, self.model.config().vocab)?;
+            let pass = pass(&self.model, &self.adapter, &packed, &self.rope, &self.watch);
             pass.read(&mut self.activations, Cached::Append(&mut cache), &[])?;
+            self.watch.report(cache.len, prompt.len())?;
         }
         self.prefix = Some(cache);
         Ok(())
@@ -97,8 +123,9 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
 
     /// Logits of the tokens `ids` at the last position of each sequence.
     pub fn last_logits(&mut self, sequences: &[Sequence], ids: &[u32]) -> Result<Vec<Vec<f32>>> {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.model.config.vocab) {
-            return Err(Error::Invalid(format!("token {id} in a vocabulary of {}", self.model.config.vocab)));
+        let vocab = self.model.config().vocab;
+        if let Some(&token) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token, vocab });
         }
         if ids.is_empty() {
             return Ok(vec![Vec::new(); sequences.len()]);
@@ -139,9 +166,9 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
 
     /// The mean gate of each adapted projection over all tokens of `sequences`.
     pub fn gate_means(&mut self, sequences: &[Sequence]) -> Result<Vec<GateMean>> {
-        let Some(adapted) = &self.adapted else { return Ok(Vec::new()) };
-        let (lora_heads, layers) = (adapted.config.lora_heads, self.model.config.layers);
-        let targets = adapted.config.targets.clone();
+        let Some(adapter) = &self.adapter else { return Ok(Vec::new()) };
+        let (lora_heads, layers) = (adapter.config.lora_heads, self.model.config().layers);
+        let targets = adapter.config.targets.clone();
         let mut means: Vec<GateMean> = (0..layers)
             .flat_map(|layer| targets.iter().map(move |&projection| (layer, projection)))
             .map(|(layer, projection)| GateMean { layer, projection, lora_heads: vec![0.0; lora_heads], entropy: 0.0 })
@@ -150,20 +177,8 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
         self.packs(sequences, |pass, activations, cached, _| {
             tokens += pass.packed.len();
             pass.forward_by_layer(activations, cached, |activations, layer| {
-                let adapted = pass.adapted.expect("checked above");
                 for mean in means.iter_mut().filter(|mean| mean.layer == layer) {
-                    let slot = adapted.slots.get(layer, mean.projection).expect("a target");
-                    let shape = slot.shape;
-                    let adapter_state =
-                        activations.layers[0].adapter_state[mean.projection as usize].as_ref().expect("a target");
-                    let mut rows = vec![0.0; pass.packed.len() * shape.state_width()];
-                    pass.model.backend.download(&mut rows, adapter_state)?;
-                    for row in rows.chunks_exact(shape.state_width()) {
-                        let gate = &row[shape.a_rows()..];
-                        mean.lora_heads.iter_mut().zip(gate).for_each(|(sum, &gate)| *sum += f64::from(gate));
-                        let weights = gate.iter().map(|&gate| f64::from(gate)).filter(|&gate| gate > 0.0);
-                        mean.entropy -= weights.map(|gate| gate * gate.ln()).sum::<f64>();
-                    }
+                    add_gates(mean, pass, activations)?;
                 }
                 Ok(())
             })
@@ -178,27 +193,59 @@ impl<'m, 'w, B: Backend> Evaluator<'m, 'w, B> {
     fn packs(
         &mut self,
         sequences: &[Sequence],
-        mut run: impl FnMut(&Pass<'_, '_, B>, &mut Activations<B>, Cached<'_, B>, &[Sequence]) -> Result<()>,
+        mut run: impl FnMut(&Pass<'_, B>, &mut Activations<B>, Cached<'_, B>, &[Sequence]) -> Result<()>,
     ) -> Result<()> {
-        self.adapted.as_ref().map_or(Ok(()), |adapted| adapted.check_lora_heads(sequences))?;
+        self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.check_lora_heads(sequences))?;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let start = self.prefix.as_ref().map_or(0, |prefix| prefix.len);
         self.reserve_positions(start + lengths.iter().copied().max().unwrap_or(0))?;
+        let (mut done, total) = (0, lengths.iter().sum());
         for group in batch::groups(&lengths, self.activations.tokens)? {
             let sequences = &sequences[group];
-            let packed = Packed::new(sequences, start, self.model.config.vocab)?;
+            let packed = Packed::new(sequences, start, self.model.config().vocab)?;
             let cached = self.prefix.as_ref().map_or(Cached::No, Cached::Read);
-            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), &packed, &self.rope);
+            let pass = pass(&self.model, &self.adapter, &packed, &self.rope, &self.watch);
             run(&pass, &mut self.activations, cached, sequences)?;
+            done += packed.len();
+            self.watch.report(done, total)?;
         }
         Ok(())
     }
 
     fn reserve_positions(&mut self, positions: usize) -> Result<()> {
         if positions > self.positions {
-            self.rope = self.model.rope_table(positions)?;
+            self.rope = self.model.0.rope_table(positions)?;
             self.positions = positions;
         }
         Ok(())
     }
+}
+
+/// A pass of an evaluation.
+fn pass<'a, B: Backend>(
+    model: &'a Model<B>,
+    adapter: &'a Option<Arc<DeviceAdapter<B>>>,
+    packed: &'a Packed,
+    rope: &'a B::Buffer,
+    watch: &'a Watch,
+) -> Pass<'a, B> {
+    let (model, adapter, cancel) = (&*model.0, adapter.as_deref(), watch.cancel.as_deref());
+    Pass { model, adapter, packed, rope, training: None, cancel }
+}
+
+/// Adds the gates of a pass's tokens to `mean`, whose layer has just been computed.
+fn add_gates<B: Backend>(mean: &mut GateMean, pass: &Pass<'_, B>, activations: &Activations<B>) -> Result<()> {
+    let adapter = pass.adapter.expect("gates are those of an adapter");
+    let slot = adapter.slots.get(mean.layer, mean.projection).expect("means are of adapted projections");
+    let state = activations.layers[0].adapter_state[mean.projection as usize].as_ref();
+    let (state, shape) = (state.expect("means are of adapted projections"), slot.shape);
+    let mut rows = vec![0.0; pass.packed.len() * shape.state_width()];
+    pass.model.backend.download(&mut rows, state)?;
+    for row in rows.chunks_exact(shape.state_width()) {
+        let gate = &row[shape.a_rows()..];
+        mean.lora_heads.iter_mut().zip(gate).for_each(|(sum, &gate)| *sum += f64::from(gate));
+        let weights = gate.iter().map(|&gate| f64::from(gate)).filter(|&gate| gate > 0.0);
+        mean.entropy -= weights.map(|gate| gate * gate.ln()).sum::<f64>();
+    }
+    Ok(())
 }

@@ -1,208 +1,304 @@
-//! Text: one token after another with a key-value cache, and how the next one is drawn.
+//! Text after a prompt.
+//!
+//! [`Model::generate`] and [`Model::chat`] are the whole loop: they tokenise, draw, and end at the model's end of text or at a stop
+//! string. [`Generator`] and [`Sampler`] are its parts, for loops of one's own.
 
-use crate::adapter::Adapter;
-use crate::adapter::device::DeviceAdapter;
-use crate::backend::{Backend, Linear, LinearOutput};
-use crate::batch::{Packed, Sequence};
-use crate::model::activations::{Activations, Plan, Purpose};
-use crate::model::{Cached, KvCache, Model, Pass};
+mod generator;
+mod sampler;
+
+pub use generator::Generator;
+pub use sampler::Sampler;
+
+use crate::backend::{Backend, Device};
+use crate::chat::{ChatTemplate, Message};
+use crate::model::{AttachedAdapter, Model};
+use crate::tokenizer::{TextStream, Tokenizer};
 use crate::{Error, Result};
-use hydra_kernels::random::mix;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-/// Tokens of a prompt that go through the model at once.
-const PROMPT_CHUNK: usize = 512;
-
-/// A growing sequence: what has been fed is remembered as keys and values. The caller's loop feeds it what it draws, and ends where
-/// it likes: at one of [`crate::config::Config::eos`], or at [`crate::tokenizer::Tokenizer::eos`].
-pub struct Generator<'m, 'w, B: Backend> {
-    model: &'m Model<'w, B>,
-    adapted: Option<DeviceAdapter<B>>,
-    activations: Activations<B>,
-    rope: B::Buffer,
-    cache: KvCache<B>,
-    on_device: B::Buffer,
-    logits: Vec<f32>,
+/// What is to be continued.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A text, behind the beginning-of-text token if the tokenizer adds one.
+    Text(String),
+    /// Token ids as they are.
+    Tokens(Vec<u32>),
+    /// Turns of a conversation, put into the model's chat template.
+    Chat(Vec<Message>),
 }
 
-impl<'m, 'w, B: Backend> Generator<'m, 'w, B> {
-    /// Room for `max_len` tokens, prompt and answer. The adapter is copied. Positions beyond [`crate::config::Config::context`] are
-    /// computed as any other, but the model was not made for them.
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
+impl From<&[u32]> for Prompt {
+    fn from(tokens: &[u32]) -> Self {
+        Self::Tokens(tokens.into())
+    }
+}
+
+impl Prompt {
+    /// The token ids that go into the model.
+    pub fn tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        match self {
+            Self::Text(text) => tokenizer.encode_prompt(text),
+            Self::Tokens(tokens) => Ok(tokens.clone()),
+            Self::Chat(messages) => tokenizer.encode_prompt(&ChatTemplate::of(tokenizer)?.prompt(messages)?),
+        }
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Continues a prompt. Greedy, without an adapter and up to 256 tokens, unless the returned builder is told otherwise.
     ///
-    /// Under the label gate every token gets the mean of the heads; [`Adapter::head`] takes out the one of a label.
-    pub fn new(model: &'m Model<'w, B>, adapter: Option<&Adapter>, max_len: usize) -> Result<Self> {
-        let (backend, config) = (&model.backend, &model.config);
-        let adapted = adapter.map(|adapter| DeviceAdapter::upload(backend, config, adapter)).transpose()?;
-        let tokens = PROMPT_CHUNK.min(max_len.max(1));
-        let adapter = adapter.map(|adapter| &adapter.config);
-        Ok(Self {
-            activations: Plan::new(config, adapter, tokens, Purpose::Forward)?.allocate(backend)?,
-            // Before the table, which is computed in memory that is not asked for: what is too much is said so.
-            cache: KvCache::new(model, max_len)?,
-            rope: model.rope_table(max_len)?,
-            on_device: backend.buffer(config.vocab)?,
-            logits: vec![0.0; config.vocab],
-            adapted,
-            model,
+    /// ```no_run
+    /// # fn main() -> hydra_runtime::Result<()> {
+    /// let model = hydra_runtime::model::Model::open("model.gguf")?;
+    /// let adapter = model.load_adapter("run")?;
+    /// for text in model.generate("Once upon a time").adapter(&adapter).temperature(0.7).max_tokens(64).stream()? {
+    ///     print!("{}", text?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn generate(&self, prompt: impl Into<Prompt>) -> Generate<B> {
+        Generate {
+            model: self.clone(),
+            prompt: prompt.into(),
+            adapter: None,
+            max_tokens: 256,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            cancel: None,
+        }
+    }
+
+    /// Writes the assistant's next turn of a conversation, by the model's own chat template.
+    pub fn chat(&self, messages: impl Into<Vec<Message>>) -> Generate<B> {
+        self.generate(Prompt::Chat(messages.into()))
+    }
+}
+
+/// What to generate, and how; made by [`Model::generate`].
+#[must_use = "nothing is generated before `stream` or `text` is called"]
+pub struct Generate<B: Backend = Device> {
+    model: Model<B>,
+    prompt: Prompt,
+    adapter: Option<AttachedAdapter<B>>,
+    max_tokens: usize,
+    temperature: f32,
+    top_p: f32,
+    seed: u64,
+    stop: Vec<String>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl<B: Backend> Generate<B> {
+    /// Uses this adapter.
+    pub fn adapter(mut self, adapter: &AttachedAdapter<B>) -> Self {
+        self.adapter = Some(adapter.clone());
+        self
+    }
+
+    /// The most tokens to write; the model's context limits it, too.
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = tokens;
+        self
+    }
+
+    /// Draws from softmax(logits / temperature); 0 takes the likeliest token each time.
+    pub fn temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Draws from the likeliest tokens that together have this probability.
+    pub fn top_p(mut self, top_p: f32) -> Self {
+        self.top_p = top_p;
+        self
+    }
+
+    /// The same seed draws the same text.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Ends before this text, which is not part of the result. May be called several times: the first to appear ends.
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
+    /// Ends with [`Error::Cancelled`] soon after `flag` is set.
+    pub fn cancel(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.cancel = Some(flag);
+        self
+    }
+
+    /// Reads the prompt and begins.
+    ///
+    /// # Errors
+    /// If an option is out of range, the prompt is empty, longer than the model's context ([`Error::SequenceTooLong`]) or can't be
+    /// tokenised, or memory does not suffice.
+    pub fn stream(self) -> Result<Generated<B>> {
+        let Self { model, prompt, adapter, max_tokens, stop, cancel, .. } = self;
+        if stop.iter().any(String::is_empty) {
+            return Err(Error::Invalid("an empty stop string".into()));
+        }
+        let sampler = Sampler::new(self.temperature, self.top_p, self.seed)?;
+        let tokenizer = model.tokenizer()?;
+        let prompt = prompt.tokens(tokenizer)?;
+        let context = model.config().context;
+        if prompt.len() >= context {
+            return Err(Error::SequenceTooLong { tokens: prompt.len(), limit: context - 1 });
+        }
+        let room = context.min(prompt.len().saturating_add(max_tokens));
+        let mut generator = Generator::attached(&model, adapter.as_ref(), room)?;
+        if let Some(flag) = cancel {
+            generator = generator.with_cancel(flag);
+        }
+        generator.feed(&prompt)?;
+        let ends = model.config().eos.iter().copied().chain(tokenizer.eos()).collect();
+        let finish = (max_tokens == 0).then_some(Finish::MaxTokens);
+        Ok(Generated {
+            text: Some(tokenizer.stream()),
+            generator,
+            sampler,
+            ends,
+            stop,
+            held: String::new(),
+            tokens: Vec::new(),
+            most: room - prompt.len(),
+            max_tokens,
+            finish,
         })
     }
 
-    /// Appends `tokens`; returns the logits `[vocab]` of what may follow. Tokens that don't fit or are outside the vocabulary are
-    /// refused before any is appended.
-    pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        if tokens.is_empty() {
-            return Err(Error::Invalid("nothing to feed".into()));
-        }
-        if self.cache.len + tokens.len() > self.cache.capacity {
-            let (len, more, room) = (self.cache.len, tokens.len(), self.cache.capacity);
-            return Err(Error::Invalid(format!("{len} tokens and {more} more in a cache for {room}")));
-        }
-        self.append(tokens)?;
-        Ok(&self.logits)
-    }
-
-    fn append(&mut self, tokens: &[u32]) -> Result<()> {
-        let mut position = self.cache.len;
-        let parts = tokens.chunks(self.activations.tokens).map(|part| {
-            let packed = Packed::new([&Sequence::prompt(part)], position, self.model.config.vocab);
-            position += part.len();
-            packed
-        });
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        let last = parts.len() - 1;
-        for (i, packed) in parts.iter().enumerate() {
-            let pass = Pass::evaluating(self.model, self.adapted.as_ref(), packed, &self.rope);
-            let row = packed.len() as u32 - 1;
-            let read: &[u32] = if i == last { &[row] } else { &[] };
-            pass.read(&mut self.activations, Cached::Append(&mut self.cache), read)?;
-        }
-        let backend = &self.model.backend;
-        backend.linear(Linear {
-            output: LinearOutput::Buffer { y: &mut self.on_device, residual: None },
-            tokens: 1,
-            x: &self.activations.read.normed,
-            weight: &self.model.lm_head,
-            adapter: None,
-        })?;
-        backend.download(&mut self.logits, &self.on_device)
-    }
-
-    /// Tokens fed so far.
-    pub fn len(&self) -> usize {
-        self.cache.len
-    }
-
-    /// Whether nothing has been fed.
-    pub fn is_empty(&self) -> bool {
-        self.cache.len == 0
-    }
-
-    /// Forgets all tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.cache.len = self.cache.len.min(len);
+    /// The whole text.
+    pub fn text(self) -> Result<String> {
+        self.stream()?.collect()
     }
 }
 
-/// Draws tokens: greedy at temperature 0, else from softmax(logits / temperature) cut to the nucleus of mass `top_p`
-/// (Holtzman et al., arXiv 1904.09751). Seeded: the same seed draws the same text.
-#[derive(Clone, Debug)]
-pub struct Sampler {
-    temperature: f32,
-    top_p: f32,
-    state: u64,
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it.
+    EndOfText,
+    /// A stop string appeared.
+    Stop,
+    /// It has as many tokens as were asked for.
+    MaxTokens,
+    /// The model's context is full.
+    Context,
 }
 
-impl Sampler {
-    /// Fails unless temperature ≥ 0 and 0 < top_p ≤ 1.
-    pub fn new(temperature: f32, top_p: f32, seed: u64) -> Result<Self> {
-        if !(temperature >= 0.0 && temperature.is_finite()) {
-            return Err(Error::Invalid(format!("temperature {temperature}, wanted a number from 0 on")));
-        }
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(Error::Invalid(format!("top-p {top_p}, wanted a number above 0, at most 1")));
-        }
-        Ok(Self { temperature, top_p, state: seed })
+/// Text as it is generated: an iterator over pieces that are whole characters, none of them empty. Text that may be the beginning of
+/// a stop string is held back until that is decided.
+pub struct Generated<B: Backend = Device> {
+    generator: Generator<B>,
+    sampler: Sampler,
+    /// `None` once it has been finished.
+    text: Option<TextStream>,
+    /// The tokens that end a text.
+    ends: Vec<u32>,
+    stop: Vec<String>,
+    /// Text that may be the beginning of a stop string.
+    held: String,
+    tokens: Vec<u32>,
+    /// The most tokens: what was asked for, or what the context has room for.
+    most: usize,
+    max_tokens: usize,
+    finish: Option<Finish>,
+}
+
+impl<B: Backend> Generated<B> {
+    /// The tokens so far, without the one that ended the text.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
-    /// The next token's id, given the logits of all. One of −∞ is never drawn; fails if there is no other, or one is NaN or ∞.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        if let Some(logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
-            let why = "the model or the adapter has values that are not finite";
-            return Err(Error::Invalid(format!("a logit is {logit}; {why}")));
+    /// Why the text has ended; `None` while it goes on, and after an error.
+    pub fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+
+    /// Draws tokens until there is text to return, or the end.
+    fn advance(&mut self) -> Result<Option<String>> {
+        while self.finish.is_none() {
+            let token = self.sampler.sample(self.generator.logits())?;
+            if self.ends.contains(&token) {
+                self.finish = Some(Finish::EndOfText);
+                break;
+            }
+            self.tokens.push(token);
+            let new = self.text.as_mut().map_or(Ok(String::new()), |text| text.push(token))?;
+            let ready = self.hold_back(&new);
+            if self.finish.is_none() && self.tokens.len() == self.most {
+                self.finish = Some(if self.most == self.max_tokens { Finish::MaxTokens } else { Finish::Context });
+            } else if self.finish.is_none() {
+                self.generator.feed(&[token])?;
+            }
+            if !ready.is_empty() {
+                return Ok(Some(ready));
+            }
         }
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        let Some((best, &max)) = best.filter(|(_, max)| max.is_finite()) else {
-            return Err(Error::Invalid(format!("no token to draw: none of {} logits is finite", logits.len())));
+        let rest = self.text.take().map_or(Ok(String::new()), TextStream::finish)?;
+        if self.finish == Some(Finish::Stop) {
+            return Ok(None);
+        }
+        let mut last = self.hold_back(&rest);
+        if self.finish != Some(Finish::Stop) {
+            last += &std::mem::take(&mut self.held);
+        }
+        Ok(Some(last).filter(|last| !last.is_empty()))
+    }
+
+    /// Takes new text; returns what can't be part of a stop string. Finishes at a stop string.
+    fn hold_back(&mut self, new: &str) -> String {
+        self.held += new;
+        if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
+            self.finish = Some(Finish::Stop);
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let begun = |stop: &String| {
+            let ends = stop.char_indices().map(|(i, _)| i).rev();
+            ends.into_iter().find(|&i| self.held.ends_with(&stop[..i])).unwrap_or(0)
         };
-        if self.temperature == 0.0 {
-            return Ok(best as u32);
-        }
-        let weight = |&logit: &f32| f64::from((logit - max) / self.temperature).exp();
-        let mut candidates: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let total: f64 = candidates.iter().map(|(_, w)| w).sum();
-        let mut mass = 0.0;
-        let nucleus = candidates.iter().position(|(_, w)| {
-            mass += w;
-            mass >= f64::from(self.top_p) * total
-        });
-        candidates.truncate(nucleus.map_or(candidates.len(), |last| last + 1));
-        let kept: f64 = candidates.iter().map(|(_, w)| w).sum();
-        let mut left = self.uniform() * kept;
-        for &(id, weight) in &candidates {
-            left -= weight;
-            if left < 0.0 {
-                return Ok(id as u32);
-            }
-        }
-        Ok(best as u32)
-    }
-
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(1);
-        (mix(self.state) >> 11) as f64 / (1u64 << 53) as f64
+        let kept = self.stop.iter().map(begun).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - kept);
+        std::mem::replace(&mut self.held, rest)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl<B: Backend> Iterator for Generated<B> {
+    type Item = Result<String>;
 
-    #[test]
-    fn greedy_takes_the_largest() {
-        let mut sampler = Sampler::new(0.0, 1.0, 7).unwrap();
-        assert_eq!(sampler.sample(&[0.1, 3.0, -1.0]).unwrap(), 1);
-    }
-
-    #[test]
-    fn what_is_no_number_is_not_drawn() {
-        const NO: f32 = f32::NEG_INFINITY;
-        for temperature in [0.0, 1.0, 1e-30] {
-            let mut sampler = Sampler::new(temperature, 1.0, 7).unwrap();
-            assert!((0..100).all(|_| sampler.sample(&[NO, -3.0, NO]).unwrap() == 1));
-            for bad in [&[] as &[f32], &[NO, NO], &[0.0, f32::NAN], &[0.0, f32::INFINITY]] {
-                assert!(sampler.sample(bad).is_err(), "{bad:?} at {temperature}");
-            }
+    fn next(&mut self) -> Option<Result<String>> {
+        self.text.as_ref()?;
+        let next = self.advance();
+        if next.is_err() {
+            self.text = None;
         }
-    }
-
-    #[test]
-    fn frequencies_follow_the_softmax_within_the_nucleus() {
-        let logits = [0.0, 1.0f32, 2.0, -9.0];
-        let mut sampler = Sampler::new(1.0, 1.0, 3).unwrap();
-        let mut counts = [0usize; 4];
-        (0..20_000).for_each(|_| counts[sampler.sample(&logits).unwrap() as usize] += 1);
-        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
-        for (count, logit) in counts.iter().zip(logits) {
-            assert!((*count as f64 / 20_000.0 - f64::from(logit).exp() / total).abs() < 0.01);
-        }
-        let mut nucleus = Sampler::new(1.0, 0.6, 3).unwrap();
-        assert!((0..1000).all(|_| nucleus.sample(&logits).unwrap() == 2), "0.665 of the mass is in token 2");
-    }
-
-    #[test]
-    fn bad_settings_are_refused() {
-        assert!(Sampler::new(-1.0, 1.0, 0).is_err());
-        assert!(Sampler::new(f32::NAN, 1.0, 0).is_err());
-        assert!(Sampler::new(1.0, 0.0, 0).is_err());
+        next.transpose()
     }
 }

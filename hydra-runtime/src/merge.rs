@@ -40,7 +40,7 @@ pub enum MergeGate {
 impl MergeGate {
     /// Fails if an adapter of this number of heads can't be merged so.
     fn check(self, lora_heads: usize) -> Result<()> {
-        let refuse = |message| Err(Error::Invalid(message));
+        let refuse = |message| Err(Error::WrongAdapter(message));
         match self {
             Self::Head(head) if head >= lora_heads => {
                 refuse(format!("head {head} of an adapter of {lora_heads} heads"))

@@ -1,6 +1,6 @@
 //! LLaMA: frozen weights, and a pass over them forward and backward.
 //!
-//! x₀ = embedding; each layer adds attention(norm(x)) and then ffn(norm(x)) to the residual stream; the head reads the
+//! x₀ = embedding; each layer adds attention(norm(x)) and then ffn(norm(x)) to the residual stream; the output head reads the
 //! normalised last one. The backward pass ends at the lowest adapted projection.
 
 pub(crate) mod activations;
@@ -10,20 +10,50 @@ mod pass;
 
 pub(crate) use cache::{Cached, KvCache};
 
-use crate::Result;
+use crate::adapter::Adapter;
 use crate::adapter::device::{DeviceAdapter, Training};
-use crate::backend::{AttentionShape, Backend};
+use crate::backend::cpu::CpuOptions;
+use crate::backend::{AttentionShape, Backend, Device};
 use crate::batch::Packed;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::config::Config;
 use crate::projection::Projection;
-use core::marker::PhantomData;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 impl AttentionShape {
     /// The attention of a model.
     pub fn of(config: &Config) -> Self {
         Self { n_heads: config.n_heads, kv_heads: config.kv_heads, head_dim: config.head_dim }
     }
+}
+
+/// A model on a device. Its weights are the checkpoint's: they stay in their own format and, on the CPU, in the mapped file.
+///
+/// A model is a handle: clones are cheap and share the weights, which live as long as any of them. Nothing about it changes
+/// once it is loaded, so threads may share it; each takes its own evaluator, generator or trainer.
+pub struct Model<B: Backend = Device>(pub(crate) Arc<Loaded<B>>);
+
+impl<B: Backend> Clone for Model<B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// What the clones of a model share.
+pub(crate) struct Loaded<B: Backend> {
+    pub backend: B,
+    pub config: Config,
+    pub embedding: B::Matrix,
+    pub lm_head: B::Matrix,
+    pub final_norm: B::Buffer,
+    pub layers: Vec<Layer<B>>,
+    checkpoint: Checkpoint,
+    /// Built when it is first asked for.
+    tokenizer: OnceLock<Tokenizer>,
 }
 
 /// One layer's frozen weights.
@@ -34,29 +64,23 @@ pub(crate) struct Layer<B: Backend> {
     pub projections: [B::Matrix; 7],
 }
 
-/// A model on a device. Its weights are the checkpoint's: they stay in their own format and, on the CPU, in the mapping.
-///
-/// Nothing about it changes once it is loaded, so threads may share it: each takes its own evaluator, generator or trainer.
-/// It borrows the checkpoint; who can't keep the two side by side may leak the checkpoint (`Box::leak`).
-pub struct Model<'w, B: Backend> {
-    pub(crate) backend: B,
-    pub(crate) config: Config,
-    pub(crate) embedding: B::Matrix,
-    pub(crate) lm_head: B::Matrix,
-    pub(crate) final_norm: B::Buffer,
-    pub(crate) layers: Vec<Layer<B>>,
-    pub(crate) checkpoint: PhantomData<&'w Checkpoint>,
+impl Model<Device> {
+    /// Opens a Hugging Face folder or a GGUF file on the CPU, with all cores and in f32. [`Model::load`] leaves the choice of device
+    /// and precision to the caller.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load(Device::cpu(CpuOptions::default())?, &Checkpoint::open(path)?)
+    }
 }
 
-impl<'w, B: Backend> Model<'w, B> {
+impl<B: Backend> Model<B> {
     /// Takes a checkpoint's weights to a device.
-    pub fn load(backend: B, checkpoint: &'w Checkpoint) -> Result<Self> {
+    pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.config().clone();
         let norm = |id| {
             let values = checkpoint.vector(id);
             let mut buffer = backend.buffer(values.len())?;
             backend.upload(&mut buffer, &values)?;
-            Ok::<_, crate::Error>(buffer)
+            Ok::<_, Error>(buffer)
         };
         let matrix = |id| backend.matrix(checkpoint.stored(id));
         let mut layers = Vec::with_capacity(config.layers);
@@ -79,21 +103,86 @@ impl<'w, B: Backend> Model<'w, B> {
         }
         let (embedding, lm_head) = (matrix(TensorId::Embedding)?, matrix(TensorId::Head)?);
         let final_norm = norm(TensorId::FinalNorm)?;
-        Ok(Self { config, embedding, lm_head, final_norm, layers, backend, checkpoint: PhantomData })
+        let (checkpoint, tokenizer) = (checkpoint.clone(), OnceLock::new());
+        Ok(Self(Arc::new(Loaded { backend, config, embedding, lm_head, final_norm, layers, checkpoint, tokenizer })))
     }
 
     /// The model's shape.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.0.config
     }
 
     /// The device.
     pub fn backend(&self) -> &B {
-        &self.backend
+        &self.0.backend
     }
 
+    /// The files that it was loaded from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.0.checkpoint
+    }
+
+    /// The model's tokenizer. Fails as [`Checkpoint::tokenizer`] does; once built it is kept.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        match self.0.tokenizer.get() {
+            Some(tokenizer) => Ok(tokenizer),
+            None => {
+                let tokenizer = self.0.checkpoint.tokenizer()?;
+                Ok(self.0.tokenizer.get_or_init(|| tokenizer))
+            }
+        }
+    }
+
+    /// Copies an adapter to the model's device. Any number of adapters may be attached to one model: each use names its own.
+    ///
+    /// Fails if the adapter does not fit the model, or there is no memory for it.
+    pub fn attach(&self, adapter: &Adapter) -> Result<AttachedAdapter<B>> {
+        let parameters = DeviceAdapter::upload(self.backend(), self.config(), adapter)?;
+        Ok(AttachedAdapter { model: self.clone(), parameters: Arc::new(parameters) })
+    }
+
+    /// Reads an adapter's folder and attaches the adapter.
+    pub fn load_adapter(&self, folder: impl AsRef<Path>) -> Result<AttachedAdapter<B>> {
+        self.attach(&Adapter::load(folder, self.config())?)
+    }
+}
+
+/// An adapter on a model's device. Clones are cheap and share the parameters.
+pub struct AttachedAdapter<B: Backend = Device> {
+    model: Model<B>,
+    parameters: Arc<DeviceAdapter<B>>,
+}
+
+impl<B: Backend> Clone for AttachedAdapter<B> {
+    fn clone(&self) -> Self {
+        Self { model: self.model.clone(), parameters: Arc::clone(&self.parameters) }
+    }
+}
+
+impl<B: Backend> AttachedAdapter<B> {
+    /// The adapter's kind and sizes.
+    pub fn config(&self) -> &crate::adapter::AdapterConfig {
+        &self.parameters.config
+    }
+
+    /// The model that it is attached to.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    /// The parameters, for a pass over `model`. Fails if that is another model.
+    pub(crate) fn parameters(&self, model: &Model<B>) -> Result<Arc<DeviceAdapter<B>>> {
+        if Arc::ptr_eq(&self.model.0, &model.0) {
+            Ok(Arc::clone(&self.parameters))
+        } else {
+            Err(Error::WrongAdapter("an adapter that is attached to another model".into()))
+        }
+    }
+}
+
+impl<B: Backend> Loaded<B> {
     /// Cosines and sines for `positions` positions, [positions, head_dim]: see [`Backend::rope`].
-    pub(crate) fn rope_table(&self, positions: usize) -> Result<B::Buffer> {
+    pub fn rope_table(&self, positions: usize) -> Result<B::Buffer> {
         let frequencies = self.config.rope.inverse_frequencies(self.config.head_dim);
         let angles = |position: usize| frequencies.iter().map(move |&f| position as f64 * f64::from(f));
         let row = |position| angles(position).map(f64::cos).chain(angles(position).map(f64::sin));
@@ -105,11 +194,23 @@ impl<'w, B: Backend> Model<'w, B> {
 }
 
 /// One pass over a packed batch: `model/pass.rs` runs it, `model/block.rs` has its layers.
-pub(crate) struct Pass<'a, 'w, B: Backend> {
-    pub model: &'a Model<'w, B>,
-    pub adapted: Option<&'a DeviceAdapter<B>>,
+pub(crate) struct Pass<'a, B: Backend> {
+    pub model: &'a Loaded<B>,
+    pub adapter: Option<&'a DeviceAdapter<B>>,
     pub packed: &'a Packed,
     pub rope: &'a B::Buffer,
     /// `None` in evaluation.
     pub training: Option<Training>,
+    /// Ends the pass with [`Error::Cancelled`] once it is set.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// Fails if the work has been cancelled.
+    fn check(&self) -> Result<()> {
+        match self.cancel {
+            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::files::Files;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 use tokenizers::processors::template::TemplateProcessing;
 
 /// Its name in a Hugging Face folder.
@@ -17,9 +18,10 @@ pub(crate) const FILE: &str = "tokenizer.json";
 const OPTIONS: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// A model's tokenizer.
+/// A model's tokenizer. Clones share it.
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     vocab_size: usize,
     bos_to_add: Option<u32>,
     eos: Option<u32>,
@@ -35,7 +37,7 @@ impl Tokenizer {
         chat_template: Option<String>,
     ) -> Self {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Self { inner, vocab_size, bos_to_add, eos, chat_template }
+        Self { inner: Arc::new(inner), vocab_size, bos_to_add, eos, chat_template }
     }
 
     /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
@@ -85,7 +87,7 @@ impl Tokenizer {
     /// Writes `tokenizer.json` and `tokenizer_config.json`, from which [`Tokenizer::read`] and Hugging Face's
     /// transformers make the same tokenizer; `config` is the model's.
     pub(crate) fn save(&self, folder: &Path, config: &Config) -> Result<()> {
-        let mut inner = self.inner.clone();
+        let mut inner = tokenizers::Tokenizer::clone(&self.inner);
         let text = |id: Option<u32>| id.and_then(|id| self.token(id));
         if let Some((id, bos)) = self.bos_to_add.zip(text(self.bos_to_add)) {
             let build = || {
@@ -120,9 +122,17 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(refused)
     }
 
+    /// The ids of a text that begins a sequence: behind the beginning-of-text token if the tokenizer adds one and the text does not
+    /// begin with it.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        let bos = self.bos_to_add.filter(|bos| ids.first() != Some(bos));
+        Ok(bos.into_iter().chain(ids).collect())
+    }
+
     /// Decodes ids one at a time, as they are generated.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, ids: Vec::new(), emitted: 0 }
+    pub fn stream(&self) -> TextStream {
+        TextStream { tokenizer: self.clone(), ids: Vec::new(), emitted: 0 }
     }
 
     /// The token with which the tokenizer itself begins a text, if it does.
@@ -209,8 +219,8 @@ fn leading_token(inner: &tokenizers::Tokenizer) -> Result<Option<u32>> {
 }
 
 /// Text as it is generated: characters whose bytes are spread over several tokens come out whole.
-pub struct TextStream<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct TextStream {
+    tokenizer: Tokenizer,
     /// The last tokens that gave text (what follows is decoded in their context), then the pending ones.
     ids: Vec<u32>,
     /// How many of `ids` have given their text.
@@ -220,8 +230,8 @@ pub struct TextStream<'t> {
 /// A character has at most four bytes, so more pending tokens than this are not one.
 const MAX_PENDING: usize = 8;
 
-impl TextStream<'_> {
-    /// Takes a token; returns the text that became complete, often that of this token, sometimes none.
+impl TextStream {
+    /// Takes a token; returns the text that it completes: often the token's own, sometimes none.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.pending()?;
@@ -233,7 +243,7 @@ impl TextStream<'_> {
         Ok(text)
     }
 
-    /// The rest, be it the beginning of a character only.
+    /// The rest, even if it is only the beginning of a character.
     pub fn finish(self) -> Result<String> {
         self.pending()
     }

@@ -7,28 +7,45 @@ pub use state::STATE_FILE;
 use crate::adapter::device::{DeviceAdapter, Training};
 use crate::adapter::{Adapter, AdapterConfig};
 pub use crate::backend::AdamW;
-use crate::backend::{AdamWStep, Backend};
+use crate::backend::{AdamWStep, Backend, Device};
 use crate::batch::{self, Packed, Sequence};
 use crate::config::Config;
 pub use crate::model::activations::ActivationCheckpointing;
 use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{Cached, Model, Pass};
+pub use crate::progress::Progress;
+use crate::progress::Watch;
 use crate::{Error, Result};
 use hydra_kernels::random::mix;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What stays the same through a run.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainOptions {
     /// Memory against time.
     pub checkpointing: ActivationCheckpointing,
-    /// The most tokens in one pass over the model; a step with more takes several, and no sequence may be longer.
+    /// The most tokens in one pass over the model. A step with more takes several passes; no sequence may be longer.
     pub max_tokens: usize,
-    /// Gradients are scaled down to this norm where theirs is larger.
+    /// Gradients are scaled down to this global norm if theirs is larger.
     pub clip: Option<f32>,
     /// The optimiser's constants.
     pub adam: AdamW,
     /// Seeds the dropout masks.
     pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    /// No activation checkpointing, passes of up to 2,048 tokens, gradients clipped to norm 1, seed 0.
+    fn default() -> Self {
+        Self {
+            checkpointing: ActivationCheckpointing::Off,
+            max_tokens: 2048,
+            clip: Some(1.0),
+            adam: AdamW::default(),
+            seed: 0,
+        }
+    }
 }
 
 impl TrainOptions {
@@ -37,13 +54,13 @@ impl TrainOptions {
             return Err(Error::Invalid("training with max_tokens 0".into()));
         }
         if let Some(clip) = self.clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
-            return Err(Error::Invalid(format!("clipping to a norm of {clip}: wanted a positive number, or none")));
+            return Err(Error::Invalid(format!("clipping to norm {clip}: expected a number above 0, or none")));
         }
         Ok(())
     }
 }
 
-/// Learning rates of one step; from a number, that for all.
+/// Learning rates of one step. From a number: that rate for all parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Of A and B.
@@ -71,24 +88,25 @@ pub struct StepReport {
     pub targets: usize,
 }
 
-/// Trains one adapter on one model.
-pub struct Trainer<'m, 'w, B: Backend> {
-    model: &'m Model<'w, B>,
-    adapted: DeviceAdapter<B>,
+/// Trains one adapter on one model. It owns all that it needs: it may move to another thread, or into any struct.
+pub struct Trainer<B: Backend = Device> {
+    model: Model<B>,
+    adapter: DeviceAdapter<B>,
     options: TrainOptions,
     activations: Activations<B>,
     rope: B::Buffer,
     grads: B::Buffer,
     exp_avg: B::Buffer,
     exp_avg_sq: B::Buffer,
-    /// The three before the latest update.
-    before: [B::Buffer; 3],
-    /// Whether `before` is the step before this one.
+    /// Parameters and moments before the latest update.
+    previous: [B::Buffer; 3],
+    /// Whether `previous` is the step before this one.
     can_undo: bool,
     steps: u64,
+    watch: Watch,
 }
 
-impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
+impl<B: Backend> Trainer<B> {
     /// Bytes that a trainer takes beside the weights, `u64::MAX` at most: known before anything is allocated. Fails as [`Trainer::new`] would for an
     /// adapter of this configuration, but for memory.
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
@@ -104,39 +122,60 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     }
 
     /// Allocates all that training takes. Fails if the adapter does not fit the model or memory does not suffice.
-    pub fn new(model: &'m Model<'w, B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
+    pub fn new(model: &Model<B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
         options.check()?;
-        let (backend, config) = (&model.backend, &model.config);
-        let adapted = DeviceAdapter::upload(backend, config, adapter)?;
+        let (backend, config) = (model.backend(), model.config());
         let purpose = Purpose::Training(options.checkpointing);
-        let activations = Plan::new(config, Some(&adapter.config), options.max_tokens, purpose)?.allocate(backend)?;
-        let parameters = || backend.buffer(adapted.slots.len);
+        let plan = Plan::new(config, Some(&adapter.config), options.max_tokens, purpose)?;
+        let adapter = DeviceAdapter::upload(backend, config, adapter)?;
+        let parameters = || backend.buffer(adapter.slots.len);
         Ok(Self {
-            rope: model.rope_table(options.max_tokens)?,
+            activations: plan.allocate(backend)?,
+            rope: model.0.rope_table(options.max_tokens)?,
             grads: parameters()?,
             exp_avg: parameters()?,
             exp_avg_sq: parameters()?,
-            before: [parameters()?, parameters()?, parameters()?],
+            previous: [parameters()?, parameters()?, parameters()?],
             can_undo: false,
-            model,
-            adapted,
+            model: model.clone(),
+            adapter,
             options,
-            activations,
             steps: 0,
+            watch: Watch::default(),
         })
     }
 
+    /// Ends a step with [`Error::Cancelled`], and without an update, soon after `flag` is set.
+    pub fn with_cancel(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.watch.cancel = Some(flag);
+        self
+    }
+
+    /// Calls `report` after each pass over the model.
+    pub fn with_progress(mut self, report: impl FnMut(Progress) + Send + Sync + 'static) -> Self {
+        self.watch.progress = Some(Box::new(report));
+        self
+    }
+
     /// One optimiser step at these learning rates. The loss is the mean over all targets of `sequences`, however many passes
-    /// they take. If the gradient is not finite, or the step makes the adapter overflow, that is an error and the adapter is as
-    /// before. If the loss is not finite, that is an error and the step that led there is undone, if this trainer took it.
+    /// they take.
     ///
-    /// With a load-balance weight C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens (see
+    /// With a load-balance coefficient C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens (see
     /// [`hydra_kernels::gate::Routing`]) times the pass's share of the step's tokens.
+    ///
+    /// # Errors
+    /// Among others [`Error::NoTarget`], [`Error::SequenceTooLong`], [`Error::LearningRate`] and [`Error::Cancelled`]; the adapter
+    /// is then as before. [`Error::NotFinite`] if the gradient is not finite or the step makes the adapter overflow: the adapter is
+    /// as before; or if the loss is not finite: the step that led there is undone, if this trainer took it.
     pub fn step(&mut self, sequences: &[Sequence], rates: impl Into<Rates>) -> Result<StepReport> {
+        let rates = rates.into();
+        let wrong = |rate: &f32| !(rate.is_finite() && *rate >= 0.0);
+        if let Some(rate) = [rates.lr, rates.router].into_iter().find(wrong) {
+            return Err(Error::LearningRate(rate));
+        }
         let seed = mix(self.options.seed ^ mix(self.steps));
         let mut report = self.accumulate(sequences, Some(seed))?;
-        let (backend, len) = (&self.model.backend, self.adapted.slots.len);
-        report.grad_norm = backend.sum_of_squares(&self.grads, len)?.sqrt();
+        report.grad_norm = self.grad_norm()?;
         let step = self.steps + 1;
         let finite = |what, value: f64| {
             if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { what, value, step }) }
@@ -148,34 +187,43 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
             Some(clip) => (f64::from(clip) / (report.grad_norm + 1e-6)).min(1.0) as f32,
             None => 1.0,
         };
+        self.update(rates, scale)?;
+        let value = self.model.backend().sum_of_squares(&self.adapter.params, self.adapter.slots.len)?;
+        finite("sum of the adapter's squares", value).inspect_err(|_| self.undo())?;
+        Ok(report)
+    }
+
+    fn grad_norm(&self) -> Result<f64> {
+        Ok(self.model.backend().sum_of_squares(&self.grads, self.adapter.slots.len)?.sqrt())
+    }
+
+    /// AdamW on gradients times `scale`; the state before it is kept.
+    fn update(&mut self, rates: Rates, scale: f32) -> Result<()> {
+        let (backend, len) = (self.model.backend(), self.adapter.slots.len);
         self.can_undo = false;
-        let [params, exp_avg, exp_avg_sq] = &mut self.before;
-        backend.copy(params, 0, &self.adapted.params, len)?;
+        let [params, exp_avg, exp_avg_sq] = &mut self.previous;
+        backend.copy(params, 0, &self.adapter.params, len)?;
         backend.copy(exp_avg, 0, &self.exp_avg, len)?;
         backend.copy(exp_avg_sq, 0, &self.exp_avg_sq, len)?;
         self.can_undo = true;
-        self.steps = step;
-        let rates = rates.into();
+        self.steps += 1;
         backend.adamw(AdamWStep {
-            params: &mut self.adapted.params,
+            params: &mut self.adapter.params,
             exp_avg: &mut self.exp_avg,
             exp_avg_sq: &mut self.exp_avg_sq,
             grads: &self.grads,
-            rates: &self.adapted.slots.rates(rates.lr, rates.router),
+            rates: &self.adapter.slots.rates(rates.lr, rates.router),
             adam: self.options.adam,
             step: self.steps,
             grad_scale: scale,
-        })?;
-        let value = backend.sum_of_squares(&self.adapted.params, len)?;
-        finite("sum of the adapter's squares", value).inspect_err(|_| self.undo())?;
-        Ok(report)
+        })
     }
 
     /// Goes back to before the latest update, if this trainer has made one since it began, loaded a state or went back.
     pub fn undo(&mut self) {
         if core::mem::take(&mut self.can_undo) {
-            let [params, exp_avg, exp_avg_sq] = &mut self.before;
-            core::mem::swap(params, &mut self.adapted.params);
+            let [params, exp_avg, exp_avg_sq] = &mut self.previous;
+            core::mem::swap(params, &mut self.adapter.params);
             core::mem::swap(exp_avg, &mut self.exp_avg);
             core::mem::swap(exp_avg_sq, &mut self.exp_avg_sq);
             self.steps -= 1;
@@ -186,61 +234,68 @@ impl<'m, 'w, B: Backend> Trainer<'m, 'w, B> {
     /// With [`Trainer::set_adapter`], for optimisers of one's own.
     pub fn gradients(&mut self, sequences: &[Sequence]) -> Result<(StepReport, Adapter)> {
         let mut report = self.accumulate(sequences, None)?;
-        let backend = &self.model.backend;
-        report.grad_norm = backend.sum_of_squares(&self.grads, self.adapted.slots.len)?.sqrt();
-        Ok((report, self.adapted.download(backend, &self.grads)?))
+        report.grad_norm = self.grad_norm()?;
+        Ok((report, self.adapter.download(self.model.backend(), &self.grads)?))
     }
 
+    /// Loss and gradients; `seed` is that of a training step's dropout masks.
     fn accumulate(&mut self, sequences: &[Sequence], seed: Option<u64>) -> Result<StepReport> {
-        self.adapted.check_lora_heads(sequences)?;
-        let config = &self.model.config;
+        self.adapter.check_lora_heads(sequences)?;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let groups = batch::groups(&lengths, self.options.max_tokens)?;
-        let packs = groups.into_iter().map(|group| Packed::new(&sequences[group], 0, config.vocab));
+        let packs = groups.into_iter().map(|group| Packed::new(&sequences[group], 0, self.model.config().vocab));
         let packs = packs.collect::<Result<Vec<_>>>()?;
         let targets: usize = packs.iter().map(|packed| packed.targets.len()).sum();
         if targets == 0 {
-            return Err(Error::Invalid("a step without a single target".into()));
+            return Err(Error::NoTarget);
         }
-        self.model.backend.zero(&mut self.grads, self.adapted.slots.len)?;
+        self.model.backend().zero(&mut self.grads, self.adapter.slots.len)?;
         let tokens: usize = lengths.iter().sum();
-        let (mut nll, mut sum) = (Vec::new(), 0.0);
+        let (mut nll, mut sum, mut done) = (Vec::new(), 0.0, 0);
         for (i, packed) in packs.iter().enumerate() {
             let pass = Pass {
-                model: self.model,
-                adapted: Some(&self.adapted),
+                model: &self.model.0,
+                adapter: Some(&self.adapter),
                 packed,
                 rope: &self.rope,
                 training: seed.map(|seed| Training {
                     seed: mix(seed ^ mix(i as u64)),
                     share: (packed.len() as f64 / tokens as f64) as f32,
                 }),
+                cancel: self.watch.cancel.as_deref(),
             };
             nll.resize(packed.targets.len(), 0.0);
             pass.forward(&mut self.activations, Cached::No)?;
             pass.gradient(&mut self.activations, &mut nll, &mut self.grads, 1.0 / targets as f32)?;
             sum += nll.iter().map(|&x| f64::from(x)).sum::<f64>();
+            done += packed.len();
+            self.watch.report(done, tokens)?;
         }
         Ok(StepReport { loss: sum / targets as f64, grad_norm: 0.0, tokens, targets })
     }
 
     /// The adapter as it is now.
     pub fn adapter(&self) -> Result<Adapter> {
-        self.adapted.download(&self.model.backend, &self.adapted.params)
+        self.adapter.download(self.model.backend(), &self.adapter.params)
     }
 
     /// Goes on from other parameters, of an adapter of the same configuration. AdamW's moments and the number of steps stay.
     pub fn set_adapter(&mut self, adapter: &Adapter) -> Result<()> {
-        if adapter.config != self.adapted.config {
-            return Err(Error::Invalid("an adapter of another configuration than the trainer's".into()));
+        if adapter.config != self.adapter.config {
+            return Err(Error::WrongAdapter("an adapter of another configuration than the trainer's".into()));
         }
         self.can_undo = false;
-        self.adapted.set(&self.model.backend, &self.model.config, adapter)
+        self.adapter.set(self.model.backend(), self.model.config(), adapter)
     }
 
     /// Steps taken so far.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The model that the adapter is trained on.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
     }
 }
 

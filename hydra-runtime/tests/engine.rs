@@ -49,8 +49,8 @@ fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
 
 #[test]
 fn the_cache_changes_nothing() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     // bf16 rounds a prompt's operands and not a single token's: only its own rounding apart.
     for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
         let model = Model::load(cpu(precision), &checkpoint).unwrap();
@@ -74,8 +74,8 @@ fn the_cache_changes_nothing() {
 
 #[test]
 fn a_prefix_is_as_good_as_the_whole_prompt() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let prefix = tokens(300, 9);
     let tails: Vec<_> = [1, 7, 64, 65, 130].iter().map(|&len| sequence(len, len as u32)).collect();
@@ -107,8 +107,8 @@ fn a_prefix_is_as_good_as_the_whole_prompt() {
 /// More at once than there are threads: each has the results that it has alone, and all come to an end.
 #[test]
 fn threads_share_a_model() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     for threads in [1, 2, 3] {
         let cpu = Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap();
         let model = Model::load(cpu, &checkpoint).unwrap();
@@ -134,8 +134,8 @@ fn threads_share_a_model() {
 /// Gradient descent outside the trainer: it goes on from what it is given.
 #[test]
 fn an_optimiser_of_ones_own() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let mut adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let mut adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let mut trainer = Trainer::new(&model, &adapter, options(64)).unwrap();
     let example = [sequence(50, 1)];
@@ -162,7 +162,7 @@ fn an_optimiser_of_ones_own() {
 
 #[test]
 fn packing_keeps_sequences_apart() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let sequences: Vec<_> = [5, 70, 1, 33, 128].iter().map(|&len| sequence(len, len as u32)).collect();
     let mut evaluator = Evaluator::new(&model, None, 512).unwrap();
@@ -178,8 +178,8 @@ fn packing_keeps_sequences_apart() {
 fn what_nobody_reads_changes_nothing() {
     for case in ["hydra", "split"] {
         let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
-        let checkpoint = Checkpoint::open(&case.join("model")).unwrap();
-        let adapter = Adapter::load(&case.join("adapter"), checkpoint.config()).unwrap();
+        let checkpoint = Checkpoint::open(case.join("model")).unwrap();
+        let adapter = Adapter::load(case.join("adapter"), checkpoint.config()).unwrap();
         let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
         let mut evaluator = Evaluator::new(&model, Some(&adapter), 200).unwrap();
         let sequences = [(70, 1, 3), (30, 2, 7), (80, 3, 50)].map(|(len, seed, every)| {
@@ -205,8 +205,8 @@ fn what_nobody_reads_changes_nothing() {
 
 #[test]
 fn gate_means_are_distributions() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let means =
         Evaluator::new(&model, Some(&adapter), 64).unwrap().gate_means(&[sequence(40, 1), sequence(60, 2)]).unwrap();
@@ -236,7 +236,7 @@ fn write_state(dir: &Path, params: &[f32]) {
 #[test]
 fn gradients_are_the_slope_of_the_loss() {
     use Projection::*;
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let sequences: Vec<_> = [9, 40, 70].iter().map(|&len| sequence(len, len as u32)).collect();
     let kinds = [
@@ -299,8 +299,8 @@ fn gradients_are_the_slope_of_the_loss() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let options = TrainOptions {
         checkpointing: ActivationCheckpointing::Off,
@@ -392,8 +392,8 @@ fn what_does_not_fit_is_refused() {
 /// The step that leads to a loss that is not finite, or makes the adapter overflow, is undone, moments and all.
 #[test]
 fn a_step_too_far_is_undone() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let step = [sequence(10, 1)];
     for rate in [1e18, 1e38] {
@@ -429,8 +429,8 @@ fn flat(adapter: &Adapter) -> Vec<f32> {
 /// On every instruction set: what bf16 operands do to a gradient is rounding.
 #[test]
 fn gradients_in_bf16_point_where_those_in_f32_do() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3)];
     let gradient = |options_cpu: CpuOptions| {
         let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
@@ -454,8 +454,8 @@ fn gradients_in_bf16_point_where_those_in_f32_do() {
 /// Dropout, accumulation over passes and both ways to keep activations included.
 #[test]
 fn training_has_the_same_bits_on_any_number_of_threads() {
-    let checkpoint = Checkpoint::open(&case().join("model")).unwrap();
-    let mut adapter = Adapter::load(&case().join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let mut adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
     adapter.config.dropout = 0.1;
     let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3), sequence(33, 4)];
     for precision in [Precision::F32, Precision::Bf16] {

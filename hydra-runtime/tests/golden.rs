@@ -47,7 +47,7 @@ impl Case {
     }
 
     fn adapter(&self, checkpoint: &Checkpoint) -> Adapter {
-        Adapter::load(&self.dir.join("adapter"), checkpoint.config()).unwrap()
+        Adapter::load(self.dir.join("adapter"), checkpoint.config()).unwrap()
     }
 
     fn sequences(&self, adapter: &Adapter) -> Vec<Sequence> {
@@ -95,7 +95,7 @@ fn assert_adapters_close(case: &Case, kind: &str, adapter: &Adapter) {
 #[test]
 fn logits_and_losses() {
     for case in Case::all() {
-        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
         let model = Model::load(cpu(2), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
@@ -118,7 +118,7 @@ fn logits_and_losses() {
 #[test]
 fn gradients() {
     for case in Case::all() {
-        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
         let model = Model::load(cpu(2), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
@@ -138,7 +138,7 @@ fn gradients() {
 #[test]
 fn ten_steps() {
     for case in Case::all() {
-        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
         let model = Model::load(cpu(1), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
@@ -152,7 +152,7 @@ fn ten_steps() {
 #[test]
 fn bits_do_not_depend_on_threads_and_a_run_resumes() {
     for case in Case::all() {
-        let checkpoint = Checkpoint::open(&case.dir.join("model")).unwrap();
+        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
         let mut adapter = case.adapter(&checkpoint);
         adapter.config.dropout = 0.1;
         let sequences = case.sequences(&adapter);

@@ -115,8 +115,8 @@ fn a_head_alone_is_what_the_label_gate_does() {
     use hydra_runtime::evaluate::Evaluator;
     for (case, lora_heads) in [("split", 6), ("hydra", 2)] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
-        let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-        let mut adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+        let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
+        let mut adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
         if case == "hydra" {
             // The same matrices without the router.
             adapter = adapter.with_fixed_gate(hydra_runtime::merge::MergeGate::Uniform).unwrap().0;

@@ -43,8 +43,8 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
         let dir = case(name);
         let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
-        let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-        let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+        let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
+        let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
         let sequences = sequences(&golden, &dir, &adapter);
         assert!(name != "split" || sequences.iter().all(|s| s.lora_head.is_some()), "{name}: labels");
         let run = |checkpointing, steps: usize| {
@@ -67,8 +67,8 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
 pub fn a_step_waits_for_what_it_reads() {
     let dir = case("hydra");
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
-    let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-    let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
+    let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
     let sequences = sequences(&SafeTensors::deserialize(&bytes).unwrap(), &dir, &adapter);
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
     let max_tokens = *lengths.iter().max().unwrap();
@@ -99,8 +99,8 @@ pub fn a_step_waits_for_what_it_reads() {
 /// A prompt, then token by token; a shared prefix with tails.
 pub fn generation<D: Driver>(open: impl Fn() -> Cuda<D>) {
     let dir = case("hydra");
-    let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-    let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
+    let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
     let prompt: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 512).collect();
     let tails: Vec<_> = [3, 66].map(|len| Sequence::prompt(&prompt[..len])).into();
     fn run<B: Backend>(

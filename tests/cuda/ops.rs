@@ -89,7 +89,7 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     assert_eq!(get_activations(cuda, &activations, len + 7)[7..], values);
     cuda.copy_activations(&mut activations, len + 7, &filled, 0).unwrap();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hydra/model");
-    let config = Config::open(golden.as_ref()).unwrap();
+    let config = Config::open(golden).unwrap();
     assert!(cuda.workspace_bytes(10, &config) > 0 && !cuda.describe().is_empty());
 }
 

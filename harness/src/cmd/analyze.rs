@@ -58,7 +58,7 @@ pub struct Arguments {
 /// Compares the adapters, and writes what was found.
 pub fn run(arguments: Arguments) -> Result<()> {
     let names = names(&arguments)?;
-    let adapters = arguments.adapters.iter().map(|path| Adapter::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let adapters = arguments.adapters.iter().map(Adapter::open).collect::<Result<Vec<_>, _>>()?;
     matrices::check_alike(&adapters, &names)?;
     // Before the work, so that it isn't done in vain.
     let (out, new) = (&arguments.out, !arguments.out.exists());

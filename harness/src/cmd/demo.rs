@@ -143,7 +143,7 @@ fn spec(method: &Method, arguments: &Arguments) -> RunSpec {
 }
 
 fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subject]) -> Result<(f64, f64)> {
-    let checkpoint = Checkpoint::open(&arguments.out.join("model"))?;
+    let checkpoint = Checkpoint::open(arguments.out.join("model"))?;
     let tokenizer = checkpoint.tokenizer()?;
     let outcome = on_device!(arguments.device, device => {
         let model = Model::load(device, &checkpoint)?;

@@ -1,7 +1,6 @@
 //! `hydra generate`: text after a prompt.
 
 use super::adapter::AdapterArgs;
-use crate::data::encode::prompt_ids;
 use crate::data::records::Record;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
@@ -10,7 +9,7 @@ use crate::output;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::generate::{Generator, Sampler};
+use hydra_runtime::generate::{Finish, Sampler};
 use hydra_runtime::model::Model;
 
 /// Options of `generate`.
@@ -44,23 +43,25 @@ pub struct Arguments {
 
 /// Generates, and prints the text as it comes.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed.get())?;
-    on_device!(arguments.model.device, device => run_on(device, arguments, sampler))
+    // A wrong option is refused before a model is loaded.
+    Sampler::new(arguments.temperature, arguments.top_p, arguments.seed.get())?;
+    on_device!(arguments.model.device, device => run_on(device, arguments))
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> Result<()> {
+fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let name = &arguments.model.model;
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
     let adapter = arguments.adapter.load(config)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let prompt = match &arguments.template {
-        None => prompt_ids(&tokenizer, &arguments.prompt)?,
+    let model = Model::load(device, &checkpoint)?;
+    let tokenizer = model.tokenizer()?;
+    let prompt: Vec<u32> = match &arguments.template {
+        None => tokenizer.encode_prompt(&arguments.prompt)?,
         Some(template) => {
             let record = Record { instruction: arguments.prompt.clone(), ..Record::default() };
-            let texts = Template::from_argument(template, &tokenizer)?.render(&record)?;
+            let texts = Template::from_argument(template, tokenizer)?.render(&record)?;
             let end = tokenizer.eos().filter(|_| texts.source_end);
-            prompt_ids(&tokenizer, &texts.source)?.into_iter().chain(end).collect()
+            tokenizer.encode_prompt(&texts.source)?.into_iter().chain(end).collect()
         }
     };
     if prompt.is_empty() {
@@ -69,30 +70,22 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, mut sampler: Sampler) -> 
     if prompt.len() >= config.context {
         bail!("--prompt: expected fewer than {} tokens, the model's context, found {}", config.context, prompt.len());
     }
-    let room = config.context.min(prompt.len().saturating_add(arguments.max_tokens.get()));
-    let model = Model::load(device, &checkpoint)?;
-    let mut generator = Generator::new(&model, adapter.as_ref(), room)?;
-    let ends = |id: u32| tokenizer.eos() == Some(id) || config.eos.contains(&id);
-    let mut text = tokenizer.stream();
-    let mut draw = |logits: &[f32]| sampler.sample(logits).with_context(|| name.clone());
-    let mut next = draw(generator.feed(&prompt)?)?;
-    for written in prompt.len() + 1.. {
-        if ends(next) {
-            if written == prompt.len() + 1 {
-                let chats = arguments.template.is_none() && Template::from_argument("chat", &tokenizer).is_ok();
-                let hint = if chats { "; it is a chat model: try --template chat" } else { "" };
-                output::say(format_args!("{name} ends the text right after the prompt{hint}"));
-            }
-            break;
-        }
-        if !output::print(text.push(next)?)? {
+    let mut generate = model.generate(prompt).max_tokens(arguments.max_tokens.get());
+    generate = generate.temperature(arguments.temperature).top_p(arguments.top_p).seed(arguments.seed.get());
+    if let Some(adapter) = &adapter {
+        generate = generate.adapter(&model.attach(adapter)?);
+    }
+    let mut text = generate.stream()?;
+    for piece in text.by_ref() {
+        if !output::print(piece.with_context(|| name.clone())?)? {
             return Ok(());
         }
-        if written == room {
-            break;
-        }
-        next = draw(generator.feed(&[next])?)?;
     }
-    output::print(text.finish()? + "\n")?;
+    if text.tokens().is_empty() && text.finish() == Some(Finish::EndOfText) {
+        let chats = arguments.template.is_none() && tokenizer.chat_template().is_some();
+        let hint = if chats { "; it is a chat model: try --template chat" } else { "" };
+        output::say(format_args!("{name} ends the text right after the prompt{hint}"));
+    }
+    output::print("\n")?;
     Ok(())
 }

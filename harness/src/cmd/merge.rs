@@ -3,7 +3,6 @@
 //! The check runs both models in f32 on [`TEXT`] and takes the largest difference of a logit over the largest logit; on the
 //! CPU alone, as no other device has products of f32 operands.
 
-use crate::data::encode::prompt_ids;
 use crate::device::{MODEL_HELP, open_model, threads};
 use crate::memory::mib;
 use crate::options::Count;
@@ -196,8 +195,8 @@ fn compare(
     let threads = threads(arguments.threads)?;
     let cpu = || Cpu::new(CpuOptions { threads, precision: Precision::F32, ..CpuOptions::default() });
     let merged = Checkpoint::open(folder)?;
-    let mut ids = prompt_ids(&checkpoint.tokenizer()?, TEXT)?;
-    if prompt_ids(&merged.tokenizer()?, TEXT)? != ids {
+    let mut ids = checkpoint.tokenizer()?.encode_prompt(TEXT)?;
+    if merged.tokenizer()?.encode_prompt(TEXT)? != ids {
         bail!("the merged model's tokenizer gives other ids than {}'s", arguments.model);
     }
     ids.truncate(TOKENS.min(checkpoint.config().context));

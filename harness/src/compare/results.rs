@@ -41,7 +41,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
-    pub fn results<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Results> {
+    pub fn results<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Results> {
         let Self { plan, out, .. } = *self;
         let parts = match &plan.tune {
             Some(tune) => Some(tune::split(tune, &self.data.paths, &out.join("tune"))?),
@@ -68,7 +68,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// Refuses results of other options before anything is added to those that are there.
-    fn check_kept<B: Backend>(&self, stage: &Stage<'_, '_, B>, trials: &[Vec<(f64, Task<'_>)>]) -> Result<()> {
+    fn check_kept<B: Backend>(&self, stage: &Stage<'_, B>, trials: &[Vec<(f64, Task<'_>)>]) -> Result<()> {
         for (run, trials) in self.plan.runs.iter().zip(trials) {
             for (_, trial) in trials {
                 trial.kept(stage)?;
@@ -80,7 +80,7 @@ impl<'a> Inputs<'a> {
         Ok(())
     }
 
-    fn train<B: Backend>(&self, stage: &Stage<'_, '_, B>, tuned: &[Option<Tuned>]) -> Result<Vec<Vec<Finished>>> {
+    fn train<B: Backend>(&self, stage: &Stage<'_, B>, tuned: &[Option<Tuned>]) -> Result<Vec<Vec<Finished>>> {
         let Plan { runs, seeds, .. } = self.plan;
         let mut all = Vec::new();
         for (run, tuned) in runs.iter().zip(tuned) {

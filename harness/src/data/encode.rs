@@ -5,11 +5,12 @@
 //! sequence length is cut; a record of which no target is left is dropped; both are counted.
 
 use super::records::Record;
-use super::template::{Template, Texts};
+use super::template::Template;
 use crate::options::Count;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::batch::{NO_TARGET, Sequence};
+use hydra_runtime::chat::Texts;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
@@ -110,19 +111,12 @@ impl Encoder<'_> {
             (true, Some(eos)) => Ok(Some(eos)),
             (true, None) => bail!("the model names no end token"),
         };
-        let mut source = prompt_ids(self.tokenizer, &texts.source)?;
+        let mut source = self.tokenizer.encode_prompt(&texts.source)?;
         source.extend(end(texts.source_end)?);
         let mut target = self.tokenizer.encode(&texts.target)?;
         target.extend(end(texts.target_end)?);
         Ok((source, target))
     }
-}
-
-/// A text's tokens, behind a BOS where the tokenizer adds one and the text does not begin with it.
-pub fn prompt_ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let ids = tokenizer.encode(text)?;
-    let bos = tokenizer.bos_to_add().filter(|bos| ids.first() != Some(bos));
-    Ok(bos.into_iter().chain(ids).collect())
 }
 
 /// `None` if no target is left within `seq_len` tokens.

@@ -50,7 +50,7 @@ pub struct EvalLoss {
 
 /// Measures the loss on `data`; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
 pub fn measure<B: Backend>(
-    model: &Model<'_, B>,
+    model: &Model<B>,
     adapter: Option<&Adapter>,
     data: &Encoded,
     tick: impl FnMut(usize),
@@ -60,7 +60,7 @@ pub fn measure<B: Backend>(
 
 /// The loss of each record; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
 pub fn losses<B: Backend>(
-    model: &Model<'_, B>,
+    model: &Model<B>,
     adapter: Option<&Adapter>,
     data: &Encoded,
     mut tick: impl FnMut(usize),

@@ -134,11 +134,11 @@ pub struct Finished {
 
 impl Task<'_> {
     /// The result, if the run is finished. Fails if its folder holds a finished run with other inputs.
-    pub fn kept<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Option<Finished>> {
+    pub fn kept<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Option<Finished>> {
         take_over(&self.dir, &self.inputs(stage)?)
     }
 
-    fn inputs<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Settings> {
+    fn inputs<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Settings> {
         let mut inputs = shared_inputs(stage, self.eval_data, self.ask);
         inputs.insert("data".into(), json!(self.data.digests()));
         inputs.insert("seed".into(), self.seed.into());
@@ -182,7 +182,7 @@ impl Task<'_> {
     }
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
-    pub fn finish<B: Backend>(&self, stage: &Stage<'_, '_, B>) -> Result<Finished> {
+    pub fn finish<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Finished> {
         let inputs = self.inputs(stage)?;
         if let Some(finished) = take_over(&self.dir, &inputs)? {
             return Ok(finished);
@@ -236,7 +236,7 @@ fn found(prepared: &Prepared, command: Vec<String>) -> Found {
 }
 
 /// The model without an adapter, on records as the runs of these options have them; kept in `dir`.
-pub fn base<B: Backend>(stage: &Stage<'_, '_, B>, eval_data: &Corpus, spec: &RunSpec, dir: &Path) -> Result<Finished> {
+pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec, dir: &Path) -> Result<Finished> {
     let encoding = &spec.data.encoding;
     let mut inputs = shared_inputs(stage, eval_data, true);
     inputs.insert("template".into(), json!(encoding.template()));
@@ -259,7 +259,7 @@ pub fn base<B: Backend>(stage: &Stage<'_, '_, B>, eval_data: &Corpus, spec: &Run
     keep(dir, inputs, Finished { found, details })
 }
 
-fn shared_inputs<B: Backend>(stage: &Stage<'_, '_, B>, eval_data: &Corpus, ask: bool) -> Settings {
+fn shared_inputs<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, ask: bool) -> Settings {
     let questions = stage.questions.as_ref().filter(|_| ask).map(|questions| &questions.digest);
     let (parameters, bytes) = (stage.checkpoint.parameters(), stage.checkpoint.bytes());
     let inputs = [
@@ -279,12 +279,7 @@ struct Measured {
     details: Details,
 }
 
-fn measure<B: Backend>(
-    stage: &Stage<'_, '_, B>,
-    adapter: Option<&Adapter>,
-    data: &Encoded,
-    ask: bool,
-) -> Result<Measured> {
+fn measure<B: Backend>(stage: &Stage<'_, B>, adapter: Option<&Adapter>, data: &Encoded, ask: bool) -> Result<Measured> {
     let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
     let losses = loss::losses(&stage.model, adapter, data, |done| progress.update(done as u64, "eval loss"))?;
     drop(progress);

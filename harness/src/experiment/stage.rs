@@ -18,15 +18,15 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// What all runs share. The model is loaded once.
-pub struct Stage<'a, 'w, B: Backend> {
+pub struct Stage<'a, B: Backend> {
     /// Model and device.
     pub options: &'a ModelArgs,
     /// The model's files.
-    pub checkpoint: &'w Checkpoint,
+    pub checkpoint: &'a Checkpoint,
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     /// The model.
-    pub model: Model<'w, B>,
+    pub model: Model<B>,
     /// MMLU's questions, if they are asked.
     pub questions: Option<Questions>,
 }

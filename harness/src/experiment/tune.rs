@@ -76,7 +76,7 @@ pub fn trials<'a>(tune: &Tune, run: &'a Run, parts: &'a (Corpus, Corpus), dir: &
 }
 
 /// Tries each rate; an interrupt is the error [`crate::interrupt::Stopped`].
-pub fn choose<B: Backend>(stage: &Stage<'_, '_, B>, run: &Run, trials: &[(f64, Task<'_>)]) -> Result<Tuned> {
+pub fn choose<B: Backend>(stage: &Stage<'_, B>, run: &Run, trials: &[(f64, Task<'_>)]) -> Result<Tuned> {
     let mut tried = Vec::new();
     for (lr, task) in trials {
         output::say(format_args!("\n{}: trying lr {lr:e}", run.name));

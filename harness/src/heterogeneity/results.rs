@@ -57,7 +57,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
-    pub fn results<B: Backend>(&self, stage: &Stage<'_, '_, B>, counts: &[usize], files: &'a Files) -> Result<Results> {
+    pub fn results<B: Backend>(&self, stage: &Stage<'_, B>, counts: &[usize], files: &'a Files) -> Result<Results> {
         let Plan { runs, seeds, .. } = self.plan;
         let of_seeds = |run: &'a Run, count: usize| -> Vec<Task<'a>> {
             seeds.iter().map(|&seed| self.task(run, count, seed, &files[&(seed, count)])).collect()

@@ -122,7 +122,7 @@ impl Prepared {
     /// Trains in the folder that [`Prepared::open_dir`] made, and writes the report, with the router's weights if `watch` is set.
     pub fn train<B: Backend>(
         &self,
-        model: &Model<'_, B>,
+        model: &Model<B>,
         eval_set: Option<EvalSet<'_>>,
         dir: &RunDir,
         watch: bool,

@@ -39,7 +39,7 @@ pub struct Trained {
 
 /// Trains `adapter` on `model`, and keeps all of it in `dir`. If a step fails, the last good adapter is saved first.
 pub fn train<B: Backend>(
-    model: &Model<'_, B>,
+    model: &Model<B>,
     adapter: &Adapter,
     data: &Encoded,
     config: &TrainConfig,
@@ -69,13 +69,13 @@ pub fn train<B: Backend>(
 }
 
 /// A trainer, in the state that is saved in `dir` if the run resumes.
-fn trainer<'m, 'w, B: Backend>(
-    model: &'m Model<'w, B>,
+fn trainer<B: Backend>(
+    model: &Model<B>,
     adapter: &Adapter,
     options: TrainOptions,
     steps: usize,
     dir: &RunDir,
-) -> Result<Trainer<'m, 'w, B>> {
+) -> Result<Trainer<B>> {
     let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
     output::say(format_args!(
         "at most {} tokens per pass; training needs {:.1} MiB besides the weights",
@@ -94,9 +94,9 @@ fn trainer<'m, 'w, B: Backend>(
 }
 
 /// A run under way.
-struct Run<'r, 'm, 'w, B: Backend> {
-    model: &'m Model<'w, B>,
-    trainer: Trainer<'m, 'w, B>,
+struct Run<'r, B: Backend> {
+    model: &'r Model<B>,
+    trainer: Trainer<B>,
     config: &'r TrainConfig,
     eval_set: Option<EvalSet<'r>>,
     dir: &'r RunDir,
@@ -107,7 +107,7 @@ struct Run<'r, 'm, 'w, B: Backend> {
     saved: usize,
 }
 
-impl<B: Backend> Run<'_, '_, '_, B> {
+impl<B: Backend> Run<'_, B> {
     /// Saves before step `s`, if it is time or the run ends here.
     fn save_if_due(&mut self, s: usize) -> Result<ControlFlow<()>> {
         let due = self.dir.save_every.is_some_and(|every| s > self.saved && s.is_multiple_of(every));
@@ -170,7 +170,7 @@ impl<B: Backend> Run<'_, '_, '_, B> {
     }
 }
 
-fn save<B: Backend>(trainer: &Trainer<'_, '_, B>, dir: &Path) -> Result<()> {
+fn save<B: Backend>(trainer: &Trainer<B>, dir: &Path) -> Result<()> {
     trainer.adapter()?.save(dir)?;
     Ok(trainer.save_state(dir)?)
 }

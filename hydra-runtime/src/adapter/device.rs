@@ -98,12 +98,13 @@ impl<B: Backend> DeviceAdapter<B> {
         backend.upload(&mut self.params, &flat)
     }
 
-    /// An error if a label names a head that there isn't.
+    /// Fails if a label names a head that the adapter does not have.
     pub fn check_lora_heads(&self, sequences: &[Sequence]) -> Result<()> {
         let AdapterConfig { gate, lora_heads, .. } = self.config;
         match sequences.iter().filter_map(|s| s.lora_head).find(|&head| head as usize >= lora_heads) {
             Some(head) if gate == GateKind::Label => {
-                Err(Error::Invalid(format!("a sequence of head {head}, of an adapter of {lora_heads} heads")))
+                let message = format!("a sequence of lora head {head}: the adapter has {lora_heads} heads");
+                Err(Error::WrongAdapter(message))
             }
             _ => Ok(()),
         }

@@ -69,12 +69,12 @@ fn name(layer: usize, projection: Projection, part: &str) -> String {
 
 impl Adapter {
     /// Reads an adapter's folder for a model. Every tensor that is missing, surplus, misshapen or not finite is named.
-    pub fn load(dir: &Path, model: &Config) -> Result<Self> {
-        Self::read(dir, |_, _| model.layers, |_, projection, _, _| projection.dims(model))
+    pub fn load(dir: impl AsRef<Path>, model: &Config) -> Result<Self> {
+        Self::read(dir.as_ref(), |_, _| model.layers, |_, projection, _, _| projection.dims(model))
     }
 
     /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let layers = |found: &Found<'_>, _: &AdapterConfig| {
             let layer = |name: &String| name.strip_prefix(LAYERS)?.split_once('.')?.0.parse::<usize>().ok();
             // A number beyond the number of tensors is no layer's: what is missing is named.
@@ -93,7 +93,7 @@ impl Adapter {
             };
             (size(b, 0), size(a, 1))
         };
-        Self::read(dir, layers, sizes)
+        Self::read(dir.as_ref(), layers, sizes)
     }
 
     /// `layers` and `sizes` (d_out and d_in of a projection of a layer) may go by the tensors.
@@ -165,7 +165,8 @@ impl Adapter {
     ///
     /// With [`Method::Lora`] the folder is one of HF PEFT's, whose `PeftModel.from_pretrained` takes it; [`Adapter::head`] makes a
     /// LoRA of one head. With the other methods it is the reference implementation's.
-    pub fn save(&self, dir: &Path) -> Result<()> {
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
         self.check()?;
         self.check_finite()?;
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;

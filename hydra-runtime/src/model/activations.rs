@@ -126,7 +126,7 @@ pub(crate) struct Activations<M: Memory> {
 /// An error if memory can't be planned for so many tokens.
 pub(crate) fn check_tokens(tokens: usize) -> Result<()> {
     if tokens > MAX_SIZE {
-        return Err(Error::Invalid(format!("memory for {tokens} tokens asked for, wanted at most {MAX_SIZE}")));
+        return Err(Error::SequenceTooLong { tokens, limit: MAX_SIZE });
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ struct Rows<'a> {
     labels: &'a [u32],
 }
 
-impl<B: Backend> Pass<'_, '_, B> {
+impl<B: Backend> Pass<'_, B> {
     /// `out` = layer(`x`). Under [`Scope::Rows`] the queries are overwritten.
     pub(super) fn block_forward(
         &self,
@@ -169,7 +169,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         adapter_state: &mut [Option<B::Buffer>; 7],
     ) -> Result<()> {
         let weight = &self.model.layers[layer].projections[projection as usize];
-        let args = self.adapted.and_then(|adapted| adapted.args(layer, projection, rows.labels, self.training));
+        let args = self.adapter.and_then(|adapter| adapter.args(layer, projection, rows.labels, self.training));
         let adapter = args.as_ref().zip(adapter_state[projection as usize].as_mut());
         self.model.backend.linear(Linear { output, tokens: rows.tokens, x, weight, adapter })
     }
@@ -184,10 +184,10 @@ impl<B: Backend> Pass<'_, '_, B> {
     pub(super) fn block_backward(
         &self,
         layer: usize,
-        adapted: &DeviceAdapter<B>,
+        adapter: &DeviceAdapter<B>,
         mut buffers: Backward<'_, B>,
     ) -> Result<()> {
-        let block = BlockBackward { pass: self, adapted, layer };
+        let block = BlockBackward { pass: self, adapter, layer };
         if block.feed_forward(&mut buffers)? { block.attention(&mut buffers) } else { Ok(()) }
     }
 }
@@ -207,16 +207,16 @@ fn into_buffer<B: Backend>(
 }
 
 /// One layer's backward pass.
-struct BlockBackward<'a, 'w, B: Backend> {
-    pass: &'a Pass<'a, 'w, B>,
-    adapted: &'a DeviceAdapter<B>,
+struct BlockBackward<'a, B: Backend> {
+    pass: &'a Pass<'a, B>,
+    adapter: &'a DeviceAdapter<B>,
     layer: usize,
 }
 
-impl<B: Backend> BlockBackward<'_, '_, B> {
+impl<B: Backend> BlockBackward<'_, B> {
     /// Whether something is trained that lies in a layer below or among `below` in this one.
     fn reaches(&self, below: &[Projection]) -> bool {
-        self.layer > 0 || below.iter().any(|projection| self.adapted.config.targets.contains(projection))
+        self.layer > 0 || below.iter().any(|projection| self.adapter.config.targets.contains(projection))
     }
 
     /// The feed-forward part: `gradients.dx` becomes the gradient of `middle`. Returns whether to go on.
@@ -322,7 +322,7 @@ impl<B: Backend> BlockBackward<'_, '_, B> {
         acts: &LayerActivations<B>,
     ) -> Result<()> {
         let (pass, layer) = (self.pass, self.layer);
-        let args = self.adapted.args(layer, projection, &pass.packed.labels, pass.training);
+        let args = self.adapter.args(layer, projection, &pass.packed.labels, pass.training);
         let adapter = args.as_ref().zip(acts.adapter_state[projection as usize].as_ref());
         let weight = &pass.model.layers[layer].projections[projection as usize];
         let (dparams, tokens) = (Some(dparams), pass.packed.len());

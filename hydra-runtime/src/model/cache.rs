@@ -1,6 +1,6 @@
 //! Keys and values of tokens already seen.
 
-use super::Model;
+use super::Loaded;
 use super::activations::check_tokens;
 use crate::Result;
 use crate::backend::{AttentionShape, Backend, Prefix};
@@ -16,7 +16,7 @@ pub(crate) struct KvCache<B: Backend> {
 }
 
 impl<B: Backend> KvCache<B> {
-    pub fn new(model: &Model<'_, B>, capacity: usize) -> Result<Self> {
+    pub fn new(model: &Loaded<B>, capacity: usize) -> Result<Self> {
         check_tokens(capacity)?;
         let width = AttentionShape::of(&model.config).kv_width();
         let buffers =

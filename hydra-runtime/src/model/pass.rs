@@ -1,27 +1,13 @@
 //! One pass over a packed batch, forward and backward.
 
+use super::Pass;
 use super::activations::{Activations, input_and_output};
 use super::block::{Backward, Forward, Scope};
 use super::cache::Cached;
-use super::{Model, Pass};
 use crate::Result;
-use crate::adapter::device::DeviceAdapter;
 use crate::backend::{Backend, HeadLoss, RmsNorm, RmsNormBackward};
-use crate::batch::Packed;
 
-impl<'a, 'w, B: Backend> Pass<'a, 'w, B> {
-    /// A pass without the options that concern training alone.
-    pub fn evaluating(
-        model: &'a Model<'w, B>,
-        adapted: Option<&'a DeviceAdapter<B>>,
-        packed: &'a Packed,
-        rope: &'a B::Buffer,
-    ) -> Self {
-        Self { model, adapted, packed, rope, training: None }
-    }
-}
-
-impl<B: Backend> Pass<'_, '_, B> {
+impl<B: Backend> Pass<'_, B> {
     /// Runs all layers for all rows; the last one's output is then `acts.inputs[layers % inputs.len()]`.
     pub fn forward(&self, acts: &mut Activations<B>, cached: Cached<'_, B>) -> Result<()> {
         self.forward_by_layer(acts, cached, |_, _| Ok(()))
@@ -65,6 +51,7 @@ impl<B: Backend> Pass<'_, '_, B> {
     }
 
     fn layer_forward(&self, acts: &mut Activations<B>, layer: usize, cached: &mut Cached<'_, B>) -> Result<()> {
+        self.check()?;
         let set = layer % acts.layers.len();
         let (x, out) = input_and_output(&mut acts.inputs, layer);
         let buffers = Forward { out, x, acts: &mut acts.layers[set], work: &mut acts.work };
@@ -148,17 +135,18 @@ impl<B: Backend> Pass<'_, '_, B> {
 
     /// From the gradient of the last layer's output down to the lowest adapted layer.
     fn layers_backward(&self, acts: &mut Activations<B>, dparams: &mut B::Buffer) -> Result<()> {
-        let Some(adapted) = self.adapted else { return Ok(()) };
+        let Some(adapter) = self.adapter else { return Ok(()) };
         let recompute = acts.layers.len() < self.model.config.layers;
         for layer in (0..self.model.config.layers).rev() {
             // The last layer's activations are still there.
             if recompute && layer + 1 < self.model.config.layers {
                 self.layer_forward(acts, layer, &mut Cached::No)?;
             }
+            self.check()?;
             let set = layer % acts.layers.len();
             let gradients = acts.gradients.as_mut().expect("activations planned for training");
             let (x, acts, work) = (&acts.inputs[layer], &acts.layers[set], &mut acts.work);
-            self.block_backward(layer, adapted, Backward { gradients, dparams, x, acts, work })?;
+            self.block_backward(layer, adapter, Backward { gradients, dparams, x, acts, work })?;
         }
         Ok(())
     }

@@ -50,15 +50,15 @@ impl<B: Backend> View for &Part<'_, B> {
     }
 }
 
-impl<B: Backend> Trainer<'_, '_, B> {
+impl<B: Backend> Trainer<B> {
     /// Writes [`STATE_FILE`] into `dir`, atomically.
-    pub fn save_state(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(STATE_FILE);
+    pub fn save_state(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let path = dir.as_ref().join(STATE_FILE);
         let failed = RefCell::new(None);
-        let buffers = [&self.adapted.params, &self.exp_avg, &self.exp_avg_sq];
-        let (backend, len) = (&self.model.backend, self.adapted.slots.len);
+        let buffers = [&self.adapter.params, &self.exp_avg, &self.exp_avg_sq];
+        let (backend, len) = (self.model.backend(), self.adapter.slots.len);
         let parts = buffers.map(|buffer| Part { backend, buffer, shape: [len], failed: &failed });
-        let metadata = [("steps", self.steps.to_string()), ("adapter", self.adapted.config.function())];
+        let metadata = [("steps", self.steps.to_string()), ("adapter", self.adapter.config.function())];
         let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_string(), value)));
         atomic::fill_atomically(&path, |temporary| {
             let written = safetensors::serialize_to_file(PARTS.into_iter().zip(&parts), Some(metadata), temporary);
@@ -71,22 +71,22 @@ impl<B: Backend> Trainer<'_, '_, B> {
 
     /// Takes up what [`Trainer::save_state`] wrote: the run then continues as if it had not been interrupted. A file that isn't one,
     /// or is another adapter's, is an error, and the trainer goes on as it was.
-    pub fn load_state(&mut self, dir: &Path) -> Result<()> {
-        let path = dir.join(STATE_FILE);
+    pub fn load_state(&mut self, dir: impl AsRef<Path>) -> Result<()> {
+        let path = dir.as_ref().join(STATE_FILE);
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(format!("not safetensors: {e}")))?;
         let metadata = |key| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
         let steps = metadata("steps").and_then(|steps| steps.parse().ok()).filter(|steps| *steps <= MOST_STEPS);
         let steps = steps.ok_or_else(|| invalid("no number of steps in its metadata".into()))?;
-        let own = self.adapted.config.function();
+        let own = self.adapter.config.function();
         // Earlier versions wrote none.
         if let Some(other) = metadata("adapter").filter(|other| **other != own) {
             let other = printable(other);
             return Err(invalid(format!("of an adapter with {other}, wanted {own}: another adapter's state")));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
-        let want = self.adapted.slots.len;
+        let want = self.adapter.slots.len;
         let mut parts: [Vec<f32>; 3] = Default::default();
         for (part, name) in parts.iter_mut().zip(PARTS) {
             let tensor = file.tensor(name).map_err(|e| invalid(e.to_string()))?;
@@ -101,8 +101,8 @@ impl<B: Backend> Trainer<'_, '_, B> {
                 return Err(invalid(format!("{name} holds values that are not finite")));
             }
         }
-        let (backend, [params, exp_avg, exp_avg_sq]) = (&self.model.backend, &parts);
-        backend.upload(&mut self.adapted.params, params)?;
+        let (backend, [params, exp_avg, exp_avg_sq]) = (self.model.backend(), &parts);
+        backend.upload(&mut self.adapter.params, params)?;
         backend.upload(&mut self.exp_avg, exp_avg)?;
         backend.upload(&mut self.exp_avg_sq, exp_avg_sq)?;
         (self.steps, self.can_undo) = (steps, false);

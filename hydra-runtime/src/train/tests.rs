@@ -10,7 +10,7 @@ use std::path::Path;
 use std::slice::from_ref;
 
 fn checkpoint() -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model")).unwrap()
+    Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model")).unwrap()
 }
 
 fn cpu(threads: usize, precision: Precision) -> Cpu {
@@ -53,14 +53,14 @@ fn sequence(len: usize, seed: u32) -> Sequence {
 }
 
 /// Each router's gates of the last pass, [tokens, lora_heads].
-fn gates(trainer: &Trainer<'_, '_, Cpu>, tokens: usize) -> Vec<Vec<f64>> {
+fn gates(trainer: &Trainer<Cpu>, tokens: usize) -> Vec<Vec<f64>> {
     let mut all = Vec::new();
     for (layer, acts) in trainer.activations.layers.iter().enumerate() {
         for projection in Projection::ALL {
-            let Some(slot) = trainer.adapted.slots.get(layer, projection) else { continue };
+            let Some(slot) = trainer.adapter.slots.get(layer, projection) else { continue };
             let (shape, adapter_state) = (slot.shape, acts.adapter_state[projection as usize].as_ref().unwrap());
             let mut rows = vec![0.0; tokens * shape.state_width()];
-            trainer.model.backend.download(&mut rows, adapter_state).unwrap();
+            trainer.model.backend().download(&mut rows, adapter_state).unwrap();
             let gate =
                 rows.chunks(shape.state_width()).flat_map(|row| row[shape.a_rows()..].iter().map(|&x| f64::from(x)));
             all.push(gate.collect());
@@ -85,7 +85,7 @@ fn balance(weight: f64, lora_heads: usize, gates: &[Vec<f64>], at: &[Vec<f64>]) 
 }
 
 /// A trainer some steps into a run, where every gradient is exercised.
-fn warm<'m, 'w>(model: &'m Model<'w, Cpu>, config: AdapterConfig, sequences: &[Sequence]) -> Trainer<'m, 'w, Cpu> {
+fn warm(model: &Model<Cpu>, config: AdapterConfig, sequences: &[Sequence]) -> Trainer<Cpu> {
     let tokens = sequences.iter().map(|s| s.tokens.len()).sum();
     let adapter = Adapter::init(model.config(), config, 5).unwrap();
     let mut trainer = Trainer::new(model, &adapter, options(tokens)).unwrap();
@@ -96,21 +96,21 @@ fn warm<'m, 'w>(model: &'m Model<'w, Cpu>, config: AdapterConfig, sequences: &[S
 }
 
 /// The gradient of a step from `params`, read off the first moment; and that step's loss. Masks are those of the first step.
-fn step_at(trainer: &mut Trainer<'_, '_, Cpu>, params: &[f32], sequences: &[Sequence]) -> (f64, Vec<f64>) {
+fn step_at(trainer: &mut Trainer<Cpu>, params: &[f32], sequences: &[Sequence]) -> (f64, Vec<f64>) {
     let zeros = vec![0.0; params.len()];
-    let backend = &trainer.model.backend;
-    backend.upload(&mut trainer.adapted.params, params).unwrap();
+    let backend = trainer.model.backend();
+    backend.upload(&mut trainer.adapter.params, params).unwrap();
     backend.upload(&mut trainer.exp_avg, &zeros).unwrap();
     trainer.steps = 0;
     let loss = trainer.step(sequences, 0.0).unwrap().loss;
     let mut moment = zeros;
-    trainer.model.backend.download(&mut moment, &trainer.exp_avg).unwrap();
+    trainer.model.backend().download(&mut moment, &trainer.exp_avg).unwrap();
     (loss, moment.iter().map(|&m| f64::from(m) * 10.0).collect())
 }
 
-fn params(trainer: &Trainer<'_, '_, Cpu>) -> Vec<f32> {
-    let mut params = vec![0.0; trainer.adapted.slots.len];
-    trainer.model.backend.download(&mut params, &trainer.adapted.params).unwrap();
+fn params(trainer: &Trainer<Cpu>) -> Vec<f32> {
+    let mut params = vec![0.0; trainer.adapter.slots.len];
+    trainer.model.backend().download(&mut params, &trainer.adapter.params).unwrap();
     params
 }
 

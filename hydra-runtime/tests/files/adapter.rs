@@ -197,8 +197,8 @@ fn files_of_the_reference_load_and_save_unchanged() {
     for case in std::fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
         cases += 1;
         let again = tempdir().unwrap();
-        let model = Config::open(&case.join("model")).unwrap();
-        Adapter::load(&case.join("adapter"), &model).unwrap().save(again.path()).unwrap();
+        let model = Config::open(case.join("model")).unwrap();
+        Adapter::load(case.join("adapter"), &model).unwrap().save(again.path()).unwrap();
         let read = |dir: &Path, file: &str| std::fs::read(dir.join(file)).unwrap();
         let tensors = "adapter_model.safetensors";
         assert!(read(&case.join("adapter"), tensors) == read(again.path(), tensors), "{}", case.display());

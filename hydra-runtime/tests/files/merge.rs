@@ -19,8 +19,8 @@ const AS_STORED: MergeOptions = MergeOptions { format: None, max_shard_bytes: u6
 
 fn golden(case: &str) -> (Checkpoint, Adapter) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
-    let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-    let adapter = Adapter::load(&dir.join("adapter"), checkpoint.config()).unwrap();
+    let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
+    let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
     (checkpoint, adapter)
 }
 
@@ -134,7 +134,7 @@ fn gguf(dir: &Path, change: impl FnOnce(&mut Gguf)) -> PathBuf {
 #[test]
 fn a_gguf_becomes_the_folder_that_it_was_made_from() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let from_gguf = Checkpoint::open(&gguf(dir.path(), |_| {})).unwrap();
+    let from_gguf = Checkpoint::open(gguf(dir.path(), |_| {})).unwrap();
     write_folder(folder.path(), &config_json(), &model_tensors());
     let from_folder = Checkpoint::open(folder.path()).unwrap();
     let adapter = random_adapter(&from_gguf);
@@ -172,7 +172,7 @@ fn a_gguf_s_tokenizer_goes_along() {
 fn types_of_a_gguf() {
     let written = |change: fn(&mut Gguf)| {
         let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let checkpoint = Checkpoint::open(&gguf(dir.path(), change)).unwrap();
+        let checkpoint = Checkpoint::open(gguf(dir.path(), change)).unwrap();
         let adapter = random_adapter(&checkpoint);
         let formats = merge::write(&checkpoint, &adapter, MergeGate::Uniform, out.path(), AS_STORED).unwrap().formats;
         assert!(Checkpoint::open(out.path()).unwrap().formats().iter().all(|(format, ..)| formats == [*format]));

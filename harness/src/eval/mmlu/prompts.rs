@@ -10,7 +10,6 @@
 
 use super::questions::{Question, Subject};
 use super::{LETTERS, Scoring};
-use crate::data::encode::prompt_ids;
 use anyhow::{Result, bail};
 use hydra_runtime::tokenizer::Tokenizer;
 
@@ -30,7 +29,7 @@ impl Prompts {
         let header = header(subject, scoring);
         let (mut whole, mut continuations) = (Vec::new(), Vec::new());
         for (index, question) in subject.test.iter().enumerate() {
-            let prompt = prompt_ids(tokenizer, &format!("{header}{}", ask(question, scoring)))?;
+            let prompt = tokenizer.encode_prompt(&format!("{header}{}", ask(question, scoring)))?;
             let mut longest = 0;
             if scoring == Scoring::Cloze {
                 let mut choices: [Vec<u32>; 4] = Default::default();

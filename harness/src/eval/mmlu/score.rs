@@ -49,7 +49,7 @@ pub struct Outcome {
 ///
 /// Under an adapter's label gate a subject that is called like a label takes its head, any other the mean of all heads.
 pub fn score<B: Backend>(
-    model: &Model<'_, B>,
+    model: &Model<B>,
     adapter: Option<&Adapter>,
     tokenizer: &Tokenizer,
     subjects: &[Subject],
@@ -117,7 +117,7 @@ fn tokenise(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, conte
 }
 
 fn letter_scores<B: Backend>(
-    evaluator: &mut Evaluator<'_, '_, B>,
+    evaluator: &mut Evaluator<B>,
     prompts: &Prompts,
     chunk: Range<usize>,
     own: &[u32],
@@ -131,7 +131,7 @@ fn letter_scores<B: Backend>(
 }
 
 fn cloze_scores<B: Backend>(
-    evaluator: &mut Evaluator<'_, '_, B>,
+    evaluator: &mut Evaluator<B>,
     prompts: &Prompts,
     chunk: Range<usize>,
     own: &[u32],

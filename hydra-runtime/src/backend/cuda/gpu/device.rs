@@ -275,11 +275,11 @@ impl Device {
             }
         }
         let (unused, largest) = arena.free();
-        let [bytes, free, total, unused, largest] =
-            [bytes, free, total, unused, largest].map(|bytes| bytes as f64 / f64::from(1 << 20));
+        let [free, total, unused, largest] =
+            [free, total, unused, largest].map(|bytes| bytes as f64 / f64::from(1 << 20));
         let here = format!("{free:.1} of {total:.1} MiB are free");
         let own = format!("{unused:.1} MiB are free in what was allocated before, {largest:.1} of them in one piece");
-        Err(self.error(format_args!("out of memory: {bytes:.1} MiB asked for, {here}, and {own}")))
+        Err(Error::OutOfMemory { bytes: bytes as u64, free: Some(format!("{here}, and {own}")) })
     }
 
     /// The stream, for libraries that queue work.

@@ -1,0 +1,419 @@
+//! A device that is chosen at run time: the CPU, or with the feature `cuda` a GPU. Programs that use it need no type parameter
+//! for the device.
+
+use super::cpu::{self, Cpu, CpuOptions};
+#[cfg(feature = "cuda")]
+use super::cuda::{self, Cuda, Gpu};
+use super::{
+    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, Linear,
+    LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+};
+use crate::Result;
+use crate::config::Config;
+
+/// A device that is chosen at run time.
+pub enum Device {
+    /// The CPU.
+    Cpu(Cpu),
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Cuda<Gpu>>),
+}
+
+impl Device {
+    /// The CPU. Fails if it can't start its threads.
+    pub fn cpu(options: CpuOptions) -> Result<Self> {
+        Cpu::new(options).map(Self::Cpu)
+    }
+
+    /// The NVIDIA GPU of this number, from 0. Fails if there is no such device, or no driver.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: u32) -> Result<Self> {
+        Ok(Self::Cuda(Box::new(Cuda::new(Gpu::open(ordinal)?))))
+    }
+}
+
+/// A type of values that lie on one device or another.
+macro_rules! on_a_device {
+    ($(#[$doc:meta])* $name:ident, $place:ident, $cpu:ty, $cuda:ty) => {
+        $(#[$doc])*
+        pub struct $name($place);
+
+        enum $place {
+            Cpu($cpu),
+            #[cfg(feature = "cuda")]
+            Cuda($cuda),
+        }
+
+        #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
+        impl $name {
+            fn cpu(&self) -> Result<&$cpu> {
+                match &self.0 {
+                    $place::Cpu(value) => Ok(value),
+                    #[cfg(feature = "cuda")]
+                    $place::Cuda(_) => Err(elsewhere()),
+                }
+            }
+
+            #[cfg(feature = "cuda")]
+            fn cuda(&self) -> Result<&$cuda> {
+                match &self.0 {
+                    $place::Cuda(value) => Ok(value),
+                    $place::Cpu(_) => Err(elsewhere()),
+                }
+            }
+        }
+
+        impl From<$cpu> for $name {
+            fn from(value: $cpu) -> Self {
+                Self($place::Cpu(value))
+            }
+        }
+
+        #[cfg(feature = "cuda")]
+        impl From<$cuda> for $name {
+            fn from(value: $cuda) -> Self {
+                Self($place::Cuda(value))
+            }
+        }
+    };
+}
+
+/// The same, to write.
+macro_rules! written_on_a_device {
+    ($name:ident, $place:ident, $cpu:ty, $cuda:ty) => {
+        #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
+        impl $name {
+            fn cpu_mut(&mut self) -> Result<&mut $cpu> {
+                match &mut self.0 {
+                    $place::Cpu(value) => Ok(value),
+                    #[cfg(feature = "cuda")]
+                    $place::Cuda(_) => Err(elsewhere()),
+                }
+            }
+
+            #[cfg(feature = "cuda")]
+            fn cuda_mut(&mut self) -> Result<&mut $cuda> {
+                match &mut self.0 {
+                    $place::Cuda(value) => Ok(value),
+                    $place::Cpu(_) => Err(elsewhere()),
+                }
+            }
+        }
+    };
+}
+
+on_a_device!(
+    /// f32 values on a [`Device`].
+    Buffer, BufferPlace, cpu::Buffer, cuda::Buffer<Gpu>
+);
+on_a_device!(
+    /// Activations on a [`Device`].
+    Activations, ActivationsPlace, cpu::Activations, cuda::Activations<Gpu>
+);
+on_a_device!(
+    /// A frozen matrix on a [`Device`].
+    Matrix, MatrixPlace, StoredWeight, cuda::Matrix<Gpu>
+);
+
+written_on_a_device!(Buffer, BufferPlace, cpu::Buffer, cuda::Buffer<Gpu>);
+written_on_a_device!(Activations, ActivationsPlace, cpu::Activations, cuda::Activations<Gpu>);
+
+#[cfg(feature = "cuda")]
+fn elsewhere() -> crate::Error {
+    crate::Error::Device("values that lie on another device".into())
+}
+
+/// One of the devices that a [`Device`] may be: finds its own values.
+trait Member: Backend {
+    fn f32(buffer: &Buffer) -> Result<&Self::Buffer>;
+    fn f32_mut(buffer: &mut Buffer) -> Result<&mut Self::Buffer>;
+    fn act(activations: &Activations) -> Result<&Self::Activations>;
+    fn act_mut(activations: &mut Activations) -> Result<&mut Self::Activations>;
+    fn weight(matrix: &Matrix) -> Result<&Self::Matrix>;
+}
+
+macro_rules! member {
+    ($backend:ty, $get:ident, $get_mut:ident) => {
+        impl Member for $backend {
+            fn f32(buffer: &Buffer) -> Result<&Self::Buffer> {
+                buffer.$get()
+            }
+            fn f32_mut(buffer: &mut Buffer) -> Result<&mut Self::Buffer> {
+                buffer.$get_mut()
+            }
+            fn act(activations: &Activations) -> Result<&Self::Activations> {
+                activations.$get()
+            }
+            fn act_mut(activations: &mut Activations) -> Result<&mut Self::Activations> {
+                activations.$get_mut()
+            }
+            fn weight(matrix: &Matrix) -> Result<&Self::Matrix> {
+                matrix.$get()
+            }
+        }
+    };
+}
+
+member!(Cpu, cpu, cpu_mut);
+#[cfg(feature = "cuda")]
+member!(Cuda<Gpu>, cuda, cuda_mut);
+
+/// `$body` with the backend that the device is, and, if asked for, with its type.
+macro_rules! on {
+    ($device:expr, $backend:ident => $body:expr) => {
+        match $device {
+            Device::Cpu($backend) => $body,
+            #[cfg(feature = "cuda")]
+            Device::Cuda($backend) => $body,
+        }
+    };
+    ($device:expr, $backend:ident: $Member:ident => $body:expr) => {
+        match $device {
+            Device::Cpu($backend) => {
+                type $Member = Cpu;
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda($backend) => {
+                type $Member = Cuda<Gpu>;
+                $body
+            }
+        }
+    };
+}
+
+fn any<'a, B: Member>(buffer: AnyBuffer<'a, Device>) -> Result<AnyBuffer<'a, B>> {
+    Ok(match buffer {
+        AnyBuffer::Buffer(buffer) => AnyBuffer::Buffer(B::f32(buffer)?),
+        AnyBuffer::Activations(activations) => AnyBuffer::Activations(B::act(activations)?),
+    })
+}
+
+fn any_mut<'a, B: Member>(buffer: AnyBufferMut<'a, Device>) -> Result<AnyBufferMut<'a, B>> {
+    Ok(match buffer {
+        AnyBufferMut::Buffer(buffer) => AnyBufferMut::Buffer(B::f32_mut(buffer)?),
+        AnyBufferMut::Activations(activations) => AnyBufferMut::Activations(B::act_mut(activations)?),
+    })
+}
+
+fn output<'a, B: Member>(output: LinearOutput<'a, Device>) -> Result<LinearOutput<'a, B>> {
+    Ok(match output {
+        LinearOutput::Buffer { y, residual } => {
+            LinearOutput::Buffer { y: B::f32_mut(y)?, residual: residual.map(B::f32).transpose()? }
+        }
+        LinearOutput::Activations { y, residual } => {
+            LinearOutput::Activations { y: B::act_mut(y)?, residual: residual.map(B::act).transpose()? }
+        }
+    })
+}
+
+fn adapter<'a, B: Member>(args: &AdapterArgs<'a, Device>) -> Result<AdapterArgs<'a, B>> {
+    let AdapterArgs { slot, params, labels, dropout, head_dropout, balance } = *args;
+    Ok(AdapterArgs { slot, params: B::f32(params)?, labels, dropout, head_dropout, balance })
+}
+
+fn prefix<'a, B: Member>(prefix: Prefix<'a, Device>) -> Result<Prefix<'a, B>> {
+    let Prefix { k, v, len } = prefix;
+    Ok(Prefix { k: B::act(k)?, v: B::act(v)?, len })
+}
+
+impl Backend for Device {
+    type Buffer = Buffer;
+    type Activations = Activations;
+    type Matrix = Matrix;
+
+    fn buffer(&self, len: usize) -> Result<Buffer> {
+        on!(self, backend => backend.buffer(len).map(Buffer::from))
+    }
+
+    fn activations(&self, len: usize) -> Result<Activations> {
+        on!(self, backend => backend.activations(len).map(Activations::from))
+    }
+
+    fn activation_bytes(&self) -> usize {
+        on!(self, backend => backend.activation_bytes())
+    }
+
+    fn matrix(&self, weight: StoredWeight) -> Result<Matrix> {
+        on!(self, backend => backend.matrix(weight).map(Matrix::from))
+    }
+
+    fn upload(&self, to: &mut Buffer, from: &[f32]) -> Result<()> {
+        on!(self, backend: B => backend.upload(B::f32_mut(to)?, from))
+    }
+
+    fn download(&self, to: &mut [f32], from: &Buffer) -> Result<()> {
+        on!(self, backend: B => backend.download(to, B::f32(from)?))
+    }
+
+    fn upload_activations(&self, to: &mut Activations, from: &[f32]) -> Result<()> {
+        on!(self, backend: B => backend.upload_activations(B::act_mut(to)?, from))
+    }
+
+    fn download_activations(&self, to: &mut [f32], from: &Activations) -> Result<()> {
+        on!(self, backend: B => backend.download_activations(to, B::act(from)?))
+    }
+
+    fn copy(&self, to: &mut Buffer, start: usize, from: &Buffer, len: usize) -> Result<()> {
+        on!(self, backend: B => backend.copy(B::f32_mut(to)?, start, B::f32(from)?, len))
+    }
+
+    fn copy_activations(&self, to: &mut Activations, start: usize, from: &Activations, len: usize) -> Result<()> {
+        on!(self, backend: B => {
+            backend.copy_activations(B::act_mut(to)?, start, B::act(from)?, len)
+        })
+    }
+
+    fn zero(&self, buffer: &mut Buffer, len: usize) -> Result<()> {
+        on!(self, backend: B => backend.zero(B::f32_mut(buffer)?, len))
+    }
+
+    fn embed(&self, out: &mut Buffer, table: &Matrix, tokens: &[u32]) -> Result<()> {
+        on!(self, backend: B => backend.embed(B::f32_mut(out)?, B::weight(table)?, tokens))
+    }
+
+    fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { y, inv_rms, tokens, x, weight, eps } = args;
+        on!(self, backend: B => {
+            let (y, inv_rms) = (B::act_mut(y)?, B::f32_mut(inv_rms)?);
+            backend.rms_norm(RmsNorm { y, inv_rms, tokens, x: B::f32(x)?, weight: B::f32(weight)?, eps })
+        })
+    }
+
+    fn rms_norm_backward(&self, args: RmsNormBackward<'_, Self>) -> Result<()> {
+        let RmsNormBackward { dx, tokens, dy, x, inv_rms, weight } = args;
+        on!(self, backend: B => {
+            let (dy, x, inv_rms) = (B::f32(dy)?, B::f32(x)?, B::f32(inv_rms)?);
+            let (dx, weight) = (B::f32_mut(dx)?, B::f32(weight)?);
+            backend.rms_norm_backward(RmsNormBackward { dx, tokens, dy, x, inv_rms, weight })
+        })
+    }
+
+    fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
+        let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
+        on!(self, backend: B => {
+            let (x, table) = (B::act_mut(x)?, B::f32(table)?);
+            backend.rope(Rope { x, n_heads, head_dim, table, positions, inverse })
+        })
+    }
+
+    fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
+        let Linear { output: y, tokens, x, weight, adapter: args } = args;
+        on!(self, backend: B => {
+            let (output, x, weight) = (output::<B>(y)?, B::act(x)?, B::weight(weight)?);
+            let Some((args, state)) = args else {
+                return backend.linear(Linear { output, tokens, x, weight, adapter: None });
+            };
+            let adapter = Some((&adapter::<B>(args)?, B::f32_mut(state)?));
+            backend.linear(Linear { output, tokens, x, weight, adapter })
+        })
+    }
+
+    fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter: args } = args;
+        on!(self, backend: B => {
+            let dx = match dx {
+                Some((dx, accumulate)) => Some((any_mut::<B>(dx)?, accumulate)),
+                None => None,
+            };
+            let dparams = dparams.map(B::f32_mut).transpose()?;
+            let (dy, x, weight) = (any::<B>(dy)?, B::act(x)?, B::weight(weight)?);
+            let Some((args, state)) = args else {
+                return backend.linear_backward(LinearBackward { dx, dparams, tokens, dy, x, weight, adapter: None });
+            };
+            let adapter = Some((&adapter::<B>(args)?, B::f32(state)?));
+            backend.linear_backward(LinearBackward { dx, dparams, tokens, dy, x, weight, adapter })
+        })
+    }
+
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
+        let Attention { o, lse, shape, segments, q, k, v, prefix: before } = args;
+        on!(self, backend: B => {
+            let (o, lse) = (B::act_mut(o)?, B::f32_mut(lse)?);
+            let (q, k, v) = (B::act(q)?, B::act(k)?, B::act(v)?);
+            let prefix = before.map(prefix::<B>).transpose()?;
+            backend.attention(Attention { o, lse, shape, segments, q, k, v, prefix })
+        })
+    }
+
+    fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+        on!(self, backend: B => {
+            let (dq, dk, dv) = (B::act_mut(dq)?, B::act_mut(dk)?, B::act_mut(dv)?);
+            let (d_o, o, lse) = (B::act(d_o)?, B::act(o)?, B::f32(lse)?);
+            let (q, k, v) = (B::act(q)?, B::act(k)?, B::act(v)?);
+            backend.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v })
+        })
+    }
+
+    fn swiglu(&self, out: &mut Activations, len: usize, gate: &Activations, up: &Activations) -> Result<()> {
+        on!(self, backend: B => {
+            backend.swiglu(B::act_mut(out)?, len, B::act(gate)?, B::act(up)?)
+        })
+    }
+
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Activations,
+        dup: &mut Activations,
+        len: usize,
+        gate: &Activations,
+        up: &Activations,
+    ) -> Result<()> {
+        on!(self, backend: B => {
+            let (dgate, dup) = (B::act_mut(dgate)?, B::act_mut(dup)?);
+            backend.swiglu_backward(dgate, dup, len, B::act(gate)?, B::act(up)?)
+        })
+    }
+
+    fn gather(&self, out: &mut Buffer, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
+        on!(self, backend: B => backend.gather(B::f32_mut(out)?, B::f32(x)?, rows, d))
+    }
+
+    fn gather_activations(&self, out: &mut Activations, x: &Activations, rows: &[u32], d: usize) -> Result<()> {
+        on!(self, backend: B => backend.gather_activations(B::act_mut(out)?, B::act(x)?, rows, d))
+    }
+
+    fn scatter(&self, out: &mut Buffer, tokens: usize, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
+        on!(self, backend: B => backend.scatter(B::f32_mut(out)?, tokens, B::f32(x)?, rows, d))
+    }
+
+    fn head_loss(&self, args: HeadLoss<'_, Self>) -> Result<()> {
+        let HeadLoss { nll, dx, x, lm_head, targets, scale } = args;
+        on!(self, backend: B => {
+            let (nll, dx) = (B::f32_mut(nll)?, dx.map(B::f32_mut).transpose()?);
+            let (x, lm_head) = (B::act(x)?, B::weight(lm_head)?);
+            backend.head_loss(HeadLoss { nll, dx, x, lm_head, targets, scale })
+        })
+    }
+
+    fn head_rows(&self, out: &mut [f32], x: &Activations, rows: usize, head: &Matrix, ids: &[u32]) -> Result<()> {
+        on!(self, backend: B => backend.head_rows(out, B::act(x)?, rows, B::weight(head)?, ids))
+    }
+
+    fn sum_of_squares(&self, x: &Buffer, len: usize) -> Result<f64> {
+        on!(self, backend: B => backend.sum_of_squares(B::f32(x)?, len))
+    }
+
+    fn adamw(&self, args: AdamWStep<'_, Self>) -> Result<()> {
+        let AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale } = args;
+        on!(self, backend: B => {
+            let (params, grads) = (B::f32_mut(params)?, B::f32(grads)?);
+            let (exp_avg, exp_avg_sq) = (B::f32_mut(exp_avg)?, B::f32_mut(exp_avg_sq)?);
+            backend.adamw(AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale })
+        })
+    }
+
+    fn describe(&self) -> String {
+        on!(self, backend => backend.describe())
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        on!(self, backend => backend.free_bytes())
+    }
+
+    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
+        on!(self, backend => backend.workspace_bytes(tokens, config))
+    }
+}

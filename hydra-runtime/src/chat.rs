@@ -1,0 +1,186 @@
+//! A model's own chat template: Jinja as Hugging Face's transformers run it, with Python's string methods, `raise_exception`,
+//! `strftime_now` and `tojson`.
+
+mod instruction;
+
+pub use instruction::{InstructionTemplate, Texts};
+
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind, context};
+
+/// What errors call it.
+const OWN: &str = "the model's chat template";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// "system", "user", "assistant", or whatever else the template knows.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+impl Message {
+    /// An instruction to the model, before the conversation.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self { role: "system".into(), content: content.into() }
+    }
+
+    /// The user's turn.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: "user".into(), content: content.into() }
+    }
+
+    /// The model's turn.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: "assistant".into(), content: content.into() }
+    }
+
+    fn value(&self) -> Value {
+        let Self { role, content } = self;
+        context! { role, content }
+    }
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// The template of the tokenizer's model. Fails if it has none, or it can't be compiled.
+    pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
+        match tokenizer.chat_template() {
+            Some(template) => Self::new(template, tokenizer),
+            None => Err(Error::Template("the model has no chat template".into())),
+        }
+    }
+
+    /// Compiles a template; the special tokens are the tokenizer's.
+    pub fn new(template: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        Self::with_tokens(template, token(tokenizer.bos_to_add()), token(tokenizer.eos()))
+    }
+
+    fn with_tokens(template: &str, bos: String, eos: String) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| refused(OWN, &error))?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |why: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
+        });
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned("chat", template.to_string()).map_err(|error| refused(OWN, &error))?;
+        Ok(Self { environment, bos, eos })
+    }
+
+    /// A conversation, up to where the assistant's next text begins.
+    pub fn prompt(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, true)
+    }
+
+    /// One exchange for training: what comes before the assistant's text, that text with what ends the turn (without whitespace at its
+    /// end), and whether the end-of-text token has still to follow it.
+    pub fn exchange(&self, user: &str, assistant: &str) -> Result<Texts> {
+        let [asked, answered] = [Message::user(user), Message::assistant(assistant)];
+        let prompt = self.prompt(std::slice::from_ref(&asked))?;
+        let whole = self.render(&[asked, answered], false)?;
+        // Templates may trim the text; and not every one's generation prompt is what it writes for a turn.
+        let text = assistant.trim();
+        let start = match whole.strip_prefix(&prompt).and_then(|rest| rest.find(text)) {
+            Some(gap) if whole[prompt.len()..][..gap].trim().is_empty() => prompt.len(),
+            _ => match whole.rfind(text).filter(|_| !text.is_empty()) {
+                Some(start) => start,
+                None => return Err(Error::Template(format!("{OWN} does not show the assistant's text"))),
+            },
+        };
+        let (source, target) = whole.split_at(start);
+        let target = target.trim_end();
+        let target_end = target == text || target.is_empty();
+        Ok(Texts { source: source.into(), source_end: false, target: target.into(), target_end })
+    }
+
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let template = self.environment.get_template("chat").map_err(|error| refused(OWN, &error))?;
+        let messages: Vec<_> = messages.iter().map(Message::value).collect();
+        let (bos_token, eos_token) = (&self.bos, &self.eos);
+        let text = template.render(context! { messages, add_generation_prompt, bos_token, eos_token });
+        text.map_err(|error| refused(OWN, &error))
+    }
+}
+
+/// Jinja's error without its copy of the template.
+fn refused(what: &str, error: &minijinja::Error) -> Error {
+    let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
+    let detail = error.detail().map_or(String::new(), |detail| format!(": {detail}"));
+    Error::Template(format!("{what}{line}: {}{detail}", error.kind()))
+}
+
+/// The local time now, as Python's `strftime` writes it.
+fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
+    strftime(format, &jiff::Zoned::now())
+}
+
+fn strftime(format: &str, time: &jiff::Zoned) -> Result<String, minijinja::Error> {
+    let written = jiff::fmt::strtime::format(format, time);
+    written.map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
+                          '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    #[test]
+    fn text_and_end_token_are_learnt() {
+        let chat = ChatTemplate::with_tokens(CHATML, String::new(), "<|im_end|>".into()).unwrap();
+        let texts = chat.exchange("Hi", "Hello!").unwrap();
+        assert_eq!(texts.source, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!((texts.target.as_str(), texts.target_end), ("Hello!<|im_end|>", false));
+    }
+
+    #[test]
+    fn conversations_end_where_the_assistant_begins() {
+        let chat = ChatTemplate::with_tokens(CHATML, String::new(), "<|im_end|>".into()).unwrap();
+        let messages =
+            [Message::system("Be brief."), Message::user("Hi"), Message::assistant("Yes?"), Message::user("1+1")];
+        let text = chat.prompt(&messages).unwrap();
+        assert!(
+            text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("Yes?<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"), "{text}");
+    }
+
+    #[test]
+    fn python_and_hugging_face_helpers() {
+        let llama2 = "{% if messages[0].role.startswith('x') %}{{ raise_exception('no') }}{% endif %}{{ bos_token }}\
+                      {% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]\
+                      {% else %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}";
+        let chat = ChatTemplate::with_tokens(llama2, "<s>".into(), "</s>".into()).unwrap();
+        let texts = chat.exchange(" Hi ", "Yes").unwrap();
+        assert_eq!((texts.source.as_str(), texts.target.as_str()), ("<s>[INST] Hi [/INST]", " Yes </s>"));
+        assert!(!texts.target_end);
+        let raises =
+            ChatTemplate::with_tokens("{{ raise_exception('no system turn') }}", String::new(), String::new()).unwrap();
+        let error = raises.prompt(&[Message::user("Hi")]).unwrap_err().to_string();
+        assert!(error.starts_with(OWN) && error.ends_with("no system turn"), "{error}");
+        assert!(ChatTemplate::with_tokens("{% if %}", String::new(), String::new()).is_err());
+    }
+
+    #[test]
+    fn dates() {
+        let time = jiff::Timestamp::from_second(1_709_210_096).unwrap().to_zoned(jiff::tz::TimeZone::UTC);
+        assert_eq!(strftime("%d %b %Y, %B %m %H:%M:%S", &time).unwrap(), "29 Feb 2024, February 02 12:34:56");
+        assert!(strftime("%!", &time).is_err());
+        assert_eq!(strftime_now("%Y").unwrap().len(), 4);
+    }
+}
