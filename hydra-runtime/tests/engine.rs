@@ -13,7 +13,7 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{ActivationCheckpointing, STATE_FILE, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, Rates, STATE_FILE, TrainOptions, Trainer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
@@ -310,10 +310,17 @@ fn what_does_not_fit_is_refused() {
         seed: 0,
     };
     let mut trainer = Trainer::new(&model, &adapter, options).unwrap();
-    assert!(trainer.step(&[sequence(17, 1)], 1e-3).is_err(), "longer than planned for");
-    assert!(trainer.step(&[], 1e-3).is_err(), "nothing to learn from");
-    assert!(trainer.step(&[Sequence::prompt(&[1, 2])], 1e-3).is_err(), "no target");
-    assert!(trainer.step(&[Sequence::prompt(&[512])], 1e-3).is_err(), "outside the vocabulary");
+    let mut refused = |sequences: &[Sequence], rate: f32| trainer.step(sequences, rate).unwrap_err();
+    assert!(matches!(refused(&[sequence(17, 1)], 1e-3), Error::SequenceTooLong { tokens: 17, limit: 16 }));
+    assert!(matches!(refused(&[], 1e-3), Error::NoTarget));
+    assert!(matches!(refused(&[Sequence::prompt(&[1, 2])], 1e-3), Error::NoTarget));
+    assert!(matches!(refused(&[Sequence::prompt(&[512])], 1e-3), Error::TokenOutOfRange { token: 512, vocab: 512 }));
+    for rate in [f32::NAN, f32::INFINITY, -1e-3] {
+        assert!(matches!(refused(&[sequence(4, 1)], rate), Error::LearningRate(_)), "{rate}");
+    }
+    let rates = Rates { lr: 1e-3, router: f32::NAN };
+    assert!(matches!(trainer.step(&[sequence(4, 1)], rates), Err(Error::LearningRate(_))));
+    assert_eq!(trainer.steps(), 0);
     let mut evaluator = Evaluator::new(&model, Some(&adapter), 16).unwrap();
     assert_eq!(evaluator.last_logits(&[sequence(4, 1)], &[]).unwrap(), [[0f32; 0]], "none asked for");
     // Sizes that can't be meant.
@@ -343,11 +350,16 @@ fn what_does_not_fit_is_refused() {
     };
     let options_far = TrainOptions { max_tokens: wide, ..options };
     assert_eq!(Trainer::plan_bytes(backend, &far, &huge, &options_far).unwrap(), u64::MAX);
-    // A prompt with a token that there isn't is refused before any of it is remembered.
+    // A prompt with a token that there isn't is refused before any of it is remembered; so is one too many.
     let mut generator = Generator::new(&model, None, 600).unwrap();
     let mut prompt = tokens(600, 1);
     prompt[599] = 512;
     assert!(generator.feed(&prompt).is_err() && generator.is_empty());
+    generator.feed(&prompt[..599]).unwrap();
+    let full = generator.feed(&prompt[..2]).unwrap_err();
+    assert!(matches!(full, Error::CacheFull { len: 599, more: 2, capacity: 600 }), "{full}");
+    let other = Adapter { layers: Vec::new(), ..adapter.clone() };
+    assert!(matches!(Evaluator::new(&model, Some(&other), 16), Err(Error::WrongAdapter(_))));
     // A state that isn't one.
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(STATE_FILE), "no").unwrap();
@@ -375,7 +387,7 @@ fn what_does_not_fit_is_refused() {
     let mut evaluator = Evaluator::new(&model, Some(&by_label), 16).unwrap();
     assert!(evaluator.losses(&[sequence(4, 1)]).is_ok());
     let said = evaluator.losses(&[sequence(4, 2)]).unwrap_err().to_string();
-    assert!(said.contains("head 2, of an adapter of 2"), "{said}");
+    assert!(said.contains("lora head 2") && said.contains("2 heads"), "{said}");
     let mut trainer = Trainer::new(&model, &by_label, options).unwrap();
     assert!(trainer.step(&[sequence(4, 2)], 1e-3).is_err());
     for clip in [0.0, -1.0, f32::NAN] {
