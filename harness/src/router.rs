@@ -109,7 +109,7 @@ pub fn watch<B: Backend>(
 ///
 /// Observes it on some of `data`; `what` names these records, as in "held-out records".
 pub fn for_report<B: Backend>(
-    model: &Model<'_, B>,
+    model: &Model<B>,
     adapter: &Adapter,
     data: &Encoded,
     what: &str,
