@@ -1,5 +1,5 @@
-//! Ctrl-C, or SIGTERM as a cluster's scheduler or a container's end sends it: the first asks a run to end after its step, a
-//! second ends the process at once. What is no run ends at the first. A closed terminal's SIGHUP is left to `nohup`.
+//! Ctrl-C, and SIGTERM as schedulers and containers send it. In a run, the first one asks it to stop after its step, and a second
+//! one ends the process at once; other commands end at the first. SIGHUP of a closed terminal is left to `nohup`.
 
 use crate::output;
 use anyhow::{Context, Result};
@@ -17,13 +17,13 @@ static REQUESTED: Flag = LazyLock::new(Arc::default);
 static DISCARDING: Flag = LazyLock::new(Arc::default);
 static INSTALL: Once = Once::new();
 
-/// What the process ends with.
+/// The exit code after an interrupt.
 const STOPPED: i32 = 130;
 
-/// How often the flags are looked at.
+/// The time between two looks at a flag.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a measurement ends with that Ctrl-C has cut short.
+/// The error of a measurement that was interrupted.
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -35,23 +35,25 @@ impl fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// From now on Ctrl-C is a request, which is answered on stderr.
+/// From now on Ctrl-C is a request to stop, and is answered on stderr.
 pub fn listen() -> Result<()> {
     let mut installed = Ok(());
     INSTALL.call_once(|| {
         installed = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
-            // In this order: at the first the flag isn't set yet.
+            // In this order, so that the flag isn't set yet at the first signal.
             flag::register_conditional_shutdown(signal, STOPPED, REQUESTED.clone())?;
             flag::register(signal, REQUESTED.clone()).map(drop)
         });
         once_set(&REQUESTED, || {
-            output::say("\nstopping: what is under way is saved, and can be gone on with; once more ends at once");
+            output::say(
+                "\nstopping; everything so far is saved and can be resumed. Press Ctrl-C again to quit at once",
+            );
         });
     });
     installed.context("can't listen to Ctrl-C")
 }
 
-/// Does what a handler can't, which may hardly do more than set a flag.
+/// Acts when a flag is set, on a thread: a signal handler may do little more than set it.
 fn once_set(flag: &'static Flag, act: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
         while !flag.load(Ordering::SeqCst) {
@@ -61,15 +63,15 @@ fn once_set(flag: &'static Flag, act: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// From now on Ctrl-C ends the process at once, and takes with it a folder that isn't complete.
+/// From now on Ctrl-C ends the process at once and removes `folder`, which isn't complete.
 pub fn discard(folder: &Path) -> Result<()> {
     let (folder, name) = (folder.to_path_buf(), folder.with_extension("stopped"));
     let listens = |signal| flag::register(signal, DISCARDING.clone()).map(drop);
     [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
     once_set(&DISCARDING, move || {
-        // Under another name it can't be put into its place any more while its files go.
+        // Renamed first, so that it can't be moved to its destination while its files are removed.
         if std::fs::rename(&folder, &name).is_ok() {
-            // Nobody is left to be told.
+            // The process ends; nobody is left to be told of an error.
             let _ = std::fs::remove_dir_all(&name);
         }
         std::process::exit(STOPPED);
@@ -77,19 +79,19 @@ pub fn discard(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Does not return if a folder is being discarded: that ends the process, and what fails meanwhile fails for want of it.
+/// Does not return if a folder is being discarded, which ends the process: errors meanwhile come from the missing folder.
 pub fn wait_for_discard() {
     while DISCARDING.load(Ordering::SeqCst) {
         std::thread::park();
     }
 }
 
-/// [`Stopped`], if it was pressed: for long measurements, between two passes.
+/// The error [`Stopped`] if an interrupt was requested: for long measurements, between two passes.
 pub fn check() -> Result<()> {
     if requested() { Err(Stopped.into()) } else { Ok(()) }
 }
 
-/// What `result` holds, or `None` if it was stopped.
+/// The value of `result`, or `None` if it was interrupted.
 pub fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Err(error) if error.is::<Stopped>() => Ok(None),
@@ -97,7 +99,7 @@ pub fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Whether it was pressed.
+/// Whether an interrupt was requested.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }

@@ -4,10 +4,11 @@
 //! written before the first is renamed, so a full disk leaves what was there before. A [`NewFolder`] is filled under a temporary
 //! name and renamed when it is complete.
 //!
-//! Temporary names begin with [`PREFIX`] and the process's id and are made exclusively. What a killed process has left can so
-//! be told from everything else, and from what a living process is writing.
+//! Temporary names begin with [`PREFIX`] and the process's id and are made exclusively. Each is locked while its process lives,
+//! so [`remove_leftovers`] can tell what a killed process left from what another one is writing.
 
 use crate::{Error, Result};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,25 @@ pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
     Ok(())
 }
 
+/// Removes the temporary files and folders in `folder` that killed processes left. What can't be locked or removed stays: this
+/// is tidying up, and no reason to fail.
+pub fn remove_leftovers(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name())) {
+        let path = entry.path();
+        // The lock is held until the entry is gone: whoever has just made it sees that, and makes another.
+        let Ok(lock) = File::open(&path) else { continue };
+        if lock.try_lock().is_ok() {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+}
+
+/// Whether a file's or folder's name is one of those that are given here before it gets its own.
+pub fn is_temporary(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(PREFIX)
+}
+
 /// Fails if [`write_atomically`] could not even begin a file at `path`; leaves nothing there.
 pub fn try_beside(path: &Path) -> Result<()> {
     temporary(path).map(drop)
@@ -64,6 +84,8 @@ pub fn try_beside(path: &Path) -> Result<()> {
 pub struct NewFolder {
     temporary: TempDir,
     destination: PathBuf,
+    /// Where folders can be locked, and until it is complete.
+    _lock: Option<File>,
 }
 
 impl NewFolder {
@@ -81,13 +103,19 @@ impl NewFolder {
         }
         let parent = parent(destination)?;
         fs::create_dir_all(parent).map_err(at)?;
+        remove_leftovers(parent);
         let prefix = prefix();
         let mut builder = Builder::new();
         builder.prefix(&prefix);
         #[cfg(unix)]
         builder.permissions(unix_mode(0o777));
-        let temporary = builder.tempdir_in(parent).map_err(at)?;
-        Ok(Self { temporary, destination: destination.into() })
+        loop {
+            let temporary = builder.tempdir_in(parent).map_err(at)?;
+            let lock = File::open(&temporary).ok().filter(|folder| folder.lock().is_ok());
+            if temporary.path().exists() {
+                return Ok(Self { temporary, destination: destination.into(), _lock: lock });
+            }
+        }
     }
 
     /// Where to write its files.
@@ -128,14 +156,21 @@ fn parent(path: &Path) -> Result<&Path> {
     }
 }
 
-/// An empty file in the folder of `path`.
+/// An empty file in the folder of `path`, locked as long as it is open.
 fn temporary(path: &Path) -> Result<NamedTempFile> {
     let prefix = prefix();
     let mut builder = Builder::new();
     builder.prefix(&prefix);
     #[cfg(unix)]
     builder.permissions(unix_mode(0o666));
-    builder.tempfile_in(parent(path)?).map_err(|source| io(path, source))
+    loop {
+        let file = builder.tempfile_in(parent(path)?).map_err(|source| io(path, source))?;
+        // Some file systems have no locks; nothing is removed there, either.
+        let _ = file.as_file().lock();
+        if file.path().exists() {
+            return Ok(file);
+        }
+    }
 }
 
 /// What the process's umask leaves of it is what any other program's files would have.
@@ -194,6 +229,28 @@ mod tests {
         assert!(seen.is_err() && fs::read(&path).unwrap() == b"1");
         assert_eq!(names(dir.path()), ["a"]);
         assert!(write_atomically(Path::new("/"), b"").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_the_dead_left_is_removed_and_what_the_living_write_is_not() {
+        let dir = tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path(".hydra-tmp-1-dead"), "x").unwrap();
+        fs::create_dir(path(".hydra-tmp-1-folder")).unwrap();
+        fs::write(path(".hydra-tmp-1-folder/shard"), "x").unwrap();
+        fs::write(path("mine"), "x").unwrap();
+        let writing = temporary(&path("other")).unwrap();
+        let merging = NewFolder::begin(&path("merged")).unwrap();
+        let [file, folder] = [writing.path(), merging.path()].map(|path| path.file_name().unwrap().to_str().unwrap());
+        let mut left = vec![file.to_string(), folder.to_string(), "mine".to_string()];
+        left.sort();
+        assert_eq!(names(dir.path()), left, "a new folder removes what is dead beside it");
+        remove_leftovers(dir.path());
+        assert_eq!(names(dir.path()), left);
+        merging.keep().unwrap();
+        writing.persist(path("other")).unwrap();
+        assert_eq!(names(dir.path()), ["merged", "mine", "other"]);
     }
 
     #[cfg(unix)]

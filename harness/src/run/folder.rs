@@ -1,20 +1,40 @@
 //! A run's folder, in which one process works at a time.
 
 use anyhow::{Context, Result, bail};
-use std::fs::{File, OpenOptions, TryLockError};
+use hydra_runtime::atomic::{is_temporary, remove_leftovers};
+use std::ffi::OsStr;
+use std::fs::{DirEntry, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The lock's file. It is never removed: whoever removed it could remove another process's.
 const LOCK: &str = ".lock";
 
-/// Whether a folder is absent, or holds nothing but a lock.
+/// Whether a folder is absent, or holds nothing but a lock and what killed processes left.
 pub fn vacant(folder: &Path) -> Result<bool> {
+    let counts = |entry: DirEntry| entry.file_name() != LOCK && !is_leftover(&entry.file_name());
     match std::fs::read_dir(folder) {
-        Ok(mut entries) => Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK))),
+        Ok(mut entries) => Ok(!entries.any(|entry| entry.map_or(true, counts))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error).with_context(|| format!("--out {}", folder.display())),
     }
+}
+
+/// Whether a name is a temporary one: ours, that of the crate safetensors (".tmp" and six letters or digits), or that of an
+/// earlier version (".NAME.PROCESS.tmp").
+fn is_leftover(name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    let random = |text: &str| text.len() == 6 && text.chars().all(|c| c.is_ascii_alphanumeric());
+    let process = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    let earlier = || text.strip_suffix(".tmp")?.strip_prefix('.')?.rsplit_once('.');
+    is_temporary(name) || text.strip_prefix(".tmp").is_some_and(random) || earlier().is_some_and(|(_, id)| process(id))
+}
+
+/// Makes a folder, if it isn't there, and removes what killed processes left in it.
+pub fn make(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    remove_leftovers(folder);
+    Ok(())
 }
 
 /// Keeps other processes out of a folder; the system releases it when the process ends, however it ends.
@@ -36,10 +56,19 @@ impl Lock {
     }
 }
 
-/// Makes `folder`, if it isn't there, and locks it.
+/// Makes `folder`, if it isn't there, locks it, and removes what killed processes left in it.
 pub fn claim(folder: &Path) -> Result<Lock> {
     std::fs::create_dir_all(folder).with_context(|| format!("can't make --out {}", folder.display()))?;
-    Lock::take(folder)
+    let lock = Lock::take(folder)?;
+    remove_leftovers(folder);
+    // Who wrote these can't be asked; but here only the holder of the lock writes.
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    for entry in entries.flatten().filter(|entry| is_leftover(&entry.file_name()) && !is_temporary(&entry.file_name()))
+    {
+        // What can't be removed does no harm.
+        let _ = std::fs::remove_file(entry.path());
+    }
+    Ok(lock)
 }
 
 /// A run's folder, held by this process.
@@ -57,5 +86,20 @@ impl RunDir {
     /// The folder `path`, which `lock` keeps other processes out of until the run is over.
     pub fn new(path: PathBuf, save_every: Option<usize>, resume: bool, lock: Lock) -> Self {
         Self { path, save_every, resume, _lock: lock }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_are_known_by_their_names() {
+        for name in [".hydra-tmp-1-x7Yz", ".tmpAb3dEf", ".run.json.17.tmp", ".adapter_model.safetensors.1.tmp"] {
+            assert!(is_leftover(OsStr::new(name)), "{name}");
+        }
+        for name in ["run.json", ".tmp", ".tmpx", ".notes.tmp", ".a.b.tmp", "a.1.tmp", ".lock"] {
+            assert!(!is_leftover(OsStr::new(name)), "{name}");
+        }
     }
 }

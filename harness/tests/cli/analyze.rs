@@ -141,7 +141,7 @@ fn what_is_wrong_is_named() {
     let other = format!("analyze {small} --out {out} --model {model} --data {data}");
     fails(1, &other, &["small", "--model"]);
     let file = scratch.write("file", "mine");
-    fails(1, &format!("analyze {hydra} --out {file}"), &["can't make --out"]);
+    fails(1, &format!("analyze {hydra} --out {file}"), &["--out: can't make"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
     let report = fs::read(format!("{small}/report.html")).unwrap();
     fails(1, &format!("analyze {hydra} --out {small}"), &["--out", "report.html"]);

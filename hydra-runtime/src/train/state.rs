@@ -1,13 +1,13 @@
-//! What a run needs, beside its options, to go on bit for bit: parameters, the optimiser's moments, the number of steps.
+//! What a run needs, besides its options, to resume bit for bit: parameters, the optimizer's moments, the number of steps.
 
 use super::Trainer;
 use crate::backend::Backend;
-use crate::error::{not_written, printable};
+use crate::error::{not_safetensors, printable};
 use crate::{Error, Result, atomic};
-use safetensors::tensor::{Dtype, SafeTensors, View};
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::HashMap;
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde::Serialize;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 /// The file in a run's directory.
@@ -19,53 +19,63 @@ const MOST_STEPS: u64 = 1 << 53;
 /// The names of its tensors: the parameters, and the means of their gradients and of those's squares.
 const PARTS: [&str; 3] = ["params", "exp_avg", "exp_avg_sq"];
 
-/// One of the file's tensors, copied from the device when it is written.
-struct Part<'a, B: Backend> {
-    backend: &'a B,
-    buffer: &'a B::Buffer,
-    shape: [usize; 1],
-    /// What went wrong meanwhile.
-    failed: &'a RefCell<Option<Error>>,
+/// The file's header. (The crate safetensors writes its metadata in a hash map's order, which differs each time.)
+#[derive(Serialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    metadata: Metadata,
+    params: TensorInfo,
+    exp_avg: TensorInfo,
+    exp_avg_sq: TensorInfo,
 }
 
-impl<B: Backend> View for &Part<'_, B> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+#[derive(Serialize)]
+struct Metadata {
+    adapter: String,
+    steps: String,
+}
+
+#[derive(Serialize)]
+struct TensorInfo {
+    dtype: &'static str,
+    shape: [usize; 1],
+    data_offsets: [usize; 2],
+}
+
+impl Header {
+    /// Of parts of `len` values each, in the order of [`PARTS`].
+    fn new(adapter: String, steps: u64, len: usize) -> Self {
+        let bytes = len * size_of::<f32>();
+        let part = |i: usize| TensorInfo { dtype: "F32", shape: [len], data_offsets: [i * bytes, (i + 1) * bytes] };
+        let metadata = Metadata { adapter, steps: steps.to_string() };
+        Self { metadata, params: part(0), exp_avg: part(1), exp_avg_sq: part(2) }
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut values = vec![0f32; self.shape[0]];
-        if let Err(error) = self.backend.download(&mut values, self.buffer) {
-            self.failed.replace(Some(error));
-        }
-        Cow::Owned(bytemuck::pod_collect_to_vec(&values))
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape[0] * size_of::<f32>()
+    /// As it stands in the file: its length, and JSON padded with spaces to whole words.
+    fn bytes(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec(self).expect("a header has only texts and numbers");
+        json.resize(json.len().next_multiple_of(size_of::<u64>()), b' ');
+        [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat()
     }
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Writes [`STATE_FILE`] into `dir`, atomically.
+    /// Writes [`STATE_FILE`] into `dir`, atomically. The same state has the same bytes.
     pub fn save_state(&self, dir: impl AsRef<Path>) -> Result<()> {
         let path = dir.as_ref().join(STATE_FILE);
-        let failed = RefCell::new(None);
         let buffers = [&self.adapter.params, &self.exp_avg, &self.exp_avg_sq];
         let (backend, len) = (self.model.backend(), self.adapter.slots.len);
-        let parts = buffers.map(|buffer| Part { backend, buffer, shape: [len], failed: &failed });
-        let metadata = [("steps", self.steps.to_string()), ("adapter", self.adapter.config.function())];
-        let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_string(), value)));
+        let header = Header::new(self.adapter.config.function(), self.steps, len);
         atomic::fill_atomically(&path, |temporary| {
-            let written = safetensors::serialize_to_file(PARTS.into_iter().zip(&parts), Some(metadata), temporary);
-            match failed.take() {
-                Some(error) => Err(error),
-                None => written.map_err(|error| not_written(&path, error)),
+            let at = |source| Error::Io { path: path.clone(), source };
+            let mut file = File::create(temporary).map_err(at)?;
+            file.write_all(&header.bytes()).map_err(at)?;
+            let mut values = vec![0f32; len];
+            for buffer in buffers {
+                backend.download(&mut values, buffer)?;
+                file.write_all(bytemuck::cast_slice(&values)).map_err(at)?;
             }
+            Ok(())
         })
     }
 
@@ -75,7 +85,7 @@ impl<B: Backend> Trainer<B> {
         let path = dir.as_ref().join(STATE_FILE);
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(format!("not safetensors: {e}")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(not_safetensors(&e)))?;
         let metadata = |key| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
         let steps = metadata("steps").and_then(|steps| steps.parse().ok()).filter(|steps| *steps <= MOST_STEPS);
         let steps = steps.ok_or_else(|| invalid("no number of steps in its metadata".into()))?;
@@ -83,17 +93,18 @@ impl<B: Backend> Trainer<B> {
         // Earlier versions wrote none.
         if let Some(other) = metadata("adapter").filter(|other| **other != own) {
             let other = printable(other);
-            return Err(invalid(format!("of an adapter with {other}, wanted {own}: another adapter's state")));
+            return Err(invalid(format!("the state of another adapter: expected {own}, found {other}")));
         }
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(not_safetensors(&e)))?;
         let want = self.adapter.slots.len;
         let mut parts: [Vec<f32>; 3] = Default::default();
         for (part, name) in parts.iter_mut().zip(PARTS) {
             let tensor = file.tensor(name).map_err(|e| invalid(e.to_string()))?;
             if tensor.dtype() != Dtype::F32 || tensor.shape() != [want] {
                 let (dtype, shape) = (tensor.dtype(), tensor.shape());
+                let found = format!("{dtype:?} {shape:?}");
                 return Err(invalid(format!(
-                    "{name} is {dtype:?} {shape:?}, wanted F32 [{want}]: another adapter's state"
+                    "the state of another adapter: {name}: expected F32 [{want}], found {found}"
                 )));
             }
             *part = bytemuck::pod_collect_to_vec(tensor.data());
