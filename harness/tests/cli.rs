@@ -14,8 +14,12 @@ mod compare;
 mod evaluate;
 #[path = "cli/heterogeneity.rs"]
 mod heterogeneity;
+#[path = "cli/killed.rs"]
+mod killed;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/readme.rs"]
+mod readme;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/support.rs"]

@@ -1,0 +1,133 @@
+//! Every command and every configuration that the READMEs show is run, on the demo's tiny model and made-up data.
+
+use super::support::{Scratch, assets, command};
+use std::fs;
+use std::path::Path;
+
+/// What a README names, and what the test puts in its place.
+const SUBSTITUTIONS: [(&str, &str); 8] = [
+    // A tenth of a second per run instead of hours.
+    ("hydra demo", "hydra demo --steps 1"),
+    ("hydra finetune", "hydra finetune --steps 2 --seq-len 64"),
+    ("steps = 200", "steps = 1\nseq-len = 64"),
+    ("seeds = [1, 2, 3]", "seeds = [1]\nmmlu.limit = 1\nbootstrap.samples = 20"),
+    ("seeds = [1, 2]", "seeds = [1]\nbootstrap.samples = 20"),
+    ("hydra generate", "hydra generate --max-tokens 8"),
+    ("--records 400", "--records 20"),
+    // No GPU is needed to see that the command is well formed.
+    ("--device cuda:0", "--device cpu"),
+];
+
+/// Names of the READMEs' files, and the demo's that stand for them; of records, the first ones.
+const FILES: [(&str, &str, usize); 2] =
+    [("train.jsonl", "corpus/train.jsonl", 96), ("test.jsonl", "corpus/test.jsonl", 24)];
+const FOLDERS: [(&str, &str); 2] = [("smollm2", "model"), ("mmlu", "mmlu")];
+
+/// The lines of code blocks, fenced or indented, comments cut off, continued lines joined.
+fn code(text: &str) -> Vec<String> {
+    let (mut fenced, mut lines, mut whole) = (false, Vec::new(), String::new());
+    for line in text.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if let Some(code) = line.strip_prefix("    ").or(fenced.then_some(line)) {
+            let code = code.split(" # ").next().unwrap().trim();
+            match code.strip_suffix('\\') {
+                Some(start) => whole += start,
+                None => lines.push(std::mem::take(&mut whole) + code),
+            }
+        }
+    }
+    lines
+}
+
+/// The TOML blocks, by the names in their first lines: "# compare.toml".
+fn configurations(text: &str) -> Vec<(String, String)> {
+    let blocks = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let named = |block: &str| Some((block.lines().next()?.strip_prefix("# ")?.to_string(), block.to_string()));
+    blocks.filter_map(named).collect()
+}
+
+fn substitute(text: &str) -> String {
+    SUBSTITUTIONS.iter().fold(text.to_string(), |text, (shown, run)| text.replace(shown, run))
+}
+
+/// Words as a shell has them; the READMEs quote with "..".
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (i, part) in line.split('"').enumerate() {
+        match i % 2 {
+            0 => words.extend(part.split_whitespace().map(str::to_owned)),
+            _ => words.push(part.to_string()),
+        }
+    }
+    words
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        match entry.is_dir() {
+            true => copy(&entry, &to),
+            false => assert!(fs::copy(&entry, &to).is_ok()),
+        }
+    }
+}
+
+/// Runs a README's commands in their order; returns how many there are.
+fn run(readme: &str) -> usize {
+    let name = readme.replace('/', "-");
+    let scratch = Scratch::new(&format!("readme{name}"));
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(readme)).unwrap();
+    for (name, asset, records) in FILES {
+        let text = fs::read_to_string(assets(asset)).unwrap();
+        // Some of each category.
+        let every = text.lines().count() / records;
+        scratch.write(name, text.lines().step_by(every).map(|line| format!("{line}\n")).collect::<String>());
+    }
+    for (name, asset) in FOLDERS {
+        copy(Path::new(&assets(asset)), Path::new(&scratch.path(name)));
+    }
+    for (name, text) in configurations(&text) {
+        scratch.write(&name, substitute(&text));
+    }
+    let commands: Vec<String> = code(&text).into_iter().filter(|line| line.starts_with("hydra ")).collect();
+    for shown in &commands {
+        let words = words(&substitute(shown));
+        let mut child = command("");
+        child.args(&words[1..]).current_dir(scratch.path(""));
+        if words[1] == "fetch" {
+            // There is no network: without pip in the path, the error says what to do; nothing else may be wrong.
+            let output = child.args(["--to", "fetched"]).env("PATH", "").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code() == Some(1) && said.contains("no pip to download"), "{shown}: {said}");
+            continue;
+        }
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{readme}: {shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    commands.len()
+}
+
+#[test]
+fn commands_of_the_main_readme() {
+    assert!(run("README.md") >= 5);
+}
+
+#[test]
+fn commands_of_the_harness_readme() {
+    assert!(run("harness/README.md") >= 20);
+}
+
+#[test]
+fn every_command_is_shown() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let help = String::from_utf8(command("--help").output().unwrap().stdout).unwrap();
+    let list = help.split_once("Commands:\n").unwrap().1.split("\n\n").next().unwrap();
+    let names: Vec<&str> = list.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert!(names.len() > 10, "{names:?}");
+    let code = code(&text);
+    for name in names.iter().filter(|&&name| name != "help") {
+        assert!(code.iter().any(|line| line.starts_with(&format!("hydra {name}"))), "{name}");
+    }
+}
