@@ -2,6 +2,7 @@
 //! `heterogeneity` are made of these.
 
 pub mod kept;
+pub mod measure;
 pub mod plan;
 pub mod scores;
 pub mod stage;

@@ -1,14 +1,16 @@
 //! What goes to stdout and stderr, and into the files that options name.
 
 use anyhow::{Context, Result, bail};
-use hydra_runtime::atomic::{try_beside, write_atomically};
+use hydra_runtime::atomic::{remove_leftovers, try_beside, write_atomically};
 pub use hydra_runtime::printable;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-/// Prints. Whether anybody still reads: a reader that has gone (`| head -1`) is no error, a full disk is one.
+/// Prints on stdout, and returns whether there still is a reader. That there is none (`| head -1`) is not an error; a full disk is.
 pub fn print(text: impl Display) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
@@ -18,9 +20,17 @@ pub fn print(text: impl Display) -> Result<bool> {
     }
 }
 
-/// Tells, on stderr, how things go. Nobody has to listen: a run whose log has gone (`2>&1 | head`) goes on.
+/// Prints on stderr. Errors are ignored, so that a run continues when its log can't be written any more (`2>&1 | head`).
 pub fn say(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Warns on stderr; about the same thing only once, however often it is met.
+pub fn warn(text: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().is_ok_and(|mut said| said.insert(text.to_string())) {
+        say(format_args!("warning: {text}"));
+    }
 }
 
 /// A text on one line of a terminal: control characters are escaped.
@@ -29,7 +39,7 @@ pub fn escaped(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
-/// Columns side by side, the first to the left, the others to the right.
+/// A table as text: the first column is aligned left, the others right.
 pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = [head]
         .into_iter()
@@ -46,7 +56,7 @@ pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
     rows.iter().map(|row| line(row) + "\n").collect()
 }
 
-/// The same in Markdown.
+/// A table in Markdown.
 pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     let line = |cells: &[String]| {
         let cells: Vec<String> = cells.iter().map(|cell| escaped(cell).replace('|', "\\|")).collect();
@@ -57,7 +67,7 @@ pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
 }
 
-/// Whether two paths name one file, which needn't be there yet.
+/// Whether two paths name the same file, which need not exist yet.
 pub fn same_place(a: &Path, b: &Path) -> bool {
     let whole = |path: &Path| {
         let there = path.canonicalize();
@@ -69,7 +79,7 @@ pub fn same_place(a: &Path, b: &Path) -> bool {
     a == b || matches!((whole(a), whole(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Fails before the work is done, not after it, if a result can't be put there.
+/// Fails if a result can't be written to `path`: checked before the work, so that it isn't done in vain.
 pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -79,10 +89,11 @@ pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     if path.exists() && !path.is_file() {
         return Ok(());
     }
+    remove_leftovers(parent);
     try_beside(path).context("can't write")
 }
 
-/// `hydra` and its arguments as a shell reads them.
+/// `hydra` and its arguments, quoted for a shell.
 pub fn command_line(words: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_./=,:@%+-".contains(c);
     let quoted = words.iter().map(|word| match word.chars().all(plain) && !word.is_empty() {
@@ -92,7 +103,7 @@ pub fn command_line(words: &[String]) -> String {
     std::iter::once("hydra".to_string()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// Writes a file, whole or not at all; what is there and no file (a pipe, /dev/stdout) is written into, not replaced.
+/// Writes a file, whole or not at all. What is not a regular file (a pipe, /dev/stdout) is written to, not replaced.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     if path.exists() && !path.is_file() {
         return std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()));

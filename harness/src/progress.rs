@@ -5,10 +5,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Plain lines come no oftener than this.
+/// The shortest time between two plain lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Where a long piece of work is.
+/// The progress of a long piece of work.
 pub struct Progress {
     bar: Option<ProgressBar>,
     what: &'static str,
@@ -19,7 +19,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For `total` pieces of `what`, of which `done` are behind us.
+    /// For `total` items, called `what`, of which `done` are done.
     pub fn new(what: &'static str, total: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_position(done).with_prefix(what);
@@ -32,7 +32,7 @@ impl Progress {
         Self { bar, what, total, first: done, started: now, last_line: now }
     }
 
-    /// `done` pieces are behind us; `message` says how it goes.
+    /// Shows that `done` items are done, and a message.
     pub fn update(&mut self, done: u64, message: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(message.to_string());
@@ -45,7 +45,7 @@ impl Progress {
         }
     }
 
-    /// A line of its own, above the bar.
+    /// Prints a line above the bar.
     pub fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| output::say(text)),

@@ -1,8 +1,8 @@
 //! Means over seeds with their standard errors, and paired differences with bootstrap intervals.
 //!
-//! The standard error of n values' mean is √(Σ (x − x̄)² / (n − 1) / n); one value has none. An interval is Efron's percentile
-//! bootstrap: seeds and items (records, questions) are drawn with replacement, independently of each other and alike for both
-//! sides of a difference, so that what the sides have in common cancels.
+//! The standard error of the mean of n values is √(Σ (x − x̄)² / (n − 1) / n); one value has none. An interval is Efron's
+//! percentile bootstrap: seeds and items (records, questions) are drawn with replacement, independently of each other. Both sides
+//! of a difference use the same draws, so that what they have in common cancels.
 
 use hydra_runtime::hydra_kernels::random::SplitMix64;
 use serde::{Deserialize, Serialize};
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 pub struct Estimate {
     /// Mean.
     pub mean: f64,
-    /// Its standard error; none of one seed.
+    /// Its standard error; `None` for one seed.
     pub stderr: Option<f64>,
-    /// What each seed gave.
+    /// The value of each seed.
     pub seeds: Vec<f64>,
 }
 
 impl Estimate {
-    /// Of at least one value.
+    /// The mean of at least one value.
     pub fn of(seeds: Vec<f64>) -> Self {
         let n = seeds.len() as f64;
         let mean = seeds.iter().sum::<f64>() / n;
@@ -29,7 +29,7 @@ impl Estimate {
     }
 }
 
-/// A mean with the interval of its bootstrap.
+/// A mean with its bootstrap interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
     /// Mean.
@@ -40,15 +40,15 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// How intervals are made.
+/// How intervals are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bootstrap {
-    /// Draws.
+    /// Number of draws.
     pub samples: usize,
-    /// Of the draws.
+    /// Seed of the draws.
     pub seed: u64,
-    /// The share of draws inside the interval.
+    /// Share of the draws inside the interval.
     pub level: f64,
 }
 
@@ -58,14 +58,14 @@ impl Default for Bootstrap {
     }
 }
 
-/// Differences of two sides, `values[seed][item]`, each item with a weight: the mean over seeds and groups of
-/// Σ values / Σ weights over the group's items.
+/// Differences of two sides, `values[seed][item]`. Their mean is that over seeds and groups of Σ values / Σ weights over the
+/// items of a group.
 pub struct Differences<'a> {
-    /// By seed and item.
+    /// Differences by seed and item.
     pub values: &'a [Vec<f64>],
-    /// By item.
+    /// Weight of each item.
     pub weights: &'a [f64],
-    /// Items; draws stay within their group.
+    /// Items of each group; draws stay within a group.
     pub groups: &'a [Vec<usize>],
 }
 
@@ -102,7 +102,7 @@ impl Differences<'_> {
     }
 }
 
-/// Of ascending values, in a line between neighbours.
+/// A quantile of ascending values, interpolated linearly.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let place = q * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);

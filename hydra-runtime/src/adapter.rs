@@ -110,12 +110,26 @@ impl Adapter {
         self.check()?;
         if self.layers.len() != model.layers {
             let (got, want) = (self.layers.len(), model.layers);
-            return Err(Error::WrongAdapter(format!("an adapter of {got} layers on a model of {want}")));
+            return Err(Error::WrongAdapter(format!("the adapter is for {got} layers, the model has {want}")));
         }
-        match self.pairs().find(|(_, projection, pair)| (pair.d_out, pair.d_in) != projection.dims(model)) {
-            Some((layer, projection, _)) => Err(unfit(layer, projection)),
-            None => Ok(()),
+        let differs =
+            |(_, projection, pair): &(_, Projection, &AdapterPair)| (pair.d_out, pair.d_in) != projection.dims(model);
+        let Some((layer, projection, pair)) = self.pairs().find(differs) else { return Ok(()) };
+        // These read the residual stream, and those write to it.
+        let width = match projection {
+            Projection::O | Projection::Down => pair.d_out,
+            _ => pair.d_in,
+        };
+        if width != model.d_model {
+            return Err(Error::WrongAdapter(format!(
+                "the adapter is for width {width}, the model has {}",
+                model.d_model
+            )));
         }
+        let (d_out, d_in) = projection.dims(model);
+        let place = format!("layer {layer} {}", projection.name());
+        let found = format!("[{}, {}]", pair.d_out, pair.d_in);
+        Err(Error::WrongAdapter(format!("the adapter of {place} is for {found}, the model has [{d_out}, {d_in}]")))
     }
 
     /// An error if a value is infinite or not a number.

@@ -194,6 +194,19 @@ pub(crate) fn out_of_memory(bytes: usize) -> Error {
     Error::OutOfMemory { bytes: bytes as u64, free: None }
 }
 
+/// Why a file isn't one of tensors.
+pub(crate) fn not_safetensors(error: &SafeTensorError) -> String {
+    match error {
+        SafeTensorError::MetadataIncompleteBuffer => {
+            "its tensors don't end where the file ends; is it truncated?".into()
+        }
+        SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength => {
+            "the header is cut off; is it truncated?".into()
+        }
+        other => format!("not a safetensors file: {}", printable(&other.to_string())),
+    }
+}
+
 /// Why a file of tensors couldn't be written.
 pub(crate) fn not_written(path: &Path, error: SafeTensorError) -> Error {
     match error {

@@ -45,7 +45,9 @@ impl MergeGate {
             Self::Head(head) if head >= lora_heads => {
                 refuse(format!("head {head} of an adapter of {lora_heads} heads"))
             }
-            Self::One if lora_heads != 1 => refuse(format!("gate one of an adapter of {lora_heads} heads, wanted 1")),
+            Self::One if lora_heads != 1 => {
+                refuse(format!("gate one needs an adapter with one head, found {lora_heads}"))
+            }
             _ => Ok(()),
         }
     }
@@ -185,7 +187,7 @@ fn dtype(format: Format) -> Result<Dtype> {
         Format::F32 => Ok(Dtype::F32),
         Format::F16 => Ok(Dtype::F16),
         Format::Bf16 => Ok(Dtype::BF16),
-        other => Err(Error::Invalid(format!("merged tensors of type {}, wanted F32, F16 or BF16", other.name()))),
+        other => Err(Error::Invalid(format!("merged tensors: expected F32, F16 or BF16, found {}", other.name()))),
     }
 }
 

@@ -1,23 +1,36 @@
-//! Which number of clusters: the elbow of the inertia, where two straight lines fit it best.
+//! The number of clusters: the elbow of the inertia, where two straight lines fit it best (the L method of Salvador and Chan,
+//! ICTAI 2004, with its refinement).
 //!
-//! For each k one line is fitted to the inertias of first ..= k and another to those of k ..= last, by least squares; the elbow
-//! is the k of the smallest sum of squared errors of both. Then again with 2 · elbow in place of last, until the elbow stays
-//! where it is or moves up: a long flat end would draw it to the right. (The L method and its refinement: Salvador and Chan,
-//! ICTAI 2004.) All points have a say, so one uneven fit moves this elbow less than the point farthest below the chord.
-//! Equal errors: the smaller k. A line needs two points, so the elbow is neither the first nor the last k. The mean
-//! silhouette is told, not used: over texts it goes on rising with k.
+//! For each k, one line is fitted to the inertias of first ..= k and another to those of k ..= last, by least squares; the elbow
+//! is the k with the smallest sum of squared errors. This is repeated with 2 · elbow in place of last until the elbow no longer
+//! moves down, because a long flat tail would pull it to the right. All points count, so an uneven fit moves this elbow less
+//! than it would move the point farthest below the chord. If errors are equal, the smaller k is taken. A line needs two points,
+//! so the elbow is neither the first nor the last k. The mean silhouette is not used: for texts it keeps rising with k.
 
-use super::Tried;
+use serde::Serialize;
 
-/// Fewer points than these have one candidate between their ends at most.
+/// The clustering with one number of clusters.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Tried {
+    /// Number of clusters.
+    pub k: usize,
+    /// Sum over the records of the squared distance to their cluster's centroid.
+    pub inertia: f64,
+    /// Mean silhouette (Rousseeuw 1987) of a sample; `None` for one cluster.
+    pub silhouette: Option<f64>,
+    /// Root mean square error of two lines that meet at k, relative to the first inertia. `None` at both ends of the fitted range.
+    pub misfit: Option<f64>,
+}
+
+/// With fewer points than this there is at most one candidate between the ends.
 const FEWEST: usize = 4;
 
-/// The number of clusters, from `from` on, why it is that, and the last k that the lines were fitted to. Fills in the errors.
+/// The number of clusters, at least `from`; the reason for it; and the last k that the lines were fitted to. Fills in the errors.
 pub fn choose(tried: &mut [Tried], from: usize) -> (usize, String, Option<usize>) {
     let mut end = tried.len();
     let mut chosen = elbow(tried, from, end);
     while let Some(before) = chosen {
-        // Where that k is, the first being 0: twice as many points as there are to the elbow.
+        // Twice as many points as there are up to the elbow.
         let place = tried.iter().take_while(|one| one.k < before).count() + 1;
         let shorter = (2 * place).max(FEWEST);
         match elbow(tried, from, shorter.min(end)) {
@@ -27,7 +40,11 @@ pub fn choose(tried: &mut [Tried], from: usize) -> (usize, String, Option<usize>
     }
     let (first, last) = (tried.first().map_or(from, |one| one.k), tried.last().map_or(from, |one| one.k));
     let Some(k) = chosen else {
-        return (from, format!("no curve to have an elbow: only {first} to {last} could be tried"), None);
+        return (
+            from,
+            format!("too few numbers of clusters for an elbow: only {first} to {last} could be tried"),
+            None,
+        );
     };
     for i in 0..tried.len() {
         tried[i].misfit = misfit(&tried[..end], i);
@@ -40,14 +57,14 @@ pub fn choose(tried: &mut [Tried], from: usize) -> (usize, String, Option<usize>
     )
 }
 
-/// The best k of the first `end` that were tried.
+/// The best k among the first `end` that were tried.
 fn elbow(tried: &[Tried], from: usize, end: usize) -> Option<usize> {
     let errors = (0..end).filter_map(|i| Some((tried[i].k, misfit(&tried[..end], i)?)));
     let best = errors.filter(|(k, _)| *k >= from).reduce(|best, one| if one.1 < best.1 { one } else { best });
     best.map(|(k, _)| k)
 }
 
-/// Error of two lines that meet at `tried[at]`; `None` at the ends and beyond, or if all inertias are 0.
+/// Error of two lines that meet at `tried[at]`; `None` at both ends, or if all inertias are 0.
 fn misfit(tried: &[Tried], at: usize) -> Option<f64> {
     let curve: Vec<(f64, f64)> = tried.iter().map(|one| (one.k as f64, one.inertia)).collect();
     let scale = curve.first()?.1 * (curve.len() as f64).sqrt();
@@ -55,7 +72,7 @@ fn misfit(tried: &[Tried], at: usize) -> Option<f64> {
     inside.then(|| (line(&curve[..=at]).squares + line(&curve[at..]).squares).sqrt() / scale)
 }
 
-/// A line through points.
+/// A straight line.
 pub struct Line {
     slope: f64,
     offset: f64,
@@ -70,7 +87,7 @@ impl Line {
     }
 }
 
-/// The least squares line; `points` has different x, or one.
+/// The least-squares line through `points`: one point, or several with different x.
 pub fn line(points: &[(f64, f64)]) -> Line {
     let n = points.len() as f64;
     let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(pick).sum::<f64>() / n;
@@ -98,7 +115,7 @@ mod tests {
         assert_eq!(elbow(&[100.0, 80.0, 60.0, 40.0, 38.0, 36.0, 34.0], 2), 4);
         assert_eq!(elbow(&[100.0, 50.0, 48.0, 46.5, 45.0], 2), 2);
         assert_eq!(elbow(&[100.0, 80.0, 60.5, 39.0, 38.0, 36.5, 34.0], 5), 5);
-        // A long end that flattens slowly doesn't draw it away.
+        // A long tail that flattens slowly doesn't pull it away.
         let long: Vec<f64> =
             (0..16).map(|i| if i < 3 { 100.0 - 20.0 * i as f64 } else { 30.0 + 30.0 / i as f64 }).collect();
         assert_eq!(elbow(&long, 2), 4);

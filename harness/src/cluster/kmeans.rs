@@ -1,7 +1,8 @@
 //! Lloyd's k-means with k-means++ starts (Arthur and Vassilvitskii 2007), and the mean silhouette.
 //!
-//! Of several starts the one of the least inertia counts; where the best clustering into k − 1 is known, every other start is
-//! its centroids and one more, so that the inertia has few accidental dents. Ties go to the lower number, sums are f64 in the points' order: the same for any threads.
+//! Of several starts, the one with the smallest inertia is kept. If the best clustering into k − 1 is known, every other start
+//! is its centroids and one more, so that the inertia has few accidental dents. Ties go to the lower index and sums are f64 in
+//! the points' order, so results are the same for any number of threads.
 
 use crate::data::order::Order;
 use hydra_runtime::hydra_kernels::random::SplitMix64;
@@ -26,7 +27,7 @@ impl Points {
         self.values.chunks_exact(self.dims)
     }
 
-    /// How many of them differ.
+    /// The number of different rows.
     pub fn distinct(&self) -> usize {
         let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         self.rows().map(bits).collect::<std::collections::HashSet<_>>().len()
@@ -49,9 +50,9 @@ impl Fit {
     }
 }
 
-/// Starts of each k; every other one goes on from the clustering into k − 1.
+/// Starts for each k; every other one continues from the clustering into k − 1.
 const STARTS: u64 = 16;
-/// Rounds of Lloyd's iteration; it ends where no point changes its cluster.
+/// The most rounds of Lloyd's iteration, which ends when no point changes its cluster.
 const ROUNDS: usize = 200;
 
 /// The best clustering into `k`; `before` is that into k − 1.
@@ -66,8 +67,8 @@ pub fn fit(points: &Points, k: usize, before: Option<&Fit>, seed: u64) -> Fit {
     best.expect("at least one start")
 }
 
-/// Adds centroids until there are `k`: points, drawn with probabilities in proportion to their squared distance from the
-/// centroids that are there.
+/// Adds centroids until there are `k`: points, drawn with probability proportional to their squared distance from the nearest
+/// centroid so far.
 fn plus_plus(points: &Points, mut centroids: Vec<f32>, k: usize, random: &mut SplitMix64) -> Vec<f32> {
     let (dims, n) = (points.dims, points.len());
     let mut nearest = vec![f32::INFINITY; n];
@@ -123,7 +124,7 @@ fn lloyd(points: &Points, mut centroids: Vec<f32>) -> Fit {
                 let sum = &sums[cluster * dims..][..dims];
                 centroid.iter_mut().zip(sum).for_each(|(x, sum)| *x = (sum / count as f64) as f32);
             } else {
-                // An empty cluster begins again at the point that is worst off.
+                // An empty cluster restarts at the point with the largest distance.
                 let worst = (0..n).fold(0, |worst, i| if distances[i] > distances[worst] { i } else { worst });
                 centroid.copy_from_slice(points.row(worst));
                 distances[worst] = 0.0;
@@ -136,7 +137,7 @@ fn lloyd(points: &Points, mut centroids: Vec<f32>) -> Fit {
 
 /// |a − b|².
 pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    // Eight sums, so that they fit the registers of any CPU.
+    // Eight partial sums, which the compiler vectorizes.
     let (mut sums, a_parts, b_parts) = ([0f32; 8], a.chunks_exact(8), b.chunks_exact(8));
     let rest: f32 = a_parts.remainder().iter().zip(b_parts.remainder()).map(|(a, b)| (a - b) * (a - b)).sum();
     for (a, b) in a_parts.zip(b_parts) {
@@ -147,14 +148,14 @@ pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// Some points and all distances between them.
+/// A sample of points, and all distances between them.
 pub struct Sample {
     points: Vec<usize>,
     distances: Vec<f32>,
 }
 
 impl Sample {
-    /// `most` points at most, drawn without replacement.
+    /// At most `most` points, drawn without replacement.
     pub fn new(points: &Points, most: usize, seed: u64) -> Self {
         let all = Order::new(points.len(), Some(seed)).take(0, most.min(points.len()));
         let row = |&i: &usize| all.iter().map(move |&j| squared_distance(points.row(i), points.row(j)).sqrt());
@@ -166,8 +167,8 @@ impl Sample {
         self.points.len()
     }
 
-    /// The mean over the sample of (b − a) / max(a, b): a is the mean distance to the others of the own cluster, b that to
-    /// those of the nearest other one; 0 for a point that is alone in its cluster.
+    /// The mean over the sample of (b − a) / max(a, b), where a is the mean distance to the other points of the same cluster and b
+    /// that to the points of the nearest other cluster; 0 for a point that is alone in its cluster.
     pub fn silhouette(&self, clusters: &[u32], k: usize) -> Option<f64> {
         let own: Vec<usize> = self.points.iter().map(|&point| clusters[point] as usize).collect();
         let mut counts = vec![0usize; k];

@@ -1,17 +1,17 @@
-//! Sparse rows projected onto the directions in which they are strongest: latent semantic analysis, by orthogonal iteration.
+//! Sparse rows projected onto their strongest directions: latent semantic analysis by orthogonal iteration.
 //!
-//! Q [terms, d] starts random and is replaced by an orthonormal basis of Aᵀ A Q some times over; then A Q has the distances
-//! that the best approximation of A of rank d has. (Which basis of that space Q is makes no difference to a distance, so no
-//! singular vectors are needed.) Rows of A Q are scaled to length 1.
+//! Q [terms, d] starts random and is replaced several times by an orthonormal basis of Aᵀ A Q. Then the distances of A Q are
+//! those of the best approximation of A of rank d. (Distances don't depend on which basis of that space Q is, so no singular
+//! vectors are needed.) Rows of A Q are scaled to unit length.
 
 use super::kmeans::Points;
 use super::tfidf::Corpus;
 use hydra_runtime::hydra_kernels::random::SplitMix64;
 
-/// Rounds: what the random start leaves of weaker directions shrinks by (σ_{d+1} / σ_d)² in each.
+/// Rounds of the iteration; each shrinks the remains of weaker directions by (σ_{d+1} / σ_d)².
 const ROUNDS: usize = 10;
 
-/// `corpus` in at most `most` dimensions.
+/// Projects `corpus` onto at most `most` directions.
 pub fn project(corpus: &Corpus, most: usize, seed: u64) -> Points {
     let terms = corpus.terms.len();
     let d = most.min(terms).min(corpus.len());
@@ -31,7 +31,7 @@ pub fn project(corpus: &Corpus, most: usize, seed: u64) -> Points {
     let mut rows = times(corpus, &q, d);
     for row in rows.chunks_exact_mut(d) {
         let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
-        // A row without a term has no direction, and stays where it is.
+        // A row without a term has no direction and stays zero.
         if norm > 1e-9 {
             row.iter_mut().for_each(|x| *x /= norm);
         }
@@ -50,8 +50,8 @@ fn times(corpus: &Corpus, q: &[f64], d: usize) -> Vec<f64> {
     y
 }
 
-/// Replaces Q by Q L⁻ᵀ, where L Lᵀ = Qᵀ Q, twice: the first time leaves rounding errors. Columns that depend on the others
-/// become zeros.
+/// Replaces Q by Q L⁻ᵀ, where L Lᵀ = Qᵀ Q; twice, as the first time leaves rounding errors. Columns that depend on others
+/// become zero.
 fn orthonormalise(q: &mut [f64], d: usize) {
     for _ in 0..2 {
         let mut l = vec![0.0; d * d];

@@ -1,22 +1,23 @@
 //! Texts as sparse vectors of unit length: (1 + ln tf) · (ln((1 + n) / (1 + df)) + 1), as scikit-learn's TfidfVectorizer with
 //! `sublinear_tf`.
 //!
-//! A term is a run of letters and digits that begins with a letter and has two characters or more, in lower case; it counts
-//! if it is in two texts at least and in half of them at most. No list of stop words: none would fit every language. Terms
-//! are in alphabetical order, whatever order they were met in.
+//! A term is a run of at least two letters and digits that begins with a letter, in lower case. It counts if it is in at least
+//! two texts and in at most half of them. There is no list of stop words, as none would fit every language. Terms are sorted
+//! alphabetically.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Texts as rows.
 pub struct Corpus {
-    /// Columns.
+    /// The terms, one for each column.
     pub terms: Vec<String>,
-    /// Where each row begins, and where the last one ends.
+    /// Where each row starts in `entries`, and where the last one ends.
     starts: Vec<usize>,
     entries: Vec<(u32, f32)>,
 }
 
 impl Corpus {
+    /// Weighs the terms of `texts`.
     pub fn new(texts: &[String]) -> Self {
         let mut frequency = HashMap::<String, usize>::new();
         for text in texts {
@@ -51,19 +52,19 @@ impl Corpus {
         self.starts.len() - 1
     }
 
-    /// A text's columns and weights, ascending.
+    /// The columns and weights of a text, ascending.
     pub fn row(&self, row: usize) -> impl Iterator<Item = (usize, f64)> {
         let entries = &self.entries[self.starts[row]..self.starts[row + 1]];
         entries.iter().map(|&(column, weight)| (column as usize, f64::from(weight)))
     }
 
-    /// The terms that weigh most more in these rows than in all, the first most; on average over rows.
-    pub fn telling(&self, rows: &[usize], count: usize) -> Vec<String> {
+    /// The terms whose mean weight in these rows most exceeds that in all rows, in descending order.
+    pub fn distinctive(&self, rows: &[usize], count: usize) -> Vec<String> {
         let mut lead = vec![0.0; self.terms.len()];
         for row in 0..self.len() {
             self.row(row).for_each(|(column, weight)| lead[column] -= weight / self.len() as f64);
         }
-        // Of a corpus in one part nothing stands out but its own weights.
+        // If the rows are all rows, nothing exceeds the rest; the weights themselves are ranked.
         if rows.len() == self.len() {
             lead.fill(0.0);
         }
@@ -97,7 +98,7 @@ mod tests {
         assert_eq!(rows[1].iter().map(|&(c, w)| (c, (w * 1e3).round())).collect::<Vec<_>>(), [(0, 707.0), (1, 707.0)]);
         assert!(rows[3].is_empty() && rows[4].is_empty());
         assert_eq!(
-            (corpus.telling(&[0, 1], 1), corpus.telling(&[2], 9)),
+            (corpus.distinctive(&[0, 1], 1), corpus.distinctive(&[2], 9)),
             (vec!["cat".into()], vec!["mats".to_string()])
         );
     }

@@ -1,4 +1,4 @@
-//! `hydra info`: what a model or an adapter consists of, and what training it takes.
+//! `hydra info`: what a model or an adapter consists of, and how much memory training needs.
 
 use crate::device::{DeviceArgs, on_device};
 use crate::hub::locate;
@@ -34,7 +34,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut page = Page::default();
     if path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
         if let Some(other) = &arguments.adapter {
-            bail!("--adapter {}: goes with a model, and {} is an adapter", other.display(), path.display());
+            bail!("--adapter {} needs a model, and {} is an adapter", other.display(), path.display());
         }
         adapter(&mut page, &path)?;
     } else {
@@ -52,7 +52,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Rows of names and values.
+/// Names and values, a row each.
 #[derive(Default)]
 struct Page(String);
 
@@ -77,8 +77,11 @@ fn model(page: &mut Page, checkpoint: &Checkpoint) {
     page.row("layers", config.layers);
     page.row("width", config.d_model);
     page.row("feed-forward", config.d_ffn);
-    page.row("heads", format!("{} of {}, {} for keys and values", config.n_heads, config.head_dim, config.kv_heads));
-    page.row("vocabulary", format!("{}{}", config.vocab, if config.tied { ", the head is the embedding" } else { "" }));
+    page.row("heads", format!("{} of {}, {} key-value heads", config.n_heads, config.head_dim, config.kv_heads));
+    page.row(
+        "vocabulary",
+        format!("{}{}", config.vocab, if config.tied { ", lm_head tied to the embedding" } else { "" }),
+    );
     page.row("context", config.context);
     for projection in Projection::ALL {
         let (d_out, d_in) = projection.dims(config);
@@ -111,7 +114,7 @@ fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adap
             let options =
                 TrainOptions { checkpointing, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
             let bytes = Trainer::plan_bytes(device, checkpoint.config(), adapter, &options)?;
-            let what = format!("{:.1} MiB beside the weights, {tokens} tokens in a pass{how}", mib(bytes));
+            let what = format!("{:.1} MiB besides the weights, {tokens} tokens per pass{how}", mib(bytes));
             page.row("memory to train", what);
         }
     }
@@ -128,7 +131,7 @@ fn describe(page: &mut Page, adapter: &AdapterConfig) {
     }
 }
 
-/// An adapter without its model: what its files say.
+/// Describes an adapter without its model, from its files.
 fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let config_path = dir.join("adapter_config.json");
     let at = || config_path.display().to_string();
@@ -137,7 +140,7 @@ fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let path = dir.join("adapter_model.safetensors");
     let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
     let file = SafeTensors::deserialize(&bytes);
-    let file = file.map_err(|error| anyhow!("{}: not safetensors: {error}", path.display()))?;
+    let file = file.map_err(|error| anyhow!("{}: not a safetensors file: {error}", path.display()))?;
     page.row("adapter", dir.display());
     for (key, value) in &config {
         page.row(&printable(key), value);

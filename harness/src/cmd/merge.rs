@@ -1,7 +1,7 @@
-//! `hydra merge`: an adapter folded into its model's weights, checked before it is kept.
+//! `hydra merge`: an adapter merged into its model's weights, and checked before the result is kept.
 //!
-//! The check runs both models in f32 on [`TEXT`] and takes the largest difference of a logit over the largest logit; on the
-//! CPU alone, as no other device has products of f32 operands.
+//! The check runs both models in f32 on [`TEXT`] and compares their logits: the largest difference over the largest logit. It
+//! runs on the CPU, as the CUDA backend has no f32 products.
 
 use crate::device::{MODEL_HELP, open_model, threads};
 use crate::memory::mib;
@@ -12,6 +12,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind};
 use hydra_runtime::atomic::NewFolder;
+use hydra_runtime::backend::Format;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::Checkpoint;
@@ -24,10 +25,9 @@ use std::path::{Path, PathBuf};
 /// Options of `merge`.
 #[derive(Args)]
 #[command(
-    after_help = "A router's weights depend on the token: an adapter that has one is refused unless --gate says what to \
-    put in its place, which is an approximation. The merged model is removed again if its logits are further from the \
-    unmerged model's, under the same gate, than rounding explains: 1e-4 of the largest logit in f32, 5e-3 in f16, 4e-2 in \
-    bf16."
+    after_help = "A router's weights depend on the token, so an adapter with a router can't be merged exactly: --gate chooses an \
+    approximation. The merged model is kept only if its logits agree with the unmerged model's under the same gate, up to \
+    rounding: 1e-4 of the largest logit in f32, 5e-3 in f16, 4e-2 in bf16."
 )]
 pub struct Arguments {
     #[arg(long, value_name = "PATH", help = MODEL_HELP, value_parser = NonEmptyStringValueParser::new(),
@@ -60,11 +60,24 @@ enum Dtype {
     Bf16,
 }
 
-/// What both models read: prose, code and arithmetic.
+impl From<Dtype> for Format {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Format::F32,
+            Dtype::F16 => Format::F16,
+            Dtype::Bf16 => Format::Bf16,
+        }
+    }
+}
+
+/// What was merged, in the merged model's folder.
+const FILE: &str = "hydra_merge.json";
+
+/// The text that both models read: prose, code and arithmetic.
 const TEXT: &str = "The lake of Lerna lies south of Argos. In it lived a water snake of nine heads; where one was cut off, two \
     grew in its place.\n\ndef mean(values):\n    return sum(values) / len(values)\n\nQuestion: A dozen eggs cost 3.60. What \
     do 5 eggs cost?\nAnswer: 3.60 / 12 = 0.30, and 5 * 0.30 = 1.50.";
-/// Tokens of it that are compared: logits are large.
+/// The most tokens that are compared; the logits of all of them are in memory.
 const TOKENS: usize = 96;
 
 fn merge_gate(text: &str) -> Result<MergeGate, String> {
@@ -76,7 +89,7 @@ fn merge_gate(text: &str) -> Result<MergeGate, String> {
     }
 }
 
-/// Runs it.
+/// Merges, checks, and keeps the result.
 pub fn run(arguments: Arguments) -> Result<()> {
     let checkpoint = open_model(&arguments.model)?;
     let adapter = Adapter::load(&arguments.adapter, checkpoint.config())?;
@@ -89,56 +102,51 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if let Some(note) = &note {
         output::say(format_args!("note: {note}"));
     }
-    let format = arguments.dtype.map(|dtype| match dtype {
-        Dtype::F32 => hydra_runtime::backend::Format::F32,
-        Dtype::F16 => hydra_runtime::backend::Format::F16,
-        Dtype::Bf16 => hydra_runtime::backend::Format::Bf16,
-    });
+    let format = arguments.dtype.map(Format::from);
     let options = MergeOptions { format, max_shard_bytes: (arguments.shard_size.get() as u64).saturating_mul(1 << 20) };
     let folder = NewFolder::begin(&arguments.out).context("--out")?;
     interrupt::discard(folder.path())?;
     let merged = merge::write(&checkpoint, &adapter, chosen, folder.path(), options)?;
-    let tolerance = tolerance(&merged);
+    let formats = merged.formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
+    let (tolerance, out) = (tolerance(&merged), arguments.out.display());
     let check = compare(&arguments, &checkpoint, (&unmerged, head), folder.path())?;
     let Check { difference, effect, tokens } = check;
-    let formats = merged.formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
-    // A difference that is not a number is no small one.
+    // Not a number is not a small difference either.
     if difference.is_nan() || difference > tolerance {
         bail!(
-            "the merged model's logits differ by {difference:.1e} of the largest from the unmerged model's, more than {formats} \
-             allows ({tolerance:.0e}); {} is not kept",
-            arguments.out.display()
+            "--out {out}: not kept, as the merged model's logits differ from the unmerged model's by {difference:.1e} of the largest \
+             logit: expected at most {tolerance:.0e} in {formats}"
         );
     }
-    let gate = match chosen {
-        MergeGate::One => "one".to_string(),
-        MergeGate::Uniform => "uniform".to_string(),
-        MergeGate::Head(head) => format!("head:{head}"),
-    };
-    output::write_json(
-        &folder.path().join("hydra_merge.json"),
-        &json!({
-            "model": arguments.model, "adapter": arguments.adapter, "adapter_gate": adapter.config.gate.name(), "gate": gate,
-            "approximation": note, "dtype": formats, "compared_tokens": tokens, "relative_difference": difference,
-            "tolerance": tolerance, "relative_effect": effect,
-        }),
-    )?;
+    let facts = json!({
+        "model": arguments.model, "adapter": arguments.adapter, "adapter_gate": adapter.config.gate.name(),
+        "gate": name(chosen), "approximation": note, "dtype": formats, "compared_tokens": tokens,
+        "relative_difference": difference, "tolerance": tolerance, "relative_effect": effect,
+    });
+    output::write_json(&folder.path().join(FILE), &facts)?;
     folder.keep()?;
+    let (shards, files) = (merged.shards, if merged.shards == 1 { "file" } else { "files" });
     output::print(format_args!(
-        "{}: {formats}, {} file{}, {:.1} MiB\n\
-         largest difference of a logit from the unmerged model's, over the largest logit: {difference:.1e} on {tokens} tokens \
-         (at most {tolerance:.0e}); the adapter itself moves them by {effect:.1e}\n",
-        arguments.out.display(),
-        merged.shards,
-        if merged.shards == 1 { "" } else { "s" },
+        "{out}: {formats}, {shards} {files}, {:.1} MiB\n\
+         largest difference of a logit from the unmerged model's, relative to the largest logit: {difference:.1e} on {tokens} tokens \
+         (at most {tolerance:.0e} allowed); the adapter itself changes them by {effect:.1e}\n",
         mib(merged.bytes),
     ))?;
     Ok(())
 }
 
-/// What rounding to the written type may do to a logit, as a share of the largest.
+/// The gate as `--gate` has it.
+fn name(gate: MergeGate) -> String {
+    match gate {
+        MergeGate::One => "one".to_string(),
+        MergeGate::Uniform => "uniform".to_string(),
+        MergeGate::Head(head) => format!("head:{head}"),
+    }
+}
+
+/// How far rounding to the written type may move a logit, as a share of the largest.
 fn tolerance(merged: &Merged) -> f64 {
-    let of = |format: &hydra_runtime::backend::Format| match format.name() {
+    let of = |format: &Format| match format.name() {
         "F32" => 1e-4,
         "F16" => 5e-3,
         _ => 4e-2,
@@ -146,24 +154,24 @@ fn tolerance(merged: &Merged) -> f64 {
     merged.formats.iter().map(of).fold(0.0, f64::max)
 }
 
-/// The gate that the adapter has anyway.
+/// The adapter's own gate, if it doesn't depend on the token.
 fn own(config: &AdapterConfig) -> Result<MergeGate> {
     match config.gate {
         _ if config.lora_heads == 1 => Ok(MergeGate::One),
         GateKind::One => Ok(MergeGate::One),
         GateKind::Uniform => Ok(MergeGate::Uniform),
         GateKind::Router => bail!(
-            "a router weighs the {} heads anew for every token, so no one matrix does what it does; --gate uniform or head:I \
-             folds an approximation",
+            "its router weighs {} heads differently for every token, which one merged matrix can't; choose an approximation with \
+             --gate uniform or head:I",
             config.lora_heads
         ),
         GateKind::Label => bail!(
-            "its head is that of the record's label; --gate head:I folds one, --gate uniform what records of unknown labels get"
+            "its heads belong to labels; choose one with --gate head:I, or --gate uniform for what records with unknown labels get"
         ),
     }
 }
 
-/// What is lost, if the adapter's own gate is another.
+/// A note on what is lost, if the adapter's own gate is another.
 fn approximation(config: &AdapterConfig, gate: MergeGate) -> Option<String> {
     let exact = match (config.gate, gate) {
         _ if config.lora_heads == 1 => true,
@@ -179,9 +187,9 @@ fn approximation(config: &AdapterConfig, gate: MergeGate) -> Option<String> {
 }
 
 struct Check {
-    /// Of the merged from the unmerged model.
+    /// Difference of the merged from the unmerged model.
     difference: f64,
-    /// Of the unmerged model with the adapter from that without.
+    /// Difference that the adapter makes to the unmerged model.
     effect: f64,
     tokens: usize,
 }
@@ -197,7 +205,7 @@ fn compare(
     let merged = Checkpoint::open(folder)?;
     let mut ids = checkpoint.tokenizer()?.encode_prompt(TEXT)?;
     if merged.tokenizer()?.encode_prompt(TEXT)? != ids {
-        bail!("the merged model's tokenizer gives other ids than {}'s", arguments.model);
+        bail!("the merged model's tokenizer gives other token ids than that of {}", arguments.model);
     }
     ids.truncate(TOKENS.min(checkpoint.config().context));
     let sequence = Sequence { lora_head: head, ..Sequence::prompt(&ids) };
@@ -211,7 +219,7 @@ fn compare(
     Ok(Check { difference, effect, tokens: ids.len() })
 }
 
-/// The largest |got − want| over the largest |want|; not a number if one of them isn't.
+/// The largest |got − want| over the largest |want|; NaN if one of the values is.
 fn relative_difference(got: &[f32], want: &[f32]) -> f64 {
     let largest = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(0.0, |max: f64, x| if x.is_nan() || max.is_nan() { f64::NAN } else { max.max(x) })

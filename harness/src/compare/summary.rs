@@ -2,7 +2,7 @@
 
 use super::results::Results;
 use crate::eval::loss::EvalLoss;
-use crate::experiment::kept::Accuracy;
+use crate::experiment::measure::Accuracy;
 use crate::experiment::plan::{Mmlu, Plan, Tune};
 use crate::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
 use crate::experiment::tune::Tuned;

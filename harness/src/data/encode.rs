@@ -1,12 +1,13 @@
 //! From records to token sequences.
 //!
-//! Source and target are tokenised apart and concatenated, behind a BOS where the tokenizer's own post-processor adds one
-//! (unless the template has written it). Every token of the target is wanted after the one before it. What is beyond the
-//! sequence length is cut; a record of which no target is left is dropped; both are counted.
+//! Source and target are tokenized separately and concatenated, after a BOS token if the tokenizer's post-processor adds one
+//! and the template has not written it. Every token of the target is to be predicted from those before it. What exceeds the
+//! sequence length is cut off; a record without any target left is dropped; both are counted.
 
 use super::records::Record;
 use super::template::Template;
 use crate::options::Count;
+use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::batch::{NO_TARGET, Sequence};
@@ -27,6 +28,9 @@ pub struct EncodingArgs {
     #[arg(long, value_name = "N")]
     pub seq_len: Option<Count>,
 }
+
+/// More records than this are encoded with a progress bar.
+const MANY: usize = 5000;
 
 /// The published setting.
 const SEQ_LEN: usize = 1024;
@@ -62,13 +66,13 @@ pub struct Encoder<'t> {
 /// Encoded records.
 #[derive(Debug, Default)]
 pub struct Encoded {
-    /// In the file's order.
+    /// In the records' order.
     pub sequences: Vec<Sequence>,
     /// Each sequence's category.
     pub categories: Vec<Option<String>>,
-    /// Records that lost their end.
+    /// Records whose end was cut off.
     pub cut: usize,
-    /// Records that are not there because no target was left.
+    /// Records that were dropped because no target was left.
     pub dropped: usize,
 }
 
@@ -78,16 +82,20 @@ impl Encoded {
         let total = self.sequences.len() + self.dropped;
         let (cut, dropped) = (self.cut, self.dropped);
         (cut + dropped > 0).then(|| {
-            format!("of {total} records {cut} were cut at {seq_len} tokens and {dropped} dropped, having no target before that")
+            format!("of {total} records, {cut} were cut off at {seq_len} tokens and {dropped} dropped, as nothing was left to learn")
         })
     }
 }
 
 impl Encoder<'_> {
-    /// Encodes all of `records`; `labels` gives the heads of their labels, and others have none. Fails if nothing is left.
+    /// Encodes all of `records`. A record's head is the position of its label in `labels`. Fails if no record has a target left.
     pub fn encode(&self, records: &[Record], labels: &[String]) -> Result<Encoded> {
         let mut encoded = Encoded::default();
-        for record in records {
+        let mut progress = (records.len() > MANY).then(|| Progress::new("records", records.len() as u64, 0));
+        for (number, record) in records.iter().enumerate() {
+            if let Some(progress) = progress.as_mut().filter(|_| number % 100 == 0) {
+                progress.update(number as u64, "tokenizing");
+            }
             let texts = self.template.render(record).with_context(|| record.place.clone())?;
             let (source, target) = self.ids(&texts)?;
             let head = record.label.as_ref().and_then(|own| labels.iter().position(|label| label == own));
@@ -100,7 +108,7 @@ impl Encoder<'_> {
             encoded.categories.push(record.category.clone());
         }
         if encoded.sequences.is_empty() {
-            bail!("none of {} records has a target within {} tokens", records.len(), self.seq_len);
+            bail!("--seq-len {} cuts off every answer; raise it", self.seq_len);
         }
         Ok(encoded)
     }
@@ -109,7 +117,7 @@ impl Encoder<'_> {
         let end = |wanted: bool| match (wanted, self.tokenizer.eos()) {
             (false, _) => Ok(None),
             (true, Some(eos)) => Ok(Some(eos)),
-            (true, None) => bail!("the model names no end token"),
+            (true, None) => bail!("the model names no EOS token to end an answer with"),
         };
         let mut source = self.tokenizer.encode_prompt(&texts.source)?;
         source.extend(end(texts.source_end)?);
@@ -143,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_where_it_is_too_long() {
+    fn long_records_are_cut_off() {
         let cut = sequence(&[1, 2, 3], &[4, 5], 4, None).unwrap();
         assert_eq!((cut.tokens, cut.targets), (vec![1, 2, 3, 4], vec![NO, NO, 4, NO]));
         assert_eq!(sequence(&[1, 2, 3], &[4, 5], 3, None), None);
@@ -151,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_before_the_target() {
+    fn a_target_without_a_source() {
         let bare = sequence(&[], &[4, 5], 9, None).unwrap();
         assert_eq!(bare.targets, [5, NO]);
     }

@@ -8,14 +8,14 @@ pub mod table;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How a question is put, and what of the model's answer counts.
+/// How a question is asked, and what counts as the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scoring {
-    /// Choices in the prompt; the logits of " A" to " D" after "Answer:"
+    /// The prompt lists the choices; compares the logits of " A" to " D" after "Answer:"
     #[default]
     Letter,
-    /// No choices in the prompt; the mean log-probability per token of each choice's text
+    /// The prompt lists no choices; compares the mean log-probability per token of each choice's text
     Cloze,
 }
 

@@ -8,30 +8,27 @@
 //! A finished run is taken over as it is. An interrupted one is resumed. One with other inputs than those asked for is refused:
 //! results of two experiments never mix.
 
+use super::measure::{Accuracy, Details, Measured, measure};
 use super::plan::settings;
 use super::stage::{Corpus, Stage, compact, digest};
-use crate::data::encode::{Encoded, Encoder};
+use crate::data::encode::Encoder;
 use crate::data::records;
 use crate::data::template::Template;
 use crate::device::ModelArgs;
-use crate::eval::loss::{self, EvalLoss};
-use crate::eval::mmlu::score::score;
-use crate::eval::mmlu::table::Report;
+use crate::eval::loss::EvalLoss;
 use crate::options::{Count, Seed};
 use crate::output::printable;
-use crate::progress::Progress;
 use crate::run::config::Settings;
+use crate::run::folder;
 use crate::run::manifest::{describe, started, weights};
 use crate::run::prepare::Prepared;
 use crate::run::spec::RunSpec;
 use crate::{interrupt, memory};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::Error;
-use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::write_all_atomically;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
-use hydra_runtime::evaluate::SequenceLoss;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -86,34 +83,6 @@ pub struct Found {
     pub mmlu: Option<Accuracy>,
     /// Why there is no loss.
     pub diverged: Option<String>,
-}
-
-/// Accuracy on MMLU.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Accuracy {
-    /// Every question weighs the same.
-    pub micro: f64,
-    /// Every subject weighs the same.
-    pub r#macro: f64,
-    /// Number of questions.
-    pub questions: usize,
-}
-
-/// Results by record and by question.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Details {
-    /// Negative log-likelihood of each eval record.
-    pub nll: Vec<f64>,
-    /// Number of its target tokens.
-    pub targets: Vec<usize>,
-    /// Its category.
-    pub categories: Vec<Option<String>>,
-    /// Each question's subject.
-    pub subjects: Vec<String>,
-    /// Whether its answer is right: 0 or 1.
-    pub correct: Vec<u8>,
-    /// Training loss by step.
-    pub training: Vec<f64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -255,7 +224,7 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
         bail!("{}: the model's loss is {loss}: the model has values that are not finite", path.display());
     }
     let found = Found { eval_loss: Some(eval_loss), mmlu, ..Found::default() };
-    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    folder::make(dir)?;
     keep(dir, inputs, Finished { found, details })
 }
 
@@ -271,39 +240,6 @@ fn shared_inputs<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, ask: bool
         ("mmlu", json!(questions)),
     ];
     inputs.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
-}
-
-struct Measured {
-    eval_loss: EvalLoss,
-    mmlu: Option<Accuracy>,
-    details: Details,
-}
-
-fn measure<B: Backend>(stage: &Stage<'_, B>, adapter: Option<&Adapter>, data: &Encoded, ask: bool) -> Result<Measured> {
-    let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
-    let losses = loss::losses(&stage.model, adapter, data, |done| progress.update(done as u64, "eval loss"))?;
-    drop(progress);
-    let eval_loss = EvalLoss::of(&losses, &data.categories);
-    if !eval_loss.all.loss.is_finite() {
-        // The questions would have no answers, and JSON has no numbers for the records.
-        return Ok(Measured { eval_loss, mmlu: None, details: Details::default() });
-    }
-    let mut details = Details {
-        nll: losses.iter().map(|loss: &SequenceLoss| loss.nll).collect(),
-        targets: losses.iter().map(|loss| loss.targets).collect(),
-        categories: data.categories.clone(),
-        ..Details::default()
-    };
-    let mut mmlu = None;
-    if let Some(questions) = stage.questions.as_ref().filter(|_| ask) {
-        let outcome = score(&stage.model, adapter, &stage.tokenizer, &questions.subjects, questions.scoring)?;
-        let report = Report::new(&outcome, 0, questions.scoring);
-        let (micro, r#macro) = (report.accuracy_micro, report.accuracy_macro);
-        mmlu = Some(Accuracy { micro, r#macro, questions: report.questions });
-        details.subjects = outcome.predictions.iter().map(|p| p.subject.clone()).collect();
-        details.correct = outcome.predictions.iter().map(|p| u8::from(p.answer == p.prediction)).collect();
-    }
-    Ok(Measured { eval_loss, mmlu, details })
 }
 
 fn keep(dir: &Path, inputs: Settings, finished: Finished) -> Result<Finished> {

@@ -135,8 +135,8 @@ impl Plan {
             let place = toml.place(&table);
             let run = Run::parse(table.into_inner(), &defaults, toml, &place)?;
             if let Some(other) = runs.iter().find(|other| other.folder == run.folder) {
-                let (one, two, folder) = (&other.name, &run.name, &run.folder);
-                bail!("{place}: runs {one:?} and {two:?} would share the folder {folder}: rename one");
+                let (one, two, folder) = (other.title(), run.title(), printable(&run.folder));
+                bail!("{place}: {one} and {two} would share the folder {folder}: rename one");
             }
             runs.push(run);
         }

@@ -1,6 +1,7 @@
 //! From what was kept of several seeds to means, and to paired differences between two runs.
 
-use super::kept::{Accuracy, Details, Finished};
+use super::kept::Finished;
+use super::measure::{Accuracy, Details};
 use crate::eval::loss::EvalLoss;
 use crate::statistics::{Bootstrap, Differences, Estimate, Interval};
 use anyhow::{Result, bail};

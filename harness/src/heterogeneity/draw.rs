@@ -1,79 +1,58 @@
-//! Which records are drawn: for a seed, the categories in an order, each category's records in an order, and of the first k
-//! categories as many as make up the number, as evenly as can be.
+//! The draws: each seed orders the categories, and the records of each category, and draws the same number of records from the
+//! first k categories, as evenly as possible.
 
 use crate::data::order::Order;
 use crate::data::records::Record;
+use crate::output::printable;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 
-/// What can be drawn.
+/// Categories to draw from.
 pub struct Draws<'r> {
-    /// Records of each draw.
+    /// Number of records in each draw.
     pub records: usize,
     /// Numbers of categories, ascending.
     pub counts: Vec<usize>,
-    /// Categories and their records' places.
+    /// Categories, and the indices of their records.
     categories: Vec<(&'r str, Vec<usize>)>,
 }
 
 impl<'r> Draws<'r> {
-    /// From records; `None` leaves a choice to the defaults.
+    /// Chooses among the categories of records; `None` stands for a default.
     pub fn new(
         all: &'r [Record],
         records: Option<usize>,
         among: Option<&[String]>,
         counts: Option<Vec<usize>>,
     ) -> Result<Self> {
-        let mut categories: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (i, record) in all.iter().enumerate() {
-            if let Some(category) = &record.category {
-                categories.entry(category).or_default().push(i);
-            }
-        }
-        if categories.is_empty() {
-            bail!("--data: no record has a category");
-        }
+        let mut categories = categories(all)?;
         if let Some(among) = among {
             if let Some(unknown) = among.iter().find(|name| !categories.contains_key(name.as_str())) {
                 let known: Vec<&str> = categories.keys().copied().collect();
-                bail!("--among {unknown:?}: no such category in --data, which has {}", known.join(", "));
+                bail!("--among: expected some of {}, found {unknown:?}", printable(&known.join(", ")));
             }
-            categories.retain(|name, _| among.iter().any(|wanted| wanted == name));
+            categories.retain(|name, _| among.iter().any(|chosen| chosen == name));
         }
         let smallest = categories.values().map(Vec::len).min().unwrap_or(0);
         let records = records.unwrap_or(smallest);
-        let (name, largest) =
-            categories.iter().map(|(name, own)| (*name, own.len())).max_by_key(|c| c.1).unwrap_or_default();
+        let size = |(name, own): (&&'r str, &Vec<usize>)| (own.len(), *name);
+        let (most, largest) = categories.iter().map(size).max().unwrap_or_default();
         let few = categories.iter().find(|(_, own)| own.len() < records);
-        match (among, few) {
-            (Some(_), Some((few, own))) => {
-                bail!("--among {few}: has {} records, and --records is {records}", own.len())
-            }
-            _ => categories.retain(|_, own| own.len() >= records),
+        if let (Some(_), Some((few, own))) = (among, few) {
+            bail!("--among {}: expected at least --records {records} records, found {}", printable(few), own.len());
         }
+        categories.retain(|_, own| own.len() >= records);
         if categories.is_empty() {
-            bail!("--records {records}: the largest category, {name}, has {largest}");
+            bail!(
+                "--records {records}: expected at most {most}, the size of the largest category, {}",
+                printable(largest)
+            );
         }
-        let most = categories.len();
-        let mut counts = match counts {
-            Some(counts) => counts,
-            None => {
-                let most = most.min(records);
-                std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|&n| n < most).chain([most]).collect()
-            }
-        };
-        counts.sort_unstable();
-        counts.dedup();
-        if let Some(count) = counts.iter().find(|&&count| count > most) {
-            bail!("--counts {count}: {most} categories have {records} records or more");
-        }
-        if let Some(count) = counts.iter().find(|&&count| count > records) {
-            bail!("--counts {count}: more than --records {records}");
-        }
+        let counts = check_counts(counts, categories.len(), records)?;
         Ok(Self { records, counts, categories: categories.into_iter().collect() })
     }
 
-    /// The categories in the seed's order.
+    /// The categories in the order of a seed.
     pub fn order(&self, seed: u64) -> Vec<&'r str> {
         self.places(seed).into_iter().map(|i| self.categories[i].0).collect()
     }
@@ -95,6 +74,37 @@ impl<'r> Draws<'r> {
         }
         drawn.sort_unstable();
         drawn
+    }
+}
+
+/// The categories of records, and the indices of their records.
+fn categories(all: &[Record]) -> Result<BTreeMap<&str, Vec<usize>>> {
+    let mut categories: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, record) in all.iter().enumerate() {
+        if let Some(category) = &record.category {
+            categories.entry(category).or_default().push(i);
+        }
+    }
+    if categories.is_empty() {
+        bail!("--data: expected records with a \"category\", and none has one");
+    }
+    Ok(categories)
+}
+
+/// Ascending numbers of categories, of which there are `most`; by default 1, 2, 4, .. and all.
+fn check_counts(counts: Option<Vec<usize>>, most: usize, records: usize) -> Result<Vec<usize>> {
+    let mut counts = counts.unwrap_or_else(|| {
+        let most = most.min(records);
+        std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|&n| n < most).chain([most]).collect()
+    });
+    counts.sort_unstable();
+    counts.dedup();
+    match counts.last() {
+        Some(count) if *count > most => {
+            bail!("--counts {count}: expected at most {most}, the categories with at least {records} records")
+        }
+        Some(count) if *count > records => bail!("--counts {count}: expected at most --records {records}"),
+        _ => Ok(counts),
     }
 }
 
@@ -150,13 +160,10 @@ mod tests {
         let wrong = |records, among: Option<&[String]>, counts: Option<Vec<usize>>| {
             Draws::new(&all, records, among, counts).err().unwrap().to_string()
         };
-        assert!(
-            wrong(None, Some(&["x".into()]), None)
-                .contains("--among \"x\": no such category in --data, which has a, b, c, d")
-        );
-        assert!(wrong(Some(5), Some(&["d".into()]), None).contains("has 3 records, and --records is 5"));
-        assert!(wrong(Some(13), None, None).contains("the largest category, a, has 12"));
-        assert!(wrong(Some(8), None, Some(vec![1, 4])).contains("--counts 4: 3 categories have 8"));
+        assert!(wrong(None, Some(&["x".into()]), None).contains("--among: expected some of a, b, c, d, found \"x\""));
+        assert!(wrong(Some(5), Some(&["d".into()]), None).contains("at least --records 5 records, found 3"));
+        assert!(wrong(Some(13), None, None).contains("at most 12, the size of the largest category, a"));
+        assert!(wrong(Some(8), None, Some(vec![1, 4])).contains("--counts 4: expected at most 3"));
         assert!(Draws::new(&[Record::default()], None, None, None).is_err());
         let draws = Draws::new(&all, None, None, None).unwrap();
         assert_eq!((draws.records, draws.counts), (3, vec![1, 2, 3]));

@@ -1,6 +1,7 @@
 //! Options of a run that choose among names, and their names on the command line, in TOML and in run.json.
 
 use crate::options::Count;
+use crate::output::printable;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use hydra_runtime::adapter::{GateKind, HeadInit, Method};
@@ -120,7 +121,8 @@ impl<'de> Deserialize<'de> for Heads {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text.parse().map_err(|expected| D::Error::custom(format!("{expected}, found {value}")))
+        text.parse()
+            .map_err(|expected| D::Error::custom(format!("{expected}, found {}", printable(&value.to_string()))))
     }
 }
 
@@ -134,7 +136,7 @@ impl Targets {
         for name in names {
             match Projection::parse(name.trim()) {
                 Some(projection) => targets.push(projection),
-                None => bail!("expected all, or some of q, k, v, o, gate, up, down, found {name:?}"),
+                None => bail!("expected all, or some of q, k, v, o, gate, up, down, found \"{}\"", printable(name)),
             }
         }
         targets.sort();

@@ -87,6 +87,7 @@ impl Prepared {
         };
         drop(start);
         let config = TrainConfig::new(&spec, data.sequences.len())?;
+        warn_about(&config, &adapter);
         config.check_memory(device, model, &adapter.config, &data)?;
         let manifest = Manifest::new(&Parts {
             spec: &spec,
@@ -158,6 +159,24 @@ fn check_folder(spec: &RunSpec, resume: bool) -> Result<()> {
         (false, true) => bail!("--out {} holds a run: give --resume to continue it, or another folder", out.display()),
         (false, false) if !vacant(out)? => bail!("--out {} holds files but no run: give another folder", out.display()),
         _ => Ok(()),
+    }
+}
+
+/// Options that are allowed, and unlikely to be meant.
+fn warn_about(config: &TrainConfig, adapter: &Adapter) {
+    let TrainConfig { lr, router_lr, warmup, steps, .. } = *config;
+    if adapter.config.alpha == 0.0 {
+        output::warn("--alpha 0: the adapter has no effect");
+    }
+    match router_lr {
+        None | Some(0.0) if lr == 0.0 => output::warn("--lr 0: nothing is trained"),
+        Some(_) if lr == 0.0 => output::warn("--lr 0: only the routers are trained"),
+        _ => {}
+    }
+    if warmup > steps {
+        output::warn(&format!(
+            "--warmup {warmup} is longer than the run of {steps} steps: the learning rate never reaches --lr"
+        ));
     }
 }
 

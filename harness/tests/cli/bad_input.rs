@@ -61,14 +61,17 @@ fn records() {
     let good = r#"{"instruction":"i","response":"r","category":"k"}"#;
     try_data("", &["d.jsonl", "no records"]);
     try_data("\n \n", &["no records"]);
-    try_data(&format!("{good}\n{{\"instruction\": \"x\"\n"), &["d.jsonl:2", "not JSON"]);
-    try_data(&format!("{good}\n\n[1]\n"), &["d.jsonl:3", "JSON object"]);
+    try_data(
+        &format!("{good}\n{{\"instruction\": \"x\"\n"),
+        &["d.jsonl:2: invalid JSON at column 19", "each line must be one JSON object"],
+    );
+    try_data(&format!("{good}\n\n[1]\n"), &["d.jsonl:3: expected a JSON object, found a list"]);
     try_data(r#"{"instruction":"i"}"#, &["d.jsonl:1", "response"]);
-    try_data(r#"{"instruction":1,"response":"r"}"#, &["d.jsonl:1", "a number, wanted a string"]);
+    try_data(r#"{"instruction":1,"response":"r"}"#, &["d.jsonl:1: \"instruction\": expected a string, found a number"]);
     try_data("\u{0}\u{1}", &["d.jsonl:1"]);
     let data = scratch.write("d.jsonl", good);
     let long = format!("finetune --model {} --data {data} --out {out}", model.display());
-    fails(1, &format!("{long} --seq-len 1"), &["d.jsonl", "none of 1 records", "1 tokens"]);
+    fails(1, &format!("{long} --seq-len 1"), &["d.jsonl: --seq-len 1 cuts off every answer; raise it"]);
     fails(1, &format!("{long} --seq-len 100000"), &["--seq-len", "256"]);
     fails(1, &format!("{long} --data {}", scratch.path("absent.jsonl")), &["absent.jsonl"]);
 }
@@ -81,16 +84,16 @@ fn options_that_do_not_go_together() {
         fails(1, &finetune("hydra", &out, options), wanted);
         assert!(!fs::exists(&out).unwrap());
     };
-    try_options("--rank 18446744073709551615", &["rank 18446744073709551615, wanted 1 to"]);
-    try_options("--heads 18446744073709551615", &["18446744073709551615 heads, wanted 1 to"]);
-    try_options("--method lora --heads 2", &["method lora with 2 heads"]);
+    try_options("--rank 18446744073709551615", &["rank 18446744073709551615: expected 1 to"]);
+    try_options("--heads 18446744073709551615", &["18446744073709551615 heads: expected 1 to"]);
+    try_options("--method lora --heads 2", &["method lora has one head, found 2"]);
     try_options("--method lora --gate router", &["--method lora takes no --gate"]);
-    try_options("--method split --heads 2", &["6 labels", "2 heads"]);
+    try_options("--method split --heads 2", &["expected 6 heads, found 2"]);
     try_options("--dropout 1.5", &["dropout"]);
     try_options("--head-dropout 1", &["head dropout 1", "less than 1"]);
-    try_options("--router-temperature 0", &["router temperature 0", "above 0"]);
+    try_options("--router-temperature 0", &["router temperature 0: expected a number above 0"]);
     try_options("--router-temperature 2 --gate uniform", &["router temperature", "gate is uniform"]);
-    try_options("--top-k 5", &["top-k 5 of 4 heads", "1 to 4"]);
+    try_options("--top-k 5", &["top-k 5: expected 1 to 4"]);
     try_options("--top-k 1 --method lora", &["top-k", "gate is one"]);
     try_options("--load-balance 0.1 --method split", &["load balance", "gate is label"]);
     try_options("--router-lr 1e-3 --method lora", &["--router-lr", "gate is one"]);
@@ -183,7 +186,7 @@ fn places_that_cannot_be_written() {
         fails(1, &format!("{mmlu} --predictions /proc/x.jsonl"), &["can't write: /proc/x.jsonl"]);
     }
     let adapter = case.join("adapter");
-    fails(1, &format!("info {} --adapter {kept}", adapter.display()), &["file.txt: goes with a model"]);
+    fails(1, &format!("info {} --adapter {kept}", adapter.display()), &["file.txt needs a model"]);
     assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
     assert_eq!(fs::read_dir(scratch.path("kept")).unwrap().count(), 1);
 }
@@ -196,16 +199,16 @@ fn questions() {
     fails(1, &mmlu(&scratch.path("absent"), ""), &["absent", "hydra fetch mmlu"]);
     scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\nq,a,b,c,A\n");
     let data = scratch.path("data");
-    fails(1, &mmlu(&data, ""), &["x_test.csv:2", "5 fields"]);
+    fails(1, &mmlu(&data, ""), &["x_test.csv:2: expected 6 fields", "found 5"]);
     scratch.write("data/test/x_test.csv", "q,a,b,c,d,E\n");
-    fails(1, &mmlu(&data, ""), &["x_test.csv:1", "\"E\""]);
+    fails(1, &mmlu(&data, ""), &["x_test.csv:1: answer: expected A, B, C or D, found \"E\""]);
     scratch.write("data/test/x_test.csv", "q,a,b,c,d,A\n");
     fails(1, &mmlu(&data, "--shots 1"), &["x_dev.csv"]);
-    fails(1, &mmlu(&data, "--subjects y"), &["--subjects \"y\""]);
+    fails(1, &mmlu(&data, "--subjects y"), &["--subjects: ", "no subject \"y\""]);
     let (one, same) = (scratch.path("o.json"), scratch.path("data/../o.json"));
     fails(1, &mmlu(&data, &format!("--json {one} --predictions {same}")), &["--json and --predictions are both"]);
     scratch.write("data/test/x_test.csv", format!("{},a,b,c,d,A\n", "long ".repeat(300)));
-    fails(1, &mmlu(&data, ""), &["x 0", "context has 256"]);
+    fails(1, &mmlu(&data, ""), &["x 0: expected at most 256 tokens"]);
 }
 
 #[test]
@@ -249,7 +252,12 @@ fn what_is_refused_makes_no_folder() {
     try_with(seeds, ["absent", &data, &data], "", &["absent"]);
     try_with(seeds, [&model, "absent", &data], "", &["absent"]);
     try_with(seeds, [&model, &data, "absent"], "", &["absent"]);
-    try_with(seeds, [&model, &data, &long], "", &["--eval-data", "long.jsonl", "none of 1 records"]);
+    try_with(
+        seeds,
+        [&model, &data, &long],
+        "",
+        &["--eval-data", "long.jsonl: --seq-len 256 cuts off every answer; raise it"],
+    );
     try_with(seeds, [&model, &long, &data], "--mmlu absent", &["absent"]);
     try_with(seeds, [&model, &data, &data], "--device gpu", &["--device: expected"]);
     let tune = format!("{seeds}[tune]\nlr = [1e-3]\nvalidation = 0.01\n");
@@ -332,4 +340,86 @@ fn a_device_that_is_not_there() {
     let model = golden("hydra").join("model");
     let wanted = if cfg!(feature = "cuda") { "cuda:99: " } else { "--features cuda" };
     fails(1, &format!("info {} --device cuda:99", model.display()), &["--device cuda:99: ", wanted]);
+}
+
+/// What is allowed, and unlikely to be meant, is said once.
+#[test]
+fn warnings() {
+    let scratch = Scratch::new("warnings");
+    let warned = |data: &str, options: &str| -> Vec<String> {
+        let model = golden("hydra").join("model");
+        let out = tempfile::tempdir_in(scratch.path("")).unwrap();
+        let out = out.path().join("run");
+        let line =
+            format!("finetune --model {} --data {data} --out {} --steps 2 {options}", model.display(), out.display());
+        let output = hydra(&line);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said.lines().filter_map(|line| line.strip_prefix("warning: ")).map(str::to_owned).collect()
+    };
+    let good = golden("hydra").join("data.jsonl").display().to_string();
+    assert!(warned(&good, "").is_empty());
+    assert_eq!(warned(&good, "--alpha 0"), ["--alpha 0: the adapter has no effect"]);
+    assert_eq!(warned(&good, "--lr 0"), ["--lr 0: nothing is trained"]);
+    assert_eq!(warned(&good, "--lr 0 --router-lr 1e-3"), ["--lr 0: only the routers are trained"]);
+    let long = "--warmup 3 is longer than the run of 2 steps: the learning rate never reaches --lr";
+    assert_eq!(warned(&good, "--warmup 3"), [long]);
+    assert!(warned(&good, "--warmup 2").is_empty());
+    let record = r#"{"prompt":"a b","completion":"c d"}"#;
+    let twice = record.replace("\"completion\"", "\"completion\":\"\",\"completion\"");
+    let control = record.replace("\"prompt\"", "\"k\\u001b\":1,\"k\\u001b\":2,\"prompt\"");
+    let empty = record.replace("c d", "");
+    let data = scratch.write("d.jsonl", [record, &control, &twice, &empty, &empty, record].join("\n"));
+    let expected = [
+        format!("{data}: 2 of 6 records have a key twice (first k\\u{{1b}} in line 2); the last one counts"),
+        format!("{data}: 2 of 6 records have an empty response (first in line 4)"),
+    ];
+    assert_eq!(warned(&data, ""), expected);
+    // Read once for each run and seed, said once.
+    let config =
+        scratch.write("c.toml", "seeds = [1, 2]\n[defaults]\nsteps = 1\ntargets = 'q'\nlr = 0\n[[run]]\nname = 'a'\n");
+    let (model, out) = (golden("hydra").join("model"), scratch.path("c"));
+    let files = format!("--data {data} --eval-data {data} --config {config} --out {out}");
+    let output = hydra(&format!("compare --model {} {files}", model.display()));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("warning: ").count(), 3, "{said}");
+}
+
+/// Values from files are quoted at a length that fits a line, whatever is in them.
+#[test]
+fn quoted_values_are_short_and_without_control_characters() {
+    let scratch = Scratch::new("quoted");
+    let long = format!("\\u001b[31m{}", "x".repeat(5000));
+    let model = golden("hydra").join("model").display().to_string();
+    let data = golden("hydra").join("data.jsonl").display().to_string();
+    let short = |line: &str, named: &str| {
+        let said = String::from_utf8(hydra(line).stderr).unwrap();
+        assert!(said.contains(named) && !said.contains('\u{1b}') && said.contains('…'), "{said}");
+        assert!(said.len() < 500 + 2 * scratch.path("").len() + data.len(), "{said}");
+    };
+    let question =
+        format!(r#"{{"split":"{long}","subject":"s","question":"q","choices":["a","b","c","d"],"answer":"D"}}"#);
+    short(&format!("eval mmlu --model {model} --data {}", scratch.write("q.jsonl", &question)), "q.jsonl:1: split: ");
+    let question = question.replacen(&long, "test", 1).replace("\"D\"", &format!("\"{long}\""));
+    short(&format!("eval mmlu --model {model} --data {}", scratch.write("q.jsonl", question)), "q.jsonl:1: answer: ");
+    scratch.write("q/test/x_test.csv", format!("q,a,b,c,d,{}\n", "y".repeat(5000)));
+    short(&format!("eval mmlu --model {model} --data {}", scratch.path("q")), "x_test.csv:1: answer: ");
+    for toml in [format!("rank = \"{long}\""), format!("\"{long}\" = 1"), format!("targets = [\"{long}\"]")] {
+        let config = scratch.write("c.toml", format!("seeds = [1]\n[[run]]\nname = 'a'\n{toml}\n"));
+        let files = format!("--data {data} --eval-data {data} --config {config} --out {}", scratch.path("o"));
+        short(&format!("compare --model {model} {files}"), "c.toml:4: run \"a\": ");
+    }
+    let config = scratch.write("c.toml", format!("seeds = [1]\n[[run]]\nname = \"{long}\"\nrank = 0\n"));
+    let files = format!("--data {data} --eval-data {data} --config {config} --out {}", scratch.path("o"));
+    short(&format!("compare --model {model} {files}"), "rank: expected");
+    let adapter = scratch.path("adapter");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        scratch.write(&format!("adapter/{file}"), fs::read(golden("lora").join("adapter").join(file)).unwrap());
+    }
+    let config = fs::read_to_string(format!("{adapter}/adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["method"] = format!("\u{1b}[31m{}", "x".repeat(5000)).into();
+    scratch.write("adapter/adapter_config.json", config.to_string());
+    short(&format!("eval loss --model {model} --adapter {adapter} --data {data}"), "adapter_config.json: ");
 }

@@ -85,14 +85,18 @@ fn what_is_wrong_is_named() {
     let scratch = Scratch::new("heterogeneity-bad");
     let out = scratch.path("out");
     let wrong = |config: &str, more: &str, wanted: &[&str]| fails(1, &line(&scratch, config, &out, more), wanted);
-    wrong(CONFIG, "--among facts,fiction", &["--among \"fiction\"", "arithmetic, facts, topics, words"]);
+    wrong(
+        CONFIG,
+        "--among facts,fiction",
+        &["--among: expected some of arithmetic, facts, topics, words, found \"fiction\""],
+    );
     wrong(CONFIG, "--records 5000", &["--records 5000", "the largest category"]);
-    wrong(CONFIG, "--records 8 --counts 1,5", &["--counts 5", "4 categories"]);
+    wrong(CONFIG, "--records 8 --counts 1,5", &["--counts 5: expected at most 4"]);
     wrong(&format!("{CONFIG}[tune]\nlr = [1e-3]\n").replace("lr = 3e-3\n", ""), "", &["[tune] is for compare"]);
     wrong(
         &CONFIG.replace("rank = 1", "rank = 1\nheads = 2"),
         "--records 8",
-        &["4 categories", "run \"Split\"", "2 heads"],
+        &["run \"Split\" on 4 categories", "expected 4 heads, found 2"],
     );
     fails(2, &line(&scratch, CONFIG, &out, "--counts 0"), &["--counts", "from 1"]);
     assert!(!fs::exists(format!("{out}/runs")).unwrap());

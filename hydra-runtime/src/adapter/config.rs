@@ -129,36 +129,39 @@ impl AdapterConfig {
     fn explain(&self) -> Result<(), String> {
         let Self { rank, lora_heads, alpha, dropout, .. } = *self;
         if !(1..=MAX_RANK).contains(&rank) {
-            return Err(format!("rank {rank}, wanted 1 to {MAX_RANK}"));
+            return Err(format!("rank {rank}: expected 1 to {MAX_RANK}"));
         }
         if !(1..=MAX_HEADS).contains(&lora_heads) {
-            return Err(format!("{lora_heads} heads, wanted 1 to {MAX_HEADS}"));
+            return Err(format!("{lora_heads} heads: expected 1 to {MAX_HEADS}"));
         }
         if !alpha.is_finite() {
-            return Err(format!("alpha {alpha}, wanted a number"));
+            return Err(format!("alpha {alpha}: expected a finite number"));
         }
         if !(0.0..1.0).contains(&dropout) {
-            return Err(format!("dropout {dropout}, wanted 0 or more and less than 1"));
+            return Err(format!("dropout {dropout}: expected at least 0 and less than 1"));
         }
         let (method, gate) = (self.method.name(), self.gate.name());
         if self.method == Method::Lora && lora_heads != 1 {
-            return Err(format!("method {method} with {lora_heads} heads, wanted 1"));
+            return Err(format!("method {method} has one head, found {lora_heads}"));
         }
         if self.gate == GateKind::One && lora_heads != 1 {
-            return Err(format!("gate one with {lora_heads} heads, wanted 1"));
+            return Err(format!("gate one needs one head, found {lora_heads}"));
         }
         if self.method == Method::Lora && self.gate != GateKind::One {
-            return Err(format!("method {method} with gate {gate}, wanted one"));
+            return Err(format!("method {method} takes no gate, found {gate}"));
         }
         if self.gate == GateKind::Label && self.labels.len() > lora_heads {
-            return Err(format!("{} labels for {lora_heads} heads under the label gate", self.labels.len()));
+            return Err(format!(
+                "the label gate needs a head for each label: expected {} heads, found {lora_heads}",
+                self.labels.len()
+            ));
         }
         self.check_options()?;
         if self.targets.is_empty() {
             return Err("no target projections".into());
         }
         if !self.targets.is_sorted_by(|a, b| a < b) {
-            return Err("target projections twice or not in canonical order".into());
+            return Err("target projections: expected each once and in canonical order".into());
         }
         Ok(())
     }
@@ -172,23 +175,24 @@ impl AdapterConfig {
             ("load balance", load_balance != 0.0),
         ];
         if let Some((name, _)) = of_router.iter().find(|(_, set)| *set && self.gate != GateKind::Router) {
-            return Err(format!("{name} goes with the router, and the gate is {gate}"));
+            return Err(format!("{name} needs a router, and the gate is {gate}"));
         }
         if !(0.0..1.0).contains(&head_dropout) {
-            return Err(format!("head dropout {head_dropout}, wanted 0 or more and less than 1"));
+            return Err(format!("head dropout {head_dropout}: expected at least 0 and less than 1"));
         }
         if !(temperature > 0.0 && temperature.is_normal()) {
-            return Err(format!("router temperature {temperature}, wanted a number above 0"));
+            return Err(format!("router temperature {temperature}: expected a number above 0"));
         }
         if let Some(top_k) = top_k.filter(|top_k| !(1..=lora_heads).contains(top_k)) {
-            return Err(format!("top-k {top_k} of {lora_heads} heads, wanted 1 to {lora_heads}"));
+            return Err(format!("top-k {top_k}: expected 1 to {lora_heads}, the number of heads"));
         }
         if !(load_balance.is_finite() && load_balance >= 0.0) {
-            return Err(format!("load balance {load_balance}, wanted a number from 0 on"));
+            return Err(format!("load balance {load_balance}: expected a number from 0"));
         }
         if self.head_init == HeadInit::Random {
             // Anywhere else the heads would not cancel at the start, and the model would change.
-            let wanted = "wanted several heads with one A that all take part alike at the start, under the router or the uniform gate";
+            let expected =
+                "expected several heads with one A, all with the same weight at the start: gate router or uniform";
             let found = match (self.method, self.gate) {
                 _ if lora_heads == 1 => "one head".to_string(),
                 (Method::Split, _) => "an A per head".to_string(),
@@ -196,7 +200,7 @@ impl AdapterConfig {
                 _ if top_k.is_some_and(|top_k| top_k < lora_heads) => "top-k".to_string(),
                 _ => return Ok(()),
             };
-            return Err(format!("head init random with {found}, {wanted}"));
+            return Err(format!("head init random with {found}: {expected}"));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 use super::{Adapter, AdapterConfig, AdapterPair, Method};
 use crate::atomic::write_all_atomically;
 use crate::config::Config;
-use crate::error::{MOST_MISSING, not_written, printable};
+use crate::error::{MOST_MISSING, not_safetensors, not_written, printable};
 use crate::projection::Projection;
 use crate::{Error, Result};
 use half::{bf16, f16};
@@ -68,9 +68,18 @@ fn name(layer: usize, projection: Projection, part: &str) -> String {
 }
 
 impl Adapter {
-    /// Reads an adapter's folder for a model. Every tensor that is missing, surplus, misshapen or not finite is named.
+    /// Reads an adapter's folder for a model. An adapter of another model is an error that says so; otherwise every tensor that is
+    /// missing, surplus, misshapen or not finite is named.
     pub fn load(dir: impl AsRef<Path>, model: &Config) -> Result<Self> {
-        Self::read(dir.as_ref(), |_, _| model.layers, |_, projection, _, _| projection.dims(model))
+        let dir = dir.as_ref();
+        let read = Self::read(dir, |_, _| model.layers, |_, projection, _, _| projection.dims(model));
+        match read {
+            Err(Error::Tensors { .. }) => match Self::open(dir).map(|adapter| adapter.fits(model)) {
+                Ok(Err(other)) => Err(Error::Format { path: dir.into(), offset: None, message: other.to_string() }),
+                _ => read,
+            },
+            read => read,
+        }
     }
 
     /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors.
@@ -108,9 +117,13 @@ impl Adapter {
             let how = "save it again with save_pretrained(.., safe_serialization=True)";
             return Err(invalid(format!("not there; adapter_model.bin is a pickle, which isn't read: {how}")));
         }
+        if !path.is_file() || !dir.join(CONFIG).is_file() {
+            let message = format!("not an adapter folder: expected {CONFIG} and {TENSORS}");
+            return Err(Error::Format { path: dir.into(), offset: None, message });
+        }
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let file = SafeTensors::deserialize(&bytes);
-        let file = file.map_err(|e| invalid(format!("not safetensors: {}", printable(&e.to_string()))))?;
+        let file = file.map_err(|e| invalid(not_safetensors(&e)))?;
         let config = AdapterConfig::read(&dir.join(CONFIG), &file.names())?;
         let mut found = BTreeMap::new();
         for (name, view) in file.iter() {

@@ -3,7 +3,7 @@
 
 use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::Config;
-use crate::error::printable;
+use crate::error::{not_safetensors, printable};
 use crate::files::Files;
 use crate::{Error, Result};
 use bytes::Bytes;
@@ -80,8 +80,7 @@ fn index(files: &Files) -> Result<BTreeMap<String, String>> {
 fn add(files: &Files, name: &str, data: &mut Vec<Bytes>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
     let (path, mapped) = (files.name(name), files.map(name)?);
     let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
-    let parsed = SafeTensors::deserialize(&mapped)
-        .map_err(|e| invalid(format!("not safetensors: {}", printable(&e.to_string()))))?;
+    let parsed = SafeTensors::deserialize(&mapped).map_err(|e| invalid(not_safetensors(&e)))?;
     let base = mapped.as_ptr() as usize;
     for (name, view) in parsed.iter() {
         let start = view.data().as_ptr() as usize - base;

@@ -182,7 +182,7 @@ fn options_that_mean_nothing_are_refused() {
         refused(AdapterConfig { head_dropout: bad, ..router.clone() }, &["head dropout", "less than 1"]);
     }
     for bad in [-1.0, f32::NAN] {
-        refused(AdapterConfig { load_balance: bad, ..router.clone() }, &["load balance", "from 0 on"]);
+        refused(AdapterConfig { load_balance: bad, ..router.clone() }, &["load balance", "from 0"]);
     }
     refused(AdapterConfig { temperature: 2.0, ..uniform.clone() }, &["router temperature", "gate is uniform"]);
     refused(AdapterConfig { top_k: Some(2), ..uniform.clone() }, &["top-k", "gate is uniform"]);

@@ -198,8 +198,8 @@ fn what_cannot_be_merged_is_refused() {
         merge::write(&checkpoint, &adapter, fold, dir.path(), options).unwrap_err().to_string()
     };
     assert!(refused(MergeGate::Head(2), None).contains("head 2 of an adapter of 2 heads"));
-    assert!(refused(MergeGate::One, None).contains("2 heads, wanted 1"));
-    assert!(refused(MergeGate::Uniform, Some(Format::Q4_1)).contains("Q4_1, wanted F32"));
+    assert!(refused(MergeGate::One, None).contains("one head, found 2"));
+    assert!(refused(MergeGate::Uniform, Some(Format::Q4_1)).contains("expected F32, F16 or BF16, found Q4_1"));
     let broken = |value: f32| {
         let mut adapter = adapter.clone();
         adapter.config.alpha = 1e9;

@@ -5,8 +5,8 @@
 //! letter   {q}\nA. ..\nB. ..\nC. ..\nD. ..\nAnswer:      exemplars go on with " {letter}\n\n"
 //! cloze    {q}\nAnswer:                                  exemplars go on with " {text}\n\n"
 //! ```
-//! Each prompt is tokenised whole. What the prompts of a subject share is the longest common run of tokens at their
-//! beginning, so that computing it once never changes a token.
+//! Each prompt is tokenized as a whole. The shared prefix of a subject's prompts is the longest run of tokens that all of them
+//! begin with, so computing it once never changes a token.
 
 use super::questions::{Question, Subject};
 use super::{LETTERS, Scoring};
@@ -15,16 +15,16 @@ use hydra_runtime::tokenizer::Tokenizer;
 
 /// A subject's prompts as tokens.
 pub struct Prompts {
-    /// What all of them begin with.
+    /// The tokens that all prompts begin with.
     pub prefix: Vec<u32>,
-    /// What follows it, a question each: never empty.
+    /// The tokens that follow it, for each question; never empty.
     pub rests: Vec<Vec<u32>>,
-    /// For cloze, the tokens of each choice's text.
+    /// For cloze scoring, the tokens of each choice's text.
     pub continuations: Vec<[Vec<u32>; 4]>,
 }
 
 impl Prompts {
-    /// Tokenises a subject. Fails, naming the question, if one does not fit the model's `context`.
+    /// Tokenizes a subject's questions. Fails, naming the question, if one does not fit the model's `context`.
     pub fn new(subject: &Subject, scoring: Scoring, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
         let header = header(subject, scoring);
         let (mut whole, mut continuations) = (Vec::new(), Vec::new());
@@ -36,7 +36,7 @@ impl Prompts {
                 for (ids, text) in choices.iter_mut().zip(&question.choices) {
                     *ids = tokenizer.encode(&format!(" {text}"))?;
                     if ids.is_empty() {
-                        bail!("{} {index}: a choice without tokens", subject.name);
+                        bail!("{} {index}: a choice has no tokens", subject.name);
                     }
                     longest = longest.max(ids.len());
                 }
@@ -46,10 +46,10 @@ impl Prompts {
             if tokens > context {
                 let (name, shots) = (&subject.name, subject.dev.len());
                 let lower = if shots > 0 { "; lower --shots" } else { "" };
-                bail!("{name} {index}: {tokens} tokens at {shots} shots, the model's context has {context}{lower}");
+                bail!("{name} {index}: expected at most {context} tokens, the model's context, found {tokens}{lower}");
             }
             if prompt.is_empty() {
-                bail!("{} {index}: a prompt without tokens", subject.name);
+                bail!("{} {index}: the prompt has no tokens", subject.name);
             }
             whole.push(prompt);
         }
@@ -59,12 +59,12 @@ impl Prompts {
         Ok(Self { prefix, rests, continuations })
     }
 
-    /// Tokens of all prompts, each counted whole, with its continuations.
+    /// Number of tokens of all prompts and continuations, prefixes counted each time.
     pub fn tokens(&self) -> usize {
         (0..self.rests.len()).map(|i| self.scored(i, self.prefix.len())).sum()
     }
 
-    /// Tokens of question `i`'s sequences, in each of which `before` tokens come first: one, or one a choice.
+    /// Number of tokens of question `i`'s sequences, each preceded by `before` tokens: one sequence, or one for each choice.
     pub fn scored(&self, i: usize, before: usize) -> usize {
         let prompt = before + self.rests[i].len();
         match self.continuations.get(i) {
@@ -74,7 +74,7 @@ impl Prompts {
     }
 }
 
-/// The ids of " A" to " D": where a tokenizer splits the space off, what is left is the letter.
+/// The ids of " A" to " D"; of the letter, where a tokenizer splits off the space.
 pub fn letter_ids(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
     let mut ids = [0; 4];
     for (id, letter) in ids.iter_mut().zip(LETTERS) {
@@ -107,7 +107,7 @@ fn ask(question: &Question, scoring: Scoring) -> String {
     }
 }
 
-/// Length of the longest common beginning that leaves something of each; none where there is only one prompt.
+/// Length of the longest common prefix that leaves a token of each prompt; 0 for a single prompt.
 fn shared(prompts: &[Vec<u32>]) -> usize {
     let [first, others @ ..] = prompts else { return 0 };
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);

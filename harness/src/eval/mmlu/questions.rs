@@ -1,13 +1,14 @@
-//! MMLU's files: the original distribution's folders, or one file of JSON lines.
+//! MMLU's files: the folders of the original distribution, or one file of JSON lines.
 //!
 //! ```text
 //! DIR/test/{subject}_test.csv, DIR/dev/{subject}_dev.csv     no header: question, A, B, C, D, answer letter
 //! DIR/mmlu.jsonl                                             {"split": "test" or "dev", "subject", "question", "choices": [4], "answer": "A"}
 //! ```
-//! `dev` has the exemplars, and is read only if some are asked for.
+//! `dev` has the exemplars; it is read only if `--shots` asks for them.
 
 use super::LETTERS;
 use crate::data::records::{bad_json, lines};
+use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,9 +22,9 @@ pub const JSON_LINES: &str = "mmlu.jsonl";
 pub struct Question {
     /// Its text.
     pub question: String,
-    /// A to D.
+    /// The choices A to D.
     pub choices: [String; 4],
-    /// Index of the right one.
+    /// Index of the right choice.
     pub answer: usize,
 }
 
@@ -34,7 +35,7 @@ pub struct Subject {
     pub name: String,
     /// Exemplars.
     pub dev: Vec<Question>,
-    /// What is asked.
+    /// Questions to ask.
     pub test: Vec<Question>,
 }
 
@@ -47,18 +48,18 @@ pub struct Line {
     pub subject: String,
     /// The question's text.
     pub question: String,
-    /// A to D.
+    /// The choices A to D.
     pub choices: [String; 4],
-    /// The right one's letter.
+    /// The letter of the right choice.
     pub answer: String,
 }
 
-/// What to take of the data.
+/// Which questions to take.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// Exemplars a subject.
+    /// Exemplars in each prompt.
     pub shots: usize,
-    /// The most questions a subject.
+    /// The most questions per subject.
     pub limit: Option<usize>,
     /// Only these subjects.
     pub subjects: Option<Vec<String>>,
@@ -74,14 +75,14 @@ pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
     } else if path.join(JSON_LINES).is_file() {
         read_lines(&path.join(JSON_LINES))?
     } else if path.is_dir() {
-        bail!("{name}: neither a folder test/ of CSV files nor {JSON_LINES}; `hydra fetch mmlu` makes the latter");
+        bail!("{name}: expected a folder test/ of CSV files, or {JSON_LINES}; `hydra fetch mmlu` writes the latter");
     } else {
-        bail!("{name}: neither a folder nor a file of JSON lines; `hydra fetch mmlu` makes a folder");
+        bail!("{name}: no such folder or file; `hydra fetch mmlu` writes a folder");
     };
     if let Some(wanted) = &selection.subjects {
         let known = |name: &String| subjects.contains_key(name);
         if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
-            bail!("--subjects {unknown:?}: not in {name}");
+            bail!("--subjects: {name} has no subject {unknown:?}");
         }
         subjects.retain(|name, _| wanted.contains(name));
     }
@@ -89,14 +90,17 @@ pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
     for (_, mut subject) in subjects {
         let (shots, found) = (selection.shots, subject.dev.len());
         if found < shots {
-            bail!("{name}: --shots {shots}, but there are {found} exemplars (dev) for {}", subject.name);
+            bail!(
+                "{name}: --shots {shots} needs {shots} exemplars (dev) for {}, found {found}",
+                printable(&subject.name)
+            );
         }
         subject.dev.truncate(shots);
         subject.test.truncate(selection.limit.unwrap_or(usize::MAX));
         read.push(subject);
     }
     if let Some(empty) = read.iter().find(|subject| selection.subjects.is_some() && subject.test.is_empty()) {
-        bail!("{name}: no questions of --subjects {:?}", empty.name);
+        bail!("{name}: no questions in --subjects {:?}", empty.name);
     }
     read.retain(|subject| !subject.test.is_empty());
     if read.is_empty() {
@@ -112,7 +116,7 @@ fn read_folders(path: &Path, selection: &Selection) -> Result<BTreeMap<String, S
         let file = entry.with_context(|| test.display().to_string())?.path();
         let file_name = file.file_name().unwrap_or_default().to_string_lossy();
         let Some(name) = file_name.strip_suffix("_test.csv").map(str::to_owned) else { continue };
-        // What macOS adds to an archive: "._x_test.csv".
+        // macOS adds "._x_test.csv" to archives.
         if name.starts_with('.') {
             continue;
         }
@@ -133,13 +137,13 @@ fn read_csv(path: &Path) -> Result<Vec<Question>> {
         let row = row.map_err(|error| match error.kind() {
             csv::ErrorKind::Utf8 { pos, err } => {
                 let line = pos.as_ref().map_or(0, csv::Position::line);
-                anyhow!("{name}:{line}: field {} isn't UTF-8", err.field() + 1)
+                anyhow!("{name}:{line}: field {} is not UTF-8", err.field() + 1)
             }
             _ => anyhow::Error::new(error).context(name.to_string()),
         })?;
         let line = row.position().map_or(0, csv::Position::line);
         let [question, a, b, c, d, answer] = row.iter().collect::<Vec<_>>()[..] else {
-            bail!("{name}:{line}: {} fields, wanted question, A, B, C, D, answer", row.len());
+            bail!("{name}:{line}: expected 6 fields (question, A, B, C, D, answer), found {}", row.len());
         };
         let choices = [a, b, c, d].map(str::to_owned);
         let answer = letter(answer).with_context(|| format!("{name}:{line}"))?;
@@ -160,7 +164,7 @@ fn read_lines(path: &Path) -> Result<BTreeMap<String, Subject>> {
         let questions = match line.split.as_str() {
             "test" => &mut subject.test,
             "dev" => &mut subject.dev,
-            other => bail!("{name}:{number}: split {other:?}, wanted \"test\" or \"dev\""),
+            other => bail!("{name}:{number}: split: expected \"test\" or \"dev\", found \"{}\"", printable(other)),
         };
         questions.push(Question { question: line.question, choices: line.choices, answer });
         subject.name = line.subject;
@@ -170,7 +174,7 @@ fn read_lines(path: &Path) -> Result<BTreeMap<String, Subject>> {
 
 fn letter(text: &str) -> Result<usize> {
     let index = LETTERS.iter().position(|letter| text.trim() == letter.to_string());
-    index.with_context(|| format!("answer {text:?}, wanted A, B, C or D"))
+    index.with_context(|| format!("answer: expected A, B, C or D, found \"{}\"", printable(text)))
 }
 
 #[cfg(test)]
@@ -180,30 +184,30 @@ mod tests {
 
     #[test]
     fn both_layouts() {
-        let dir = std::env::temp_dir().join(format!("hydra-questions-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path();
         fs::create_dir_all(dir.join("test")).unwrap();
         fs::create_dir_all(dir.join("dev")).unwrap();
         fs::write(dir.join("test/x_test.csv"), "\"Is \"\"it\"\", so?\nYes\",1,2,3,4,C\r\nq,a,b,c,d,A\n").unwrap();
         fs::write(dir.join("dev/x_dev.csv"), "e,a,b,c,d,B\n").unwrap();
         fs::write(dir.join("test/._x_test.csv"), [0, 5, 0xFF]).unwrap();
         let selection = |shots| Selection { shots, ..Selection::default() };
-        let subjects = read(&dir, &selection(1)).unwrap();
+        let subjects = read(dir, &selection(1)).unwrap();
         assert_eq!(subjects[0].test[0].question, "Is \"it\", so?\nYes");
         assert_eq!((subjects[0].test[0].answer, subjects[0].test.len(), subjects[0].dev[0].answer), (2, 2, 1));
-        assert!(read(&dir, &selection(2)).unwrap_err().to_string().contains("1 exemplars"));
+        assert!(read(dir, &selection(2)).unwrap_err().to_string().contains("found 1"));
         let other = Selection { subjects: Some(vec!["y".into()]), ..Selection::default() };
-        assert!(read(&dir, &other).is_err());
+        assert!(read(dir, &other).is_err());
         fs::write(dir.join("test/y_test.csv"), "").unwrap();
-        assert!(read(&dir, &other).unwrap_err().to_string().contains("no questions of --subjects \"y\""));
+        assert!(read(dir, &other).unwrap_err().to_string().contains("no questions in --subjects \"y\""));
         fs::write(dir.join("test/x_test.csv"), "q,a,b,c,A\n").unwrap();
-        assert!(read(&dir, &selection(0)).unwrap_err().to_string().contains("5 fields"));
+        assert!(read(dir, &selection(0)).unwrap_err().to_string().contains("found 5"));
         fs::write(dir.join("test/x_test.csv"), "q,a,b,c,d,E\n").unwrap();
-        assert!(read(&dir, &selection(0)).is_err());
+        assert!(read(dir, &selection(0)).is_err());
         let lines = dir.join("m.jsonl");
         fs::write(&lines, r#"{"split":"test","subject":"s","question":"q","choices":["a","b","c","d"],"answer":"D"}"#)
             .unwrap();
         assert_eq!(read(&lines, &selection(0)).unwrap()[0].test[0].answer, 3);
         assert!(read(&lines, &selection(1)).is_err());
-        fs::remove_dir_all(dir).unwrap();
     }
 }

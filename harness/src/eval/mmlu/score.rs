@@ -1,4 +1,4 @@
-//! A model's scores for questions: the shared beginning of a subject's prompts is computed once, the rest is packed.
+//! A model's scores for questions. The shared prefix of a subject's prompts is computed once; the rests are packed into passes.
 
 use super::prompts::{Prompts, letter_ids};
 use super::questions::Subject;
@@ -17,37 +17,37 @@ use std::ops::Range;
 use std::thread;
 use std::time::Instant;
 
-/// Tokens in one pass, unless a question is longer.
+/// Tokens per pass, unless a question is longer.
 const PASS_TOKENS: usize = 4096;
 
-/// One question's outcome: a line of `--predictions`.
+/// The outcome of one question: a line of `--predictions`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
     /// The subject.
     pub subject: String,
-    /// The question's place in its subject.
+    /// The question's index in its subject.
     pub index: usize,
     /// The right letter.
     pub answer: char,
-    /// The letter with the highest score, the first of equals.
+    /// The letter with the highest score; the first if several are equal.
     pub prediction: char,
-    /// A to D: logits, or mean log-probabilities.
+    /// Scores of A to D: logits, or mean log-probabilities.
     pub scores: [f64; 4],
 }
 
-/// All outcomes, and what they took.
+/// All outcomes, and what they cost.
 pub struct Outcome {
-    /// In the subjects' order.
+    /// In the order of the subjects.
     pub predictions: Vec<Prediction>,
-    /// Tokens of the prompts, each counted whole.
+    /// Number of tokens of the prompts, prefixes counted each time.
     pub tokens: usize,
     /// Wall-clock time of scoring.
     pub seconds: f64,
 }
 
-/// Scores all questions of `subjects`, or ends with [`interrupt::Stopped`].
+/// Scores all questions of `subjects`; an interrupt is the error [`interrupt::Stopped`].
 ///
-/// Under an adapter's label gate a subject that is called like a label takes its head, any other the mean of all heads.
+/// Under an adapter's label gate, a subject that is named like a label uses its head, any other the mean of all heads.
 pub fn score<B: Backend>(
     model: &Model<B>,
     adapter: Option<&Adapter>,
@@ -55,7 +55,7 @@ pub fn score<B: Backend>(
     subjects: &[Subject],
     scoring: Scoring,
 ) -> Result<Outcome> {
-    let prompts = tokenise(subjects, scoring, tokenizer, model.config().context)?;
+    let prompts = tokenize(subjects, scoring, tokenizer, model.config().context)?;
     let letters = letter_ids(tokenizer)?;
     let longest_choice = |p: &Prompts| p.continuations.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let longest_rest = |p: &Prompts| p.prefix.len() + p.rests.iter().map(Vec::len).max().unwrap_or(0);
@@ -68,7 +68,7 @@ pub fn score<B: Backend>(
     for (subject, prompts) in subjects.iter().zip(&prompts) {
         let labels = adapter.filter(|adapter| adapter.config.gate == GateKind::Label).map(|a| &a.config.labels);
         let head = labels.and_then(|labels| labels.iter().position(|label| *label == subject.name));
-        // A prefix's tokens have no head of their own: with one they can't be shared.
+        // A prefix's tokens get the mean of the heads; with a head of their own they can't be shared.
         let prefix = if head.is_none() { prompts.prefix.as_slice() } else { &[] };
         evaluator.set_prefix(prefix)?;
         let own: &[u32] = if head.is_none() { &[] } else { &prompts.prefix };
@@ -84,7 +84,7 @@ pub fn score<B: Backend>(
             for (index, scores) in chunk.zip(scores) {
                 if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
                     let why = "the model or the adapter has values that are not finite";
-                    bail!("{} {index}: a score is {score}; {why}", subject.name);
+                    bail!("{} {index}: a score is {score}: {why}", subject.name);
                 }
                 let answer = subject.test[index].answer;
                 let best = first_largest(&scores);
@@ -93,15 +93,15 @@ pub fn score<B: Backend>(
                 predictions.push(Prediction { subject: subject.name.clone(), index, answer, prediction, scores });
             }
             let share = 100.0 * correct as f64 / predictions.len() as f64;
-            progress.update(predictions.len() as u64, &format!("{share:.1} % right, {}", subject.name));
+            progress.update(predictions.len() as u64, &format!("{share:.1} % correct, {}", subject.name));
         }
     }
     let tokens = prompts.iter().map(Prompts::tokens).sum();
     Ok(Outcome { predictions, tokens, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// On all cores: whole prompts with five exemplars are tens of megabytes of text.
-fn tokenise(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, context: usize) -> Result<Vec<Prompts>> {
+/// Tokenizes on all cores: prompts with five exemplars are tens of megabytes of text.
+fn tokenize(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, context: usize) -> Result<Vec<Prompts>> {
     let workers = thread::available_parallelism().map_or(1, |n| n.get());
     let share = subjects.len().div_ceil(workers).max(1);
     thread::scope(|scope| {
@@ -110,7 +110,7 @@ fn tokenise(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, conte
         let running: Vec<_> = subjects.chunks(share).map(part).collect();
         let mut prompts = Vec::with_capacity(subjects.len());
         for worker in running {
-            prompts.extend(worker.join().expect("a tokenising thread does not panic")?);
+            prompts.extend(worker.join().expect("a tokenizing thread does not panic")?);
         }
         Ok(prompts)
     })

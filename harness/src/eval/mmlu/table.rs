@@ -1,5 +1,6 @@
-//! Accuracy by subject and group, with standard errors: σ = √(p (1 − p) / (n − 1)) for one proportion; of a mean over
-//! subjects, √(Σ σ²) / subjects. Micro weighs questions alike, macro subjects. Groups are micro, as is customary.
+//! Accuracy by subject and group, with standard errors: σ = √(p (1 − p) / (n − 1)) for a proportion, √(Σ σ²) / subjects for a
+//! mean over subjects. In the micro average every question weighs the same, in the macro average every subject. Groups are
+//! micro averages, as in the original evaluation.
 
 use super::Scoring;
 use super::score::{Outcome, Prediction};
@@ -19,18 +20,18 @@ const SOCIAL_SCIENCES: &str = "econometrics high_school_geography high_school_go
     high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality \
     professional_psychology public_relations security_studies sociology us_foreign_policy";
 
-/// The four groups of the original evaluation; what is in none of the first three is in the last.
+/// The four groups of the original evaluation; a subject in none of the first three is in the last.
 const GROUPS: [(&str, &str); 4] =
     [("STEM", STEM), ("humanities", HUMANITIES), ("social sciences", SOCIAL_SCIENCES), ("other", "")];
 
-/// A count of right answers.
+/// A number of correct answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Score {
-    /// Questions asked.
+    /// Number of questions.
     pub questions: usize,
-    /// Right answers.
+    /// Correct answers.
     pub correct: usize,
-    /// Their share.
+    /// Share of correct answers.
     pub accuracy: f64,
 }
 
@@ -49,15 +50,15 @@ impl Score {
 /// What `--json` writes.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Questions weighed alike.
+    /// Accuracy over all questions.
     pub accuracy_micro: f64,
-    /// Subjects weighed alike.
+    /// Mean of the subjects' accuracies.
     pub accuracy_macro: f64,
-    /// Of `accuracy_micro`.
+    /// Standard error of `accuracy_micro`.
     pub stderr: f64,
-    /// Questions asked.
+    /// Number of questions.
     pub questions: usize,
-    /// Exemplars a subject.
+    /// Exemplars in each prompt.
     pub shots: usize,
     /// letter or cloze.
     pub scoring: Scoring,
@@ -65,12 +66,12 @@ pub struct Report {
     pub subjects: BTreeMap<String, Score>,
     /// Wall-clock time of scoring.
     pub seconds: f64,
-    /// Tokens of the prompts, each counted whole.
+    /// Number of tokens of the prompts, prefixes counted each time.
     pub tokens: usize,
 }
 
 impl Report {
-    /// Counts an outcome.
+    /// Adds up an outcome.
     pub fn new(outcome: &Outcome, shots: usize, scoring: Scoring) -> Self {
         let mut subjects: BTreeMap<String, Score> = BTreeMap::new();
         let mut micro = Score::default();
@@ -92,7 +93,7 @@ impl Report {
         }
     }
 
-    /// Subjects, groups, and the two means.
+    /// A table of subjects, groups and both averages.
     pub fn table(&self) -> String {
         let mut text = String::new();
         let mut line = |name: &str, questions: usize, accuracy: f64, stderr: f64| {

@@ -107,9 +107,8 @@ fn tensors<'a>(reader: &mut Reader<'a>, count: u64, alignment: u64) -> Result<BT
     for (name, format, dims, offset, length) in infos {
         let place = data.checked_add(offset).and_then(|start| Some((start, start.checked_add(length)?)));
         let Some((start, end)) = place.filter(|&(_, end)| end <= file) else {
-            let shown = printable(name);
             return Err(
-                reader.error(format!("tensor {shown}: {length} bytes at {offset} of the data end beyond the file"))
+                reader.error(format!("tensor {} extends past the end of the file; is it truncated?", printable(name)))
             );
         };
         // Both are at most the file's length, which is a usize.
