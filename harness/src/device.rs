@@ -2,7 +2,9 @@
 
 use crate::hub::locate;
 use crate::options::{Count, Usage};
-use anyhow::{Context, Result, bail};
+#[cfg(feature = "cuda")]
+use anyhow::Context;
+use anyhow::{Result, bail};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
