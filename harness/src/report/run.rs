@@ -213,6 +213,10 @@ fn described(value: &Value, short: bool) -> String {
             let bytes = file.get("bytes").and_then(Value::as_u64).unwrap_or(0);
             format!("{path} ({} bytes, SHA-256 {})", integer(bytes), text(file, "sha256"))
         }
+        // An f32 that JSON holds as f64 has digits that nobody chose.
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().map_or(String::new(), |value| (value as f32).to_string())
+        }
         other => other.to_string(),
     }
 }
