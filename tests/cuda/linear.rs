@@ -26,7 +26,7 @@ struct Case {
     /// The residual in the forward pass, dy in the backward pass.
     y: Vec<f32>,
     /// What dx holds before.
-    before: Vec<f32>,
+    old_dx: Vec<f32>,
     /// Whether y and dx are activations, too.
     activations: bool,
     params: Vec<f32>,
@@ -69,7 +69,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let (weight, tokens) = (&b.matrix(case.stored.weight()).unwrap(), case.tokens);
     let stream = |values: &[f32]| Matrix::put(b, case.activations, values);
     let (x, params) = (&put_activations(b, &case.x), put(b, &case.params));
-    let (mut y, before) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
+    let (mut y, residual) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
     let adds = case.accumulate == Accumulate::Add;
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
         slot,
@@ -81,17 +81,17 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     });
     let width = case.slot.as_ref().map_or(0, |slot| tokens * slot.shape.state_width());
     let mut adapter_state = b.buffer(width).unwrap();
-    let output = match (&mut y, &before) {
-        (Matrix::Buffer(y), Matrix::Buffer(before)) => LinearOutput::Buffer { y, residual: adds.then_some(before) },
-        (Matrix::Activations(y), Matrix::Activations(before)) => {
-            LinearOutput::Activations { y, residual: adds.then_some(before) }
+    let output = match (&mut y, &residual) {
+        (Matrix::Buffer(y), Matrix::Buffer(added)) => LinearOutput::Buffer { y, residual: adds.then_some(added) },
+        (Matrix::Activations(y), Matrix::Activations(added)) => {
+            LinearOutput::Activations { y, residual: adds.then_some(added) }
         }
         _ => unreachable!("both are streams"),
     };
     let adapter = args.as_ref().map(|args| (args, &mut adapter_state));
     b.linear(Linear { output, tokens, x, weight, adapter }).unwrap();
     let mut results = vec![("y", y.get(b, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
-    let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.before), put(b, &case.params));
+    let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.old_dx), put(b, &case.params));
     b.linear_backward(LinearBackward {
         dx: case.dx.then_some((dx.write(), case.accumulate)),
         dparams: Some(&mut dparams),
@@ -157,7 +157,7 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
         labels: random.ids(tokens, lora_heads + 1),
         x: random.rounded(tokens * d_in),
         y: random.rounded(tokens * d_out),
-        before: random.rounded(tokens * d_in),
+        old_dx: random.rounded(tokens * d_in),
         activations: random.coin(),
         params: random.values(if adapted { slot.b.end + 3 } else { 1 }),
         slot: adapted.then_some(slot),

@@ -194,11 +194,11 @@ pub fn swiglu<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let (tokens, d) = (random.within(1, 20 * size), 2 * random.within(1, 150 * size));
     let rows: Vec<u32> = (0..tokens as u32).filter(|_| random.coin()).collect();
-    let (x, before) = (random.rounded(tokens * d), random.values(tokens * d));
-    fn run<B: Backend>(b: &B, rows: &[u32], d: usize, x: &[f32], before: &[f32]) -> Results {
+    let (x, old) = (random.rounded(tokens * d), random.values(tokens * d));
+    fn run<B: Backend>(b: &B, rows: &[u32], d: usize, x: &[f32], old: &[f32]) -> Results {
         let mut gathered = b.buffer(rows.len() * d).unwrap();
         b.gather(&mut gathered, &put(b, x), rows, d).unwrap();
-        let mut scattered = put(b, before);
+        let mut scattered = put(b, old);
         b.scatter(&mut scattered, x.len() / d, &gathered, rows, d).unwrap();
         let mut activations = b.activations(rows.len() * d).unwrap();
         b.gather_activations(&mut activations, &put_activations(b, x), rows, d).unwrap();
@@ -208,7 +208,7 @@ pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: 
             ("activations", get_activations(b, &activations, rows.len() * d)),
         ]
     }
-    let (got, want) = (run(cuda, &rows, d, &x, &before), run(&cpu(), &rows, d, &x, &before));
+    let (got, want) = (run(cuda, &rows, d, &x, &old), run(&cpu(), &rows, d, &x, &old));
     assert_same(&format!("{} of {tokens} rows of {d}", rows.len()), got, want, 0.0);
 }
 

@@ -3,8 +3,10 @@
 mod arena;
 pub(super) mod blas;
 mod device;
+mod kernels;
 mod library;
 mod staging;
+mod start;
 
 use super::driver::Driver;
 use crate::{Error, Result};

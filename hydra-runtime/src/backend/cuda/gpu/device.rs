@@ -2,59 +2,29 @@
 //! parts of a few large allocations ([`super::arena`]).
 
 use super::arena::{self, Arena};
+use super::kernels::Kernels;
 use super::staging::Staging;
+use super::start::{Refusal, device_error, find_device, result};
 use crate::{Error, Result};
-use core::ffi::{CStr, c_void};
+use core::ffi::c_void;
 use core::fmt;
 use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
 use cust::event::{Event, EventFlags};
-use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
 use cust::sys;
 use hydra_ptx::launch::{Instructions, Launch, Ptr};
 use hydra_ptx::{CAPABILITY, HOPPER, HOPPER_PTX, PTX};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The arena asks the driver for at least this part of the device's memory at once: over a gigabyte on the largest
 /// devices.
 const SLABS: usize = 64;
 
-/// Shared memory of a block that a kernel has without asking.
-const SHARED: u32 = 48 * 1024;
-
 /// What a Hopper's description says if its own kernels can't be used.
 const WITHOUT_WGMMA: &str = "slower than it could be, without wgmma";
-
-/// A kernel, and the most shared memory that was requested for it.
-struct Kernel {
-    function: sys::CUfunction,
-    shared: AtomicU32,
-}
-
-/// The modules' kernels by name.
-#[derive(Default)]
-struct Kernels {
-    by_name: HashMap<&'static str, Kernel>,
-    modules: Vec<Module>,
-}
-
-impl Kernels {
-    /// Has the driver compile a module, and adds its kernels.
-    fn load(&mut self, text: &'static str) -> Result<(), CudaError> {
-        let module = Module::from_ptx(text, &[])?;
-        for line in text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")) {
-            let entry = line.trim_end_matches('(');
-            let function = module.get_function(entry)?.to_raw();
-            self.by_name.insert(entry, Kernel { function, shared: AtomicU32::new(SHARED) });
-        }
-        self.modules.push(module);
-        Ok(())
-    }
-}
 
 /// What allocations keep alive: the context, and where they lie.
 struct Shared {
@@ -96,51 +66,6 @@ impl Drop for Allocation {
             let _ = unsafe { sys::cuMemFree_v2(slab) };
         }
     }
-}
-
-/// An error code of the driver.
-struct Refusal(sys::CUresult);
-
-impl fmt::Display for Refusal {
-    /// The driver's text, and the number, by which it can be looked up.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = std::ptr::null();
-        // SAFETY: `text` may be written; the string that it then points at is the driver's, and is never freed.
-        let text = unsafe {
-            let _ = sys::cuGetErrorString(self.0, &mut text);
-            if text.is_null() { c"unknown error" } else { CStr::from_ptr(text) }
-        };
-        write!(f, "{} ({})", text.to_string_lossy(), self.0 as u32)
-    }
-}
-
-/// The result of one of the driver's functions.
-fn result(code: sys::CUresult) -> Result<(), Refusal> {
-    if code == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Refusal(code)) }
-}
-
-/// An error of device `ordinal`.
-fn device_error(ordinal: u32, what: impl fmt::Display) -> Error {
-    Error::Device(format!("cuda:{ordinal}: {what}"))
-}
-
-/// Starts the driver, and checks that it has device `ordinal`.
-fn find_device(ordinal: u32) -> Result<cust::device::Device> {
-    let refused = |what: String| device_error(ordinal, what);
-    sys::driver::open().map_err(|error| refused(format!("no NVIDIA driver: {error}")))?;
-    // SAFETY: the function has no requirements. (`cust::init` has no text for a driver's own errors.)
-    match result(unsafe { sys::cuInit(0) }) {
-        Err(Refusal(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => {
-            return Err(refused("the NVIDIA driver finds no device".into()));
-        }
-        other => other.map_err(|refusal| refused(format!("the NVIDIA driver doesn't start: {refusal}")))?,
-    }
-    let failed = |what: &'static str| move |error: CudaError| refused(format!("{what}: {error}"));
-    let count = cust::device::Device::num_devices().map_err(failed("devices can't be counted"))?;
-    if ordinal >= count {
-        return Err(refused(format!("there is no such device, the driver has {count}, counted from 0")));
-    }
-    cust::device::Device::get_device(ordinal).map_err(failed("can't be opened"))
 }
 
 /// The device with what is queued on it.
