@@ -1,4 +1,4 @@
-//! From files to token sequences: records, templates, the order they are taken in.
+//! From files to token sequences: records, templates, and the order in which they are taken.
 
 pub mod encode;
 pub mod order;

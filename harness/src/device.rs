@@ -14,8 +14,7 @@ use hydra_runtime::checkpoint::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 /// The help of every `--model`.
-pub const MODEL_HELP: &str =
-    "Model: a Hugging Face folder, a GGUF file or a folder with one, or org/name on the Hugging Face hub";
+pub const MODEL_HELP: &str = "Hugging Face folder, GGUF file or a folder with one, or org/name on the Hugging Face hub";
 
 /// Which model to run, and where.
 #[derive(Args, Clone, Debug)]

@@ -1,4 +1,5 @@
-//! Evaluation: the loss on an eval set, and MMLU.
+//! Evaluation: the loss on an eval set, MMLU, and what routers do.
 
 pub mod loss;
 pub mod mmlu;
+pub mod router;

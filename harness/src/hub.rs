@@ -1,7 +1,7 @@
 //! From `--model` to a local path: a file or folder as it is, or a model of the Hugging Face hub, downloaded into the hub's
 //! usual cache.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use std::collections::BTreeSet;
@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 /// The local path of a model.
 pub fn locate(model: &str) -> Result<PathBuf> {
     let path = PathBuf::from(model);
-    if path.exists() || !is_hub_name(model) {
+    if path.exists() {
         return Ok(path);
+    }
+    if !is_hub_name(model) {
+        bail!("{model}: no such model: expected a folder, a GGUF file, or org/name on the Hugging Face hub");
     }
     let advice = "no such folder here, and the Hugging Face hub doesn't answer; without a network, copy the model's folder \
                   (config.json, tokenizer.json, *.safetensors) to this machine and give its path";
-    download(model).with_context(|| format!("--model {model}: {advice}"))
+    download(model).with_context(|| format!("{model}: {advice}"))
 }
 
 /// The folder of the hub's cache. (hf-hub's own function panics where there is no home directory.)

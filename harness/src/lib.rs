@@ -19,7 +19,6 @@ mod options;
 mod output;
 mod progress;
 mod report;
-mod router;
 mod run;
 mod statistics;
 

@@ -44,7 +44,7 @@ pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = [head]
         .into_iter()
         .chain(rows.iter().map(Vec::as_slice))
-        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .map(|row| row.iter().map(|cell| escaped(cell)).collect())
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn names_stay_on_their_line() {
-        assert_eq!(printable("ü 漢\n\u{1b}[31m"), "ü 漢\\n\\u{1b}[31m");
+        assert_eq!(escaped("ü 漢\n\u{1b}[31m"), "ü 漢\\n\\u{1b}[31m");
     }
 
     #[test]

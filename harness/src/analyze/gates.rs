@@ -1,43 +1,43 @@
-//! The router in numbers, by layer and projection, categories weighed alike. With p(e | c) a category's mean gate:
+//! The router in numbers, by layer and projection; every category has the same weight. With p(e | c) a category's mean gate:
 //!
 //! ```text
 //! p(e)                 mean over categories of p(e | c)
-//! entropy              of one token's gate, mean over tokens, as a share of ln N: 0 one head a token, 1 all heads alike
-//! balance              entropy of p(e) as a share of ln N: 1 all heads alike, 0 one head has all
-//! mutual information   mean over categories of Σ p(e | c) log₂ (p(e | c) / p(e)), in bits: what the head says of the category
+//! entropy              of a token's gate, mean over tokens, divided by ln N: 0 for one head per token, 1 for a uniform gate
+//! balance              entropy of p(e), divided by ln N: 1 if all heads are used equally, 0 if one head is used alone
+//! mutual information   mean over categories of Σ p(e | c) log₂ (p(e | c) / p(e)), in bits: what the head tells about the category
 //! ```
 
+use crate::eval::router::Watched;
 use crate::report::Routing;
-use crate::router::Watched;
 use hydra_runtime::adapter::Adapter;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// One adapter's.
+/// The router of one adapter.
 #[derive(Serialize)]
 pub struct Gates {
-    /// Its name.
+    /// The adapter's name.
     pub adapter: String,
-    /// Records and tokens watched, by category.
+    /// Number of records and tokens, by category.
     pub watched: BTreeMap<String, Count>,
     /// By layer and projection.
     pub places: Vec<Place>,
     /// Means over `places`.
     pub mean: Numbers,
-    /// What the mutual information can be at most, in bits.
+    /// Upper bound of the mutual information, in bits.
     pub most_bits: f64,
 }
 
-/// What means are over.
+/// What the means are over.
 #[derive(Serialize)]
 pub struct Count {
-    /// Records.
+    /// Number of records.
     pub records: usize,
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: usize,
 }
 
-/// One layer's projection.
+/// A projection of a layer.
 #[derive(Serialize)]
 pub struct Place {
     /// The layer.
@@ -46,26 +46,26 @@ pub struct Place {
     pub projection: &'static str,
     /// Each category's mean gate, by head.
     pub gate: BTreeMap<String, Vec<f64>>,
-    /// See above.
+    /// Entropy, balance and mutual information here.
     #[serde(flatten)]
     pub numbers: Numbers,
 }
 
-/// See above.
+/// Entropy, balance and mutual information, as defined above.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Numbers {
-    /// See above.
+    /// Entropy of a token's gate.
     pub entropy: f64,
-    /// See above.
+    /// Balance of the heads.
     pub balance: f64,
     /// The largest p(e).
     pub largest: f64,
-    /// See above.
+    /// Mutual information between head and category.
     pub mutual_information_bits: f64,
 }
 
 impl Gates {
-    /// From what was watched.
+    /// Adds up the mean gates of each category.
     pub fn new(name: &str, adapter: &Adapter, watched: &BTreeMap<String, Watched>) -> Self {
         let heads = adapter.config.lora_heads;
         let count = |w: &Watched| Count { records: w.records, tokens: w.tokens };
@@ -131,10 +131,10 @@ fn means(gates: &[&Vec<f64>]) -> Vec<f64> {
     (0..heads).map(|head| gates.iter().map(|gate| gate[head]).sum::<f64>() / gates.len() as f64).collect()
 }
 
-/// `entropy` is one token's, in nats.
+/// The numbers of one place; `entropy` is the mean over tokens, in nats.
 fn numbers(gates: &[&Vec<f64>], entropy: f64) -> Numbers {
     let overall = means(gates);
-    // One head: nothing to decide.
+    // With one head there is no entropy to divide by.
     let most = (overall.len() as f64).ln().max(f64::MIN_POSITIVE);
     let divergence = |gate: &[f64]| -> f64 {
         gate.iter().zip(&overall).filter(|(g, _)| **g > 0.0).map(|(g, o)| g * (g / o).log2()).sum()

@@ -1,10 +1,10 @@
-//! The matrices of adapters: an A of each layer, projection and head (or one for all heads), and a B of each.
+//! The matrices of adapters: for each layer, projection and head an A (or one for all heads) and a B.
 
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind, Method};
 use hydra_runtime::projection::Projection;
 
-/// Which of the two.
+/// A or B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// From the projection's input to the rank.
@@ -13,7 +13,7 @@ pub enum Kind {
     B,
 }
 
-/// One matrix, with a row for each of the rank's directions: B is transposed.
+/// One matrix, with a row for each direction of the rank; a B is transposed.
 pub struct Matrix {
     /// Index of its adapter.
     pub adapter: usize,
@@ -25,7 +25,7 @@ pub struct Matrix {
     pub head: Option<usize>,
     /// Length of a row: d_in or d_out.
     pub width: usize,
-    /// [rank, width]
+    /// The entries, [rank, width].
     pub values: Vec<f32>,
 }
 
@@ -57,7 +57,7 @@ pub fn all(adapters: &[Adapter], kind: Kind) -> Vec<Matrix> {
     matrices
 }
 
-/// Fails if the adapters are of models of different shapes.
+/// Fails if the adapters are for models of different shapes.
 pub fn check_alike(adapters: &[Adapter], names: &[String]) -> Result<()> {
     let (first, name) = (&adapters[0], &names[0]);
     for (other, other_name) in adapters.iter().zip(names).skip(1) {
@@ -77,7 +77,7 @@ pub fn check_alike(adapters: &[Adapter], names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A head's name: its label, where the gate goes by one.
+/// A head's name: its label under the label gate, otherwise its number.
 pub fn head_name(adapter: &Adapter, head: usize) -> String {
     match adapter.config.labels.get(head) {
         Some(label) if adapter.config.gate == GateKind::Label => label.clone(),

@@ -1,53 +1,53 @@
-//! How alike two matrices are, and how many directions one has. With M and N of rows in the same space,
+//! Measures of similarity of two matrices, and of the number of directions in one. For M and N with rows in the same space:
 //!
 //! ```text
-//! cosine          ⟨M, N⟩ / (‖M‖ ‖N‖), entry by entry, for matrices of one shape
+//! cosine          ⟨M, N⟩ / (‖M‖ ‖N‖), entry by entry, for matrices of the same shape
 //! CKA             ‖M' N'ᵀ‖² / (‖M' M'ᵀ‖ ‖N' N'ᵀ‖), M' and N' without the mean of each row (linear, Kornblith et al., 2019)
 //! subspace        ‖Q_M Q_Nᵀ‖² / min(rank): the mean cos² of the principal angles of the row spaces (Hu et al., 2021, φ)
 //! angle           the mean principal angle, in degrees
-//! chance          what subspace is on average for random subspaces: max(rank) / width
+//! chance          the mean of `subspace` for random subspaces: max(rank) / width
 //! effective rank  exp(−Σ p ln p), p the singular values over their sum (Roy & Vetterli, 2007)
 //! ```
-//! Only cosine depends on the basis of the rank's space; the others compare what the matrices read or write.
+//! Only the cosine depends on the basis of the low-rank space; the others compare the subspaces that the matrices read or write.
 
 use super::matrices::Matrix;
 use nalgebra::{DMatrix, SymmetricEigen};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Singular values below this share of the largest are rounding: f32 has 24 bits.
+/// Singular values below this share of the largest are rounding errors of f32.
 const ROUNDING: f64 = 1e-6;
 
-/// A matrix and what comparisons need of it.
+/// A matrix, and what comparisons need of it.
 pub struct Prepared<'a> {
     matrix: &'a Matrix,
-    /// Rows without their means.
+    /// The matrix without the mean of each row.
     centred: DMatrix<f64>,
-    /// Rows are an orthonormal basis of the row space.
+    /// An orthonormal basis of the row space, as rows.
     basis: DMatrix<f64>,
-    /// exp of the entropy of the singular values' shares; 0 of a matrix of zeros.
+    /// The effective rank; 0 for a matrix of zeros.
     pub effective_rank: f64,
 }
 
 /// Means over pairs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Similarity {
-    /// Pairs compared; pairs with a matrix of zeros aren't.
+    /// Number of pairs, without those with a matrix of zeros.
     pub pairs: usize,
-    /// `None` where no two have one shape.
+    /// Mean cosine; `None` if no pair has the same shape.
     pub cosine: Option<f64>,
-    /// See above.
+    /// Mean CKA.
     pub cka: f64,
-    /// See above.
+    /// Mean similarity of the subspaces.
     pub subspace: f64,
-    /// See above.
+    /// Mean principal angle in degrees.
     pub angle_degrees: f64,
-    /// See above.
+    /// Mean of what `subspace` is for random subspaces.
     pub chance: f64,
 }
 
 impl<'a> Prepared<'a> {
-    /// Of a matrix.
+    /// Prepares a matrix.
     pub fn new(matrix: &'a Matrix) -> Self {
         let values = matrix.values.iter().map(|&x| f64::from(x));
         let m = DMatrix::from_row_iterator(matrix.values.len() / matrix.width, matrix.width, values);
@@ -69,7 +69,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Of two matrices of one shape, neither of zeros.
+/// The cosine of two matrices of the same shape, neither of them zero.
 pub fn cosine(a: &Matrix, b: &Matrix) -> f64 {
     let product = |a: &Matrix, b: &Matrix| -> f64 {
         a.values.iter().zip(&b.values).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
@@ -90,7 +90,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Compares two matrices of one width.
+    /// Adds a pair of matrices of the same width.
     pub fn add(&mut self, a: &Prepared<'_>, b: &Prepared<'_>) {
         if a.basis.nrows() == 0 || b.basis.nrows() == 0 {
             return;
@@ -111,7 +111,7 @@ impl Sums {
         self.chance += a.basis.nrows().max(b.basis.nrows()) as f64 / a.matrix.width as f64;
     }
 
-    /// `None` of no pairs.
+    /// The means; `None` without pairs.
     pub fn mean(&self) -> Option<Similarity> {
         let n = self.pairs as f64;
         (self.pairs > 0).then(|| Similarity {
@@ -130,14 +130,14 @@ impl Sums {
 pub struct Compared {
     /// Over all pairs.
     pub all: Option<Similarity>,
-    /// By layer; `None` where it has no pair.
+    /// By layer; `None` for a layer without pairs.
     pub by_layer: Vec<Option<Similarity>>,
     /// By projection.
     pub by_projection: BTreeMap<String, Similarity>,
 }
 
-/// Compares all pairs at the same place of which `wanted` holds.
-pub fn compare(matrices: &[Prepared<'_>], layers: usize, wanted: impl Fn(&Matrix, &Matrix) -> bool) -> Compared {
+/// Compares all pairs at the same layer and projection that `include` accepts.
+pub fn compare(matrices: &[Prepared<'_>], layers: usize, include: impl Fn(&Matrix, &Matrix) -> bool) -> Compared {
     let mut places: BTreeMap<_, Vec<&Prepared<'_>>> = BTreeMap::new();
     for prepared in matrices {
         places.entry((prepared.matrix.layer, prepared.matrix.projection)).or_default().push(prepared);
@@ -146,7 +146,7 @@ pub fn compare(matrices: &[Prepared<'_>], layers: usize, wanted: impl Fn(&Matrix
     let mut by_projection: BTreeMap<&str, Sums> = BTreeMap::new();
     for ((layer, projection), here) in places {
         for (i, a) in here.iter().enumerate() {
-            for b in here[i + 1..].iter().filter(|b| wanted(a.matrix, b.matrix)) {
+            for b in here[i + 1..].iter().filter(|b| include(a.matrix, b.matrix)) {
                 for sums in [&mut all, &mut by_layer[layer], by_projection.entry(projection.name()).or_default()] {
                     sums.add(a, b);
                 }

@@ -1,4 +1,4 @@
-//! t-SNE (van der Maaten & Hinton, 2008) in two dimensions, the same for the same seed on any number of cores.
+//! t-SNE (van der Maaten & Hinton, 2008) in two dimensions; the same seed gives the same picture on any number of cores.
 
 use super::matrices::Matrix;
 use anyhow::{Context, Result, bail};
@@ -6,7 +6,7 @@ use bhtsne::Neighbor;
 use hydra_runtime::hydra_kernels::random::SplitMix64;
 use rayon::prelude::*;
 
-/// With more points than this the forces are approximated (Barnes-Hut, θ = ½).
+/// With more points than this, forces are approximated (Barnes-Hut, θ = ½).
 const EXACT: usize = 1200;
 /// Steps of gradient descent.
 const EPOCHS: usize = 1000;
@@ -14,14 +14,14 @@ const EPOCHS: usize = 1000;
 /// Settings.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Settings {
-    /// Of the points' first places.
+    /// Seed of the points' first places.
     pub seed: u64,
-    /// The number of neighbours that count, roughly.
+    /// Perplexity: roughly the number of neighbours that count.
     pub perplexity: f64,
 }
 
-/// A place for each matrix; `None` where there are too few. Distances are Euclidean between the matrices' entries, those of
-/// smaller ones with zeros at their end.
+/// A place for each matrix; `None` if there are too few. Distances are Euclidean between the entries of the matrices; smaller
+/// matrices are padded with zeros.
 pub fn places(matrices: &[Matrix], settings: &Settings) -> Result<Option<Vec<(f64, f64)>>> {
     embed(matrices, settings, matrices.len() <= EXACT)
 }
@@ -31,12 +31,12 @@ fn embed(matrices: &[Matrix], settings: &Settings, exact: bool) -> Result<Option
     if n < 5 {
         return Ok(None);
     }
-    // bhtsne wants at least three times as many points as neighbours.
+    // bhtsne needs at least three times as many points as neighbours.
     let perplexity = (settings.perplexity).min((n - 1) as f64 / 3.0).max(1.0);
     let mut random = SplitMix64::new(settings.seed);
     let mut start = Vec::with_capacity(2 * n);
     for _ in 0..n {
-        // Box and Muller's normal numbers, of a standard deviation of 1e-4 as is usual.
+        // Normal numbers (Box and Muller) with the usual standard deviation of 1e-4.
         let radius = (-2.0 * (1.0 - random.uniform()).ln()).sqrt();
         let angle = std::f64::consts::TAU * random.uniform();
         start.extend([1e-4 * radius * angle.cos(), 1e-4 * radius * angle.sin()]);
@@ -61,7 +61,7 @@ fn embed(matrices: &[Matrix], settings: &Settings, exact: bool) -> Result<Option
     Ok(Some(embedding.chunks_exact(2).map(|xy| (xy[0], xy[1])).collect()))
 }
 
-/// The `k` nearest of each point.
+/// The `k` nearest neighbours of each point.
 fn neighbors(entries: &[&[f32]], k: usize) -> Vec<Vec<Neighbor<f64>>> {
     let of = |i: usize| {
         let others = (0..entries.len()).filter(|&j| j != i);

@@ -1,10 +1,10 @@
-//! `hydra cluster`: how many kinds of records a corpus has, and which is of which kind.
+//! `hydra cluster`: clusters of records, and copies of the files with each record's cluster.
 
 mod found;
 mod page;
 
 use crate::cluster::{self, Range};
-use crate::data::records;
+use crate::data::records::{self, bad_json};
 use crate::interrupt;
 use crate::options::Seed;
 use crate::output;
@@ -19,11 +19,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The clustering's name in its folder.
+/// The clustering, in the folder of the results.
 const FILE: &str = "clusters.json";
-/// The elbow's.
+/// The picture of the elbow.
 const PLOT: &str = "elbow.svg";
-/// The field that records get.
+/// The field that the copied records get.
 const FIELD: &str = "cluster";
 
 /// Options of `cluster`.
@@ -50,14 +50,14 @@ pub struct Arguments {
     out: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Clusters, prints, and writes what --out asks for.
 pub fn run(arguments: Arguments) -> Result<()> {
     let mut names = BTreeSet::from([FILE, PLOT, report::FILE].map(Into::into));
     for path in arguments.data.iter().filter(|_| arguments.out.is_some()) {
         records::readable_twice(path)?;
         let name = path.file_name().with_context(|| format!("--data {}: not a file's name", path.display()))?;
         if !names.insert(name.to_os_string()) {
-            bail!("--data {}: --out would have two files of this name", path.display());
+            bail!("--data {}: --out would get two files with this name; rename one", path.display());
         }
     }
     let folder = arguments.out.as_deref().map(NewFolder::begin).transpose().context("--out")?;
@@ -87,7 +87,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A record as far as [`label`] looks at it; the field is [`FIELD`].
+/// The field [`FIELD`] of a record, as it is written there.
 #[derive(Deserialize)]
 struct Labelled<'l> {
     #[serde(borrow, default, deserialize_with = "even_null")]
@@ -98,18 +98,19 @@ fn even_null<'l, D: Deserializer<'l>>(value: D) -> Result<Option<&'l RawValue>, 
     Deserialize::deserialize(value).map(Some)
 }
 
-/// Copies a file of records, each with its cluster; returns how many there are.
+/// Copies a file of records, each with its cluster, and returns their number.
 fn label(from: &Path, to: &Path, clusters: &[usize]) -> Result<usize> {
     let at = || from.display().to_string();
     let bytes = fs::read(from).with_context(at)?;
     let mut text = Vec::with_capacity(bytes.len() + 16 * clusters.len());
     let mut count = 0;
-    for ((_, line), cluster) in records::lines(&bytes).zip(clusters) {
+    for ((number, line), cluster) in records::lines(&bytes).zip(clusters) {
+        let at = || format!("{}:{number}", from.display());
         let line = std::str::from_utf8(line).with_context(at)?.trim_end();
-        let Labelled { cluster: before } = serde_json::from_str(line).with_context(at)?;
-        // The rest of the line stays as it is, to the last digit of its numbers.
+        let Labelled { cluster: before } = serde_json::from_str(line).map_err(|e| bad_json(&e)).with_context(at)?;
+        // The rest of the line stays byte for byte.
         let new = match before {
-            // A part of the line.
+            // It borrows from the line.
             Some(before) => {
                 let start = before.get().as_ptr().addr() - line.as_ptr().addr();
                 format!("{}{cluster}{}", &line[..start], &line[start + before.get().len()..])

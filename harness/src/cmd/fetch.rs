@@ -131,7 +131,7 @@ fn pip(requirement: &str, download: &Path) -> Result<()> {
                     continue;
                 }
                 let last = said.lines().rev().find(|line| line.contains("ERROR")).unwrap_or("no reason given");
-                bail!("pip can't download {requirement} ({}): {by_hand}", output::printable(last.trim()));
+                bail!("pip can't download {requirement} ({}): {by_hand}", output::escaped(last.trim()));
             }
             Err(_) => continue,
         }

@@ -3,7 +3,7 @@
 use crate::device::{DeviceArgs, on_device};
 use crate::hub::locate;
 use crate::memory::mib;
-use crate::output::{self, printable};
+use crate::output::{self, escaped};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -58,7 +58,7 @@ struct Page(String);
 
 impl Page {
     fn row(&mut self, name: &str, value: impl std::fmt::Display) {
-        self.line(format_args!("{name:<22} {}", printable(&value.to_string())));
+        self.line(format_args!("{name:<22} {}", escaped(&value.to_string())));
     }
 
     fn line(&mut self, text: impl std::fmt::Display) {
@@ -143,7 +143,7 @@ fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let file = file.map_err(|error| anyhow!("{}: not a safetensors file: {error}", path.display()))?;
     page.row("adapter", dir.display());
     for (key, value) in &config {
-        page.row(&printable(key), value);
+        page.row(&escaped(key), value);
     }
     let count = |shape: &[usize]| shape.iter().product::<usize>() as u64;
     page.row("parameters", file.iter().map(|(_, view)| count(view.shape())).sum::<u64>());
@@ -151,7 +151,7 @@ fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let mut tensors: Vec<_> = file.iter().collect();
     tensors.sort_by_key(|(name, _)| name.to_string());
     for (name, view) in tensors {
-        page.line(format_args!("{} {:?} {:?}", printable(name), view.dtype(), view.shape()));
+        page.line(format_args!("{} {:?} {:?}", escaped(name), view.dtype(), view.shape()));
     }
     Ok(())
 }

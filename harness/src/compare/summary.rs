@@ -20,17 +20,17 @@ pub const DIFFERENCE: &str = "vs first run";
 /// What the table is about.
 #[derive(Clone, Serialize)]
 pub struct About<'a> {
-    /// The model.
+    /// The model, as it was named.
     pub model: &'a str,
-    /// Of the large products.
+    /// Precision of the matrix products.
     pub precision: Value,
-    /// Training files.
+    /// The training files.
     pub data: &'a [Value],
-    /// The held-out file.
+    /// The eval set's file.
     pub eval_data: &'a Value,
-    /// How questions are put.
+    /// How MMLU's questions are asked.
     pub mmlu: Option<&'a Mmlu>,
-    /// How learning rates are chosen.
+    /// How learning rates were chosen.
     pub tune: Option<&'a Tune>,
 }
 
@@ -40,22 +40,22 @@ pub struct Summary<'a> {
     /// Model, data, settings.
     #[serde(flatten)]
     pub about: About<'a>,
-    /// Of each run.
+    /// Seeds of each run.
     pub seeds: &'a [u64],
-    /// Of the intervals.
+    /// How intervals are computed.
     pub bootstrap: Bootstrap,
     /// The model without an adapter.
     pub base: Base<'a>,
-    /// A line per run.
+    /// A row per run.
     pub rows: Vec<Row<'a>>,
 }
 
 /// The model without an adapter.
 #[derive(Serialize)]
 pub struct Base<'a> {
-    /// Held out.
+    /// Loss on the eval set.
     pub loss: &'a Option<EvalLoss>,
-    /// Accuracy.
+    /// Accuracy on MMLU.
     pub mmlu: Option<Accuracy>,
 }
 
@@ -66,15 +66,15 @@ pub struct Row<'a> {
     pub name: &'a str,
     /// The first seed's command line.
     pub command: String,
-    /// Trainable parameters, the router's among them; of the first seed.
+    /// Trainable parameters of the first seed, including the router's.
     pub trainable: u64,
-    /// Of each seed: `heads = "auto"` may find other numbers of clusters.
+    /// Trainable parameters of each seed; with `heads = "auto"` they may differ.
     pub trainable_by_seed: Vec<u64>,
-    /// Their share of all.
+    /// Their share of all parameters.
     pub share: f64,
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub lr: Option<f64>,
-    /// Where that is from.
+    /// How it was chosen, if it was.
     pub tuned: Option<&'a Tuned>,
     /// Steps of one seed.
     pub steps: usize,
@@ -82,18 +82,18 @@ pub struct Row<'a> {
     pub tokens: usize,
     /// Means over seeds; `None` if a seed diverged.
     pub scores: Option<Scores<Estimate>>,
-    /// To the first row; `None` there, and where one of both diverged.
+    /// Difference to the first row; `None` there, and if one of both diverged.
     pub difference: Option<Scores<Interval>>,
-    /// Seeds whose training came to values that are not finite, and why.
+    /// Seeds that diverged, and how.
     pub diverged: BTreeMap<u64, &'a str>,
-    /// Mean over seeds.
+    /// Tokens per second, mean over seeds.
     pub tokens_per_second: Option<Estimate>,
-    /// Largest over seeds.
+    /// Peak memory, largest over seeds.
     pub peak_bytes: Option<u64>,
 }
 
 impl<'a> Summary<'a> {
-    /// Adds up.
+    /// Adds up the results.
     pub fn new(about: About<'a>, plan: &'a Plan, results: &'a Results) -> Result<Self> {
         let first = &results.runs[0];
         let mut rows = Vec::new();

@@ -1,4 +1,4 @@
-//! The order in which records are taken: all of them once an epoch, each epoch in an order of its own.
+//! The order in which records are taken: each epoch takes all of them once, in its own random order.
 //!
 //! Epoch e's order is a Fisher-Yates shuffle of 0..n: for i from n − 1 down to 1, swap i with ⌊u (i + 1) / 2⁶⁴⌋, where u are
 //! the outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) started at seed + e · 0xD1B54A32D192ED03 (modulo 2⁶⁴).
@@ -8,18 +8,18 @@ use hydra_runtime::hydra_kernels::random::SplitMix64;
 /// An endless stream of record indices.
 pub struct Order {
     records: usize,
-    /// `None`: file order.
+    /// `None` for the files' order.
     seed: Option<u64>,
 }
 
 impl Order {
-    /// Over `records` records, at least 1.
+    /// A stream over `records` records, at least one.
     pub fn new(records: usize, seed: Option<u64>) -> Self {
         assert!(records > 0, "an order of no records");
         Self { records, seed }
     }
 
-    /// The records at places `from .. to` of the stream.
+    /// The indices at places `from .. to` of the stream.
     pub fn take(&self, from: usize, to: usize) -> Vec<usize> {
         let mut taken = Vec::with_capacity(to.saturating_sub(from));
         let mut place = from;

@@ -1,5 +1,5 @@
-//! `--template`: how a record becomes two texts, of which the second is learnt. The templates are
-//! [`hydra_runtime::chat::InstructionTemplate`]'s: by name, or a file with a Jinja template.
+//! `--template`: how a record becomes two texts, of which the second is learned. The templates are those of
+//! [`hydra_runtime::chat::InstructionTemplate`], by name, or a file with a Jinja template.
 
 use super::records::Record;
 use anyhow::{Context, Result};
@@ -16,8 +16,8 @@ impl Template {
         if let Some(template) = named.with_context(|| format!("--template {argument}"))? {
             return Ok(Self(template));
         }
-        let names = "not plain, official, alpaca or chat, and as a file";
-        let text = std::fs::read_to_string(argument).with_context(|| format!("--template {argument}: {names}"))?;
+        let expected = "expected plain, official, alpaca, chat or a file";
+        let text = std::fs::read_to_string(argument).with_context(|| format!("--template {argument}: {expected}"))?;
         Ok(Self(InstructionTemplate::jinja(text).with_context(|| argument.to_string())?))
     }
 

@@ -306,4 +306,14 @@ mod tests {
         start("[mmlu]\nsubjects = []\n[[run]]\nname = 'a'", "c.toml: [mmlu]: subjects = []");
         start("[tun]\nlr = []\n[[run]]\nname = 'a'", "c.toml:2: unknown key tun");
     }
+    #[test]
+    fn the_configurations_of_the_experiments_are_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let plans: Vec<Plan> = files
+            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+            .map(|path| Plan::read(&path).unwrap())
+            .collect();
+        assert!(plans.len() >= 5 && plans.iter().all(|plan| plan.runs.len() > 1), "{}", plans.len());
+    }
 }

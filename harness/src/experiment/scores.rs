@@ -1,4 +1,4 @@
-//! From what was kept of several seeds to means, and to paired differences between two runs.
+//! Means over seeds, and paired differences between two runs.
 
 use super::kept::Finished;
 use super::measure::{Accuracy, Details};
@@ -8,16 +8,16 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Eval loss and accuracy, in one shape for means and differences.
+/// Eval loss and accuracy: means or differences.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scores<T> {
-    /// Overall.
+    /// Loss on the eval set.
     pub loss: T,
-    /// By category.
+    /// Loss by category.
     pub categories: BTreeMap<String, T>,
-    /// Accuracy, questions weighed alike.
+    /// Accuracy on MMLU over all questions.
     pub mmlu_micro: Option<T>,
-    /// Accuracy, subjects weighed alike.
+    /// Mean of the accuracies on MMLU's subjects.
     pub mmlu_macro: Option<T>,
 }
 
@@ -37,7 +37,7 @@ pub fn scores(seeds: &[Finished]) -> Option<Scores<Estimate>> {
     })
 }
 
-/// Of a run's seeds to the first run's; `None` if a seed of either diverged.
+/// Differences of a run to the first one, seed by seed; `None` if a seed of either diverged.
 pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Result<Option<Scores<Interval>>> {
     if own.iter().chain(first).any(|f| f.found.eval_loss.is_none()) {
         return Ok(None);
@@ -95,10 +95,12 @@ pub fn interval(interval: Option<Interval>, factor: f64, decimals: usize) -> Str
     interval.map_or("–".to_string(), text)
 }
 
-/// Says so if a run's seeds have unlike numbers of trainable parameters.
+/// A note, if the seeds of a run have different numbers of trainable parameters.
 pub fn unlike(name: &str, trainable: &[u64]) -> Option<String> {
     let (least, most) = (trainable.iter().min()?, trainable.iter().max()?);
     (least < most).then(|| {
-        format!("{name}: from {least} to {most} trainable parameters, by seed; the table has the first seed's.")
+        format!(
+            "{name}: {least} to {most} trainable parameters, depending on the seed; the table shows the first seed's."
+        )
     })
 }

@@ -10,10 +10,11 @@ use crate::cluster::Clustering;
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records::{Record, names};
 use crate::data::template::Template;
-use crate::device::on_device;
+use crate::device::{on_device, open_model};
+use crate::eval::router;
 use crate::options::Count;
 use crate::report::{self, Router};
-use crate::{interrupt, output, router};
+use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
@@ -39,7 +40,7 @@ pub fn finetune(spec: RunSpec, resume: bool) -> Result<Done> {
 }
 
 fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool) -> Result<Done> {
-    let checkpoint = crate::device::open_model(spec.model())?;
+    let checkpoint = open_model(spec.model())?;
     let prepared = Prepared::new(spec, &checkpoint, &checkpoint.tokenizer()?, &device)?;
     let dir = prepared.open_dir(resume)?;
     interrupt::listen()?;

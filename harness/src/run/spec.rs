@@ -71,7 +71,8 @@ pub struct DataSpec {
     #[serde(flatten)]
     pub encoding: EncodingArgs,
     /// Take records in the files' order instead of shuffling them
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        hide_possible_values = true)]
     pub no_shuffle: Option<bool>,
 }
 
@@ -162,7 +163,8 @@ pub struct TrainingSpec {
     #[arg(long, value_name = "SEED")]
     pub seed: Option<Seed>,
     /// Gradient checkpointing: keep each layer's input only; less memory, a third more time
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        hide_possible_values = true)]
     pub recompute: Option<bool>,
 }
 

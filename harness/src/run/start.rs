@@ -66,6 +66,12 @@ impl<'a> Start<'a> {
         if method == Method::Lora && options.gate.is_some() {
             bail!("--method lora takes no --gate: it has one head");
         }
+        match options.heads {
+            Some(Heads::Number(heads)) if method == Method::Lora && heads.get() > 1 => {
+                bail!("--method lora has one head: leave --heads {heads} out");
+            }
+            _ => {}
+        }
         if gate == GateKind::Label && labels.is_empty() {
             let files = records::names(&spec.data.data);
             bail!("{files}: the label gate needs records with a \"{field}\", and none has one; see --label-field");

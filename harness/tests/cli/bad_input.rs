@@ -86,7 +86,7 @@ fn options_that_do_not_go_together() {
     };
     try_options("--rank 18446744073709551615", &["rank 18446744073709551615: expected 1 to"]);
     try_options("--heads 18446744073709551615", &["18446744073709551615 heads: expected 1 to"]);
-    try_options("--method lora --heads 2", &["method lora has one head, found 2"]);
+    try_options("--method lora --heads 2", &["--method lora has one head: leave --heads 2 out"]);
     try_options("--method lora --gate router", &["--method lora takes no --gate"]);
     try_options("--method split --heads 2", &["expected 6 heads, found 2"]);
     try_options("--dropout 1.5", &["dropout"]);
@@ -125,7 +125,11 @@ fn models_and_adapters() {
     let scratch = Scratch::new("models");
     let data = golden("hydra").join("data.jsonl");
     let data = data.display();
-    fails(1, &format!("eval loss --model {} --data {data}", scratch.path("absent")), &["absent"]);
+    fails(
+        1,
+        &format!("eval loss --model {} --data {data}", scratch.path("absent")),
+        &["absent: no such model: expected"],
+    );
     let empty = scratch.path("empty");
     fs::create_dir(&empty).unwrap();
     fails(1, &format!("eval loss --model {empty} --data {data}"), &["config.json"]);

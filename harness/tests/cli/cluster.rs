@@ -163,7 +163,7 @@ fn what_cannot_be_clustered() {
     let broken = scratch.write("broken.jsonl", "{\"prompt\":\"x\",\"completion\":\"c\"}\n{\"prompt\n");
     fails(1, &format!("cluster --data {broken} --out {out}"), &["broken.jsonl:2"]);
     let twice = scratch.write("again/d.jsonl", corpus(2, 10));
-    fails(1, &format!("cluster --data {data} {twice} --out {out}"), &["two files of this name"]);
+    fails(1, &format!("cluster --data {data} {twice} --out {out}"), &["two files with this name"]);
     succeeds(&format!("cluster --data {data} {twice}"));
     if cfg!(unix) {
         // It gives nothing when it is read again.

@@ -308,7 +308,10 @@ fn what_is_wrong_is_named() {
     wrong("seeds = [1]\nruns = 3\n[[run]]\nname = 'a'", &["c.toml:2", "runs"]);
     wrong("seeds = []\n[[run]]\nname = 'a'", &["seeds = []"]);
     wrong("[[run]]\nname = 'a'", &["missing key seeds"]);
-    wrong("seeds = [1]\n[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 3", &["run \"a\"", "one head, found 3"]);
+    wrong(
+        "seeds = [1]\n[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 3",
+        &["run \"a\"", "has one head: leave --heads 3 out"],
+    );
     wrong("seeds = [1]\n[[run]]\nname = 'a'\ntargets = 'w'", &["c.toml:4: run \"a\": targets: ", "found \"w\""]);
     wrong(
         "seeds = [1]\n[tune]\nlr = [1e-3]\nvalidation = 1e-9\n[[run]]\nname = 'a'",

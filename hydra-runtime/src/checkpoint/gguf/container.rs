@@ -210,7 +210,10 @@ impl<'a> Reader<'a> {
     fn count(&mut self, each: u64, what: &str) -> Result<u64> {
         let count = self.u64()?;
         if count > self.left() / each {
-            return Err(self.error(format!("{count} {what} in the {} bytes that are left", self.left())));
+            return Err(self.error(format!(
+                "{count} {what} don't fit into the {} bytes that are left; is the file truncated?",
+                self.left()
+            )));
         }
         Ok(count)
     }
