@@ -17,7 +17,7 @@ pub use kind::{HeadInit, Method};
 
 use crate::config::Config;
 use crate::error::out_of_memory;
-use crate::projection::Projection;
+use crate::projection::{ByProjection, Projection};
 use crate::{Error, Result};
 use hydra_kernels::random::SplitMix64;
 use hydra_kernels::shape::HydraShape;
@@ -40,8 +40,8 @@ pub struct AdapterPair {
 pub struct Adapter {
     /// Kind, sizes, targets.
     pub config: AdapterConfig,
-    /// A pair for each target of each layer, indexed by `Projection as usize`.
-    pub layers: Vec<[Option<AdapterPair>; 7]>,
+    /// For each layer, a pair for each target.
+    pub layers: Vec<ByProjection<Option<AdapterPair>>>,
 }
 
 impl Adapter {
@@ -65,7 +65,7 @@ impl Adapter {
     /// What [`Adapter::init`] gave with `seed` for an adapter of these sizes.
     pub fn start(&self, seed: u64) -> Result<Self> {
         let size = |layer: usize, projection| {
-            let pair = self.layers[layer][projection as usize].as_ref();
+            let pair = self.layers[layer][projection].as_ref();
             pair.map_or((0, 0), |pair| (pair.d_out, pair.d_in))
         };
         Ok(Self { config: self.config.clone(), layers: fresh(&self.config, seed, self.layers.len(), size)? })
@@ -101,7 +101,7 @@ impl Adapter {
     /// The pairs in order: layer, projection, pair.
     fn pairs(&self) -> impl Iterator<Item = (usize, Projection, &AdapterPair)> {
         self.layers.iter().enumerate().flat_map(|(layer, pairs)| {
-            Projection::ALL.into_iter().filter_map(move |p| Some((layer, p, pairs[p as usize].as_ref()?)))
+            Projection::ALL.into_iter().filter_map(move |p| Some((layer, p, pairs[p].as_ref()?)))
         })
     }
 
@@ -154,7 +154,7 @@ impl Adapter {
         };
         for (layer, pairs) in self.layers.iter().enumerate() {
             for projection in Projection::ALL {
-                let (pair, wanted) = (&pairs[projection as usize], self.config.targets.contains(&projection));
+                let (pair, wanted) = (&pairs[projection], self.config.targets.contains(&projection));
                 if pair.is_some() != wanted || pair.as_ref().is_some_and(|pair| !whole(pair)) {
                     return Err(unfit(layer, projection));
                 }
@@ -176,39 +176,37 @@ fn room(len: usize) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// `size` gives d_out and d_in.
+/// New pairs for all layers; `size` gives d_out and d_in.
 fn fresh(
     config: &AdapterConfig,
     seed: u64,
     layers: usize,
     size: impl Fn(usize, Projection) -> (usize, usize),
-) -> Result<Vec<[Option<AdapterPair>; 7]>> {
+) -> Result<Vec<ByProjection<Option<AdapterPair>>>> {
     let mut seeds = SplitMix64::new(seed);
-    let mut layer = |layer| {
-        let mut pairs = [const { None }; 7];
-        for projection in Projection::ALL {
-            let mut stream = SplitMix64::new(seeds.next_u64());
-            if !config.targets.contains(&projection) {
-                continue;
-            }
-            let (d_out, d_in) = size(layer, projection);
-            let shape = config.shape_of(d_in, d_out);
-            let bound = 1.0 / (d_in as f64).sqrt();
-            let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed_width());
-            let (mut a, mut b) = (room(a_len)?, room(b_len)?);
-            // The router's rows among them, or zero.
-            let drawn = if config.head_init == HeadInit::Zero { a_len } else { shape.a_rows() * d_in };
-            a.extend((0..drawn).map(|_| (symmetric(&mut stream) * bound) as f32));
-            a.resize(a_len, 0.0);
-            match config.head_init {
-                HeadInit::Zero => b.resize(b_len, 0.0),
-                HeadInit::Random => apart(&mut b, &shape, &mut stream),
-            }
-            pairs[projection as usize] = Some(AdapterPair { d_in, d_out, a, b });
-        }
-        Ok(pairs)
+    let mut pair = |layer, projection| {
+        // Projections that are not adapted have a stream, too.
+        let stream = SplitMix64::new(seeds.next_u64());
+        let adapted = config.targets.contains(&projection);
+        adapted.then(|| fresh_pair(config, size(layer, projection), stream)).transpose()
     };
-    (0..layers).map(&mut layer).collect()
+    (0..layers).map(|layer| ByProjection::try_from_fn(|projection| pair(layer, projection))).collect()
+}
+
+fn fresh_pair(config: &AdapterConfig, (d_out, d_in): (usize, usize), mut stream: SplitMix64) -> Result<AdapterPair> {
+    let shape = config.shape_of(d_in, d_out);
+    let bound = 1.0 / (d_in as f64).sqrt();
+    let (a_len, b_len) = (shape.stacked_rows() * d_in, d_out * shape.mixed_width());
+    let (mut a, mut b) = (room(a_len)?, room(b_len)?);
+    // The router's rows are drawn like A's, or zero.
+    let drawn = if config.head_init == HeadInit::Zero { a_len } else { shape.a_rows() * d_in };
+    a.extend((0..drawn).map(|_| (symmetric(&mut stream) * bound) as f32));
+    a.resize(a_len, 0.0);
+    match config.head_init {
+        HeadInit::Zero => b.resize(b_len, 0.0),
+        HeadInit::Random => apart(&mut b, &shape, &mut stream),
+    }
+    Ok(AdapterPair { d_in, d_out, a, b })
 }
 
 /// Fills B with [`HeadInit::Random`]'s.

@@ -237,7 +237,7 @@ fn pass<'a, B: Backend>(
 fn add_gates<B: Backend>(mean: &mut GateMean, pass: &Pass<'_, B>, activations: &Activations<B>) -> Result<()> {
     let adapter = pass.adapter.expect("gates are those of an adapter");
     let slot = adapter.slots.get(mean.layer, mean.projection).expect("means are of adapted projections");
-    let state = activations.layers[0].adapter_state[mean.projection as usize].as_ref();
+    let state = activations.layers[0].adapter_state[mean.projection].as_ref();
     let (state, shape) = (state.expect("means are of adapted projections"), slot.shape);
     let mut rows = vec![0.0; pass.packed.len() * shape.state_width()];
     pass.model.backend.download(&mut rows, state)?;

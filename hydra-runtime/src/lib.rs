@@ -1,42 +1,38 @@
-//! A small LLaMA runtime that back-propagates into a HydraLoRA adapter alone.
-//!
-//! Data flows one way: [`checkpoint`] → [`model`] (frozen weights) + [`adapter`] → a forward pass fills activations → the
-//! backward pass reads them and fills gradients → AdamW edits the adapter → adapter file. Devices are behind
-//! [`backend::Backend`]. `examples/embed.rs` shows the whole way:
-//!
-//! | to | take |
-//! |---|---|
-//! | open a Hugging Face folder or a GGUF file | [`checkpoint::Checkpoint`], [`model::Model`] |
-//! | turn text to ids and back | [`checkpoint::Checkpoint::tokenizer`] |
-//! | get logits, or losses | [`evaluate::Evaluator`] |
-//! | write text | [`generate::Generator`], [`generate::Sampler`] |
-//! | make an adapter, save, load it | [`adapter::Adapter`] |
-//! | train it | [`train::Trainer`]: whole steps of AdamW, or gradients for an optimiser of one's own |
-//! | fold it into the weights | [`merge::write`] |
-//! | choose threads, precision and instruction set | [`backend::cpu::CpuOptions`] |
+//! A LLaMA runtime that trains HydraLoRA and LoRA adapters, and generates with them.
 //!
 //! ```no_run
-//! use hydra_runtime::adapter::{Adapter, AdapterConfig};
-//! use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Isa};
-//! use hydra_runtime::batch::Sequence;
-//! use hydra_runtime::{checkpoint::Checkpoint, evaluate::Evaluator, model::Model};
+//! use hydra_runtime::{adapter::Adapter, batch::Sequence, model::Model, train::Trainer};
 //!
 //! # fn main() -> hydra_runtime::Result<()> {
-//! let checkpoint = Checkpoint::open("model.gguf")?;
-//! let tokenizer = checkpoint.tokenizer()?;
-//! // Two threads, and nothing wider than AVX2.
-//! let cpu = CpuOptions { threads: Some(2), isa: Isa::by_name("avx2"), ..CpuOptions::default() };
-//! let model = Model::load(Cpu::new(cpu)?, &checkpoint)?;
-//! let adapter = Adapter::init(model.config(), AdapterConfig::default(), 0)?;
-//! let example = Sequence::answer(&tokenizer.encode("one two ")?, &tokenizer.encode("three")?);
-//! let loss = Evaluator::new(&model, Some(&adapter), 64)?.losses(&[example])?[0];
-//! println!("{} nats", loss.nll / loss.targets as f64);
+//! let model = Model::open("model.gguf")?; // or a Hugging Face folder
+//! let tokenizer = model.tokenizer()?;
+//! let example = Sequence::answer(&tokenizer.encode_prompt("Nine heads?\n")?, &tokenizer.encode("A hydra.")?);
+//! let adapter = Adapter::init(model.config(), Default::default(), 0)?;
+//! let mut trainer = Trainer::new(&model, &adapter, Default::default())?;
+//! println!("loss {}", trainer.step(&[example], 2e-3)?.loss);
+//! let adapter = model.attach(&trainer.adapter()?)?;
+//! print!("{}", model.generate("Nine heads?\n").adapter(&adapter).max_tokens(64).text()?);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A token id is a `u32`; matrices are row-major f32. All that fails fails with [`Error`]; a panic that isn't documented is a
-//! mistake of this crate.
+//! | to | call |
+//! |---|---|
+//! | open a model | [`model::Model::open`]; from memory, or on a device of your choice: [`model::Model::load`] |
+//! | choose device, threads and precision | [`backend::Device`], [`backend::cpu::CpuOptions`] |
+//! | generate | [`model::Model::generate`], [`model::Model::chat`]; step by step: [`generate::Generator`] |
+//! | make, save and load an adapter | [`adapter::Adapter`]; [`model::Model::attach`] puts it on the device |
+//! | train it | [`train::Trainer`] |
+//! | get losses and logits | [`evaluate::Evaluator`] |
+//! | put instructions and chats into a model's form | [`chat`] |
+//! | merge an adapter into its model | [`merge::write`] |
+//!
+//! Data flows one way: checkpoint → model + adapter → forward → backward → AdamW → adapter file. Models and attached
+//! adapters are handles whose clones share their memory; trainers, evaluators and generators own what they need. A token
+//! id is a `u32`; matrices are row-major. Everything that can fail returns [`Error`].
+//!
+//! The kernels are slow in debug builds. Add `[profile.dev.package.hydra-kernels] opt-level = 3` to your workspace's
+//! Cargo.toml, or they take minutes for what takes seconds.
 
 pub mod adapter;
 #[doc(hidden)] // the harness writes its own files in the same way
@@ -63,3 +59,8 @@ pub use error::printable;
 pub use error::{Error, Result};
 /// The kernels, whose instruction sets, formats and errors are part of this interface.
 pub use hydra_kernels;
+
+/// The README's example is compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

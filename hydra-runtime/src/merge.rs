@@ -323,7 +323,7 @@ impl View for &Tensor<'_> {
         };
         let (weight, isa) = (self.checkpoint.weight(self.id), Isa::detect());
         let adapted = match self.id {
-            TensorId::Projection(layer, projection) => self.adapter.layers[layer][projection as usize].as_ref(),
+            TensorId::Projection(layer, projection) => self.adapter.layers[layer][projection].as_ref(),
             _ => None,
         };
         let mut row = vec![0.0; cols];

@@ -17,7 +17,7 @@ use crate::backend::{AttentionShape, Backend, Device};
 use crate::batch::Packed;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::config::Config;
-use crate::projection::Projection;
+use crate::projection::ByProjection;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::path::Path;
@@ -60,8 +60,7 @@ pub(crate) struct Loaded<B: Backend> {
 pub(crate) struct Layer<B: Backend> {
     pub attention_norm: B::Buffer,
     pub ffn_norm: B::Buffer,
-    /// By `Projection as usize`.
-    pub projections: [B::Matrix; 7],
+    pub projections: ByProjection<B::Matrix>,
 }
 
 impl Model<Device> {
@@ -85,20 +84,10 @@ impl<B: Backend> Model<B> {
         let matrix = |id| backend.matrix(checkpoint.stored(id));
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let projection = |p| matrix(TensorId::Projection(layer, p));
-            use Projection::*;
             layers.push(Layer {
                 attention_norm: norm(TensorId::AttentionNorm(layer))?,
                 ffn_norm: norm(TensorId::FfnNorm(layer))?,
-                projections: [
-                    projection(Q)?,
-                    projection(K)?,
-                    projection(V)?,
-                    projection(O)?,
-                    projection(Gate)?,
-                    projection(Up)?,
-                    projection(Down)?,
-                ],
+                projections: ByProjection::try_from_fn(|p| matrix(TensorId::Projection(layer, p)))?,
             });
         }
         let (embedding, lm_head) = (matrix(TensorId::Embedding)?, matrix(TensorId::Head)?);

@@ -1,8 +1,9 @@
 //! The seven linear layers of a block that an adapter may sit on.
 
 use crate::config::Config;
+use core::ops::{Index, IndexMut};
 
-/// A projection; `projection as usize` is its place in [`Projection::ALL`].
+/// A projection. [`ByProjection`] holds a value for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
     /// Queries.
@@ -81,5 +82,64 @@ impl Projection {
     /// From "q_proj" or "q".
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|p| name == p.name() || p.name().strip_suffix("_proj") == Some(name))
+    }
+}
+
+/// A value for each projection, in the order of [`Projection::ALL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByProjection<T>([T; Projection::ALL.len()]);
+
+impl<T> ByProjection<T> {
+    /// What `value` gives for each projection.
+    pub fn from_fn(value: impl FnMut(Projection) -> T) -> Self {
+        Self(Projection::ALL.map(value))
+    }
+
+    /// What `value` gives for each projection; the first error ends it.
+    pub fn try_from_fn<E>(mut value: impl FnMut(Projection) -> Result<T, E>) -> Result<Self, E> {
+        let [q, k, v, o, gate, up, down] = Projection::ALL;
+        Ok(Self([value(q)?, value(k)?, value(v)?, value(o)?, value(gate)?, value(up)?, value(down)?]))
+    }
+
+    /// The values, in order.
+    pub fn iter(&self) -> core::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+
+    /// The values, in order.
+    pub fn iter_mut(&mut self) -> core::slice::IterMut<'_, T> {
+        self.0.iter_mut()
+    }
+}
+
+impl<T> Index<Projection> for ByProjection<T> {
+    type Output = T;
+
+    fn index(&self, projection: Projection) -> &T {
+        &self.0[projection as usize]
+    }
+}
+
+impl<T> IndexMut<Projection> for ByProjection<T> {
+    fn index_mut(&mut self, projection: Projection) -> &mut T {
+        &mut self.0[projection as usize]
+    }
+}
+
+impl<'a, T> IntoIterator for &'a ByProjection<T> {
+    type Item = &'a T;
+    type IntoIter = core::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a mut ByProjection<T> {
+    type Item = &'a mut T;
+    type IntoIter = core::slice::IterMut<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
     }
 }

@@ -399,7 +399,7 @@ fn what_does_not_fit_is_refused() {
     }
     // A gradient that is not finite leaves the adapter alone.
     let mut wild = adapter.clone();
-    wild.layers[0][0].as_mut().unwrap().b.fill(3e38);
+    wild.layers[0][Projection::Q].as_mut().unwrap().b.fill(3e38);
     let mut trainer = Trainer::new(&model, &wild, options).unwrap();
     assert!(trainer.step(&[sequence(10, 1)], 1e-3).unwrap_err().to_string().contains("step 1"));
     assert!(trainer.adapter().unwrap() == wild);

@@ -37,7 +37,7 @@ pub fn all(adapters: &[Adapter], kind: Kind) -> Vec<Matrix> {
         let shared = adapter.config.method != Method::Split;
         for (layer, pairs) in adapter.layers.iter().enumerate() {
             for projection in Projection::ALL {
-                let Some(pair) = &pairs[projection as usize] else { continue };
+                let Some(pair) = &pairs[projection] else { continue };
                 let mut push = |head, width, values| {
                     matrices.push(Matrix { adapter: index, layer, projection, head, width, values });
                 };

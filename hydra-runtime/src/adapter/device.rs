@@ -4,7 +4,7 @@ use super::{Adapter, AdapterConfig, AdapterPair};
 use crate::backend::{AdapterArgs, AdapterSlot, Backend, DropoutKey, GateKind};
 use crate::batch::Sequence;
 use crate::config::Config;
-use crate::projection::Projection;
+use crate::projection::{ByProjection, Projection};
 use crate::{Error, Result};
 use core::ops::Range;
 use hydra_kernels::random::mix;
@@ -12,7 +12,7 @@ use hydra_kernels::random::mix;
 /// The places of an adapter's parameters in a flat buffer: layer by layer, projection by projection, `[A; R]` before `B`.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
-    layers: Vec<[Option<AdapterSlot>; 7]>,
+    layers: Vec<ByProjection<Option<AdapterSlot>>>,
     /// Number of parameters.
     pub len: usize,
 }
@@ -32,13 +32,13 @@ impl Slots {
             AdapterSlot { shape, gate: adapter.gate, routing: adapter.routing(), scale, a, b }
         };
         let layers = (0..config.layers)
-            .map(|_| Projection::ALL.map(|p| adapter.targets.contains(&p).then(|| slot(p))))
+            .map(|_| ByProjection::from_fn(|p| adapter.targets.contains(&p).then(|| slot(p))))
             .collect();
         Self { layers, len }
     }
 
     pub fn get(&self, layer: usize, projection: Projection) -> Option<&AdapterSlot> {
-        self.layers[layer][projection as usize].as_ref()
+        self.layers[layer][projection].as_ref()
     }
 
     /// The learning rates of all parameters: `router` for the routers' rows, `lr` for A and B.
@@ -89,7 +89,7 @@ impl<B: Backend> DeviceAdapter<B> {
         let mut flat = vec![0.0; self.slots.len];
         for (layer, pairs) in adapter.layers.iter().enumerate() {
             for projection in Projection::ALL {
-                if let (Some(slot), Some(pair)) = (self.slots.get(layer, projection), &pairs[projection as usize]) {
+                if let (Some(slot), Some(pair)) = (self.slots.get(layer, projection), &pairs[projection]) {
                     flat[slot.a.clone()].copy_from_slice(&pair.a);
                     flat[slot.b.clone()].copy_from_slice(&pair.b);
                 }
@@ -120,8 +120,8 @@ impl<B: Backend> DeviceAdapter<B> {
             a: values[slot.a.clone()].to_vec(),
             b: values[slot.b.clone()].to_vec(),
         };
-        let layers =
-            self.slots.layers.iter().map(|slots| slots.each_ref().map(|slot| slot.as_ref().map(pair))).collect();
+        let pairs = |slots: &ByProjection<Option<_>>| ByProjection::from_fn(|p| slots[p].as_ref().map(pair));
+        let layers = self.slots.layers.iter().map(pairs).collect();
         Ok(Adapter { config: self.config.clone(), layers })
     }
 

@@ -11,7 +11,7 @@ use super::{Adapter, AdapterConfig, AdapterPair, Method};
 use crate::atomic::write_all_atomically;
 use crate::config::Config;
 use crate::error::{MOST_MISSING, not_safetensors, not_written, printable};
-use crate::projection::Projection;
+use crate::projection::{ByProjection, Projection};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use hydra_kernels::shape::HydraShape;
@@ -137,7 +137,7 @@ impl Adapter {
         let count = layers(&found, &config);
         let mut layers = Vec::new();
         for layer in 0..count {
-            let mut pairs = [const { None }; 7];
+            let mut pairs = ByProjection::default();
             for &projection in &config.targets {
                 // A small file may call for any number: of those that have nothing at all, some are named.
                 let own = prefix(layer, projection);
@@ -159,7 +159,7 @@ impl Adapter {
                 }
                 // Nothing is allocated by the configuration's word alone: the file has had all of it.
                 if missing.is_empty() && wrong.is_empty() {
-                    pairs[projection as usize] = Some(assemble(&shape, tensors));
+                    pairs[projection] = Some(assemble(&shape, tensors));
                 }
             }
             layers.push(pairs);

@@ -6,7 +6,7 @@
 use crate::adapter::AdapterConfig;
 use crate::backend::{AttentionShape, Backend};
 use crate::config::{Config, MAX_SIZE};
-use crate::projection::Projection;
+use crate::projection::ByProjection;
 use crate::{Error, Result};
 
 /// Activation checkpointing (gradient checkpointing, arXiv 1604.06174): what is kept between the forward and the backward pass.
@@ -62,7 +62,7 @@ pub(crate) struct LayerActivations<M: Memory> {
     /// The up projection's result, [tokens, d_ffn].
     pub up: M::Activations,
     /// `[A x | gate]` of each adapted projection, [tokens, a_rows + lora_heads].
-    pub adapter_state: [Option<M::Buffer>; 7],
+    pub adapter_state: ByProjection<Option<M::Buffer>>,
 }
 
 /// Results that live only inside one layer.
@@ -195,13 +195,13 @@ impl<'a> Plan<'a> {
     fn layer<M: Memory>(self, source: &mut impl Source<M>) -> Result<LayerActivations<M>> {
         let Self { config, tokens, .. } = self;
         let attention = AttentionShape::of(config);
-        let mut adapter_state = [const { None }; 7];
-        for (state, projection) in adapter_state.iter_mut().zip(Projection::ALL) {
-            if let Some(adapter) = self.adapter.filter(|adapter| adapter.targets.contains(&projection)) {
-                let width = adapter.shape(config, projection).state_width();
-                *state = Some(source.buffer(tokens * width)?);
-            }
-        }
+        let adapter_state = ByProjection::try_from_fn(|projection| {
+            let Some(adapter) = self.adapter.filter(|adapter| adapter.targets.contains(&projection)) else {
+                return Ok(None);
+            };
+            let width = adapter.shape(config, projection).state_width();
+            source.buffer(tokens * width).map(Some)
+        })?;
         Ok(LayerActivations {
             attention_inv_rms: source.buffer(tokens)?,
             q: source.activations(tokens * attention.q_width())?,

@@ -16,6 +16,7 @@ use crate::backend::{
     Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionShape, Backend, Linear, LinearBackward,
     LinearOutput, RmsNorm, RmsNormBackward, Rope,
 };
+use crate::projection::ByProjection;
 use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
 
 /// The buffers of a layer's forward pass.
@@ -166,11 +167,11 @@ impl<B: Backend> Pass<'_, B> {
         rows: Rows<'_>,
         x: &B::Activations,
         output: LinearOutput<'_, B>,
-        adapter_state: &mut [Option<B::Buffer>; 7],
+        adapter_state: &mut ByProjection<Option<B::Buffer>>,
     ) -> Result<()> {
-        let weight = &self.model.layers[layer].projections[projection as usize];
+        let weight = &self.model.layers[layer].projections[projection];
         let args = self.adapter.and_then(|adapter| adapter.args(layer, projection, rows.labels, self.training));
-        let adapter = args.as_ref().zip(adapter_state[projection as usize].as_mut());
+        let adapter = args.as_ref().zip(adapter_state[projection].as_mut());
         self.model.backend.linear(Linear { output, tokens: rows.tokens, x, weight, adapter })
     }
 
@@ -323,8 +324,8 @@ impl<B: Backend> BlockBackward<'_, B> {
     ) -> Result<()> {
         let (pass, layer) = (self.pass, self.layer);
         let args = self.adapter.args(layer, projection, &pass.packed.labels, pass.training);
-        let adapter = args.as_ref().zip(acts.adapter_state[projection as usize].as_ref());
-        let weight = &pass.model.layers[layer].projections[projection as usize];
+        let adapter = args.as_ref().zip(acts.adapter_state[projection].as_ref());
+        let weight = &pass.model.layers[layer].projections[projection];
         let (dparams, tokens) = (Some(dparams), pass.packed.len());
         pass.model.backend.linear_backward(LinearBackward { dx, dparams, tokens, dy, x, weight, adapter })
     }

@@ -58,7 +58,7 @@ fn gates(trainer: &Trainer<Cpu>, tokens: usize) -> Vec<Vec<f64>> {
     for (layer, acts) in trainer.activations.layers.iter().enumerate() {
         for projection in Projection::ALL {
             let Some(slot) = trainer.adapter.slots.get(layer, projection) else { continue };
-            let (shape, adapter_state) = (slot.shape, acts.adapter_state[projection as usize].as_ref().unwrap());
+            let (shape, adapter_state) = (slot.shape, acts.adapter_state[projection].as_ref().unwrap());
             let mut rows = vec![0.0; tokens * shape.state_width()];
             trainer.model.backend().download(&mut rows, adapter_state).unwrap();
             let gate =
@@ -237,6 +237,6 @@ fn heads_that_start_apart_change_nothing_and_part() {
     assert!((loss(HeadInit::Random) - loss(HeadInit::Zero)).abs() < 1e-5);
     // From equal B under a uniform gate, heads would stay equal; these don't.
     let trained = warm(&model, config, &sequences).adapter().unwrap();
-    let pair = trained.layers[0][0].as_ref().unwrap();
+    let pair = trained.layers[0][Projection::Q].as_ref().unwrap();
     assert!(pair.b.chunks(3).zip(pair.b.chunks(3).skip(1)).all(|(one, other)| one != other));
 }

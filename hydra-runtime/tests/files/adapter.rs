@@ -62,7 +62,7 @@ fn what_was_saved_is_loaded() {
 #[test]
 fn heads_are_columns_of_b_and_rows_of_a() {
     let adapter = adapter(Method::Split, GateKind::Router, 2);
-    let pair = adapter.layers[0][Projection::K as usize].as_ref().unwrap();
+    let pair = adapter.layers[0][Projection::K].as_ref().unwrap();
     let tensors: Vec<_> = adapter.tensors().take(5).collect();
     let prefix = "base_model.model.model.layers.0.self_attn.k_proj";
     let names: Vec<_> = tensors.iter().map(|(name, shape, _)| (name.clone(), *shape)).collect();
@@ -87,8 +87,8 @@ fn a_new_adapter_is_seeded_and_does_nothing() {
     assert!(Adapter::init(&far, huge, 1).unwrap_err().to_string().contains("out of memory"));
     let fewer = AdapterConfig { targets: vec![Projection::Up], ..config };
     let fewer = Adapter::init(&model(), fewer, 1).unwrap();
-    assert_eq!(fewer.layers[1][Projection::Up as usize], one.layers[1][Projection::Up as usize]);
-    let pair = one.layers[1][Projection::Up as usize].as_ref().unwrap();
+    assert_eq!(fewer.layers[1][Projection::Up], one.layers[1][Projection::Up]);
+    let pair = one.layers[1][Projection::Up].as_ref().unwrap();
     let bound = 1.0 / 8f32.sqrt();
     assert!(pair.a.iter().all(|x| x.abs() <= bound) && pair.a.iter().any(|x| x.abs() > bound / 2.0));
     assert!(pair.b.iter().all(|&x| x == 0.0));
@@ -104,8 +104,7 @@ fn heads_that_start_apart_cancel() {
     let plain = Adapter::init(&model(), AdapterConfig::default(), 1).unwrap();
     let (mut values, mut squares) = (0.0, 0.0);
     for layer in 0..one.layers.len() {
-        let [pair, plain] =
-            [&one, &plain].map(|adapter| adapter.layers[layer][Projection::Up as usize].as_ref().unwrap());
+        let [pair, plain] = [&one, &plain].map(|adapter| adapter.layers[layer][Projection::Up].as_ref().unwrap());
         let (rank, d_in, d_out) = (4, pair.d_in, pair.d_out);
         assert_eq!(pair.a[..rank * d_in], plain.a[..rank * d_in], "A starts where it would");
         assert!(pair.a[rank * d_in..].iter().all(|&x| x == 0.0), "the router starts at the uniform gate");
@@ -395,12 +394,12 @@ fn an_adapter_that_could_not_be_read_again_is_not_written() {
         assert_eq!(Adapter::load(dir.path(), &model()).unwrap().layers, good.layers, "what was there is there");
         (said, broken.head(1).is_err())
     };
-    let pair = |adapter: &mut Adapter| adapter.layers[0][Projection::K as usize].clone().unwrap();
+    let pair = |adapter: &mut Adapter| adapter.layers[0][Projection::K].clone().unwrap();
     let fit = "layer 0 k_proj doesn't fit";
     let broken: [&dyn Fn(&mut Adapter); 5] = [
-        &|adapter| adapter.layers[0][Projection::K as usize] = None,
-        &|adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().a.truncate(1),
-        &|adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().b.clear(),
+        &|adapter| adapter.layers[0][Projection::K] = None,
+        &|adapter| adapter.layers[0][Projection::K].as_mut().unwrap().a.truncate(1),
+        &|adapter| adapter.layers[0][Projection::K].as_mut().unwrap().b.clear(),
         &|adapter| adapter.config.rank = 9,
         &|adapter| adapter.config.lora_heads = 4,
     ];
@@ -408,8 +407,8 @@ fn an_adapter_that_could_not_be_read_again_is_not_written() {
         let (said, head_refused) = refused(change);
         assert!(said.contains(fit) && head_refused, "{said}");
     }
-    let surplus = |adapter: &mut Adapter| adapter.layers[0][Projection::V as usize] = Some(pair(adapter));
+    let surplus = |adapter: &mut Adapter| adapter.layers[0][Projection::V] = Some(pair(adapter));
     assert!(refused(&surplus).0.contains("layer 0 v_proj"));
-    let spoilt = |adapter: &mut Adapter| adapter.layers[0][Projection::K as usize].as_mut().unwrap().b[1] = f32::NAN;
+    let spoilt = |adapter: &mut Adapter| adapter.layers[0][Projection::K].as_mut().unwrap().b[1] = f32::NAN;
     assert!(refused(&spoilt).0.contains("not finite"));
 }

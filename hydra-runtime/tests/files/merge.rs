@@ -91,7 +91,7 @@ fn every_weight_is_rounded_once() {
     let merged = Checkpoint::open(dir.path()).unwrap();
     let id = TensorId::Projection(1, Projection::Down);
     let (before, after) = (checkpoint.weight(id), merged.weight(id));
-    let pair = adapter.layers[1][Projection::Down as usize].as_ref().unwrap();
+    let pair = adapter.layers[1][Projection::Down].as_ref().unwrap();
     let AdapterConfig { rank, lora_heads, alpha, .. } = adapter.config;
     let (mut w, mut got) = (vec![0f32; pair.d_in], vec![0f32; pair.d_in]);
     for o in 0..pair.d_out {
