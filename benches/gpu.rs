@@ -135,7 +135,7 @@ impl Bench {
         let (mut y, mut dx) = (put_activations(device, &host_dy), put_activations(device, &host_x));
         let forward = self.seconds(|| {
             let output = LinearOutput::Activations { y: &mut y, residual: None };
-            device.linear(Linear { output, tokens, x, weight, adapter: None }).expect("a product");
+            device.linear(Linear { output, tokens, x, weight, bias: None, adapter: None }).expect("a product");
         });
         let backward = self.seconds(|| {
             let dx = Some((AnyBufferMut::Activations(&mut dx), Accumulate::Overwrite));
@@ -174,7 +174,7 @@ impl Bench {
         let forward = self.seconds(|| {
             let adapter = Some((&args, &mut adapter_state));
             let output = LinearOutput::Activations { y: &mut y, residual: None };
-            device.linear(Linear { output, tokens, x, weight, adapter }).expect("a product");
+            device.linear(Linear { output, tokens, x, weight, bias: None, adapter }).expect("a product");
         });
         let backward = self.seconds(|| {
             let dx = Some((AnyBufferMut::Activations(&mut dx), Accumulate::Overwrite));

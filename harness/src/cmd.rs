@@ -18,7 +18,7 @@ use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 
-/// HydraLoRA: fine-tune a LLaMA with one shared A, several B and a learned router; evaluate it; look inside
+/// HydraLoRA: fine-tune a language model with one shared A, several B and a learned router; evaluate it; look inside
 #[derive(Parser)]
 #[command(name = "hydra", version, arg_required_else_help = true)]
 struct Cli {

@@ -76,16 +76,21 @@ pub trait Backend: Send + Sync + 'static {
     /// *Adds* to `dx` the gradient of [`Backend::rms_norm`]: dx += inv_rms · (dy∘w − x · inv_rms² · mean(dy∘w∘x)).
     fn rms_norm_backward(&self, args: RmsNormBackward<'_, Self>) -> Result<()>;
 
+    /// y = x / √(mean of x² + eps) · weight, for each head of each row: the norm of queries and keys (arXiv 2302.05442).
+    fn head_norm(&self, args: HeadNorm<'_, Self>) -> Result<()>;
+    /// The gradient of [`Backend::head_norm`], in place: dx = r · (dy∘w − x · r² · mean(dy∘w∘x)), with r = 1/√(mean x² + eps).
+    fn head_norm_backward(&self, args: HeadNormBackward<'_, Self>) -> Result<()>;
+
     /// Rotates each head of each row by the angle of its token's position (RoPE, arXiv 2104.09864).
     fn rope(&self, args: Rope<'_, Self>) -> Result<()>;
 
-    /// A frozen linear layer and its adapter: y = residual + x Wᵀ + scale · mixed Bᵀ.
+    /// A frozen linear layer and its adapter: y = residual + x Wᵀ + bias + scale · mixed Bᵀ.
     fn linear(&self, args: Linear<'_, Self>) -> Result<()>;
     /// The gradient of [`Backend::linear`]: `dx` is overwritten or added to, the adapter's gradients are *added* to `dparams`.
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()>;
 
     /// Causal attention inside each segment, after the prefix: o = softmax(q kᵀ / √head_dim) v, by blocks, so that scores are
-    /// never stored (Dao et al., arXiv 2205.14135).
+    /// never stored (Dao et al., arXiv 2205.14135). A window counts keys back from the query's own, into the prefix.
     fn attention(&self, args: Attention<'_, Self>) -> Result<()>;
     /// The gradient of [`Backend::attention`] without a prefix; dq, dk, dv are overwritten.
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()>;
@@ -138,6 +143,10 @@ pub trait Backend: Send + Sync + 'static {
     /// One step of AdamW.
     fn adamw(&self, args: AdamWStep<'_, Self>) -> Result<()>;
 
+    /// Fails if the device can't run a model of this configuration; the message names what it lacks.
+    fn supports(&self, _config: &Config) -> Result<()> {
+        Ok(())
+    }
     /// A name for people: device, instruction set, threads, precision.
     fn describe(&self) -> String;
     /// Free bytes of the device's own memory; `None` if it works in the machine's.

@@ -39,15 +39,25 @@ pub enum TensorId {
     FfnNorm(usize),
     /// A layer's projection, [d_out, d_in].
     Projection(usize, Projection),
+    /// The bias of a layer's projection, `[d_out]`.
+    Bias(usize, Projection),
+    /// The norm of each head of a layer's queries, `[head_dim]`.
+    QueryNorm(usize),
+    /// The norm of each head of a layer's keys, `[head_dim]`.
+    KeyNorm(usize),
 }
 
 impl TensorId {
     /// All tensors that a model of this shape has of its own.
     pub(crate) fn all(config: &Config) -> impl Iterator<Item = Self> {
         let ends = [Some(Self::Embedding), Some(Self::FinalNorm), (!config.tied).then_some(Self::Head)];
-        let layer = |l| {
+        let layer = move |l| {
             let norms = [Self::AttentionNorm(l), Self::FfnNorm(l)];
-            norms.into_iter().chain(Projection::ALL.map(move |p| Self::Projection(l, p)))
+            let head_norms = config.architecture.head_norms.then_some([Self::QueryNorm(l), Self::KeyNorm(l)]);
+            let biases = Projection::ALL.into_iter().filter(move |p| p.has_bias(config));
+            let projections = Projection::ALL.map(move |p| Self::Projection(l, p));
+            let biases = biases.map(move |p| Self::Bias(l, p));
+            norms.into_iter().chain(projections).chain(biases).chain(head_norms.into_iter().flatten())
         };
         ends.into_iter().flatten().chain((0..config.layers).flat_map(layer))
     }
@@ -62,6 +72,8 @@ impl TensorId {
         match self {
             Self::Embedding | Self::Head => (Some(config.vocab), config.d_model),
             Self::FinalNorm | Self::AttentionNorm(_) | Self::FfnNorm(_) => (None, config.d_model),
+            Self::QueryNorm(_) | Self::KeyNorm(_) => (None, config.head_dim),
+            Self::Bias(_, projection) => (None, projection.dims(config).0),
             Self::Projection(_, projection) => {
                 let (d_out, d_in) = projection.dims(config);
                 (Some(d_out), d_in)
@@ -92,7 +104,7 @@ struct Listing {
     name: fn(TensorId) -> String,
     /// Whether a tensor that was not asked for would change the result.
     relevant: fn(&str) -> bool,
-    /// The order of the rows of q and k.
+    /// The order of the rows of q and k, and of their biases.
     attention_rows: RowOrder,
 }
 
@@ -179,6 +191,7 @@ impl Checkpoint {
             };
             let order = match id {
                 TensorId::Projection(_, Projection::Q | Projection::K) => attention_rows,
+                TensorId::Bias(_, Projection::Q | Projection::K) => attention_rows,
                 _ => RowOrder::Natural,
             };
             match entry(id, &config, raw, &data, order) {
@@ -233,14 +246,18 @@ impl Checkpoint {
         weight.expect("checked when it was opened")
     }
 
-    /// A norm's weights, `[d_model]`.
+    /// A norm's weights or a bias.
     ///
     /// # Panics
-    /// If `id` is a matrix, or beyond the model's layers.
+    /// If `id` is a matrix, beyond the model's layers, or a tensor that its architecture doesn't have.
     pub fn vector(&self, id: TensorId) -> Vec<f32> {
         assert!(id.dims(self.config()).0.is_none(), "{id:?} is a matrix");
         let entry = self.entry(id);
-        floats(entry.format, self.bytes_of(entry)).expect("checked when it was opened")
+        let stored = floats(entry.format, self.bytes_of(entry)).expect("checked when it was opened");
+        match entry.order {
+            RowOrder::Natural => stored,
+            order => (0..stored.len()).map(|row| stored[order.stored_row(row)]).collect(),
+        }
     }
 
     /// The model's tokenizer, checked to fit its embedding.
@@ -286,7 +303,7 @@ impl Checkpoint {
         let mut add = |bytes: &[u8]| {
             bytes.iter().for_each(|&byte| hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
         };
-        add(format!("{:?}", self.config()).as_bytes());
+        add(self.config().shape_name().as_bytes());
         for id in TensorId::all(self.config()) {
             let entry = self.entry(id);
             add(entry.format.name().as_bytes());

@@ -1,8 +1,10 @@
-//! The shape of a LLaMA, from `config.json`; GGUF metadata gives the same (see `checkpoint/gguf.rs`).
+//! The shape of a model, from `config.json`; GGUF metadata gives the same (see `checkpoint/gguf.rs`).
 
+pub(crate) mod architecture;
 pub(crate) mod json;
 mod rope;
 
+pub use architecture::{Architecture, Biases, Family, Window};
 pub use rope::{Llama3Scaling, Rope, RopeScaling};
 
 /// What a model's arithmetic depends on, beside its weights.
@@ -28,12 +30,14 @@ pub struct Config {
     pub rope: Rope,
     /// Positions the model was made for.
     pub context: usize,
-    /// The head is the embedding.
+    /// Whether the output head is the embedding.
     pub tied: bool,
     /// The token that begins a text.
     pub bos: Option<u32>,
     /// The tokens that end one.
     pub eos: Vec<u32>,
+    /// What the model has beyond plain LLaMA.
+    pub architecture: Architecture,
 }
 
 /// No real model has a size beyond this; it keeps every product of two sizes inside 64 bits.
@@ -69,5 +73,13 @@ impl Config {
             return Err(format!("norm epsilon {}, wanted a number from 0 on", self.norm_eps));
         }
         self.rope.check(self.head_dim)
+    }
+
+    /// Names the shape, for [`crate::checkpoint::Checkpoint::fingerprint`]. Plain LLaMA's name is the one that runs recorded
+    /// before there were other architectures.
+    pub(crate) fn shape_name(&self) -> String {
+        let name = format!("{self:?}");
+        let plain = Architecture::default();
+        if self.architecture == plain { name.replace(&format!(", architecture: {plain:?}"), "") } else { name }
     }
 }

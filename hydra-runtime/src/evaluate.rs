@@ -156,6 +156,7 @@ impl<B: Backend> Evaluator<B> {
                 tokens: rows.len(),
                 x: &activations.read.normed,
                 weight: &model.lm_head,
+                bias: None,
                 adapter: None,
             })?;
             out.resize(rows.len() * vocab, 0.0);

@@ -72,6 +72,11 @@ impl Object {
         self.typed(key, "a positive whole number", whole)
     }
 
+    /// The same, from 0 on.
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        self.typed(key, "a whole number", |value| value.as_u64().and_then(|n| usize::try_from(n).ok()))
+    }
+
     pub fn object(&self, key: &str) -> Result<Option<Self>> {
         let map = self.typed(key, "an object", Value::as_object)?;
         let prefix = format!("{}{key}.", self.prefix);

@@ -1,4 +1,4 @@
-//! A LLaMA runtime that trains HydraLoRA and LoRA adapters, and generates with them.
+//! A runtime for LLaMA, Mistral and Qwen models that trains HydraLoRA and LoRA adapters, and generates with them.
 //!
 //! ```no_run
 //! use hydra_runtime::{adapter::Adapter, batch::Sequence, model::Model, train::Trainer};

@@ -1,6 +1,6 @@
-//! LLaMA: frozen weights, and a pass over them forward and backward.
+//! The model: frozen weights, and a pass over them forward and backward.
 //!
-//! x₀ = embedding; each layer adds attention(norm(x)) and then ffn(norm(x)) to the residual stream; the output head reads the
+//! It is LLaMA's, with what [`Architecture`](crate::config::Architecture) adds to it. x₀ = embedding; each layer adds attention(norm(x)) and then ffn(norm(x)) to the residual stream; the output head reads the
 //! normalised last one. The backward pass ends at the lowest adapted projection.
 
 pub(crate) mod activations;
@@ -61,6 +61,14 @@ pub(crate) struct Layer<B: Backend> {
     pub attention_norm: B::Buffer,
     pub ffn_norm: B::Buffer,
     pub projections: ByProjection<B::Matrix>,
+    pub biases: ByProjection<Option<B::Buffer>>,
+    pub head_norms: Option<HeadNorms<B>>,
+}
+
+/// The weights of the norms of each head, `[head_dim]`.
+pub(crate) struct HeadNorms<B: Backend> {
+    pub q: B::Buffer,
+    pub k: B::Buffer,
 }
 
 impl Model<Device> {
@@ -72,10 +80,11 @@ impl Model<Device> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Takes a checkpoint's weights to a device.
+    /// Takes a checkpoint's weights to a device. Fails if that can't run the model's architecture.
     pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.config().clone();
-        let norm = |id| {
+        backend.supports(&config)?;
+        let vector = |id| {
             let values = checkpoint.vector(id);
             let mut buffer = backend.buffer(values.len())?;
             backend.upload(&mut buffer, &values)?;
@@ -85,13 +94,22 @@ impl<B: Backend> Model<B> {
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             layers.push(Layer {
-                attention_norm: norm(TensorId::AttentionNorm(layer))?,
-                ffn_norm: norm(TensorId::FfnNorm(layer))?,
+                attention_norm: vector(TensorId::AttentionNorm(layer))?,
+                ffn_norm: vector(TensorId::FfnNorm(layer))?,
                 projections: ByProjection::try_from_fn(|p| matrix(TensorId::Projection(layer, p)))?,
+                biases: ByProjection::try_from_fn(|p| {
+                    p.has_bias(&config).then(|| vector(TensorId::Bias(layer, p))).transpose()
+                })?,
+                head_norms: match config.architecture.head_norms {
+                    true => {
+                        Some(HeadNorms { q: vector(TensorId::QueryNorm(layer))?, k: vector(TensorId::KeyNorm(layer))? })
+                    }
+                    false => None,
+                },
             });
         }
         let (embedding, lm_head) = (matrix(TensorId::Embedding)?, matrix(TensorId::Head)?);
-        let final_norm = norm(TensorId::FinalNorm)?;
+        let final_norm = vector(TensorId::FinalNorm)?;
         let (checkpoint, tokenizer) = (checkpoint.clone(), OnceLock::new());
         Ok(Self(Arc::new(Loaded { backend, config, embedding, lm_head, final_norm, layers, checkpoint, tokenizer })))
     }

@@ -79,6 +79,16 @@ impl Projection {
         }
     }
 
+    /// Whether it adds a bias.
+    pub const fn has_bias(self, config: &Config) -> bool {
+        let biases = config.architecture.biases;
+        match self {
+            Q | K | V => biases.qkv,
+            O => biases.o,
+            Gate | Up | Down => biases.mlp,
+        }
+    }
+
     /// From "q_proj" or "q".
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|p| name == p.name() || p.name().strip_suffix("_proj") == Some(name))

@@ -18,8 +18,21 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
 
+/// An adapter of each architecture.
+const ARCHITECTURES: [&str; 4] = ["hydra", "qwen2", "qwen3", "mistral"];
+
 fn case() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra")
+    case_of("hydra")
+}
+
+fn case_of(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+fn open(case: &Path) -> (Checkpoint, Adapter) {
+    let checkpoint = Checkpoint::open(case.join("model")).unwrap();
+    let adapter = Adapter::load(case.join("adapter"), checkpoint.config()).unwrap();
+    (checkpoint, adapter)
 }
 
 fn cpu(precision: Precision) -> Cpu {
@@ -49,33 +62,37 @@ fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
 
 #[test]
 fn the_cache_changes_nothing() {
-    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
-    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
-    // bf16 rounds a prompt's operands and not a single token's: only its own rounding apart.
-    for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
-        let model = Model::load(cpu(precision), &checkpoint).unwrap();
-        let tokens = tokens(600, 1);
-        let mut evaluator = Evaluator::new(&model, Some(&adapter), 600).unwrap();
-        let all = evaluator.logits(&Sequence::prompt(&tokens)).unwrap();
-        let mut generator = Generator::new(&model, Some(&adapter), 600).unwrap();
-        // A prompt in two chunks, two tokens at once, then one by one.
-        let mut fed = 0;
-        for len in [590, 2].into_iter().chain([1; 8]) {
-            let logits = generator.feed(&tokens[fed..fed + len]).unwrap();
-            fed += len;
-            assert_close(logits, &all[(fed - 1) * 512..fed * 512], tolerance);
+    for name in ARCHITECTURES {
+        let (checkpoint, adapter) = open(&case_of(name));
+        // bf16 rounds a prompt's operands and not a single token's: only its own rounding apart.
+        for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
+            let model = Model::load(cpu(precision), &checkpoint).unwrap();
+            let tokens = tokens(600, 1);
+            let mut evaluator = Evaluator::new(&model, Some(&adapter), 600).unwrap();
+            let all = evaluator.logits(&Sequence::prompt(&tokens)).unwrap();
+            let mut generator = Generator::new(&model, Some(&adapter), 600).unwrap();
+            // A prompt in two chunks, two tokens at once, then one by one.
+            let mut fed = 0;
+            for len in [590, 2].into_iter().chain([1; 8]) {
+                let logits = generator.feed(&tokens[fed..fed + len]).unwrap();
+                fed += len;
+                assert_close(logits, &all[(fed - 1) * 512..fed * 512], tolerance);
+            }
+            assert!(generator.feed(&[1]).is_err(), "the cache is full");
+            generator.truncate(595);
+            let logits = generator.feed(&tokens[595..596]).unwrap();
+            assert_close(logits, &all[595 * 512..596 * 512], tolerance);
         }
-        assert!(generator.feed(&[1]).is_err(), "the cache is full");
-        generator.truncate(595);
-        let logits = generator.feed(&tokens[595..596]).unwrap();
-        assert_close(logits, &all[595 * 512..596 * 512], tolerance);
     }
 }
 
 #[test]
 fn a_prefix_is_as_good_as_the_whole_prompt() {
-    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
-    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
+    ARCHITECTURES.into_iter().for_each(prefixed);
+}
+
+fn prefixed(name: &str) {
+    let (checkpoint, adapter) = open(&case_of(name));
     let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
     let prefix = tokens(300, 9);
     let tails: Vec<_> = [1, 7, 64, 65, 130].iter().map(|&len| sequence(len, len as u32)).collect();
@@ -162,24 +179,24 @@ fn an_optimiser_of_ones_own() {
 
 #[test]
 fn packing_keeps_sequences_apart() {
-    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
-    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
-    let sequences: Vec<_> = [5, 70, 1, 33, 128].iter().map(|&len| sequence(len, len as u32)).collect();
-    let mut evaluator = Evaluator::new(&model, None, 512).unwrap();
-    let packed = evaluator.losses(&sequences).unwrap();
-    for (sequence, packed) in sequences.iter().zip(packed) {
-        let alone = evaluator.losses(std::slice::from_ref(sequence)).unwrap()[0];
-        assert_relative_eq!(alone.nll, packed.nll, max_relative = 1e-4, epsilon = 1e-4);
+    for name in ARCHITECTURES {
+        let checkpoint = Checkpoint::open(case_of(name).join("model")).unwrap();
+        let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+        let sequences: Vec<_> = [5, 70, 1, 33, 128].iter().map(|&len| sequence(len, len as u32)).collect();
+        let mut evaluator = Evaluator::new(&model, None, 512).unwrap();
+        let packed = evaluator.losses(&sequences).unwrap();
+        for (sequence, packed) in sequences.iter().zip(packed) {
+            let alone = evaluator.losses(std::slice::from_ref(sequence)).unwrap()[0];
+            assert_relative_eq!(alone.nll, packed.nll, max_relative = 1e-4, epsilon = 1e-4);
+        }
     }
 }
 
 /// The last layer is computed for the positions that are read: they are what they are among all.
 #[test]
 fn what_nobody_reads_changes_nothing() {
-    for case in ["hydra", "split"] {
-        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(case);
-        let checkpoint = Checkpoint::open(case.join("model")).unwrap();
-        let adapter = Adapter::load(case.join("adapter"), checkpoint.config()).unwrap();
+    for name in ARCHITECTURES.into_iter().chain(["split"]) {
+        let (checkpoint, adapter) = open(&case_of(name));
         let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
         let mut evaluator = Evaluator::new(&model, Some(&adapter), 200).unwrap();
         let sequences = [(70, 1, 3), (30, 2, 7), (80, 3, 50)].map(|(len, seed, every)| {
@@ -445,8 +462,11 @@ fn flat(adapter: &Adapter) -> Vec<f32> {
 /// On every instruction set: what bf16 operands do to a gradient is rounding.
 #[test]
 fn gradients_in_bf16_point_where_those_in_f32_do() {
-    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
-    let adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
+    ARCHITECTURES.into_iter().for_each(same_direction);
+}
+
+fn same_direction(name: &str) {
+    let (checkpoint, adapter) = open(&case_of(name));
     let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3)];
     let gradient = |options_cpu: CpuOptions| {
         let model = Model::load(Cpu::new(options_cpu).unwrap(), &checkpoint).unwrap();
@@ -462,7 +482,7 @@ fn gradients_in_bf16_point_where_those_in_f32_do() {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         let (length, want_length) = (dot(&got, &got).sqrt(), dot(&want, &want).sqrt());
         let cosine = dot(&got, &want) / (length * want_length);
-        assert!(cosine > 0.9995, "{isa:?}: cosine {cosine}");
+        assert!(cosine > 0.9995, "{name} {isa:?}: cosine {cosine}");
         assert_relative_eq!(length, want_length, max_relative = 1e-2);
     }
 }
@@ -470,8 +490,11 @@ fn gradients_in_bf16_point_where_those_in_f32_do() {
 /// Dropout, accumulation over passes and both ways to keep activations included.
 #[test]
 fn training_has_the_same_bits_on_any_number_of_threads() {
-    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
-    let mut adapter = Adapter::load(case().join("adapter"), checkpoint.config()).unwrap();
+    ARCHITECTURES.into_iter().for_each(same_bits);
+}
+
+fn same_bits(name: &str) {
+    let (checkpoint, mut adapter) = open(&case_of(name));
     adapter.config.dropout = 0.1;
     let sequences = [sequence(150, 1), sequence(7, 2), sequence(290, 3), sequence(33, 4)];
     for precision in [Precision::F32, Precision::Bf16] {
@@ -486,8 +509,8 @@ fn training_has_the_same_bits_on_any_number_of_threads() {
         };
         let one = trained(1, ActivationCheckpointing::Off);
         for threads in [2, 3, 5] {
-            assert!(trained(threads, ActivationCheckpointing::Off) == one, "{precision:?}, {threads} threads");
+            assert!(trained(threads, ActivationCheckpointing::Off) == one, "{name}, {precision:?}, {threads} threads");
         }
-        assert!(trained(2, ActivationCheckpointing::EveryLayer) == one, "{precision:?}, recomputed activations");
+        assert!(trained(2, ActivationCheckpointing::EveryLayer) == one, "{name}, {precision:?}, recomputed");
     }
 }

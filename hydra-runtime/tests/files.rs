@@ -2,6 +2,8 @@
 
 #[path = "files/adapter.rs"]
 mod adapter;
+#[path = "files/architectures.rs"]
+mod architectures;
 #[path = "files/builder.rs"]
 mod builder;
 #[path = "files/checkpoint.rs"]

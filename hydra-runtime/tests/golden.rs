@@ -1,18 +1,26 @@
-//! The runtime against PyTorch: logits, losses, gradients and ten steps of AdamW, for each kind of adapter.
+//! The runtime against PyTorch: logits, losses, gradients and ten steps of AdamW, for each kind of adapter and each
+//! architecture, from a Hugging Face folder and from a GGUF file with the same weights.
 //!
-//! The cases in `golden/` were computed by PyTorch in f32 from a tiny random LLaMA (see `golden/README.md`). A folder with
+//! The cases in `golden/` were computed by PyTorch in f32 from tiny random models (see `golden/README.md`). A folder with
 //! more of them can be named in `HYDRA_GOLDEN`.
 
+#[path = "files/builder.rs"]
+#[allow(dead_code, reason = "tests/files.rs uses the rest")]
+mod builder;
+
+use builder::Gguf;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::config::Config;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Rounding of two f32 implementations that sum in different orders, relative to the largest value of a tensor.
 const RELATIVE: f32 = 1e-4;
@@ -32,8 +40,26 @@ impl Case {
             .filter(|dir| dir.is_dir())
             .map(|dir| Self { golden: std::fs::read(dir.join("golden.safetensors")).unwrap(), dir })
             .collect();
-        assert!(cases.len() >= 3, "found {} cases", cases.len());
+        assert!(cases.len() >= 8, "found {} cases", cases.len());
         cases
+    }
+
+    fn folder(&self) -> Checkpoint {
+        Checkpoint::open(self.dir.join("model")).unwrap()
+    }
+
+    /// The model from both containers; GGUF has no key for layers without a window before those with one.
+    fn checkpoints(&self) -> Vec<Checkpoint> {
+        let folder = self.folder();
+        let config = folder.config();
+        if config.architecture.window.is_some_and(|window| window.first_layer > 0) {
+            return vec![folder];
+        }
+        let gguf = Checkpoint::from_gguf(Gguf::of_folder(&self.dir.join("model")).bytes()).unwrap();
+        assert_eq!(Config { rope: config.rope.clone(), ..gguf.config().clone() }, *config);
+        let [got, want] = [&gguf, &folder].map(|from| from.config().rope.inverse_frequencies(config.head_dim));
+        assert_close("rotary frequencies", &got, &want);
+        vec![folder, gguf]
     }
 
     fn tensor(&self, name: &str) -> Option<Vec<f32>> {
@@ -68,6 +94,15 @@ impl Case {
     }
 }
 
+/// Every case with its model from both containers.
+fn cases_and_checkpoints() -> Vec<(Rc<Case>, Checkpoint)> {
+    let both = |case: Case| {
+        let (checkpoints, case) = (case.checkpoints(), Rc::new(case));
+        checkpoints.into_iter().map(move |checkpoint| (case.clone(), checkpoint))
+    };
+    Case::all().into_iter().flat_map(both).collect()
+}
+
 fn cpu(threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), precision: Precision::F32, ..CpuOptions::default() }).unwrap()
 }
@@ -94,8 +129,7 @@ fn assert_adapters_close(case: &Case, kind: &str, adapter: &Adapter) {
 
 #[test]
 fn logits_and_losses() {
-    for case in Case::all() {
-        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
+    for (case, checkpoint) in cases_and_checkpoints() {
         let model = Model::load(cpu(2), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
@@ -103,7 +137,7 @@ fn logits_and_losses() {
         let mut evaluator = Evaluator::new(&model, Some(&adapter), 70).unwrap();
         let losses = evaluator.losses(&sequences).unwrap();
         for (n, (sequence, loss)) in sequences.iter().zip(&losses).enumerate() {
-            let name = format!("{} {n}", case.dir.display());
+            let name = format!("{} {n}, {}", case.dir.display(), checkpoint.path().display());
             assert_close(&name, &[(loss.nll / loss.targets as f64) as f32], &case.tensor(&format!("nll.{n}")).unwrap());
             if let Some(want) = case.tensor(&format!("logits.{n}")) {
                 assert_close(&format!("logits of {name}"), &evaluator.logits(sequence).unwrap(), &want);
@@ -117,8 +151,7 @@ fn logits_and_losses() {
 
 #[test]
 fn gradients() {
-    for case in Case::all() {
-        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
+    for (case, checkpoint) in cases_and_checkpoints() {
         let model = Model::load(cpu(2), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
@@ -137,8 +170,7 @@ fn gradients() {
 
 #[test]
 fn ten_steps() {
-    for case in Case::all() {
-        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
+    for (case, checkpoint) in cases_and_checkpoints() {
         let model = Model::load(cpu(1), &checkpoint).unwrap();
         let adapter = case.adapter(&checkpoint);
         let sequences = case.sequences(&adapter);
@@ -152,7 +184,7 @@ fn ten_steps() {
 #[test]
 fn bits_do_not_depend_on_threads_and_a_run_resumes() {
     for case in Case::all() {
-        let checkpoint = Checkpoint::open(case.dir.join("model")).unwrap();
+        let checkpoint = case.folder();
         let mut adapter = case.adapter(&checkpoint);
         adapter.config.dropout = 0.1;
         let sequences = case.sequences(&adapter);

@@ -89,7 +89,7 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
         _ => unreachable!("both are streams"),
     };
     let adapter = args.as_ref().map(|args| (args, &mut adapter_state));
-    b.linear(Linear { output, tokens, x, weight, adapter }).unwrap();
+    b.linear(Linear { output, tokens, x, weight, bias: None, adapter }).unwrap();
     let mut results = vec![("y", y.get(b, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
     let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.old_dx), put(b, &case.params));
     b.linear_backward(LinearBackward {

@@ -241,15 +241,30 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         let mut results = Vec::new();
         if prefix > 0 {
             let prefix = Some(Prefix { k: &prefix_k, v: &prefix_v, len: prefix });
-            b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, q, k, v, prefix }).unwrap();
+            b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window: None, q, k, v, prefix })
+                .unwrap();
             results.extend([("o after a prefix", get_activations(b, &o, wide)), ("its lse", get(b, &lse, rows))]);
         }
-        b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, q, k, v, prefix: None }).unwrap();
+        b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window: None, q, k, v, prefix: None })
+            .unwrap();
         let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|len| put_activations(b, &vec![f32::NAN; len]));
         let (o, lse, d_o) = (&o, &lse, &d_o);
         let (dqs, dks, dvs) = (&mut dq, &mut dk, &mut dv);
-        b.attention_backward(AttentionBackward { dq: dqs, dk: dks, dv: dvs, shape, segments, d_o, o, lse, q, k, v })
-            .unwrap();
+        b.attention_backward(AttentionBackward {
+            dq: dqs,
+            dk: dks,
+            dv: dvs,
+            shape,
+            segments,
+            window: None,
+            d_o,
+            o,
+            lse,
+            q,
+            k,
+            v,
+        })
+        .unwrap();
         results.push(("lse", get(b, lse, rows)));
         let activations = [("o", o, wide), ("dq", &dq, wide), ("dk", &dk, narrow), ("dv", &dv, narrow)];
         results.extend(activations.map(|(name, x, len)| (name, get_activations(b, x, len))));

@@ -10,6 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::config::Architecture;
 use hydra_runtime::projection::Projection;
 use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
@@ -74,6 +75,7 @@ fn model(page: &mut Page, checkpoint: &Checkpoint) {
     for (format, tensors, bytes) in checkpoint.formats() {
         page.row("", format!("{} in {tensors} tensors, {:.1} MiB", format.name(), mib(bytes)));
     }
+    page.row("architecture", architecture(&config.architecture));
     page.row("layers", config.layers);
     page.row("width", config.d_model);
     page.row("feed-forward", config.d_ffn);
@@ -87,6 +89,26 @@ fn model(page: &mut Page, checkpoint: &Checkpoint) {
         let (d_out, d_in) = projection.dims(config);
         page.row(projection.name(), format!("[{d_out}, {d_in}]"));
     }
+}
+
+/// The family, and what the model adds to plain LLaMA.
+fn architecture(architecture: &Architecture) -> String {
+    let Architecture { family, biases, head_norms, window } = architecture;
+    let mut parts = vec![family.name().to_string()];
+    let biased = [(biases.qkv, "q, k, v"), (biases.o, "o"), (biases.mlp, "gate, up, down")];
+    let biased: Vec<_> = biased.iter().filter(|(has, _)| *has).map(|(_, names)| *names).collect();
+    if !biased.is_empty() {
+        parts.push(format!("biases on {}", biased.join(", ")));
+    }
+    if *head_norms {
+        parts.push("a norm on each head of q and k".into());
+    }
+    if let Some(window) = window {
+        let from =
+            if window.first_layer > 0 { format!(" from layer {} on", window.first_layer) } else { String::new() };
+        parts.push(format!("a sliding window of {} tokens{from}", window.size));
+    }
+    parts.join("; ")
 }
 
 fn training(

@@ -2,8 +2,9 @@
 
 use hydra_runtime::Result;
 use hydra_runtime::backend::{
-    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HydraShape,
-    Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm,
+    HeadNormBackward, HydraShape, Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope,
+    StoredWeight,
 };
 use hydra_runtime::config::Config;
 use std::collections::BTreeMap;
@@ -117,12 +118,20 @@ impl<B: Backend> Backend for Timed<B> {
         let RmsNormBackward { dx, tokens, dy, x, inv_rms, weight } = args;
         self.time("rms_norm_backward", |b| b.rms_norm_backward(RmsNormBackward { dx, tokens, dy, x, inv_rms, weight }))
     }
+    fn head_norm(&self, args: HeadNorm<'_, Self>) -> Result<()> {
+        let HeadNorm { y, heads, x, weight, eps } = args;
+        self.time("head_norm", |b| b.head_norm(HeadNorm { y, heads, x, weight, eps }))
+    }
+    fn head_norm_backward(&self, args: HeadNormBackward<'_, Self>) -> Result<()> {
+        let HeadNormBackward { dx, heads, x, weight, eps } = args;
+        self.time("head_norm_backward", |b| b.head_norm_backward(HeadNormBackward { dx, heads, x, weight, eps }))
+    }
     fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
         let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
         self.time("rope", |b| b.rope(Rope { x, n_heads, head_dim, table, positions, inverse }))
     }
     fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
-        let Linear { output, tokens, x, weight, adapter } = args;
+        let Linear { output, tokens, x, weight, bias, adapter } = args;
         let output = match output {
             LinearOutput::Buffer { y, residual } => LinearOutput::Buffer { y, residual },
             LinearOutput::Activations { y, residual } => LinearOutput::Activations { y, residual },
@@ -130,7 +139,7 @@ impl<B: Backend> Backend for Timed<B> {
         let name = size("linear", adapter.as_ref().map(|(args, _)| args.slot.shape));
         let (args, adapter_state) = adapter.map(|(args, state)| (adapter_args(args), state)).unzip();
         let adapter = args.as_ref().zip(adapter_state);
-        self.time(name, |b| b.linear(Linear { output, tokens, x, weight, adapter }))
+        self.time(name, |b| b.linear(Linear { output, tokens, x, weight, bias, adapter }))
     }
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
         let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter } = args;
@@ -148,14 +157,14 @@ impl<B: Backend> Backend for Timed<B> {
         self.time(name, |b| b.linear_backward(LinearBackward { dx, dparams, tokens, dy, x, weight, adapter }))
     }
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
-        let Attention { o, lse, shape, segments, q, k, v, prefix } = args;
+        let Attention { o, lse, shape, segments, window, q, k, v, prefix } = args;
         let prefix = prefix.map(|Prefix { k, v, len }| Prefix { k, v, len });
-        self.time("attention", |b| b.attention(Attention { o, lse, shape, segments, q, k, v, prefix }))
+        self.time("attention", |b| b.attention(Attention { o, lse, shape, segments, window, q, k, v, prefix }))
     }
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
-        let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+        let AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v } = args;
         self.time("attention_backward", |b| {
-            b.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v })
+            b.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v })
         })
     }
     fn swiglu(&self, out: &mut B::Activations, len: usize, gate: &B::Activations, up: &B::Activations) -> Result<()> {
@@ -193,6 +202,9 @@ impl<B: Backend> Backend for Timed<B> {
     fn adamw(&self, args: AdamWStep<'_, Self>) -> Result<()> {
         let AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale } = args;
         self.time("adamw", |b| b.adamw(AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale }))
+    }
+    fn supports(&self, config: &Config) -> Result<()> {
+        self.inner.supports(config)
     }
     fn describe(&self) -> String {
         self.inner.describe()

@@ -2,6 +2,7 @@
 
 use super::{Accumulate, Backend, HydraShape, Routing};
 use crate::batch::Segment;
+use core::num::NonZeroUsize;
 use core::ops::Range;
 use hydra_kernels::dropout::Dropout;
 
@@ -53,6 +54,34 @@ pub struct RmsNormBackward<'a, B: Backend + ?Sized> {
     pub weight: &'a B::Buffer,
 }
 
+/// [`Backend::head_norm`].
+pub struct HeadNorm<'a, B: Backend + ?Sized> {
+    /// [heads, head_dim].
+    pub y: &'a mut B::Activations,
+    /// The heads of all rows: tokens · heads in a row.
+    pub heads: usize,
+    /// [heads, head_dim].
+    pub x: &'a B::Activations,
+    /// `[head_dim]`; its length is head_dim.
+    pub weight: &'a B::Buffer,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// [`Backend::head_norm_backward`].
+pub struct HeadNormBackward<'a, B: Backend + ?Sized> {
+    /// [heads, head_dim]: the gradient of y on entry, that of x on return.
+    pub dx: &'a mut B::Activations,
+    /// The heads of all rows: tokens · heads in a row.
+    pub heads: usize,
+    /// [heads, head_dim].
+    pub x: &'a B::Activations,
+    /// `[head_dim]`; its length is head_dim.
+    pub weight: &'a B::Buffer,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// [`Backend::rope`].
 pub struct Rope<'a, B: Backend + ?Sized> {
     /// [tokens, n_heads · head_dim], rotated in place; halves of a head are paired as in Hugging Face's LLaMA.
@@ -97,6 +126,8 @@ pub struct Linear<'a, B: Backend + ?Sized> {
     pub x: &'a B::Activations,
     /// W [d_out, d_in].
     pub weight: &'a B::Matrix,
+    /// `[d_out]`.
+    pub bias: Option<&'a B::Buffer>,
     /// The adapter, and its state [tokens, a_rows + lora_heads]: `[A x | gate]`, written for the backward pass.
     pub adapter: Option<(&'a AdapterArgs<'a, B>, &'a mut B::Buffer)>,
 }
@@ -129,6 +160,8 @@ pub struct Attention<'a, B: Backend + ?Sized> {
     pub shape: AttentionShape,
     /// The sequences' rows: contiguous, in order, from row 0.
     pub segments: &'a [Segment],
+    /// The keys that a query sees, its own and those just before it; `None`: all before it.
+    pub window: Option<NonZeroUsize>,
     /// [tokens, n_heads · head_dim], rotated.
     pub q: &'a B::Activations,
     /// [tokens, kv_heads · head_dim], rotated.
@@ -151,6 +184,8 @@ pub struct AttentionBackward<'a, B: Backend + ?Sized> {
     pub shape: AttentionShape,
     /// The sequences' rows: contiguous, in order, from row 0.
     pub segments: &'a [Segment],
+    /// The keys that a query sees, its own and those just before it; `None`: all before it.
+    pub window: Option<NonZeroUsize>,
     /// The gradient of `o`, [tokens, n_heads · head_dim].
     pub d_o: &'a B::Activations,
     /// The forward pass's result.

@@ -201,7 +201,7 @@ mod tests {
             let (x, residual) = (&Activations::F32(x.as_slice().into()), Buffer::from(&*vec![0.5; rows]));
             let mut y = Buffer::from(&*vec![9.0; rows]);
             let output = LinearOutput::Buffer { y: &mut y, residual: added.then_some(&residual) };
-            cpu(threads).linear(Linear { output, tokens: 1, x, weight, adapter: None }).unwrap();
+            cpu(threads).linear(Linear { output, tokens: 1, x, weight, bias: None, adapter: None }).unwrap();
             y.to_vec()
         };
         let (set, added) = (run(1, false), run(1, true));
@@ -226,7 +226,7 @@ mod tests {
         let (mut operand, mut y) = (cpu.activations(x.len()).unwrap(), cpu.activations(tokens * rows).unwrap());
         cpu.upload_activations(&mut operand, &x).unwrap();
         let output = LinearOutput::Activations { y: &mut y, residual: None };
-        cpu.linear(Linear { output, tokens, x: &operand, weight, adapter: None }).unwrap();
+        cpu.linear(Linear { output, tokens, x: &operand, weight, bias: None, adapter: None }).unwrap();
         let mut got = vec![0.0; tokens * rows];
         cpu.download_activations(&mut got, &y).unwrap();
         for (i, got) in got.into_iter().enumerate() {

@@ -5,8 +5,8 @@ use super::cpu::{self, Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Cuda, Gpu};
 use super::{
-    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, Linear,
-    LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm,
+    HeadNormBackward, Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
 use crate::Result;
 use crate::config::Config;
@@ -290,6 +290,22 @@ impl Backend for Device {
         })
     }
 
+    fn head_norm(&self, args: HeadNorm<'_, Self>) -> Result<()> {
+        let HeadNorm { y, heads, x, weight, eps } = args;
+        on!(self, backend: B => {
+            let (y, x, weight) = (B::act_mut(y)?, B::act(x)?, B::f32(weight)?);
+            backend.head_norm(HeadNorm { y, heads, x, weight, eps })
+        })
+    }
+
+    fn head_norm_backward(&self, args: HeadNormBackward<'_, Self>) -> Result<()> {
+        let HeadNormBackward { dx, heads, x, weight, eps } = args;
+        on!(self, backend: B => {
+            let (dx, x, weight) = (B::act_mut(dx)?, B::act(x)?, B::f32(weight)?);
+            backend.head_norm_backward(HeadNormBackward { dx, heads, x, weight, eps })
+        })
+    }
+
     fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
         let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
         on!(self, backend: B => {
@@ -299,14 +315,15 @@ impl Backend for Device {
     }
 
     fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
-        let Linear { output: y, tokens, x, weight, adapter: args } = args;
+        let Linear { output: y, tokens, x, weight, bias, adapter: args } = args;
         on!(self, backend: B => {
             let (output, x, weight) = (output::<B>(y)?, B::act(x)?, B::weight(weight)?);
+            let bias = bias.map(B::f32).transpose()?;
             let Some((args, state)) = args else {
-                return backend.linear(Linear { output, tokens, x, weight, adapter: None });
+                return backend.linear(Linear { output, tokens, x, weight, bias, adapter: None });
             };
             let adapter = Some((&adapter::<B>(args)?, B::f32_mut(state)?));
-            backend.linear(Linear { output, tokens, x, weight, adapter })
+            backend.linear(Linear { output, tokens, x, weight, bias, adapter })
         })
     }
 
@@ -328,22 +345,22 @@ impl Backend for Device {
     }
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
-        let Attention { o, lse, shape, segments, q, k, v, prefix: before } = args;
+        let Attention { o, lse, shape, segments, window, q, k, v, prefix: before } = args;
         on!(self, backend: B => {
             let (o, lse) = (B::act_mut(o)?, B::f32_mut(lse)?);
             let (q, k, v) = (B::act(q)?, B::act(k)?, B::act(v)?);
             let prefix = before.map(prefix::<B>).transpose()?;
-            backend.attention(Attention { o, lse, shape, segments, q, k, v, prefix })
+            backend.attention(Attention { o, lse, shape, segments, window, q, k, v, prefix })
         })
     }
 
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
-        let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+        let AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v } = args;
         on!(self, backend: B => {
             let (dq, dk, dv) = (B::act_mut(dq)?, B::act_mut(dk)?, B::act_mut(dv)?);
             let (d_o, o, lse) = (B::act(d_o)?, B::act(o)?, B::f32(lse)?);
             let (q, k, v) = (B::act(q)?, B::act(k)?, B::act(v)?);
-            backend.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v })
+            backend.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v })
         })
     }
 
@@ -403,6 +420,10 @@ impl Backend for Device {
             let (exp_avg, exp_avg_sq) = (B::f32_mut(exp_avg)?, B::f32_mut(exp_avg_sq)?);
             backend.adamw(AdamWStep { params, exp_avg, exp_avg_sq, grads, rates, adam, step, grad_scale })
         })
+    }
+
+    fn supports(&self, config: &Config) -> Result<()> {
+        on!(self, backend => backend.supports(config))
     }
 
     fn describe(&self) -> String {

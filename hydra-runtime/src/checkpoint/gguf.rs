@@ -5,14 +5,17 @@ mod types;
 mod vocabulary;
 
 use super::{Listing, RawTensor, Source, TensorId};
-use crate::config::{Config, Rope, RopeScaling};
+use crate::config::architecture::{Traits, supported};
+use crate::config::{Architecture, Biases, Config, Family, Rope, RopeScaling, Window};
 use crate::error::printable;
+use crate::projection::Projection;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use bytes::Bytes;
 use container::{Container, Value};
 use hydra_kernels::quant::RowOrder;
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 /// Frequencies' divisors of models that were stretched the LLaMA 3.1 way, [head_dim / 2].
@@ -28,7 +31,10 @@ pub(super) fn list(path: &Path, file: Bytes) -> Result<Listing> {
         let raw = RawTensor { file: 0, bytes: tensor.bytes.clone(), format: Ok(tensor.format), shape };
         tensors.insert(name.to_string(), raw);
     }
-    let attention_rows = RowOrder::Interleaved { head_dim: config.head_dim };
+    let attention_rows = match config.architecture.family.traits().interleaved {
+        true => RowOrder::Interleaved { head_dim: config.head_dim },
+        false => RowOrder::Natural,
+    };
     let (source, data) = (Source::Gguf(path.into()), vec![file]);
     Ok(Listing { source, config, data, tensors, name, relevant, attention_rows })
 }
@@ -46,81 +52,118 @@ fn name(id: TensorId) -> String {
         TensorId::AttentionNorm(layer) => format!("blk.{layer}.attn_norm.weight"),
         TensorId::FfnNorm(layer) => format!("blk.{layer}.ffn_norm.weight"),
         TensorId::Projection(layer, projection) => format!("blk.{layer}.{}.weight", projection.gguf_name()),
+        TensorId::Bias(layer, projection) => format!("blk.{layer}.{}.bias", projection.gguf_name()),
+        TensorId::QueryNorm(layer) => format!("blk.{layer}.attn_q_norm.weight"),
+        TensorId::KeyNorm(layer) => format!("blk.{layer}.attn_k_norm.weight"),
     }
 }
 
-/// Biases, more norms, more layers; not the rotary tables of old files.
+/// Biases and norms that the architecture doesn't have, more layers; not the rotary tables of old files.
 fn relevant(name: &str) -> bool {
     let of_model = name.starts_with("blk.") || name == "output.bias";
     of_model && !name.ends_with(".attn_rot_embd") && !name.ends_with(".rope_freqs.weight")
 }
 
+/// The configuration, from the keys that begin with the architecture's name.
 fn config(file: &Container) -> Result<Config> {
-    let architecture = file.string("general.architecture")?;
-    if architecture != Some("llama") {
-        return Err(file.refuse("general.architecture", "\"llama\""));
+    let traits = traits(file)?;
+    let key = |name: &str| format!("{}.{name}", traits.gguf.unwrap_or_default());
+    let size = |name: &str| file.unsigned(&key(name));
+    let need = |name: &str| size(name)?.ok_or_else(|| file.refuse(&key(name), "a positive whole number"));
+    if size("expert_count")?.unwrap_or(0) > 0 {
+        return Err(file.refuse(&key("expert_count"), "a model without experts"));
     }
-    if file.unsigned("split.count")?.unwrap_or(1) > 1 {
-        return Err(file.refuse("split.count", "a model in one file (gguf-split --merge makes one)"));
-    }
-    if file.unsigned("llama.expert_count")?.unwrap_or(0) > 0 {
-        return Err(file.refuse("llama.expert_count", "a model without experts"));
-    }
-    let size = |key: &str| file.unsigned(key);
-    let need = |key: &str| size(key)?.ok_or_else(|| file.refuse(key, "a positive whole number"));
-    let (d_model, n_heads) = (need("llama.embedding_length")?, need("llama.attention.head_count")?);
-    let head_dim = match size("llama.attention.key_length")? {
+    let (d_model, n_heads) = (need("embedding_length")?, need("attention.head_count")?);
+    let head_dim = match size("attention.key_length")? {
         Some(head_dim) => head_dim,
         None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
-        None => return Err(file.refuse("llama.embedding_length", &format!("a multiple of the {n_heads} heads"))),
+        None => return Err(file.refuse(&key("embedding_length"), &format!("a multiple of the {n_heads} heads"))),
     };
-    for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-        if size(key)?.is_some_and(|n| n != head_dim) {
-            return Err(file.refuse(key, &format!("the head size, {head_dim}")));
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if size(name)?.is_some_and(|n| n != head_dim) {
+            return Err(file.refuse(&key(name), &format!("the head size, {head_dim}")));
         }
     }
+    const EPSILON: &str = "attention.layer_norm_rms_epsilon";
+    let norm_eps = file.float(&key(EPSILON))?.ok_or_else(|| file.refuse(&key(EPSILON), "a number"))?;
     let embedding = file.tensor("token_embd.weight")?;
     let config = Config {
         vocab: embedding.dims.get(1).copied().unwrap_or(0),
         d_model,
-        d_ffn: need("llama.feed_forward_length")?,
-        layers: need("llama.block_count")?,
+        d_ffn: need("feed_forward_length")?,
+        layers: need("block_count")?,
         n_heads,
-        kv_heads: size("llama.attention.head_count_kv")?.unwrap_or(n_heads),
+        kv_heads: size("attention.head_count_kv")?.unwrap_or(n_heads),
         head_dim,
-        norm_eps: file
-            .float("llama.attention.layer_norm_rms_epsilon")?
-            .ok_or_else(|| file.refuse("llama.attention.layer_norm_rms_epsilon", "a number"))? as f32,
-        rope: rope(file)?,
-        context: need("llama.context_length")?,
+        norm_eps: norm_eps as f32,
+        rope: rope(file, key)?,
+        context: need("context_length")?,
         tied: !file.tensors.contains_key("output.weight"),
         bos: file.token("tokenizer.ggml.bos_token_id")?,
         eos: end_tokens(file)?,
+        architecture: architecture(file, traits, &key("attention.sliding_window"))?,
     };
     config.check().map_err(|message| Error::Config { path: file.path.into(), message })?;
     Ok(config)
 }
 
-/// The end of a text, then the end of a turn, if that is another.
+/// The architecture's row of the table.
+fn traits(file: &Container) -> Result<&'static Traits> {
+    const KEY: &str = "general.architecture";
+    let traits = file.string(KEY)?.and_then(Traits::of_gguf);
+    let traits = traits.ok_or_else(|| file.refuse(KEY, &supported(|traits| traits.gguf)))?;
+    if file.unsigned("split.count")?.unwrap_or(1) > 1 {
+        return Err(file.refuse("split.count", "a model in one file (gguf-split --merge makes one)"));
+    }
+    Ok(traits)
+}
+
+/// What the file's tensors and its window make of the architecture. llama.cpp takes biases where there are some, and calls a
+/// LLaMA with a window LLaMA; in a Hugging Face folder it is a Mistral.
+fn architecture(file: &Container, traits: &Traits, window_key: &str) -> Result<Architecture> {
+    let has_bias = |projection| file.tensors.contains_key(name(TensorId::Bias(0, projection)).as_str());
+    let biases = Biases {
+        qkv: traits.biases.qkv || [Projection::Q, Projection::K, Projection::V].into_iter().any(has_bias),
+        o: traits.biases.o || has_bias(Projection::O),
+        mlp: traits.biases.mlp || [Projection::Gate, Projection::Up, Projection::Down].into_iter().any(has_bias),
+    };
+    let window = match file.unsigned(window_key)? {
+        None => None,
+        Some(size) => {
+            let size = NonZeroUsize::new(size).ok_or_else(|| file.refuse(window_key, "a positive whole number"))?;
+            Some(Window { size, first_layer: 0 })
+        }
+    };
+    let family = match traits.family {
+        Family::Llama if window.is_some() => Family::Mistral,
+        family => family,
+    };
+    Ok(Architecture { family, biases, head_norms: traits.head_norms, window })
+}
+
+/// The ends of a text, of a turn and of a message, as far as they are different tokens.
 fn end_tokens(file: &Container) -> Result<Vec<u32>> {
-    let mut ids: Vec<_> = file.token("tokenizer.ggml.eos_token_id")?.into_iter().collect();
-    let turn = file.token("tokenizer.ggml.eot_token_id")?;
-    ids.extend(turn.filter(|id| !ids.contains(id)));
+    let mut ids = Vec::new();
+    for end in ["eos", "eot", "eom"] {
+        let id = file.token(&format!("tokenizer.ggml.{end}_token_id"))?;
+        ids.extend(id.filter(|id| !ids.contains(id)));
+    }
     Ok(ids)
 }
 
-fn rope(file: &Container) -> Result<Rope> {
-    let theta = file.float("llama.rope.freq_base")?.unwrap_or(10_000.0) as f32;
-    let factor = match file.float("llama.rope.scaling.factor")? {
-        None => file.float("llama.rope.scale_linear")?,
+fn rope(file: &Container, key: impl Fn(&str) -> String) -> Result<Rope> {
+    let theta = file.float(&key("rope.freq_base"))?.unwrap_or(10_000.0) as f32;
+    let factor = match file.float(&key("rope.scaling.factor"))? {
+        None => file.float(&key("rope.scale_linear"))?,
         factor => factor,
     };
-    let scaling = match file.string("llama.rope.scaling.type")? {
+    let kind = key("rope.scaling.type");
+    let scaling = match file.string(&kind)? {
         Some("none") => RopeScaling::None,
         None | Some("linear") => {
             factor.filter(|&f| f != 1.0).map_or(RopeScaling::None, |f| RopeScaling::Linear(f as f32))
         }
-        Some(_) => return Err(file.refuse("llama.rope.scaling.type", "\"none\" or \"linear\"")),
+        Some(_) => return Err(file.refuse(&kind, "\"none\" or \"linear\"")),
     };
     if !file.tensors.contains_key(ROPE_FACTORS) {
         return Ok(Rope { theta, scaling });

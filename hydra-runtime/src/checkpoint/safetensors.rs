@@ -51,10 +51,13 @@ pub(super) fn name(id: TensorId) -> String {
         TensorId::AttentionNorm(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
         TensorId::FfnNorm(layer) => format!("model.layers.{layer}.post_attention_layernorm.weight"),
         TensorId::Projection(layer, projection) => format!("model.layers.{layer}.{}.weight", projection.hf_path()),
+        TensorId::Bias(layer, projection) => format!("model.layers.{layer}.{}.bias", projection.hf_path()),
+        TensorId::QueryNorm(layer) => format!("model.layers.{layer}.self_attn.q_norm.weight"),
+        TensorId::KeyNorm(layer) => format!("model.layers.{layer}.self_attn.k_norm.weight"),
     }
 }
 
-/// Biases, more norms, more layers; not the rotary tables that old files hold.
+/// Biases and norms that the architecture doesn't have, more layers; not the rotary tables that old files hold.
 fn relevant(name: &str) -> bool {
     let of_model = name.starts_with("model.layers.") || name == "lm_head.bias";
     of_model && !name.ends_with("rotary_emb.inv_freq")

@@ -1,15 +1,21 @@
 //! `config.json` of a Hugging Face folder.
 
-use super::{Config, Llama3Scaling, Rope, RopeScaling};
+use super::architecture::{Traits, WindowRule, supported};
+use super::{Architecture, Biases, Config, Llama3Scaling, Rope, RopeScaling, Window};
 use crate::Result;
 use crate::files::Files;
 use crate::json::{Object, shortest};
 use serde_json::{Value, json};
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 /// Its name in a Hugging Face folder.
 pub(crate) const FILE: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
+/// transformers' `sliding_window` where config.json has none.
+const DEFAULT_WINDOW: usize = 4096;
+/// transformers' `max_window_layers` where config.json has none.
+const DEFAULT_WINDOW_LAYERS: usize = 28;
 
 impl Config {
     /// Reads `config.json` (and the end tokens of `generation_config.json`, if that is there) in `folder`.
@@ -44,15 +50,49 @@ impl Config {
             [one] => json!(one),
             many => json!(many),
         };
-        Ok(json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": self.vocab,
+        let traits = self.architecture.family.traits();
+        let [attention_bias, mlp_bias] = self.bias_flags()?;
+        let mut config = json!({
+            "architectures": [traits.class], "model_type": traits.model_type, "vocab_size": self.vocab,
             "hidden_size": self.d_model, "intermediate_size": self.d_ffn, "num_hidden_layers": self.layers,
             "num_attention_heads": self.n_heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "max_position_embeddings": self.context, "rms_norm_eps": shortest(self.norm_eps),
             "rope_theta": shortest(self.rope.theta), "rope_scaling": scaling, "hidden_act": "silu",
-            "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": self.tied, "bos_token_id": self.bos,
-            "eos_token_id": eos, "torch_dtype": dtype,
-        }))
+            "attention_bias": attention_bias, "mlp_bias": mlp_bias, "tie_word_embeddings": self.tied,
+            "bos_token_id": self.bos, "eos_token_id": eos, "torch_dtype": dtype,
+        });
+        let window = self.architecture.window;
+        match traits.window {
+            WindowRule::Never => {}
+            WindowRule::Always => config["sliding_window"] = json!(window.map(|window| window.size)),
+            WindowRule::Optional => {
+                config["use_sliding_window"] = json!(window.is_some());
+                config["sliding_window"] = json!(window.map(|window| window.size));
+                config["max_window_layers"] = json!(window.map_or(self.layers, |window| window.first_layer));
+            }
+        }
+        Ok(config)
+    }
+
+    /// `attention_bias` and `mlp_bias`. Fails where the model has biases that its family has no key for.
+    fn bias_flags(&self) -> Result<[bool; 2], String> {
+        let (traits, biases) = (self.architecture.family.traits(), self.architecture.biases);
+        let flags = [biases.o, biases.mlp];
+        if biases_of(traits, flags) == biases {
+            Ok(flags)
+        } else {
+            Err(format!("its biases are others than config.json can state for model_type \"{}\"", traits.model_type))
+        }
+    }
+}
+
+/// The biases of a family's model with these values of `attention_bias` and `mlp_bias`.
+fn biases_of(traits: &Traits, [attention_bias, mlp_bias]: [bool; 2]) -> Biases {
+    let attention = attention_bias && traits.attention_bias;
+    Biases {
+        qkv: traits.biases.qkv || attention,
+        o: traits.biases.o || attention,
+        mlp: traits.biases.mlp || mlp_bias && traits.mlp_bias,
     }
 }
 
@@ -65,27 +105,30 @@ fn llama3(scaling: &Llama3Scaling) -> Value {
 
 fn parse(file: &Object) -> Result<Config> {
     let model_type = file.string("model_type")?.unwrap_or("llama");
-    if !matches!(model_type, "llama" | "mistral") {
-        return Err(file.refuse("model_type", "\"llama\" or \"mistral\""));
-    }
+    let Some(traits) = Traits::of_model_type(model_type) else {
+        return Err(file.refuse("model_type", &supported(|traits| Some(traits.model_type))));
+    };
     refuse_other_architectures(file)?;
     let context = file.size("max_position_embeddings")?.unwrap_or(2048);
-    // A window that no text can outgrow is none.
-    if file.size("sliding_window")?.is_some_and(|window| window < context) {
-        return Err(file.refuse("sliding_window", &format!("null, or at least the {context} positions")));
-    }
     let need = |key: &str| file.size(key)?.ok_or_else(|| file.refuse(key, "a positive whole number"));
-    let (d_model, n_heads) = (need("hidden_size")?, need("num_attention_heads")?);
-    let head_dim = match file.size("head_dim")? {
+    let (d_model, n_heads, layers) = (need("hidden_size")?, need("num_attention_heads")?, need("num_hidden_layers")?);
+    let head_dim = match file.size("head_dim")?.or(traits.head_dim) {
         Some(head_dim) => head_dim,
         None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
         None => return Err(file.error(format!("hidden_size {d_model}, wanted a multiple of the {n_heads} heads"))),
+    };
+    let flag = |key: &str| Ok::<_, crate::Error>(file.boolean(key)?.unwrap_or(false));
+    let architecture = Architecture {
+        family: traits.family,
+        biases: biases_of(traits, [flag("attention_bias")?, flag("mlp_bias")?]),
+        head_norms: traits.head_norms,
+        window: window(file, traits, layers, context)?,
     };
     let config = Config {
         vocab: need("vocab_size")?,
         d_model,
         d_ffn: need("intermediate_size")?,
-        layers: need("num_hidden_layers")?,
+        layers,
         n_heads,
         kv_heads: file.size("num_key_value_heads")?.unwrap_or(n_heads),
         head_dim,
@@ -95,18 +138,57 @@ fn parse(file: &Object) -> Result<Config> {
         tied: file.boolean("tie_word_embeddings")?.unwrap_or(false),
         bos: file.token_ids("bos_token_id")?.first().copied(),
         eos: file.token_ids("eos_token_id")?,
+        architecture,
     };
     config.check().map_err(|message| file.error(message))?;
     Ok(config)
 }
 
+/// The sliding window, as the family reads its keys.
+fn window(file: &Object, traits: &Traits, layers: usize, context: usize) -> Result<Option<Window>> {
+    const KEY: &str = "sliding_window";
+    let size = file.size(KEY)?;
+    let window = match traits.window {
+        WindowRule::Never if size.is_some_and(|size| size < context) => {
+            return Err(file.refuse(KEY, &format!("null, or at least the {context} positions")));
+        }
+        WindowRule::Never => None,
+        // Null means none; without the key there is transformers' default.
+        WindowRule::Always if file.map.contains_key(KEY) => Some((size, 0)),
+        WindowRule::Always => Some((Some(DEFAULT_WINDOW), 0)),
+        WindowRule::Optional if file.boolean("use_sliding_window")?.unwrap_or(false) => {
+            let first_layer = file.count("max_window_layers")?.unwrap_or(DEFAULT_WINDOW_LAYERS);
+            Some((size.or((!file.map.contains_key(KEY)).then_some(DEFAULT_WINDOW)), first_layer))
+        }
+        WindowRule::Optional => None,
+    };
+    let window = window.and_then(|(size, first_layer)| {
+        let size = NonZeroUsize::new(size?)?;
+        (first_layer < layers).then_some(Window { size, first_layer })
+    });
+    match file.strings("layer_types")? {
+        Some(types) if !agrees(&types, window, layers) => {
+            let wanted = match window {
+                None => format!("\"full_attention\" for each of the {layers} layers"),
+                Some(Window { first_layer, .. }) => {
+                    format!("\"sliding_attention\" for layers {first_layer} to {}, else \"full_attention\"", layers - 1)
+                }
+            };
+            Err(file.refuse("layer_types", &wanted))
+        }
+        _ => Ok(window),
+    }
+}
+
+/// Whether `layer_types` says of each layer what the window does.
+fn agrees(types: &[String], window: Option<Window>, layers: usize) -> bool {
+    let slides = |layer| window.is_some_and(|window| layer >= window.first_layer);
+    let wanted = |layer| if slides(layer) { "sliding_attention" } else { "full_attention" };
+    types.len() == layers && types.iter().enumerate().all(|(layer, name)| name == wanted(layer))
+}
+
 /// Options that change the arithmetic into one that isn't implemented.
 fn refuse_other_architectures(file: &Object) -> Result<()> {
-    for key in ["attention_bias", "mlp_bias"] {
-        if file.boolean(key)?.unwrap_or(false) {
-            return Err(file.refuse(key, "false"));
-        }
-    }
     if !matches!(file.string("hidden_act")?, None | Some("silu" | "swish")) {
         return Err(file.refuse("hidden_act", "\"silu\""));
     }

@@ -98,6 +98,7 @@ impl<B: Backend> Generator<B> {
             tokens: 1,
             x: &self.activations.read.normed,
             weight: &model.lm_head,
+            bias: None,
             adapter: None,
         })?;
         model.backend.download(&mut self.logits, &self.on_device)

@@ -43,6 +43,8 @@ pub(crate) enum Purpose {
 pub(crate) struct LayerActivations<M: Memory> {
     /// 1/rms of the layer's input, `[tokens]`.
     pub attention_inv_rms: M::Buffer,
+    /// Queries and keys before their heads are normalised, in the shapes of `q` and `k`; `None` without head norms.
+    pub unnormed: Option<QueriesAndKeys<M>>,
     /// Rotated queries, [tokens, n_heads * head_dim].
     pub q: M::Activations,
     /// Rotated keys, [tokens, kv_heads * head_dim].
@@ -63,6 +65,14 @@ pub(crate) struct LayerActivations<M: Memory> {
     pub up: M::Activations,
     /// `[A x | gate]` of each adapted projection, [tokens, a_rows + lora_heads].
     pub adapter_state: ByProjection<Option<M::Buffer>>,
+}
+
+/// Queries and keys of a layer.
+pub(crate) struct QueriesAndKeys<M: Memory> {
+    /// [tokens, n_heads * head_dim].
+    pub q: M::Activations,
+    /// [tokens, kv_heads * head_dim].
+    pub k: M::Activations,
 }
 
 /// Results that live only inside one layer.
@@ -202,8 +212,16 @@ impl<'a> Plan<'a> {
             let width = adapter.shape(config, projection).state_width();
             source.buffer(tokens * width).map(Some)
         })?;
+        let unnormed = match config.architecture.head_norms {
+            true => Some(QueriesAndKeys {
+                q: source.activations(tokens * attention.q_width())?,
+                k: source.activations(tokens * attention.kv_width())?,
+            }),
+            false => None,
+        };
         Ok(LayerActivations {
             attention_inv_rms: source.buffer(tokens)?,
+            unnormed,
             q: source.activations(tokens * attention.q_width())?,
             k: source.activations(tokens * attention.kv_width())?,
             v: source.activations(tokens * attention.kv_width())?,

@@ -1,20 +1,22 @@
 //! One transformer layer, forward and backward.
 //!
 //! ```text
-//! middle = x + O(attention(rope(Q n), rope(K n), V n))     n = norm(x)
-//! out    = middle + Down(silu(Gate m) ∘ Up m)              m = norm(middle)
+//! middle = x + O(attention(rope(h(Q n)), rope(h(K n)), V n))     n = norm(x)
+//! out    = middle + Down(silu(Gate m) ∘ Up m)                    m = norm(middle)
 //! ```
+//!
+//! h normalises each head in architectures that do, and is the identity in the others.
 //!
 //! The backward pass computes normalised streams and silu(gate) ∘ up again: cheaper than the memory they would take.
 
-use super::Pass;
 use super::activations::{Gradients, LayerActivations, Work};
 use super::cache::Cached;
+use super::{Layer, Pass};
 use crate::Result;
 use crate::adapter::device::DeviceAdapter;
 use crate::backend::{
-    Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionShape, Backend, Linear, LinearBackward,
-    LinearOutput, RmsNorm, RmsNormBackward, Rope,
+    Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionShape, Backend, HeadNorm,
+    HeadNormBackward, Linear, LinearBackward, LinearOutput, RmsNorm, RmsNormBackward, Rope,
 };
 use crate::projection::ByProjection;
 use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
@@ -46,6 +48,14 @@ pub(super) enum Scope<'a> {
     Rows(&'a [u32]),
     /// No output.
     KeysAndValues,
+}
+
+/// Where a layer's queries or keys go.
+struct Heads<'a, B: Backend> {
+    /// Rotated, [tokens, heads * head_dim].
+    rotated: &'a mut B::Activations,
+    /// Before the norm of each head, if there is one.
+    unnormed: Option<&'a mut B::Activations>,
 }
 
 /// The rows that a projection computes.
@@ -110,10 +120,10 @@ impl<B: Backend> Pass<'_, B> {
             weight: &self.model.layers[layer].attention_norm,
             eps: config.norm_eps,
         })?;
-        let LayerActivations { k, v, adapter_state, .. } = acts;
-        self.project(layer, K, rows, &work.normed, activations(k), adapter_state)?;
+        let LayerActivations { unnormed, k, v, adapter_state, .. } = acts;
+        let heads = Heads { rotated: k, unnormed: unnormed.as_mut().map(|unnormed| &mut unnormed.k) };
+        self.project_heads(layer, K, heads, &work.normed, adapter_state)?;
         self.project(layer, V, rows, &work.normed, activations(v), adapter_state)?;
-        self.rotate(k, config.kv_heads, false)?;
         cached.append(backend, layer, [k, v], [rows.tokens, AttentionShape::of(config).kv_width()])
     }
 
@@ -126,11 +136,45 @@ impl<B: Backend> Pass<'_, B> {
         cached: &Cached<'_, B>,
     ) -> Result<()> {
         let config = &self.model.config;
-        let LayerActivations { q, k, v, o, lse, adapter_state, .. } = acts;
-        self.project(layer, Q, self.all_rows(), &work.normed, activations(q), adapter_state)?;
-        self.rotate(q, config.n_heads, false)?;
-        let (shape, segments, prefix) = (AttentionShape::of(config), &self.packed.segments, cached.prefix(layer));
-        self.model.backend.attention(Attention { o, lse, shape, segments, q, k, v, prefix })
+        let LayerActivations { unnormed, q, k, v, o, lse, adapter_state, .. } = acts;
+        let heads = Heads { rotated: q, unnormed: unnormed.as_mut().map(|unnormed| &mut unnormed.q) };
+        self.project_heads(layer, Q, heads, &work.normed, adapter_state)?;
+        let (shape, window) = (AttentionShape::of(config), config.architecture.window(layer));
+        let (segments, prefix) = (&self.packed.segments, cached.prefix(layer));
+        self.model.backend.attention(Attention { o, lse, shape, segments, window, q, k, v, prefix })
+    }
+
+    /// Queries or keys: projected, each head normalised if the architecture does so, and rotated.
+    fn project_heads(
+        &self,
+        layer: usize,
+        projection: Projection,
+        heads: Heads<'_, B>,
+        x: &B::Activations,
+        adapter_state: &mut ByProjection<Option<B::Buffer>>,
+    ) -> Result<()> {
+        let Heads { rotated, unnormed } = heads;
+        let (rows, n_heads) = (self.all_rows(), self.heads_of(projection));
+        match unnormed.zip(self.head_norm(layer, projection)) {
+            None => self.project(layer, projection, rows, x, activations(rotated), adapter_state)?,
+            Some((unnormed, weight)) => {
+                self.project(layer, projection, rows, x, activations(unnormed), adapter_state)?;
+                let (heads, eps) = (rows.tokens * n_heads, self.model.config.norm_eps);
+                self.model.backend.head_norm(HeadNorm { y: rotated, heads, x: unnormed, weight, eps })?;
+            }
+        }
+        self.rotate(rotated, n_heads, false)
+    }
+
+    /// Heads in a row of queries or keys.
+    fn heads_of(&self, projection: Projection) -> usize {
+        if projection == Q { self.model.config.n_heads } else { self.model.config.kv_heads }
+    }
+
+    /// The weight of the norm of each head of queries or keys, if there is one.
+    fn head_norm(&self, layer: usize, projection: Projection) -> Option<&B::Buffer> {
+        let norms = self.model.layers[layer].head_norms.as_ref()?;
+        Some(if projection == Q { &norms.q } else { &norms.k })
     }
 
     /// From the stream between attention and feed-forward, `acts.middle`, to `out`.
@@ -169,10 +213,11 @@ impl<B: Backend> Pass<'_, B> {
         output: LinearOutput<'_, B>,
         adapter_state: &mut ByProjection<Option<B::Buffer>>,
     ) -> Result<()> {
-        let weight = &self.model.layers[layer].projections[projection];
+        let Layer { projections, biases, .. } = &self.model.layers[layer];
+        let (weight, bias) = (&projections[projection], biases[projection].as_ref());
         let args = self.adapter.and_then(|adapter| adapter.args(layer, projection, rows.labels, self.training));
         let adapter = args.as_ref().zip(adapter_state[projection].as_mut());
-        self.model.backend.linear(Linear { output, tokens: rows.tokens, x, weight, adapter })
+        self.model.backend.linear(Linear { output, tokens: rows.tokens, x, weight, bias, adapter })
     }
 
     fn rotate(&self, x: &mut B::Activations, n_heads: usize, inverse: bool) -> Result<()> {
@@ -274,11 +319,12 @@ impl<B: Backend> BlockBackward<'_, B> {
         if !go_on {
             return Ok(());
         }
-        let (shape, segments) = (AttentionShape::of(config), &self.pass.packed.segments);
-        let LayerActivations { q, k, v, o, lse, .. } = acts;
-        backend.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v })?;
-        self.pass.rotate(dq, config.n_heads, true)?;
-        self.pass.rotate(dk, config.kv_heads, true)?;
+        let (shape, window) = (AttentionShape::of(config), config.architecture.window(self.layer));
+        let segments = &self.pass.packed.segments;
+        let LayerActivations { unnormed, q, k, v, o, lse, .. } = acts;
+        backend.attention_backward(AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v })?;
+        self.heads(Q, dq, unnormed.as_ref().map(|unnormed| &unnormed.q))?;
+        self.heads(K, dk, unnormed.as_ref().map(|unnormed| &unnormed.k))?;
         self.norm(&mut work.normed, &mut work.inv_rms, x, norm)?;
         let go_on = self.reaches(&[]);
         self.project(
@@ -310,6 +356,15 @@ impl<B: Backend> BlockBackward<'_, B> {
             backend.rms_norm_backward(RmsNormBackward { dx, tokens, dy, x, inv_rms, weight: norm })?;
         }
         Ok(())
+    }
+
+    /// From the gradient of rotated queries or keys to that of the projection's result, in place.
+    fn heads(&self, projection: Projection, dx: &mut B::Activations, unnormed: Option<&B::Activations>) -> Result<()> {
+        let (pass, n_heads) = (self.pass, self.pass.heads_of(projection));
+        pass.rotate(dx, n_heads, true)?;
+        let Some((x, weight)) = unnormed.zip(pass.head_norm(self.layer, projection)) else { return Ok(()) };
+        let (heads, eps) = (pass.packed.len() * n_heads, pass.model.config.norm_eps);
+        pass.model.backend.head_norm_backward(HeadNormBackward { dx, heads, x, weight, eps })
     }
 
     /// A projection's gradients.

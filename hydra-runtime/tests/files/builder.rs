@@ -1,6 +1,6 @@
 //! Writes tiny models in both containers.
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -172,22 +172,83 @@ impl Gguf {
         gguf.u32("tokenizer.ggml.eos_token_id", 1);
         for (name, shape, values) in model_tensors() {
             let values = match name.rsplit('.').nth(1) {
-                Some("q_proj" | "k_proj") => interleave(&values, shape[1]),
+                Some("q_proj" | "k_proj") => interleave(&values, 4, shape[1]),
                 _ => values,
             };
             gguf.tensor(&gguf_name(&name), &shape, &values);
         }
         gguf
     }
+
+    /// The model of a Hugging Face folder with one file of f32, as llama.cpp's converter writes it, without a tokenizer.
+    pub fn of_folder(folder: &Path) -> Self {
+        let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+        let size = |key: &str| config[key].as_u64().map(|n| n as u32);
+        // llama.cpp knows Mistral as LLaMA.
+        let architecture = match config["model_type"].as_str().unwrap() {
+            "mistral" => "llama",
+            other => other,
+        };
+        let head_dim = size("head_dim").unwrap_or(size("hidden_size").unwrap() / size("num_attention_heads").unwrap());
+        let mut gguf = Self::new();
+        gguf.string("general.architecture", architecture);
+        for (name, value) in [
+            ("block_count", size("num_hidden_layers")),
+            ("context_length", size("max_position_embeddings")),
+            ("embedding_length", size("hidden_size")),
+            ("feed_forward_length", size("intermediate_size")),
+            ("attention.head_count", size("num_attention_heads")),
+            ("attention.head_count_kv", size("num_key_value_heads")),
+            ("attention.key_length", Some(head_dim)),
+            ("attention.value_length", Some(head_dim)),
+            ("attention.sliding_window", size("sliding_window")),
+        ] {
+            value.into_iter().for_each(|value| gguf.u32(&format!("{architecture}.{name}"), value));
+        }
+        let float = |key: &str| config[key].as_f64().unwrap() as f32;
+        gguf.f32(&format!("{architecture}.attention.layer_norm_rms_epsilon"), float("rms_norm_eps"));
+        gguf.f32(&format!("{architecture}.rope.freq_base"), float("rope_theta"));
+        if config["rope_scaling"]["rope_type"] == "llama3" {
+            let theta = f64::from(float("rope_theta"));
+            let factors = rope_factors(&config["rope_scaling"], theta, head_dim as usize);
+            gguf.tensor("rope_freqs.weight", &[factors.len()], &factors);
+        }
+        for (name, id) in [("bos", "bos_token_id"), ("eos", "eos_token_id")] {
+            size(id).into_iter().for_each(|id| gguf.u32(&format!("tokenizer.ggml.{name}_token_id"), id));
+        }
+        let file = std::fs::read(folder.join("model.safetensors")).unwrap();
+        for (name, view) in SafeTensors::deserialize(&file).unwrap().iter() {
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            let (shape, rotated) = (view.shape(), name.contains("q_proj") || name.contains("k_proj"));
+            let values = match shape {
+                [_, cols] if rotated && architecture == "llama" => interleave(&values, head_dim as usize, *cols),
+                [_] if rotated && architecture == "llama" => interleave(&values, head_dim as usize, 1),
+                _ => values,
+            };
+            gguf.tensor(&gguf_name(name), shape, &values);
+        }
+        gguf
+    }
 }
 
-/// llama.cpp's order of q's and k's rows, for heads of 4: 0 2 1 3.
-fn interleave(values: &[f32], cols: usize) -> Vec<f32> {
-    let heads = values.chunks(4 * cols);
-    heads
-        .flat_map(|head| [0, 2, 1, 3].into_iter().flat_map(move |row| &head[row * cols..(row + 1) * cols]))
-        .copied()
-        .collect()
+/// The divisors of the rotary frequencies of LLaMA 3.1's scaling, as llama.cpp's converter computes them.
+fn rope_factors(scaling: &Value, theta: f64, head_dim: usize) -> Vec<f32> {
+    let number = |key: &str| scaling[key].as_f64().unwrap();
+    let (factor, context) = (number("factor"), number("original_max_position_embeddings"));
+    let (low, high) = (number("low_freq_factor"), number("high_freq_factor"));
+    let factor_of = |pair: usize| {
+        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * pair as f64 / head_dim as f64);
+        let smooth = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    };
+    (0..head_dim / 2).map(factor_of).collect()
+}
+
+/// llama.cpp's order of q's and k's rows: those of both halves of a head in turn.
+fn interleave(values: &[f32], head_dim: usize, cols: usize) -> Vec<f32> {
+    let row = |stored: usize| stored / 2 + stored % 2 * (head_dim / 2);
+    let heads = values.chunks(head_dim * cols);
+    heads.flat_map(|head| (0..head_dim).flat_map(move |stored| &head[row(stored) * cols..][..cols])).copied().collect()
 }
 
 pub fn gguf_name(name: &str) -> String {
@@ -202,6 +263,8 @@ pub fn gguf_name(name: &str) -> String {
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),

@@ -130,7 +130,7 @@ fn configurations_that_cannot_run_are_refused_by_key() {
     let cases = [
         ("model_type", json!("gemma")),
         ("hidden_act", json!("gelu")),
-        ("attention_bias", json!(true)),
+        ("attention_bias", json!("yes")),
         ("hidden_size", json!(-8)),
         ("hidden_size", json!("8")),
         ("num_attention_heads", json!(0)),

@@ -1,7 +1,7 @@
 //! Causal attention over packed segments, by blocks with a running softmax (Dao et al., arXiv 2205.14135; Dao, 2307.08691).
 //!
 //! Forward: a task is one block of queries of one segment, with all heads. The query heads that share a key head share its
-//! packed blocks. [`few`] is the same for a handful of queries; [`mod@backward`] has the gradient.
+//! packed blocks. Blocks of keys that lie before the window of all of a task's queries are not read. [`few`] is the same for a handful of queries; [`mod@backward`] has the gradient.
 
 mod backward;
 mod few;
@@ -18,6 +18,7 @@ use crate::batch::Segment;
 use hydra_kernels::gemm::{self, MatRef, Panels, Source, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::math;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 /// Keys in a block.
@@ -33,6 +34,11 @@ fn query_block(shape: AttentionShape) -> usize {
 /// Factor of the scores.
 fn score_scale(shape: AttentionShape) -> f32 {
     1.0 / (shape.head_dim as f32).sqrt()
+}
+
+/// The keys of a window; without one, more than there are.
+fn in_keys(window: Option<NonZeroUsize>) -> usize {
+    window.map_or(usize::MAX, NonZeroUsize::get)
 }
 
 /// A rectangle inside a row-major matrix.
@@ -79,6 +85,8 @@ struct Inputs<'a, E> {
     k: &'a [E],
     v: &'a [E],
     prefix: Option<Past<'a, E>>,
+    /// The keys that a query sees, its own included.
+    window: usize,
 }
 
 /// One task of the forward pass: a block of queries of a segment, and their results.
@@ -92,12 +100,12 @@ struct QueryTask<'a, E> {
 
 /// See [`crate::backend::Backend::attention`].
 pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Attention<'_, Cpu>) -> Result<()> {
-    let Attention { o, lse, shape, segments, q, k, v, prefix } = args;
+    let Attention { o, lse, shape, segments, window, q, k, v, prefix } = args;
     let prefix = match prefix {
         Some(prefix) => Some(Past { k: E::of(prefix.k)?, v: E::of(prefix.v)?, start: 0, len: prefix.len }),
         None => None,
     };
-    let inputs = Inputs { shape, q: E::of(q)?, k: E::of(k)?, v: E::of(v)?, prefix };
+    let inputs = Inputs { shape, q: E::of(q)?, k: E::of(k)?, v: E::of(v)?, prefix, window: in_keys(window) };
     let mut tasks = query_tasks(shape, segments, E::of_mut(o)?, lse);
     // The longest first: the later a block, the more keys it sees.
     tasks.sort_by_key(|task| std::cmp::Reverse(task.first));
@@ -137,9 +145,9 @@ fn query_task<E: Element>(exec: Exec<'_, E>, mut task: QueryTask<'_, E>, inputs:
         for kv_head in 0..shape.kv_heads {
             heads.chunks_exact_mut(per_head).for_each(|head| Sums::of(head, rows).clear());
             if let Some(past) = prefix {
-                attend(exec, &task, inputs, Keys { past, causal: false, kv_head }, &mut blocks, heads)?;
+                attend(exec, &task, inputs, Keys { past, first_query: past.len, kv_head }, &mut blocks, heads)?;
             }
-            attend(exec, &task, inputs, Keys { past: own, causal: true, kv_head }, &mut blocks, heads)?;
+            attend(exec, &task, inputs, Keys { past: own, first_query: 0, kv_head }, &mut blocks, heads)?;
             for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
                 finish(exec, &mut task, shape, kv_head * shape.group() + i, Sums::of(head, rows));
             }
@@ -222,9 +230,23 @@ impl<'a> Sums<'a> {
 #[derive(Clone, Copy)]
 struct Keys<'a, E> {
     past: Past<'a, E>,
-    /// Whether a query sees keys up to its own place alone: in its own segment, not in the prefix.
-    causal: bool,
+    /// Where the segment's first query stands among these keys: at the first one of its own segment, behind the prefix.
+    first_query: usize,
     kv_head: usize,
+}
+
+impl<E> Keys<'_, E> {
+    /// The keys that the query of row `row` of its segment sees, without those before the first one.
+    fn seen(&self, window: usize, row: usize) -> Range<usize> {
+        let end = self.first_query + row + 1;
+        end.saturating_sub(window)..end
+    }
+}
+
+/// The part of `range` that lies in the block of `n` from `first` on, counted from `first`.
+fn within(range: Range<usize>, first: usize, n: usize) -> Range<usize> {
+    let inside = |at: usize| at.saturating_sub(first).min(n);
+    inside(range.start)..inside(range.end)
 }
 
 /// Adds what the task's queries see in `keys` to the sums of a group's heads.
@@ -236,9 +258,11 @@ fn attend<E: Element>(
     blocks: &mut Blocks<'_, E>,
     heads: &mut [f32],
 ) -> Result<()> {
-    let (shape, Keys { past, causal, kv_head }) = (inputs.shape, keys);
+    let (shape, window, Keys { past, kv_head, .. }) = (inputs.shape, inputs.window, keys);
     let (d, rows) = (shape.head_dim, task.lse.len() / shape.n_heads);
-    for key in (0..past.len).step_by(KEYS) {
+    // The first query looks back the farthest.
+    let first_block = keys.seen(window, task.first).start / KEYS * KEYS;
+    for key in (first_block..past.len).step_by(KEYS) {
         let n = KEYS.min(past.len - key);
         let block = |x| Block::new(E::values(x), shape.kv_width(), past.start + key, kv_head * d);
         let k = exec.pack(blocks.k, [d, n], block(past.k).as_columns(), score_scale(shape))?;
@@ -248,7 +272,11 @@ fn attend<E: Element>(
             for row in (0..rows).step_by(STRIP) {
                 let (end, in_segment) = (rows.min(row + STRIP), task.first + row);
                 let q = Block::new(E::values(inputs.q), shape.q_width(), task.segment.start + in_segment, q_head * d);
-                let visible = |i: usize| if causal { (in_segment + i + 1).saturating_sub(key).min(n) } else { n };
+                let visible = |i: usize| within(keys.seen(window, in_segment + i), key, n);
+                if visible(0).start == n {
+                    // The window of all these queries begins behind the block.
+                    continue;
+                }
                 let len = (end - row) * n;
                 let strip = Strip { q: q.rows(), k, v, p: &mut blocks.p[..len], scores: &mut blocks.scores[..len] };
                 attend_strip(exec, strip, sums.rows(row..end), visible)?;
@@ -269,12 +297,12 @@ struct Strip<'a, E> {
     scores: &'a mut [f32],
 }
 
-/// Adds what the queries see in the block: the first `visible(row)` keys of each row.
+/// Adds what the queries see in the block: the keys `visible(row)` of each row.
 fn attend_strip<E: Element>(
     exec: Exec<'_, E>,
     strip: Strip<'_, E>,
     mut sums: Sums<'_>,
-    visible: impl Fn(usize) -> usize,
+    visible: impl Fn(usize) -> Range<usize>,
 ) -> Result<()> {
     let Strip { q, k, v, p, scores } = strip;
     let rows = sums.max.len();
@@ -294,7 +322,7 @@ fn online_softmax<E: Element>(
     p: &mut [E],
     scores: &mut [f32],
     sums: &mut Sums<'_>,
-    visible: impl Fn(usize) -> usize,
+    visible: impl Fn(usize) -> Range<usize>,
 ) {
     let Sums { o, max, sum } = sums;
     let (n, d) = (scores.len() / max.len(), o.len() / max.len());
@@ -313,13 +341,16 @@ fn online_softmax<E: Element>(
     }
 }
 
-/// The first `visible` scores of a row, and enough masked ones (−∞) to fill a vector; the rest become zeros.
+/// The `visible` scores of a row, and enough masked ones (−∞) around them to fill vectors; the rest become zeros.
 #[inline(always)]
-fn hide(scores: &mut [f32], visible: usize) -> &mut [f32] {
-    let padded = visible.next_multiple_of(LANES).min(scores.len());
-    let (seen, masked) = scores.split_at_mut(padded);
-    seen[visible..].fill(f32::NEG_INFINITY);
-    masked.fill(0.0);
+fn hide(scores: &mut [f32], visible: Range<usize>) -> &mut [f32] {
+    let Range { start, end } = if visible.is_empty() { 0..0 } else { visible };
+    let (first, last) = (start / LANES * LANES, end.next_multiple_of(LANES).min(scores.len()));
+    scores[..first].fill(0.0);
+    scores[last..].fill(0.0);
+    let seen = &mut scores[first..last];
+    seen[..start - first].fill(f32::NEG_INFINITY);
+    seen[end - first..].fill(f32::NEG_INFINITY);
     seen
 }
 

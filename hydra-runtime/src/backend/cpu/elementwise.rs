@@ -66,6 +66,35 @@ impl Cpu {
         });
     }
 
+    pub(super) fn head_norm_rows<E: Element>(&self, y: &mut [E], heads: usize, x: &[E], weight: &[f32], eps: f32) {
+        let values = heads_chunk(weight.len());
+        let y = &mut y[..heads * weight.len()];
+        self.run(y.chunks_mut(values).zip(x.chunks(values)), |(y, x)| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || head_norm(self.bf16_isa, y, x, weight, eps),
+            );
+        });
+    }
+
+    pub(super) fn head_norm_backward_rows<E: Element>(
+        &self,
+        dx: &mut [E],
+        heads: usize,
+        x: &[E],
+        weight: &[f32],
+        eps: f32,
+    ) {
+        let values = heads_chunk(weight.len());
+        let dx = &mut dx[..heads * weight.len()];
+        self.run(dx.chunks_mut(values).zip(x.chunks(values)), |(dx, x)| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || head_norm_backward(self.bf16_isa, dx, x, weight, eps),
+            );
+        });
+    }
+
     pub(super) fn rope_rows<E: Element>(
         &self,
         x: &mut [E],
@@ -207,6 +236,53 @@ fn rms_norm_backward(dx: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32], wei
         let along = inv_rms * inv_rms * mean;
         for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
             *dx += inv_rms * (dy * w - x * along);
+        }
+    }
+}
+
+/// Values in a task of an operation on heads of `head_dim`: whole heads.
+fn heads_chunk(head_dim: usize) -> usize {
+    head_dim * (CHUNK / head_dim).max(1)
+}
+
+/// 1/√(mean of x² + eps).
+#[inline(always)]
+fn inverse_rms<E: Element>(x: &[E], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
+fn head_norm<E: Element>(isa: Bf16Isa, y: &mut [E], x: &[E], weight: &[f32], eps: f32) {
+    let d = weight.len();
+    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+        let scale = inverse_rms(x, eps);
+        rounded(
+            isa,
+            y,
+            #[inline(always)]
+            |first, block| {
+                for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
+                    *y = x.widen() * scale * w;
+                }
+            },
+        );
+    }
+}
+
+/// `dx` holds the gradient of the result on entry.
+#[inline(always)]
+fn head_norm_backward<E: Element>(isa: Bf16Isa, dx: &mut [E], x: &[E], weight: &[f32], eps: f32) {
+    let d = weight.len();
+    for (dx, x) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+        let scale = inverse_rms(x, eps);
+        let along = scale * scale * (dot3(dx, x, weight) / d as f32);
+        for ((dx, x), weight) in dx.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).zip(weight.chunks(BLOCK)) {
+            let mut block = [0.0; BLOCK];
+            let block = &mut block[..dx.len()];
+            for (((new, dy), x), w) in block.iter_mut().zip(&*dx).zip(x).zip(weight) {
+                *new = scale * (dy.widen() * w - x.widen() * along);
+            }
+            E::narrow(isa, dx, block).expect("one length");
         }
     }
 }

@@ -61,15 +61,15 @@ pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
 
 /// Σ a · b · c.
 #[inline(always)]
-pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+pub(super) fn dot3<A: Element, B: Element>(a: &[A], b: &[B], c: &[f32]) -> f32 {
     let mut acc = [0.0; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     let (c, c_rest) = c.as_chunks::<LANES>();
-    let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
+    let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a.widen() * b.widen() * c).sum();
     for ((a, b), c) in a.iter().zip(b).zip(c) {
         for i in 0..LANES {
-            acc[i] += a[i] * b[i] * c[i];
+            acc[i] += a[i].widen() * b[i].widen() * c[i];
         }
     }
     tree(acc, |a, b| a + b) + rest

@@ -13,13 +13,13 @@ use crate::backend::{
     LinearOutput, Weight,
 };
 use half::bf16;
-use hydra_kernels::Scratch;
 use hydra_kernels::gemm::{self, PANEL_ALIGN, Values, ValuesMut};
 use hydra_kernels::hydra::{
     AdapterGradients, AdapterRef, Backward, BackwardArgs, Dropouts, Few, Forward, ForwardArgs, HydraLayer,
     adapter_rows_scratch, column_block, dropped_dx_rows_scratch, dx_rows_scratch, few_output_scratch, few_serves,
     output_rows_scratch,
 };
+use hydra_kernels::{Float, Scratch};
 use std::ops::Range;
 
 /// Bytes of a weight that are worth handing to another thread: some microseconds of reading.
@@ -27,7 +27,7 @@ const TASK_BYTES: usize = 32 * 1024;
 
 /// See [`crate::backend::Backend::linear`].
 pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Linear<'_, Cpu>) -> Result<()> {
-    let Linear { output, tokens, x, weight, adapter } = args;
+    let Linear { output, tokens, x, weight, bias, adapter } = args;
     let (adapter, adapter_state) = match adapter {
         Some((adapter, state)) => (Some(adapter), &mut state[..tokens * adapter.slot.shape.state_width()]),
         None => (None, &mut [][..]),
@@ -45,11 +45,17 @@ pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Linear<'_, Cpu>) -> R
         labels: labels(adapter, tokens),
         dropouts: dropouts(adapter),
     };
-    if few_serves(&args) {
-        few(exec, layer, args, y.first(y_len), adapter_state)
-    } else {
-        many(exec, layer, args, y.first(y_len), adapter_state)
-    }
+    let outputs = Outputs { y: y.first(y_len), adapter_state };
+    let bias = bias.map(|bias| &bias[..layer.weight.rows()]);
+    if few_serves(&args) { few(exec, layer, args, bias, outputs) } else { many(exec, layer, args, bias, outputs) }
+}
+
+/// What the forward pass writes.
+struct Outputs<'a> {
+    /// [tokens, d_out].
+    y: ValuesMut<'a>,
+    /// [tokens, state_width]; empty without an adapter.
+    adapter_state: &'a mut [f32],
 }
 
 /// See [`crate::backend::Backend::linear_backward`].
@@ -141,14 +147,32 @@ fn state_parts<'a>(
     row_parts(states, tokens, rows, shape.state_width()).zip(row_parts(mixed, tokens, rows, shape.mixed_width()))
 }
 
-/// `y` [tokens, d_out], and `adapter_state` [tokens, state_width], which is empty without an adapter.
+/// Adds `bias` [d_out] to the rows of `y`.
+fn add_bias(cpu: &Cpu, y: ValuesMut<'_>, bias: &[f32]) {
+    #[inline(always)]
+    fn add<T: Float>(y: &mut [T], bias: &[f32]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, bias)| *y = T::round(y.widen() + bias));
+        }
+    }
+    cpu.isa.vectorize(
+        #[inline(always)]
+        || match y {
+            ValuesMut::F32(y) => add(y, bias),
+            ValuesMut::Bf16(y) => add(y, bias),
+        },
+    );
+}
+
+/// For many tokens: each thread computes some rows of the result.
 fn many<E: Element>(
     exec: Exec<'_, E>,
     layer: HydraLayer<'_>,
     args: ForwardArgs<'_>,
-    mut y: ValuesMut<'_>,
-    adapter_state: &mut [f32],
+    bias: Option<&[f32]>,
+    outputs: Outputs<'_>,
 ) -> Result<()> {
+    let Outputs { mut y, adapter_state } = outputs;
     let (cpu, shape, tokens) = (exec.cpu, layer.shape(), args.tokens);
     let forward = Forward::<E>::new(exec.isa, layer, args)?;
     let Workspace { panels, adapter_panels, lora_panels, dropout_panels, mixed, .. } = &mut *cpu.workspaces.take();
@@ -157,7 +181,7 @@ fn many<E: Element>(
     let stacked = [exec.pack_shared(a, lora_panels)?, exec.pack_shared(router, dropout_panels)?];
     let rows = cpu.row_chunk(tokens);
     for columns in blocks(cpu, shape.d_out, shape.d_in) {
-        let first = columns.start == 0;
+        let (first, last) = (columns.start == 0, columns.end == shape.d_out);
         let scratch = match y {
             ValuesMut::F32(_) => output_rows_scratch::<f32>(&shape, rows, columns.len()),
             ValuesMut::Bf16(_) => output_rows_scratch::<bf16>(&shape, rows, columns.len()),
@@ -166,27 +190,32 @@ fn many<E: Element>(
         let block = exec.pack_block(forward.block(columns)?, [panels, adapter_panels])?;
         let states = state_parts(&shape, [tokens, rows], adapter_state, mixed);
         let tasks = chunks(y.reborrow(), rows * shape.d_out).into_iter().zip(states);
-        cpu.threads.each(tasks, |i, (y, (adapter_state, mixed))| {
+        cpu.threads.each(tasks, |i, (mut y, (adapter_state, mixed))| {
             let rows = i * rows..tokens.min((i + 1) * rows);
             cpu.with_workspace(scratch, |workspace| {
                 if first {
                     forward.adapter_rows(rows.clone(), &stacked, adapter_state, mixed, workspace)?;
                 }
-                Ok(forward.output_rows(rows, &block, mixed, y, workspace)?)
+                forward.output_rows(rows, &block, mixed, y.reborrow(), workspace)?;
+                if let Some(bias) = bias.filter(|_| last) {
+                    add_bias(cpu, y, bias);
+                }
+                Ok(())
             })
         })?;
     }
     Ok(())
 }
 
-/// The same for a handful of tokens: each thread reads some rows of the weight.
+/// For a handful of tokens: each thread reads some rows of the weight.
 fn few<E: Element>(
     exec: Exec<'_, E>,
     layer: HydraLayer<'_>,
     args: ForwardArgs<'_>,
-    mut y: ValuesMut<'_>,
-    adapter_state: &mut [f32],
+    bias: Option<&[f32]>,
+    outputs: Outputs<'_>,
 ) -> Result<()> {
+    let Outputs { mut y, adapter_state } = outputs;
     let (cpu, shape, weight) = (exec.cpu, layer.shape(), layer.weight);
     let Workspace { widened, mixed, .. } = &mut *cpu.workspaces.take();
     let few = Few::new(cpu.isa, layer, args, widened.take::<f32>(args.x.len()))?;
@@ -198,11 +227,17 @@ fn few<E: Element>(
     for (token, y) in chunks(y.reborrow(), shape.d_out).into_iter().enumerate() {
         cpu.threads.each(chunks(y, columns).into_iter(), |i, y| {
             let columns = i * columns..i * columns + y.len();
+            let bias = bias.map(|bias| &bias[columns.clone()]);
             cpu.with_workspace(scratch.and(scratch), |workspace| match y {
-                ValuesMut::F32(y) => Ok(few.output(token, columns, mixed, y, workspace)?),
+                ValuesMut::F32(y) => {
+                    few.output(token, columns, mixed, y, workspace)?;
+                    bias.into_iter().for_each(|bias| add_bias(cpu, ValuesMut::F32(y), bias));
+                    Ok(())
+                }
                 ValuesMut::Bf16(y) => {
                     let sums = workspace.take_lines::<f32>(y.len())?;
                     few.output(token, columns, mixed, sums, workspace)?;
+                    bias.into_iter().for_each(|bias| add_bias(cpu, ValuesMut::F32(sums), bias));
                     Ok(gemm::to_bf16(cpu.bf16_isa, y, sums)?)
                 }
             })

@@ -7,8 +7,8 @@ use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
 use crate::Result;
 use crate::backend::{
-    AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, Linear, LinearBackward, RmsNorm, RmsNormBackward, Rope,
-    StoredWeight,
+    AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear, LinearBackward,
+    RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
 use crate::config::Config;
 use half::bf16;
@@ -95,6 +95,24 @@ impl Backend for Cpu {
     fn rms_norm_backward(&self, args: RmsNormBackward<'_, Self>) -> Result<()> {
         let RmsNormBackward { dx, tokens, dy, x, inv_rms, weight } = args;
         self.rms_norm_backward_rows(dx, tokens, dy, x, inv_rms, weight);
+        Ok(())
+    }
+
+    fn head_norm(&self, args: HeadNorm<'_, Self>) -> Result<()> {
+        let HeadNorm { y, heads, x, weight, eps } = args;
+        match y {
+            Activations::F32(y) => self.head_norm_rows(y, heads, f32::of(x)?, weight, eps),
+            Activations::Bf16(y) => self.head_norm_rows(y, heads, bf16::of(x)?, weight, eps),
+        }
+        Ok(())
+    }
+
+    fn head_norm_backward(&self, args: HeadNormBackward<'_, Self>) -> Result<()> {
+        let HeadNormBackward { dx, heads, x, weight, eps } = args;
+        match dx {
+            Activations::F32(dx) => self.head_norm_backward_rows(dx, heads, f32::of(x)?, weight, eps),
+            Activations::Bf16(dx) => self.head_norm_backward_rows(dx, heads, bf16::of(x)?, weight, eps),
+        }
         Ok(())
     }
 

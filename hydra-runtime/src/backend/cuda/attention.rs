@@ -2,7 +2,7 @@
 
 use super::buffer::Activations;
 use super::driver::Driver;
-use super::launcher::{Cuda, size};
+use super::launcher::{Cuda, lacking, size};
 use super::state::State;
 use crate::backend::{Attention, AttentionBackward, AttentionShape, Prefix};
 use crate::batch::Segment;
@@ -51,7 +51,10 @@ impl<D: Driver> Cuda<D> {
     }
 
     pub(super) fn attention_forward(&self, args: Attention<'_, Self>) -> Result<()> {
-        let Attention { o, lse, shape, segments, q, k, v, prefix } = args;
+        let Attention { o, lse, shape, segments, window, q, k, v, prefix } = args;
+        if window.is_some() {
+            return Err(lacking("a sliding window"));
+        }
         let state = &mut *self.state();
         let inputs = self.attention_inputs(state, shape, segments, [q, k, v])?;
         let prefix = match prefix {
@@ -67,7 +70,10 @@ impl<D: Driver> Cuda<D> {
     }
 
     pub(super) fn attention_gradient(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
-        let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+        let AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v } = args;
+        if window.is_some() {
+            return Err(lacking("a sliding window"));
+        }
         let state = &mut *self.state();
         let Inputs { shape: launched, tokens, qkv } = self.attention_inputs(state, shape, segments, [q, k, v])?;
         let (q_len, kv_len) = (tokens * shape.q_width(), tokens * shape.kv_width());

@@ -2,7 +2,7 @@
 
 use super::buffer::Memory;
 use super::driver::Driver;
-use super::launcher::{Cuda, size};
+use super::launcher::{Cuda, lacking, size};
 use super::state::State;
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Linear, LinearOutput};
@@ -72,7 +72,10 @@ struct Frozen {
 
 impl<D: Driver> Cuda<D> {
     pub(super) fn linear_forward(&self, args: Linear<'_, Self>) -> Result<()> {
-        let Linear { output, tokens, x, weight, adapter } = args;
+        let Linear { output, tokens, x, weight, bias, adapter } = args;
+        if bias.is_some() {
+            return Err(lacking("biases"));
+        }
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let (y, residual) = match output {
             LinearOutput::Buffer { y, residual } => (&y.0, residual.map(|residual| &residual.0)),

@@ -3,15 +3,15 @@
 use super::buffer::{Activations, Buffer, Memory};
 use super::driver::Driver;
 use super::gpu::blas;
-use super::launcher::{Cuda, size};
+use super::launcher::{Cuda, lacking, size};
 use super::loss;
 use super::matrix::Matrix;
-use crate::Result;
 use crate::backend::{
-    AdamW, AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, Linear, LinearBackward, RmsNorm,
-    RmsNormBackward, Rope, StoredWeight,
+    AdamW, AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear,
+    LinearBackward, RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
-use crate::config::Config;
+use crate::config::{Architecture, Biases, Config};
+use crate::{Error, Result};
 use half::bf16;
 use hydra_ptx::launch;
 use hydra_ptx::sizes::DECODED_TOKENS;
@@ -101,6 +101,14 @@ impl<D: Driver> Backend for Cuda<D> {
         let (dx, dy, x) = (self.f32(dx, values), self.f32(dy, values), self.f32(x, values));
         let (inv_rms, weight) = (self.f32(inv_rms, tokens), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm_backward(dx, size(tokens)?, dy, x, inv_rms, weight, d))
+    }
+
+    fn head_norm(&self, _: HeadNorm<'_, Self>) -> Result<()> {
+        Err(lacking("a norm on each head of q and k"))
+    }
+
+    fn head_norm_backward(&self, _: HeadNormBackward<'_, Self>) -> Result<()> {
+        Err(lacking("a norm on each head of q and k"))
     }
 
     fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
@@ -207,6 +215,19 @@ impl<D: Driver> Backend for Cuda<D> {
             self.run(&launch::adamw(state, grads.f32(range.start), range.len() as u64, &step))?;
         }
         Ok(())
+    }
+
+    fn supports(&self, config: &Config) -> Result<()> {
+        let Architecture { family, biases, head_norms, window } = config.architecture;
+        let has = [
+            (biases != Biases::default(), "biases"),
+            (head_norms, "a norm on each head of q and k"),
+            (window.is_some(), "a sliding window"),
+        ];
+        match has.into_iter().find(|(has, _)| *has) {
+            Some((_, what)) => Err(Error::Device(format!("{} models: {}", family.name(), lacking(what)))),
+            None => Ok(()),
+        }
     }
 
     fn describe(&self) -> String {

@@ -14,11 +14,12 @@ use super::super::Cpu;
 use super::super::buffer::{Element, carve, floats};
 use super::super::exec::Exec;
 use super::super::lanes::{LANES, dot};
-use super::{Block, STRIP, score_scale};
+use super::{Block, STRIP, in_keys, score_scale, within};
 use crate::Result;
 use crate::backend::{Accumulate, AttentionBackward, AttentionShape};
 use crate::batch::Segment;
 use hydra_kernels::gemm::{self, MatRef, Panels};
+use std::ops::Range;
 
 /// Keys and queries in a block.
 const BLOCK: usize = 128;
@@ -33,6 +34,15 @@ struct Saved<'a, E> {
     q: &'a [E],
     k: &'a [E],
     v: &'a [E],
+    /// The keys that a query sees, its own included.
+    window: usize,
+}
+
+impl<E> Saved<'_, E> {
+    /// The first block of keys that queries of a block see. It never falls from one block of queries to the next.
+    fn first_key_block(&self, query_block: usize) -> usize {
+        (query_block * BLOCK + 1).saturating_sub(self.window) / BLOCK
+    }
 }
 
 /// One task: one key head of a segment. Outputs are its part of each of the segment's rows.
@@ -47,9 +57,9 @@ struct KeyTask<'a, E> {
 
 /// See [`crate::backend::Backend::attention_backward`].
 pub(in super::super) fn backward<E: Element>(exec: Exec<'_, E>, args: AttentionBackward<'_, Cpu>) -> Result<()> {
-    let AttentionBackward { dq, dk, dv, shape, segments, d_o, o, lse, q, k, v } = args;
+    let AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v } = args;
     let (d_o, o) = (E::of(d_o)?, E::of(o)?);
-    let saved = Saved { shape, d_o, o, lse, q: E::of(q)?, k: E::of(k)?, v: E::of(v)? };
+    let saved = Saved { shape, d_o, o, lse, q: E::of(q)?, k: E::of(k)?, v: E::of(v)?, window: in_keys(window) };
     let mut tasks = key_tasks(shape, segments, [E::of_mut(dq)?, E::of_mut(dk)?, E::of_mut(dv)?]);
     tasks.sort_by_key(|task| std::cmp::Reverse(task.segment.len));
     exec.cpu.threads.each(tasks.into_iter(), |_, task| key_task(exec, task, saved))
@@ -96,9 +106,15 @@ fn key_task<E: Element>(exec: Exec<'_, E>, task: KeyTask<'_, E>, saved: Saved<'_
             scratch.pack_queries(exec, saved, segment, q_head)?;
             scratch.query_statistics(exec, saved, segment, q_head);
             for key_block in 0..blocks {
-                // Queries before a key don't see it.
+                // Queries before a key don't see it, nor do those whose window begins behind it.
                 for query_block in key_block..blocks {
-                    let pair = Pair { segment, kv_head, key_block, query_block, first_head: i == 0 };
+                    let first_key_block = saved.first_key_block(query_block);
+                    if first_key_block > key_block {
+                        break;
+                    }
+                    let first =
+                        First { of_keys: i == 0 && query_block == key_block, of_queries: key_block == first_key_block };
+                    let pair = Pair { segment, kv_head, key_block, query_block, first };
                     scratch.score_gradients(exec, saved, pair)?;
                     scratch.accumulate(exec, pair)?;
                 }
@@ -123,8 +139,16 @@ struct Pair {
     kv_head: usize,
     key_block: usize,
     query_block: usize,
-    /// Whether the query head is the first of its group, which begins the sums of dK and dV.
-    first_head: bool,
+    first: First,
+}
+
+/// Whose sums a pair of blocks begins; it adds to the others.
+#[derive(Clone, Copy)]
+struct First {
+    /// dK and dV of the block of keys: it meets the queries on the diagonal first, of the first head of its group.
+    of_keys: bool,
+    /// dQ of the block of queries: it meets the first keys that it sees first.
+    of_queries: bool,
 }
 
 /// A task's memory. Panels are a block after the other: [rows, d] as the operand B, and its transpose [d, rows].
@@ -275,11 +299,14 @@ impl<'a, E: Element> Scratch<'a, E> {
             };
             exec.multiply(scores, strip, Accumulate::Overwrite, rows(saved.k), q)?;
             exec.multiply(dscores, strip, Accumulate::Overwrite, rows(saved.v), d_o)?;
-            let masked = |strip_row: usize| (key + first + strip_row).saturating_sub(row).min(queries);
+            let visible = |strip_row: usize| {
+                let key = key + first + strip_row;
+                within(key..key.saturating_add(saved.window), row, queries)
+            };
             let (lse, delta) = (&self.lse[row..row + queries], &self.delta[row..row + queries]);
             exec.cpu.isa.vectorize(
                 #[inline(always)]
-                || softmax_gradients::<E>(scores, dscores, lse, delta, masked),
+                || softmax_gradients::<E>(scores, dscores, lse, delta, visible),
             );
             let place = first * queries..(first + strip) * queries;
             exec.narrow(&mut self.p[place.clone()], scores)?;
@@ -299,34 +326,36 @@ impl<'a, E: Element> Scratch<'a, E> {
         let d_o = Panels { data: &self.d_o[at_q..], k: queries, n: d };
         let (p, ds) = (E::values(&self.p[..n * queries]), E::values(&self.ds[..n * queries]));
         let store = |first| if first { Accumulate::Overwrite } else { Accumulate::Add };
-        // A key first meets the block of queries on the diagonal; a query first meets the first block of keys.
-        let first_queries = store(pair.first_head && pair.query_block == pair.key_block);
-        exec.multiply(&mut self.dv[key * d..], n, first_queries, MatRef::row_major(p, queries), d_o)?;
-        exec.multiply(&mut self.dk[key * d..], n, first_queries, MatRef::row_major(ds, queries), q)?;
-        let first_keys = store(pair.key_block == 0);
-        exec.multiply(&mut self.dq[row * d..], queries, first_keys, MatRef::transposed(ds, queries), k)
+        let (of_keys, of_queries) = (store(pair.first.of_keys), store(pair.first.of_queries));
+        exec.multiply(&mut self.dv[key * d..], n, of_keys, MatRef::row_major(p, queries), d_o)?;
+        exec.multiply(&mut self.dk[key * d..], n, of_keys, MatRef::row_major(ds, queries), q)?;
+        exec.multiply(&mut self.dq[row * d..], queries, of_queries, MatRef::transposed(ds, queries), k)
     }
 }
 
-/// Keys by queries: `p`: scores → probabilities; `ds`: dP → dS = P ∘ (dP − δ), without the scale. The first `masked(row)` queries
-/// don't see the key of a row.
+/// Keys by queries: `p`: scores → probabilities; `ds`: dP → dS = P ∘ (dP − δ), without the scale. The queries `visible(row)` see
+/// the key of a row.
 #[inline(always)]
 fn softmax_gradients<E: Element>(
     p: &mut [f32],
     ds: &mut [f32],
     lse: &[f32],
     delta: &[f32],
-    masked: impl Fn(usize) -> usize,
+    visible: impl Fn(usize) -> Range<usize>,
 ) {
     let n = lse.len();
     for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-        let masked = masked(row);
-        let begin = masked / LANES * LANES;
-        p[..begin].fill(0.0);
-        ds[..begin].fill(0.0);
-        p[begin..masked].fill(f32::NEG_INFINITY);
-        let rows = p[begin..].iter_mut().zip(&mut ds[begin..]);
-        for ((p, ds), (lse, delta)) in rows.zip(lse[begin..].iter().zip(&delta[begin..])) {
+        let Range { start, end } = visible(row);
+        // Whole vectors around the visible queries; the other queries among them have probability exp(−∞).
+        let (first, last) = (start / LANES * LANES, end.next_multiple_of(LANES).min(n));
+        p[..first].fill(0.0);
+        ds[..first].fill(0.0);
+        p[first..start].fill(f32::NEG_INFINITY);
+        p[end..last].fill(f32::NEG_INFINITY);
+        p[last..].fill(0.0);
+        ds[last..].fill(0.0);
+        let rows = p[first..last].iter_mut().zip(&mut ds[first..last]);
+        for ((p, ds), (lse, delta)) in rows.zip(lse[first..last].iter().zip(&delta[first..last])) {
             *p = E::exp(*p - lse);
             *ds = *p * (*ds - delta);
         }

@@ -27,7 +27,8 @@ pub(super) fn few<E: Element>(
     for (row, (o, lse)) in rows {
         let q = &inputs.q[(task.segment.start + task.first + row) * width..][..width];
         let own = Past { len: task.first + row + 1, ..own };
-        let past = [inputs.prefix.unwrap_or(Past { len: 0, ..own }), own];
+        let prefix = inputs.prefix.unwrap_or(Past { len: 0, ..own });
+        let past = [prefix.last(inputs.window.saturating_sub(own.len)), own.last(inputs.window)];
         let keys = past[0].len + past[1].len;
         let head = |kv_head: usize, (o, lse): (&mut [E], &mut [f32])| {
             cpu.with_scratch(group * (keys + 2 * d), |scratch| {
@@ -47,6 +48,14 @@ pub(super) fn few<E: Element>(
         }
     }
     Ok(())
+}
+
+impl<E> Past<'_, E> {
+    /// The last `len` rows at most.
+    fn last(self, len: usize) -> Self {
+        let len = self.len.min(len);
+        Self { start: self.start + self.len - len, len, ..self }
+    }
 }
 
 /// One query of the heads that share a key head.
