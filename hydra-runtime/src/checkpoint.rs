@@ -83,6 +83,7 @@ impl TensorId {
 }
 
 /// A tensor as its container describes it.
+#[derive(Clone)]
 struct RawTensor {
     /// Which of the files.
     file: usize,

@@ -1,5 +1,9 @@
 //! A Hugging Face folder: `config.json` beside `model.safetensors`, or beside shards that `model.safetensors.index.json`
 //! lists. The header's own consistency (lengths, overlaps, gaps) is checked by the safetensors crate.
+//!
+//! A tensor that a model uses under two names may be stored once. `safetensors.torch.save_model` then lists the other name
+//! in the header's metadata, `{"model.embed_tokens.weight": "lm_head.weight"}`, and may keep either of the two. Transformers
+//! stores the first of a tied model's two names that it finds, without a note: the configuration says that they are tied.
 
 use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::Config;
@@ -16,16 +20,19 @@ pub(crate) const ONE_FILE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 pub(super) fn list(files: Files) -> Result<Listing> {
-    let config = Config::read(&files)?;
-    let (mut data, mut tensors) = (Vec::new(), BTreeMap::new());
+    let mut config = Config::read(&files)?;
+    let mut stored = Stored::default();
     if files.has(ONE_FILE) {
-        add(&files, ONE_FILE, &mut data, &mut tensors)?;
+        stored.add(&files, ONE_FILE)?;
+        stored.share(&mut config);
     } else if files.has(INDEX) {
         let placed = index(&files)?;
         for shard in placed.values().collect::<BTreeSet<_>>() {
-            add(&files, shard, &mut data, &mut tensors)?;
+            stored.add(&files, shard)?;
         }
-        let missing: Vec<_> = placed.keys().filter(|name| !tensors.contains_key(*name)).map(|n| printable(n)).collect();
+        stored.share(&mut config);
+        let is_there = |name: &str| stored.tensors.contains_key(name);
+        let missing: Vec<_> = placed.keys().filter(|name| !is_there(name)).map(|name| printable(name)).collect();
         if !missing.is_empty() {
             return Err(Error::Tensors { path: files.path().into(), missing, surplus: Vec::new(), wrong: Vec::new() });
         }
@@ -39,6 +46,7 @@ pub(super) fn list(files: Files) -> Result<Listing> {
         let message = format!("neither {ONE_FILE} nor {INDEX} in it{hint}");
         return Err(Error::Format { path: files.path().into(), offset: None, message });
     }
+    let Stored { data, tensors, .. } = stored;
     let (source, attention_rows) = (Source::Files(files), RowOrder::Natural);
     Ok(Listing { source, config, data, tensors, name, relevant, attention_rows })
 }
@@ -79,26 +87,59 @@ fn index(files: &Files) -> Result<BTreeMap<String, String>> {
     Ok(shards)
 }
 
-/// Adds a file's bytes to `data` and its tensors to `tensors`.
-fn add(files: &Files, name: &str, data: &mut Vec<Bytes>, tensors: &mut BTreeMap<String, RawTensor>) -> Result<()> {
-    let (path, mapped) = (files.name(name), files.map(name)?);
-    let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
-    let parsed = SafeTensors::deserialize(&mapped).map_err(|e| invalid(not_safetensors(&e)))?;
-    let base = mapped.as_ptr() as usize;
-    for (name, view) in parsed.iter() {
-        let start = view.data().as_ptr() as usize - base;
-        let format = match view.dtype() {
-            Dtype::F32 => Ok(Format::F32),
-            Dtype::F16 => Ok(Format::F16),
-            Dtype::BF16 => Ok(Format::Bf16),
-            other => Err(other.to_string()),
-        };
-        let bytes = start..start + view.data().len();
-        let raw = RawTensor { file: data.len(), bytes, format, shape: view.shape().to_vec() };
-        if tensors.insert(name.to_string(), raw).is_some() {
-            return Err(invalid(format!("{} is in two shards", printable(name))));
+/// What the files hold.
+#[derive(Default)]
+struct Stored {
+    /// The files' bytes.
+    data: Vec<Bytes>,
+    tensors: BTreeMap<String, RawTensor>,
+    /// The files' metadata: among it, another name of a tensor → the name under which it is stored.
+    metadata: BTreeMap<String, String>,
+}
+
+impl Stored {
+    /// Adds a file's bytes, tensors and metadata.
+    fn add(&mut self, files: &Files, name: &str) -> Result<()> {
+        let (path, mapped) = (files.name(name), files.map(name)?);
+        let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
+        let refused = |error| invalid(not_safetensors(&error));
+        let (_, header) = SafeTensors::read_metadata(&mapped).map_err(refused)?;
+        let parsed = SafeTensors::deserialize(&mapped).map_err(refused)?;
+        let base = mapped.as_ptr() as usize;
+        for (name, view) in parsed.iter() {
+            let start = view.data().as_ptr() as usize - base;
+            let format = match view.dtype() {
+                Dtype::F32 => Ok(Format::F32),
+                Dtype::F16 => Ok(Format::F16),
+                Dtype::BF16 => Ok(Format::Bf16),
+                other => Err(other.to_string()),
+            };
+            let bytes = start..start + view.data().len();
+            let raw = RawTensor { file: self.data.len(), bytes, format, shape: view.shape().to_vec() };
+            if self.tensors.insert(name.to_string(), raw).is_some() {
+                return Err(invalid(format!("{} is in two shards", printable(name))));
+            }
+        }
+        self.metadata.extend(header.metadata().iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+        self.data.push(mapped);
+        Ok(())
+    }
+
+    /// Gives a tensor that is stored under one name to the other names that it has. A model whose output head is its
+    /// embedding is tied, whatever `config` says.
+    fn share(&mut self, config: &mut Config) {
+        let (embedding, head) = (name(TensorId::Embedding), name(TensorId::Head));
+        let is_alias = |a: &str, b: &str| self.metadata.get(a).is_some_and(|stored| stored == b);
+        config.tied |= !(self.tensors.contains_key(&embedding) && self.tensors.contains_key(&head))
+            && (is_alias(&embedding, &head) || is_alias(&head, &embedding));
+        if config.tied {
+            self.metadata.insert(embedding, head);
+        }
+        for (name, stored) in &self.metadata {
+            let raw = self.tensors.get(stored).cloned();
+            if let Some(raw) = raw.filter(|_| !self.tensors.contains_key(name)) {
+                self.tensors.insert(name.clone(), raw);
+            }
         }
     }
-    data.push(mapped);
-    Ok(())
 }

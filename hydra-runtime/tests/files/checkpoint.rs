@@ -5,7 +5,9 @@ use hydra_kernels::isa::Isa;
 use hydra_runtime::checkpoint::{Checkpoint, TensorId};
 use hydra_runtime::config::{Config, Llama3Scaling, Rope, RopeScaling};
 use hydra_runtime::projection::Projection;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
+use std::collections::HashMap;
 use std::path::Path;
 use tempfile::tempdir;
 
@@ -106,6 +108,71 @@ fn a_tied_head_is_the_embedding() {
     let mut row = [0.0; 8];
     checkpoint.weight(TensorId::Head).decode_row(Isa::Portable, 3, 0, &mut row);
     assert_eq!(row[2], value(0, 26));
+}
+
+/// Writes the tiny model's tensors but `left_out`, with the metadata of `safetensors.torch.save_model`.
+fn write_shared(dir: &Path, tied: bool, left_out: &[&str], aliases: &[(&str, &str)]) {
+    let mut config = config_json();
+    config["tie_word_embeddings"] = json!(tied);
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let stored =
+        model_tensors().into_iter().filter(|(name, ..)| !left_out.contains(&name.as_str())).collect::<Vec<_>>();
+    let views = stored.iter().map(|(name, shape, values)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values)).unwrap())
+    });
+    let aliases = aliases.iter().map(|&(name, stored)| (name.into(), stored.into()));
+    let metadata: HashMap<String, String> = aliases.chain([("format".into(), "pt".into())]).collect();
+    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
+}
+
+#[test]
+fn tensors_stored_under_another_name() {
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let dir = tempdir().unwrap();
+    let row = |id| {
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let mut row = [0.0; 8];
+        checkpoint.weight(id).decode_row(Isa::Portable, 3, 0, &mut row);
+        (row[2], checkpoint.config().tied)
+    };
+    // The two names of a tied model: either is stored, with a note or without, and `save_model` keeps the alphabet's first.
+    for (tied, left_out, aliases, tensor) in [
+        (true, embedding, &[(embedding, head)][..], 2),
+        (true, embedding, &[], 2),
+        (true, head, &[(head, embedding)], 0),
+        (false, head, &[(head, embedding)], 0),
+        (false, embedding, &[(embedding, head)], 2),
+    ] {
+        write_shared(dir.path(), tied, &[left_out], aliases);
+        for id in [TensorId::Embedding, TensorId::Head] {
+            assert_eq!(row(id), (value(tensor, 26), true), "{id:?} without {left_out}");
+        }
+    }
+    write_shared(dir.path(), false, &[embedding], &[]);
+    assert!(complaint(dir.path()).contains("1 missing: model.embed_tokens.weight"));
+    // Of two names that are both stored, each has its own tensor.
+    write_shared(dir.path(), false, &[], &[(embedding, head)]);
+    assert_eq!(row(TensorId::Embedding), (value(0, 26), false));
+    // Layers that share a norm; a note about a tensor that is not there.
+    let (first, second) = ("model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight");
+    write_shared(dir.path(), false, &[second], &[(second, first), ("model.layers.1.mlp.up_proj.bias", "nowhere")]);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let norm = checkpoint.vector(TensorId::AttentionNorm(1));
+    assert_eq!(norm[1], value(3, 1));
+    assert_eq!(norm, checkpoint.vector(TensorId::AttentionNorm(0)));
+}
+
+#[test]
+fn a_shared_tensor_in_shards() {
+    let dir = tempdir().unwrap();
+    write_shared(dir.path(), true, &["model.embed_tokens.weight"], &[("model.embed_tokens.weight", "lm_head.weight")]);
+    std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("a.safetensors")).unwrap();
+    // An index may list both names.
+    let placed: serde_json::Map<_, _> = tensors().into_iter().map(|(name, _)| (name, json!("a.safetensors"))).collect();
+    let index = json!({"weight_map": placed}).to_string();
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.parameters() as usize + 48, model_tensors().iter().map(|t| t.2.len()).sum::<usize>());
 }
 
 #[test]
