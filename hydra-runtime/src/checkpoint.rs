@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::error::printable;
 use crate::files::{Files, map};
 use crate::projection::Projection;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, guarded};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use hydra_kernels::quant::{Format, RowOrder, Weight};
@@ -264,8 +264,10 @@ impl Checkpoint {
     /// The model's tokenizer, checked to fit its embedding.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (tokenizer, path) = match &self.0.source {
-            Source::Files(files) => (Tokenizer::read(files, self.config()), files.name(crate::tokenizer::FILE)),
-            Source::Gguf(path) => (gguf::tokenizer(path, &self.0.data[0]), path.clone()),
+            Source::Files(files) => {
+                (guarded(|| Tokenizer::read(files, self.config())), files.name(crate::tokenizer::FILE))
+            }
+            Source::Gguf(path) => (guarded(|| gguf::tokenizer(path, &self.0.data[0])), path.clone()),
         };
         let fitting = tokenizer.and_then(|tokenizer| tokenizer.fits(self.config().vocab).map(|()| tokenizer));
         fitting.map_err(|error| match error {

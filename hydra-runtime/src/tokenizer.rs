@@ -2,10 +2,13 @@
 //! `tokenizer/bpe.rs` and `tokenizer/spm.rs` turn into the same kind of pipeline.
 
 pub(crate) mod bpe;
+mod door;
+mod limits;
 pub(crate) mod spm;
 
+pub(crate) use door::guarded;
+
 use crate::config::Config;
-use crate::error::printable;
 use crate::files::Files;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -54,11 +57,8 @@ impl Tokenizer {
             let message = format!("not a tokenizer: {why}");
             Error::Format { path: path.clone(), offset: None, message }
         };
-        // What is wrong here would make the crate panic.
-        let json: Whole = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
-        if let Some(token) = json.post_processor.as_ref().and_then(undeclared) {
-            return Err(invalid(&format_args!("post_processor has {token}, which its special_tokens don't")));
-        }
+        let pipeline: limits::Pipeline = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
+        pipeline.check().map_err(|why| invalid(&why))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| invalid(&e))?;
         // Both would change what a text means; a length is the caller's to choose.
         inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
@@ -96,14 +96,15 @@ impl Tokenizer {
                 let mut builder = TemplateProcessing::builder();
                 builder.try_single(single)?.try_pair(pair)?.special_tokens(special).build().map_err(|e| e.to_string())
             };
-            inner.with_post_processor(Some(build().map_err(|e| Error::Tokenizer(e.replace('\n', " ")))?));
+            let built = guarded(|| build().map_err(|e: String| Error::Tokenizer(e.replace('\n', " "))))?;
+            inner.with_post_processor(Some(built));
         }
         let options = json!({
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text(self.bos_to_add.or(config.bos)),
             "eos_token": text(self.eos), "chat_template": self.chat_template, "model_max_length": config.context,
             "clean_up_tokenization_spaces": false,
         });
-        let tokenizer = inner.to_string(true).map_err(refused)?;
+        let tokenizer = guarded(|| inner.to_string(true).map_err(refused))?;
         let files = [(FILE, tokenizer), (OPTIONS, format!("{options:#}\n"))];
         for (name, text) in files {
             let path = folder.join(name);
@@ -114,12 +115,12 @@ impl Tokenizer {
 
     /// The ids of a text. No special token is added; special tokens written in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec())
+        guarded(|| Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec()))
     }
 
     /// The text of ids, without special tokens and ids that there are not.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(refused)
+        guarded(|| self.inner.decode(ids, true).map_err(refused))
     }
 
     /// The ids of a text that begins a sequence: behind the beginning-of-text token if the tokenizer adds one and the text does not
@@ -179,21 +180,6 @@ impl Tokenizer {
         }
         Ok(())
     }
-}
-
-/// `tokenizer.json` as far as it is looked at before the crate reads it.
-#[derive(serde::Deserialize)]
-struct Whole {
-    post_processor: Option<Value>,
-}
-
-/// A special token in a template of this post-processor that it doesn't declare.
-fn undeclared(processor: &Value) -> Option<String> {
-    let inside = processor["processors"].as_array().into_iter().flatten().find_map(undeclared);
-    let templates = ["single", "pair"].map(|name| processor[name].as_array());
-    let mut wanted = templates.into_iter().flatten().flatten().filter_map(|piece| piece["SpecialToken"]["id"].as_str());
-    let declared = |id: &str| processor["special_tokens"].get(id).is_some();
-    inside.or_else(|| wanted.find(|id| !declared(id)).map(printable))
 }
 
 /// An error of the tokenizers crate, on one line.

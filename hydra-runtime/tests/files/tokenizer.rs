@@ -195,3 +195,84 @@ fn tokenizer_json() {
         assert!(said.contains("tokenizer.json") && said.contains("<s>"), "{said}");
     }
 }
+
+/// A small tokenizer.json, changed.
+fn changed(change: impl FnOnce(&mut serde_json::Value)) -> Result<Tokenizer> {
+    let dir = tempdir().unwrap();
+    write_folder(dir.path(), &config_json(), &model_tensors());
+    let mut file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null, "decoder": null,
+        "added_tokens": [], "post_processor": null,
+        "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}, "merges": ["a b"]}
+    });
+    change(&mut file);
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    Checkpoint::open(dir.path()).unwrap().tokenizer()
+}
+
+type Change<'a> = &'a dyn Fn(&mut serde_json::Value);
+
+#[test]
+fn where_the_tokenizers_crate_panics_there_is_an_error() {
+    let said = |change: Change| {
+        let tokenizer = changed(|file| change(file));
+        let used = tokenizer.and_then(|tokenizer| tokenizer.decode(&tokenizer.encode("ab")?));
+        let message = used.expect_err("an error").to_string();
+        assert!(!message.contains('\n') && message.contains("tokenizer"), "{message}");
+        message
+    };
+    let one = json!({"Sequence": {"id": "B", "type_id": 0}});
+    let cases: [(&str, Change); 7] = [
+        ("models/bpe", &|file| file["model"]["continuing_subword_prefix"] = json!("longer than b")),
+        ("pre_tokenizers/fixed_length", &|file| file["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})),
+        ("decoders/strip", &|file| {
+            file["decoder"] = json!({"type": "Strip", "content": "a", "start": 0, "stop": 9});
+            file["model"]["vocab"] = json!({"a": 0, "b": 1, "aa": 2});
+            file["model"]["merges"] = json!([]);
+        }),
+        ("decoders", &|file| file["decoder"] = json!({"type": "Strip", "content": 1})),
+        ("processors/template", &|file| {
+            file["post_processor"] =
+                json!({"type": "TemplateProcessing", "single": [one], "pair": [one], "special_tokens": {}});
+        }),
+        ("normalizers", &|file| file["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        ("normalizers/mod", &|file| {
+            file["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": "("}, "content": ""})
+        }),
+    ];
+    for (place, change) in cases {
+        let message = said(change);
+        assert!(message.len() < 400, "{place}: {message}");
+    }
+    assert_eq!(changed(|_| ()).unwrap().encode("ab").unwrap(), [4]);
+}
+
+#[test]
+fn pipelines_that_exhaust_memory_are_refused() {
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let a = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let template = json!({"type": "TemplateProcessing", "single": [a, a], "pair": [], "special_tokens": {}});
+    let nested = (0..40).fold(bytes.clone(), |inner, _| json!({"type": "Sequence", "pretokenizers": [bytes, inner]}));
+    let cases: [(&str, &str, serde_json::Value); 6] = [
+        ("pre_tokenizer has 81 steps", "pre_tokenizer", nested),
+        ("pre_tokenizer may", "pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![bytes; 40]})),
+        ("normalizer may", "normalizer", json!({"type": "Sequence", "normalizers": vec![double.clone(); 40]})),
+        ("decoder may", "decoder", json!({"type": "Sequence", "decoders": vec![double.clone(); 40]})),
+        ("post_processor may", "post_processor", json!({"type": "Sequence", "processors": vec![template; 40]})),
+        ("normalizer has 101 steps", "normalizer", json!({"type": "Sequence", "normalizers": vec![double; 100]})),
+    ];
+    for (wanted, part, value) in cases {
+        let message = changed(|file| file[part] = value).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{wanted}: {message}");
+    }
+    let message = changed(|file| {
+        let token = |id: usize| {
+            json!({"id": 5 + id, "content": "x".repeat(1 << 16), "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": true})
+        };
+        file["added_tokens"] = (0..3).map(token).collect();
+        file["normalizer"] = json!({"type": "Replace", "pattern": {"String": "x"}, "content": "x".repeat(1000)});
+    });
+    assert!(message.map(|_| ()).unwrap_err().to_string().contains("added_tokens of 196608 bytes"));
+}

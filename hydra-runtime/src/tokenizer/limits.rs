@@ -1,0 +1,193 @@
+//! What a `tokenizer.json` may ask for: a file from a stranger can describe a pipeline that doubles a text forty times.
+//!
+//! Each step can lengthen a text by a known factor at most, so the product over all steps bounds the memory that a text
+//! takes. It is 12 for LLaMA 2 (Prepend, Replace), 2 for LLaMA 3 (ByteLevel) and 6 for Qwen (NFC, ByteLevel).
+
+use crate::error::printable;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The most steps of a normalizer, a pre-tokenizer, a post-processor or a decoder; real ones have up to 10.
+const MOST_STEPS: usize = 64;
+/// The most by which they may lengthen a text.
+const MOST_GROWTH: f64 = 1024.0;
+/// The most bytes of the added tokens after the normalizer, which every one of them passes when the file is read.
+const MOST_ADDED: f64 = (1 << 26) as f64;
+
+/// `tokenizer.json` without its model.
+#[derive(Deserialize)]
+pub(super) struct Pipeline {
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+    post_processor: Option<Value>,
+    decoder: Option<Value>,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    #[serde(default)]
+    content: String,
+}
+
+impl Pipeline {
+    /// What is wrong with a pipeline that would take too much memory, or that the crate would panic on.
+    pub fn check(&self) -> Result<(), String> {
+        let mut growth = 1.0;
+        let parts = [
+            ("normalizer", &self.normalizer),
+            ("pre_tokenizer", &self.pre_tokenizer),
+            ("post_processor", &self.post_processor),
+        ];
+        for (name, part) in parts {
+            growth = at_most(name, growth * grown(name, part.as_ref())?)?;
+            let added: usize = self.added_tokens.iter().map(|token| token.content.len()).sum();
+            if name == "normalizer" && growth * added as f64 > MOST_ADDED {
+                return Err(format!("added_tokens of {added} bytes: expected at most {:.0}", MOST_ADDED / growth));
+            }
+        }
+        at_most("decoder", grown("decoder", self.decoder.as_ref())?)?;
+        match self.post_processor.as_ref().and_then(undeclared) {
+            Some(token) => Err(format!("post_processor has {token}, which its special_tokens don't")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn at_most(name: &str, growth: f64) -> Result<f64, String> {
+    if growth > MOST_GROWTH {
+        return Err(format!("{name} may lengthen a text {growth:.0} times: expected at most {MOST_GROWTH} times"));
+    }
+    Ok(growth)
+}
+
+/// By how much a part of the pipeline may lengthen a text.
+fn grown(name: &str, part: Option<&Value>) -> Result<f64, String> {
+    let mut steps = Vec::new();
+    part.into_iter().for_each(|part| list(part, &mut steps));
+    if steps.len() > MOST_STEPS {
+        return Err(format!("{name} has {} steps: expected at most {MOST_STEPS}", steps.len()));
+    }
+    // Each of these has nothing left to do when it comes again.
+    let mut seen = Vec::new();
+    let factors = steps.into_iter().map(|step| match step["type"].as_str() {
+        Some(kind @ ("Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD")) if seen.contains(&kind) => 1.0,
+        kind => {
+            seen.extend(kind);
+            factor(step)
+        }
+    });
+    Ok(factors.product())
+}
+
+/// A step and those in it. JSON's own limit on nesting holds here, too.
+fn list<'a>(step: &'a Value, steps: &mut Vec<&'a Value>) {
+    steps.push(step);
+    for inner in ["normalizers", "pretokenizers", "processors", "decoders"] {
+        step[inner].as_array().into_iter().flatten().for_each(|step| list(step, steps));
+    }
+}
+
+/// By how much a step may lengthen a text: bytes behind it to bytes before it, at most.
+fn factor(step: &Value) -> f64 {
+    let length = |value: &Value| value.as_str().map_or(0, str::len) as f64;
+    match step["type"].as_str() {
+        Some("Replace") => match &step["pattern"]["String"] {
+            Value::String(pattern) if !pattern.is_empty() => (length(&step["content"]) / pattern.len() as f64).max(1.0),
+            // An expression may match everywhere.
+            _ => 1.0 + length(&step["content"]),
+        },
+        Some("Prepend") => 1.0 + length(&step["prepend"]),
+        Some("Precompiled") => longest_replacement(step["precompiled_charsmap"].as_str().unwrap_or_default()).max(1.0),
+        // A byte becomes a character of up to two.
+        Some("ByteLevel") => 2.0,
+        // The longest decompositions of Unicode.
+        Some("NFC" | "NFD") => 3.0,
+        Some("NFKC" | "NFKD") => 12.0,
+        // Lowercase: "İ"; Bert puts spaces around Chinese characters.
+        Some("Lowercase") => 1.5,
+        Some("BertNormalizer") => 3.0,
+        // A space becomes "▁", and one more is put before each word.
+        Some("Metaspace") => 4.0,
+        Some("WordPiece" | "BPEDecoder") => 2.0,
+        Some("TemplateProcessing") => {
+            let pieces = step["single"].as_array().into_iter().flatten();
+            (pieces.filter(|piece| piece.get("Sequence").is_some()).count() as f64).max(1.0)
+        }
+        Some(_) => 1.0,
+        // The format of old versions, where the fields say what a step is.
+        None => 12.0 + length(&step["content"]) + length(&step["prepend"]),
+    }
+}
+
+/// The length of the longest text that a SentencePiece normalizer puts in a character's place. Its table, in base 64: the
+/// length of a trie, the trie, and the texts, each ending in a zero byte.
+fn longest_replacement(charsmap: &str) -> f64 {
+    let bytes = from_base64(charsmap);
+    let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return 0.0 };
+    let texts = rest.get(u32::from_le_bytes(*length) as usize..).unwrap_or(rest);
+    texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or_default() as f64
+}
+
+/// What isn't base 64 is left out.
+fn from_base64(text: &str) -> Vec<u8> {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut value = [None; 256];
+    digits.iter().zip(0u32..).for_each(|(&digit, n)| value[digit as usize] = Some(n));
+    let (mut bytes, mut pending, mut bits) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
+    for digit in text.bytes().filter_map(|byte| value[byte as usize]) {
+        (pending, bits) = (pending << 6 | digit, bits + 6);
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((pending >> bits) as u8);
+        }
+    }
+    bytes
+}
+
+/// A special token in a template of this post-processor that it doesn't declare.
+fn undeclared(processor: &Value) -> Option<String> {
+    let inside = processor["processors"].as_array().into_iter().flatten().find_map(undeclared);
+    let templates = ["single", "pair"].map(|name| processor[name].as_array());
+    let mut wanted = templates.into_iter().flatten().flatten().filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    let declared = |id: &str| processor["special_tokens"].get(id).is_some();
+    inside.or_else(|| wanted.find(|id| !declared(id)).map(printable))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn growth(normalizer: Value) -> f64 {
+        grown("normalizer", Some(&normalizer)).unwrap()
+    }
+
+    #[test]
+    fn growth_of_known_pipelines() {
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let llama2 = json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]});
+        assert_eq!(growth(llama2), 12.0);
+        let qwen =
+            json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "ByteLevel"}, {"type": "NFC"}]});
+        assert_eq!(growth(qwen), 6.0);
+        assert_eq!(growth(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "ab"})), 3.0);
+        assert_eq!(growth(json!({"content": "ab"})), 14.0);
+    }
+
+    #[test]
+    fn a_precompiled_table_says_what_it_puts_in() {
+        assert_eq!(from_base64("aHlkcmE="), b"hydra");
+        // A trie of 4 bytes, "ab" and "c".
+        assert_eq!(growth(json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAABhYgBjAA=="})), 2.0);
+        assert_eq!(growth(json!({"type": "Precompiled", "precompiled_charsmap": "BA"})), 1.0);
+    }
+
+    #[test]
+    fn templates_may_repeat_the_text() {
+        let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let twice = json!({"type": "TemplateProcessing", "single": [sequence, sequence]});
+        assert_eq!(growth(json!({"type": "Sequence", "processors": [twice, twice]})), 4.0);
+    }
+}
