@@ -1,10 +1,13 @@
 //! A model's own chat template: Jinja as Hugging Face's transformers run it, with Python's string methods, `raise_exception`,
-//! `strftime_now` and `tojson`.
+//! `strftime_now` and `tojson`, within the limits of `chat/sandbox.rs`.
 
+mod checks;
 mod instruction;
+mod sandbox;
 
 pub use instruction::{InstructionTemplate, Texts};
 
+use crate::error::printable;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -13,6 +16,8 @@ use minijinja::{Environment, ErrorKind, context};
 
 /// What errors call it.
 const OWN: &str = "the model's chat template";
+/// Its name in the environment.
+const NAME: &str = "chat";
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,15 +73,14 @@ impl ChatTemplate {
     }
 
     fn with_tokens(template: &str, bos: String, eos: String) -> Result<Self> {
-        let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| refused(OWN, &error))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        let made = syntax.and_then(|syntax| sandbox::environment(NAME, template, syntax));
+        let mut environment = made.map_err(|error| refused(OWN, &error))?;
+        environment.set_unknown_method_callback(sandbox::python_method);
         environment.add_function("raise_exception", |why: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned("chat", template.to_string()).map_err(|error| refused(OWN, &error))?;
         Ok(Self { environment, bos, eos })
     }
 
@@ -107,18 +111,20 @@ impl ChatTemplate {
     }
 
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self.environment.get_template("chat").map_err(|error| refused(OWN, &error))?;
         let messages: Vec<_> = messages.iter().map(Message::value).collect();
         let (bos_token, eos_token) = (&self.bos, &self.eos);
-        let text = template.render(context! { messages, add_generation_prompt, bos_token, eos_token });
-        text.map_err(|error| refused(OWN, &error))
+        let context = context! { messages, add_generation_prompt, bos_token, eos_token };
+        sandbox::render(&self.environment, NAME, context).map_err(|error| refused(OWN, &error))
     }
 }
 
 /// Jinja's error without its copy of the template.
 fn refused(what: &str, error: &minijinja::Error) -> Error {
     let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
-    let detail = error.detail().map_or(String::new(), |detail| format!(": {detail}"));
+    // What a writer refuses comes with its own reason.
+    let reason = std::error::Error::source(error).map(|source| format!(": {source}"));
+    let detail = error.detail().map(|detail| format!(": {}", printable(detail)));
+    let detail = reason.or(detail).unwrap_or_default();
     Error::Template(format!("{what}{line}: {}{detail}", error.kind()))
 }
 
@@ -174,6 +180,80 @@ mod tests {
         let error = raises.prompt(&[Message::user("Hi")]).unwrap_err().to_string();
         assert!(error.starts_with(OWN) && error.ends_with("no system turn"), "{error}");
         assert!(ChatTemplate::with_tokens("{% if %}", String::new(), String::new()).is_err());
+    }
+
+    /// What is said about a template when it is compiled or rendered.
+    fn refusal(template: &str) -> String {
+        let chat = ChatTemplate::with_tokens(template, String::new(), String::new());
+        let said = chat.and_then(|chat| chat.prompt(&[Message::user("Hi")])).expect_err(template).to_string();
+        assert!(said.starts_with(OWN) && !said.contains('\n') && said.len() < 300, "{said}");
+        said
+    }
+
+    #[test]
+    fn templates_that_would_never_end_or_take_all_memory() {
+        let deep = format!("{{% set x = {}1{} %}}{{{{ x }}}}", "[".repeat(70), "]".repeat(70));
+        for (template, wanted) in [
+            // Recursion without an end.
+            ("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", "a namespace in a namespace"),
+            ("{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns ~ '' }}", "a namespace in a list or map"),
+            ("{% set ns = namespace(a=namespace()) %}{{ ns }}", "a namespace in a list or map"),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+            ("{% for x in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "recursion"),
+            ("{% include 'chat' %}", "unknown statement"),
+            // Huge texts and lists.
+            ("{{ 'a' | indent(91841048576) }}", "fuel"),
+            ("{{ 'a' * 10000000000 }}", "fuel"),
+            ("{{ '%10000000000s' | format('a') }}", "fuel"),
+            ("{{ '{:>10000000000}'.format('a') }}", "a format of more than 4 digits"),
+            ("{{ [1] * 10000000000 }}", "too large"),
+            ("{{ ([1] * 200000) ~ '' }}", "a list or map of more than 100000 values"),
+            ("{{ ([1] * 200000) | string }}", "a list or map of more than 100000 values"),
+            ("{{ ([[1] * 90000] * 90000) | tojson }}", "a list or map of more than 100000 values"),
+            ("{{ [1] | tojson(indent=10000000000) }}", "at most 16 spaces"),
+            ("{{ [1] | batch(10000000000, 'x') }}", "fuel"),
+            ("{{ range(10000000000) | list }}", "too many elements"),
+            (
+                &("{% set x = [1] %}".to_string() + &"{% set x = [x, x] %}".repeat(64) + "{{ x }}"),
+                "a list or map of more",
+            ),
+            (
+                &("{% set x = [1] %}".to_string() + &"{% set x = x + x %}".repeat(64) + "{{ x }}"),
+                "a list or map of more",
+            ),
+            (
+                &("{% set x = 1 %}".to_string() + &"{% set x = [x] %}".repeat(65) + "{{ x }}"),
+                "nested more than 64 times",
+            ),
+            (&deep, "nested more than 64 times"),
+            ("{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "fuel"),
+            // Much text and long work.
+            (
+                "{% for i in range(100000) %}{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}{% endfor %}",
+                "64 MiB",
+            ),
+            ("{% for i in range(100000) %}{% for i in range(100000) %}{% endfor %}{% endfor %}", "fuel"),
+        ] {
+            let said = refusal(template);
+            assert!(said.contains(wanted), "{said}");
+        }
+    }
+
+    #[test]
+    fn templates_as_they_are_written_stay_within_the_limits() {
+        let template = "{%- set ns = namespace(found=false, text='') -%}{%- set system = messages[0].content ~ '' -%}\
+            {%- for message in messages[1:] + [] -%}{%- if loop.index0 % 2 == 1 and loop.previtem -%}\
+            {%- set ns.found = true -%}{%- endif -%}{%- set ns.text = ns.text ~ message.content -%}\
+            {%- set roles = ['user', 'assistant'] + [message.role] -%}{{ roles | tojson(indent=2) | length }}{%- endfor -%}\
+            {{ {'a': [1, (2, 3)]} | tojson }}{{ '=' * 3 }}{{ system }}{{ ns.text }}{{ ns.found }}";
+        let chat = ChatTemplate::with_tokens(template, String::new(), String::new()).unwrap();
+        let turns = [Message::system("S"), Message::user("a"), Message::assistant("b"), Message::user("c")];
+        let text = chat.prompt(&turns).unwrap();
+        assert_eq!(text, "374237{\"a\": [1, [2, 3]]}===SabcTrue");
+        // A long conversation.
+        let chat = ChatTemplate::with_tokens(CHATML, String::new(), String::new()).unwrap();
+        let turns: Vec<_> = (0..20_000).map(|_| Message::user("x".repeat(500))).collect();
+        assert!(chat.prompt(&turns).unwrap().len() > 10_000_000);
     }
 
     #[test]

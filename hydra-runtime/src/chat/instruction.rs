@@ -1,6 +1,6 @@
 //! How an instruction becomes two texts: the source, which is given, and the target, which is learnt.
 
-use super::{ChatTemplate, refused};
+use super::{ChatTemplate, refused, sandbox};
 use crate::Result;
 use crate::tokenizer::Tokenizer;
 use minijinja::syntax::SyntaxConfig;
@@ -8,6 +8,8 @@ use minijinja::{Environment, UndefinedBehavior, context};
 
 /// What errors call a template of the caller's.
 const OWN: &str = "the template";
+/// Its name in the environment.
+const NAME: &str = "source";
 
 /// A template for an instruction, an input that it may have, and a response.
 ///
@@ -64,12 +66,11 @@ impl InstructionTemplate {
 
     /// Compiles a Jinja template. Fails if it names a field that does not exist.
     pub fn jinja(text: impl Into<String>) -> Result<Self> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
         // The template's last newline is part of it.
         let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
-        environment.set_syntax(syntax.map_err(|error| refused(OWN, &error))?);
-        environment.add_template_owned("source", text.into()).map_err(|error| refused(OWN, &error))?;
+        let made = syntax.and_then(|syntax| sandbox::environment(NAME, &text.into(), syntax));
+        let mut environment = made.map_err(|error| refused(OWN, &error))?;
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
         let template = Self::Jinja(Box::new(environment));
         template.render("", "", "", None)?;
         Ok(template)
@@ -84,9 +85,8 @@ impl InstructionTemplate {
             Self::Alpaca => (alpaca(instruction, input), false),
             Self::Chat(chat) => return chat.exchange(&asked(), response),
             Self::Jinja(environment) => {
-                let template = environment.get_template("source").map_err(|error| refused(OWN, &error))?;
-                let source = template.render(context! { instruction, input, context => input, category });
-                (source.map_err(|error| refused(OWN, &error))?, false)
+                let context = context! { instruction, input, context => input, category };
+                (sandbox::render(environment, NAME, context).map_err(|error| refused(OWN, &error))?, false)
             }
         };
         Ok(Texts { source, source_end, target: response.into(), target_end: true })

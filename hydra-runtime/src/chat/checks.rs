@@ -1,0 +1,253 @@
+//! Puts checks into a template's source, so that no value in it gets too large or too deep: `{% set x = EXPRESSION %}`
+//! becomes `{% set x = (EXPRESSION)|hydra_bounded %}`, and so for sums, products, lists, tuples and maps.
+
+use super::sandbox::{BOUNDED, PLAIN};
+use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Macro, Stmt};
+use minijinja::machinery::{Span, Token, parse, tokenize};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Error, ErrorKind};
+
+/// Bytes of a template; the longest in use have some 30,000.
+const MOST_SOURCE: usize = 1 << 20;
+/// Tokens between `{{` and `}}`, or `{%` and `%}`: they are parsed and compiled by functions that call themselves.
+const MOST_TOKENS: usize = 500;
+
+/// The source with its checks.
+pub(super) fn insert(name: &'static str, source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
+    short(source, syntax.clone())?;
+    let mut checks = Checks { source, inserted: Vec::new() };
+    checks.statement(&parse(source, name, syntax)?)?;
+    // What ends at a place goes before what begins there; of several that end there, the inner ones come first already.
+    checks.inserted.sort_by_key(|&(at, begins, _)| (at, begins));
+    let (mut text, mut done) = (String::with_capacity(source.len() * 2), 0);
+    for (at, _, inserted) in checks.inserted {
+        text += &source[done..at];
+        text += &inserted;
+        done = at;
+    }
+    Ok(text + &source[done..])
+}
+
+/// Fails if the template or one of its tags is too long.
+fn short(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
+    let refused = |what: String| Err(Error::new(ErrorKind::SyntaxError, what));
+    if source.len() > MOST_SOURCE {
+        return refused(format!("a template of {} bytes: expected at most {MOST_SOURCE}", source.len()));
+    }
+    let mut tokens = 0;
+    for token in tokenize(source, false, syntax) {
+        let (token, span) = token?;
+        tokens = if matches!(token, Token::VariableStart | Token::BlockStart) { 0 } else { tokens + 1 };
+        if tokens > MOST_TOKENS {
+            return refused(format!("line {}: a tag of more than {MOST_TOKENS} words and signs", span.start_line));
+        }
+    }
+    Ok(())
+}
+
+struct Checks<'a> {
+    source: &'a str,
+    /// Where, whether it opens a parenthesis, and what.
+    inserted: Vec<(usize, bool, String)>,
+}
+
+impl Checks<'_> {
+    fn check(&mut self, start: usize, end: usize, filter: &str) {
+        self.inserted.push((start, true, "(".into()));
+        self.inserted.push((end, false, format!(")|{filter}")));
+    }
+
+    fn statements(&mut self, statements: &[Stmt<'_>]) -> Result<(), Error> {
+        statements.iter().try_for_each(|statement| self.statement(statement))
+    }
+
+    fn statement(&mut self, statement: &Stmt<'_>) -> Result<(), Error> {
+        match statement {
+            Stmt::Template(template) => self.statements(&template.children)?,
+            Stmt::EmitExpr(emit) => self.expression(&emit.expr),
+            Stmt::ForLoop(each) => {
+                self.expression(&each.iter);
+                self.all(&each.filter_expr);
+                self.statements(&each.body)?;
+                self.statements(&each.else_body)?;
+            }
+            Stmt::IfCond(condition) => {
+                self.expression(&condition.expr);
+                self.statements(&condition.true_body)?;
+                self.statements(&condition.false_body)?;
+            }
+            Stmt::WithBlock(with) => {
+                with.assignments.iter().for_each(|(_, value)| self.expression(value));
+                self.statements(&with.body)?;
+            }
+            Stmt::Set(set) => {
+                let filter = if matches!(set.target, Expr::GetAttr(_)) { PLAIN } else { BOUNDED };
+                match &set.expr {
+                    // Its own span may begin behind its first part.
+                    Expr::Tuple(tuple) => self.all(&tuple.items),
+                    value => self.expression(value),
+                }
+                let (start, end) = range(set.span());
+                let equals = self.source[start..end].find('=').expect("a target, \"=\" and a value");
+                self.check(start + equals + 1, end, filter);
+            }
+            Stmt::SetBlock(set) => {
+                self.all(&set.filter);
+                self.statements(&set.body)?;
+            }
+            Stmt::AutoEscape(escape) => {
+                self.expression(&escape.enabled);
+                self.statements(&escape.body)?;
+            }
+            Stmt::FilterBlock(filtered) => {
+                self.expression(&filtered.filter);
+                self.statements(&filtered.body)?;
+            }
+            Stmt::Macro(defined) => self.defined(defined)?,
+            Stmt::CallBlock(block) => {
+                self.call(&block.call);
+                self.defined(&block.macro_decl)?;
+            }
+            Stmt::Do(call) => self.call(&call.call),
+            Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => {}
+            // If another crate switches `multi_template` on.
+            #[allow(unreachable_patterns)]
+            _ => return Err(Error::new(ErrorKind::SyntaxError, "a template can't use other templates or blocks")),
+        }
+        Ok(())
+    }
+
+    fn defined(&mut self, defined: &Macro<'_>) -> Result<(), Error> {
+        self.all(&defined.defaults);
+        self.statements(&defined.body)
+    }
+
+    fn all<'e>(&mut self, expressions: impl IntoIterator<Item = &'e Expr<'e>>) {
+        expressions.into_iter().for_each(|expression| self.expression(expression));
+    }
+
+    fn call(&mut self, call: &Call<'_>) {
+        self.expression(&call.expr);
+        self.arguments(&call.args);
+    }
+
+    fn arguments(&mut self, arguments: &[CallArg<'_>]) {
+        for argument in arguments {
+            match argument {
+                CallArg::Pos(value) | CallArg::Kwarg(_, value) => self.expression(value),
+                CallArg::PosSplat(value) | CallArg::KwargSplat(value) => self.expression(value),
+            }
+        }
+    }
+
+    fn expression(&mut self, expression: &Expr<'_>) {
+        match expression {
+            Expr::Var(_) | Expr::Const(_) => {}
+            Expr::Slice(slice) => {
+                self.expression(&slice.expr);
+                [&slice.start, &slice.stop, &slice.step].into_iter().for_each(|part| self.all(part));
+            }
+            Expr::UnaryOp(operator) => self.expression(&operator.expr),
+            Expr::BinOp(operator) => {
+                self.operand(operator.op, &operator.left);
+                self.operand(operator.op, &operator.right);
+                if matches!(operator.op, BinOpKind::Add | BinOpKind::Mul) {
+                    let (start, end) = range(operator.span());
+                    self.check(start, end, BOUNDED);
+                }
+            }
+            Expr::Compare(compare) => {
+                self.expression(&compare.expr);
+                compare.ops.iter().for_each(|operator| self.expression(&operator.expr));
+            }
+            Expr::IfExpr(either) => {
+                self.expression(&either.test_expr);
+                self.expression(&either.true_expr);
+                self.all(&either.false_expr);
+            }
+            Expr::Filter(filter) => {
+                self.all(&filter.expr);
+                self.arguments(&filter.args);
+            }
+            Expr::Test(test) => {
+                self.expression(&test.expr);
+                self.arguments(&test.args);
+            }
+            Expr::GetAttr(attribute) => self.expression(&attribute.expr),
+            Expr::GetItem(item) => {
+                self.expression(&item.expr);
+                self.expression(&item.subscript_expr);
+            }
+            Expr::Call(call) => self.call(call),
+            Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => {
+                self.parts(expression);
+                let (start, end) = range(expression.span());
+                self.check(start, end, BOUNDED);
+            }
+        }
+    }
+
+    /// An operand of a sum or product that is itself one needs no check: the whole has one.
+    fn operand(&mut self, operator: BinOpKind, operand: &Expr<'_>) {
+        let sums = |operator| matches!(operator, BinOpKind::Add | BinOpKind::Mul);
+        match operand {
+            Expr::BinOp(inner) if sums(operator) && sums(inner.op) => {
+                self.operand(inner.op, &inner.left);
+                self.operand(inner.op, &inner.right);
+            }
+            other => self.expression(other),
+        }
+    }
+
+    /// What a list, tuple or map consists of. Those directly in it need no check: the whole has one.
+    fn parts(&mut self, container: &Expr<'_>) {
+        let parts: Vec<&Expr<'_>> = match container {
+            Expr::List(list) => list.items.iter().collect(),
+            Expr::Tuple(tuple) => tuple.items.iter().collect(),
+            Expr::Map(map) => map.keys.iter().chain(&map.values).collect(),
+            other => return self.expression(other),
+        };
+        parts.into_iter().for_each(|part| self.parts(part));
+    }
+}
+
+/// Where it begins and ends in the source.
+fn range(span: Span) -> (usize, usize) {
+    (span.start_offset as usize, span.end_offset as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inserted(source: &str) -> String {
+        let text = insert("test", source, SyntaxConfig::default()).unwrap();
+        text.replace("hydra_bounded", "b").replace("hydra_plain", "p")
+    }
+
+    #[test]
+    fn checks_are_around_what_makes_values() {
+        assert_eq!(inserted("a {{ 'b' ~ c.d|trim }}"), "a {{ 'b' ~ c.d|trim }}");
+        assert_eq!(inserted("{%- set x = 1 if y else 2 -%}"), "{%- set x =( 1 if y else 2)|b -%}");
+        assert_eq!(inserted("{% set n.x = 'é' ~ n.x %}ü"), "{% set n.x =( 'é' ~ n.x)|p %}ü");
+        assert_eq!(inserted("{% set a, b = 1, [c] %}"), "{% set a, b =( 1, ([c])|b)|b %}");
+        assert_eq!(inserted("{{ (a + b) + c * d ~ [] * 9|f }}"), "{{ ((a + b) + (c * d)|b ~ (([])|b * 9|f)|b)|b }}");
+        assert_eq!(inserted("{{ [[1], {'a': (b, [c + d])}] }}"), "{{ ([[1], {'a': (b, [(c + d)|b])}])|b }}");
+        assert_eq!(
+            inserted("{% for x in (1, y) if x == x + 1 %}{% set x %}{{ -x * 2 }}{% endset %}{% endfor %}"),
+            "{% for x in ((1, y))|b if x == (x + 1)|b %}{% set x %}{{ (-x * 2)|b }}{% endset %}{% endfor %}"
+        );
+        assert_eq!(
+            inserted("{% macro m(a=[b]) %}{% endmacro %}{{ m(x=a+b, *c) }}{% call m([c]) %}{% endcall %}"),
+            "{% macro m(a=([b])|b) %}{% endmacro %}{{ m(x=(a+b)|b, *c) }}{% call m(([c])|b) %}{% endcall %}"
+        );
+    }
+
+    #[test]
+    fn long_tags_and_templates_are_refused() {
+        let refused = |source: String| insert("test", &source, SyntaxConfig::default()).unwrap_err().to_string();
+        assert!(refused(format!("{{{{ 1{} }}}}", "|abs".repeat(1000))).contains("a tag of more than 500"));
+        assert!(refused(" ".repeat(MOST_SOURCE + 1)).contains("1048577 bytes"));
+        assert!(insert("test", &"{{ 1 + 1 }}".repeat(9000), SyntaxConfig::default()).is_ok());
+    }
+}
