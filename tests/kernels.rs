@@ -6,6 +6,8 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[path = "kernels/amx.rs"]
 mod amx;
+#[path = "kernels/columns.rs"]
+mod columns;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
 #[path = "kernels/gate.rs"]

@@ -60,8 +60,12 @@
 //! phase. A phase takes a range of rows or of columns and the caller's memory for it. It starts no thread and keeps
 //! nothing, so that ranges may be taken in any order and at the same time: the bits of the results don't depend on it.
 //! The documentation of these types lists the phases in order.
+//!
+//! Where threads can't wait for each other inside the operation, each calls [`forward_columns`] and
+//! [`backward_columns`] for the [`ThreadColumns`] that are its own.
 
 mod backward;
+mod columns;
 pub mod dropout;
 mod few;
 mod forward;
@@ -73,6 +77,10 @@ mod product;
 mod single;
 
 pub use backward::{Backward, dropped_dx_rows_scratch, dx_rows_scratch};
+pub use columns::{
+    ColumnGradients, ThreadColumns, backward_columns, backward_columns_scratch, forward_columns,
+    forward_columns_scratch,
+};
 pub use few::{FEW_TOKENS, Few, output_scratch as few_output_scratch, serves as few_serves};
 pub use forward::{Forward, adapter_rows_scratch, output_rows_scratch};
 pub use gate::Gate;

@@ -166,6 +166,19 @@ impl<'a, E: Element> Backward<'a, E> {
         (dx, accumulate): (impl Into<ValuesMut<'y>>, Accumulate),
         workspace: &mut Workspace<'_>,
     ) -> Result<(), Error> {
+        let output = Output { y: dx.into(), width: self.layer.weight.cols(), accumulate, residual: None };
+        self.multiply_dx(rows, block, d_adapter_state, output, workspace)
+    }
+
+    /// [`Backward::dx_rows`] into rows of any width that has room for the block.
+    pub(super) fn multiply_dx(
+        &self,
+        rows: Range<usize>,
+        block: &PackedBlock<'_, E>,
+        d_adapter_state: &[f32],
+        output: Output<'_>,
+        workspace: &mut Workspace<'_>,
+    ) -> Result<(), Error> {
         let (shape, m, first_row) = (self.layer.shape(), rows.len(), self.first_undropped());
         let (d_out, width) = (shape.d_out, shape.state_width());
         inside("rows", &rows, self.args.tokens)?;
@@ -174,7 +187,6 @@ impl<'a, E: Element> Backward<'a, E> {
         let dy = self.args.dy.skip(rows.start * d_out).first(m * d_out);
         let undropped = &d_adapter_state[first_row.min(d_adapter_state.len())..];
         let terms = [MatRef::row_major(dy, d_out), MatRef::row_major(undropped, width)];
-        let output = Output { y: dx.into(), width: shape.d_in, accumulate, residual: None };
         multiply_block(self.isa, block, output, m, terms, workspace)
     }
 

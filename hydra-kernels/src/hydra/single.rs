@@ -119,11 +119,11 @@ const fn few_scratch(shape: &HydraShape, tokens: usize) -> Scratch {
     x.and(mixed_scratch(shape, tokens)).and(row).and(output_scratch(shape.d_out))
 }
 
-const fn mixed_scratch(shape: &HydraShape, tokens: usize) -> Scratch {
+pub(super) const fn mixed_scratch(shape: &HydraShape, tokens: usize) -> Scratch {
     Scratch::lines::<f32>(tokens.saturating_mul(shape.mixed_width()))
 }
 
-const fn state_scratch(shape: &HydraShape, tokens: usize) -> Scratch {
+pub(super) const fn state_scratch(shape: &HydraShape, tokens: usize) -> Scratch {
     Scratch::lines::<f32>(tokens.saturating_mul(shape.state_width()))
 }
 
@@ -297,7 +297,7 @@ fn row_phases<E: Element>(
     Ok(())
 }
 
-const fn gradients_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
+pub(super) const fn gradients_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
     let dropped = Scratch::lines::<E>(if dropout { tokens.saturating_mul(shape.d_in) } else { 0 });
     let sums = Scratch::lines::<f32>(shape.stacked_rows().saturating_mul(GRADIENT_COLUMNS));
     let stacked = dropped.and(sums).and(stacked_columns_scratch::<E>(tokens, GRADIENT_COLUMNS));
