@@ -1,10 +1,14 @@
 //! Instruction sets as values: an [`Isa::Avx512`] is the proof that this machine runs AVX-512.
 //!
-//! Detection asks CPUID what the CPU has and XCR0 which registers the OS saves. It needs only `core`, and an atomic
-//! caches the answer.
+//! On x86-64, detection asks CPUID what the CPU has and XCR0 which registers the OS saves; on AArch64, it asks Linux for
+//! its auxiliary vector. It needs only `core`, and an atomic caches the answer.
 
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+pub use aarch64::{Neon, NeonBf16};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{AmxBf16, Avx2, Avx512, Avx512Bf16};
 
@@ -19,6 +23,9 @@ pub enum Isa {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// NEON.
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    Neon(Neon),
 }
 
 impl Isa {
@@ -31,12 +38,14 @@ impl Isa {
     pub fn available() -> impl Iterator<Item = Isa> {
         #[cfg(target_arch = "x86_64")]
         let found = [Some(Isa::Portable), Avx2::detect().map(Isa::Avx2), Avx512::detect().map(Isa::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        let found = [Some(Isa::Portable), Neon::detect().map(Isa::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))))]
         let found = [Some(Isa::Portable)];
         found.into_iter().flatten()
     }
 
-    /// "portable", "avx2" or "avx512".
+    /// "portable", "avx2", "avx512" or "neon".
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -44,6 +53,8 @@ impl Isa {
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon(_) => "neon",
         }
     }
 
@@ -60,6 +71,9 @@ impl Isa {
     pub fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
         match self {
             Isa::Portable => op(),
+            // The whole target is compiled with NEON.
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon(_) => op(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(isa) => isa.vectorize(op),
             #[cfg(target_arch = "x86_64")]
@@ -85,6 +99,12 @@ pub enum Bf16Isa {
     /// AMX, which multiplies tiles of bf16 (TDPBF16PS) and flushes subnormals to zero.
     #[cfg(target_arch = "x86_64")]
     AmxBf16(AmxBf16),
+    /// Widens to f32, then NEON.
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    Neon(Neon),
+    /// NEON's bf16 products, which multiply 2 × 4 by 4 × 2 values (BFMMLA) and flush subnormals to zero.
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    NeonBf16(NeonBf16),
 }
 
 impl Bf16Isa {
@@ -107,12 +127,15 @@ impl Bf16Isa {
             let avx2 = Avx2::detect().map(Bf16Isa::Avx2);
             [Some(Bf16Isa::Portable), avx2, slower, faster, AmxBf16::detect().map(Bf16Isa::AmxBf16)]
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        let found =
+            [Some(Bf16Isa::Portable), Neon::detect().map(Bf16Isa::Neon), NeonBf16::detect().map(Bf16Isa::NeonBf16)];
+        #[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))))]
         let found = [Some(Bf16Isa::Portable)];
         found.into_iter().flatten()
     }
 
-    /// "portable", "avx2", "avx512", "avx512bf16" or "amxbf16".
+    /// "portable", "avx2", "avx512", "avx512bf16", "amxbf16", "neon" or "neonbf16".
     pub fn name(self) -> &'static str {
         match self {
             Bf16Isa::Portable => "portable",
@@ -124,6 +147,10 @@ impl Bf16Isa {
             Bf16Isa::Avx512Bf16(_) => "avx512bf16",
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::AmxBf16(_) => "amxbf16",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::Neon(_) => "neon",
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::NeonBf16(_) => "neonbf16",
         }
     }
 
@@ -144,6 +171,10 @@ impl Bf16Isa {
             Bf16Isa::Avx512Bf16(isa) => Isa::Avx512(isa.avx512()),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::AmxBf16(isa) => Isa::Avx512(isa.avx512bf16().avx512()),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::Neon(isa) => Isa::Neon(isa),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::NeonBf16(isa) => Isa::Neon(isa.neon()),
         }
     }
 

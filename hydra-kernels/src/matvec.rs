@@ -1,15 +1,15 @@
 //! y = W x for one token, straight from the stored format. Memory bandwidth bounds it, so nothing is packed.
 //!
-//! With AVX2 or AVX-512, blocks are decoded in registers; otherwise a stretch of a row is decoded to the stack. A row's
+//! With vectors, blocks are decoded in registers; otherwise a stretch of a row is decoded to the stack. A row's
 //! result has the same bits whichever rows are computed with it.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 mod dot;
 
 use crate::error::{Error, exact};
 use crate::isa::Isa;
 use crate::quant::Weight;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 use crate::simd::lanes::Lanes;
 use crate::simd::reduce::{add_products, sum};
 
@@ -26,6 +26,10 @@ const AVX512_ROWS: usize = 4;
 /// Rows computed together with AVX2: their sums take eight of the sixteen registers.
 #[cfg(target_arch = "x86_64")]
 const AVX2_ROWS: usize = 4;
+
+/// Rows computed together with NEON: their sums take sixteen of the 32 registers.
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+const NEON_ROWS: usize = 4;
 
 /// `y[i]` = Σ_p W[first + i, p] · `x[p]`, with one element of `x` for each column of W.
 ///
@@ -51,12 +55,14 @@ pub fn matvec(isa: Isa, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[f3
             #[inline(always)]
             || rows::<_, AVX512_ROWS>(avx512, y, weight, first, x),
         ),
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        Isa::Neon(neon) => rows::<_, NEON_ROWS>(neon, y, weight, first, x),
     }
     Ok(())
 }
 
 /// Rows from `first` on, `R` at a time: they share the loads of x, and their sums are independent.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 #[inline(always)]
 fn rows<L: Lanes, const R: usize>(l: L, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[f32]) {
     let format = weight.format();

@@ -6,7 +6,7 @@
 
 mod format;
 pub(crate) mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 pub(crate) mod simd;
 mod weight;
 

@@ -1,7 +1,7 @@
 //! Products from every source and element type, at any strides and at the edges of tiles and blocks; the same bits
 //! however C is cut.
 
-use crate::support::{TestElement, assert_within, bits, dot, isas, tolerance, values};
+use crate::support::{TestElement, assert_within, bits, cases, dot, isas, tolerance, values};
 use half::bf16;
 use hydra_kernels::{
     Accumulate, Bf16Isa, Error, Format, MatRef, PANEL_ALIGN, Panels, RowOrder, Source, Term, Values, Weight, gemm,
@@ -212,7 +212,7 @@ fn an_operands_alignment_changes_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn products_of_f32(case in case()) {

@@ -27,6 +27,13 @@ fn detection_agrees_with_std() {
 }
 
 #[test]
+#[cfg(target_arch = "aarch64")]
+fn detection_agrees_with_std() {
+    assert_eq!(Isa::by_name("neon").is_some(), std::arch::is_aarch64_feature_detected!("neon"));
+    assert_eq!(Bf16Isa::by_name("neonbf16").is_some(), std::arch::is_aarch64_feature_detected!("bf16"));
+}
+
+#[test]
 fn the_fastest_is_the_last() {
     assert_eq!(isas().first(), Some(&Isa::Portable));
     assert_eq!(isas().last(), Some(&Isa::detect()));

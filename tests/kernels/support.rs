@@ -3,6 +3,7 @@
 use half::bf16;
 use hydra_kernels::random::SplitMix64;
 use hydra_kernels::{Bf16Isa, Element, Isa};
+use proptest::prelude::ProptestConfig;
 
 /// The largest relative error of one f32 operation.
 pub const EPSILON: f64 = f32::EPSILON as f64 / 2.0;
@@ -89,6 +90,15 @@ pub fn isas() -> Vec<Isa> {
         assert!(there, "HYDRA_REQUIRE_ISA={name}: this machine does not have that instruction set");
     }
     Isa::available().collect()
+}
+
+/// proptest's settings for `cases` cases, or for as many as `PROPTEST_CASES` says if these are fewer.
+pub fn cases(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig {
+        cases: if std::env::var_os("PROPTEST_CASES").is_some() { config.cases.min(cases) } else { cases },
+        ..config
+    }
 }
 
 /// `len` reproducible values in −1 .. 1 with at most 8 significant bits, so that they are exact in bf16.

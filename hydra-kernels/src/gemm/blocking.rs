@@ -81,6 +81,7 @@ impl<'t, 'a, E> KBlock<'t, 'a, E> {
     }
 
     /// Elements between two panels of `nr` columns.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn panel_stride(&self, nr: usize) -> usize {
         self.k_padded * nr
     }

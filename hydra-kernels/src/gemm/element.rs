@@ -12,6 +12,11 @@ use super::kernel::{
     avx512::{Avx512F32, Avx512WidenedBf16},
     avx512bf16::Avx512Bf16Kernel,
 };
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+use super::kernel::{
+    neon::{NeonF32, NeonWidenedBf16},
+    neonbf16::NeonBf16Kernel,
+};
 use super::view::Values;
 use crate::error::{Error, exact};
 #[cfg(target_arch = "x86_64")]
@@ -127,6 +132,8 @@ impl Dispatch for f32 {
             Isa::Avx2(_) => shape_of::<Avx2F32>(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => shape_of::<Avx512F32>(),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon(_) => shape_of::<NeonF32>(),
         }
     }
 
@@ -137,6 +144,8 @@ impl Dispatch for f32 {
             Isa::Avx2(isa) => multiply(Avx2F32(isa), c, product),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(isa) => multiply(Avx512F32(isa), c, product),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon(isa) => multiply(NeonF32(isa), c, product),
         }
     }
 
@@ -147,6 +156,8 @@ impl Dispatch for f32 {
             Isa::Avx2(isa) => multiply_into_bf16(Avx2F32(isa), c, product),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(isa) => multiply_into_bf16(Avx512F32(isa), c, product),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon(isa) => multiply_into_bf16(NeonF32(isa), c, product),
         }
     }
 }
@@ -194,6 +205,10 @@ impl Dispatch for bf16 {
             Bf16Isa::Avx512Bf16(_) => shape_of::<Avx512Bf16Kernel>(),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::AmxBf16(_) => amx::PANEL_SHAPE,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::Neon(_) => shape_of::<NeonWidenedBf16>(),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::NeonBf16(_) => shape_of::<NeonBf16Kernel>(),
         }
     }
 
@@ -217,6 +232,10 @@ impl Dispatch for bf16 {
             Bf16Isa::Avx512Bf16(isa) => multiply(Avx512Bf16Kernel(isa), c, product),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::AmxBf16(isa) => amx::multiply(isa, c, product),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::Neon(isa) => multiply(NeonWidenedBf16(isa), c, product),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::NeonBf16(isa) => multiply(NeonBf16Kernel(isa), c, product),
         }
     }
 
@@ -231,6 +250,10 @@ impl Dispatch for bf16 {
             Bf16Isa::Avx512Bf16(isa) => multiply_into_bf16(Avx512Bf16Kernel(isa), c, product),
             #[cfg(target_arch = "x86_64")]
             Bf16Isa::AmxBf16(isa) => amx::multiply_into_bf16(isa, c, product),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::Neon(isa) => multiply_into_bf16(NeonWidenedBf16(isa), c, product),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Bf16Isa::NeonBf16(isa) => multiply_into_bf16(NeonBf16Kernel(isa), c, product),
         }
     }
 }

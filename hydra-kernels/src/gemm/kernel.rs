@@ -11,6 +11,10 @@ pub(super) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512bf16;
 pub(super) mod micro;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+pub(super) mod neon;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+pub(super) mod neonbf16;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod pack512;
 pub(super) mod portable;

@@ -69,6 +69,8 @@ fn pack_step<E: Element>(isa: E::Isa, units: &mut [Unit], [row, next]: [&[f32]; 
         let (step, _) = units.as_flattened_mut().as_chunks_mut();
         return pack_pair_of_rows(pairs, &mut step[0], row, next, scale);
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa; // no other architecture has instructions that pack pairs
     for ((unit, &x), &next) in units.iter_mut().zip(row).zip(next) {
         *unit = E::unit(scale * x, scale * next).to_ne_bytes();
     }
@@ -90,6 +92,8 @@ pub(super) fn pack_column_stored<E: Element>(
             if let Some(pairs) = E::pair_packing(isa) {
                 return gather_and_transpose_pairs(pairs, panels, read);
             }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = isa;
             gather_and_transpose::<E, NR_MAX>(panels, read)
         }
     }

@@ -1,6 +1,6 @@
 //! Views of the operands: elements in f32 or bf16, strided matrices, packed panels.
 
-use super::bf16::{Float, widen};
+use super::bf16::Float;
 use half::bf16;
 
 /// Elements that are read in place. A bf16 product rounds f32 elements to nearest, ties to even, as it copies them; an
@@ -59,11 +59,12 @@ impl<'a> Values<'a> {
     }
 
     /// Element `i`, widened.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn at(&self, i: usize) -> f32 {
         match self {
             Values::F32(data) => data[i],
-            Values::Bf16(data) => widen(data[i]),
+            Values::Bf16(data) => data[i].widen(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::format::{Format, RowOrder};
 use super::scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 use super::simd;
 use crate::error::{Error, exact, product};
 use crate::isa::Isa;
@@ -98,6 +98,8 @@ impl<'a> Weight<'a> {
             Isa::Avx2(isa) => simd::decode(isa, self.format, self.stored(row), first_col, out),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(isa) => simd::decode(isa, self.format, self.stored(row), first_col, out),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::Neon(isa) => simd::decode(isa, self.format, self.stored(row), first_col, out),
         };
         if !done {
             self.decode(row, first_col, out);

@@ -1,7 +1,8 @@
 //! [`Lanes`] on AVX-512: one register.
 
+use super::avx2::four_halves;
 use super::bytes::Bytes;
-use super::lanes::{LANES, Lanes, four_halves};
+use super::lanes::{LANES, Lanes};
 use crate::isa::Avx512;
 use core::arch::x86_64::*;
 
@@ -13,6 +14,12 @@ impl Lanes for Avx512 {
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: x86-64 includes SSE; a prefetch of any address is allowed and reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]

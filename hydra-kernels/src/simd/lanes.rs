@@ -1,7 +1,6 @@
-//! Sixteen f32 at a time: one AVX-512 register, or two AVX2 registers.
+//! Sixteen f32 at a time: one register of AVX-512, two of AVX2, four of NEON.
 
 use super::bytes::Bytes;
-use core::arch::x86_64::*;
 
 /// Values in a vector.
 pub(crate) const LANES: usize = 16;
@@ -19,11 +18,7 @@ pub(crate) trait Lanes: Copy {
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::V;
     /// Prefetches the cache line at an address, which may be out of bounds or unmapped.
-    #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        // SAFETY: x86-64 includes SSE; a prefetch of any address is allowed and reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
+    fn prefetch(self, at: *const u8);
     /// Sixteen f32.
     fn load(self, x: &[f32; LANES]) -> Self::V;
     /// The sixteen values.
@@ -50,14 +45,4 @@ pub(crate) trait Lanes: Copy {
     fn table(self, d: Self::V, m: Self::V) -> Self::Table;
     /// Each byte's low nibble mapped by `low`, and its high nibble by `high`.
     fn nibbles(self, low: Self::Table, high: Self::Table, packed: Bytes) -> (Self::V, Self::V);
-}
-
-/// Four f16 as f32: one instruction when they come from memory.
-///
-/// # Safety
-/// The CPU has F16C.
-#[inline(always)]
-pub(super) unsafe fn four_halves(bytes: &[u8; 8]) -> __m128 {
-    // SAFETY: the array is the eight bytes that are loaded; F16C is this function's contract.
-    unsafe { _mm_cvtph_ps(_mm_loadl_epi64(bytes.as_ptr().cast())) }
 }
