@@ -1,6 +1,6 @@
 //! Whatever is wrong: one line on stderr, exit code 1 or 2, nothing written over.
 
-use super::support::{Scratch, assets, command, fails, finetune, golden, hydra};
+use super::support::{Scratch, assets, command, fails, finetune, golden, hydra, json};
 use std::fs;
 
 #[test]
@@ -336,6 +336,23 @@ fn stdout_and_stderr_that_are_closed_or_full() {
         assert!(fs::exists(format!("{out}/report.html")).unwrap());
         assert_eq!(command("train").stderr(gone()).status().unwrap().code(), Some(2));
     }
+}
+
+#[test]
+fn an_adapter_of_another_model() {
+    let width = |case: &str| json(&golden(case).join("model/config.json").display().to_string())["hidden_size"].clone();
+    let (model, adapter) = (golden("mistral").join("model"), golden("hydra").join("adapter"));
+    let data = golden("hydra").join("data.jsonl").display().to_string();
+    let line = format!("eval loss --model {} --adapter {} --data {data}", model.display(), adapter.display());
+    let wanted = format!("the adapter is for width {}, the model has {}", width("hydra"), width("mistral"));
+    fails(1, &line, &[&adapter.display().to_string(), &wanted]);
+}
+
+/// The tokenizer of this model puts no BOS token before a text.
+#[test]
+fn a_prompt_without_tokens() {
+    let line = format!("generate --model {} --prompt=", golden("hydra").join("model").display());
+    fails(1, &line, &["empty --prompt, and this model has no BOS token to start from"]);
 }
 
 /// In a build with the feature `cuda`, on any machine, with a driver or without.
