@@ -10,6 +10,9 @@ mod browser;
 mod cluster;
 #[path = "cli/compare.rs"]
 mod compare;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "cli/crash.rs"]
+mod crash;
 #[path = "cli/evaluate.rs"]
 mod evaluate;
 #[path = "cli/heterogeneity.rs"]
