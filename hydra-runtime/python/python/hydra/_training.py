@@ -1,0 +1,142 @@
+"""Fine-tuning and evaluation: loops over the native trainer and evaluator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _hydra
+from ._model import Model, Tokens
+
+Example = Union[
+    tuple[str, str],
+    tuple[str, str, int],
+    tuple[Tokens, npt.NDArray[np.int64]],
+    tuple[Tokens, npt.NDArray[np.int64], int],
+]
+"""A prompt and its answer, or tokens and for each of them the token that is to follow (negative: no loss); and, for the
+label gate, the head of the example's label."""
+
+
+class Finetuned(NamedTuple):
+    """What came of a fine-tuning."""
+
+    adapter: _hydra.Adapter
+    """The adapter after the last step."""
+    losses: npt.NDArray[np.float64]
+    """The mean loss of each step's targets, before its update."""
+
+
+class Evaluation(NamedTuple):
+    """Losses of some examples."""
+
+    loss: float
+    """Mean negative log-likelihood of all targets, in nats."""
+    nll: npt.NDArray[np.float64]
+    """Each example's negative log-likelihood, summed over its targets."""
+    targets: npt.NDArray[np.uint64]
+    """Each example's number of targets."""
+
+
+def encode(model: Model, example: Example) -> tuple[Any, Any, Optional[int]]:
+    """An example as the native functions take it. An answer ends with the model's end-of-text token."""
+    first, second = example[0], example[1]
+    head = example[2] if len(example) > 2 else None
+    if isinstance(first, str) and isinstance(second, str):
+        prompt = model.encode(first, begins=True)
+        end = [] if model.eos is None else [model.eos]
+        answer = np.concatenate([model.encode(second), np.array(end, dtype=np.uint32)])
+        return np.concatenate([prompt, answer]), len(prompt), head
+    if isinstance(first, str) or isinstance(second, str):
+        raise TypeError("an example: expected two texts, or tokens and targets")
+    return first, np.asarray(second, dtype=np.int64), head
+
+
+def finetune(
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    adapter: Optional[_hydra.Adapter] = None,
+    epochs: int = 1,
+    batch_size: int = 8,
+    lr: float = 1e-3,
+    router_lr: Optional[float] = None,
+    schedule: str = "cosine",
+    warmup: float = 0.03,
+    max_tokens: int = 2048,
+    clip: Optional[float] = 1.0,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    checkpoint_activations: bool = False,
+    callback: Optional[Callable[[int, float], Any]] = None,
+) -> Finetuned:
+    """Trains an adapter on examples with AdamW; the model's own weights stay as they are.
+
+    :param examples: see :data:`Example`. Each epoch takes them in another order.
+    :param adapter: where to start; by default ``model.init_adapter(seed=seed)``. It is not changed.
+    :param lr: the highest learning rate; ``router_lr`` is the routers', by default the same.
+    :param schedule: ``"constant"``, ``"linear"`` or ``"cosine"``: after a warm-up of this share of the steps.
+    :param max_tokens: the most tokens in one pass over the model; no example may be longer.
+    :param clip: gradients are clipped to this global norm.
+    :param seed: of initialisation, order and dropout.
+    :param checkpoint_activations: saves memory and costs time.
+    :param callback: is called with each step's number and loss.
+
+    Ctrl-C raises ``KeyboardInterrupt`` and ends it.
+    """
+    if schedule not in ("constant", "linear", "cosine"):
+        raise ValueError(f'schedule {schedule!r}: expected "constant", "linear" or "cosine"')
+    if not examples:
+        raise ValueError("no examples to train on")
+    if batch_size < 1 or epochs < 0:
+        raise ValueError(f"batch_size {batch_size}, epochs {epochs}: expected at least 1 and at least 0")
+    encoded = [encode(model, example) for example in examples]
+    settings = {
+        "max_tokens": max_tokens,
+        "clip": clip,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "checkpoint_activations": checkpoint_activations,
+    }
+    trainer = _hydra.Trainer(model, model.init_adapter(seed=seed) if adapter is None else adapter, settings)
+    order = np.random.default_rng(seed)
+    per_epoch = math.ceil(len(encoded) / batch_size)
+    losses = []
+    for epoch in range(epochs):
+        shuffled = order.permutation(len(encoded))
+        for at in range(per_epoch):
+            batch = [encoded[i] for i in shuffled[at * batch_size : (at + 1) * batch_size]]
+            factor = _factor(schedule, warmup, epoch * per_epoch + at, epochs * per_epoch)
+            loss, *_ = trainer.step(batch, lr * factor, None if router_lr is None else router_lr * factor)
+            losses.append(loss)
+            if callback is not None:
+                callback(len(losses), loss)
+    return Finetuned(trainer.adapter(), np.array(losses))
+
+
+def _factor(schedule: str, warmup: float, step: int, steps: int) -> float:
+    """The share of the highest learning rate that step ``step`` of ``steps``, counted from 0, takes."""
+    warm = math.ceil(warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(steps - warm, 1)
+    if schedule == "linear":
+        return 1.0 - done
+    return 0.5 * (1.0 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
+
+
+def evaluate(
+    model: Model,
+    examples: Iterable[Example],
+    *,
+    adapter: Optional[_hydra.Adapter] = None,
+    max_tokens: int = 2048,
+) -> Evaluation:
+    """The losses of examples, with an adapter or without."""
+    nll, targets = _hydra.losses(model, [encode(model, example) for example in examples], adapter, max_tokens)
+    total = int(targets.sum())
+    return Evaluation(float(nll.sum() / total) if total else math.nan, nll, targets)

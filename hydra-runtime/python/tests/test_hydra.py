@@ -1,0 +1,216 @@
+"""Models, adapters, training and evaluation, with NumPy alone."""
+
+import ast
+import json
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import hydra
+
+EXAMPLES = [("Name the capital of France.", " Paris."), ("Which of these is a fish?", " Tope.")]
+
+
+def tensors(path):
+    """The arrays of a safetensors file."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    types = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
+    arrays = {}
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name != "__metadata__":
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            arrays[name] = np.frombuffer(data[start:end], types[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
+
+
+def test_logits_are_pytorchs(model, adapter, golden):
+    arrays = tensors(golden / "golden.safetensors")
+    logits, want = model.logits(arrays["ids.2"], adapter=adapter), arrays["logits.2"]
+    assert logits.dtype == np.float32 and logits.shape == want.shape
+    np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_ten_steps_are_pytorchs(model, adapter, golden):
+    arrays = tensors(golden / "golden.safetensors")
+    examples = [(arrays[f"ids.{i}"], arrays[f"targets.{i}"]) for i in range(6)]
+    assert hydra.evaluate(model, examples, adapter=adapter).loss == pytest.approx(arrays["loss"], rel=1e-5)
+    options = {"adapter": adapter, "epochs": 10, "batch_size": 6, "lr": 1e-3, "schedule": "constant", "warmup": 0}
+    losses = hydra.finetune(model, examples, clip=None, **options).losses
+    np.testing.assert_allclose(losses, arrays["trajectory"], rtol=1e-4)
+
+
+def test_texts_there_and_back(model):
+    ids = model.encode("Tope or rope")
+    assert ids.dtype == np.uint32 and model.decode(ids) == "Tope or rope"
+    assert model.decode(ids.astype(np.int64)) == model.decode(list(ids)) == "Tope or rope"
+    assert model.config["vocab"] == 512 and model.eos == 1
+
+
+def test_generation(model, adapter):
+    options = {"adapter": adapter, "temperature": 0.9, "seed": 3, "max_tokens": 20}
+    text = model.generate("Name", **options)
+    assert text and text == hydra.generate(model, "Name", **options)
+    stream = model.stream("Name", **options)
+    assert "".join(stream) == text and 0 < len(stream.tokens) <= 20
+    assert model.generate(model.encode("Name", begins=True), **options) == text
+    stop = text[2:4]
+    assert model.generate("Name", **options, stop=stop) == text[: text.index(stop)]
+    assert model.generate("Name", temperature=0.9, seed=3, max_tokens=20) != text
+    with pytest.raises(hydra.Error, match="chat template"):
+        model.generate([{"role": "user", "content": "Name"}])
+
+
+def test_a_model_in_memory(model, golden):
+    files = {path.name: path.read_bytes() for path in (golden / "model").iterdir()}
+    np.testing.assert_array_equal(hydra.Model(files).logits([1, 2, 3]), model.logits([1, 2, 3]))
+
+
+def test_finetune_save_load_evaluate(model, tmp_path):
+    seen = []
+    trained = hydra.finetune(
+        model, EXAMPLES, epochs=15, batch_size=2, lr=1e-2, callback=lambda step, loss: seen.append((step, loss))
+    )
+    assert [step for step, _ in seen] == list(range(1, 16))
+    np.testing.assert_array_equal([loss for _, loss in seen], trained.losses)
+    before, after = hydra.evaluate(model, EXAMPLES), hydra.evaluate(model, EXAMPLES, adapter=trained.adapter)
+    assert before.loss == pytest.approx(trained.losses[0], rel=1e-5) and after.loss < 0.7 * before.loss
+    assert after.loss == pytest.approx(after.nll.sum() / after.targets.sum())
+
+    trained.adapter.save(tmp_path / "adapter")
+    loaded = model.load_adapter(tmp_path / "adapter")
+    assert hydra.evaluate(model, EXAMPLES, adapter=loaded).loss == after.loss
+    again = hydra.finetune(model, EXAMPLES, epochs=15, batch_size=2, lr=1e-2)
+    for (name, one), (other_name, other) in zip(trained.adapter.tensors(), again.adapter.tensors()):
+        assert name == other_name
+        np.testing.assert_array_equal(one, other)
+
+
+def test_targets_as_arrays_are_the_same(model):
+    (prompt, answer), *_ = EXAMPLES
+    tokens = np.concatenate([model.encode(prompt, begins=True), model.encode(answer), [model.eos]]).astype(np.int64)
+    targets = np.full(len(tokens), -100)
+    first = len(model.encode(prompt, begins=True)) - 1
+    targets[first:-1] = tokens[first + 1 :]
+    assert hydra.evaluate(model, [(tokens, targets)]) == hydra.evaluate(model, EXAMPLES[:1])
+
+
+def test_adapters(model, adapter, golden):
+    assert adapter.config["method"] == "hydra" and adapter.config["lora_heads"] == 2
+    arrays = tensors(golden / "adapter" / "adapter_model.safetensors")
+    for name, values in adapter.tensors():
+        np.testing.assert_array_equal(values, arrays.pop(name))
+    assert not arrays
+    alone = hydra.Adapter.load(golden / "adapter")
+    assert alone.parameters == adapter.parameters
+    a, b = alone.pair(1, "down_proj")
+    assert a.shape == (3 + 2, 72) and b.shape == (32, 6) and alone.pair(7, "down_proj") is None
+    lora = model.init_adapter(method="lora", rank=2, targets=["q_proj", "v_proj"], seed=5)
+    assert lora.config["lora_heads"] == 1 and lora.config["targets"] == ["q_proj", "v_proj"]
+
+
+def test_wrong_arguments(model, adapter, tmp_path):
+    for call, error, text in [
+        (lambda: hydra.Model("no/such/model"), FileNotFoundError, "no/such/model"),
+        (lambda: hydra.Model(tmp_path), ValueError, "no config.json"),
+        (lambda: hydra.Model(b"GGUF"), ValueError, "<memory>"),
+        (lambda: hydra.Model(tmp_path, precision="f8"), ValueError, "precision"),
+        (lambda: hydra.Model(tmp_path, device="tpu"), ValueError, "device"),
+        (lambda: hydra.Model(tmp_path, device="cuda:1"), ValueError, "without CUDA"),
+        (lambda: model.load_adapter(tmp_path), ValueError, "not an adapter folder"),
+        (lambda: model.init_adapter(method="lorax"), ValueError, "method"),
+        (lambda: model.init_adapter(targets=["z_proj"]), ValueError, "z_proj"),
+        (lambda: model.init_adapter(alpha=float("nan")), ValueError, "alpha"),
+        (lambda: model.generate("a", temperature=float("nan")), ValueError, "temperature"),
+        (lambda: model.generate("a", max_tokens=-1), ValueError, "max_tokens -1"),
+        (lambda: model.generate("z" * 4000), ValueError, "tokens"),
+        (lambda: model.generate(3.5), TypeError, "."),
+        (lambda: model.logits([]), ValueError, "without tokens"),
+        (lambda: model.logits([512]), ValueError, "512"),
+        (lambda: model.logits(np.array([-1])), ValueError, "-1"),
+        (lambda: model.generate("a", adapter="adapter"), TypeError, "."),
+        (lambda: hydra.finetune(model, []), ValueError, "no examples"),
+        (lambda: hydra.finetune(model, EXAMPLES, lr=float("nan")), ValueError, "NaN"),
+        (lambda: hydra.finetune(model, EXAMPLES, schedule="step"), ValueError, "schedule"),
+        (lambda: hydra.finetune(model, [("a", [1])]), TypeError, "two texts"),
+        (lambda: hydra.evaluate(model, [([1, 2], np.array([2]))]), ValueError, "targets"),
+        (lambda: hydra.evaluate(model, EXAMPLES, max_tokens=2), ValueError, "2"),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_other_threads_go_on(model):
+    """The GIL is free while the model works."""
+    counted, done = 0, threading.Event()
+
+    def work():
+        hydra.finetune(model, [("a b c d " * 8, "e f g h " * 8)] * 8, epochs=20)
+        done.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while not done.is_set():
+        counted += 1
+        time.sleep(0.001)
+    worker.join()
+    assert counted > 20
+
+
+def test_the_readmes_example(golden, tmp_path, monkeypatch, capsys):
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace('"smollm2"', repr(str(golden / "model"))), {})
+    steps = capsys.readouterr().out.splitlines()
+    assert steps[0].startswith("1 ") and steps[19].startswith("20 ")
+
+
+def test_the_stubs_name_what_there_is():
+    """Each class and function of the native module, and each of their names, is in _hydra.pyi, and the reverse."""
+    native = hydra._hydra
+    stubs = ast.parse((pathlib.Path(hydra.__file__).parent / "_hydra.pyi").read_text())
+    wanted = {}
+    for node in stubs.body:
+        if isinstance(node, ast.ClassDef):
+            functions = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+            fields = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+            wanted[node.name] = functions | fields
+        elif isinstance(node, ast.FunctionDef):
+            wanted[node.name] = set()
+    found = {name: getattr(native, name) for name in dir(native) if not name.startswith("__")}
+    assert set(found) == set(wanted)
+    for name, value in found.items():
+        if isinstance(value, type) and not issubclass(value, Exception):
+            unlisted = {"__doc__", "__module__", "__new__"}
+            assert set(vars(value)) - unlisted == wanted[name] - unlisted, name
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_long_work(golden):
+    program = f"""
+import hydra
+model = hydra.Model({str(golden / "model")!r})
+examples = [(list(range(2, 250)), 0)] * 4000
+examples = [(tokens, __import__("numpy").array(tokens)) for tokens, _ in examples]
+print("ready", flush=True)
+try:
+    hydra.evaluate(model, examples)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    child.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert child.communicate(timeout=60)[0] == "interrupted\n"
+    assert child.returncode == 0 and time.monotonic() - started < 30
