@@ -59,6 +59,7 @@ all! {
     ops::memory: 3;
     ops::embedding: 6;
     ops::norms: 6;
+    ops::head_norms: 6;
     ops::rotations: 6;
     ops::swiglu: 4;
     ops::gather_and_scatter: 4;

@@ -95,6 +95,9 @@ fn launches() -> Vec<Launch> {
     let mut all = vec![
         rms_norm(p, p, 40, p, p, 96, 1e-5),
         rms_norm_backward(p, 40, p, p, p, p, 96),
+        head_norm(p, p, p, [160, 24], 1e-5),
+        head_norm_backward(p, p, p, [160, 24], 1e-5),
+        add_bias(Values { at: p, bf16: true }, 40, p, 96),
         rope(p, 40, 4, 24, p, p, false),
         swiglu(p, 1000, p, p),
         swiglu_backward(p, p, 1000, p, p),
@@ -108,7 +111,7 @@ fn launches() -> Vec<Launch> {
         adamw([p; 3], p, 1000, &adam),
     ];
     for d in [64, 128] {
-        let shape = Attention { n_heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3 };
+        let shape = Attention { n_heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3, window: launch::NO_WINDOW };
         all.push(launch::attention(p, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
         all.push(attention_delta(p, 40, &shape, p, p));
         all.push(attention_dq(p, &shape, &saved, [p; 3]));

@@ -25,6 +25,7 @@ struct Case {
     x: Vec<f32>,
     /// The residual in the forward pass, dy in the backward pass.
     y: Vec<f32>,
+    bias: Option<Vec<f32>>,
     /// What dx holds before.
     old_dx: Vec<f32>,
     /// Whether y and dx are activations, too.
@@ -89,7 +90,8 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
         _ => unreachable!("both are streams"),
     };
     let adapter = args.as_ref().map(|args| (args, &mut adapter_state));
-    b.linear(Linear { output, tokens, x, weight, bias: None, adapter }).unwrap();
+    let bias = case.bias.as_ref().map(|bias| put(b, bias));
+    b.linear(Linear { output, tokens, x, weight, bias: bias.as_ref(), adapter }).unwrap();
     let mut results = vec![("y", y.get(b, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
     let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.old_dx), put(b, &case.params));
     b.linear_backward(LinearBackward {
@@ -160,6 +162,7 @@ fn case(random: &mut Random, tokens: usize, [d_in, d_out]: [usize; 2], adapted: 
         old_dx: random.rounded(tokens * d_in),
         activations: random.coin(),
         params: random.values(if adapted { slot.b.end + 3 } else { 1 }),
+        bias: random.coin().then(|| random.values(d_out)),
         slot: adapted.then_some(slot),
     }
 }

@@ -39,7 +39,7 @@ fn sequences(golden: &SafeTensors<'_>, dir: &Path, adapter: &Adapter) -> Vec<Seq
 
 /// Ten steps of each golden case: the losses agree with PyTorch's f32 ones to 1e-2, and two runs have the same bits.
 pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
-    for name in ["hydra", "lora", "split"] {
+    for name in ["hydra", "lora", "split", "qwen2", "qwen3", "mistral"] {
         let dir = case(name);
         let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
@@ -98,7 +98,13 @@ pub fn a_step_waits_for_what_it_reads() {
 
 /// A prompt, then token by token; a shared prefix with tails.
 pub fn generation<D: Driver>(open: impl Fn() -> Cuda<D>) {
-    let dir = case("hydra");
+    for name in ["hydra", "qwen2", "qwen3", "mistral"] {
+        generated(&open, name);
+    }
+}
+
+fn generated<D: Driver>(open: &impl Fn() -> Cuda<D>, name: &str) {
+    let dir = case(name);
     let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
     let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
     let prompt: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 512).collect();
@@ -122,5 +128,5 @@ pub fn generation<D: Driver>(open: impl Fn() -> Cuda<D>) {
         logits
     }
     let got = run(open(), &checkpoint, &adapter, &prompt, &tails);
-    assert_close("logits", &got, &run(cpu(), &checkpoint, &adapter, &prompt, &tails), 2e-2);
+    assert_close(&format!("{name}: logits"), &got, &run(cpu(), &checkpoint, &adapter, &prompt, &tails), 2e-2);
 }

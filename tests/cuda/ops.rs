@@ -5,11 +5,12 @@ use hydra_kernels::quant::{Format, RowOrder};
 use hydra_ptx::sizes::DECODED_TOKENS;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
 use hydra_runtime::backend::{
-    AdamW, AdamWStep, Attention, AttentionBackward, AttentionShape, Backend, HeadLoss, Prefix, RmsNorm,
-    RmsNormBackward, Rope, StoredWeight,
+    AdamW, AdamWStep, Attention, AttentionBackward, AttentionShape, Backend, HeadLoss, HeadNorm, HeadNormBackward,
+    Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
 use hydra_runtime::batch::Segment;
 use hydra_runtime::config::Config;
+use std::num::NonZeroUsize;
 
 /// A matrix of a random format: random quants with scales of moderate size.
 pub struct Stored {
@@ -155,6 +156,22 @@ pub fn norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     assert_same(&case, got, want, F32);
 }
 
+pub fn head_norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
+    let d = [64, 128, 2 * random.within(1, 80)][random.within(0, 2)];
+    let (heads, eps) = (random.within(1, 30 * size), 1e-5);
+    let inputs: Vec<_> = [heads * d, d, heads * d].iter().map(|&len| random.rounded(len)).collect();
+    fn run<B: Backend>(b: &B, [heads, eps]: [f32; 2], inputs: &[Vec<f32>]) -> Results {
+        let (heads, len) = (heads as usize, inputs[0].len());
+        let (x, weight) = (&put_activations(b, &inputs[0]), &put(b, &inputs[1]));
+        let (mut y, mut dx) = (b.activations(len).unwrap(), put_activations(b, &inputs[2]));
+        b.head_norm(HeadNorm { y: &mut y, heads, x, weight, eps }).unwrap();
+        b.head_norm_backward(HeadNormBackward { dx: &mut dx, heads, x, weight, eps }).unwrap();
+        vec![("y", get_activations(b, &y, len)), ("dx", get_activations(b, &dx, len))]
+    }
+    let sizes = [heads as f32, eps];
+    assert_same(&format!("{heads} heads of {d}"), run(cuda, sizes, &inputs), run(&cpu(), sizes, &inputs), BF16);
+}
+
 pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let d = [64, 128, 2 * random.within(1, 40)][random.within(0, 2)];
     let (tokens, heads) = (random.within(1, 9 * size), random.within(1, 4));
@@ -224,29 +241,29 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         tokens += len;
     }
     let prefix = if random.coin() { random.within(1, 130) } else { 0 };
+    // 0: none.
+    let window = [0, 0, 1, 64, 65, random.within(1, 200)][random.within(0, 5)];
     let (wide, narrow, before) = (tokens * shape.q_width(), tokens * shape.kv_width(), prefix * shape.kv_width());
     let inputs: Vec<_> = [wide, narrow, narrow, wide, before, before].iter().map(|&len| random.rounded(len)).collect();
     fn run<B: Backend>(
         b: &B,
         shape: AttentionShape,
         segments: &[Segment],
-        prefix: usize,
+        [prefix, window]: [usize; 2],
         inputs: &[Vec<f32>],
     ) -> Results {
         let (wide, narrow) = (inputs[0].len(), inputs[1].len());
-        let rows = wide / shape.head_dim;
+        let (rows, window) = (wide / shape.head_dim, NonZeroUsize::new(window));
         let [q, k, v, d_o, prefix_k, prefix_v] = [0, 1, 2, 3, 4, 5].map(|i| put_activations(b, &inputs[i]));
         let (q, k, v) = (&q, &k, &v);
         let (mut o, mut lse) = (b.activations(wide).unwrap(), b.buffer(rows).unwrap());
         let mut results = Vec::new();
         if prefix > 0 {
             let prefix = Some(Prefix { k: &prefix_k, v: &prefix_v, len: prefix });
-            b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window: None, q, k, v, prefix })
-                .unwrap();
+            b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window, q, k, v, prefix }).unwrap();
             results.extend([("o after a prefix", get_activations(b, &o, wide)), ("its lse", get(b, &lse, rows))]);
         }
-        b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window: None, q, k, v, prefix: None })
-            .unwrap();
+        b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window, q, k, v, prefix: None }).unwrap();
         let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|len| put_activations(b, &vec![f32::NAN; len]));
         let (o, lse, d_o) = (&o, &lse, &d_o);
         let (dqs, dks, dvs) = (&mut dq, &mut dk, &mut dv);
@@ -256,7 +273,7 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
             dv: dvs,
             shape,
             segments,
-            window: None,
+            window,
             d_o,
             o,
             lse,
@@ -270,8 +287,9 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         results.extend(activations.map(|(name, x, len)| (name, get_activations(b, x, len))));
         results
     }
-    let case = format!("{shape:?} {segments:?} prefix {prefix}");
-    let (got, want) = (run(cuda, shape, &segments, prefix, &inputs), run(&cpu(), shape, &segments, prefix, &inputs));
+    let case = format!("{shape:?} {segments:?} prefix {prefix} window {window}");
+    let before = [prefix, window];
+    let (got, want) = (run(cuda, shape, &segments, before, &inputs), run(&cpu(), shape, &segments, before, &inputs));
     assert_same(&case, got, want, BF16);
 }
 

@@ -5,6 +5,9 @@
 //! probabilities and sums stay in registers in f32. Heads have an even number of columns and are padded with zeros to
 //! 64 or 128 in shared memory. While a block of keys is multiplied, the next one is being copied.
 //!
+//! A query sees `window` keys: its own and those just before it, into the prefix. Blocks of keys that no query of a block
+//! sees are not read.
+//!
 //! `tiles` [n, 3] lists the blocks of 64 rows: the segment's first row, the block's first row in the segment, the
 //! segment's length.
 
@@ -51,6 +54,8 @@ pub struct Attention {
     pub v: *const u16,
     /// See the module's heading.
     pub tiles: *const u32,
+    /// Keys that a query sees, less than 2³¹.
+    pub window: u32,
     /// Query heads.
     pub n_heads: u32,
     /// Key heads.
@@ -66,6 +71,18 @@ impl Attention {
     #[inline(always)]
     pub unsafe fn rows(self) -> Rows {
         Rows::of(self.tiles, block_x())
+    }
+
+    /// The first key that a query sees, both counted from the same place.
+    #[inline(always)]
+    pub fn first_seen(self, query: u32) -> u32 {
+        (query + 1).saturating_sub(self.window)
+    }
+
+    /// Whether a query sees a key, both counted from the same place: a key behind the query is 2³² minus something away.
+    #[inline(always)]
+    pub fn sees(self, query: u32, key: u32) -> bool {
+        query.wrapping_sub(key) < self.window
     }
 
     /// Query heads that share a key head.
@@ -178,30 +195,32 @@ struct RunningSoftmax {
 }
 
 impl RunningSoftmax {
-    /// Turns a block of scores, of keys from `key` on, into unnormalised probabilities; `end` is the first key that
-    /// each row doesn't see. Returns the factors of what was summed before.
+    /// Turns a block of scores, of keys from `key` on, into unnormalised probabilities; each row sees keys from `first`
+    /// up to `end`. Returns the factors of what was summed before.
     #[inline(always)]
-    fn add(&mut self, s: &mut [[f32; 4]; 8], key: u32, end: &[u32; 2]) -> [f32; 2] {
+    fn add(&mut self, s: &mut [[f32; 4]; 8], key: u32, [first, end]: &[[u32; 2]; 2]) -> [f32; 2] {
         let mut max = self.max;
         for n in 0..8 {
             for i in 0..4 {
-                if key + column_of(n, i) >= end[i / 2] {
+                let key = key + column_of(n, i);
+                if key < first[i / 2] || key >= end[i / 2] {
                     s[n][i] = f32::NEG_INFINITY;
                 }
                 max[i / 2] = max[i / 2].max(s[n][i]);
             }
         }
-        let mut shrink = [0f32; 2];
+        let (mut shrink, mut base) = ([0f32; 2], [0f32; 2]);
         for r in 0..2 {
-            // A row sees a key in its first block, so this is finite.
             max[r] = over_quad::<Max>(max[r]);
-            shrink[r] = exp2((self.max[r] - max[r]) * self.factor);
+            // A row whose window begins in a later block has seen no key: its probabilities and sums are 2^(−∞) = 0.
+            base[r] = if max[r] == f32::NEG_INFINITY { 0.0 } else { max[r] };
+            shrink[r] = exp2((self.max[r] - base[r]) * self.factor);
             self.sum[r] *= shrink[r];
         }
         self.max = max;
         for n in 0..8 {
             for i in 0..4 {
-                s[n][i] = exp2((s[n][i] - max[i / 2]) * self.factor);
+                s[n][i] = exp2((s[n][i] - base[i / 2]) * self.factor);
                 self.sum[i / 2] += s[n][i];
             }
         }
@@ -211,8 +230,8 @@ impl RunningSoftmax {
 
 #[inline(always)]
 unsafe fn attention<const CHUNKS: u32, const N: usize>(p: AttentionParams) {
-    let AttentionParams { q, k, v, tiles, n_heads, kv_heads, d, scale, .. } = p;
-    let of = Attention { q, k, v, tiles, n_heads, kv_heads, d, scale };
+    let AttentionParams { q, k, v, tiles, window, n_heads, kv_heads, d, scale, .. } = p;
+    let of = Attention { q, k, v, tiles, window, n_heads, kv_heads, d, scale };
     let (rows, head) = (of.rows(), block_y());
     let kv_head = head / of.group();
     let bytes = ATTENTION_TILE * CHUNKS * 16;
@@ -223,6 +242,13 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(p: AttentionParams) {
     let limit = rows.first + rows.count();
     let prefix_blocks = p.prefix.div_ceil(ATTENTION_TILE);
     let blocks = prefix_blocks + limit.div_ceil(ATTENTION_TILE);
+    // The first one that the block's first query sees, which looks back the farthest.
+    let first_key = of.first_seen(p.prefix + rows.first);
+    let first_block = if first_key < p.prefix {
+        first_key / ATTENTION_TILE
+    } else {
+        prefix_blocks + (first_key - p.prefix) / ATTENTION_TILE
+    };
     let key_of = |block: u32| (if block < prefix_blocks { block } else { block - prefix_blocks }) * ATTENTION_TILE;
     let fetch = |block: u32| {
         if block < blocks {
@@ -237,23 +263,31 @@ unsafe fn attention<const CHUNKS: u32, const N: usize>(p: AttentionParams) {
         copy_commit();
     };
     of.query_head(q, head).load_tile::<CHUNKS>(q_tile, ATTENTION_TILE, rows.start + rows.first, rows.count());
-    fetch(0);
+    fetch(first_block);
     let factor = scale * core::f32::consts::LOG2_E;
     let mut acc = [[0f32; 4]; N];
     let mut softmax = RunningSoftmax { factor, max: [f32::NEG_INFINITY; 2], sum: [0.0; 2] };
-    let mut block = 0;
+    let mut block = first_block;
     while block < blocks {
         loaded();
         fetch(block + 1);
         let key = key_of(block);
+        let in_prefix = block < prefix_blocks;
+        let first = [0, 2].map(
+            #[inline(always)]
+            |i| {
+                let first = of.first_seen(p.prefix + rows.first + row_of(i));
+                if in_prefix { first } else { first.saturating_sub(p.prefix) }
+            },
+        );
         // Rows that don't exist may see zeros.
         let end = [0, 2].map(
             #[inline(always)]
-            |i| if block < prefix_blocks { p.prefix } else { rows.first + row_of(i) + 1 },
+            |i| if in_prefix { p.prefix } else { rows.first + row_of(i) + 1 },
         );
         let mut s = [[0f32; 4]; 8];
         rows_by_rows::<CHUNKS, 8>(&mut s, q_tile, 16 * warp(), k_tile(block));
-        let shrink = softmax.add(&mut s, key, &end);
+        let shrink = softmax.add(&mut s, key, &[first, end]);
         for n in 0..N {
             for i in 0..4 {
                 acc[n][i] *= shrink[i / 2];

@@ -57,6 +57,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
     let (k, v) = (of.key_head(of.k, kv_head), of.key_head(of.v, kv_head));
     let limit = rows.first + count;
     let blocks = limit.div_ceil(ATTENTION_TILE);
+    let first_block = of.first_seen(rows.first) / ATTENTION_TILE;
     let fetch = |block: u32| {
         if block < blocks {
             let key = block * ATTENTION_TILE;
@@ -66,7 +67,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
         }
         copy_commit();
     };
-    fetch(0);
+    fetch(first_block);
     // Rows that don't exist have probability 0.
     let (mut row_lse, mut row_delta) = ([f32::INFINITY; 2], [0f32; 2]);
     for r in 0..2 {
@@ -76,7 +77,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
         }
     }
     let mut acc = [[0f32; 4]; N];
-    let mut block = 0;
+    let mut block = first_block;
     while block < blocks {
         loaded();
         fetch(block + 1);
@@ -86,7 +87,7 @@ unsafe fn dq_block<const CHUNKS: u32, const N: usize>(dq: *mut u16, of: Attentio
         rows_by_rows::<CHUNKS, 8>(&mut dp, o_tile, 16 * warp(), v_tile(block));
         for n in 0..8 {
             for i in 0..4 {
-                let seen = key + column_of(n, i) <= rows.first + row_of(i);
+                let seen = of.sees(rows.first + row_of(i), key + column_of(n, i));
                 let p = if seen { of.probability(s[n][i], row_lse[i / 2]) } else { 0.0 };
                 s[n][i] = p * (dp[n][i] - row_delta[i / 2]);
             }
@@ -110,7 +111,8 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
     of.key_head(of.k, kv_head).load_tile::<CHUNKS>(k_tile, ATTENTION_TILE, first, count);
     of.key_head(of.v, kv_head).load_tile::<CHUNKS>(v_tile, ATTENTION_TILE, first, count);
     let (mut dk_acc, mut dv_acc) = ([[0f32; 4]; N], [[0f32; 4]; N]);
-    // Blocks of queries from this block's first row on, one head after the other.
+    // Blocks of queries from this block's first row on to the last one that sees its last key, one head after the other.
+    let limit = (rows.first + count - 1).saturating_add(of.window).min(rows.len);
     let group = of.group();
     let fetch = |block: u32, member: u32, query: u32| {
         if member < group {
@@ -134,7 +136,7 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
     while member < group {
         loaded();
         let mut next = (member, query + BACKWARD_QUERIES);
-        if next.1 >= rows.len {
+        if next.1 >= limit {
             next = (member + 1, rows.first);
         }
         fetch(block + 1, next.0, next.1);
@@ -145,7 +147,7 @@ unsafe fn dkv_block<const CHUNKS: u32, const N: usize>(dk: *mut u16, dv: *mut u1
         for n in 0..4 {
             for i in 0..4 {
                 let column = column_of(n, i);
-                let seen = query + column >= rows.first + row_of(i);
+                let seen = of.sees(query + column, rows.first + row_of(i));
                 let l = ld_f32(lse_row(block) + 4 * column);
                 p[n][i] = if seen { of.probability(p[n][i], l) } else { 0.0 };
                 ds[n][i] = p[n][i] * (ds[n][i] - ld_f32(delta_row(block) + 4 * column));
@@ -186,16 +188,16 @@ macro_rules! widths {
         /// dq. Grid: [tiles, n_heads], 128 threads.
         #[inline(always)]
         pub unsafe fn $dq(p: AttentionDqParams) {
-            let AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale } = p;
-            let of = Attention { q, k, v, tiles, n_heads, kv_heads, d, scale };
+            let AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale } = p;
+            let of = Attention { q, k, v, tiles, window, n_heads, kv_heads, d, scale };
             dq_block::<$chunks, $chunks>(dq, of, Saved { d_o, lse, delta })
         }
 
         /// dk and dv. Grid: [tiles, kv_heads], 128 threads.
         #[inline(always)]
         pub unsafe fn $dkv(p: AttentionDkvParams) {
-            let AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale } = p;
-            let of = Attention { q, k, v, tiles, n_heads, kv_heads, d, scale };
+            let AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale } = p;
+            let of = Attention { q, k, v, tiles, window, n_heads, kv_heads, d, scale };
             dkv_block::<$chunks, $chunks>(dk, dv, of, Saved { d_o, lse, delta })
         }
     )*};

@@ -81,6 +81,7 @@ pub mod emulator;
 pub mod format;
 pub mod gate;
 pub mod gemm;
+pub mod heads;
 #[path = "../../src/kernels/mod.rs"]
 pub mod kernels;
 pub mod lora_matvec;

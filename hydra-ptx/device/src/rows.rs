@@ -3,7 +3,7 @@
 
 use crate::format::eight_of;
 use crate::kernels::dense::{DecodeParams, OperandParams};
-use crate::kernels::model::{EmbedParams, MoveRowsParams, RmsNormBackwardParams, RmsNormParams};
+use crate::kernels::model::{AddBiasParams, EmbedParams, MoveRowsParams, RmsNormBackwardParams, RmsNormParams};
 use crate::prelude::*;
 use crate::sizes::THREADS;
 
@@ -193,6 +193,21 @@ pub unsafe fn rms_norm_backward(p: RmsNormBackwardParams) {
         dx.put_row(row as usize * d as usize + 8 * group as usize, values, d - 8 * group, d.is_multiple_of(8));
         group += THREADS;
     }
+}
+
+/// y[t] += bias. Grid: [rows · (d / 8) / 256], 256 threads.
+#[inline(always)]
+pub unsafe fn add_bias(p: AddBiasParams) {
+    let groups = p.d.div_ceil(8);
+    assume(groups > 0);
+    let i = block_x() as u64 * THREADS as u64 + thread() as u64;
+    if i >= p.rows as u64 * groups as u64 {
+        return;
+    }
+    let (row, column) = ((i / groups as u64) as usize, (i % groups as u64) as u32 * 8);
+    let bias = load_eight(p.bias, 0, column, p.d);
+    let y = Output::new(p.y, p.y, p.bf16);
+    y.put_row(row * p.d as usize + column as usize, bias, p.d - column, p.d.is_multiple_of(8));
 }
 
 /// out[t] = table[ids[t]], decoded. Grid: [tokens], 256 threads.

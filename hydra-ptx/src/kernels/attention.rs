@@ -21,6 +21,8 @@ kernels! {
         prefix: u32,
         /// [blocks, 3]: a segment's first row, the block's first row in it, the segment's length.
         tiles: *const u32,
+        /// Keys that a query sees, its own and those just before it.
+        window: u32,
         /// Query heads.
         n_heads: u32,
         /// Key and value heads.
@@ -63,6 +65,8 @@ kernels! {
         v: *const u16,
         /// See [`AttentionParams`].
         tiles: *const u32,
+        /// Keys that a query sees, its own and those just before it.
+        window: u32,
         /// Query heads.
         n_heads: u32,
         /// Key and value heads.
@@ -93,6 +97,8 @@ kernels! {
         v: *const u16,
         /// See [`AttentionParams`].
         tiles: *const u32,
+        /// Keys that a query sees, its own and those just before it.
+        window: u32,
         /// Query heads.
         n_heads: u32,
         /// Key and value heads.

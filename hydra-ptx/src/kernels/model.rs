@@ -33,6 +33,52 @@ kernels! {
         d: u32,
     }
 
+    /// The norm of each head.
+    struct HeadNormParams for heads::[head_norm] {
+        /// [heads, d], bf16.
+        y: *mut u16,
+        /// [heads, d], bf16.
+        x: *const u16,
+        /// [d].
+        weight: *const f32,
+        /// Heads of all rows.
+        heads: u32,
+        /// Columns of a head, an even number.
+        d: u32,
+        /// Added to the mean square.
+        eps: f32,
+    }
+
+    /// The gradient of the norm of each head.
+    struct HeadNormBackwardParams for heads::[head_norm_backward] {
+        /// The gradient of y, replaced by that of x; [heads, d], bf16.
+        dx: *mut u16,
+        /// [heads, d], bf16.
+        x: *const u16,
+        /// [d].
+        weight: *const f32,
+        /// Heads of all rows.
+        heads: u32,
+        /// Columns of a head, an even number.
+        d: u32,
+        /// Added to the mean square.
+        eps: f32,
+    }
+
+    /// A projection's bias.
+    struct AddBiasParams for rows::[add_bias] {
+        /// [rows, d], changed in place.
+        y: *mut u8,
+        /// Whether y is bf16, else f32.
+        bf16: u32,
+        /// [d].
+        bias: *const f32,
+        /// Rows.
+        rows: u32,
+        /// Columns.
+        d: u32,
+    }
+
     /// Rows of the embedding table.
     struct EmbedParams for rows::[embed] {
         /// [tokens, d].

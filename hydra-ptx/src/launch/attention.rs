@@ -6,6 +6,9 @@ use crate::kernels::attention::*;
 /// The widest head there is a kernel for.
 pub const MAX_HEAD_DIM: u32 = 128;
 
+/// The window of an attention without one: the largest that the kernels take, and more keys than a device holds.
+pub const NO_WINDOW: u32 = (1 << 31) - 1;
+
 /// An attention's sizes and its blocks of rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
@@ -19,6 +22,8 @@ pub struct Attention {
     pub tiles: Ptr,
     /// n.
     pub tile_count: u32,
+    /// Keys that a query sees, its own and those just before it; [`NO_WINDOW`]: all before it.
+    pub window: u32,
 }
 
 impl Attention {
@@ -57,8 +62,9 @@ pub struct Prefix {
 pub fn attention(o: Ptr, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefix: Option<Prefix>) -> Launch {
     let (width, entry) = shape.width(["attention_64", "attention_128"]);
     let Prefix { k: prefix_k, v: prefix_v, len: prefix } = prefix.unwrap_or(Prefix { k, v, len: 0 });
-    let (&Attention { n_heads, kv_heads, d, tiles, tile_count }, scale) = (shape, shape.scale());
-    let params = AttentionParams { o, lse, q, k, v, prefix_k, prefix_v, prefix, tiles, n_heads, kv_heads, d, scale };
+    let (&Attention { n_heads, kv_heads, d, tiles, tile_count, window }, scale) = (shape, shape.scale());
+    let params =
+        AttentionParams { o, lse, q, k, v, prefix_k, prefix_v, prefix, tiles, window, n_heads, kv_heads, d, scale };
     let launch = Launch::new(entry, [tile_count, n_heads], attention_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
@@ -84,9 +90,9 @@ pub struct Saved {
 /// `dq` [tokens, n_heads · d].
 pub fn attention_dq(dq: Ptr, shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dq_64", "attention_dq_128"]);
-    let (&Attention { n_heads, kv_heads, d, tiles, tile_count }, scale) = (shape, shape.scale());
+    let (&Attention { n_heads, kv_heads, d, tiles, tile_count, window }, scale) = (shape, shape.scale());
     let &Saved { d_o, lse, delta } = saved;
-    let params = AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale };
+    let params = AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale };
     let launch = Launch::new(entry, [tile_count, n_heads], attention_dq_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
@@ -94,9 +100,9 @@ pub fn attention_dq(dq: Ptr, shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 
 /// `dk`, `dv` [tokens, kv_heads · d].
 pub fn attention_dkv([dk, dv]: [Ptr; 2], shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dkv_64", "attention_dkv_128"]);
-    let (&Attention { n_heads, kv_heads, d, tiles, tile_count }, scale) = (shape, shape.scale());
+    let (&Attention { n_heads, kv_heads, d, tiles, tile_count, window }, scale) = (shape, shape.scale());
     let &Saved { d_o, lse, delta } = saved;
-    let params = AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, n_heads, kv_heads, d, scale };
+    let params = AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale };
     let launch = Launch::new(entry, [tile_count, kv_heads], attention_dkv_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }

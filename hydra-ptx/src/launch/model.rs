@@ -15,6 +15,25 @@ pub fn rms_norm_backward(dx: Ptr, rows: u32, dy: Ptr, x: Ptr, inv_rms: Ptr, weig
     Launch::new("rms_norm_backward", [rows, 1], REDUCE_SHARED, params.args())
 }
 
+/// y [heads, d]: each head of x normalised; d is even.
+pub fn head_norm(y: Ptr, x: Ptr, weight: Ptr, [heads, d]: [u32; 2], eps: f32) -> Launch {
+    let params = HeadNormParams { y, x, weight, heads, d, eps };
+    Launch::new("head_norm", [heads.div_ceil(THREADS / 32), 1], 0, params.args())
+}
+
+/// dx [heads, d] holds the gradient of y and becomes that of x; d is even.
+pub fn head_norm_backward(dx: Ptr, x: Ptr, weight: Ptr, [heads, d]: [u32; 2], eps: f32) -> Launch {
+    let params = HeadNormBackwardParams { dx, x, weight, heads, d, eps };
+    Launch::new("head_norm_backward", [heads.div_ceil(THREADS / 32), 1], 0, params.args())
+}
+
+/// y [rows, d] += bias.
+pub fn add_bias(y: Values, rows: u32, bias: Ptr, d: u32) -> Launch {
+    let groups = u64::from(rows) * u64::from(d.div_ceil(8));
+    let params = AddBiasParams { y: y.at, bf16: y.bf16.into(), bias, rows, d };
+    Launch::new("add_bias", [blocks(groups), 1], 0, params.args())
+}
+
 /// Rotates x [tokens, n_heads · d] by `positions` `[tokens]`, or back.
 pub fn rope(x: Ptr, tokens: u32, n_heads: u32, d: u32, table: Ptr, positions: Ptr, inverse: bool) -> Launch {
     let groups = u64::from(tokens) * u64::from(n_heads) * u64::from((d / 2).div_ceil(8));

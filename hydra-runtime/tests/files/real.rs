@@ -4,11 +4,17 @@
 //!   library makes of some texts is in `llama2_ids.json`. `HYDRA_LLAMA2_IDS`: a file of more such lines, `[text, ids]`.
 //! - `HYDRA_GGUF`, `HYDRA_HF`: one model as a GGUF file and as a Hugging Face folder of the same weights, dequantised.
 //! - `HYDRA_TEXTS`: a file whose lines are texts.
+//! - `HYDRA_LOGITS`: what another engine makes of `HYDRA_GGUF` in f32: a list of `{"text", "ids", "last"}`, where `last` is
+//!   the logits `[vocab]` after the last token.
 
 use crate::builder::Gguf;
 use hydra_kernels::isa::Isa;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::checkpoint::{Checkpoint, TensorId};
+use hydra_runtime::generate::Generator;
+use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
+use serde_json::Value;
 use std::path::PathBuf;
 
 fn named(variable: &str) -> Option<PathBuf> {
@@ -49,6 +55,27 @@ fn a_gguf_is_the_folder_it_was_converted_to() {
         let ids = one.encode(text).unwrap();
         assert_eq!(ids, other.encode(text).unwrap(), "{text}");
         assert_eq!(one.decode(&ids).unwrap(), other.decode(&ids).unwrap());
+    }
+}
+
+#[test]
+fn last_logits_are_the_other_engine_s() {
+    let (Some(gguf), Some(cases)) = (named("HYDRA_GGUF"), named("HYDRA_LOGITS")) else { return };
+    let checkpoint = Checkpoint::open(gguf).unwrap();
+    let model = Model::load(Cpu::new(CpuOptions::default()).unwrap(), &checkpoint).unwrap();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(cases).unwrap()).unwrap();
+    for case in &cases {
+        let ids: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode_prompt(text).unwrap(), ids, "{text}");
+        let want: Vec<f32> = case["last"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+        let mut generator = Generator::new(&model, None, ids.len()).unwrap();
+        let got = generator.feed(&ids).unwrap();
+        assert_eq!(got.len(), want.len());
+        let apart = got.iter().zip(&want).fold(0f32, |most, (got, want)| most.max((got - want).abs()));
+        println!("{text:?}: {apart:.1e} apart");
+        assert!(apart <= 2e-3, "{text}: {apart}");
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::buffer::Activations;
 use super::driver::Driver;
-use super::launcher::{Cuda, lacking, size};
+use super::launcher::{Cuda, size};
 use super::state::State;
 use crate::backend::{Attention, AttentionBackward, AttentionShape, Prefix};
 use crate::batch::Segment;
 use crate::{Error, Result};
-use hydra_ptx::launch::{self, MAX_HEAD_DIM, Ptr, Saved};
+use hydra_ptx::launch::{self, MAX_HEAD_DIM, NO_WINDOW, Ptr, Saved};
+use std::num::NonZeroUsize;
 
 /// What both passes hand to their launches.
 struct Inputs {
@@ -25,6 +26,7 @@ impl<D: Driver> Cuda<D> {
         state: &mut State<D>,
         shape: AttentionShape,
         segments: &[Segment],
+        window: Option<NonZeroUsize>,
         [q, k, v]: [&Activations<D>; 3],
     ) -> Result<Inputs> {
         let d = shape.head_dim;
@@ -44,6 +46,8 @@ impl<D: Driver> Cuda<D> {
             d: size(d)?,
             tile_count: size(tiles.len() / 3)?,
             tiles: state.ids.on_device(&self.driver, &tiles)?,
+            // A window of more keys than a device holds hides none.
+            window: window.map_or(NO_WINDOW, |window| window.get().min(NO_WINDOW as usize) as u32),
         };
         let kv_len = tokens * shape.kv_width();
         let qkv = [self.bf16(q, tokens * shape.q_width()), self.bf16(k, kv_len), self.bf16(v, kv_len)];
@@ -52,11 +56,8 @@ impl<D: Driver> Cuda<D> {
 
     pub(super) fn attention_forward(&self, args: Attention<'_, Self>) -> Result<()> {
         let Attention { o, lse, shape, segments, window, q, k, v, prefix } = args;
-        if window.is_some() {
-            return Err(lacking("a sliding window"));
-        }
         let state = &mut *self.state();
-        let inputs = self.attention_inputs(state, shape, segments, [q, k, v])?;
+        let inputs = self.attention_inputs(state, shape, segments, window, [q, k, v])?;
         let prefix = match prefix {
             None => None,
             Some(Prefix { k, v, len }) => {
@@ -71,11 +72,9 @@ impl<D: Driver> Cuda<D> {
 
     pub(super) fn attention_gradient(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
         let AttentionBackward { dq, dk, dv, shape, segments, window, d_o, o, lse, q, k, v } = args;
-        if window.is_some() {
-            return Err(lacking("a sliding window"));
-        }
         let state = &mut *self.state();
-        let Inputs { shape: launched, tokens, qkv } = self.attention_inputs(state, shape, segments, [q, k, v])?;
+        let Inputs { shape: launched, tokens, qkv } =
+            self.attention_inputs(state, shape, segments, window, [q, k, v])?;
         let (q_len, kv_len) = (tokens * shape.q_width(), tokens * shape.kv_width());
         let (d_o, o) = (self.bf16(d_o, q_len), self.bf16(o, q_len));
         let delta = state.partial.f32(&self.driver, tokens * shape.n_heads)?;

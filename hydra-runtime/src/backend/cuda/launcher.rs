@@ -19,11 +19,6 @@ pub(super) fn size(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::Invalid(format!("a size of {n}: the device takes less than 2^32")))
 }
 
-/// There is no kernel for `what`.
-pub(super) fn lacking(what: &str) -> Error {
-    Error::Device(format!("no GPU kernels for {what} yet: use the CPU"))
-}
-
 impl<D: Driver> Cuda<D> {
     /// The backend of a device.
     pub fn new(driver: D) -> Self {

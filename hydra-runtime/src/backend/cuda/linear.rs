@@ -2,7 +2,7 @@
 
 use super::buffer::Memory;
 use super::driver::Driver;
-use super::launcher::{Cuda, lacking, size};
+use super::launcher::{Cuda, size};
 use super::state::State;
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Linear, LinearOutput};
@@ -73,9 +73,6 @@ struct Frozen {
 impl<D: Driver> Cuda<D> {
     pub(super) fn linear_forward(&self, args: Linear<'_, Self>) -> Result<()> {
         let Linear { output, tokens, x, weight, bias, adapter } = args;
-        if bias.is_some() {
-            return Err(lacking("biases"));
-        }
         let (state, driver, weight) = (&mut *self.state(), &self.driver, weight.of(&self.driver));
         let (y, residual) = match output {
             LinearOutput::Buffer { y, residual } => (&y.0, residual.map(|residual| &residual.0)),
@@ -95,9 +92,13 @@ impl<D: Driver> Cuda<D> {
         };
         let fits = |(adapter, _): &(Adapter, Ptr)| launch::fits_matvec(x.rows, &adapter.launched);
         if x.rows <= MATVEC_TOKENS && adapter.as_ref().is_none_or(fits) {
-            self.linear_matvec(state, &frozen, adapter)
+            self.linear_matvec(state, &frozen, adapter)?;
         } else {
-            self.linear_product(state, &frozen, adapter)
+            self.linear_product(state, &frozen, adapter)?;
+        }
+        match bias {
+            None => Ok(()),
+            Some(bias) => self.run(&launch::add_bias(y, x.rows, self.f32(bias, weight.rows as usize), weight.rows)),
         }
     }
 

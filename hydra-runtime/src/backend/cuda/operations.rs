@@ -3,18 +3,27 @@
 use super::buffer::{Activations, Buffer, Memory};
 use super::driver::Driver;
 use super::gpu::blas;
-use super::launcher::{Cuda, lacking, size};
+use super::launcher::{Cuda, size};
 use super::loss;
 use super::matrix::Matrix;
 use crate::backend::{
     AdamW, AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear,
     LinearBackward, RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
-use crate::config::{Architecture, Biases, Config};
+use crate::config::Config;
 use crate::{Error, Result};
 use half::bf16;
-use hydra_ptx::launch;
+use hydra_ptx::launch::{self, MAX_HEAD_DIM};
 use hydra_ptx::sizes::DECODED_TOKENS;
+
+/// Columns of a head in the kernels' type. They take them in pairs.
+fn even(head_dim: usize) -> Result<u32> {
+    if head_dim.is_multiple_of(2) {
+        size(head_dim)
+    } else {
+        Err(Error::Invalid(format!("heads of {head_dim} columns")))
+    }
+}
 
 impl<D: Driver> Cuda<D> {
     /// `out[i] = x[rows[i]]`, rows of `d` values.
@@ -103,12 +112,18 @@ impl<D: Driver> Backend for Cuda<D> {
         self.run(&launch::rms_norm_backward(dx, size(tokens)?, dy, x, inv_rms, weight, d))
     }
 
-    fn head_norm(&self, _: HeadNorm<'_, Self>) -> Result<()> {
-        Err(lacking("a norm on each head of q and k"))
+    fn head_norm(&self, args: HeadNorm<'_, Self>) -> Result<()> {
+        let HeadNorm { y, heads, x, weight, eps } = args;
+        let (d, values) = (even(weight.len())?, heads * weight.len());
+        let (y, x, weight) = (self.bf16(y, values), self.bf16(x, values), self.f32(weight, weight.len()));
+        self.run(&launch::head_norm(y, x, weight, [size(heads)?, d], eps))
     }
 
-    fn head_norm_backward(&self, _: HeadNormBackward<'_, Self>) -> Result<()> {
-        Err(lacking("a norm on each head of q and k"))
+    fn head_norm_backward(&self, args: HeadNormBackward<'_, Self>) -> Result<()> {
+        let HeadNormBackward { dx, heads, x, weight, eps } = args;
+        let (d, values) = (even(weight.len())?, heads * weight.len());
+        let (dx, x, weight) = (self.bf16(dx, values), self.bf16(x, values), self.f32(weight, weight.len()));
+        self.run(&launch::head_norm_backward(dx, x, weight, [size(heads)?, d], eps))
     }
 
     fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
@@ -218,16 +233,12 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn supports(&self, config: &Config) -> Result<()> {
-        let Architecture { family, biases, head_norms, window } = config.architecture;
-        let has = [
-            (biases != Biases::default(), "biases"),
-            (head_norms, "a norm on each head of q and k"),
-            (window.is_some(), "a sliding window"),
-        ];
-        match has.into_iter().find(|(has, _)| *has) {
-            Some((_, what)) => Err(Error::Device(format!("{} models: {}", family.name(), lacking(what)))),
-            None => Ok(()),
+        if config.head_dim > MAX_HEAD_DIM as usize {
+            let (name, d) = (config.architecture.family.name(), config.head_dim);
+            let what = format!("a {name} with heads of {d} columns: attention on a GPU takes at most {MAX_HEAD_DIM}");
+            return Err(Error::Device(what));
         }
+        Ok(())
     }
 
     fn describe(&self) -> String {
