@@ -230,7 +230,9 @@ fn collectives(name: &str) -> [usize; 4] {
             let (fragments, products) = sum(&[rows_by_rows(4), rows_by_rows(4), by_tile(4), by_tile(4)]);
             [1, 0, fragments, products]
         }
-        "attention_delta" => [0, 5, 0, 0],
+        "attention_delta" | "head_norm" => [0, 5, 0, 0],
+        // A sum of squares and one of products.
+        "head_norm_backward" => [0, 2 * 5, 0, 0],
         // A sum a token.
         _ if name.starts_with("matvec") => [0, 4 * 5, 0, 0],
         "rms_norm" | "rms_norm_backward" => [2, 5, 0, 0],
