@@ -1,11 +1,9 @@
 """Models, adapters, training and evaluation, with NumPy alone."""
 
 import ast
-import json
 import os
 import pathlib
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -16,20 +14,9 @@ import pytest
 
 import hydra
 
+from conftest import tensors
+
 EXAMPLES = [("Name the capital of France.", " Paris."), ("Which of these is a fish?", " Tope.")]
-
-
-def tensors(path):
-    """The arrays of a safetensors file."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    types = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
-    arrays = {}
-    for name, entry in json.loads(data[8 : 8 + length]).items():
-        if name != "__metadata__":
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            arrays[name] = np.frombuffer(data[start:end], types[entry["dtype"]]).reshape(entry["shape"])
-    return arrays
 
 
 def test_logits_are_pytorchs(model, adapter, golden):

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from hydra.torch import HydraLinear, inject
 
+from conftest import tensors
+
 
 def reference(layer, x, mask=None):
     """What the layer computes, in PyTorch's operations."""
@@ -204,6 +206,30 @@ def test_an_adapter_is_put_on_a_llama(model, adapter, golden):
     other = llama({**model.config, "d_ffn": 80})
     with pytest.raises(ValueError, match="the adapter is for"):
         inject(other, adapter)
+
+
+def test_logits_and_gradients_of_transformers_llama_are_the_golden_ones(golden):
+    transformers = pytest.importorskip("transformers")
+    llama = transformers.AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32)
+    llama.requires_grad_(False)
+    inject(llama, golden / "adapter")
+    arrays = {name: torch.from_numpy(values.copy()) for name, values in tensors(golden / "golden.safetensors").items()}
+    close("logits", llama(arrays["ids.2"][None]).logits[0].detach(), arrays["logits.2"], 1e-4)
+
+    # The mean over all targets of six records.
+    nll, targets = 0.0, 0
+    for i in range(6):
+        wanted = arrays[f"targets.{i}"]
+        logits = llama(arrays[f"ids.{i}"][None]).logits[0]
+        nll = nll + F.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
+        targets += int((wanted != -100).sum())
+    (nll / targets).backward()
+    layer = llama.model.layers[1].mlp.down_proj
+    prefix = "grad.base_model.model.model.layers.1.mlp.down_proj."
+    down, router = arrays[prefix + "lora_A.weight"], arrays[prefix + "lora_route.weight"]
+    close("dA and dR", layer.a.grad, torch.cat([down, router]), 1e-4)
+    heads = [arrays[f"{prefix}lora_B{e}.weight"] for e in range(2)]
+    close("dB", layer.b.grad, torch.cat(heads, 1), 1e-4)
 
 
 def test_wrong_arguments():
