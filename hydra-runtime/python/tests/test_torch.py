@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hydra.torch import HydraLinear, inject
+from hydra.torch import HydraLinear, _array, _plain, inject
 
 from conftest import tensors
 
@@ -102,6 +102,15 @@ def test_bf16_in_place_and_products():
     want.sum().backward()
     assert x.grad.dtype == torch.bfloat16
     close("dx", x.grad, own.grad, 3e-2)
+
+
+def test_memory_is_shared_where_it_can_be():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        tensor = torch.randn(4, 6).to(dtype)
+        assert _array(tensor).__array_interface__["data"][0] == tensor.data_ptr()
+    for dtype in (torch.float32, torch.bfloat16):
+        tensor = torch.randn(4, 6).to(dtype)
+        assert _plain(tensor) is tensor and _plain(tensor.T) is not tensor
 
 
 def test_what_is_not_contiguous_is_copied():
