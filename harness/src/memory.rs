@@ -1,11 +1,36 @@
 //! How much memory there is, and how much this process has used.
 
 use anyhow::{Result, bail};
+use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::config::Config;
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::train::{TrainOptions, Trainer};
 
 /// Bytes in MiB, for people.
 pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+/// The most bytes that a run takes beside the weights, on the device alone if that has memory of its own. The eval loss is
+/// measured in passes of `eval_tokens`, if there is an eval set.
+pub fn of_training<B: Backend>(
+    backend: &B,
+    config: &Config,
+    adapter: &AdapterConfig,
+    options: &TrainOptions,
+    eval_tokens: Option<usize>,
+) -> Result<u64> {
+    let trainer = Trainer::plan_bytes(backend, config, adapter, options)?;
+    let of_host = if backend.free_bytes()?.is_none() { 4 } else { 0 };
+    let copy = adapter.parameters(config).saturating_mul(of_host);
+    let evaluator = match eval_tokens {
+        Some(tokens) => Evaluator::plan_bytes(backend, config, Some(adapter), tokens)?,
+        None => 0,
+    };
+    // The adapter before the first step, and as it is read from the trainer; beside it the evaluator, or the file as it is saved.
+    let copies = copy.saturating_mul(2).saturating_add(evaluator.max(copy));
+    Ok(trainer.saturating_add(copies))
 }
 
 /// Fails if `what` takes more bytes than the device has free.

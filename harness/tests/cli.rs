@@ -19,6 +19,9 @@ mod evaluate;
 mod heterogeneity;
 #[path = "cli/killed.rs"]
 mod killed;
+#[cfg(target_os = "linux")]
+#[path = "cli/memory.rs"]
+mod memory;
 #[path = "cli/merge.rs"]
 mod merge;
 #[path = "cli/readme.rs"]

@@ -1,9 +1,10 @@
 //! Scores: losses of whole sequences, and logits of a few tokens after a prompt that many sequences share.
 
-use crate::adapter::Adapter;
 use crate::adapter::device::DeviceAdapter;
+use crate::adapter::{Adapter, AdapterConfig};
 use crate::backend::{Backend, Device, Linear, LinearOutput};
 use crate::batch::{self, Packed, Sequence};
+use crate::config::Config;
 use crate::model::activations::{Activations, Plan, Purpose};
 use crate::model::{AttachedAdapter, Cached, KvCache, Model, Pass};
 pub use crate::progress::Progress;
@@ -48,6 +49,15 @@ pub struct Evaluator<B: Backend = Device> {
 }
 
 impl<B: Backend> Evaluator<B> {
+    /// Bytes that an evaluator takes beside the weights, a copy of the adapter among them; `u64::MAX` at most.
+    pub fn plan_bytes(backend: &B, config: &Config, adapter: Option<&AdapterConfig>, max_tokens: usize) -> Result<u64> {
+        let activations = Plan::new(config, adapter, max_tokens, Purpose::Forward)?.bytes(backend);
+        let rope = 4 * max_tokens.saturating_mul(config.head_dim) as u64;
+        let parameters = adapter.map_or(0, |adapter| adapter.parameters(config).saturating_mul(4));
+        let parts = [rope, parameters, backend.workspace_bytes(max_tokens, config)];
+        Ok(parts.into_iter().fold(activations, u64::saturating_add))
+    }
+
     /// An evaluator that takes up to `max_tokens` tokens, at least one, in one pass; no sequence may be longer. The adapter is copied
     /// to the device. Positions beyond [`crate::config::Config::context`] are computed as any other, but the model was not trained
     /// for them.

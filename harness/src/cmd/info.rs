@@ -2,7 +2,7 @@
 
 use crate::device::{DeviceArgs, on_device};
 use crate::hub::locate;
-use crate::memory::mib;
+use crate::memory::{self, mib};
 use crate::output::{self, escaped};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -12,7 +12,7 @@ use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::config::Architecture;
 use hydra_runtime::projection::Projection;
-use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, TrainOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -125,17 +125,17 @@ fn training(
         "trainable",
         format!("{trainable} ({:.3} % of all)", 100.0 * trainable as f64 / (trainable + frozen) as f64),
     );
-    on_device!(device, device => memory(page, &device, checkpoint, adapter))
+    on_device!(device, device => needed(page, &device, checkpoint, adapter))
 }
 
-fn memory<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) -> Result<()> {
+fn needed<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) -> Result<()> {
     for tokens in [512, 2048] {
         for (checkpointing, how) in
             [(ActivationCheckpointing::Off, ""), (ActivationCheckpointing::EveryLayer, ", --recompute")]
         {
             let options =
                 TrainOptions { checkpointing, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
-            let bytes = Trainer::plan_bytes(device, checkpoint.config(), adapter, &options)?;
+            let bytes = memory::of_training(device, checkpoint.config(), adapter, &options, None)?;
             let what = format!("{:.1} MiB besides the weights, {tokens} tokens per pass{how}", mib(bytes));
             page.row("memory to train", what);
         }

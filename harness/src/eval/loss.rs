@@ -58,6 +58,12 @@ pub fn measure<B: Backend>(
     Ok(EvalLoss::of(&losses(model, adapter, data, tick)?, &data.categories))
 }
 
+/// The most tokens of a pass over `data`.
+pub fn pass_tokens(data: &Encoded) -> usize {
+    let lengths = || data.sequences.iter().map(|sequence| sequence.tokens.len());
+    lengths().sum::<usize>().min(PASS_TOKENS).max(lengths().max().unwrap_or(1))
+}
+
 /// The loss of each record; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
 pub fn losses<B: Backend>(
     model: &Model<B>,
@@ -65,8 +71,7 @@ pub fn losses<B: Backend>(
     data: &Encoded,
     mut tick: impl FnMut(usize),
 ) -> Result<Vec<SequenceLoss>> {
-    let longest = data.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
-    let pass = longest.max(PASS_TOKENS);
+    let pass = pass_tokens(data);
     let mut evaluator = Evaluator::new(model, adapter, pass)?;
     let mut found = Vec::with_capacity(data.sequences.len());
     let mut start = 0;

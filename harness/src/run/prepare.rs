@@ -11,10 +11,10 @@ use crate::data::encode::{Encoded, Encoder};
 use crate::data::records::{Record, names};
 use crate::data::template::Template;
 use crate::device::{on_device, open_model};
-use crate::eval::router;
+use crate::eval::{loss, router};
 use crate::options::Count;
 use crate::report::{self, Router};
-use crate::{interrupt, output};
+use crate::{interrupt, memory, output};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
@@ -89,7 +89,10 @@ impl Prepared {
         drop(start);
         let config = TrainConfig::new(&spec, data.sequences.len())?;
         warn_about(&config, &adapter);
-        config.check_memory(device, model, &adapter.config, &data)?;
+        let options = config.options(&config.stream(&data), &data);
+        let eval_tokens = eval_data.as_ref().map(loss::pass_tokens);
+        let bytes = memory::of_training(device, model, &adapter.config, &options, eval_tokens)?;
+        memory::require_on(device, bytes, "training")?;
         let manifest = Manifest::new(&Parts {
             spec: &spec,
             checkpoint,

@@ -12,14 +12,11 @@ use super::choices::LrSchedule;
 use super::spec::RunSpec;
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
-use crate::memory;
 use crate::options::{Count, NonNegative};
 use anyhow::{Context, Result, bail};
-use hydra_runtime::adapter::AdapterConfig;
-use hydra_runtime::backend::{AdamW, Backend};
+use hydra_runtime::backend::AdamW;
 use hydra_runtime::batch::Sequence;
-use hydra_runtime::config::Config;
-use hydra_runtime::train::{ActivationCheckpointing, Rates, TrainOptions, Trainer};
+use hydra_runtime::train::{ActivationCheckpointing, Rates, TrainOptions};
 
 /// The default of `--warmup`: a share of all steps.
 pub const WARMUP: f64 = 0.03;
@@ -144,18 +141,6 @@ impl TrainConfig {
             adam: AdamW::default(),
             seed: self.seed,
         }
-    }
-
-    /// Fails if training on `data` needs more memory than there is.
-    pub fn check_memory<B: Backend>(
-        &self,
-        backend: &B,
-        config: &Config,
-        adapter: &AdapterConfig,
-        data: &Encoded,
-    ) -> Result<()> {
-        let options = self.options(&self.stream(data), data);
-        memory::require_on(backend, Trainer::plan_bytes(backend, config, adapter, &options)?, "training")
     }
 }
 

@@ -105,9 +105,9 @@ impl<'a> Start<'a> {
             ..defaults
         };
         config.check()?;
-        // The adapter, its copy for training, the gradient, two moments, the three before the latest step, and files of it, 4 bytes a value.
+        // The adapter, what the trainer has of its size, and two copies while it is saved: `memory::of_training`.
         memory::require(
-            config.parameters(model).saturating_mul(4 * 11),
+            config.parameters(model).saturating_mul(4 * 10),
             &format!("an adapter of rank {}", config.rank),
         )?;
         Ok(Adapter::init(model, config, spec.seed())?)

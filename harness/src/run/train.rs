@@ -5,7 +5,7 @@ use super::log::{EVALS, EvalLine, Log, METRICS, StepLine};
 use super::schedule::TrainConfig;
 use crate::data::encode::Encoded;
 use crate::eval::loss;
-use crate::memory::mib;
+use crate::memory::{self, mib};
 use crate::progress::Progress;
 use crate::{interrupt, output};
 use anyhow::{Result, bail};
@@ -47,7 +47,15 @@ pub fn train<B: Backend>(
     dir: &RunDir,
 ) -> Result<Trained> {
     let stream = config.stream(data);
-    let trainer = trainer(model, adapter, config.options(&stream, data), config.steps, dir)?;
+    let options = config.options(&stream, data);
+    let eval_tokens = eval_set.map(|set| loss::pass_tokens(set.data));
+    let bytes = memory::of_training(model.backend(), model.config(), &adapter.config, &options, eval_tokens)?;
+    output::say(format_args!(
+        "at most {} tokens per pass; training needs {:.1} MiB besides the weights",
+        options.max_tokens,
+        mib(bytes)
+    ));
+    let trainer = trainer(model, adapter, options, config.steps, dir)?;
     let first = trainer.steps() as usize;
     let steps = Log::open(dir.path.join(METRICS), |line: &StepLine| line.step <= first)?;
     if steps.lines.len() < first {
@@ -76,12 +84,6 @@ fn trainer<B: Backend>(
     steps: usize,
     dir: &RunDir,
 ) -> Result<Trainer<B>> {
-    let bytes = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
-    output::say(format_args!(
-        "at most {} tokens per pass; training needs {:.1} MiB besides the weights",
-        options.max_tokens,
-        mib(bytes)
-    ));
     let mut trainer = Trainer::new(model, adapter, options)?;
     if dir.resume {
         trainer.load_state(&dir.path)?;

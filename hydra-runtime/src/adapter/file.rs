@@ -15,7 +15,8 @@ use crate::projection::{ByProjection, Projection};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use hydra_kernels::shape::HydraShape;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
@@ -185,12 +186,8 @@ impl Adapter {
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let path = dir.join(TENSORS);
         let invalid = |e| not_written(&path, e);
-        let tensors: Vec<_> = self.tensors().collect();
-        let mut views = Vec::with_capacity(tensors.len());
-        for (name, shape, values) in &tensors {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values));
-            views.push((name, view.map_err(invalid)?));
-        }
+        let tensors: Vec<_> = self.stored().collect();
+        let views = tensors.iter().map(|tensor| (&tensor.name, tensor));
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         let bytes = safetensors::serialize(views, Some(metadata)).map_err(invalid)?;
         let config = format!("{:#}\n", self.config.to_json());
@@ -203,24 +200,62 @@ impl Adapter {
     /// # Panics
     /// If a pair's sizes aren't those that its configuration says: [`Adapter::check`].
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Vec<f32>)> {
-        self.pairs().flat_map(move |(layer, projection, pair)| {
-            let (config, d_in, d_out) = (&self.config, pair.d_in, pair.d_out);
-            let shape = config.shape_of(d_in, d_out);
-            let tensor = move |(part, place): (String, Part)| {
-                let dims = dims(&shape, &place);
-                let values = match place {
-                    Part::Rows(rows) => pair.a[rows.start * d_in..rows.end * d_in].to_vec(),
-                    Part::Columns(columns) => pair
-                        .b
-                        .chunks_exact(shape.mixed_width())
-                        .flat_map(|row| &row[columns.clone()])
-                        .copied()
-                        .collect(),
-                };
-                (name(layer, projection, &part), dims, values)
-            };
-            parts(config.method, &shape).into_iter().map(tensor)
+        self.stored().map(|tensor| {
+            let values = tensor.values();
+            (tensor.name, tensor.dims, values)
         })
+    }
+
+    /// The same, without the values.
+    fn stored(&self) -> impl Iterator<Item = Stored<'_>> {
+        self.pairs().flat_map(move |(layer, projection, pair)| {
+            let shape = self.config.shape_of(pair.d_in, pair.d_out);
+            let tensor = move |(part, place): (String, Part)| {
+                let (name, dims) = (name(layer, projection, &part), dims(&shape, &place));
+                Stored { name, dims, place, pair, mixed_width: shape.mixed_width() }
+            };
+            parts(self.config.method, &shape).into_iter().map(tensor)
+        })
+    }
+}
+
+/// A tensor of a file, whose values are gathered when they are written.
+struct Stored<'a> {
+    name: String,
+    dims: [usize; 2],
+    place: Part,
+    pair: &'a AdapterPair,
+    /// The width of the pair's B.
+    mixed_width: usize,
+}
+
+impl Stored<'_> {
+    fn values(&self) -> Vec<f32> {
+        let AdapterPair { d_in, a, b, .. } = self.pair;
+        match &self.place {
+            Part::Rows(rows) => a[rows.start * d_in..rows.end * d_in].to_vec(),
+            Part::Columns(columns) => {
+                b.chunks_exact(self.mixed_width).flat_map(|row| &row[columns.clone()]).copied().collect()
+            }
+        }
+    }
+}
+
+impl View for &Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.dims
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        bytemuck::cast_slice(&self.values()).to_vec().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.dims.iter().product::<usize>() * size_of::<f32>()
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Trainer;
 use crate::backend::Backend;
 use crate::error::{not_safetensors, printable};
+use crate::files::map;
 use crate::{Error, Result, atomic};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -83,7 +84,7 @@ impl<B: Backend> Trainer<B> {
     /// or is another adapter's, is an error, and the trainer goes on as it was.
     pub fn load_state(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         let path = dir.as_ref().join(STATE_FILE);
-        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let bytes = map(&path)?;
         let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(not_safetensors(&e)))?;
         let metadata = |key| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
@@ -97,8 +98,8 @@ impl<B: Backend> Trainer<B> {
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(not_safetensors(&e)))?;
         let want = self.adapter.slots.len;
-        let mut parts: [Vec<f32>; 3] = Default::default();
-        for (part, name) in parts.iter_mut().zip(PARTS) {
+        let mut parts = Vec::new();
+        for name in PARTS {
             let tensor = file.tensor(name).map_err(|e| invalid(e.to_string()))?;
             if tensor.dtype() != Dtype::F32 || tensor.shape() != [want] {
                 let (dtype, shape) = (tensor.dtype(), tensor.shape());
@@ -107,15 +108,17 @@ impl<B: Backend> Trainer<B> {
                     "the state of another adapter: {name}: expected F32 [{want}], found {found}"
                 )));
             }
-            *part = bytemuck::pod_collect_to_vec(tensor.data());
-            if !part.iter().all(|x| x.is_finite()) {
+            let values = tensor.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]));
+            if !values.clone().all(f32::is_finite) {
                 return Err(invalid(format!("{name} holds values that are not finite")));
             }
+            parts.push(values);
         }
-        let (backend, [params, exp_avg, exp_avg_sq]) = (self.model.backend(), &parts);
-        backend.upload(&mut self.adapter.params, params)?;
-        backend.upload(&mut self.exp_avg, exp_avg)?;
-        backend.upload(&mut self.exp_avg_sq, exp_avg_sq)?;
+        // All of it is sound. One part is in memory at a time.
+        let buffers = [&mut self.adapter.params, &mut self.exp_avg, &mut self.exp_avg_sq];
+        for (values, buffer) in parts.into_iter().zip(buffers) {
+            self.model.backend().upload(buffer, &values.collect::<Vec<f32>>())?;
+        }
         (self.steps, self.can_undo) = (steps, false);
         Ok(())
     }
