@@ -11,6 +11,8 @@ pub mod data;
 mod device;
 mod eval;
 mod experiment;
+#[doc(hidden)] // for harness/fuzz
+pub mod fuzz;
 mod heterogeneity;
 mod hub;
 mod interrupt;

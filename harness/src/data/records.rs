@@ -61,6 +61,13 @@ pub fn names(paths: &[PathBuf]) -> String {
 
 /// Reads a file, with the label from the field `field`: a string or a whole number. Warns about what is unusual.
 pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
+    let (records, remarks) = read_with_remarks(path, field)?;
+    remarks.iter().for_each(|remark| warn(remark));
+    Ok(records)
+}
+
+/// The same, with what is unusual.
+pub fn read_with_remarks(path: &Path, field: &str) -> Result<(Vec<Record>, Vec<String>)> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| name.to_string())?;
     let mut progress = (bytes.len() > LARGE).then(|| Progress::new("bytes", bytes.len() as u64, 0));
@@ -85,9 +92,12 @@ pub fn read_labelled(path: &Path, field: &str) -> Result<Vec<Record>> {
         bail!("{name}: no records");
     }
     let all = records.len();
-    twice.warn(|n, first| format!("{name}: {n} of {all} records have a key twice ({first}); the last one counts"));
-    empty.warn(|n, first| format!("{name}: {n} of {all} records have an empty response ({first})"));
-    Ok(records)
+    let remarks = [
+        twice
+            .remark(|n, first| format!("{name}: {n} of {all} records have a key twice ({first}); the last one counts")),
+        empty.remark(|n, first| format!("{name}: {n} of {all} records have an empty response ({first})")),
+    ];
+    Ok((records, remarks.into_iter().flatten().collect()))
 }
 
 /// What is unusual about some of the records.
@@ -105,10 +115,8 @@ impl Unusual {
         self.records += 1;
     }
 
-    fn warn(self, text: impl Fn(usize, &str) -> String) {
-        if self.records > 0 {
-            warn(&text(self.records, &self.first));
-        }
+    fn remark(self, text: impl Fn(usize, &str) -> String) -> Option<String> {
+        (self.records > 0).then(|| text(self.records, &self.first))
     }
 }
 

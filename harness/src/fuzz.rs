@@ -1,0 +1,28 @@
+//! The readers of files that commands use, for `harness/fuzz`.
+
+use crate::data::records;
+use crate::eval::mmlu::questions::{self, Selection};
+use crate::experiment::plan::Plan;
+use crate::run::spec::RunSpec;
+use anyhow::Result;
+use std::path::Path;
+
+/// The number of records in a file of JSON lines.
+pub fn records(path: &Path) -> Result<usize> {
+    Ok(records::read_with_remarks(path, "cluster")?.0.len())
+}
+
+/// The number of subjects in a folder or file of MMLU's.
+pub fn questions(path: &Path) -> Result<usize> {
+    Ok(questions::read(path, &Selection { shots: 1, ..Selection::default() })?.len())
+}
+
+/// The number of runs of an experiment.
+pub fn experiment(path: &Path) -> Result<usize> {
+    Ok(Plan::read(path)?.runs.len())
+}
+
+/// The command line of the options in a file.
+pub fn options(path: &Path) -> Result<Vec<String>> {
+    Ok(RunSpec::read(path)?.command_line())
+}
