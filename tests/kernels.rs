@@ -3,7 +3,7 @@
 //!
 //! `HYDRA_REQUIRE_ISA=avx512 cargo test` fails on a machine without AVX-512, instead of passing without testing it.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", feature = "amx"))]
 #[path = "kernels/amx.rs"]
 mod amx;
 #[path = "kernels/columns.rs"]

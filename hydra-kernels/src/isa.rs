@@ -70,16 +70,21 @@ impl Isa {
     #[inline(always)]
     pub fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
         match self {
-            Isa::Portable => op(),
-            // The whole target is compiled with NEON.
+            Isa::Portable => baseline(op),
             #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-            Isa::Neon(_) => op(),
+            Isa::Neon(isa) => isa.vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(isa) => isa.vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(isa) => isa.vectorize(op),
         }
     }
+}
+
+/// Runs `op` with the target's own instructions, in a function of its own: without optimization, a caller that inlined
+/// the code for several instruction sets would reserve stack for all of them.
+pub(crate) fn baseline<R>(op: impl FnOnce() -> R) -> R {
+    op()
 }
 
 /// Instruction sets for products of bf16 matrices, summed in f32; slowest first.

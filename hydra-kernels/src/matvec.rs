@@ -46,39 +46,63 @@ pub fn matvec(isa: Isa, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[f3
     match isa {
         Isa::Portable => y.iter_mut().enumerate().for_each(|(i, y)| *y = portable_row(weight, first + i, x)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(avx2) => avx2.vectorize(
-            #[inline(always)]
-            || rows::<_, AVX2_ROWS>(avx2, y, weight, first, x),
-        ),
+        Isa::Avx2(avx2) => {
+            let (groups, rest, last) = groups::<AVX2_ROWS>(y, first);
+            avx2.vectorize(
+                #[inline(always)]
+                || rows(avx2, groups, weight, first, x),
+            );
+            avx2.vectorize(
+                #[inline(always)]
+                || rows(avx2, rest, weight, last, x),
+            );
+        }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(avx512) => avx512.vectorize(
-            #[inline(always)]
-            || rows::<_, AVX512_ROWS>(avx512, y, weight, first, x),
-        ),
+        Isa::Avx512(avx512) => {
+            let (groups, rest, last) = groups::<AVX512_ROWS>(y, first);
+            avx512.vectorize(
+                #[inline(always)]
+                || rows(avx512, groups, weight, first, x),
+            );
+            avx512.vectorize(
+                #[inline(always)]
+                || rows(avx512, rest, weight, last, x),
+            );
+        }
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-        Isa::Neon(neon) => rows::<_, NEON_ROWS>(neon, y, weight, first, x),
+        Isa::Neon(neon) => {
+            let (groups, rest, last) = groups::<NEON_ROWS>(y, first);
+            neon.vectorize(
+                #[inline(always)]
+                || rows(neon, groups, weight, first, x),
+            );
+            neon.vectorize(
+                #[inline(always)]
+                || rows(neon, rest, weight, last, x),
+            );
+        }
     }
     Ok(())
+}
+
+/// `y` in groups of `R` rows, the rest one by one, and the row of W that the rest begins with.
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+fn groups<const R: usize>(y: &mut [f32], first: usize) -> (&mut [[f32; R]], &mut [[f32; 1]], usize) {
+    let (groups, rest) = y.as_chunks_mut();
+    let last = first + groups.len() * R;
+    (groups, rest.as_chunks_mut().0, last)
 }
 
 /// Rows from `first` on, `R` at a time: they share the loads of x, and their sums are independent.
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 #[inline(always)]
-fn rows<L: Lanes, const R: usize>(l: L, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[f32]) {
-    let format = weight.format();
-    let (groups, rest) = y.as_chunks_mut::<R>();
-    let mut row = first;
-    for y in groups {
+fn rows<L: Lanes, const R: usize>(l: L, y: &mut [[f32; R]], weight: Weight<'_>, first: usize, x: &[f32]) {
+    for (y, first) in y.iter_mut().zip((first..).step_by(R)) {
         let mut rows = [&[] as &[u8]; R];
         for (i, bytes) in rows.iter_mut().enumerate() {
-            *bytes = weight.stored(row + i);
+            *bytes = weight.stored(first + i);
         }
-        *y = dot::dots(l, format, rows, x);
-        row += R;
-    }
-    for y in rest {
-        [*y] = dot::dots(l, format, [weight.stored(row)], x);
-        row += 1;
+        *y = dot::dots(l, weight.format(), rows, x);
     }
 }
 

@@ -75,9 +75,9 @@ impl TestElement for bf16 {
     }
     fn isas() -> Vec<Bf16Isa> {
         isas();
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", feature = "amx"))]
         let emulated = crate::amx::emulated();
-        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux", feature = "amx")))]
         let emulated = None;
         Bf16Isa::available().chain(emulated).collect()
     }

@@ -1,13 +1,22 @@
 //! [`pack`]: B into panels, decoded, scaled and rounded on the way.
 
 use super::element::{Element, panels_len};
+use super::kernel::micro::MicroKernel;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+use super::kernel::neon::NeonF32;
+use super::kernel::portable::PortableF32;
 #[cfg(target_arch = "x86_64")]
-use super::kernel::pack512::{self, PairPanels};
+use super::kernel::{
+    avx2::Avx2F32,
+    avx512::Avx512F32,
+    pack512::{self, PairPanels},
+};
 use super::panels::{PanelsMut, pack_column_stored, pack_row_stored};
 use super::view::Values;
 use crate::error::{Error, at_least, extent};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Avx512Bf16;
+use crate::isa::{Isa, baseline};
 #[cfg(target_arch = "x86_64")]
 use crate::quant::Format;
 use crate::quant::Weight;
@@ -111,36 +120,68 @@ fn pack_pairs(isa: Avx512Bf16, panels: PairPanels<'_>, source: Source<'_>) -> bo
     true
 }
 
-/// Packs any source by way of f32.
+/// Packs any source by way of f32. Each instruction set gets code for the width of its own panels alone.
 fn pack_decoded<E: Element>(isa: E::Isa, panels: PanelsMut<'_>, source: Source<'_>) {
-    let plain = E::widened(isa);
-    plain.vectorize(
-        #[inline(always)]
-        || match source {
-            Source::Dense { data, k_stride, n_stride: 1 } => pack_row_stored::<E>(
-                isa,
-                panels,
-                #[inline(always)]
-                |p, j, row| data.read(p * k_stride + j, 1, row),
-            ),
-            Source::Dense { data, k_stride, n_stride } => pack_column_stored::<E>(
-                isa,
-                panels,
-                #[inline(always)]
-                |j, p, column| data.read(j * n_stride + p * k_stride, k_stride, column),
-            ),
-            Source::WeightRows { weight, first } => pack_column_stored::<E>(
-                isa,
-                panels,
-                #[inline(always)]
-                |j, p, column| weight.decode_with(plain, first + j, p, column),
-            ),
-            Source::WeightCols { weight, first } => pack_row_stored::<E>(
-                isa,
-                panels,
-                #[inline(always)]
-                |p, j, row| weight.decode_with(plain, p, first + j, row),
-            ),
-        },
-    );
+    match E::widened(isa) {
+        Isa::Portable => baseline(
+            #[inline(always)]
+            || pack_panels::<E, { PortableF32::NR }>(isa, Isa::Portable, panels, source),
+        ),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(avx2) => avx2.vectorize(
+            #[inline(always)]
+            || pack_panels::<E, { Avx2F32::NR }>(isa, Isa::Avx2(avx2), panels, source),
+        ),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(avx512) => avx512.vectorize(
+            #[inline(always)]
+            || pack_panels::<E, { Avx512F32::NR }>(isa, Isa::Avx512(avx512), panels, source),
+        ),
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        Isa::Neon(neon) => neon.vectorize(
+            #[inline(always)]
+            || pack_panels::<E, { NeonF32::NR }>(isa, Isa::Neon(neon), panels, source),
+        ),
+    }
+}
+
+/// [`pack_decoded`] for panels of NR columns, to be inlined into a caller that is vectorized with `plain`.
+#[inline(always)]
+fn pack_panels<E: Element, const NR: usize>(isa: E::Isa, plain: Isa, panels: PanelsMut<'_>, source: Source<'_>) {
+    if source.is_row_stored() {
+        pack_row_stored::<E, NR>(
+            isa,
+            panels,
+            #[inline(always)]
+            |p, j, row| source.read(plain, p, j, row),
+        );
+    } else {
+        pack_column_stored::<E, NR>(
+            isa,
+            panels,
+            #[inline(always)]
+            |p, j, column| source.read(plain, p, j, column),
+        );
+    }
+}
+
+impl Source<'_> {
+    /// Whether neighbours in a row of B are neighbours in memory, or share a block.
+    fn is_row_stored(&self) -> bool {
+        matches!(self, Source::Dense { n_stride: 1, .. } | Source::WeightCols { .. })
+    }
+
+    /// Fills `out` with B from element (p, j) on, along its row or its column: in the direction in which B is stored.
+    #[inline(always)]
+    fn read(&self, isa: Isa, p: usize, j: usize, out: &mut [f32]) {
+        let (weight, row, column) = match *self {
+            Source::Dense { data, k_stride, n_stride } => {
+                let stride = if n_stride == 1 { 1 } else { k_stride };
+                return data.read(p * k_stride + j * n_stride, stride, out);
+            }
+            Source::WeightRows { weight, first } => (weight, first + j, p),
+            Source::WeightCols { weight, first } => (weight, p, first + j),
+        };
+        weight.decode_with(isa, row, column, out);
+    }
 }

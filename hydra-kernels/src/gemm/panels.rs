@@ -4,7 +4,9 @@
 //! row-stored B (a row of W for dY W) goes to its panels as it is. The columns of a column-stored B (rows of W for X
 //! Wᵀ) are gathered for one panel and then transposed.
 
-use super::blocking::{NR_MAX, PanelShape};
+#[cfg(target_arch = "x86_64")]
+use super::blocking::NR_MAX;
+use super::blocking::PanelShape;
 use super::element::Element;
 #[cfg(target_arch = "x86_64")]
 use super::kernel::pack512::{pack_columns, pack_pair_of_rows};
@@ -32,10 +34,15 @@ pub(super) struct PanelsMut<'a> {
     pub scale: f32,
 }
 
-/// Packs a row-stored B: `read(p, j, row)` fills `row` with B[p, j ..].
+/// Packs a row-stored B in panels of NR columns: `read(p, j, row)` fills `row` with B[p, j ..].
 #[inline(always)]
-pub(super) fn pack_row_stored<E: Element>(isa: E::Isa, panels: PanelsMut<'_>, read: impl Fn(usize, usize, &mut [f32])) {
+pub(super) fn pack_row_stored<E: Element, const NR: usize>(
+    isa: E::Isa,
+    panels: PanelsMut<'_>,
+    read: impl Fn(usize, usize, &mut [f32]),
+) {
     let PanelsMut { units, shape: PanelShape { nr, k_step }, k, n, scale } = panels;
+    assert_eq!(nr, NR);
     let steps = k.next_multiple_of(k_step) / E::ADJACENT;
     // A stretch is a whole number of panels, so a panel's columns are always inside.
     let mut rows = [[0.0; STRETCH]; ADJACENT_MAX];
@@ -52,9 +59,9 @@ pub(super) fn pack_row_stored<E: Element>(isa: E::Isa, panels: PanelsMut<'_>, re
                     row.fill(0.0);
                 }
             }
-            for (panel, j) in panels.chunks_exact_mut(steps * nr).zip((0..len).step_by(nr)) {
-                let columns = rows.each_ref().map(|row| &row[j..j + nr]);
-                pack_step::<E>(isa, &mut panel[step * nr..][..nr], columns, scale);
+            for (panel, j) in panels.chunks_exact_mut(steps * NR).zip((0..len).step_by(NR)) {
+                let columns = rows.each_ref().map(|row| &row[j..j + NR]);
+                pack_step::<E>(isa, &mut panel[step * NR..][..NR], columns, scale);
             }
         }
     }
@@ -76,49 +83,51 @@ fn pack_step<E: Element>(isa: E::Isa, units: &mut [Unit], [row, next]: [&[f32]; 
     }
 }
 
-/// Packs a column-stored B: `read(j, p, column)` fills `column` with B[p .., j].
+/// Packs a column-stored B in panels of NR columns: `read(p, j, column)` fills `column` with B[p .., j].
 #[inline(always)]
-pub(super) fn pack_column_stored<E: Element>(
+pub(super) fn pack_column_stored<E: Element, const NR: usize>(
     isa: E::Isa,
     panels: PanelsMut<'_>,
     read: impl Fn(usize, usize, &mut [f32]),
 ) {
-    // A width that the compiler knows makes the transposition straight-line code.
-    match panels.shape.nr {
-        8 => gather_and_transpose::<E, 8>(panels, read),
-        16 => gather_and_transpose::<E, 16>(panels, read),
-        _ => {
-            #[cfg(target_arch = "x86_64")]
-            if let Some(pairs) = E::pair_packing(isa) {
-                return gather_and_transpose_pairs(pairs, panels, read);
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = isa;
-            gather_and_transpose::<E, NR_MAX>(panels, read)
-        }
+    assert_eq!(panels.shape.nr, NR);
+    let mut columns = [[0; COLUMN_STRIDE]; NR];
+    #[cfg(target_arch = "x86_64")]
+    if NR == NR_MAX
+        && let Some(pairs) = E::pair_packing(isa)
+    {
+        let columns = bytemuck::cast_slice_mut(columns.as_flattened_mut()).as_chunks_mut().0;
+        let Some(columns) = columns.first_chunk_mut() else { return }; // there are NR = NR_MAX
+        return gather_and_transpose_pairs(pairs, panels, columns, read);
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
+    gather_and_transpose::<E, NR>(panels, &mut columns, read);
 }
 
-/// [`pack_column_stored`] for panels of NR columns.
+/// [`pack_column_stored`] by way of gathered `columns`, whose old values do not matter.
 #[inline(always)]
-fn gather_and_transpose<E: Element, const NR: usize>(panels: PanelsMut<'_>, read: impl Fn(usize, usize, &mut [f32])) {
+fn gather_and_transpose<E: Element, const NR: usize>(
+    panels: PanelsMut<'_>,
+    columns: &mut [[u32; COLUMN_STRIDE]; NR],
+    read: impl Fn(usize, usize, &mut [f32]),
+) {
     let PanelsMut { units, shape: PanelShape { k_step, .. }, k, n, scale } = panels;
     let steps = k.next_multiple_of(k_step) / E::ADJACENT;
-    let mut columns = [[0u32; COLUMN_STRIDE]; NR];
     for (panel, first) in units.chunks_exact_mut(steps * NR).zip((0..n).step_by(NR)) {
         for (stretch, p) in panel.chunks_mut(STRETCH / E::ADJACENT * NR).zip((0..).step_by(STRETCH)) {
             let len = STRETCH.min(k - k.min(p));
             for (j, column) in columns.iter_mut().enumerate() {
                 let mut decoded = [0.0; STRETCH];
                 if first + j < n {
-                    read(first + j, p, &mut decoded[..len]);
+                    read(p, first + j, &mut decoded[..len]);
                 }
                 for (unit, x) in column.iter_mut().zip(decoded.chunks_exact(E::ADJACENT)) {
                     *unit = E::unit(scale * x[0], scale * x[E::ADJACENT - 1]);
                 }
             }
             let (rows, _) = stretch.as_chunks_mut::<NR>();
-            transpose(rows, &columns);
+            transpose(rows, columns);
         }
     }
 }
@@ -126,24 +135,28 @@ fn gather_and_transpose<E: Element, const NR: usize>(panels: PanelsMut<'_>, read
 /// [`pack_column_stored`] for panels of bf16 pairs in 32 columns, rounded and transposed in registers.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn gather_and_transpose_pairs(pairs: Avx512Bf16, panels: PanelsMut<'_>, read: impl Fn(usize, usize, &mut [f32])) {
+fn gather_and_transpose_pairs(
+    pairs: Avx512Bf16,
+    panels: PanelsMut<'_>,
+    columns: &mut [[f32; COLUMN_STRIDE]; NR_MAX],
+    read: impl Fn(usize, usize, &mut [f32]),
+) {
     const STEPS: usize = 16;
     let PanelsMut { units, shape: PanelShape { k_step, .. }, k, n, scale } = panels;
     let steps = k.next_multiple_of(k_step) / 2;
-    let mut columns = [[0.0f32; COLUMN_STRIDE]; NR_MAX];
     for (panel, first) in units.chunks_exact_mut(steps * NR_MAX).zip((0..n).step_by(NR_MAX)) {
         for (stretch, p) in panel.chunks_mut(STRETCH / 2 * NR_MAX).zip((0..).step_by(STRETCH)) {
             let len = STRETCH.min(k - k.min(p));
             for (j, column) in columns.iter_mut().enumerate() {
                 let read_to = if first + j < n { len } else { 0 };
                 if read_to > 0 {
-                    read(first + j, p, &mut column[..read_to]);
+                    read(p, first + j, &mut column[..read_to]);
                 }
                 column[read_to..STRETCH].fill(0.0);
             }
             for (i, group) in stretch.chunks_mut(STEPS * NR_MAX).enumerate() {
                 let (group, _) = group.as_flattened_mut().as_chunks_mut();
-                pack_columns(pairs, group, &columns, i * 2 * STEPS, scale);
+                pack_columns(pairs, group, columns, i * 2 * STEPS, scale);
             }
         }
     }

@@ -11,6 +11,12 @@ impl Neon {
     pub fn detect() -> Option<Self> {
         cfg!(target_endian = "little").then_some(Neon(()))
     }
+
+    /// See [`crate::Isa::vectorize`]. The whole target is compiled with NEON.
+    #[inline(always)]
+    pub(crate) fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        super::baseline(op)
+    }
 }
 
 /// Proof of NEON's bf16 products (FEAT_BF16; and of [`Neon`]).

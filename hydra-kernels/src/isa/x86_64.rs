@@ -1,8 +1,39 @@
 //! Tokens that prove an instruction set: they exist only if the CPU has the instructions and the OS saves their
-//! registers.
+//! registers, and the crate is built with the feature of that name.
+//!
+//! Without its feature a token is a type without values. The variants of [`crate::Isa`] and the code behind them stay
+//! in the source, so that features change no interface, but the compiler leaves that code out.
 
 use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use core::convert::Infallible;
 use core::sync::atomic::{AtomicU8, Ordering};
+
+/// The fields of tokens: nothing, or the type without values.
+#[cfg(feature = "amx")]
+type AmxField = ();
+#[cfg(not(feature = "amx"))]
+type AmxField = Infallible;
+#[cfg(feature = "avx2")]
+type Avx2Field = ();
+#[cfg(not(feature = "avx2"))]
+type Avx2Field = Infallible;
+#[cfg(feature = "avx512")]
+type Avx512Field = ();
+#[cfg(not(feature = "avx512"))]
+type Avx512Field = Infallible;
+
+/// The value of a token's field, if there is one.
+trait Field: Sized {
+    const VALUE: Option<Self>;
+}
+
+impl Field for () {
+    const VALUE: Option<Self> = Some(());
+}
+
+impl Field for Infallible {
+    const VALUE: Option<Self> = None;
+}
 
 /// The probe has run. The other bits are what it found.
 const KNOWN: u8 = 1;
@@ -62,7 +93,7 @@ fn probe() -> u8 {
     }
     // AMX-BF16, AMX-TILE; the OS saves tile configuration and data. Leaves 0x1D and 0x1E, which some virtual machines
     // hide, are not needed: the sizes of palette 1 are architectural.
-    let amx = all(seven.edx, &[22, 24]) && xcr0 & 0x6_0000 == 0x6_0000 && tiles_permitted();
+    let amx = cfg!(feature = "amx") && all(seven.edx, &[22, 24]) && xcr0 & 0x6_0000 == 0x6_0000 && tiles_permitted();
     // Intel's CPUs do one VDPBF16PS in two cycles, and four FMAs in the same time: measured 123 and 246 GFLOP/s.
     let intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"];
     KNOWN | AVX2 | AVX512 | AVX512_BF16 | if amx { AMX_BF16 } else { 0 } | if intel { SLOW_VDPBF16PS } else { 0 }
@@ -107,12 +138,12 @@ fn xcr0() -> u64 {
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Avx2(());
+pub struct Avx2(Avx2Field);
 
 impl Avx2 {
     /// The proof, if this machine has these instructions.
     pub fn detect() -> Option<Self> {
-        found(AVX2).then_some(Avx2(()))
+        Avx2Field::VALUE.filter(|_| found(AVX2)).map(Avx2)
     }
 
     /// See [`crate::Isa::vectorize`].
@@ -129,12 +160,12 @@ impl Avx2 {
 
 /// Proof of AVX-512 F, BW, DQ and VL (and of AVX2, FMA and F16C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Avx512(());
+pub struct Avx512(Avx512Field);
 
 impl Avx512 {
     /// The proof, if this machine has these instructions.
     pub fn detect() -> Option<Self> {
-        found(AVX512).then_some(Avx512(()))
+        Avx512Field::VALUE.filter(|_| found(AVX512)).map(Avx512)
     }
 
     /// See [`crate::Isa::vectorize`].
@@ -151,12 +182,12 @@ impl Avx512 {
 
 /// Proof of AVX-512 BF16 (and of [`Avx512`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Avx512Bf16(());
+pub struct Avx512Bf16(Avx512);
 
 impl Avx512Bf16 {
     /// The proof, if this machine has these instructions.
     pub fn detect() -> Option<Self> {
-        found(AVX512_BF16).then_some(Avx512Bf16(()))
+        Avx512::detect().filter(|_| found(AVX512_BF16)).map(Avx512Bf16)
     }
 
     /// Whether VDPBF16PS does more products in a cycle than FMA: on AMD's CPUs, not on Intel's.
@@ -166,32 +197,34 @@ impl Avx512Bf16 {
 
     /// The proof of the instruction sets that this one contains.
     pub fn avx512(self) -> Avx512 {
-        Avx512(())
+        self.0
     }
 }
 
 /// Proof of AMX with bf16 products (and of [`Avx512Bf16`]), and that the process may use its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AmxBf16(());
+pub struct AmxBf16(Avx512Bf16, AmxField);
 
 impl AmxBf16 {
     /// The proof, if this machine has these instructions. On Linux, the first detection of any instruction set asks the
     /// kernel for the tiles.
     pub fn detect() -> Option<Self> {
-        found(AMX_BF16).then_some(AmxBf16(()))
+        let avx512bf16 = Avx512Bf16::detect().filter(|_| found(AMX_BF16))?;
+        AmxField::VALUE.map(|field| AmxBf16(avx512bf16, field))
     }
 
-    /// The proof without detection.
+    /// The proof without detection. Only with the feature `amx`.
     ///
     /// # Safety
     /// This machine has what [`Avx512Bf16`] proves, and each thread of this process can execute the instructions of
     /// AMX-TILE and AMX-BF16.
+    #[cfg(feature = "amx")]
     pub const unsafe fn new_unchecked() -> Self {
-        AmxBf16(())
+        AmxBf16(Avx512Bf16(Avx512(())), ())
     }
 
     /// The proof of the instruction sets that this one contains.
     pub fn avx512bf16(self) -> Avx512Bf16 {
-        Avx512Bf16(())
+        self.0
     }
 }

@@ -27,6 +27,7 @@ impl MicroKernel for PortableF32 {
     }
 
     fn multiply(self, panels: &[PanelPair<'_, Self>], c: CTile<'_>) {
+        c.check(panels);
         one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
             let (b, _) = b.as_chunks::<NR>();
             tile(k, a, |p| b[p], c);
@@ -51,6 +52,7 @@ impl MicroKernel for PortableBf16 {
     }
 
     fn multiply(self, panels: &[PanelPair<'_, Self>], c: CTile<'_>) {
+        c.check(panels);
         one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
             let (pairs, _) = b.as_chunks::<{ 2 * NR }>();
             tile(k, a, |p| core::array::from_fn(|j| widen(pairs[p / 2][2 * j + p % 2])), c);

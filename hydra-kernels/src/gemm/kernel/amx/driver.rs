@@ -26,7 +26,7 @@ const PANEL_SUMS: usize = MR * NR;
 
 /// Room for the sums of a micro-panel of A, before they are rounded.
 #[repr(align(64))]
-struct SumsRoom<const LEN: usize>([MaybeUninit<f32>; LEN]);
+struct SumsRoom<const LEN: usize>([f32; LEN]);
 
 /// The part of C that one micro-panel of A and a group of B's panels give.
 #[derive(Clone, Copy)]
@@ -162,11 +162,15 @@ fn sum_and_round<const SUMS: usize>(
 ) {
     let &Product { c_stride, m, n, accumulate, terms } = product;
     let mut a = APanel::uninit();
-    let mut room = SumsRoom([const { MaybeUninit::uninit() }; SUMS]);
-    let room = &mut room.0[..PANEL_SUMS * if alternate { 2 } else { nc.min(n).div_ceil(NR) }];
-    room.fill(MaybeUninit::new(0.0));
-    // SAFETY: the line above has initialised all of `room`.
-    let room = unsafe { room.assume_init_mut() };
+    let mut room = MaybeUninit::<SumsRoom<SUMS>>::uninit();
+    let len = PANEL_SUMS * if alternate { 2 } else { nc.min(n).div_ceil(NR) };
+    assert!(len <= SUMS);
+    // SAFETY: `room` has space for SUMS values, and `len` of them are initialised before they are borrowed.
+    let room = unsafe {
+        let first = room.as_mut_ptr().cast::<f32>();
+        first.write_bytes(0, len);
+        core::slice::from_raw_parts_mut(first, len)
+    };
     for first in (0..n).step_by(nc) {
         for i in (0..m).step_by(MR) {
             let region = Region { i, rows: MR.min(m - i), first, columns: nc.min(n - first) };
