@@ -1,4 +1,4 @@
-// Hydra: LLaMA models with HydraLoRA adapters, and the HydraLoRA operator.
+// Hydra: language models with HydraLoRA adapters, and the HydraLoRA operator.
 //
 // Generated from hydra-runtime/ffi/src by cbindgen. README.md beside this folder has the rules that all functions share.
 

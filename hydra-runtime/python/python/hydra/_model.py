@@ -19,7 +19,7 @@ _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 class Model(_hydra.Model):
-    """A LLaMA with its tokenizer.
+    """A language model with its tokenizer.
 
     :param files: a Hugging Face folder or a GGUF file; or the bytes of a GGUF file; or the bytes of a folder's files by
         their names.
