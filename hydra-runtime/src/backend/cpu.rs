@@ -13,6 +13,7 @@ mod lanes;
 mod linear;
 mod loss;
 mod operations;
+mod operator;
 mod threads;
 mod workspace;
 
