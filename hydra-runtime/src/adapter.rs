@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::error::out_of_memory;
 use crate::projection::{ByProjection, Projection};
 use crate::{Error, Result};
+use hydra_kernels::hydra::AdapterRef;
 use hydra_kernels::random::SplitMix64;
 use hydra_kernels::shape::HydraShape;
 
@@ -33,6 +34,20 @@ pub struct AdapterPair {
     pub a: Vec<f32>,
     /// [d_out, lora_heads * rank].
     pub b: Vec<f32>,
+}
+
+impl AdapterPair {
+    /// The pair as the kernels take it, for a layer of a program of your own: see
+    /// [`Cpu::layer_forward`](crate::backend::cpu::Cpu::layer_forward). `config` is the adapter's.
+    pub fn adapter_ref<'a>(&'a self, config: &AdapterConfig) -> AdapterRef<'a> {
+        AdapterRef {
+            shape: config.shape_of(self.d_in, self.d_out),
+            a: &self.a,
+            b: &self.b,
+            scale: config.scale(),
+            gate: config.gate.with(config.routing()),
+        }
+    }
 }
 
 /// An adapter.

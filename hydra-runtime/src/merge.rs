@@ -331,7 +331,7 @@ impl View for &Tensor<'_> {
             weight.decode_row(isa, o, 0, &mut row);
             if let Some(pair) = adapted {
                 let shape = self.adapter.config.shape_of(pair.d_in, pair.d_out);
-                let scale = self.adapter.config.alpha / self.adapter.config.rank as f32;
+                let scale = self.adapter.config.scale();
                 add_row(isa, &mut row, o, pair, &shape, scale, self.gate);
             }
             put(&row);

@@ -26,6 +26,8 @@ pub struct AdapterConfig {
     pub lora_heads: usize,
     /// The heads' sum is scaled by alpha / rank.
     pub alpha: f32,
+    /// Whether the scale is alpha / √rank (rsLoRA, arXiv 2312.03732) instead of alpha / rank.
+    pub rslora: bool,
     /// Probability of dropping a value of A's input in training.
     pub dropout: f32,
     /// Probability of dropping a value of the mixed heads in training (R-LoRA, arXiv 2502.15455).
@@ -59,6 +61,7 @@ impl Default for AdapterConfig {
             rank: 4,
             lora_heads: 4,
             alpha: 32.0,
+            rslora: false,
             dropout: 0.05,
             head_dropout: 0.0,
             head_init: HeadInit::Zero,
@@ -107,9 +110,16 @@ impl AdapterConfig {
         Routing { temperature: self.temperature, top_k: self.top_k.unwrap_or(usize::MAX) }
     }
 
+    /// What the adapter's output is multiplied by: alpha / rank, or alpha / √rank for rsLoRA.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f32;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
     /// What its parameters mean, in one line: adapters that differ in it can't take each other's.
     pub(crate) fn function(&self) -> String {
-        let Self { method, gate, rank, lora_heads, alpha, targets, .. } = self;
+        let Self { method, gate, rank, lora_heads, alpha, rslora, targets, .. } = self;
+        let alpha = format!("{alpha}{}", if *rslora { " (rsLoRA)" } else { "" });
         let targets: Vec<_> = targets.iter().map(|projection| projection.name()).collect();
         let (method, gate, targets) = (method.name(), gate.name(), targets.join(" "));
         format!("method {method}, gate {gate}, rank {rank}, heads {lora_heads}, alpha {alpha}, targets {targets}")
@@ -232,6 +242,7 @@ impl AdapterConfig {
             rank,
             lora_heads,
             alpha,
+            rslora: file.boolean("use_rslora")?.unwrap_or(false),
             dropout: file.number("lora_dropout")?.unwrap_or(0.0) as f32,
             head_dropout: file.number("head_dropout")?.unwrap_or(0.0) as f32,
             head_init: match file.string("head_init")? {
@@ -248,8 +259,17 @@ impl AdapterConfig {
             label_field: file.string("label_field")?.map(str::to_owned),
             base_model: file.string("base_model_name_or_path")?.map(str::to_owned),
             extra: {
-                let own =
-                    ["gate", "r", "lora_alpha", "lora_dropout", "target_modules", "labels", "label_field", "method"];
+                let own = [
+                    "gate",
+                    "r",
+                    "lora_alpha",
+                    "use_rslora",
+                    "lora_dropout",
+                    "target_modules",
+                    "labels",
+                    "label_field",
+                    "method",
+                ];
                 let lora_heads = (method != Method::Lora).then_some(&"lora_nums");
                 let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]).chain(lora_heads);
                 let given = |key: &str, value: &Value| GIVEN.iter().any(|&(own, says)| own == key && says == value);
@@ -261,24 +281,25 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// What [`AdapterConfig::read`] reads. A plain LoRA has no keys of ours but `method`, so that PEFT takes it as its own.
+    /// What [`AdapterConfig::read`] reads. A plain LoRA has PEFT's keys alone, because PEFT warns of others.
     pub(super) fn to_json(&self) -> Value {
         let mut map = self.extra.clone();
         for (key, value) in GIVEN {
             map.entry(key).or_insert_with(|| value.into());
         }
         let targets: Vec<_> = self.targets.iter().map(|projection| projection.name()).collect();
-        map.insert("method".into(), self.method.name().into());
         map.insert("r".into(), self.rank.into());
         map.insert("lora_alpha".into(), number(self.alpha));
         map.insert("lora_dropout".into(), shortest(self.dropout));
         map.insert("target_modules".into(), json!(targets));
         map.insert("base_model_name_or_path".into(), json!(self.base_model));
+        if self.rslora {
+            map.insert("use_rslora".into(), true.into());
+        }
         if self.method != Method::Lora {
+            map.insert("method".into(), self.method.name().into());
             map.insert("lora_nums".into(), self.lora_heads.into());
             map.insert("gate".into(), self.gate.name().into());
-        }
-        if self.method != Method::Lora || !self.labels.is_empty() {
             map.insert("labels".into(), json!(self.labels));
         }
         let asked = [
@@ -289,7 +310,7 @@ impl AdapterConfig {
             (self.load_balance != 0.0).then(|| shortest(self.load_balance)),
         ];
         map.extend(OPTIONS.into_iter().zip(asked).filter_map(|(key, value)| Some((key.to_string(), value?))));
-        if let Some(field) = &self.label_field {
+        if let Some(field) = self.label_field.as_ref().filter(|_| self.method != Method::Lora) {
             map.insert("label_field".into(), json!(field));
         }
         // In one order whatever serde_json's features in the program at hand: the same adapter, the same bytes.
@@ -309,7 +330,7 @@ fn refuse_variants(file: &Object) -> Result<()> {
     if !matches!(file.string("peft_type")?, None | Some("LORA")) {
         return Err(file.refuse("peft_type", "\"LORA\""));
     }
-    for key in ["use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"] {
+    for key in ["use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"] {
         if file.boolean(key)?.unwrap_or(false) {
             return Err(file.refuse(key, "false"));
         }

@@ -28,8 +28,7 @@ impl Slots {
             let shape = adapter.shape(config, projection);
             let a = take(shape.stacked_rows() * shape.d_in);
             let b = take(shape.d_out * shape.mixed_width());
-            let scale = adapter.alpha / adapter.rank as f32;
-            AdapterSlot { shape, gate: adapter.gate, routing: adapter.routing(), scale, a, b }
+            AdapterSlot { shape, gate: adapter.gate, routing: adapter.routing(), scale: adapter.scale(), a, b }
         };
         let layers = (0..config.layers)
             .map(|_| ByProjection::from_fn(|p| adapter.targets.contains(&p).then(|| slot(p))))

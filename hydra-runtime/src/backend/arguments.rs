@@ -267,6 +267,16 @@ impl GateKind {
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|gate| gate.name() == name)
     }
+
+    /// As the kernels take it; only a router has a routing.
+    pub(crate) const fn with(self, routing: Routing) -> hydra_kernels::Gate {
+        match self {
+            GateKind::Router => hydra_kernels::Gate::Router(routing),
+            GateKind::Label => hydra_kernels::Gate::Label,
+            GateKind::Uniform => hydra_kernels::Gate::Uniform,
+            GateKind::One => hydra_kernels::Gate::One,
+        }
+    }
 }
 
 /// Where one projection's adapter lies in the flat parameter buffer, and what kind it is.
@@ -278,7 +288,7 @@ pub struct AdapterSlot {
     pub gate: GateKind,
     /// How the router's logits become weights.
     pub routing: Routing,
-    /// alpha / rank.
+    /// alpha / rank, or alpha / √rank for rsLoRA.
     pub scale: f32,
     /// The stacked `[A; R]`, `[stacked_rows, d_in]`.
     pub a: Range<usize>,

@@ -204,6 +204,11 @@ fn files_of_the_reference_load_and_save_unchanged() {
         let json = |dir: &Path| serde_json::from_slice::<Value>(&read(dir, "adapter_config.json")).unwrap();
         let (before, after) = (json(&case.join("adapter")), json(again.path()));
         for (key, value) in before.as_object().unwrap() {
+            // A LoRA is saved with PEFT's keys alone.
+            if before["method"] == "lora" && ["method", "labels"].contains(&key.as_str()) {
+                assert!(after.get(key).is_none());
+                continue;
+            }
             let same = after[key] == *value || after[key].as_f64().is_some_and(|x| value.as_f64() == Some(x));
             assert!(same, "{}: {key} was {value}, is {}", case.display(), after[key]);
         }
@@ -226,6 +231,20 @@ fn files_of_others() {
         adapter.save(dir.path()).unwrap();
         rewrite(dir.path(), |config| {
             let config = config.as_object_mut().unwrap();
+            if method == Method::Lora {
+                let keys: Vec<_> = config.keys().map(String::as_str).collect();
+                let peft = [
+                    "base_model_name_or_path",
+                    "bias",
+                    "lora_alpha",
+                    "lora_dropout",
+                    "peft_type",
+                    "r",
+                    "target_modules",
+                    "task_type",
+                ];
+                assert_eq!(keys, peft);
+            }
             for key in ["method", "gate", "labels", "base_model_name_or_path"] {
                 config.remove(key);
             }
@@ -244,6 +263,21 @@ fn files_of_others() {
         loaded.save(again.path()).unwrap();
         rewrite(again.path(), |config| assert_eq!(config["inference_mode"], json!(true)));
     }
+}
+
+/// rsLoRA scales by alpha / √rank, and stays rsLoRA when it is saved.
+#[test]
+fn rank_stabilised_lora() {
+    let (dir, again) = (tempdir().unwrap(), tempdir().unwrap());
+    let plain = adapter(Method::Lora, GateKind::One, 1);
+    plain.save(dir.path()).unwrap();
+    rewrite(dir.path(), |config| config["use_rslora"] = json!(true));
+    let loaded = Adapter::load(dir.path(), &model()).unwrap();
+    let (alpha, rank) = (plain.config.alpha, plain.config.rank as f32);
+    assert_eq!((plain.config.scale(), loaded.config.scale()), (alpha / rank, alpha / rank.sqrt()));
+    assert!(rank > 1.0 && loaded.layers == plain.layers);
+    loaded.save(again.path()).unwrap();
+    assert_eq!(Adapter::load(again.path(), &model()).unwrap(), loaded);
 }
 
 fn complaint(dir: &Path) -> String {
@@ -277,7 +311,7 @@ fn tensors_that_do_not_fit_are_named() {
 fn variants_that_compute_something_else_are_refused() {
     let dir = tempdir().unwrap();
     let cases = [
-        ("use_rslora", json!(true)),
+        ("use_rslora", json!("yes")),
         ("use_dora", json!(true)),
         ("fan_in_fan_out", json!(true)),
         ("bias", json!("all")),
