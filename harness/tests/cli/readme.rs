@@ -131,3 +131,15 @@ fn every_command_is_shown() {
         assert!(code.iter().any(|line| line.starts_with(&format!("hydra {name}"))), "{name}");
     }
 }
+
+/// The main README's program is that of hydra-runtime's README, which is compiled as a test of its documentation.
+#[test]
+fn the_program_of_the_main_readme_compiles() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let program = |readme: &str| {
+        let text = fs::read_to_string(root.join(readme)).unwrap();
+        let (_, after) = text.split_once("```rust,no_run\n").expect("a program");
+        after.split_once("```").expect("its end").0.to_string()
+    };
+    assert_eq!(program("README.md"), program("hydra-runtime/README.md"));
+}
