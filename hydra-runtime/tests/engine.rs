@@ -1,5 +1,8 @@
 //! What must hold of any model: the cache, prefixes and packing change nothing, and gradients are the loss's slope.
 
+#[path = "../../tests/close.rs"]
+mod close;
+
 use approx::{abs_diff_eq, assert_relative_eq, relative_eq};
 use hydra_kernels::Bf16Isa;
 use hydra_runtime::Error;
@@ -53,11 +56,7 @@ fn sequence(len: usize, seed: u32) -> Sequence {
 
 #[track_caller]
 fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), want.len());
-    let scale = want.iter().fold(0f32, |max, x| max.max(x.abs()));
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= tolerance * scale, "[{i}]: {got}, wanted {want}");
-    }
+    close::assert_close("", got, want, tolerance.into(), 0.0);
 }
 
 #[test]

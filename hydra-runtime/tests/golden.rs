@@ -7,6 +7,8 @@
 #[path = "files/builder.rs"]
 #[allow(dead_code, reason = "tests/files.rs uses the rest")]
 mod builder;
+#[path = "../../tests/close.rs"]
+mod close;
 
 use builder::Gguf;
 use hydra_runtime::adapter::Adapter;
@@ -113,11 +115,7 @@ fn options(checkpointing: ActivationCheckpointing, max_tokens: usize) -> TrainOp
 
 #[track_caller]
 fn assert_close(what: &str, got: &[f32], want: &[f32]) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let scale = want.iter().fold(1e-6f32, |max, x| max.max(x.abs()));
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= RELATIVE * scale, "{what}[{i}]: {got}, PyTorch {want}, largest {scale}");
-    }
+    close::assert_close(what, got, want, RELATIVE.into(), 1e-6);
 }
 
 fn assert_adapters_close(case: &Case, kind: &str, adapter: &Adapter) {

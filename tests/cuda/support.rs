@@ -1,5 +1,8 @@
 //! Random operands on two backends, and comparisons.
 
+#[path = "../close.rs"]
+mod close;
+
 use hydra_runtime::backend::Backend;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::backend::cuda::{Cuda, Gpu};
@@ -93,17 +96,12 @@ pub fn get_activations<B: Backend>(backend: &B, activations: &B::Activations, le
 
 /// The smallest scale of a comparison: terms of order 1 cancel in smaller results, such as the gradient of one key's
 /// softmax.
-const CANCELLED: f32 = 0.1;
+const CANCELLED: f64 = 0.1;
 
-/// Compares relative to the largest value.
+/// Asserts that each element of `got` is within `tolerance` of `want`, relative to the largest `want`.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let scale = want.iter().fold(CANCELLED, |max: f32, x| max.max(x.abs()));
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        let apart = (got - want).abs() / scale;
-        assert!(apart <= tolerance, "{what}[{i}]: {got}, wanted {want}: {apart:.1e} of the largest, {scale}");
-    }
+    close::assert_close(what, got, want, tolerance.into(), CANCELLED);
 }
 
 /// An operation's results on one backend, by name.

@@ -135,7 +135,7 @@ fn dropout_draws_the_same_mask_everywhere() {
             let later = Dropout { first_row: 9, ..mask };
             dropout_accumulate(isa, &mut piece, &x[4 * cols..], cols, later).unwrap();
             let want: Vec<f64> = wide(&want[4 * cols..]).iter().map(|x| x + 1.0).collect();
-            assert_close("piece", &piece, &want, tolerance::ONE_OPERATION);
+            assert_close("piece", &piece, &want, tolerance::ONE_OPERATION, 1.0);
         }
     }
 }

@@ -261,10 +261,24 @@ impl Case {
         for isa in E::isas() {
             let got = self.run::<E>(isa, 0, false).unwrap();
             for ((name, got), want) in NAMES.into_iter().zip(&got).zip(&expected) {
-                assert_close(&format!("{isa:?} {:?} {name}", self.shape), got, want, tolerance);
+                let what = format!("{isa:?} {:?} {name}", self.shape);
+                assert_close(&what, got, want, tolerance, self.size_of_terms(name, &expected));
             }
             let [.., dx, da, db] = self.run::<E>(isa, 0, true).unwrap();
             assert!([dx, da, db] == got[2..], "{isa:?} {:?}: a state that was computed again", self.shape);
+        }
+    }
+}
+
+impl Case {
+    /// The size of a result's terms, which may cancel: [`values`] draws from ±1, and the gradients of A and B are sums
+    /// over tokens, of B's with the adapter's state.
+    fn size_of_terms(&self, name: &str, [_, adapter_state, ..]: &[Vec<f64>; 5]) -> f64 {
+        let over_tokens = (self.tokens as f64).sqrt().max(1.0);
+        match name {
+            "da" => over_tokens,
+            "db" => adapter_state.iter().fold(1.0, |largest: f64, x| largest.max(x.abs())) * over_tokens,
+            _ => 1.0,
         }
     }
 }

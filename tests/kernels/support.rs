@@ -1,5 +1,10 @@
 //! Tolerances, comparisons, random values and instruction sets, shared by the tests.
 
+#[path = "../close.rs"]
+mod close;
+
+pub use close::assert_close;
+
 use half::bf16;
 use hydra_kernels::random::SplitMix64;
 use hydra_kernels::{Bf16Isa, Element, Isa};
@@ -114,18 +119,6 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
 
 pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
-}
-
-/// Asserts that each element of `got` is within `tolerance` of `want`, relative to the largest `want` or to 1, the
-/// largest of the inputs that [`values`] draws.
-#[track_caller]
-pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), want.len());
-    let largest = want.iter().fold(1.0, |m: f64, w| m.max(w.abs()));
-    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
-        let error = (f64::from(got) - want).abs();
-        assert!(error <= tolerance * largest, "{what}[{i}]: expected {want}, found {got} (largest {largest})");
-    }
 }
 
 /// Asserts that `got` is within `allowed` of `want`.

@@ -1,5 +1,8 @@
 //! Launches on the emulator, and operands.
 
+#[path = "../../../tests/close.rs"]
+mod close;
+
 use half::bf16;
 use hydra_ptx::HOPPER_PTX;
 use hydra_ptx::launch::{Launch, Ptr, padded};
@@ -85,13 +88,8 @@ pub fn operand(values: &[f32], columns: usize) -> Vec<u16> {
     values.chunks(columns.max(1)).flat_map(row).collect()
 }
 
-/// Compares relative to the largest value.
+/// Asserts that each element of `got` is within `tolerance` of `want`, relative to the largest `want`.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let scale = want.iter().fold(1e-30, |max: f64, x| max.max(x.abs()));
-    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
-        let apart = (f64::from(got) - want).abs() / scale;
-        assert!(apart <= tolerance, "{what}[{i}]: {got}, wanted {want}: {apart:.1e} of the largest, {scale}");
-    }
+    close::assert_close(what, got, want, tolerance, 1e-30);
 }
