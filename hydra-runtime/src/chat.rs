@@ -51,6 +51,9 @@ impl Message {
 }
 
 /// A compiled chat template.
+///
+/// It may come from a stranger: work, text and nesting have limits that real templates don't reach (four million
+/// instructions, 64 MiB of text, lists of 100,000 values, 64 levels). Beyond them rendering is an error.
 pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
@@ -250,10 +253,14 @@ mod tests {
         let turns = [Message::system("S"), Message::user("a"), Message::assistant("b"), Message::user("c")];
         let text = chat.prompt(&turns).unwrap();
         assert_eq!(text, "374237{\"a\": [1, [2, 3]]}===SabcTrue");
-        // A long conversation.
+        // A long conversation; also in a template that gathers its turns, where each turn is looked at many times.
         let chat = ChatTemplate::with_tokens(CHATML, String::new(), String::new()).unwrap();
         let turns: Vec<_> = (0..20_000).map(|_| Message::user("x".repeat(500))).collect();
         assert!(chat.prompt(&turns).unwrap().len() > 10_000_000);
+        let template = "{% set ns = namespace(all=[]) %}{% for m in messages %}{% set ns.all = ns.all + [m] %}{% endfor %}\
+            {{ ns.all | map(attribute='content') | join }}";
+        let chat = ChatTemplate::with_tokens(template, String::new(), String::new()).unwrap();
+        assert_eq!(chat.prompt(&turns[..1000]).unwrap().len(), 500_000);
     }
 
     #[test]

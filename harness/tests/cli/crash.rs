@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 /// Points that are tried of each command without `HYDRA_CRASH_POINTS`.
-const POINTS: usize = 12;
+const POINTS: usize = 40;
 
 /// ptrace's `struct ptrace_syscall_info`, as far as it is used.
 #[repr(C)]
@@ -185,9 +185,12 @@ fn sweep(name: &str, line: &str, folder: &str, again: impl Fn() -> Option<String
     };
     check("without a kill");
     let all = std::env::var("HYDRA_CRASH_POINTS").is_ok_and(|points| points == "all");
+    assert!(total > 0, "{name}: no file was written");
     let step = if all { 1 } else { total.div_ceil(POINTS) };
-    // The first and the last ones among them.
-    let points: Vec<usize> = (0..total).step_by(step).chain(total.checked_sub(1)).collect();
+    let mut points: Vec<usize> = (0..total).step_by(step).collect();
+    if points.last() != Some(&(total - 1)) {
+        points.push(total - 1);
+    }
     for &point in &points {
         clear();
         assert!(matches!(traced(line, Some(point)), Traced::Killed), "{name}: point {point} of {total}");

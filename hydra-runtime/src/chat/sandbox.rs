@@ -13,7 +13,7 @@ use std::io;
 /// Instructions, and for each one 64 bytes of data: a conversation of a thousand turns needs some ten thousand.
 const FUEL: u64 = 4_000_000;
 /// A macro takes 10 of these.
-const RECURSION: usize = 200;
+const RECURSION: usize = 300;
 /// Bytes that a template may write.
 const MOST_TEXT: usize = 64 << 20;
 /// Values in a value, and its own, and the bytes of their strings.
@@ -152,7 +152,7 @@ pub(super) fn python_method(
 fn measure(state: &State, value: &Value) -> Result<(), Error> {
     let mut size = Size { values: 0, bytes: 0 };
     size.add(value, 0)?;
-    state.consume_fuel(size.values as u64 / 4)
+    state.consume_fuel(size.values as u64 / 16)
 }
 
 struct Size {
