@@ -1,7 +1,8 @@
 //! The model: frozen weights, and a pass over them forward and backward.
 //!
-//! It is LLaMA's, with what [`Architecture`](crate::config::Architecture) adds to it. x₀ = embedding; each layer adds attention(norm(x)) and then ffn(norm(x)) to the residual stream; the output head reads the
-//! normalised last one. The backward pass ends at the lowest adapted projection.
+//! It is LLaMA's, with what [`Architecture`](crate::config::Architecture) adds to it. x₀ = embedding; each layer adds
+//! attention(norm(x)) and then ffn(norm(x)) to the residual stream; the output head reads the normalised last one. The
+//! backward pass ends at the lowest adapted projection.
 
 pub(crate) mod activations;
 mod block;

@@ -79,9 +79,15 @@ impl<D: Driver> Cuda<D> {
         let (d_o, o) = (self.bf16(d_o, q_len), self.bf16(o, q_len));
         let delta = state.partial.f32(&self.driver, tokens * shape.n_heads)?;
         let saved = Saved { d_o, lse: self.f32(lse, tokens * shape.n_heads), delta };
-        let (dq, dk, dv) = (self.bf16(dq, q_len), self.bf16(dk, kv_len), self.bf16(dv, kv_len));
+        let (dq_at, dk_at, dv_at) = (self.bf16(dq, q_len), self.bf16(dk, kv_len), self.bf16(dv, kv_len));
         self.run(&launch::attention_delta(delta, size(tokens)?, &launched, d_o, o))?;
-        self.run(&launch::attention_dq(dq, &launched, &saved, qkv))?;
-        self.run(&launch::attention_dkv([dk, dv], &launched, &saved, qkv))
+        self.run(&launch::attention_dq(dq_at, &launched, &saved, qkv))?;
+        self.run(&launch::attention_dkv([dk_at, dv_at], &launched, &saved, qkv))?;
+        if window.is_some_and(|window| window.get() == 1) {
+            // The softmax over a single key is constant. Rounding would leave a gradient that AdamW makes into steps.
+            dq.0.zero(&self.driver, q_len)?;
+            dk.0.zero(&self.driver, kv_len)?;
+        }
+        Ok(())
     }
 }

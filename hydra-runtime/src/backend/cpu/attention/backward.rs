@@ -308,6 +308,10 @@ impl<'a, E: Element> Scratch<'a, E> {
                 #[inline(always)]
                 || softmax_gradients::<E>(scores, dscores, lse, delta, visible),
             );
+            if saved.window == 1 {
+                // The softmax over a single key is constant. Rounding would leave a gradient that AdamW makes into steps.
+                dscores.fill(0.0);
+            }
             let place = first * queries..(first + strip) * queries;
             exec.narrow(&mut self.p[place.clone()], scores)?;
             exec.narrow(&mut self.ds[place], dscores)?;
