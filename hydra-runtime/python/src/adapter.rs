@@ -132,6 +132,8 @@ impl PyAdapter {
         dict.set_item("rank", config.rank)?;
         dict.set_item("lora_heads", config.lora_heads)?;
         dict.set_item("alpha", config.alpha)?;
+        dict.set_item("rslora", config.rslora)?;
+        dict.set_item("scale", config.scale())?;
         dict.set_item("dropout", config.dropout)?;
         dict.set_item("targets", targets)?;
         dict.set_item("labels", config.labels.clone())?;

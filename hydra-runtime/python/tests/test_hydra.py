@@ -92,6 +92,7 @@ def test_targets_as_arrays_are_the_same(model):
 
 def test_adapters(model, adapter, golden):
     assert adapter.config["method"] == "hydra" and adapter.config["lora_heads"] == 2
+    assert adapter.config["scale"] == 2.0 and not adapter.config["rslora"]
     arrays = tensors(golden / "adapter" / "adapter_model.safetensors")
     for name, values in adapter.tensors():
         np.testing.assert_array_equal(values, arrays.pop(name))

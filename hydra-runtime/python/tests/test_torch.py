@@ -1,8 +1,10 @@
 """``hydra.torch`` against PyTorch's own operations; with HYDRA_TEST_TORCH=1."""
 
 import copy
+import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -196,7 +198,7 @@ def llama(config):
     return module
 
 
-def test_an_adapter_is_put_on_a_llama(model, adapter, golden):
+def test_an_adapter_is_put_on_a_llama(model, adapter, golden, tmp_path):
     module = llama(model.config)
     linear = module.model.layers[1].mlp.down_proj
     placed = inject(module, golden / "adapter")
@@ -207,6 +209,12 @@ def test_an_adapter_is_put_on_a_llama(model, adapter, golden):
     assert torch.equal(own.a, torch.from_numpy(a)) and torch.equal(own.b, torch.from_numpy(b))
     x = torch.randn(7, 72)
     close("y", own(x).detach(), reference(own, x).detach(), 1e-5)
+    assert own.settings["scale"] == pytest.approx(2.0)
+    # rsLoRA scales by alpha / sqrt(rank).
+    shutil.copytree(golden / "adapter", tmp_path / "rslora")
+    path = tmp_path / "rslora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_rslora": True}))
+    assert inject(llama(model.config), tmp_path / "rslora")[0].settings["scale"] == pytest.approx(6 / 3**0.5)
     # A LoRA has one head and no router.
     lora = model.init_adapter(method="lora", targets=["q_proj"])
     assert len(inject(llama(model.config), lora)) == 2

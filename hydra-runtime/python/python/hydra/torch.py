@@ -208,7 +208,9 @@ def inject(
         pair = adapter.pair(*place) if place in left else None
         if pair is None:
             continue
-        own = {key: config[key] for key in ("rank", "lora_heads", "alpha", "gate", "temperature", "top_k", "dropout")}
+        own = {key: config[key] for key in ("rank", "lora_heads", "gate", "temperature", "top_k", "dropout")}
+        # alpha / rank, or alpha / sqrt(rank) of rsLoRA.
+        own["alpha"] = config["scale"] * config["rank"]
         new = HydraLinear.wrap(linear, **{**own, "per_head_a": config["method"] == "split", **settings})
         if tuple(new.a.shape) != pair[0].shape or tuple(new.b.shape) != pair[1].shape:
             raise ValueError(
