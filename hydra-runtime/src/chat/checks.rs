@@ -1,7 +1,6 @@
 //! Puts checks into a template's source, so that no value in it gets too large or too deep: `{% set x = EXPRESSION %}`
 //! becomes `{% set x = (EXPRESSION)|hydra_bounded %}`, and so for sums, products, lists, tuples and maps.
 
-use super::sandbox::{BOUNDED, PLAIN};
 use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Macro, Stmt};
 use minijinja::machinery::{Span, Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -11,6 +10,11 @@ use minijinja::{Error, ErrorKind};
 const MOST_SOURCE: usize = 1 << 20;
 /// Tokens between `{{` and `}}`, or `{%` and `%}`: they are parsed and compiled by functions that call themselves.
 const MOST_TOKENS: usize = 500;
+
+/// The filter for values: its name is one that no template uses by accident.
+pub(super) const BOUNDED: &str = "hydra_bounded";
+/// The filter for values that become part of a namespace.
+pub(super) const PLAIN: &str = "hydra_plain";
 
 /// The source with its checks.
 pub(super) fn insert(name: &'static str, source: &str, syntax: SyntaxConfig) -> Result<String, Error> {

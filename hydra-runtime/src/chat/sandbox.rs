@@ -4,7 +4,7 @@
 //! (`[1] * 1000000000`) or recursively (a namespace in itself) and writes out afterwards. `chat/checks.rs` therefore puts one
 //! of the two filters of this file around every expression that can make such a value.
 
-use super::checks;
+use super::checks::{self, BOUNDED, PLAIN};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
@@ -25,11 +25,6 @@ const MOST_DEPTH: usize = 64;
 const MOST_DIGITS: usize = 4;
 /// Spaces by which `tojson` indents.
 const MOST_INDENT: usize = 16;
-
-/// The filter for values: its name is one that no template uses by accident.
-pub(super) const BOUNDED: &str = "hydra_bounded";
-/// The filter for values that become part of a namespace.
-pub(super) const PLAIN: &str = "hydra_plain";
 
 /// An environment with a template named `name`.
 pub(super) fn environment(
