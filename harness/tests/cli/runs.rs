@@ -245,7 +245,7 @@ fn ctrl_c_ends_a_measurement() {
     let scratch = Scratch::new("ctrl-c-measuring");
     let out = scratch.path("run");
     let records = fs::read_to_string(golden("hydra").join("data.jsonl")).unwrap();
-    let many = scratch.write("many.jsonl", records.repeat(3000));
+    let many = scratch.write("many.jsonl", records.repeat(12_000));
     let evals = format!("{out}/evals.jsonl");
     let line = finetune("hydra", &out, &format!("{SHORT} --eval-data {many}"));
     let mut child = command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
