@@ -3,7 +3,7 @@
 use super::dropout::Dropout;
 use super::gate::Gate;
 use crate::error::{Error, exact, product};
-use crate::gemm::Values;
+use crate::gemm::{Values, ValuesMut};
 use crate::quant::Weight;
 use crate::shape::HydraShape;
 use core::ops::Range;
@@ -93,6 +93,13 @@ impl HydraLayer<'_> {
     pub fn shape(&self) -> HydraShape {
         let frozen = HydraShape::frozen(self.weight.cols(), self.weight.rows());
         self.adapter.map_or(frozen, |adapter| adapter.shape)
+    }
+
+    /// An error unless a forward pass's results have the layer's sizes: `y` [tokens, d_out], `adapter_state` [tokens,
+    /// state_width].
+    pub fn check_outputs(&self, tokens: usize, y: &ValuesMut<'_>, adapter_state: &[f32]) -> Result<(), Error> {
+        exact("y", product(tokens, self.weight.rows())?, y.len())?;
+        exact("adapter_state", product(tokens, self.shape().state_width())?, adapter_state.len())
     }
 
     /// An error unless the matrices, the labels and x fit together for `tokens` rows.

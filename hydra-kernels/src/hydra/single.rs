@@ -42,9 +42,8 @@ pub fn forward<'y, E: Element>(
 ) -> Result<(), Error> {
     let forward = Forward::<E>::new(isa, *layer, *args)?;
     let (mut y, shape, tokens) = (y.into(), layer.shape(), args.tokens);
-    exact("y", product(tokens, shape.d_out)?, y.len())?;
+    layer.check_outputs(tokens, &y, adapter_state)?;
     check_residual(&y, args.residual)?;
-    exact("adapter_state", tokens * shape.state_width(), adapter_state.len())?;
     workspace.require(forward_scratch::<E>(&shape, tokens, args.dropouts.input.is_some()))?;
     let mut workspace = workspace.reborrow();
     if serves(args) {
@@ -188,6 +187,20 @@ pub struct AdapterGradients<'a> {
     pub db: &'a mut [f32],
 }
 
+impl Gradients<'_> {
+    /// An error unless the matrices have the sizes of a layer's, for `tokens` rows.
+    pub fn check(&self, shape: &HydraShape, tokens: usize) -> Result<(), Error> {
+        if let Some((dx, _)) = &self.dx {
+            exact("dx", product(tokens, shape.d_in)?, dx.len())?;
+        }
+        if let Some(AdapterGradients { da, db }) = &self.adapter {
+            exact("da", product(shape.stacked_rows(), shape.d_in)?, da.len())?;
+            exact("db", product(shape.d_out, shape.mixed_width())?, db.len())?;
+        }
+        Ok(())
+    }
+}
+
 /// Memory that [`backward`] needs at most.
 pub const fn backward_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
     let state = state_scratch(shape, tokens);
@@ -211,7 +224,7 @@ pub fn backward<E: Element>(
     let &BackwardArgs { tokens, x, labels, dropouts, .. } = args;
     layer.check(tokens, x, labels)?;
     let shape = layer.shape();
-    check_gradients(&shape, tokens, &gradients)?;
+    gradients.check(&shape, tokens)?;
     workspace.require(backward_scratch::<E>(&shape, tokens, dropouts.input.is_some()))?;
     let mut workspace = workspace.reborrow();
     let computed = workspace.take_lines::<f32>(tokens * shape.state_width())?;
@@ -231,17 +244,6 @@ pub fn backward<E: Element>(
         Some(gradients) => adapter_gradients(&backward, args, gradients, [d_adapter_state, mixed], &mut workspace),
         None => Ok(()),
     }
-}
-
-fn check_gradients(shape: &HydraShape, tokens: usize, gradients: &Gradients<'_>) -> Result<(), Error> {
-    if let Some((dx, _)) = &gradients.dx {
-        exact("dx", tokens * shape.d_in, dx.len())?;
-    }
-    if let Some(AdapterGradients { da, db }) = &gradients.adapter {
-        exact("da", product(shape.stacked_rows(), shape.d_in)?, da.len())?;
-        exact("db", product(shape.d_out, shape.mixed_width())?, db.len())?;
-    }
-    Ok(())
 }
 
 const fn row_phases_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {

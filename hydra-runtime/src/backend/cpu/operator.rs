@@ -36,8 +36,7 @@ impl Cpu {
         adapter_state: &mut [f32],
     ) -> Result<()> {
         let (y, bias) = (y.into(), None);
-        exact("y", args.tokens, layer.weight.rows(), y.len())?;
-        exact("adapter_state", args.tokens, layer.shape().state_width(), adapter_state.len())?;
+        layer.check_outputs(args.tokens, &y, adapter_state)?;
         match self.precision {
             Precision::F32 => Exec::<f32>::new(self).forward(layer, args, bias, Outputs { y, adapter_state }),
             Precision::Bf16 => Exec::<bf16>::new(self).forward(layer, args, bias, Outputs { y, adapter_state }),
@@ -52,13 +51,7 @@ impl Cpu {
         adapter_state: Option<&[f32]>,
         gradients: Gradients<'_>,
     ) -> Result<()> {
-        if let Some((dx, _)) = &gradients.dx {
-            exact("dx", args.tokens, layer.weight.cols(), dx.len())?;
-        }
-        if let (Some(adapter), Some(gradients)) = (layer.adapter, &gradients.adapter) {
-            exact("da", adapter.shape.stacked_rows(), adapter.shape.d_in, gradients.da.len())?;
-            exact("db", adapter.shape.d_out, adapter.shape.mixed_width(), gradients.db.len())?;
-        }
+        gradients.check(&layer.shape(), args.tokens)?;
         match self.precision {
             Precision::F32 => Exec::<f32>::new(self).backward(layer, args, adapter_state, gradients),
             Precision::Bf16 => Exec::<bf16>::new(self).backward(layer, args, adapter_state, gradients),
@@ -72,15 +65,6 @@ pub(super) struct Outputs<'a> {
     pub y: ValuesMut<'a>,
     /// [tokens, state_width]; empty without an adapter.
     pub adapter_state: &'a mut [f32],
-}
-
-/// An error unless an operand has rows · columns values.
-fn exact(operand: &'static str, rows: usize, columns: usize, got: usize) -> Result<()> {
-    match rows.checked_mul(columns) {
-        Some(want) if want == got => Ok(()),
-        Some(want) => Err(hydra_kernels::Error::Length { operand, want, got }.into()),
-        None => Err(hydra_kernels::Error::Overflow.into()),
-    }
 }
 
 impl<E: Element> Exec<'_, E> {
