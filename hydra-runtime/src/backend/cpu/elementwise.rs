@@ -208,22 +208,33 @@ fn rounded<E: Element>(isa: Bf16Isa, out: &mut [E], mut fill: impl FnMut(usize, 
     }
 }
 
+/// 1/√(mean of x² + eps).
+#[inline(always)]
+fn inverse_rms<X: Element>(x: &[X], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+/// `y` = x · scale ∘ weight.
+#[inline(always)]
+fn scaled<E: Element, X: Element>(isa: Bf16Isa, y: &mut [E], x: &[X], scale: f32, weight: &[f32]) {
+    rounded(
+        isa,
+        y,
+        #[inline(always)]
+        |first, block| {
+            for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
+                *y = x.widen() * scale * w;
+            }
+        },
+    );
+}
+
 #[inline(always)]
 fn rms_norm<E: Element>(isa: Bf16Isa, y: &mut [E], inv_rms: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let d = weight.len();
     for ((y, inv_rms), x) in y.chunks_exact_mut(d).zip(inv_rms).zip(x.chunks_exact(d)) {
-        let scale = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
-        *inv_rms = scale;
-        rounded(
-            isa,
-            y,
-            #[inline(always)]
-            |first, block| {
-                for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
-                    *y = x * scale * w;
-                }
-            },
-        );
+        *inv_rms = inverse_rms(x, eps);
+        scaled(isa, y, x, *inv_rms, weight);
     }
 }
 
@@ -245,27 +256,11 @@ fn heads_chunk(head_dim: usize) -> usize {
     head_dim * (CHUNK / head_dim).max(1)
 }
 
-/// 1/√(mean of x² + eps).
-#[inline(always)]
-fn inverse_rms<E: Element>(x: &[E], eps: f32) -> f32 {
-    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
-}
-
 #[inline(always)]
 fn head_norm<E: Element>(isa: Bf16Isa, y: &mut [E], x: &[E], weight: &[f32], eps: f32) {
     let d = weight.len();
     for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-        let scale = inverse_rms(x, eps);
-        rounded(
-            isa,
-            y,
-            #[inline(always)]
-            |first, block| {
-                for ((y, x), w) in block.iter_mut().zip(&x[first..]).zip(&weight[first..]) {
-                    *y = x.widen() * scale * w;
-                }
-            },
-        );
+        scaled(isa, y, x, inverse_rms(x, eps), weight);
     }
 }
 
