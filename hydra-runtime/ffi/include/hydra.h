@@ -364,38 +364,6 @@ typedef struct hydra_layer {
   size_t b_len;
 } hydra_layer;
 
-// A forward pass: y = x Wᵀ + scale · Σ gate_e (x Aᵀ) B_eᵀ.
-typedef struct hydra_forward_args {
-  // Rows of x and y.
-  size_t tokens;
-  // Of x and y: HYDRA_TYPE_F32 or HYDRA_TYPE_BF16.
-  int32_t element;
-  // [tokens, d_in].
-  const void *x;
-  // [tokens, d_out], written.
-  void *y;
-  // What a backward pass needs: [tokens, a_rows + N], written; null if it isn't needed.
-  float *adapter_state;
-  // For HYDRA_GATE_LABEL: each token's head, or HYDRA_NO_LORA_HEAD.
-  const uint32_t *labels;
-  // Probability of dropping a value of A's input; 0 outside of training.
-  float dropout;
-  // Chooses what is dropped.
-  uint64_t dropout_seed;
-} hydra_forward_args;
-
-// One of the threads that compute an operation together.
-typedef struct hydra_thread {
-  // This thread, from 0 on.
-  size_t ith;
-  // Number of threads.
-  size_t nth;
-  // Memory of this thread alone, best aligned to 64 bytes; its content doesn't matter.
-  float *scratch;
-  // Floats of `scratch`: at least what hydra_forward_scratch or hydra_backward_scratch say.
-  size_t scratch_len;
-} hydra_thread;
-
 // A backward pass. Its x, labels and dropout are the forward pass's.
 typedef struct hydra_backward_args {
   // Rows of x and y.
@@ -423,6 +391,38 @@ typedef struct hydra_backward_args {
   // Weight of the load-balancing loss, whose gradient is added to the router's; 0 for none.
   float load_balance;
 } hydra_backward_args;
+
+// One of the threads that compute an operation together.
+typedef struct hydra_thread {
+  // This thread, from 0 on.
+  size_t ith;
+  // Number of threads.
+  size_t nth;
+  // Memory of this thread alone, best aligned to 64 bytes; its content doesn't matter.
+  float *scratch;
+  // Floats of `scratch`: at least what hydra_forward_scratch or hydra_backward_scratch say.
+  size_t scratch_len;
+} hydra_thread;
+
+// A forward pass: y = x Wᵀ + scale · Σ gate_e (x Aᵀ) B_eᵀ.
+typedef struct hydra_forward_args {
+  // Rows of x and y.
+  size_t tokens;
+  // Of x and y: HYDRA_TYPE_F32 or HYDRA_TYPE_BF16.
+  int32_t element;
+  // [tokens, d_in].
+  const void *x;
+  // [tokens, d_out], written.
+  void *y;
+  // What a backward pass needs: [tokens, a_rows + N], written; null if it isn't needed.
+  float *adapter_state;
+  // For HYDRA_GATE_LABEL: each token's head, or HYDRA_NO_LORA_HEAD.
+  const uint32_t *labels;
+  // Probability of dropping a value of A's input; 0 outside of training.
+  float dropout;
+  // Chooses what is dropped.
+  uint64_t dropout_seed;
+} hydra_forward_args;
 
 // What stays the same through a run.
 typedef struct hydra_train_options {
@@ -626,6 +626,20 @@ hydra_status hydra_detokenize(hydra_model model,
 hydra_status hydra_model_eos(hydra_model model,
                              uint32_t *token);
 
+// Writes the floats of scratch that each of `nth` threads needs for a backward pass to `floats`. Of `args`, only tokens,
+// element and dropout are read. Any thread may call it.
+hydra_status hydra_backward_scratch(const struct hydra_layer *layer,
+                                    const struct hydra_backward_args *args,
+                                    size_t nth,
+                                    size_t *floats);
+
+// What thread `ith` of `nth` does of a backward pass. After all of them have returned, dx, da and db are complete.
+//
+// Otherwise as hydra_forward.
+hydra_status hydra_backward(const struct hydra_layer *layer,
+                            const struct hydra_backward_args *args,
+                            const struct hydra_thread *thread);
+
 // Writes the floats of scratch that each of `nth` threads needs for a forward pass to `floats`. Of `args`, only tokens,
 // element and dropout are read. Any thread may call it.
 hydra_status hydra_forward_scratch(const struct hydra_layer *layer,
@@ -641,20 +655,6 @@ hydra_status hydra_forward_scratch(const struct hydra_layer *layer,
 hydra_status hydra_forward(const struct hydra_layer *layer,
                            const struct hydra_forward_args *args,
                            const struct hydra_thread *thread);
-
-// Writes the floats of scratch that each of `nth` threads needs for a backward pass to `floats`. Of `args`, only tokens,
-// element and dropout are read. Any thread may call it.
-hydra_status hydra_backward_scratch(const struct hydra_layer *layer,
-                                    const struct hydra_backward_args *args,
-                                    size_t nth,
-                                    size_t *floats);
-
-// What thread `ith` of `nth` does of a backward pass. After all of them have returned, dx, da and db are complete.
-//
-// Otherwise as hydra_forward.
-hydra_status hydra_backward(const struct hydra_layer *layer,
-                            const struct hydra_backward_args *args,
-                            const struct hydra_thread *thread);
 
 // Passes of 2,048 tokens, gradients clipped to norm 1, no decay, seed 0, activations kept. Any thread may call it.
 struct hydra_train_options hydra_train_options_default(void);

@@ -10,7 +10,7 @@
 //! | `adapter.rs` | `hydra_adapter_*` |
 //! | `generate.rs` | `hydra_generator_*`, `hydra_generate`, `hydra_chat` |
 //! | `train.rs` | `hydra_trainer_*`, `hydra_evaluate` |
-//! | `operator.rs` | `hydra_forward`, `hydra_backward`: the operator on the caller's memory and threads |
+//! | `operator/` | `hydra_forward`, `hydra_backward`: the operator on the caller's memory and threads |
 //!
 //! Rules that all functions share, and that their documentation doesn't repeat:
 //!
