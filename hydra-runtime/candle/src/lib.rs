@@ -1,17 +1,16 @@
 //! HydraLoRA layers for [candle](https://docs.rs/candle-core): [`HydraLinear`] is a frozen linear layer with an
 //! adapter, whose forward and backward pass are Hydra's kernels.
 //!
-//! ```
+//! ```no_run
 //! use candle_core::{DType, Device, Module, Tensor};
 //! use hydra_candle::{FrozenWeight, HydraLinear};
-//! use hydra_runtime::adapter::{Adapter, AdapterConfig};
+//! use hydra_runtime::adapter::Adapter;
 //! use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 //! use hydra_runtime::projection::Projection;
 //! use std::sync::Arc;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let adapter = hydra_candle::doc_adapter()?;
-//! // let adapter = Adapter::open("run")?;      // what `hydra finetune` wrote
+//! let adapter = Adapter::open("run")?; // what `hydra finetune` wrote
 //! let cpu = Arc::new(Cpu::new(CpuOptions::default())?);
 //! let weight = FrozenWeight::try_from(Tensor::zeros((48, 64), DType::F32, &Device::Cpu)?)?;
 //! let layer = HydraLinear::from_adapter(cpu, weight, &adapter, 0, Projection::Q)?;
@@ -40,16 +39,4 @@ pub use weight::FrozenWeight;
 /// Any error of Hydra's as candle's.
 fn wrap(error: impl std::fmt::Display + Send + Sync + 'static) -> candle_core::Error {
     candle_core::Error::wrap(error)
-}
-
-/// An adapter for the example above: one layer whose q_proj is [48, 64].
-#[doc(hidden)]
-pub fn doc_adapter() -> hydra_runtime::Result<hydra_runtime::adapter::Adapter> {
-    use hydra_runtime::adapter::{Adapter, AdapterConfig, AdapterPair};
-    use hydra_runtime::projection::{ByProjection, Projection};
-    let config = AdapterConfig { targets: vec![Projection::Q], ..AdapterConfig::default() };
-    let (rows, columns) = (config.rank + config.lora_heads, config.rank * config.lora_heads);
-    let pair = AdapterPair { d_in: 64, d_out: 48, a: vec![0.1; rows * 64], b: vec![0.1; 48 * columns] };
-    let layers = vec![ByProjection::from_fn(|projection| (projection == Projection::Q).then(|| pair.clone()))];
-    Ok(Adapter { config, layers })
 }
