@@ -5,9 +5,11 @@
 
 mod generator;
 mod sampler;
+mod stop;
 
 pub use generator::Generator;
 pub use sampler::Sampler;
+pub use stop::StopStrings;
 
 use crate::backend::{Backend, Device};
 use crate::chat::{ChatTemplate, Message};
@@ -160,9 +162,7 @@ impl<B: Backend> Generate<B> {
     /// tokenised, or memory does not suffice.
     pub fn stream(self) -> Result<Generated<B>> {
         let Self { model, prompt, adapter, max_tokens, stop, cancel, .. } = self;
-        if stop.iter().any(String::is_empty) {
-            return Err(Error::Invalid("an empty stop string".into()));
-        }
+        let stop = StopStrings::new(stop)?;
         let sampler = Sampler::new(self.temperature, self.top_p, self.seed)?;
         let tokenizer = model.tokenizer()?;
         let prompt = prompt.tokens(tokenizer)?;
@@ -184,7 +184,6 @@ impl<B: Backend> Generate<B> {
             sampler,
             ends,
             stop,
-            held: String::new(),
             tokens: Vec::new(),
             most: room - prompt.len(),
             max_tokens,
@@ -220,9 +219,7 @@ pub struct Generated<B: Backend = Device> {
     text: Option<TextStream>,
     /// The tokens that end a text.
     ends: Vec<u32>,
-    stop: Vec<String>,
-    /// Text that may be the beginning of a stop string.
-    held: String,
+    stop: StopStrings,
     tokens: Vec<u32>,
     /// The most tokens: what was asked for, or what the context has room for.
     most: usize,
@@ -251,10 +248,12 @@ impl<B: Backend> Generated<B> {
             }
             self.tokens.push(token);
             let new = self.text.as_mut().map_or(Ok(String::new()), |text| text.push(token))?;
-            let ready = self.hold_back(&new);
-            if self.finish.is_none() && self.tokens.len() == self.most {
+            let ready = self.stop.push(&new);
+            if self.stop.finished() {
+                self.finish = Some(Finish::Stop);
+            } else if self.tokens.len() == self.most {
                 self.finish = Some(if self.most == self.max_tokens { Finish::MaxTokens } else { Finish::Context });
-            } else if self.finish.is_none() {
+            } else {
                 self.generator.feed(&[token])?;
             }
             if !ready.is_empty() {
@@ -265,28 +264,12 @@ impl<B: Backend> Generated<B> {
         if self.finish == Some(Finish::Stop) {
             return Ok(None);
         }
-        let mut last = self.hold_back(&rest);
-        if self.finish != Some(Finish::Stop) {
-            last += &std::mem::take(&mut self.held);
-        }
-        Ok(Some(last).filter(|last| !last.is_empty()))
-    }
-
-    /// Takes new text; returns what can't be part of a stop string. Finishes at a stop string.
-    fn hold_back(&mut self, new: &str) -> String {
-        self.held += new;
-        if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop)).min() {
+        let mut last = self.stop.push(&rest);
+        if self.stop.finished() {
             self.finish = Some(Finish::Stop);
-            self.held.truncate(at);
-            return std::mem::take(&mut self.held);
         }
-        let begun = |stop: &String| {
-            let ends = stop.char_indices().map(|(i, _)| i).rev();
-            ends.into_iter().find(|&i| self.held.ends_with(&stop[..i])).unwrap_or(0)
-        };
-        let kept = self.stop.iter().map(begun).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - kept);
-        std::mem::replace(&mut self.held, rest)
+        last += &self.stop.finish();
+        Ok(Some(last).filter(|last| !last.is_empty()))
     }
 }
 
