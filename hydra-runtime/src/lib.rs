@@ -21,6 +21,7 @@
 //! | open a model | [`model::Model::open`]; from memory, or on a device of your choice: [`model::Model::load`] |
 //! | choose device, threads and precision | [`backend::Device`], [`backend::cpu::CpuOptions`] |
 //! | generate | [`model::Model::generate`], [`model::Model::chat`]; step by step: [`generate::Generator`] |
+//! | generate for many requests at once | [`serve::Engine`] |
 //! | make, save and load an adapter | [`adapter::Adapter`]; [`model::Model::attach`] puts it on the device |
 //! | train it | [`train::Trainer`] |
 //! | get losses and logits | [`evaluate::Evaluator`] |
@@ -51,6 +52,7 @@ pub mod merge;
 pub mod model;
 mod progress;
 pub mod projection;
+pub mod serve;
 pub mod tokenizer;
 pub mod train;
 

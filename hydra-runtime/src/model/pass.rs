@@ -50,6 +50,14 @@ impl<B: Backend> Pass<'_, B> {
         if rows.is_empty() { Ok(()) } else { self.final_norm(acts, rows.len()) }
     }
 
+    /// The final norm of some rows, ascending without repetition, in `acts.read.normed`, after [`Pass::forward`].
+    pub fn read_outputs(&self, acts: &mut Activations<B>, rows: &[u32]) -> Result<()> {
+        let config = &self.model.config;
+        let last = &acts.inputs[config.layers % acts.inputs.len()];
+        self.model.backend.gather(&mut acts.read.x, last, rows, config.d_model)?;
+        self.final_norm(acts, rows.len())
+    }
+
     fn layer_forward(&self, acts: &mut Activations<B>, layer: usize, cached: &mut Cached<'_, B>) -> Result<()> {
         self.check()?;
         let set = layer % acts.layers.len();
@@ -107,9 +115,7 @@ impl<B: Backend> Pass<'_, B> {
     fn loss_backward(&self, acts: &mut Activations<B>, scale: f32) -> Result<()> {
         let (backend, config) = (&self.model.backend, &self.model.config);
         let (rows, targets) = (&self.packed.target_rows, &self.packed.targets);
-        let last = &acts.inputs[config.layers % acts.inputs.len()];
-        backend.gather(&mut acts.read.x, last, rows, config.d_model)?;
-        self.final_norm(acts, targets.len())?;
+        self.read_outputs(acts, rows)?;
         let read = &mut acts.read;
         let [dnormed, dx] = read.gradients.as_mut().expect("activations planned for training");
         backend.head_loss(HeadLoss {

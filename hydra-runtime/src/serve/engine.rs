@@ -1,0 +1,227 @@
+//! The engine: which requests run, and what a step does for each.
+
+use super::passes::{Passes, plan_bytes};
+use super::running::Running;
+use super::{EngineOptions, Event, Request, RequestId, Stats};
+use crate::adapter::device::DeviceAdapter;
+use crate::backend::{Backend, Device};
+use crate::config::Config;
+use crate::generate::Finish;
+use crate::model::{KvCache, Model};
+use crate::{Error, Result};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Many generations at once; see [the module](super). It owns all that it needs: it may move to another thread, or into any struct.
+pub struct Engine<B: Backend = Device> {
+    model: Model<B>,
+    options: EngineOptions,
+    /// The most tokens of a request.
+    context: usize,
+    passes: Passes<B>,
+    /// One for each slot that has been used.
+    caches: Vec<KvCache<B>>,
+    /// Slots that are free.
+    free: Vec<usize>,
+    queue: VecDeque<Queued<B>>,
+    /// In the order in which they got their slots.
+    running: Vec<Running<B>>,
+    /// What an interrupted step has done already.
+    events: Vec<Event>,
+    submitted: u64,
+    stats: Stats,
+}
+
+/// A request that waits for a slot.
+struct Queued<B: Backend> {
+    id: RequestId,
+    request: Request<B>,
+    adapter: Option<Arc<DeviceAdapter<B>>>,
+}
+
+impl EngineOptions {
+    /// The most tokens of a request. Fails if an option is out of range.
+    fn context(&self, config: &Config) -> Result<usize> {
+        if self.slots == 0 {
+            return Err(Error::Invalid("an engine with 0 slots: expected at least 1".into()));
+        }
+        match self.context {
+            Some(context) if context < 2 || context > config.context => Err(Error::Invalid(format!(
+                "an engine with a context of {context} tokens: expected 2 to the model's {}",
+                config.context
+            ))),
+            context => Ok(context.unwrap_or(config.context)),
+        }
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// Bytes that an engine takes beside the weights and the adapters, `u64::MAX` at most: keys and values of all slots and prefixes,
+    /// activations, logits. The states of adapters come on top, some floats for each of [`SLICE`](super::SLICE) rows.
+    pub fn plan_bytes(backend: &B, config: &Config, options: &EngineOptions) -> Result<u64> {
+        plan_bytes(backend, config, options, options.context(config)?)
+    }
+
+    /// An engine without requests. A slot's keys and values are allocated when it is first used.
+    ///
+    /// # Errors
+    /// If an option is out of range or memory does not suffice.
+    pub fn new(model: &Model<B>, options: EngineOptions) -> Result<Self> {
+        let context = options.context(model.config())?;
+        Ok(Self {
+            passes: Passes::new(model, context)?,
+            model: model.clone(),
+            options,
+            context,
+            caches: Vec::new(),
+            free: Vec::new(),
+            queue: VecDeque::new(),
+            running: Vec::new(),
+            events: Vec::new(),
+            submitted: 0,
+            stats: Stats::default(),
+        })
+    }
+
+    /// Queues a request. It begins when a slot is free.
+    ///
+    /// # Errors
+    /// If the prompt is empty, has an id outside the vocabulary ([`Error::TokenOutOfRange`]) or leaves no room for a token
+    /// ([`Error::SequenceTooLong`]), or the adapter is another model's ([`Error::WrongAdapter`]).
+    pub fn submit(&mut self, request: Request<B>) -> Result<RequestId> {
+        let (tokens, vocab) = (request.prompt.len(), self.model.config().vocab);
+        let limit = if request.max_tokens == 0 { self.context } else { self.context - 1 };
+        if tokens == 0 {
+            return Err(Error::Invalid("a request with an empty prompt: expected at least one token".into()));
+        }
+        if tokens > limit {
+            return Err(Error::SequenceTooLong { tokens, limit });
+        }
+        if let Some(&token) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token, vocab });
+        }
+        let adapter = request.adapter.as_ref().map(|adapter| adapter.parameters(&self.model)).transpose()?;
+        if let Some(adapter) = &adapter {
+            self.passes.reserve(adapter)?;
+        }
+        let id = RequestId(self.submitted);
+        self.submitted += 1;
+        self.queue.push_back(Queued { id, request, adapter });
+        Ok(id)
+    }
+
+    /// Ends a request without an event, whatever state it is in; its slot is free for the next step. Events of it that a failed step has
+    /// left are dropped. Unknown ids are ignored.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.queue.retain(|queued| queued.id != id);
+        self.events.retain(|event| event.id() != id);
+        self.running.iter_mut().filter(|running| running.id == id).for_each(|running| running.done = true);
+        self.retire();
+    }
+
+    /// Moves all requests on: every running generation gets a token, waiting prompts get their slices. Returns nothing when there is
+    /// nothing to do.
+    ///
+    /// # Errors
+    /// If the device fails. What the step had done until then is kept, and its events come with the next step.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        self.admit()?;
+        if !self.running.is_empty() {
+            self.stats.steps += 1;
+            self.generate()?;
+            self.read_prompts()?;
+        }
+        Ok(std::mem::take(&mut self.events))
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.queue.is_empty() && self.events.is_empty()
+    }
+
+    /// Requests that have a slot.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Requests that wait for a slot.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Counters since the engine was made.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Gives free slots to waiting requests, the first come first.
+    fn admit(&mut self) -> Result<()> {
+        while self.running.len() < self.options.slots && !self.queue.is_empty() {
+            if self.free.is_empty() {
+                self.caches.push(KvCache::new(&self.model.0, self.context)?);
+                self.free.push(self.caches.len() - 1);
+            }
+            let (Some(Queued { id, request, adapter }), Some(slot)) = (self.queue.pop_front(), self.free.pop()) else {
+                break;
+            };
+            self.caches[slot].len = 0;
+            let mut running = Running::new(id, slot, request, adapter, self.context);
+            if running.is_empty() {
+                running.finish(Finish::MaxTokens, &mut self.events);
+            }
+            self.running.push(running);
+            self.retire();
+        }
+        Ok(())
+    }
+
+    /// Draws the next token of each running generation.
+    fn generate(&mut self) -> Result<()> {
+        for i in 0..self.running.len() {
+            if self.running[i].generates() {
+                self.advance(i)?;
+            }
+        }
+        self.retire();
+        Ok(())
+    }
+
+    /// Takes slices of prompts through the model, those of the oldest request first.
+    fn read_prompts(&mut self) -> Result<()> {
+        let (mut left, mut first) = (self.options.prompt_tokens, true);
+        'prompts: for i in 0..self.running.len() {
+            while self.running[i].in_prompt() && !self.running[i].done {
+                let len = self.running[i].slice_len();
+                if len > left && !first {
+                    break 'prompts;
+                }
+                self.advance(i)?;
+                self.stats.prompt_tokens += len as u64;
+                (left, first) = (left.saturating_sub(len), false);
+            }
+        }
+        self.retire();
+        Ok(())
+    }
+
+    /// Takes a request's next slice through the model.
+    fn advance(&mut self, i: usize) -> Result<()> {
+        let (running, before) = (&mut self.running[i], self.events.len());
+        let outcome = self.passes.run(&mut self.caches[running.slot], &running.slice())?;
+        running.take(&outcome, &mut self.events);
+        let drawn = self.events[before..].iter().filter(|event| matches!(event, Event::Token { .. }));
+        self.stats.generated_tokens += drawn.count() as u64;
+        Ok(())
+    }
+
+    /// Takes the slots of requests that have ended.
+    fn retire(&mut self) {
+        let free = &mut self.free;
+        self.running.retain(|running| {
+            if running.done {
+                free.push(running.slot);
+            }
+            !running.done
+        });
+    }
+}
