@@ -4,11 +4,12 @@
 //! a [a_rows (+ lora_heads), d_in]     A (rank rows, or heads·rank with one A per head), then the router's rows if there is one
 //! b [d_out, lora_heads·rank]          head e owns columns e·rank .. (e+1)·rank
 //! ```
-//! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`.
+//! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`; llama.cpp's in `adapter/gguf.rs`.
 
 mod config;
 pub(crate) mod device;
 mod file;
+mod gguf;
 mod kind;
 
 pub use crate::backend::GateKind;

@@ -1,8 +1,8 @@
 //! Files and folders that are replaced whole or not at all.
 //!
 //! Each file is written under a temporary name in its own folder, flushed to the disk, and then renamed. Of several files all are
-//! written before the first is renamed, so a full disk leaves what was there before. A [`NewFolder`] is filled under a temporary
-//! name and renamed when it is complete.
+//! written before the first is renamed, so a full disk leaves what was there before. A [`NewFolder`] or [`NewFile`] is filled under
+//! a temporary name and renamed when it is complete.
 //!
 //! Temporary names begin with [`PREFIX`] and the process's id and are made exclusively. Each is locked while its process lives,
 //! so [`remove_leftovers`] can tell what a killed process left from what another one is writing.
@@ -139,6 +139,44 @@ impl NewFolder {
     }
 }
 
+/// A file that is not there until it is complete; nothing is replaced by it, and nothing of it stays if it is dropped before that.
+pub struct NewFile {
+    temporary: NamedTempFile,
+    destination: PathBuf,
+}
+
+impl NewFile {
+    /// Begins a file that will be at `destination`, where there is nothing, in a folder that is made if need be.
+    pub fn begin(destination: &Path) -> Result<Self> {
+        if fs::symlink_metadata(destination).is_ok() {
+            return Err(Error::Invalid(format!(
+                "{}: already there: expected a new file's name",
+                destination.display()
+            )));
+        }
+        let folder = parent(destination)?;
+        fs::create_dir_all(folder).map_err(|source| io(destination, source))?;
+        remove_leftovers(folder);
+        Ok(Self { temporary: temporary(destination)?, destination: destination.into() })
+    }
+
+    /// Where to write it.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Flushes it and puts it at its destination.
+    pub fn keep(self) -> Result<()> {
+        let Self { temporary, destination } = self;
+        let path = temporary.into_temp_path();
+        let kept = File::open(&path).and_then(|file| file.sync_all());
+        let kept = kept.and_then(|()| path.persist_noclobber(&destination).map_err(|error| error.error));
+        kept.map_err(|source| io(&destination, source))?;
+        flush_parent(&destination);
+        Ok(())
+    }
+}
+
 fn io(path: &Path, source: std::io::Error) -> Error {
     Error::Io { path: path.into(), source }
 }
@@ -210,6 +248,20 @@ mod tests {
         }
         assert_eq!(fs::read(path("a")).unwrap(), b"1");
         assert_eq!(names(dir.path()), ["a", "b", "folder"]);
+    }
+
+    #[test]
+    fn a_new_file_appears_whole_and_replaces_nothing() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("new/a");
+        let file = NewFile::begin(&path).unwrap();
+        fs::write(file.path(), "1").unwrap();
+        assert!(!path.exists());
+        file.keep().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"1");
+        assert!(NewFile::begin(&path).is_err());
+        drop(NewFile::begin(&dir.path().join("new/b")).unwrap());
+        assert_eq!(names(&dir.path().join("new")), ["a"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! GGUF file (`checkpoint/gguf.rs`). Each gives a `Listing` of raw tensors. This file takes from it the tensors that the
 //! [`Config`] calls for, and names every one that is missing, has the wrong shape, or would change the result if it were ignored.
 
-mod gguf;
+pub(crate) mod gguf;
 pub(crate) mod safetensors;
 mod stored;
 
@@ -287,6 +287,19 @@ impl Checkpoint {
             Source::Files(files) => Some(files),
             Source::Gguf(_) => None,
         }
+    }
+
+    /// The bytes of a GGUF file; `None` for a Hugging Face folder.
+    pub(crate) fn gguf(&self) -> Option<&[u8]> {
+        match &self.0.source {
+            Source::Files(_) => None,
+            Source::Gguf(_) => Some(&self.0.data[0]),
+        }
+    }
+
+    /// A tensor's bytes as the file has them.
+    pub(crate) fn raw(&self, id: TensorId) -> &[u8] {
+        self.bytes_of(self.entry(id))
     }
 
     /// Number of weights; a tied head counts once.

@@ -26,7 +26,8 @@
 //! | train it | [`train::Trainer`] |
 //! | get losses and logits | [`evaluate::Evaluator`] |
 //! | put instructions and chats into a model's form | [`chat`] |
-//! | merge an adapter into its model | [`merge::write`] |
+//! | merge an adapter into its model | [`merge::write`], [`merge::write_gguf`] |
+//! | write a LoRA for llama.cpp | [`adapter::Adapter::as_lora`], [`adapter::Adapter::save_gguf`] |
 //!
 //! Data flows one way: checkpoint → model + adapter → forward → backward → AdamW → adapter file. Models and attached
 //! adapters are handles whose clones share their memory; trainers, evaluators and generators own what they need. A token

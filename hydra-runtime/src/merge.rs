@@ -1,4 +1,5 @@
-//! An adapter merged into its model's weights and written as a Hugging Face folder.
+//! An adapter merged into its model's weights and written as a Hugging Face folder ([`write`]) or as a GGUF file
+//! ([`write_gguf`]); and an adapter under a fixed gate as one plain LoRA ([`Adapter::as_lora`]).
 //!
 //! If the heads' weights g are the same for every token, adapter and frozen weight add up to one matrix:
 //!
@@ -9,22 +10,19 @@
 //! Sums are f32, row by row, and rounded once to the type that is written. Tensors are computed one at a time as they are
 //! written, so memory holds one of them. A router's weights depend on the token, so a merged router is an approximation.
 
-use crate::adapter::{Adapter, AdapterPair, GateKind};
-use crate::checkpoint::safetensors::{INDEX, ONE_FILE};
+mod folder;
+mod gguf;
+
+pub use folder::{MergeOptions, write};
+pub use gguf::{GgufOptions, write_gguf};
+
+use crate::adapter::{Adapter, AdapterConfig, AdapterPair, GateKind, Method};
 use crate::checkpoint::{Checkpoint, TensorId};
-use crate::config::json::FILE as CONFIG;
-use crate::error::not_written;
 use crate::{Error, Result};
-use half::{bf16, f16};
 use hydra_kernels::isa::Isa;
 use hydra_kernels::quant::Format;
 use hydra_kernels::shape::HydraShape;
-use safetensors::tensor::{Dtype, View};
-use serde_json::json;
-use std::borrow::Cow;
-use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::cmp::Reverse;
 
 /// The heads' weights in a merged model, the same for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,16 +81,44 @@ impl Adapter {
         }
         Ok((fixed, head))
     }
-}
 
-/// How the merged model is written.
-#[derive(Clone, Copy, Debug)]
-pub struct MergeOptions {
-    /// The type of all tensors, a plain one. `None`: each tensor's own, in a model of plain types; else f16 where no matrix
-    /// is of another type than f32 and f16, and bf16 otherwise.
-    pub format: Option<Format>,
-    /// The most bytes of tensors in one file; a larger tensor has its own file.
-    pub max_shard_bytes: u64,
+    /// This adapter under a fixed gate as one LoRA, which does the same: the head itself, or for the mean of the heads the mean of
+    /// their B; with an A for each head, all of them one above the other, of rank heads · rank.
+    pub fn as_lora(&self, gate: MergeGate) -> Result<Self> {
+        self.check()?;
+        let AdapterConfig { rank, lora_heads, method, .. } = self.config;
+        gate.check(lora_heads)?;
+        match gate {
+            MergeGate::One => return self.head(0),
+            MergeGate::Head(head) => return self.head(head),
+            MergeGate::Uniform => {}
+        }
+        let mut lora = self.head(0)?;
+        if method == Method::Split {
+            lora.config.rank = lora_heads * rank;
+            lora.config.alpha = self.config.scale() * lora.config.rank as f32;
+            lora.config.rslora = false;
+        }
+        let share = 1.0 / lora_heads as f32;
+        for (lora, pairs) in lora.layers.iter_mut().zip(&self.layers) {
+            for (lora, pair) in
+                lora.iter_mut().zip(pairs.iter()).filter_map(|(lora, pair)| lora.as_mut().zip(pair.as_ref()))
+            {
+                let shape = self.config.shape_of(pair.d_in, pair.d_out);
+                lora.a = pair.a[..shape.a_rows() * pair.d_in].to_vec();
+                let rows = pair.b.chunks_exact(shape.mixed_width());
+                lora.b = match method {
+                    Method::Split => pair.b.iter().map(|b| share * b).collect(),
+                    _ => rows
+                        .flat_map(|row| {
+                            (0..rank).map(|column| share * row.iter().skip(column).step_by(rank).sum::<f32>())
+                        })
+                        .collect(),
+                };
+            }
+        }
+        Ok(lora)
+    }
 }
 
 /// What was written.
@@ -106,241 +132,62 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Files beside the weights that are copied from a Hugging Face folder if they are there.
-const COMPANIONS: [&str; 13] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-];
-
-/// Writes the model with the adapter merged into it to `folder`, which exists and is empty: `config.json`, the tokenizer's
-/// files, and `model.safetensors` or its shards, one after the other. Of an adapter with a router it writes the approximation
-/// that `gate` says.
-///
-/// # Errors
-/// If `gate` doesn't fit the adapter, the adapter doesn't fit the model, the folder isn't empty, or a value isn't finite, in the
-/// adapter or in the type that is written; the message names the tensor.
-pub fn write(
-    checkpoint: &Checkpoint,
-    adapter: &Adapter,
-    gate: MergeGate,
-    folder: &Path,
-    options: MergeOptions,
-) -> Result<Merged> {
-    let config = checkpoint.config();
-    adapter.fits(config)?;
-    adapter.check_finite()?;
-    gate.check(adapter.config.lora_heads)?;
-    let mut there = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
-    if there.next().is_some() {
-        return Err(Error::Invalid(format!("{} is not empty", folder.display())));
+/// The formats of tensors, each with its bytes: the largest share first.
+fn formats(tensors: impl Iterator<Item = (Format, u64)>) -> Vec<Format> {
+    let mut shares = Format::ALL.map(|format| (format, 0));
+    for (format, bytes) in tensors {
+        shares.iter_mut().filter(|(other, _)| *other == format).for_each(|(_, share)| *share += bytes);
     }
-    let format = match options.format {
-        None if checkpoint.files().is_some() => None,
-        None => Some(common_format(checkpoint)),
-        asked => asked,
-    };
-    let overflowed = Cell::new(None);
-    let tensors: Vec<Tensor> = TensorId::all(config)
-        .map(|id| {
-            let format = format.unwrap_or_else(|| checkpoint.format(id));
-            dtype(format)?;
-            let (rows, cols) = id.dims(config);
-            let shape = rows.into_iter().chain([cols]).collect();
-            Ok(Tensor { checkpoint, adapter, gate, id, shape, format, overflowed: &overflowed })
-        })
-        .collect::<Result<_>>()?;
-    describe(checkpoint, folder, format)?;
-    let (bytes, mut by_format) = (tensors.iter().map(|t| t.bytes() as u64).sum(), BTreeMap::new());
-    for tensor in &tensors {
-        *by_format.entry(tensor.format.name()).or_insert(0) += tensor.bytes();
-    }
-    let mut formats: Vec<Format> = Format::ALL.into_iter().filter(|f| by_format.contains_key(f.name())).collect();
-    formats.sort_by_key(|format| std::cmp::Reverse(by_format[format.name()]));
-    let shards = write_shards(folder, shards(tensors, options.max_shard_bytes), bytes, &overflowed)?;
-    Ok(Merged { formats, shards, bytes })
+    shares.sort_by_key(|&(_, share)| Reverse(share));
+    shares.into_iter().filter(|&(_, share)| share > 0).map(|(format, _)| format).collect()
 }
 
-/// The type of a GGUF's tensors as they are written.
-fn common_format(checkpoint: &Checkpoint) -> Format {
-    let matrices = || TensorId::all(checkpoint.config()).filter(|id| id.dims(checkpoint.config()).0.is_some());
-    let only = |formats: &[Format]| matrices().all(|id| formats.contains(&checkpoint.format(id)));
-    match () {
-        () if only(&[Format::F32]) => Format::F32,
-        () if only(&[Format::F32, Format::F16]) => Format::F16,
-        () => Format::Bf16,
-    }
-}
-
-fn dtype(format: Format) -> Result<Dtype> {
-    match format {
-        Format::F32 => Ok(Dtype::F32),
-        Format::F16 => Ok(Dtype::F16),
-        Format::Bf16 => Ok(Dtype::BF16),
-        other => Err(Error::Invalid(format!("merged tensors: expected F32, F16 or BF16, found {}", other.name()))),
-    }
-}
-
-/// Writes `config.json` and the companions. `format` is the type of all tensors; `None` if each keeps its own.
-fn describe(checkpoint: &Checkpoint, folder: &Path, format: Option<Format>) -> Result<()> {
-    let torch = |format| match format {
-        Format::F32 => "float32",
-        Format::F16 => "float16",
-        _ => "bfloat16",
-    };
-    let path = folder.join(CONFIG);
-    let config = if let Some(files) = checkpoint.files() {
-        for name in COMPANIONS.into_iter().filter(|name| files.has(name)) {
-            let to = folder.join(name);
-            std::fs::write(&to, files.read(name)?).map_err(|source| Error::Io { path: to, source })?;
-        }
-        let mut map = files.object(CONFIG)?.map;
-        if let Some(format) = format {
-            map.remove("dtype");
-            map.insert("torch_dtype".into(), torch(format).into());
-        }
-        map.into()
-    } else {
-        checkpoint.tokenizer()?.save(folder, checkpoint.config())?;
-        let config = checkpoint.config().to_json(torch(format.unwrap_or(Format::Bf16)));
-        config.map_err(|message| Error::Config { path: checkpoint.path().into(), message })?
-    };
-    std::fs::write(&path, format!("{config:#}\n")).map_err(|source| Error::Io { path, source })
-}
-
-/// Cuts a model's tensors, in order, into files of at most `most` bytes.
-fn shards(tensors: Vec<Tensor<'_>>, most: u64) -> Vec<Vec<Tensor<'_>>> {
-    let (mut shards, mut room) = (Vec::<Vec<_>>::new(), 0);
-    for tensor in tensors {
-        let bytes = tensor.bytes() as u64;
-        match shards.last_mut() {
-            Some(shard) if bytes <= room => {
-                shard.push(tensor);
-                room -= bytes;
-            }
-            _ => {
-                shards.push(vec![tensor]);
-                room = most.saturating_sub(bytes);
-            }
-        }
-    }
-    shards
-}
-
-/// Writes one file, or several and their index. Returns how many.
-fn write_shards(
-    folder: &Path,
-    shards: Vec<Vec<Tensor<'_>>>,
-    bytes: u64,
-    overflowed: &Cell<Option<(TensorId, Format)>>,
-) -> Result<usize> {
-    let count = shards.len();
-    let mut placed = BTreeMap::new();
-    for (i, shard) in shards.into_iter().enumerate() {
-        let name = match count {
-            1 => ONE_FILE.to_string(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-        };
-        placed.extend(shard.iter().map(|tensor| (tensor.id.hf_name(), name.clone())));
-        let path = folder.join(name);
-        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let views = shard.iter().map(|tensor| (tensor.id.hf_name(), tensor));
-        safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|error| not_written(&path, error))?;
-        if let Some((id, format)) = overflowed.get() {
-            let (name, format) = (id.hf_name(), format.name());
-            return Err(Error::Invalid(format!("{name} would hold values that aren't finite in {format}")));
-        }
-        // The safetensors crate's file is readable by its owner only; give it its neighbours' permissions.
-        let neighbour = std::fs::metadata(folder.join(CONFIG));
-        let shared = neighbour.and_then(|neighbour| std::fs::set_permissions(&path, neighbour.permissions()));
-        shared.map_err(|source| Error::Io { path, source })?;
-    }
-    if count > 1 {
-        let path = folder.join(INDEX);
-        let index = json!({"metadata": {"total_size": bytes}, "weight_map": placed});
-        std::fs::write(&path, format!("{index:#}\n")).map_err(|source| Error::Io { path, source })?;
-    }
-    Ok(count)
-}
-
-/// A tensor of the merged model, computed when it is written.
-struct Tensor<'a> {
+/// A model and what is merged into it.
+#[derive(Clone, Copy)]
+struct Merging<'a> {
     checkpoint: &'a Checkpoint,
     adapter: &'a Adapter,
     gate: MergeGate,
-    id: TensorId,
-    shape: Vec<usize>,
-    format: Format,
-    /// A tensor that is not finite in the type in which it is written.
-    overflowed: &'a Cell<Option<(TensorId, Format)>>,
 }
 
-impl Tensor<'_> {
-    fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.format.block_bytes()
-    }
-}
-
-impl View for &Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        dtype(self.format).expect("checked before anything was written")
+impl<'a> Merging<'a> {
+    /// Fails if they don't go together, or the adapter has values that aren't finite.
+    fn new(checkpoint: &'a Checkpoint, adapter: &'a Adapter, gate: MergeGate) -> Result<Self> {
+        adapter.fits(checkpoint.config())?;
+        adapter.check_finite()?;
+        gate.check(adapter.config.lora_heads)?;
+        Ok(Self { checkpoint, adapter, gate })
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
+    /// Rows of a tensor; 1 of a vector.
+    fn row_count(&self, id: TensorId) -> usize {
+        id.dims(self.checkpoint.config()).0.unwrap_or(1)
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = Vec::with_capacity(self.bytes());
-        let stays_finite = |&x: &f32| match self.format {
-            Format::F16 => f16::from_f32(x).is_finite(),
-            Format::Bf16 => bf16::from_f32(x).is_finite(),
-            _ => x.is_finite(),
-        };
-        let mut put = |row: &[f32]| {
-            if !row.iter().all(stays_finite) {
-                self.overflowed.set(Some((self.id, self.format)));
-            }
-            match self.format {
-                Format::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-                Format::Bf16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-                _ => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
-            }
-        };
-        let [rows, cols] = self.shape[..] else {
-            put(&self.checkpoint.vector(self.id));
-            return bytes.into();
-        };
-        let (weight, isa) = (self.checkpoint.weight(self.id), Isa::detect());
-        let adapted = match self.id {
+    /// The pair that changes a tensor.
+    fn pair(&self, id: TensorId) -> Option<&'a AdapterPair> {
+        match id {
             TensorId::Projection(layer, projection) => self.adapter.layers[layer][projection].as_ref(),
             _ => None,
-        };
+        }
+    }
+
+    /// Hands rows of the merged tensor to `put`, in the order of `rows`. A vector has row 0.
+    fn rows(&self, id: TensorId, rows: impl IntoIterator<Item = usize>, mut put: impl FnMut(&[f32])) {
+        let (height, cols) = id.dims(self.checkpoint.config());
+        if height.is_none() {
+            return put(&self.checkpoint.vector(id));
+        }
+        let (weight, isa, pair) = (self.checkpoint.weight(id), Isa::detect(), self.pair(id));
         let mut row = vec![0.0; cols];
-        for o in 0..rows {
+        for o in rows {
             weight.decode_row(isa, o, 0, &mut row);
-            if let Some(pair) = adapted {
+            if let Some(pair) = pair {
                 let shape = self.adapter.config.shape_of(pair.d_in, pair.d_out);
-                let scale = self.adapter.config.scale();
-                add_row(isa, &mut row, o, pair, &shape, scale, self.gate);
+                add_row(isa, &mut row, o, pair, &shape, self.adapter.config.scale(), self.gate);
             }
             put(&row);
         }
-        bytes.into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes()
     }
 }
 

@@ -113,6 +113,12 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The pipeline in `tokenizer.json`'s form.
+    pub(crate) fn to_json(&self) -> Result<Value> {
+        let text = guarded(|| self.inner.to_string(false).map_err(refused))?;
+        serde_json::from_str(&text).map_err(|error| Error::Tokenizer(error.to_string()))
+    }
+
     /// The ids of a text. No special token is added; special tokens written in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         guarded(|| Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec()))

@@ -8,6 +8,8 @@ mod architectures;
 mod builder;
 #[path = "files/checkpoint.rs"]
 mod checkpoint;
+#[path = "files/gguf_out.rs"]
+mod gguf_out;
 #[path = "files/hostile.rs"]
 mod hostile;
 #[path = "files/merge.rs"]

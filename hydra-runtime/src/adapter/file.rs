@@ -69,10 +69,13 @@ fn name(layer: usize, projection: Projection, part: &str) -> String {
 }
 
 impl Adapter {
-    /// Reads an adapter's folder for a model. An adapter of another model is an error that says so; otherwise every tensor that is
-    /// missing, surplus, misshapen or not finite is named.
-    pub fn load(dir: impl AsRef<Path>, model: &Config) -> Result<Self> {
-        let dir = dir.as_ref();
+    /// Reads an adapter's folder, or a LoRA in a GGUF file (llama.cpp's), for a model. An adapter of another model is an error that
+    /// says so; otherwise every tensor that is missing, surplus, misshapen or not finite is named.
+    pub fn load(path: impl AsRef<Path>, model: &Config) -> Result<Self> {
+        let dir = path.as_ref();
+        if dir.is_file() {
+            return super::gguf::load(dir, model);
+        }
         let read = Self::read(dir, |_, _| model.layers, |_, projection, _, _| projection.dims(model));
         match read {
             Err(Error::Tensors { .. }) => match Self::open(dir).map(|adapter| adapter.fits(model)) {
@@ -83,8 +86,14 @@ impl Adapter {
         }
     }
 
-    /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors.
+    /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors. A GGUF file can't be read so,
+    /// as the order of its rows is the model's.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        if dir.as_ref().is_file() {
+            let message =
+                "an adapter in one file: expected a folder; a GGUF adapter is read with its model alone".to_string();
+            return Err(Error::Format { path: dir.as_ref().into(), offset: None, message });
+        }
         let layers = |found: &Found<'_>, _: &AdapterConfig| {
             let layer = |name: &String| name.strip_prefix(LAYERS)?.split_once('.')?.0.parse::<usize>().ok();
             // A number beyond the number of tensors is no layer's: what is missing is named.

@@ -1,8 +1,13 @@
-//! A model in one GGUF file: llama.cpp's names, its keys for the configuration, its tokenizer.
+//! A model in one GGUF file: llama.cpp's names, its keys for the configuration, its tokenizer. `describe.rs` and `writer.rs`
+//! write what this file reads.
 
-mod container;
+pub(crate) mod container;
+pub(crate) mod describe;
+mod describe_tokenizer;
+pub(crate) mod quantize;
 mod types;
 mod vocabulary;
+pub(crate) mod writer;
 
 use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::architecture::{Traits, supported};
@@ -31,10 +36,7 @@ pub(super) fn list(path: &Path, file: Bytes) -> Result<Listing> {
         let raw = RawTensor { file: 0, bytes: tensor.bytes.clone(), format: Ok(tensor.format), shape };
         tensors.insert(name.to_string(), raw);
     }
-    let attention_rows = match config.architecture.family.traits().interleaved {
-        true => RowOrder::Interleaved { head_dim: config.head_dim },
-        false => RowOrder::Natural,
-    };
+    let attention_rows = row_order(&config, TensorId::Projection(0, Projection::Q));
     let (source, data) = (Source::Gguf(path.into()), vec![file]);
     Ok(Listing { source, config, data, tensors, name, relevant, attention_rows })
 }
@@ -44,7 +46,7 @@ pub(super) fn tokenizer(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
     vocabulary::tokenizer(&Container::parse(path, bytes)?)
 }
 
-fn name(id: TensorId) -> String {
+pub(crate) fn name(id: TensorId) -> String {
     match id {
         TensorId::Embedding => "token_embd.weight".into(),
         TensorId::FinalNorm => "output_norm.weight".into(),
@@ -56,6 +58,25 @@ fn name(id: TensorId) -> String {
         TensorId::QueryNorm(layer) => format!("blk.{layer}.attn_q_norm.weight"),
         TensorId::KeyNorm(layer) => format!("blk.{layer}.attn_k_norm.weight"),
     }
+}
+
+/// The order in which a file of this model's architecture has the rows of a tensor.
+pub(crate) fn row_order(config: &Config, id: TensorId) -> RowOrder {
+    match id {
+        TensorId::Projection(_, Projection::Q | Projection::K) | TensorId::Bias(_, Projection::Q | Projection::K)
+            if config.architecture.family.traits().interleaved =>
+        {
+            RowOrder::Interleaved { head_dim: config.head_dim }
+        }
+        _ => RowOrder::Natural,
+    }
+}
+
+/// The logical row of each stored one.
+pub(crate) fn stored_order(order: RowOrder, rows: usize) -> Vec<usize> {
+    let mut logical = vec![0; rows];
+    (0..rows).for_each(|row| logical[order.stored_row(row)] = row);
+    logical
 }
 
 /// Biases and norms that the architecture doesn't have, more layers; not the rotary tables of old files.
@@ -110,6 +131,9 @@ fn config(file: &Container) -> Result<Config> {
 /// The architecture's row of the table.
 fn traits(file: &Container) -> Result<&'static Traits> {
     const KEY: &str = "general.architecture";
+    if file.string("general.type")? == Some("adapter") {
+        return Err(file.refuse("general.type", "\"model\"; an adapter is given beside its model"));
+    }
     let traits = file.string(KEY)?.and_then(Traits::of_gguf);
     let traits = traits.ok_or_else(|| file.refuse(KEY, &supported(|traits| traits.gguf)))?;
     if file.unsigned("split.count")?.unwrap_or(1) > 1 {
@@ -180,7 +204,7 @@ fn rope(file: &Container, key: impl Fn(&str) -> String) -> Result<Rope> {
 
 /// Typed access to the metadata; a wrong type is an error that names the key.
 impl<'a> Container<'a> {
-    fn refuse(&self, key: &str, wanted: &str) -> Error {
+    pub(crate) fn refuse(&self, key: &str, wanted: &str) -> Error {
         let found = match self.metadata.get(key) {
             None => "missing".into(),
             Some(Value::String(s)) => format!("is \"{}\"", printable(s)),
@@ -197,7 +221,7 @@ impl<'a> Container<'a> {
         self.metadata.get(key).map(|value| read(value).ok_or_else(|| self.refuse(key, wanted))).transpose()
     }
 
-    fn string(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>> {
         self.typed(key, "a string", |value| if let Value::String(s) = value { Some(*s) } else { None })
     }
 
@@ -218,7 +242,7 @@ impl<'a> Container<'a> {
         id.transpose()
     }
 
-    fn float(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn float(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", |value| match *value {
             Value::Float(x) => Some(x),
             Value::Unsigned(n) => Some(n as f64),

@@ -54,6 +54,19 @@ impl Rope {
         scaled.map(|frequency| frequency as f32).collect()
     }
 
+    /// What each plain frequency is divided by, [head_dim / 2], where that isn't one number: GGUF's `rope_freqs`.
+    pub(crate) fn factors(&self, head_dim: usize) -> Option<Vec<f32>> {
+        match &self.scaling {
+            RopeScaling::None | RopeScaling::Linear(_) => None,
+            RopeScaling::Factors(factors) => Some(factors.clone()),
+            RopeScaling::Llama3(_) => {
+                let plain = Self { theta: self.theta, scaling: RopeScaling::None }.inverse_frequencies(head_dim);
+                let pairs = plain.into_iter().zip(self.inverse_frequencies(head_dim));
+                Some(pairs.map(|(plain, scaled)| plain / scaled).collect())
+            }
+        }
+    }
+
     /// The published LLaMA 3 numbers that give these factors, if some do: GGUF keeps the factors alone.
     pub(super) fn as_llama3(&self, head_dim: usize) -> Option<Llama3Scaling> {
         let RopeScaling::Factors(factors) = &self.scaling else { return None };

@@ -37,7 +37,7 @@ fn cut(pre: &str) -> Option<Cut> {
         ]),
         "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" => plain(&[GPT2]),
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
-            plain(&[r"\p{N}", GPT2])
+            plain(&[DIGIT, GPT2])
         }
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" => {
             Cut { expressions: &[LLAMA3], ignore_merges: true, adds_bos: true }
@@ -48,6 +48,17 @@ fn cut(pre: &str) -> Option<Cut> {
         _ => return None,
     })
 }
+
+/// llama.cpp's name for this way of cutting text into words, if it has one.
+pub(crate) fn pre_tokenizer(expressions: &[String], ignore_merges: bool) -> Option<&'static str> {
+    ["gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "tekken", "default"]
+        .into_iter()
+        .find(|pre| cut(pre).is_some_and(|cut| cut.expressions == expressions && cut.ignore_merges == ignore_merges))
+}
+
+/// What `ByteLevel` cuts by, and single digits.
+pub(crate) const BYTE_LEVEL: &str = GPT2;
+pub(crate) const DIGIT: &str = r"\p{N}";
 
 /// Builds the pipeline; also whether texts begin with a BOS by default. `merges` are "left right", best first.
 pub(crate) fn build(tokens: &[&str], merges: &[&str], pre: &str) -> Result<(Tokenizer, bool)> {

@@ -27,7 +27,7 @@ fn with_vocabulary(tokens: &[&str], kinds: &[i32]) -> Gguf {
 }
 
 /// 256 bytes, then some pieces; scores as SentencePiece gives them: the earlier, the higher.
-fn sentencepiece() -> Gguf {
+pub fn sentencepiece() -> Gguf {
     let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
     let pieces =
         ["▁t", "he", "▁a", "in", "▁the", "▁▁", "in▁", "ab", "bc", "abc", "▁", "t", "h", "e", "a", "i", "n", "b", "c"];
@@ -96,7 +96,7 @@ fn text_streams_whole_characters() {
     assert_eq!(cut.finish().unwrap(), "\u{FFFD}");
 }
 
-fn byte_level(pre: &str) -> Gguf {
+pub fn byte_level(pre: &str) -> Gguf {
     let tokens = ["<|end|>", "a", "b", "Ġ", "1", "2", "Ġa", "ab", "12", "\u{10A}"];
     let mut gguf = with_vocabulary(&tokens, &[3, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
     gguf.string("tokenizer.ggml.model", "gpt2");

@@ -19,7 +19,7 @@ use std::path::Path;
 
 /// A metadata value; narrow numbers are widened.
 #[derive(Debug)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     Unsigned(u64),
     Signed(i64),
     Float(f64),
@@ -34,7 +34,7 @@ pub(super) enum Value<'a> {
 
 /// A tensor's description.
 #[derive(Debug)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     pub format: Format,
     /// Fastest first, as in the file.
     pub dims: Vec<usize>,
@@ -43,10 +43,12 @@ pub(super) struct Tensor {
 }
 
 /// A parsed header over the file's bytes.
-pub(super) struct Container<'a> {
+pub(crate) struct Container<'a> {
     pub path: &'a Path,
     pub bytes: &'a [u8],
     pub metadata: HashMap<&'a str, Value<'a>>,
+    /// The same pairs as they lie in the file, in its order: key, then type and value.
+    pub pairs: Vec<(&'a str, &'a [u8])>,
     pub tensors: BTreeMap<&'a str, Tensor>,
 }
 
@@ -73,18 +75,20 @@ impl<'a> Container<'a> {
         // A tensor takes at least 24 bytes of header (no name, no dims), a pair at least 13.
         let tensor_count = reader.count(24, "tensors")?;
         let pair_count = reader.count(13, "metadata pairs")?;
-        let mut metadata = HashMap::new();
+        let (mut metadata, mut pairs) = (HashMap::new(), Vec::new());
         for _ in 0..pair_count {
             let key = reader.string()?;
+            let start = reader.at;
             let kind = reader.u32()?;
             let value = reader.value(kind, 0)?;
             if metadata.insert(key, value).is_some() {
                 return Err(reader.error(format!("metadata key {} a second time", printable(key))));
             }
+            pairs.push((key, &bytes[start..reader.at]));
         }
         let alignment = alignment(&reader, &metadata)?;
         let tensors = tensors(&mut reader, tensor_count, alignment)?;
-        Ok(Self { path, bytes, metadata, tensors })
+        Ok(Self { path, bytes, metadata, pairs, tensors })
     }
 }
 

@@ -20,6 +20,40 @@ pub(super) fn format(number: u32) -> Result<Format, String> {
     })
 }
 
+/// The type number of a format.
+pub(super) fn number(format: Format) -> u32 {
+    match format {
+        Format::F32 => 0,
+        Format::F16 => 1,
+        Format::Q4_0 => 2,
+        Format::Q4_1 => 3,
+        Format::Q5_0 => 6,
+        Format::Q5_1 => 7,
+        Format::Q8_0 => 8,
+        Format::Q4K => 12,
+        Format::Q5K => 13,
+        Format::Q6K => 14,
+        Format::Bf16 => 30,
+    }
+}
+
+/// The number by which `general.file_type` says what most tensors are (llama.cpp's `llama_ftype`).
+pub(super) fn file_type(format: Format) -> usize {
+    match format {
+        Format::F32 => 0,
+        Format::F16 => 1,
+        Format::Q4_0 => 2,
+        Format::Q4_1 => 3,
+        Format::Q8_0 => 7,
+        Format::Q5_0 => 8,
+        Format::Q5_1 => 9,
+        Format::Q4K => 14,
+        Format::Q5K => 16,
+        Format::Q6K => 18,
+        Format::Bf16 => 32,
+    }
+}
+
 fn name(number: u32) -> Option<&'static str> {
     Some(match number {
         9 => "Q8_1",
@@ -45,4 +79,14 @@ fn name(number: u32) -> Option<&'static str> {
         39 => "MXFP4",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_formats_go_together() {
+        assert!(Format::ALL.into_iter().all(|one| format(number(one)) == Ok(one)));
+    }
 }

@@ -8,10 +8,12 @@ use std::collections::HashMap;
 use tokenizers::AddedToken;
 
 // llama.cpp's token types.
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 pub(super) fn tokenizer(file: &Container) -> Result<Tokenizer> {
     let Some(Value::Strings(tokens)) = file.metadata.get("tokenizer.ggml.tokens") else {

@@ -1,0 +1,92 @@
+//! A model's metadata for a GGUF file: copied from the GGUF that it came from, or made of its configuration and tokenizer.
+
+use super::container::Container;
+use super::writer::Header;
+use super::{ROPE_FACTORS, describe_tokenizer, types};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, RopeScaling};
+use crate::{Error, Result};
+use hydra_kernels::quant::Format;
+
+/// Keys that are about the tensors of one file, or about how it was cut.
+const OF_ONE_FILE: [&str; 3] = ["general.file_type", "general.quantization_version", "general.alignment"];
+/// `general.quantization_version` of today's block formats.
+const QUANTIZATION_VERSION: usize = 2;
+
+/// The metadata of a file whose matrices are mostly in `format`. Fails where the model has something that GGUF has no key for.
+pub(crate) fn model(checkpoint: &Checkpoint, format: Format) -> Result<Header> {
+    let mut header = Header::default();
+    match checkpoint.gguf() {
+        Some(bytes) => {
+            let file = Container::parse(checkpoint.path(), bytes)?;
+            let kept = |key: &str| !OF_ONE_FILE.contains(&key) && !key.starts_with("split.");
+            file.pairs.iter().filter(|(key, _)| kept(key)).for_each(|(key, pair)| header.raw(*key, pair));
+        }
+        None => {
+            let refuse = |message| Error::Config { path: checkpoint.path().into(), message };
+            config(&mut header, checkpoint.config()).map_err(refuse)?;
+            describe_tokenizer::write(&mut header, &checkpoint.tokenizer()?, checkpoint.config())?;
+        }
+    }
+    header.u32("general.file_type", types::file_type(format));
+    header.u32("general.quantization_version", QUANTIZATION_VERSION);
+    Ok(header)
+}
+
+/// What an adapter's file says, beside its tensors.
+pub(crate) fn lora(config: &Config, alpha: f32) -> Header {
+    let mut header = Header::default();
+    header.string("general.architecture", architecture(config));
+    header.string("general.type", "adapter");
+    header.string("adapter.type", "lora");
+    header.f32("adapter.lora.alpha", alpha);
+    header
+}
+
+/// The name of the model's architecture: Mistral is "llama".
+pub(crate) fn architecture(config: &Config) -> &'static str {
+    config.architecture.family.traits().gguf.unwrap_or("llama")
+}
+
+/// The keys that `config` of `gguf.rs` reads.
+fn config(header: &mut Header, config: &Config) -> Result<(), String> {
+    let name = architecture(config);
+    let key = |rest: &str| format!("{name}.{rest}");
+    header.string("general.architecture", name);
+    header.string("general.type", "model");
+    for (rest, value) in [
+        ("context_length", config.context),
+        ("embedding_length", config.d_model),
+        ("block_count", config.layers),
+        ("feed_forward_length", config.d_ffn),
+        ("attention.head_count", config.n_heads),
+        ("attention.head_count_kv", config.kv_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", config.head_dim),
+        ("vocab_size", config.vocab),
+    ] {
+        header.u32(key(rest), value);
+    }
+    header.f32(key("attention.layer_norm_rms_epsilon"), config.norm_eps);
+    header.f32(key("rope.freq_base"), config.rope.theta);
+    if let RopeScaling::Linear(factor) = config.rope.scaling {
+        header.string(key("rope.scaling.type"), "linear");
+        header.f32(key("rope.scaling.factor"), factor);
+    }
+    if let Some(window) = config.architecture.window {
+        if window.first_layer > 0 {
+            return Err(format!(
+                "its sliding window begins at layer {}, and GGUF has no key for windows that don't begin at layer 0",
+                window.first_layer
+            ));
+        }
+        header.u32(key("attention.sliding_window"), window.size.get());
+    }
+    Ok(())
+}
+
+/// The tensor that says what the rotary frequencies are divided by, if the model has one: name and values.
+pub(crate) fn rope_factors(config: &Config) -> Option<(String, Vec<f32>)> {
+    Some((ROPE_FACTORS.into(), config.rope.factors(config.head_dim)?))
+}
