@@ -71,7 +71,7 @@ def value(kind, content):
     return text(content) if kind == 8 else struct.pack(form[kind], content)
 
 
-def gguf(tokenizer, name=lambda name: name):
+def gguf(tokenizer):
     pairs = [("general.architecture", 8, "llama"), ("llama.block_count", 4, 2), ("llama.context_length", 4, 64),
              ("llama.embedding_length", 4, 8), ("llama.feed_forward_length", 4, 12),
              ("llama.attention.head_count", 4, 2), ("llama.attention.head_count_kv", 4, 1),
@@ -81,17 +81,22 @@ def gguf(tokenizer, name=lambda name: name):
     parts = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
              "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-    head, data = b"", b""
-    for seed, (tensor, shape) in enumerate(model()):
+    for tensor, _ in model():
         if tensor not in names:
             _, _, layer, *part, _ = tensor.split(".")
             names[tensor] = f"blk.{layer}.{parts['.'.join(part)]}.weight"
+    return container(pairs, [(names[tensor], shape) for tensor, shape in model()])
+
+
+def container(pairs, tensors):
+    head, data = b"", b""
+    for seed, (name, shape) in enumerate(tensors):
         data += b"\0" * (-len(data) % 32)
-        head += text(names[tensor]) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in shape[::-1])
+        head += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in shape[::-1])
         head += struct.pack("<IQ", 0, len(data))
         data += struct.pack(f"<{size(shape)}f", *values(size(shape), seed))
     metadata = b"".join(text(key) + struct.pack("<I", kind) + value(kind, content) for key, kind, content in pairs)
-    file = b"GGUF" + struct.pack("<IQQ", 3, len(model()), len(pairs)) + metadata + head
+    file = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + metadata + head
     return file + b"\0" * (-len(file) % 32) + data
 
 
@@ -105,6 +110,12 @@ bpe = [("tokenizer.ggml.model", 8, "gpt2"), ("tokenizer.ggml.pre", 8, "llama-bpe
        ("tokenizer.ggml.merges", 9, (8, ["a b"])), ("tokenizer.ggml.token_type", 9, (5, [3, 3, 1, 1, 1, 1]))]
 write("gguf", "spm", gguf(spm))
 write("gguf", "bpe", gguf(bpe))
+
+pairs = [("general.architecture", 8, "llama"), ("general.type", 8, "adapter"), ("adapter.type", 8, "lora"),
+         ("adapter.lora.alpha", 6, 4.0)]
+tensors = [(f"blk.{layer}.attn_q.weight.lora_{part}", shape)
+           for layer in range(2) for part, shape in [("a", [2, 8]), ("b", [8, 2])]]
+write("gguf_lora", "q", container(pairs, tensors))
 
 PLACE = "base_model.model.model.layers.{}.self_attn.q_proj.{}.weight"
 hydra = {"peft_type": "LORA", "method": "hydra", "r": 1, "lora_alpha": 2, "lora_nums": 2, "target_modules": ["q_proj"],

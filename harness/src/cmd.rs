@@ -7,6 +7,7 @@ mod compare;
 mod demo;
 mod eval_loss;
 mod eval_mmlu;
+mod export;
 mod fetch;
 mod finetune;
 mod generate;
@@ -50,6 +51,8 @@ pub enum Command {
     Generate(generate::Arguments),
     /// Merge an adapter into its model's weights, and check the result
     Merge(merge::Arguments),
+    /// Write an adapter, or a model with it merged in, for PEFT, transformers, vLLM or llama.cpp
+    Export(export::Arguments),
     /// Describe a model or an adapter
     Info(info::Arguments),
 }
@@ -93,6 +96,7 @@ impl Command {
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),
             Self::Merge(arguments) => merge::run(arguments),
+            Self::Export(arguments) => export::run(arguments),
             Self::Info(arguments) => info::run(arguments),
         }
     }

@@ -63,23 +63,23 @@ fn once_set(flag: &'static Flag, act: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// From now on Ctrl-C ends the process at once and removes `folder`, which isn't complete.
-pub fn discard(folder: &Path) -> Result<()> {
-    let (folder, name) = (folder.to_path_buf(), folder.with_extension("stopped"));
+/// From now on Ctrl-C ends the process at once and removes the file or folder at `path`, which isn't complete.
+pub fn discard(path: &Path) -> Result<()> {
+    let (path, name) = (path.to_path_buf(), path.with_extension("stopped"));
     let listens = |signal| flag::register(signal, DISCARDING.clone()).map(drop);
     [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
     once_set(&DISCARDING, move || {
         // Renamed first, so that it can't be moved to its destination while its files are removed.
-        if std::fs::rename(&folder, &name).is_ok() {
+        if std::fs::rename(&path, &name).is_ok() {
             // The process ends; nobody is left to be told of an error.
-            let _ = std::fs::remove_dir_all(&name);
+            let _ = if name.is_dir() { std::fs::remove_dir_all(&name) } else { std::fs::remove_file(&name) };
         }
         std::process::exit(STOPPED);
     });
     Ok(())
 }
 
-/// Does not return if a folder is being discarded, which ends the process: errors meanwhile come from the missing folder.
+/// Does not return if a file or folder is being discarded, which ends the process: errors meanwhile come from its absence.
 pub fn wait_for_discard() {
     while DISCARDING.load(Ordering::SeqCst) {
         std::thread::park();

@@ -11,6 +11,7 @@ pub mod data;
 mod device;
 mod eval;
 mod experiment;
+mod export;
 #[doc(hidden)] // for harness/fuzz
 pub mod fuzz;
 mod heterogeneity;

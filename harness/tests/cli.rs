@@ -15,6 +15,8 @@ mod compare;
 mod crash;
 #[path = "cli/evaluate.rs"]
 mod evaluate;
+#[path = "cli/export.rs"]
+mod export;
 #[path = "cli/heterogeneity.rs"]
 mod heterogeneity;
 #[path = "cli/killed.rs"]

@@ -254,7 +254,7 @@ macro_rules! tests {
     };
 }
 
-tests!(safetensors gguf tokenizer adapter trainer_state jsonl mmlu toml template);
+tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl mmlu toml template);
 
 #[test]
 fn the_corpus_is_read_without_an_error() {

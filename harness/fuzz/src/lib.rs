@@ -21,11 +21,12 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets; the corpus of each is the folder of its name.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("tokenizer", tokenizer),
     ("adapter", adapter),
+    ("gguf_lora", gguf_lora),
     ("trainer_state", trainer_state),
     ("jsonl", jsonl),
     ("mmlu", mmlu),
@@ -132,6 +133,17 @@ pub fn adapter(bytes: &[u8]) {
         write(folder, "adapter_model.safetensors", tensors);
         let _ = Adapter::open(folder).map(|adapter| adapter.parameters());
         let _ = CHECKPOINT.with(|checkpoint| Adapter::load(folder, checkpoint.config()));
+    });
+}
+
+/// A LoRA in a GGUF file.
+pub fn gguf_lora(bytes: &[u8]) {
+    thread_local! {
+        static CHECKPOINT: Checkpoint = tiny();
+    }
+    in_folder(|folder| {
+        write(folder, "lora.gguf", bytes);
+        let _ = CHECKPOINT.with(|checkpoint| Adapter::load(folder.join("lora.gguf"), checkpoint.config()));
     });
 }
 

@@ -272,22 +272,27 @@ fn compare_killed_anywhere() {
 }
 
 #[test]
-fn merge_and_cluster_killed_anywhere() {
+fn merge_export_and_cluster_killed_anywhere() {
     let scratch = Scratch::new("crash-folders");
     let case = golden("lora");
     let (model, adapter) = (case.join("model").display().to_string(), case.join("adapter").display().to_string());
     let data = assets("corpus/test.jsonl");
-    for (name, line) in [
-        ("merge", format!("merge --model {model} --adapter {adapter}")),
-        ("cluster", format!("cluster --data {data} --k 2")),
+    let export = format!("export --model {model} --adapter {adapter} --format");
+    // What is written is a folder, or a file in one.
+    for (name, line, file) in [
+        ("merge", format!("merge --model {model} --adapter {adapter}"), ""),
+        ("cluster", format!("cluster --data {data} --k 2"), ""),
+        ("peft", format!("{export} peft"), ""),
+        ("gguf", format!("{export} gguf"), "/m.gguf"),
+        ("gguf-lora", format!("{export} gguf-lora"), "/lora.gguf"),
     ] {
         let whole = scratch.path(&format!("whole-{name}"));
-        super::support::succeeds(&format!("{line} --out {whole}"));
+        super::support::succeeds(&format!("{line} --out {whole}{file}"));
         let whole = files(Path::new(&whole));
         let (parent, out) = (scratch.path(name), scratch.path(&format!("{name}/new")));
-        let line = format!("{line} --out {out}");
+        let line = format!("{line} --out {out}{file}");
         // If it is there, it is complete.
-        let again = || (!Path::new(&out).exists()).then(|| line.clone());
+        let again = || (!Path::new(&format!("{out}{file}")).exists()).then(|| line.clone());
         sweep(name, &line, &parent, again, |when| {
             assert_eq!(scratch.names(name), ["new"], "{when}");
             let found = files(Path::new(&out));
