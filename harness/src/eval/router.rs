@@ -1,5 +1,6 @@
 //! What an adapter's router does: its mean weights on records of each category.
 
+use super::health::Health;
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
 use crate::interrupt;
@@ -105,14 +106,14 @@ pub fn watch<B: Backend>(
     watched.collect()
 }
 
-/// What a run's report shows of the router of `adapter`, trained for `step` steps; `None` if it has no router.
+/// What a run's report shows of the router of `adapter`, which `step` steps of training have made of `start`; `None` if it has no
+/// router.
 ///
 /// Observes it on some of `data`; `what` names these records, as in "held-out records".
 pub fn for_report<B: Backend>(
     model: &Model<B>,
-    adapter: &Adapter,
-    data: &Encoded,
-    what: &str,
+    [adapter, start]: [&Adapter; 2],
+    (data, what): (&Encoded, &str),
     step: usize,
 ) -> Result<Option<Router>> {
     if adapter.config.gate != GateKind::Router {
@@ -123,6 +124,9 @@ pub fn for_report<B: Backend>(
     if !finite(&watched) {
         return Err(Error::NotFinite { what: "router's weight", value: f64::NAN, step: step as u64 }.into());
     }
+    let sequences: Vec<_> = sample.chosen.values().flatten().map(|&i| data.sequences[i].clone()).collect();
+    interrupt::check()?;
+    let health = Health::measure(model, [adapter, start], &watched, &sequences)?;
     let (layers, heads, targets) = (model.config().layers, adapter.config.lora_heads, adapter.config.targets.len());
     let mut routing = Routing::new();
     for (category, watched) in watched {
@@ -134,7 +138,7 @@ pub fn for_report<B: Backend>(
         }
         routing.insert(category, weights);
     }
-    Ok(Some(Router { routing, caption: sample.describe(what) }))
+    Ok(Some(Router { routing, caption: sample.describe(what), health: health.rows(), warning: health.warning() }))
 }
 
 /// Whether the gates of each token add up to 1, which they don't where values are not finite.

@@ -20,14 +20,27 @@ pub struct Router {
     pub routing: Routing,
     /// The records they are means over, in words.
     pub caption: String,
+    /// What it does on the whole, as names and values.
+    pub health: Vec<(String, String)>,
+    /// What is wrong with it, if something is.
+    pub warning: Option<String>,
 }
 
 impl Router {
     /// A panel of heat maps, and what they show.
     pub fn html(&self) -> String {
         let title = "Mean router weight by category, layer and head";
+        let warning = self.warning.as_ref().map_or(String::new(), |warning| paragraph(&format!("Warning: {warning}.")));
         paragraph(&format!("{} Means over tokens and adapted projections.", self.caption))
+            + &warning
+            + &pairs(&self.health)
             + &heat_maps(title, &self.routing)
+    }
+
+    /// Lines for the terminal.
+    pub fn text(&self) -> String {
+        let row = |(name, value): &(String, String)| format!("  {name:<26} {value}\n");
+        format!("router\n{}", self.health.iter().map(row).collect::<String>())
     }
 }
 

@@ -141,14 +141,18 @@ impl Prepared {
         ));
         let trained = train(model, adapter, data, config, eval_set, dir)?;
         let eval_data = self.eval_data.as_ref().map(|data| (data, "held-out records"));
-        let (watched, what) = eval_data.unwrap_or((data, "training records"));
+        let watched = eval_data.unwrap_or((data, "training records"));
         let steps = trained.steps.len();
         let router = match watch {
             true => {
-                interrupt::unless_stopped(router::for_report(model, &trained.adapter, watched, what, steps))?.flatten()
+                let found = router::for_report(model, [&trained.adapter, adapter], watched, steps);
+                interrupt::unless_stopped(found)?.flatten()
             }
             false => None,
         };
+        if let Some(warning) = router.as_ref().and_then(|router| router.warning.as_ref()) {
+            output::warn(warning);
+        }
         let (options, facts) = (&manifest.options, &manifest.facts);
         report::Run { options, facts, trained: &trained, router: router.as_ref() }.write(&dir.path)?;
         Ok(Done { trained, trainable, router })
