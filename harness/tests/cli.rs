@@ -13,6 +13,8 @@ mod compare;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[path = "cli/crash.rs"]
 mod crash;
+#[path = "cli/data.rs"]
+mod data;
 #[path = "cli/evaluate.rs"]
 mod evaluate;
 #[path = "cli/export.rs"]

@@ -35,6 +35,14 @@ impl Sequence {
         let targets = (0..tokens.len()).map(|t| wanted(t).copied().unwrap_or(NO_TARGET)).collect();
         Self { tokens, targets, lora_head: None }
     }
+
+    /// A sequence of which the tokens with a true `mask` (as long as `tokens`) are to be predicted from those before them.
+    pub fn masked(tokens: Vec<u32>, mask: &[bool]) -> Self {
+        assert_eq!(tokens.len(), mask.len(), "one mask value per token");
+        let next = |t: usize| tokens.get(t + 1).copied().filter(|_| mask[t + 1]).unwrap_or(NO_TARGET);
+        let targets = (0..tokens.len()).map(next).collect();
+        Self { tokens, targets, lora_head: None }
+    }
 }
 
 /// One sequence's place in the row: `start .. start + len`.
@@ -154,6 +162,7 @@ mod tests {
         assert_eq!(Sequence::answer(&[1, 2, 3], &[4, 5]).targets, [NO, NO, 4, 5, NO]);
         assert_eq!(Sequence::answer(&[], &[4, 5]).targets, [5, NO]);
         assert_eq!(Sequence::answer(&[1, 2], &[]), Sequence::prompt(&[1, 2]));
+        assert_eq!(Sequence::masked(vec![1, 2, 3, 4], &[true, false, true, false]).targets, [NO, 3, NO, NO]);
     }
 
     #[test]

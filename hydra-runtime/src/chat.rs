@@ -2,9 +2,11 @@
 //! `strftime_now` and `tojson`, within the limits of `chat/sandbox.rs`.
 
 mod checks;
+mod conversation;
 mod instruction;
 mod sandbox;
 
+pub use conversation::{Conversation, MaskedTokens};
 pub use instruction::{InstructionTemplate, Texts};
 
 use crate::error::printable;
@@ -12,7 +14,7 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, State, context};
 
 /// What errors call it.
 const OWN: &str = "the model's chat template";
@@ -58,6 +60,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    /// Whether the template marks what the assistant writes.
+    marks: bool,
 }
 
 impl ChatTemplate {
@@ -77,14 +81,19 @@ impl ChatTemplate {
 
     fn with_tokens(template: &str, bos: String, eos: String) -> Result<Self> {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        let made = syntax.and_then(|syntax| sandbox::environment(NAME, template, syntax));
-        let mut environment = made.map_err(|error| refused(OWN, &error))?;
+        let syntax = syntax.map_err(|error| refused(OWN, &error))?;
+        let (source, marks) = conversation::generation_as_filter(template, &syntax);
+        let mut environment = sandbox::environment(NAME, &source, syntax).map_err(|error| refused(OWN, &error))?;
+        environment.add_filter(conversation::GENERATION, |state: &State, body: String| {
+            let marked = state.lookup(conversation::MARKED).is_some_and(|marked| marked.is_true());
+            if marked { conversation::marked(&body) } else { body }
+        });
         environment.set_unknown_method_callback(sandbox::python_method);
         environment.add_function("raise_exception", |why: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.add_function("strftime_now", strftime_now);
-        Ok(Self { environment, bos, eos })
+        Ok(Self { environment, bos, eos, marks })
     }
 
     /// A conversation, up to where the assistant's next text begins.
@@ -114,9 +123,18 @@ impl ChatTemplate {
     }
 
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(messages, add_generation_prompt, false)
+    }
+
+    /// The whole conversation, with marks around generation blocks.
+    fn render_marked(&self, messages: &[Message]) -> Result<String> {
+        self.render_with(messages, false, true)
+    }
+
+    fn render_with(&self, messages: &[Message], add_generation_prompt: bool, hydra_marked: bool) -> Result<String> {
         let messages: Vec<_> = messages.iter().map(Message::value).collect();
         let (bos_token, eos_token) = (&self.bos, &self.eos);
-        let context = context! { messages, add_generation_prompt, bos_token, eos_token };
+        let context = context! { messages, add_generation_prompt, bos_token, eos_token, hydra_marked };
         sandbox::render(&self.environment, NAME, context).map_err(|error| refused(OWN, &error))
     }
 }

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::files::Files;
 use crate::{Error, Result};
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::processors::template::TemplateProcessing;
@@ -122,6 +123,15 @@ impl Tokenizer {
     /// The ids of a text. No special token is added; special tokens written in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         guarded(|| Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec()))
+    }
+
+    /// The ids of a text as [`Tokenizer::encode`] gives them, each with the bytes of the text that it stands for.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        guarded(|| {
+            let encoding = self.inner.encode(text, false).map_err(refused)?;
+            let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+            Ok(encoding.get_ids().iter().copied().zip(places).collect())
+        })
     }
 
     /// The text of ids, without special tokens and ids that there are not.

@@ -6,6 +6,8 @@ mod adapter;
 mod architectures;
 #[path = "files/builder.rs"]
 mod builder;
+#[path = "files/chat.rs"]
+mod chat;
 #[path = "files/checkpoint.rs"]
 mod checkpoint;
 #[path = "files/gguf_out.rs"]

@@ -6,7 +6,7 @@ use crate::analyze::analysis::Analysis;
 use crate::analyze::gates::Gates;
 use crate::analyze::{matrices, tsne};
 use crate::data::encode::{Encoder, EncodingArgs};
-use crate::data::records;
+use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::device::{DeviceArgs, MODEL_HELP, on_device, open_model};
 use crate::eval::router::{self, Sample};
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH", requires = "data", help_heading = "Model", long_help = MODEL_HELP)]
     model: Option<String>,
     /// Records to watch routers on, by category; needs --model
-    #[arg(long, value_name = "FILE.jsonl", requires = "model", help_heading = "Data")]
+    #[arg(long, value_name = "FILE", requires = "model", help_heading = "Data")]
     data: Option<PathBuf>,
     /// The most records of a category to watch, in the file's order
     #[arg(long, value_name = "N", default_value_t = Count::new(32), help_heading = "Data")]
@@ -128,16 +128,16 @@ fn watch<B: Backend>(
     adapters: &[Adapter],
     names: &[String],
 ) -> Result<Vec<Gates>> {
-    let records = records::read(data)?;
+    let records = Reading::new(arguments.encoding.data_format).read(data)?;
     let checkpoint = open_model(model)?;
     let config = checkpoint.config();
     for (adapter, name) in adapters.iter().zip(names) {
         adapter.fits(config).with_context(|| format!("{name} on --model {model}"))?;
     }
     let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::from_argument(arguments.encoding.template(), &tokenizer)?;
+    let template = Template::new(&arguments.encoding, &tokenizer)?;
     let seq_len = arguments.encoding.seq_len(config.context)?;
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
+    let encoder = Encoder { template: &template, seq_len };
     let encoded = encoder.encode(&records, &[]).with_context(|| data.display().to_string())?;
     let model = Model::load(device, &checkpoint)?;
     let mut all = Vec::new();

@@ -4,7 +4,9 @@ mod found;
 mod page;
 
 use crate::cluster::{self, Range};
-use crate::data::records::{self, bad_json};
+use crate::data::file::{JsonFile, bad_json};
+use crate::data::format::Format;
+use crate::data::records::{self, Reading};
 use crate::interrupt;
 use crate::options::Seed;
 use crate::output;
@@ -37,8 +39,11 @@ const FIELD: &str = "cluster";
 )]
 pub struct Arguments {
     /// Records to cluster, as for finetune
-    #[arg(long, value_name = "FILE.jsonl", num_args = 1.., required = true, help_heading = "Data")]
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
+    /// Format of the records, where their keys fit several [default: the one that the keys tell]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Data")]
+    data_format: Option<Format>,
     /// Numbers of clusters to choose from, or one number
     #[arg(long, value_name = "FROM..TO|K", default_value = "2..16", help_heading = "Clustering")]
     k: Range,
@@ -64,7 +69,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if let Some(folder) = &folder {
         interrupt::discard(folder.path())?;
     }
-    let records = records::read_all(&arguments.data, records::CATEGORY)?;
+    let records = Reading::new(arguments.data_format).read_all(&arguments.data)?;
     let clustering = cluster::find(&records, arguments.k, arguments.seed.get())
         .with_context(|| format!("--data {}", records::names(&arguments.data)))?;
     let meeting = cluster::contingency(&records, &clustering);
@@ -100,13 +105,12 @@ fn even_null<'l, D: Deserializer<'l>>(value: D) -> Result<Option<&'l RawValue>, 
 
 /// Copies a file of records, each with its cluster, and returns their number.
 fn label(from: &Path, to: &Path, clusters: &[usize]) -> Result<usize> {
-    let at = || from.display().to_string();
-    let bytes = fs::read(from).with_context(at)?;
-    let mut text = Vec::with_capacity(bytes.len() + 16 * clusters.len());
+    let file = JsonFile::read(from)?;
+    let mut text = Vec::with_capacity(file.len() + 16 * clusters.len());
     let mut count = 0;
-    for ((number, line), cluster) in records::lines(&bytes).zip(clusters) {
+    for ((number, line), cluster) in file.json_lines().zip(clusters) {
         let at = || format!("{}:{number}", from.display());
-        let line = std::str::from_utf8(line).with_context(at)?.trim_end();
+        let line = std::str::from_utf8(&line).with_context(at)?.trim_end();
         let Labelled { cluster: before } = serde_json::from_str(line).map_err(|e| bad_json(&e)).with_context(at)?;
         // The rest of the line stays byte for byte.
         let new = match before {

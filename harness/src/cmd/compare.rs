@@ -29,7 +29,7 @@ pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
     /// Training records, as for finetune
-    #[arg(long, value_name = "FILE.jsonl", num_args = 1.., required = true, help_heading = "Data")]
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
     /// The runs to compare: seeds, [defaults], [[run]], and optionally [tune], [mmlu] and [bootstrap]
     ///
@@ -39,7 +39,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on, overall and by category
-    #[arg(long, value_name = "FILE.jsonl", help_heading = "Evaluation")]
+    #[arg(long, value_name = "FILE", help_heading = "Evaluation")]
     eval_data: PathBuf,
     /// MMLU's questions, as for eval mmlu [default: no MMLU]
     #[arg(long, value_name = "DIR", help_heading = "Evaluation")]

@@ -1,7 +1,7 @@
 //! `hydra eval loss`: the mean loss on the targets of a file's records.
 
 use crate::data::encode::{Encoder, EncodingArgs};
-use crate::data::records;
+use crate::data::records::{self, Reading};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::eval::loss;
@@ -27,7 +27,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     adapter: Option<PathBuf>,
     /// Records to measure the loss on, as for finetune
-    #[arg(long, value_name = "FILE.jsonl", help_heading = "Data")]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
     data: PathBuf,
     #[command(flatten, next_help_heading = "Data")]
     encoding: EncodingArgs,
@@ -48,11 +48,12 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let seq_len = arguments.encoding.seq_len(config.context)?;
     let adapter = arguments.adapter.map(|dir| Adapter::load(&dir, config)).transpose()?;
     let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::from_argument(arguments.encoding.template(), &tokenizer)?;
+    let template = Template::new(&arguments.encoding, &tokenizer)?;
     let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(records::CATEGORY);
-    let records = records::read_labelled(&arguments.data, field)?;
+    let reading = Reading { label_field: field, format: arguments.encoding.data_format };
+    let records = reading.read(&arguments.data)?;
     let labels = adapter.as_ref().map_or(&[][..], |adapter| &adapter.config.labels);
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, seq_len };
+    let encoder = Encoder { template: &template, seq_len };
     let encoded = encoder.encode(&records, labels).with_context(|| arguments.data.display().to_string())?;
     if let Some(remark) = encoded.remark(seq_len) {
         output::say(remark);

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// Options of `finetune`. The defaults are the published settings.
 #[derive(Args, Clone)]
-#[command(override_usage = "hydra finetune --model <PATH> --data <FILE.jsonl>... --out <DIR> [OPTIONS]\n       \
+#[command(override_usage = "hydra finetune --model <PATH> --data <FILE>... --out <DIR> [OPTIONS]\n       \
     hydra finetune --config <FILE> [OPTIONS]")]
 pub struct Arguments {
     /// Read options from a TOML file, or from the run.json of an earlier run to repeat it; the command line takes precedence

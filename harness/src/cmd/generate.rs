@@ -1,7 +1,7 @@
 //! `hydra generate`: text after a prompt.
 
 use super::adapter::AdapterArgs;
-use crate::data::records::Record;
+use crate::data::encode::EncodingArgs;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::options::{Count, Seed};
@@ -11,6 +11,7 @@ use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::generate::{Finish, Sampler};
 use hydra_runtime::model::Model;
+use std::path::PathBuf;
 
 /// Options of `generate`.
 #[derive(Args)]
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// Use the template that the adapter was trained with; chat is the model's own chat template.
     #[arg(long, value_name = "NAME|FILE", help_heading = "Prompt")]
     template: Option<String>,
+    /// Jinja file in place of the model's own chat template, for --template chat
+    #[arg(long, value_name = "FILE", requires = "template", help_heading = "Prompt")]
+    chat_template: Option<PathBuf>,
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = Count::new(128), help_heading = "Sampling")]
     max_tokens: Count,
@@ -58,10 +62,9 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let prompt: Vec<u32> = match &arguments.template {
         None => tokenizer.encode_prompt(&arguments.prompt)?,
         Some(template) => {
-            let record = Record { instruction: arguments.prompt.clone(), ..Record::default() };
-            let texts = Template::from_argument(template, tokenizer)?.render(&record)?;
-            let end = tokenizer.eos().filter(|_| texts.source_end);
-            tokenizer.encode_prompt(&texts.source)?.into_iter().chain(end).collect()
+            let (template, chat_template) = (Some(template.clone()), arguments.chat_template.clone());
+            let options = EncodingArgs { template, chat_template, ..EncodingArgs::default() };
+            Template::new(&options, tokenizer)?.prompt(&arguments.prompt)?
         }
     };
     if prompt.is_empty() {

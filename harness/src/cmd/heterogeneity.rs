@@ -2,7 +2,7 @@
 
 mod page;
 
-use crate::data::records;
+use crate::data::records::Reading;
 use crate::device::{ModelArgs, on_device};
 use crate::experiment::plan::Plan;
 use crate::experiment::stage::{Corpus, Stage, check_folder, open_folder};
@@ -29,7 +29,7 @@ pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
     /// Records to draw from; they need categories
-    #[arg(long, value_name = "FILE.jsonl", num_args = 1.., required = true, help_heading = "Data")]
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
     /// Number of records in each draw [default: the size of the smallest category]
     #[arg(long, value_name = "N", help_heading = "Data")]
@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on
-    #[arg(long, value_name = "FILE.jsonl", help_heading = "Evaluation")]
+    #[arg(long, value_name = "FILE", help_heading = "Evaluation")]
     eval_data: PathBuf,
     /// Folder for runs, curves and the report: new, empty, or that of the same experiment, which is continued
     #[arg(long, value_name = "DIR", help_heading = "Output")]
@@ -65,7 +65,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let out = &arguments.out;
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
-    let all = records::read_all(&arguments.data, records::CATEGORY)?;
+    let all = Reading::new(plan.runs[0].spec.data.encoding.data_format).read_all(&arguments.data)?;
     let counts = arguments.counts.as_ref().map(|counts| counts.iter().map(|count| count.get()).collect());
     let draws = Draws::new(&all, arguments.records.map(Count::get), arguments.among.as_deref(), counts)?;
     let (data, eval_data) = (Corpus::new(&arguments.data)?, Corpus::new(std::slice::from_ref(&arguments.eval_data))?);

@@ -1,9 +1,10 @@
 //! From records to token sequences.
 //!
-//! Source and target are tokenized separately and concatenated, after a BOS token if the tokenizer's post-processor adds one
-//! and the template has not written it. Every token of the target is to be predicted from those before it. What exceeds the
-//! sequence length is cut off; a record without any target left is dropped; both are counted.
+//! A sequence begins with a BOS token if the tokenizer's post-processor adds one and the template has not written it. Every
+//! token of the loss mask is to be predicted from those before it. What exceeds the sequence length is cut off; a record
+//! without any target left is dropped; both are counted.
 
+use super::format::Format;
 use super::records::Record;
 use super::template::Template;
 use crate::options::Count;
@@ -11,19 +12,28 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::batch::{NO_TARGET, Sequence};
-use hydra_runtime::chat::Texts;
-use hydra_runtime::tokenizer::Tokenizer;
+use hydra_runtime::chat::MaskedTokens;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// How records become tokens.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct EncodingArgs {
-    /// Prompt template: plain, official, alpaca, chat, or a Jinja file [default: plain]
+    /// Prompt template for instructions: plain, official, alpaca, chat, or a Jinja file [default: plain]
     ///
     /// chat is the model's own chat template. A Jinja file may use instruction, input and category.
     #[arg(long, value_name = "NAME|FILE")]
     pub template: Option<String>,
+    /// Jinja file to render conversations with [default: the model's own chat template]
+    ///
+    /// It may use messages, add_generation_prompt, bos_token and eos_token, and mark what is learnt with
+    /// {% generation %} .. {% endgeneration %}.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Format of the records, where their keys fit several [default: the one that the keys tell]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub data_format: Option<Format>,
     /// Cut sequences at N tokens [default: 1024, or the model's context if that is shorter]
     #[arg(long, value_name = "N")]
     pub seq_len: Option<Count>,
@@ -55,8 +65,6 @@ impl EncodingArgs {
 
 /// Turns records into sequences.
 pub struct Encoder<'t> {
-    /// The model's tokenizer.
-    pub tokenizer: &'t Tokenizer,
     /// How a record becomes text.
     pub template: &'t Template,
     /// The most tokens of a sequence.
@@ -90,20 +98,21 @@ impl Encoded {
 impl Encoder<'_> {
     /// Encodes all of `records`. A record's head is the position of its label in `labels`. Fails if no record has a target left.
     pub fn encode(&self, records: &[Record], labels: &[String]) -> Result<Encoded> {
+        self.template.applies(records)?;
         let mut encoded = Encoded::default();
         let mut progress = (records.len() > MANY).then(|| Progress::new("records", records.len() as u64, 0));
         for (number, record) in records.iter().enumerate() {
             if let Some(progress) = progress.as_mut().filter(|_| number % 100 == 0) {
                 progress.update(number as u64, "tokenizing");
             }
-            let texts = self.template.render(record).with_context(|| record.place.clone())?;
-            let (source, target) = self.ids(&texts)?;
+            let MaskedTokens { tokens, mask } = self.template.tokens(record).with_context(|| record.place.clone())?;
+            let length = tokens.len();
             let head = record.label.as_ref().and_then(|own| labels.iter().position(|label| label == own));
-            let Some(sequence) = sequence(&source, &target, self.seq_len, head.map(|head| head as u32)) else {
+            let Some(sequence) = sequence(tokens, mask, self.seq_len, head.map(|head| head as u32)) else {
                 encoded.dropped += 1;
                 continue;
             };
-            encoded.cut += usize::from(source.len() + target.len() > self.seq_len);
+            encoded.cut += usize::from(length > self.seq_len);
             encoded.sequences.push(sequence);
             encoded.categories.push(record.category.clone());
         }
@@ -112,26 +121,13 @@ impl Encoder<'_> {
         }
         Ok(encoded)
     }
-
-    fn ids(&self, texts: &Texts) -> Result<(Vec<u32>, Vec<u32>)> {
-        let end = |wanted: bool| match (wanted, self.tokenizer.eos()) {
-            (false, _) => Ok(None),
-            (true, Some(eos)) => Ok(Some(eos)),
-            (true, None) => bail!("the model names no EOS token to end an answer with"),
-        };
-        let mut source = self.tokenizer.encode_prompt(&texts.source)?;
-        source.extend(end(texts.source_end)?);
-        let mut target = self.tokenizer.encode(&texts.target)?;
-        target.extend(end(texts.target_end)?);
-        Ok((source, target))
-    }
 }
 
 /// `None` if no target is left within `seq_len` tokens.
-fn sequence(source: &[u32], target: &[u32], seq_len: usize, head: Option<u32>) -> Option<Sequence> {
-    let source = &source[..source.len().min(seq_len)];
-    let target = &target[..target.len().min(seq_len - source.len())];
-    let sequence = Sequence { lora_head: head, ..Sequence::answer(source, target) };
+pub fn sequence(mut tokens: Vec<u32>, mut mask: Vec<bool>, seq_len: usize, head: Option<u32>) -> Option<Sequence> {
+    tokens.truncate(seq_len);
+    mask.truncate(seq_len);
+    let sequence = Sequence { lora_head: head, ..Sequence::masked(tokens, &mask) };
     sequence.targets.iter().any(|&id| id != NO_TARGET).then_some(sequence)
 }
 
@@ -141,9 +137,15 @@ mod tests {
 
     const NO: u32 = NO_TARGET;
 
+    /// A source that is given and a target that is learnt.
+    fn exchange(source: &[u32], target: &[u32], seq_len: usize, head: Option<u32>) -> Option<Sequence> {
+        let mask = source.iter().map(|_| false).chain(target.iter().map(|_| true)).collect();
+        sequence([source, target].concat(), mask, seq_len, head)
+    }
+
     #[test]
     fn targets_are_shifted() {
-        let whole = sequence(&[1, 2, 3], &[4, 5], 9, Some(1)).unwrap();
+        let whole = exchange(&[1, 2, 3], &[4, 5], 9, Some(1)).unwrap();
         assert_eq!(
             (whole.tokens, whole.targets, whole.lora_head),
             (vec![1, 2, 3, 4, 5], vec![NO, NO, 4, 5, NO], Some(1))
@@ -152,15 +154,15 @@ mod tests {
 
     #[test]
     fn long_records_are_cut_off() {
-        let cut = sequence(&[1, 2, 3], &[4, 5], 4, None).unwrap();
+        let cut = exchange(&[1, 2, 3], &[4, 5], 4, None).unwrap();
         assert_eq!((cut.tokens, cut.targets), (vec![1, 2, 3, 4], vec![NO, NO, 4, NO]));
-        assert_eq!(sequence(&[1, 2, 3], &[4, 5], 3, None), None);
-        assert_eq!(sequence(&[1], &[], 3, None), None);
+        assert_eq!(exchange(&[1, 2, 3], &[4, 5], 3, None), None);
+        assert_eq!(exchange(&[1], &[], 3, None), None);
     }
 
     #[test]
     fn a_target_without_a_source() {
-        let bare = sequence(&[], &[4, 5], 9, None).unwrap();
+        let bare = exchange(&[], &[4, 5], 9, None).unwrap();
         assert_eq!(bare.targets, [5, NO]);
     }
 }

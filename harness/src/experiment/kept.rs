@@ -12,7 +12,7 @@ use super::measure::{Accuracy, Details, Measured, measure};
 use super::plan::settings;
 use super::stage::{Corpus, Stage, compact, digest};
 use crate::data::encode::Encoder;
-use crate::data::records;
+use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::device::ModelArgs;
 use crate::eval::loss::EvalLoss;
@@ -114,7 +114,7 @@ impl Task<'_> {
         // How often a run saves changes nothing that is kept.
         inputs.extend(settings(&self.spec).into_iter().filter(|(key, _)| key != "save-every"));
         // Of files that options name, the contents count.
-        for (key, file) in [("template", ""), ("init-adapter", "adapter_model.safetensors")] {
+        for (key, file) in [("template", ""), ("chat-template", ""), ("init-adapter", "adapter_model.safetensors")] {
             let path = inputs.get(key).and_then(Value::as_str).map(|path| Path::new(path).join(file));
             if let Some(path) = path.filter(|path| path.is_file()) {
                 inputs.insert(format!("{key}-file"), describe(&path)?["sha256"].take());
@@ -210,14 +210,22 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
     let mut inputs = shared_inputs(stage, eval_data, true);
     inputs.insert("template".into(), json!(encoding.template()));
     inputs.insert("seq-len".into(), json!(encoding.seq_len));
+    if let Some(path) = &encoding.chat_template {
+        inputs.insert("chat-template-file".into(), describe(path)?["sha256"].take());
+    }
+    if let Some(format) = encoding.data_format {
+        inputs.insert("data-format".into(), json!(format));
+    }
     if let Some(finished) = take_over(dir, &inputs)? {
         return Ok(finished);
     }
     let seq_len = encoding.seq_len(stage.checkpoint.config().context)?;
-    let template = Template::from_argument(encoding.template(), &stage.tokenizer)?;
-    let encoder = Encoder { tokenizer: &stage.tokenizer, template: &template, seq_len };
+    let template = Template::new(encoding, &stage.tokenizer)?;
+    let encoder = Encoder { template: &template, seq_len };
     let path = &eval_data.paths[0];
-    let data = encoder.encode(&records::read(path)?, &[]).with_context(|| path.display().to_string())?;
+    let data = encoder
+        .encode(&Reading::new(encoding.data_format).read(path)?, &[])
+        .with_context(|| path.display().to_string())?;
     let Measured { eval_loss, mmlu, details } = measure(stage, None, &data, true)?;
     if !eval_loss.all.loss.is_finite() {
         let loss = eval_loss.all.loss;

@@ -30,7 +30,8 @@ use toml::Spanned;
 /// Options that the experiment sets.
 const OWN: [&str; 8] = ["model", "data", "eval-data", "out", "seed", "device", "precision", "threads"];
 /// Options that decide which records a step takes: they stand in `[defaults]`, so that all runs have the same budget and order.
-const SHARED: [&str; 7] = ["template", "seq-len", "batch", "grad-accum", "steps", "epochs", "no-shuffle"];
+const SHARED: [&str; 9] =
+    ["template", "chat-template", "data-format", "seq-len", "batch", "grad-accum", "steps", "epochs", "no-shuffle"];
 
 /// The longest name of a folder that file systems take, nearly.
 const MOST_LETTERS: usize = 200;

@@ -1,6 +1,6 @@
 //! What all runs of an experiment share: the model, the questions, the files of records, and the folder.
 
-use crate::data::records::lines;
+use crate::data::file::JsonFile;
 use crate::device::ModelArgs;
 use crate::eval::mmlu::Scoring;
 use crate::eval::mmlu::questions::Subject;
@@ -63,12 +63,11 @@ impl Corpus {
     }
 }
 
-/// The line of each record, as it is in the files.
+/// Each record as a line of JSON, as it is in the files.
 pub fn raw_records(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     let mut all = Vec::new();
     for path in paths {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        all.extend(lines(&bytes).map(|(_, line)| line.trim_ascii().to_vec()));
+        all.extend(JsonFile::read(path)?.json_lines().map(|(_, line)| line.into_owned()));
     }
     Ok(all)
 }

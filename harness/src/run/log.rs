@@ -1,6 +1,6 @@
 //! What a run logs: a line of JSON per step, and one per measurement of the eval loss.
 
-use crate::data::records::bad_json;
+use crate::data::file::bad_json;
 use crate::eval::loss::EvalLoss;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::atomic::write_atomically;

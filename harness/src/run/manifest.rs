@@ -190,10 +190,12 @@ fn options(parts: &Parts<'_>) -> Result<Map<String, Value>> {
     let data = spec.data.data.iter().map(|path| describe(path)).collect::<Result<Vec<_>>>()?;
     let init = spec.adapter.init_adapter.as_ref().map(|dir| describe(&dir.join("adapter_model.safetensors")));
     let template = spec.data.encoding.template();
+    let chat_template = spec.data.encoding.chat_template.as_deref().map(describe).transpose()?;
     let template_file = Path::new(template).is_file().then(|| describe(Path::new(template))).transpose()?;
     let epochs = spec.training.steps.is_none().then(|| spec.training.epochs.map_or(1.0, NonNegative::get));
     Ok(object(json!({
         "model": spec.model(), "data": data, "template": template, "template-file": template_file, "seq-len": seq_len,
+        "chat-template": chat_template, "data-format": spec.data.encoding.data_format,
         "method": config.method.name(), "gate": config.gate.name(), "label-field": label_field,
         "rank": config.rank, "heads": config.lora_heads, "alpha": config.alpha, "dropout": config.dropout,
         "targets": targets, "init-adapter": init.transpose()?,

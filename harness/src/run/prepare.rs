@@ -71,8 +71,8 @@ impl Prepared {
     pub fn new<B: Backend>(spec: RunSpec, checkpoint: &Checkpoint, tokenizer: &Tokenizer, device: &B) -> Result<Self> {
         let model = checkpoint.config();
         let seq_len = spec.data.encoding.seq_len(model.context)?;
-        let template = Template::from_argument(spec.data.encoding.template(), tokenizer)?;
-        let encoder = Encoder { tokenizer, template: &template, seq_len };
+        let template = Template::new(&spec.data.encoding, tokenizer)?;
+        let encoder = Encoder { template: &template, seq_len };
 
         let start = Start::read(&spec, model)?;
         let (adapter, clustering) = start.adapter(&start.records)?;

@@ -60,10 +60,11 @@ pub struct ModelSpec {
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct DataSpec {
-    /// Training records, one JSON object per line
+    /// Training records: JSON objects, one per line or in one array
     ///
-    /// {"instruction", "context", "response", "category"}, {"instruction", "input", "output"} or {"prompt", "completion"}.
-    #[arg(long, value_name = "FILE.jsonl", num_args = 1.., required_unless_present = "config")]
+    /// {"instruction", "context", "response"}, {"instruction", "input", "output"}, {"prompt", "completion"}, {"messages"},
+    /// {"conversations"} or {"text"}; each may have a "category".
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "config")]
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<PathBuf>,
     #[allow(missing_docs)]
@@ -173,7 +174,7 @@ pub struct TrainingSpec {
 #[serde(rename_all = "kebab-case", default)]
 pub struct EvaluationSpec {
     /// Eval set: records to measure the loss on, before and after training
-    #[arg(long, value_name = "FILE.jsonl")]
+    #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
     /// Measure the eval loss every N steps as well
     #[arg(long, value_name = "N")]

@@ -4,7 +4,7 @@ use super::choices::{Heads, Targets};
 use super::schedule::TrainConfig;
 use super::spec::RunSpec;
 use crate::cluster::{self, Clustering};
-use crate::data::records::{self, CATEGORY, Record};
+use crate::data::records::{self, CATEGORY, Reading, Record};
 use crate::memory;
 use crate::options::{Count, Finite, NonNegative};
 use anyhow::{Context, Result, bail};
@@ -31,9 +31,10 @@ impl<'a> Start<'a> {
     pub fn read(spec: &'a RunSpec, model: &'a Config) -> Result<Self> {
         let init = spec.adapter.init_adapter.as_deref().map(|dir| Adapter::load(dir, model)).transpose()?;
         let field = label_field(spec, init.as_ref())?;
-        let records = records::read_all(&spec.data.data, &field)?;
+        let reading = Reading { label_field: &field, format: spec.data.encoding.data_format };
+        let records = reading.read_all(&spec.data.data)?;
         let eval_data = spec.evaluation.eval_data.as_deref();
-        let eval_records = eval_data.map(|path| records::read_labelled(path, &field)).transpose()?;
+        let eval_records = eval_data.map(|path| reading.read(path)).transpose()?;
         Ok(Self { spec, model, init, field, records, eval_records })
     }
 

@@ -7,7 +7,7 @@
 //! `dev` has the exemplars; it is read only if `--shots` asks for them.
 
 use super::LETTERS;
-use crate::data::records::{bad_json, lines};
+use crate::data::file::{JsonFile, bad_json};
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -154,9 +154,9 @@ fn read_csv(path: &Path) -> Result<Vec<Question>> {
 
 fn read_lines(path: &Path) -> Result<BTreeMap<String, Subject>> {
     let name = path.display();
-    let bytes = std::fs::read(path).with_context(|| name.to_string())?;
+    let file = JsonFile::read(path)?;
     let mut subjects: BTreeMap<String, Subject> = BTreeMap::new();
-    for (number, line) in lines(&bytes) {
+    for (number, line) in file.items() {
         let at = || format!("{name}:{number}");
         let line: Line = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
         let answer = letter(&line.answer).with_context(at)?;

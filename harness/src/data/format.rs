@@ -1,0 +1,355 @@
+//! What a record's JSON object says, in one of four formats, which its keys tell apart:
+//!
+//! ```text
+//! instruction     {"instruction", "context"?, "response"}      databricks-dolly-15k
+//!                 {"instruction", "input"?, "output"}          Alpaca
+//!                 {"prompt", "completion"}
+//! messages        {"messages": [{"role", "content"}, ..]}      OpenAI, Hugging Face
+//! conversations   {"conversations": [{"from", "value"}, ..]}   ShareGPT
+//! text            {"text"}
+//! ```
+//! Absent and null optional fields are empty. Other fields are ignored.
+
+use crate::output::printable;
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use hydra_runtime::chat::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// `--data-format`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    #[default]
+    /// An instruction and its response, in the keys of Dolly or Alpaca, or prompt and completion
+    Instruction,
+    /// A conversation as OpenAI and Hugging Face write it: role and content
+    Messages,
+    /// A conversation as ShareGPT writes it: from and value
+    Conversations,
+    /// Text without parts
+    Text,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Instruction => "instruction",
+            Self::Messages => "messages",
+            Self::Conversations => "conversations",
+            Self::Text => "text",
+        })
+    }
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A response is learnt.
+    Instruction {
+        /// What is asked.
+        instruction: String,
+        /// What it is asked about; may be empty.
+        input: String,
+        /// The answer to learn.
+        response: String,
+    },
+    /// A conversation, of which the assistant's messages are learnt; it has at least one.
+    Conversation(Vec<Message>),
+    /// All of it is learnt.
+    Text(String),
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::instruction(String::new())
+    }
+}
+
+impl Content {
+    /// An instruction without a response.
+    pub fn instruction(instruction: String) -> Self {
+        Self::Instruction { instruction, input: String::new(), response: String::new() }
+    }
+
+    /// What is asked: the instruction with its input, the user's messages, or the text.
+    pub fn question(&self) -> String {
+        match self {
+            Self::Instruction { instruction, input, .. } => format!("{instruction}\n{input}"),
+            Self::Conversation(messages) => {
+                let asked = messages.iter().filter(|message| message.role == "user");
+                asked.map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n")
+            }
+            Self::Text(text) => text.clone(),
+        }
+    }
+
+    /// Where [`Content::question`] begins: the instruction, the first user's message, or the text.
+    pub fn opening(&self) -> &str {
+        match self {
+            Self::Instruction { instruction, .. } => instruction,
+            Self::Conversation(messages) => {
+                let asked = messages.iter().find(|message| message.role == "user");
+                asked.map_or("", |message| &message.content)
+            }
+            Self::Text(text) => text,
+        }
+    }
+
+    /// Whether it has nothing to learn from but the end of the text.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Instruction { response, .. } => response.is_empty(),
+            Self::Conversation(messages) => {
+                messages.iter().all(|message| message.role != "assistant" || message.content.is_empty())
+            }
+            Self::Text(text) => text.is_empty(),
+        }
+    }
+
+    /// Reads an object in the format `asked`, or in the one that its keys tell.
+    pub fn parse(object: &Map<String, Value>, asked: Option<Format>) -> Result<(Format, Self)> {
+        let format = asked.map_or_else(|| recognise(object), Ok)?;
+        let content = match format {
+            Format::Instruction => instruction(object)?,
+            Format::Messages => Self::Conversation(messages(object)?),
+            Format::Conversations => Self::Conversation(conversations(object)?),
+            Format::Text => Self::Text(required(object, "text")?),
+        };
+        Ok((format, content))
+    }
+}
+
+/// The format that the keys tell.
+fn recognise(object: &Map<String, Value>) -> Result<Format> {
+    let has = |key: &str| object.contains_key(key);
+    // Alpaca's own files have the prompt and the answer once more as "text".
+    if has("instruction") && (has("response") || has("output")) || has("prompt") && has("completion") {
+        return Ok(Format::Instruction);
+    }
+    let formats = [Format::Messages, Format::Conversations, Format::Text];
+    match formats.into_iter().filter(|format| has(&format.to_string())).collect::<Vec<_>>()[..] {
+        [format] => Ok(format),
+        [first, second, ..] => bail!("both \"{first}\" and \"{second}\": choose one with --data-format"),
+        [] if has("instruction") => bail!("expected \"response\" or \"output\" beside \"instruction\""),
+        [] if has("prompt") => bail!("no \"completion\""),
+        [] => {
+            let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+            bail!(
+                "expected \"instruction\" and \"response\", \"prompt\" and \"completion\", \"messages\", \"conversations\" or \
+                 \"text\", found {}",
+                if keys.is_empty() { "no key".into() } else { printable(&keys.join(", ")) }
+            )
+        }
+    }
+}
+
+fn instruction(object: &Map<String, Value>) -> Result<Content> {
+    if !object.contains_key("instruction") {
+        let (instruction, response) = (required(object, "prompt")?, required(object, "completion")?);
+        return Ok(Content::Instruction { instruction, input: String::new(), response });
+    }
+    let response = ["response", "output"].into_iter().find(|key| object.contains_key(*key));
+    let Some(response) = response else { bail!("expected \"response\" or \"output\" beside \"instruction\"") };
+    let input = ["context", "input"].into_iter().find(|key| object.contains_key(*key));
+    Ok(Content::Instruction {
+        instruction: required(object, "instruction")?,
+        input: input.map(|key| optional(object, key)).transpose()?.flatten().unwrap_or_default(),
+        response: required(object, response)?,
+    })
+}
+
+fn messages(object: &Map<String, Value>) -> Result<Vec<Message>> {
+    conversation(list(object, "messages")?, |message| {
+        let role = required(message, "role")?;
+        if message
+            .get("tool_calls")
+            .is_some_and(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty()) && !calls.is_null())
+        {
+            bail!("\"tool_calls\": expected none, as only text is learnt");
+        }
+        Ok(Message { role, content: text_of(message, "content")? })
+    })
+}
+
+fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
+    let found = conversation(list(object, "conversations")?, |message| {
+        // Some files have the other format's messages under this key.
+        if !message.contains_key("from") && message.contains_key("role") {
+            return Ok(Message { role: required(message, "role")?, content: text_of(message, "content")? });
+        }
+        let from = required(message, "from")?;
+        let role = match from.as_str() {
+            "human" | "user" => "user",
+            "gpt" | "assistant" | "chatgpt" | "model" => "assistant",
+            "system" => "system",
+            "tool" | "observation" => "tool",
+            other => bail!("\"from\": expected system, human, gpt or tool, found \"{}\"", printable(other)),
+        };
+        Ok(Message { role: role.into(), content: required(message, "value")? })
+    });
+    found
+}
+
+fn list<'o>(object: &'o Map<String, Value>, key: &str) -> Result<&'o [Value]> {
+    match object.get(key) {
+        Some(Value::Array(values)) => Ok(values),
+        Some(other) => bail!("\"{key}\": expected a list, found {}", kind(other)),
+        None => bail!("no \"{key}\""),
+    }
+}
+
+/// Reads a conversation's messages and checks their order.
+fn conversation(values: &[Value], read: impl Fn(&Map<String, Value>) -> Result<Message>) -> Result<Vec<Message>> {
+    let mut messages: Vec<Message> = Vec::with_capacity(values.len());
+    for (number, value) in (1..).zip(values) {
+        let at = || format!("message {number}");
+        let Value::Object(object) = value else { bail!("{}: expected an object, found {}", at(), kind(value)) };
+        let message = read(object).with_context(at)?;
+        let expected: &[&str] = match messages.last().map(|before| before.role.as_str()) {
+            None => &["system", "developer", "user"],
+            Some("user") => &["assistant"],
+            Some("assistant") => &["user", "tool"],
+            Some("tool") => &["assistant", "tool"],
+            Some(_) => &["user"],
+        };
+        if !expected.contains(&message.role.as_str()) {
+            bail!("{}: role: expected {}, found \"{}\"", at(), expected.join(" or "), printable(&message.role));
+        }
+        messages.push(message);
+    }
+    if !messages.iter().any(|message| message.role == "assistant") {
+        bail!("expected a message of the assistant to learn, found none in {}", messages.len());
+    }
+    Ok(messages)
+}
+
+/// A text: a string, or OpenAI's list of parts, all of them texts.
+fn text_of(object: &Map<String, Value>, key: &str) -> Result<String> {
+    let Some(Value::Array(parts)) = object.get(key) else { return required(object, key) };
+    let mut text = String::new();
+    for part in parts {
+        match (part["type"].as_str(), part["text"].as_str()) {
+            (Some("text"), Some(own)) => text += own,
+            (found, _) => bail!(
+                "\"{key}\": expected parts of type text, found {}",
+                found.map_or("another value".into(), |found| format!("\"{}\"", printable(found)))
+            ),
+        }
+    }
+    Ok(text)
+}
+
+fn required(object: &Map<String, Value>, key: &str) -> Result<String> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => bail!("\"{key}\": expected a string, found {}", kind(other)),
+        None => bail!("no \"{key}\""),
+    }
+}
+
+/// A string, or nothing.
+pub fn optional(object: &Map<String, Value>, key: &str) -> Result<Option<String>> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => required(object, key).map(Some),
+    }
+}
+
+/// What errors call a value.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<(Format, Content)> {
+        Content::parse(&serde_json::from_str(text).unwrap(), None)
+    }
+
+    #[track_caller]
+    fn wrong(text: &str) -> String {
+        format!("{:#}", parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn instructions() {
+        let content = |instruction: &str, input: &str, response: &str| Content::Instruction {
+            instruction: instruction.into(),
+            input: input.into(),
+            response: response.into(),
+        };
+        let found = |text: &str| parse(text).unwrap().1;
+        assert_eq!(found(r#"{"instruction":"i","context":"c","response":"r"}"#), content("i", "c", "r"));
+        let alpaca = r#"{"instruction":"i","input":null,"output":"o","text":"i o"}"#;
+        assert_eq!(found(alpaca), content("i", "", "o"));
+        assert_eq!(found(r#"{"prompt":"p","completion":"c","else":3}"#), content("p", "", "c"));
+        assert_eq!(wrong(r#"{"instruction":"i"}"#), r#"expected "response" or "output" beside "instruction""#);
+        assert_eq!(wrong(r#"{"prompt":"i"}"#), r#"no "completion""#);
+        assert_eq!(wrong(r#"{"instruction":"i","response":3}"#), r#""response": expected a string, found a number"#);
+        assert!(wrong(r#"{"txt":"i"}"#).starts_with(r#"expected "instruction" and "response""#));
+        assert!(wrong(r#"{"txt":"i","more":1}"#).ends_with("found txt, more"));
+    }
+
+    #[test]
+    fn conversations_of_both_kinds() {
+        let turns = [Message::system("S"), Message::user("a"), Message::assistant("b"), Message::user("c")];
+        let (format, content) = parse(
+            r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":[{"type":"text","text":"a"}]},
+                {"role":"assistant","content":"b","tool_calls":[]},{"role":"user","content":"c","name":"n"}],"prompt":"a"}"#,
+        )
+        .unwrap();
+        assert_eq!((format, &content), (Format::Messages, &Content::Conversation(turns.to_vec())));
+        assert_eq!(content.question(), "a\nc");
+        let (format, content) = parse(
+            r#"{"conversations":[{"from":"system","value":"S"},{"from":"human","value":"a"},{"from":"gpt","value":"b"},
+                {"role":"user","content":"c"}],"id":1}"#,
+        )
+        .unwrap();
+        assert_eq!((format, content), (Format::Conversations, Content::Conversation(turns.to_vec())));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_conversation() {
+        let messages = |list: &str| wrong(&format!(r#"{{"messages":{list}}}"#));
+        let [user, assistant] = ["user", "assistant"].map(|role| format!(r#"{{"role":"{role}","content":"x"}}"#));
+        assert_eq!(messages("3"), r#""messages": expected a list, found a number"#);
+        assert_eq!(messages("[]"), "expected a message of the assistant to learn, found none in 0");
+        assert_eq!(messages(&format!("[{user}]")), "expected a message of the assistant to learn, found none in 1");
+        assert_eq!(messages("[3]"), "message 1: expected an object, found a number");
+        assert_eq!(messages(r#"[{"content":"x"}]"#), r#"message 1: no "role""#);
+        let order =
+            |found: &str, wanted: &str, at: usize| format!("message {at}: role: expected {wanted}, found \"{found}\"");
+        assert_eq!(messages(&format!("[{assistant}]")), order("assistant", "system or developer or user", 1));
+        assert_eq!(messages(&format!("[{user},{user}]")), order("user", "assistant", 2));
+        assert_eq!(messages(&format!("[{user},{assistant},{assistant}]")), order("assistant", "user or tool", 3));
+        let image = r#"[{"role":"user","content":[{"type":"image_url"}]}]"#;
+        assert_eq!(messages(image), r#"message 1: "content": expected parts of type text, found "image_url""#);
+        let calls = format!(r#"[{user},{{"role":"assistant","content":null,"tool_calls":[1]}}]"#);
+        assert!(messages(&calls).starts_with("message 2: \"tool_calls\": expected none"));
+        let from = wrong(r#"{"conversations":[{"from":"bot","value":"x"}]}"#);
+        assert_eq!(from, r#"message 1: "from": expected system, human, gpt or tool, found "bot""#);
+    }
+
+    #[test]
+    fn two_formats_in_one_record() {
+        let text = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"text":"t"}"#;
+        assert_eq!(wrong(text), r#"both "messages" and "text": choose one with --data-format"#);
+        let object = serde_json::from_str(text).unwrap();
+        let chosen = |format| Content::parse(&object, Some(format)).map(|(_, content)| content);
+        assert_eq!(chosen(Format::Text).unwrap(), Content::Text("t".into()));
+        assert!(matches!(chosen(Format::Messages).unwrap(), Content::Conversation(turns) if turns.len() == 2));
+        assert_eq!(chosen(Format::Conversations).unwrap_err().to_string(), r#"no "conversations""#);
+    }
+}
