@@ -1,8 +1,15 @@
-"""Writes the binary files in corpus/: a model of two layers of width 8 in both containers, adapters for it, trainer states."""
+"""Writes the binary files in corpus/: a model of two layers of width 8 in both containers, adapters for it, trainer states, and
+compressed records. Needs pyarrow and zstandard."""
 
+import gzip
+import io
 import json
 import pathlib
 import struct
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 CONFIG = {"model_type": "llama", "vocab_size": 6, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
@@ -130,3 +137,34 @@ write("adapter", "lora", folder(lora, [(PLACE.format(layer, part), shape) for la
 # For each of two layers: A and the router have 3 rows of 8 values, B 8 rows of 2.
 state = [("params", [80]), ("exp_avg", [80]), ("exp_avg_sq", [80])]
 write("trainer_state", "early", safetensors(state, {"steps": "3"}))
+
+lines = "".join(json.dumps(record) + "\n" for record in [{"prompt": "a", "completion": "ab"}, {"prompt": "b", "completion": "a"}])
+write("compressed", "gzip", gzip.compress(lines.encode(), mtime=0))
+compressor = zstandard.ZstdCompressor(write_checksum=True)
+write("compressed", "zstd", compressor.compress(lines.encode()) + b"\x50\x2a\x4d\x18\x01\0\0\0x" + compressor.compress(lines.encode()))
+
+
+def parquet(name, table, **options):
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    write("parquet", name, file.getvalue())
+
+
+def turns(*texts):
+    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, texts)]
+
+
+# As Hugging Face's `datasets` writes conversations.
+messages = pa.table({"messages": [turns("Add 17 and 25.", "It is 42."), turns("a", "b", "c", "d\u00e9"), turns("a", "b")],
+                     "category": ["x", None, "y"], "score": [0.5, 1.5, 2.5]})
+parquet("messages", messages)
+parquet("gzip", messages, compression="gzip", data_page_version="2.0")
+columns = pa.table({"prompt": ["a", "a", "b"] * 20, "completion": [f"text {i}" for i in range(60)], "n": list(range(60)),
+                    "ok": [True, False, None] * 20, "bytes": [b"\xff", None, b"x"] * 20,
+                    "map": pa.array([[("k", 1)]] * 60, pa.map_(pa.string(), pa.int32())),
+                    "time": pa.array(range(60), pa.timestamp("us"))})
+parquet("columns", columns, compression="none", row_group_size=40)
+parquet("zstd", columns.select(["prompt", "completion"]).slice(0, 2), compression="zstd", store_schema=False)
+questions = pa.table({"question": ["What is a fish?", "Add 17, and 25."], "subject": ["anatomy", "anatomy"],
+                      "choices": [["Tope", "Rope", "Hope", "Nope"], ["40", "41", "42", "43"]], "answer": [0, 2]})
+parquet("mmlu", questions)

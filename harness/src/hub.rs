@@ -1,9 +1,13 @@
 //! From `--model` to a local path: a file or folder as it is, or a model of the Hugging Face hub, downloaded into the hub's
-//! usual cache.
+//! usual cache. `--data` is in `hub/dataset.rs`.
+
+mod dataset;
+
+pub use dataset::{locate_data, locate_file};
 
 use anyhow::{Context, Result, bail};
 use hf_hub::Cache;
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -36,14 +40,19 @@ fn is_hub_name(model: &str) -> bool {
     model.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
 }
 
-/// Downloads the files of a checkpoint and returns their folder.
-fn download(model: &str) -> Result<PathBuf> {
+/// The hub, or the one that `HF_ENDPOINT` names.
+fn api() -> Result<Api> {
     let cache = cache_folder(std::env::var("HF_HOME").ok(), std::env::home_dir())?;
     let mut builder = ApiBuilder::from_cache(Cache::new(cache));
     if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
         builder = builder.with_endpoint(endpoint);
     }
-    let repo = builder.build()?.model(model.to_string());
+    Ok(builder.build()?)
+}
+
+/// Downloads the files of a checkpoint and returns their folder.
+fn download(model: &str) -> Result<PathBuf> {
+    let repo = api()?.model(model.to_string());
     let listed: BTreeSet<String> = repo.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
     let fetch = |repo: &ApiRepo, name: &str| repo.get(name).with_context(|| name.to_string());
     let config = fetch(&repo, "config.json")?;

@@ -9,6 +9,7 @@ mod cmd;
 mod compare;
 pub mod data;
 mod device;
+mod door;
 mod eval;
 mod experiment;
 mod export;

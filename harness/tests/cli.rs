@@ -21,6 +21,8 @@ mod evaluate;
 mod export;
 #[path = "cli/heterogeneity.rs"]
 mod heterogeneity;
+#[path = "cli/hub.rs"]
+mod hub;
 #[path = "cli/killed.rs"]
 mod killed;
 #[cfg(target_os = "linux")]

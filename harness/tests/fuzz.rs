@@ -254,7 +254,7 @@ macro_rules! tests {
     };
 }
 
-tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl mmlu toml template);
+tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl compressed parquet mmlu toml template);
 
 #[test]
 fn the_corpus_is_read_without_an_error() {
@@ -286,7 +286,7 @@ fn the_corpus_is_read_without_an_error() {
         fs::write(dir.path().join("tokenizer.json"), corpus("tokenizer", name)).unwrap();
         let tokenizer = hydra_runtime::checkpoint::Checkpoint::open(dir.path()).unwrap().tokenizer().unwrap();
         assert!(!tokenizer.encode("ab").unwrap().is_empty(), "{name}");
-        for template in ["chatml", "llama"] {
+        for template in ["chatml", "llama", "generation"] {
             let text = String::from_utf8(corpus("template", template)).unwrap();
             let chat = hydra_runtime::chat::ChatTemplate::new(&text, &tokenizer).unwrap();
             chat.prompt(&[hydra_runtime::chat::Message::user("a")]).unwrap();
@@ -294,6 +294,19 @@ fn the_corpus_is_read_without_an_error() {
     }
     fs::write(dir.path().join("data"), corpus("jsonl", "dolly")).unwrap();
     assert_eq!(hydra_harness::fuzz::records(&dir.path().join("data")).unwrap(), 3);
+    for (target, name, records) in [
+        ("jsonl", "messages", 2),
+        ("jsonl", "conversations", 2),
+        ("jsonl", "text", 2),
+        ("compressed", "gzip", 2),
+        ("compressed", "zstd", 4),
+        ("parquet", "messages", 3),
+        ("parquet", "gzip", 3),
+        ("parquet", "columns", 60),
+    ] {
+        fs::write(dir.path().join("data"), corpus(target, name)).unwrap();
+        assert_eq!(hydra_harness::fuzz::records(&dir.path().join("data")).unwrap(), records, "{target} {name}");
+    }
     fs::write(dir.path().join("lines"), corpus("mmlu", "lines")).unwrap();
     assert_eq!(hydra_harness::fuzz::questions(&dir.path().join("lines")).unwrap(), 1);
     for split in ["test", "dev"] {

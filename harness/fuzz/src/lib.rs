@@ -21,7 +21,7 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets; the corpus of each is the folder of its name.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("tokenizer", tokenizer),
@@ -29,6 +29,8 @@ pub const TARGETS: [Target; 10] = [
     ("gguf_lora", gguf_lora),
     ("trainer_state", trainer_state),
     ("jsonl", jsonl),
+    ("compressed", compressed),
+    ("parquet", parquet),
     ("mmlu", mmlu),
     ("toml", toml),
     ("template", template),
@@ -72,6 +74,8 @@ fn use_tokenizer(tokenizer: &Tokenizer) -> Result<()> {
 fn chat(template: &str, tokenizer: &Tokenizer) -> Result<()> {
     let chat = ChatTemplate::new(template, tokenizer)?;
     chat.prompt(&[Message::system("Be brief."), Message::user(TEXT), Message::assistant("ab"), Message::user("b")])?;
+    let turns = [Message::user(TEXT), Message::assistant("ab"), Message::user("b"), Message::assistant(TEXT)];
+    let _ = chat.conversation(&turns).and_then(|conversation| conversation.tokens(tokenizer));
     chat.exchange("a", "b").map(drop)
 }
 
@@ -178,6 +182,16 @@ pub fn jsonl(bytes: &[u8]) {
         write(folder, "data.jsonl", bytes);
         let _ = harness::records(&folder.join("data.jsonl"));
     });
+}
+
+/// Records in a file that is compressed with gzip or Zstandard.
+pub fn compressed(bytes: &[u8]) {
+    jsonl(bytes);
+}
+
+/// A Parquet file of records, or of MMLU's questions.
+pub fn parquet(bytes: &[u8]) {
+    jsonl(bytes);
 }
 
 /// A file of MMLU's questions: CSV, or JSON lines.

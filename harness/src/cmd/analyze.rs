@@ -10,6 +10,7 @@ use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::device::{DeviceArgs, MODEL_HELP, on_device, open_model};
 use crate::eval::router::{self, Sample};
+use crate::hub::locate_file;
 use crate::options::{Count, NonNegative, Seed};
 use crate::run::folder;
 use crate::{output, report};
@@ -128,7 +129,7 @@ fn watch<B: Backend>(
     adapters: &[Adapter],
     names: &[String],
 ) -> Result<Vec<Gates>> {
-    let records = Reading::new(arguments.encoding.data_format).read(data)?;
+    let records = Reading::new(arguments.encoding.data_format).read(&locate_file(data)?)?;
     let checkpoint = open_model(model)?;
     let config = checkpoint.config();
     for (adapter, name) in adapters.iter().zip(names) {

@@ -7,6 +7,7 @@ use crate::cluster::{self, Range};
 use crate::data::file::{JsonFile, bad_json};
 use crate::data::format::Format;
 use crate::data::records::{self, Reading};
+use crate::hub::locate_data;
 use crate::interrupt;
 use crate::options::Seed;
 use crate::output;
@@ -18,6 +19,7 @@ use hydra_runtime::atomic::NewFolder;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,12 +58,13 @@ pub struct Arguments {
 }
 
 /// Clusters, prints, and writes what --out asks for.
-pub fn run(arguments: Arguments) -> Result<()> {
+pub fn run(mut arguments: Arguments) -> Result<()> {
+    arguments.data = locate_data(&arguments.data)?;
     let mut names = BTreeSet::from([FILE, PLOT, report::FILE].map(Into::into));
     for path in arguments.data.iter().filter(|_| arguments.out.is_some()) {
         records::readable_twice(path)?;
-        let name = path.file_name().with_context(|| format!("--data {}: not a file's name", path.display()))?;
-        if !names.insert(name.to_os_string()) {
+        let name = lines_name(path).with_context(|| format!("--data {}: not a file's name", path.display()))?;
+        if !names.insert(name) {
             bail!("--data {}: --out would get two files with this name; rename one", path.display());
         }
     }
@@ -84,7 +87,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         let mut first = 0;
         for path in &arguments.data {
             first +=
-                label(path, &folder.path().join(path.file_name().unwrap_or_default()), &clustering.clusters[first..])?;
+                label(path, &folder.path().join(lines_name(path).unwrap_or_default()), &clustering.clusters[first..])?;
         }
         folder.keep()?;
         output::print(format_args!("{}\n", out.display()))?;
@@ -101,6 +104,17 @@ struct Labelled<'l> {
 
 fn even_null<'l, D: Deserializer<'l>>(value: D) -> Result<Option<&'l RawValue>, D::Error> {
     Deserialize::deserialize(value).map(Some)
+}
+
+/// The name of a file's copy, which is one of JSON lines: "train.jsonl" for "train.jsonl.gz" and "train.parquet".
+fn lines_name(path: &Path) -> Option<OsString> {
+    let extension = |path: &Path, any: &[&str]| {
+        path.extension().and_then(OsStr::to_str).is_some_and(|extension| any.contains(&extension))
+    };
+    let name = Path::new(path.file_name()?);
+    let unpacked = if extension(name, &["gz", "zst"]) { name.with_extension("") } else { name.to_path_buf() };
+    let lines = if extension(&unpacked, &["parquet"]) { unpacked.with_extension("jsonl") } else { unpacked };
+    Some(lines.into_os_string())
 }
 
 /// Copies a file of records, each with its cluster, and returns their number.

@@ -9,6 +9,7 @@ use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
 use crate::experiment::stage::{Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
 use crate::experiment::tune;
+use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::run::start::Start;
 use crate::{interrupt, output};
@@ -50,9 +51,11 @@ pub struct Arguments {
 }
 
 /// Trains, measures, and writes the tables.
-pub fn run(arguments: Arguments) -> Result<()> {
+pub fn run(mut arguments: Arguments) -> Result<()> {
     let plan = Plan::read(&arguments.config)?;
     let started = check_folder(&arguments.out, CONFIG)?;
+    arguments.data = locate_data(&arguments.data)?;
+    arguments.eval_data = locate_file(&arguments.eval_data)?;
     on_device!(arguments.model.device, device => run_on(device, arguments, plan, started))
 }
 

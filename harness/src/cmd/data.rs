@@ -5,6 +5,7 @@ use crate::data::format::Format;
 use crate::data::records::{Reading, Record};
 use crate::data::template::Template;
 use crate::device::{MODEL_HELP, open_model};
+use crate::hub::locate_data;
 use crate::options::Count;
 use crate::output::{self, text_table, writable};
 use anyhow::{Context, Result, bail};
@@ -84,7 +85,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     writable(arguments.json.as_ref())?;
     let reading = Reading::new(arguments.encoding.data_format);
     let (mut files, mut records) = (Vec::new(), Vec::new());
-    for path in &arguments.data {
+    for path in &locate_data(&arguments.data)? {
         let own = reading.read(path)?;
         let format = own.first().map(|record| record.format).unwrap_or_default();
         files.push(FileReport { path: path.clone(), format, records: own.len() });

@@ -5,6 +5,7 @@ use crate::data::records::{self, Reading};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::eval::loss;
+use crate::hub::locate_file;
 use crate::output::{self, writable};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
@@ -51,7 +52,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let template = Template::new(&arguments.encoding, &tokenizer)?;
     let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(records::CATEGORY);
     let reading = Reading { label_field: field, format: arguments.encoding.data_format };
-    let records = reading.read(&arguments.data)?;
+    let records = reading.read(&locate_file(&arguments.data)?)?;
     let labels = adapter.as_ref().map_or(&[][..], |adapter| &adapter.config.labels);
     let encoder = Encoder { template: &template, seq_len };
     let encoded = encoder.encode(&records, labels).with_context(|| arguments.data.display().to_string())?;

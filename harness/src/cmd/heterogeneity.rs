@@ -9,6 +9,7 @@ use crate::experiment::stage::{Corpus, Stage, check_folder, open_folder};
 use crate::heterogeneity::draw::Draws;
 use crate::heterogeneity::outcome::{Outcome, rows};
 use crate::heterogeneity::results::{Inputs, write_draws};
+use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::run::start::Start;
 use crate::{interrupt, output};
@@ -52,12 +53,14 @@ pub struct Arguments {
 }
 
 /// Draws, trains, measures, and writes the curves.
-pub fn run(arguments: Arguments) -> Result<()> {
+pub fn run(mut arguments: Arguments) -> Result<()> {
     let plan = Plan::read(&arguments.config)?;
     if plan.tune.is_some() {
         bail!("{}: [tune] is for compare: give each run the lr that compare chose", arguments.config.display());
     }
     let started = check_folder(&arguments.out, CONFIG)?;
+    arguments.data = locate_data(&arguments.data)?;
+    arguments.eval_data = locate_file(&arguments.eval_data)?;
     on_device!(arguments.model.device, device => run_on(device, arguments, plan, started))
 }
 

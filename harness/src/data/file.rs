@@ -1,11 +1,19 @@
-//! A file's JSON values: one in each line, or the elements of one array.
+//! A file's JSON values: one in each line, or the elements of one array. The file may be compressed, or a Parquet file, whose
+//! rows are its lines.
 
+use super::compressed::Container;
+use super::parquet;
 use crate::output::printable;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::path::Path;
+
+/// What stands in for a large file where Git LFS was not run.
+const POINTER: &[u8] = b"version https://git-lfs";
 
 /// A file in memory, and where its values are.
 pub struct JsonFile {
@@ -17,7 +25,7 @@ impl JsonFile {
     /// Reads a file. Fails with file and line if it is an array that can't be parsed; lines are not parsed yet.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        Self::new(std::fs::read(path).with_context(|| name.clone())?, &name)
+        Self::new(text(path).with_context(|| name.clone())?, &name)
     }
 
     fn new(bytes: Vec<u8>, name: &str) -> Result<Self> {
@@ -52,6 +60,19 @@ impl JsonFile {
     /// Where a value of [`JsonFile::items`] starts in the text.
     pub fn offset(&self, value: &[u8]) -> usize {
         value.as_ptr().addr() - self.bytes.as_ptr().addr()
+    }
+}
+
+/// What is in a file, unpacked.
+fn text(path: &Path) -> Result<Vec<u8>> {
+    let mut reader = BufReader::new(File::open(path)?);
+    let container = Container::of(reader.fill_buf()?);
+    if reader.buffer().starts_with(POINTER) {
+        bail!("expected records, found a Git LFS pointer; `git lfs pull` gets the file");
+    }
+    match container {
+        Container::Parquet => parquet::json_lines(path),
+        container => container.read(reader, path.metadata()?.len()),
     }
 }
 

@@ -175,7 +175,7 @@ fn messages(object: &Map<String, Value>) -> Result<Vec<Message>> {
 }
 
 fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
-    let found = conversation(list(object, "conversations")?, |message| {
+    conversation(list(object, "conversations")?, |message| {
         // Some files have the other format's messages under this key.
         if !message.contains_key("from") && message.contains_key("role") {
             return Ok(Message { role: required(message, "role")?, content: text_of(message, "content")? });
@@ -189,8 +189,7 @@ fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
             other => bail!("\"from\": expected system, human, gpt or tool, found \"{}\"", printable(other)),
         };
         Ok(Message { role: role.into(), content: required(message, "value")? })
-    });
-    found
+    })
 }
 
 fn list<'o>(object: &'o Map<String, Value>, key: &str) -> Result<&'o [Value]> {

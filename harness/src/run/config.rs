@@ -207,7 +207,8 @@ mod tests {
         RunSpec::from_toml(file.parse()?, file)
     }
 
-    const ALL: &str = "--model m --data a.jsonl b.jsonl --template official --seq-len 64 --no-shuffle --method hydra --gate router \
+    const ALL: &str = "--model m --data a.jsonl b.jsonl --template official --chat-template c.jinja --data-format text \
+        --seq-len 64 --no-shuffle --method hydra --gate router \
         --rank 8 --heads auto --alpha 16 --dropout 0.1 --head-dropout 0.2 --head-init random --router-temperature 0.5 --top-k 2 \
         --targets q,v --label-field topic --init-adapter i --batch 2 --grad-accum 3 --steps 7 --lr 1e-3 --router-lr 1e-2 \
         --schedule linear --warmup 5 --clip 0 --load-balance 0.01 --seed 9 --recompute --eval-data e.jsonl --eval-every 4 --out o \

@@ -12,6 +12,7 @@ use crate::data::records::{Record, names};
 use crate::data::template::Template;
 use crate::device::{on_device, open_model};
 use crate::eval::{loss, router};
+use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::report::{self, Router};
 use crate::{interrupt, memory, output};
@@ -33,9 +34,11 @@ pub struct Done {
 }
 
 /// Trains, saves, and writes the report.
-pub fn finetune(spec: RunSpec, resume: bool) -> Result<Done> {
+pub fn finetune(mut spec: RunSpec, resume: bool) -> Result<Done> {
     spec.check()?;
     check_folder(&spec, resume)?;
+    spec.data.data = locate_data(&spec.data.data)?;
+    spec.evaluation.eval_data = spec.evaluation.eval_data.as_deref().map(locate_file).transpose()?;
     on_device!(spec.device, device => finetune_on(device, spec, resume))
 }
 

@@ -60,7 +60,7 @@ pub struct ModelSpec {
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct DataSpec {
-    /// Training records: JSON objects, one per line or in one array
+    /// Training records: files of JSON lines, a JSON array or Parquet, also in .gz and .zst, or org/name[:split] on the hub
     ///
     /// {"instruction", "context", "response"}, {"instruction", "input", "output"}, {"prompt", "completion"}, {"messages"},
     /// {"conversations"} or {"text"}; each may have a "category".

@@ -298,7 +298,9 @@ fn what_is_wrong_is_named() {
     };
     wrong(
         "seeds = [1]\n[[run]]\nname = 'a'\nrnak = 4\n",
-        &["c.toml:4: run \"a\": unknown option rnak: expected one of alpha, batch, clip, dropout, "],
+        &[
+            "c.toml:4: run \"a\": unknown option rnak: expected one of alpha, batch, chat-template, clip, data-format, dropout, ",
+        ],
     );
     wrong(
         "seeds = [1]\n[[run]]\nname = 'a'\nrank = 'x'\n",

@@ -1,7 +1,8 @@
 //! Files of records in all formats, and what is refused.
 
-use super::support::{Scratch, fails, finetune, golden, hydra, json, succeeds};
+use super::support::{Scratch, assets, fails, finetune, golden, hydra, json, succeeds};
 use std::fs;
+use std::io::Write;
 
 const CHATML: &str = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '</s>\n' }}{% endfor %}\
                       {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
@@ -174,7 +175,7 @@ fn what_is_in_a_file_is_shown() {
     let line = format!("data {data} --model {} --chat-template {template} --seq-len 80", model.display());
     let text = succeeds(&format!("{line} --json {file}"));
     assert!(text.contains("messages        2") && text.contains("0 records are cut off, 1 dropped"), "{text}");
-    assert!(text.contains("d.jsonl:1 (learnt: [[..]]):\n<|¦"), "{text}");
+    assert!(text.contains("d.jsonl:1 (learnt: [[..]]):\n<¦|¦use¦r"), "{text}");
     // The assistant's words with the end of their turn; bytes of a character that has no token are shown as one.
     let learnt: Vec<String> =
         text.split("[[").skip(2).map(|rest| rest.split("]]").next().unwrap().replace('¦', "")).collect();
@@ -189,4 +190,81 @@ fn what_is_in_a_file_is_shown() {
     assert!(found["tokens"]["longest_at"].as_str().unwrap().ends_with("d.jsonl:2"));
     assert!(succeeds(&format!("{line} --show 2")).contains("d.jsonl:2"));
     fails(1, &format!("{line} --show 3"), &["--show 3: expected at most 2"]);
+}
+
+fn corpus(file: &str) -> Vec<u8> {
+    fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(file)).unwrap()
+}
+
+#[test]
+fn compressed_files_are_read_as_what_is_in_them() {
+    let scratch = Scratch::new("compressed");
+    let record = |prompt: &str, completion: &str| format!(r#"{{"prompt":"{prompt}","completion":"{completion}"}}"#);
+    let plain = scratch.write("plain.jsonl", format!("{}\n{}\n", record("a", "ab"), record("b", "a")));
+    let expected = loss(&scratch, &plain, "");
+    let gzip = scratch.write("r.jsonl.gz", corpus("compressed/gzip"));
+    assert_eq!(loss(&scratch, &gzip, ""), expected);
+    // Two frames with what the first has, and one to skip between them.
+    let twice = fs::read_to_string(&plain).unwrap().repeat(2);
+    let zstd = scratch.write("r.jsonl.zst", corpus("compressed/zstd"));
+    assert_eq!(loss(&scratch, &zstd, ""), loss(&scratch, &scratch.write("twice.jsonl", twice), ""));
+
+    let template = scratch.write("chat.jinja", CHATML);
+    let more = format!("--chat-template {template}");
+    let messages = |turns: &[&str]| {
+        let turns: Vec<String> =
+            ["user", "assistant"].iter().cycle().zip(turns).map(|(role, text)| turn(role, text)).collect();
+        format!(r#"{{"messages": [{}]}}"#, turns.join(", "))
+    };
+    let all = [&["Add 17 and 25.", "It is 42."][..], &["a", "b", "c", "dé"], &["a", "b"]].map(messages).join("\n");
+    let expected = loss(&scratch, &scratch.write("messages.jsonl", all), &more);
+    for name in ["messages", "gzip"] {
+        let file = scratch.write("m.parquet", corpus(&format!("parquet/{name}")));
+        assert_eq!(loss(&scratch, &file, &more), expected, "{name}");
+    }
+    let columns = scratch.write("columns.parquet", corpus("parquet/columns"));
+    let lines: Vec<String> = (0..60).map(|i| record(["a", "a", "b"][i % 3], &format!("text {i}"))).collect();
+    assert_eq!(loss(&scratch, &columns, ""), loss(&scratch, &scratch.write("l.jsonl", lines.join("\n")), ""));
+    // The copies that cluster writes are JSON lines.
+    let text = fs::read_to_string(assets("corpus/train.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().step_by(10).collect();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(lines.join("\n").as_bytes()).unwrap();
+    let packed = scratch.write("train.jsonl.gz", encoder.finish().unwrap());
+    succeeds(&format!("cluster --data {packed} --k 2 --out {}", scratch.path("clusters")));
+    let copied = fs::read_to_string(scratch.path("clusters/train.jsonl")).unwrap();
+    assert_eq!(copied.lines().count(), lines.len());
+}
+
+#[test]
+fn damaged_compressed_files() {
+    let scratch = Scratch::new("damaged");
+    let cut = |name: &str, file: &str, keep: usize| {
+        let bytes = corpus(file);
+        scratch.write(name, &bytes[..keep.min(bytes.len())])
+    };
+    let refused = |file: String, wanted: &[&str]| fails(1, &eval(&file, ""), wanted);
+    refused(cut("c.gz", "compressed/gzip", 40), &["c.gz: truncated gzip file: it ends after", "bytes of text"]);
+    refused(cut("c.zst", "compressed/zstd", 40), &["c.zst: ", "truncated Zstandard file, after"]);
+    refused(
+        cut("c.parquet", "parquet/messages", 1000),
+        &["c.parquet: truncated parquet file: expected PAR1 at its end"],
+    );
+    let zstd = "is compressed with ZSTD";
+    refused(cut("z.parquet", "parquet/zstd", 9999), &["z.parquet: ", zstd, "expected none, snappy or gzip"]);
+    let mut bytes = corpus("parquet/columns");
+    bytes[4..40].fill(0xFF);
+    refused(
+        scratch.write("d.parquet", bytes),
+        &["d.parquet: unreadable or truncated parquet file: damaged page header at byte 4"],
+    );
+    refused(
+        scratch.write("p.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        &["p.jsonl: expected records, found a Git LFS pointer"],
+    );
+    // In a Parquet file, a line is a row.
+    refused(
+        cut("q.parquet", "parquet/mmlu", 9999),
+        &["q.parquet:1: expected \"instruction\"", "found question, subject, choices, answer"],
+    );
 }

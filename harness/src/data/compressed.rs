@@ -1,0 +1,169 @@
+//! Files compressed with gzip or Zstandard, which their first bytes tell.
+
+use anyhow::{Context, Result, bail};
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use std::io::{BufRead, ErrorKind, Read};
+
+/// What a file's first bytes say about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// None of the others.
+    Plain,
+    /// gzip, several members one after the other allowed.
+    Gzip,
+    /// Zstandard, several frames one after the other allowed.
+    Zstd,
+    /// Apache Parquet.
+    Parquet,
+}
+
+/// Bytes that any file may become, and times its own size.
+const MOST_BYTES: u64 = 16 << 20;
+const MOST_TIMES: u64 = 256;
+
+/// The most bytes that `compressed` ones may become: more than any text, and too few to fill the memory.
+pub fn most_bytes(compressed: u64) -> u64 {
+    MOST_BYTES + MOST_TIMES.saturating_mul(compressed)
+}
+
+impl Container {
+    /// From a file's first four bytes, or more.
+    pub fn of(start: &[u8]) -> Self {
+        match start {
+            [0x1F, 0x8B, ..] => Self::Gzip,
+            // A frame, or a frame to skip.
+            [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Self::Zstd,
+            [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
+            _ => Self::Plain,
+        }
+    }
+
+    /// All that a reader of a plain or compressed file has; `bytes` is its size.
+    pub fn read(self, mut reader: impl BufRead, bytes: u64) -> Result<Vec<u8>> {
+        let most = most_bytes(bytes);
+        let mut text = Vec::new();
+        match self {
+            Self::Gzip => append(&mut text, MultiGzDecoder::new(reader), most, "gzip")?,
+            Self::Zstd => {
+                while !reader.fill_buf()?.is_empty() {
+                    frame(&mut text, &mut reader, most)?;
+                }
+            }
+            Self::Plain | Self::Parquet => drop(reader.read_to_end(&mut text)?),
+        }
+        Ok(text)
+    }
+}
+
+/// Appends a Zstandard frame, and checks its checksum if it has one.
+fn frame(text: &mut Vec<u8>, reader: &mut impl BufRead, most: u64) -> Result<()> {
+    let mut decoder = match StreamingDecoder::new(&mut *reader) {
+        Ok(decoder) => decoder,
+        Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+            let skipped = std::io::copy(&mut reader.take(length.into()), &mut std::io::sink())?;
+            if skipped < length.into() {
+                bail!("truncated Zstandard file: expected {length} bytes to skip, found {skipped}");
+            }
+            return Ok(());
+        }
+        Err(error) => bail!("damaged or truncated Zstandard file, after {} bytes of text: {error}", text.len()),
+    };
+    append(text, &mut decoder, most, "Zstandard")?;
+    let decoder = decoder.into_frame_decoder();
+    match (decoder.get_checksum_from_data(), decoder.get_calculated_checksum()) {
+        (Some(expected), Some(found)) if expected != found => {
+            bail!("damaged Zstandard file: expected checksum {expected:08x}, found {found:08x}")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn append(text: &mut Vec<u8>, reader: impl Read, most: u64, what: &str) -> Result<()> {
+    let left = most.saturating_sub(text.len() as u64).saturating_add(1);
+    if let Err(error) = reader.take(left).read_to_end(text) {
+        let bytes = text.len();
+        match error.kind() {
+            ErrorKind::UnexpectedEof => bail!("truncated {what} file: it ends after {bytes} bytes of text"),
+            _ => {
+                return Err(error)
+                    .with_context(|| format!("damaged or truncated {what} file, after {bytes} bytes of text"));
+            }
+        }
+    }
+    if text.len() as u64 > most {
+        let mib = most >> 20;
+        bail!(
+            "{what} file: expected at most {mib} MiB of text for its size, found more; if it is meant, unpack it by hand"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+    use std::io::Write;
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(text: &[u8]) -> Vec<u8> {
+        compress_to_vec(text, CompressionLevel::Fastest)
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<u8>> {
+        Container::of(bytes).read(bytes, bytes.len() as u64)
+    }
+
+    #[test]
+    fn several_parts_are_one_text() {
+        let text = b"{\"text\": \"a hydra\"}\n".repeat(300);
+        for compress in [gzip, zstd] {
+            assert_eq!(read(&compress(&text)).unwrap(), text);
+            let two = [compress(&text[..777]), compress(&text[777..])].concat();
+            assert_eq!(read(&two).unwrap(), text);
+        }
+        let skipped = [b"\x50\x2A\x4D\x18\x03\0\0\0abc".to_vec(), zstd(&text)].concat();
+        assert_eq!(read(&skipped).unwrap(), text);
+        assert_eq!(read(b"{}").unwrap(), b"{}");
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let text: Vec<u8> = (0..500u32).flat_map(|i| (i * i).to_string().into_bytes()).collect();
+        for (compressed, what) in [(gzip(&text), "gzip"), (zstd(&text), "Zstandard")] {
+            for length in 4..compressed.len() {
+                let error = format!("{:#}", read(&compressed[..length]).unwrap_err());
+                assert!(error.contains("truncated") && error.contains(what), "{length}: {error}");
+            }
+        }
+    }
+
+    /// 32 MiB of zeros in a kilobyte: blocks of one byte that is repeated.
+    fn zstd_bomb() -> Vec<u8> {
+        let (blocks, size) = (256, 128 << 10);
+        let mut bytes = b"\x28\xB5\x2F\xFD\x00\x50".to_vec();
+        for block in 1..=blocks {
+            let header: u32 = u32::from(block == blocks) | 1 << 1 | size << 3;
+            bytes.extend_from_slice(&header.to_le_bytes()[..3]);
+            bytes.push(0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn bombs() {
+        for bomb in [gzip(&vec![0; 32 << 20]), zstd_bomb()] {
+            let error = read(&bomb).map(|text| text.len()).unwrap_err().to_string();
+            assert!(error.contains("expected at most") && error.contains("MiB of text"), "{error}");
+        }
+    }
+}
