@@ -6,6 +6,7 @@ mod cluster;
 mod compare;
 mod data;
 mod demo;
+mod eval_accuracy;
 mod eval_loss;
 mod eval_mmlu;
 mod export;
@@ -65,6 +66,8 @@ pub enum Command {
 pub enum Eval {
     /// Accuracy on MMLU's multiple-choice questions
     Mmlu(eval_mmlu::Arguments),
+    /// Accuracy on records, or on multiple-choice questions, by category
+    Accuracy(Box<eval_accuracy::Arguments>),
     /// Loss on records, by category
     Loss(eval_loss::Arguments),
 }
@@ -97,6 +100,7 @@ impl Command {
             Self::Heterogeneity(arguments) => heterogeneity::run(arguments),
             Self::Analyze(arguments) => analyze::run(arguments),
             Self::Eval(Eval::Mmlu(arguments)) => eval_mmlu::run(arguments),
+            Self::Eval(Eval::Accuracy(arguments)) => eval_accuracy::run(*arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),
             Self::Merge(arguments) => merge::run(arguments),

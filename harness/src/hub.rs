@@ -32,7 +32,7 @@ fn cache_folder(hf_home: Option<String>, home: Option<PathBuf>) -> Result<PathBu
 }
 
 /// Whether this looks like `org/name`: one slash, and the characters that the hub allows.
-fn is_hub_name(model: &str) -> bool {
+pub fn is_hub_name(model: &str) -> bool {
     let part = |part: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)

@@ -1,5 +1,7 @@
 //! The binary as its users meet it, on the tiny models of the runtime's golden cases.
 
+#[path = "cli/accuracy.rs"]
+mod accuracy;
 #[path = "cli/analyze.rs"]
 mod analyze;
 #[path = "cli/bad_input.rs"]

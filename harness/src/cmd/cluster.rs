@@ -120,7 +120,7 @@ fn lines_name(path: &Path) -> Option<OsString> {
 /// Copies a file of records, each with its cluster, and returns their number.
 fn label(from: &Path, to: &Path, clusters: &[usize]) -> Result<usize> {
     let file = JsonFile::read(from)?;
-    let mut text = Vec::with_capacity(file.len() + 16 * clusters.len());
+    let mut text = Vec::with_capacity(file.bytes() + 16 * clusters.len());
     let mut count = 0;
     for ((number, line), cluster) in file.json_lines().zip(clusters) {
         let at = || format!("{}:{number}", from.display());

@@ -21,7 +21,7 @@ pub struct Arguments {
     model: ModelArgs,
     #[command(flatten, next_help_heading = "Adapter")]
     adapter: AdapterArgs,
-    /// MMLU's folder: the original distribution (dev/, test/), or what `hydra fetch mmlu` wrote
+    /// MMLU's folder: the original distribution (dev/, test/), what `hydra fetch mmlu` wrote, or cais/mmlu's Parquet files or name
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     data: PathBuf,
     /// Number of exemplars in each prompt, from dev/

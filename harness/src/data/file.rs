@@ -53,7 +53,7 @@ impl JsonFile {
     }
 
     /// Number of bytes of the whole text.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 

@@ -67,7 +67,7 @@ impl Reading<'_> {
     pub fn read_with_remarks(self, path: &Path) -> Result<(Vec<Record>, Vec<String>)> {
         let name = path.display();
         let file = JsonFile::read(path)?;
-        let mut progress = (file.len() > LARGE).then(|| Progress::new("bytes", file.len() as u64, 0));
+        let mut progress = (file.bytes() > LARGE).then(|| Progress::new("bytes", file.bytes() as u64, 0));
         let (mut records, mut twice, mut empty) = (Vec::new(), Unusual::default(), Unusual::default());
         let mut first: Option<(Format, usize)> = None;
         for (number, value) in file.items() {
@@ -103,10 +103,14 @@ impl Reading<'_> {
         Ok((records, remarks.into_iter().flatten().collect()))
     }
 
-    fn record(self, object: &Map<String, Value>) -> Result<Record> {
-        let category = optional(object, CATEGORY)?;
-        let field = self.label_field;
-        let label = if field == CATEGORY { category.clone() } else { label(object, field)? };
+    /// The label of an object, if it has one.
+    pub fn label(self, object: &Map<String, Value>) -> Result<Option<String>> {
+        if self.label_field == CATEGORY { optional(object, CATEGORY) } else { label(object, self.label_field) }
+    }
+
+    /// A record, without its place.
+    pub fn record(self, object: &Map<String, Value>) -> Result<Record> {
+        let (category, label) = (optional(object, CATEGORY)?, self.label(object)?);
         let (format, content) = Content::parse(object, self.format)?;
         Ok(Record { format, content, category, label, place: String::new() })
     }

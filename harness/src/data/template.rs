@@ -50,7 +50,33 @@ impl Template {
 
     /// The tokens of an instruction, without an answer.
     pub fn prompt(&self, instruction: &str) -> Result<Vec<u32>> {
-        let texts = self.instruction.render(instruction, "", "", None)?;
+        self.source(&self.instruction.render(instruction, "", "", None)?)
+    }
+
+    /// A record as a question: the tokens of its prompt, and the right answer. Of a conversation, that is the assistant's last
+    /// message. Fails for a text, which has no answer.
+    pub fn question(&self, record: &Record) -> Result<(Vec<u32>, String)> {
+        match &record.content {
+            Content::Instruction { instruction, input, response } => {
+                let texts = self.instruction.render(instruction, input, "", record.category.as_deref())?;
+                Ok((self.source(&texts)?, response.clone()))
+            }
+            Content::Conversation(messages) => {
+                let last = messages.iter().rposition(|message| message.role == "assistant");
+                let last = last.context("expected a message of the assistant")?;
+                let prompt = self.chat()?.prompt(&messages[..last])?;
+                Ok((self.tokenizer.encode_prompt(&prompt)?, messages[last].content.clone()))
+            }
+            Content::Text(_) => bail!("expected a record with an answer, found a text"),
+        }
+    }
+
+    /// The tokenizer that the templates were made for.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    fn source(&self, texts: &Texts) -> Result<Vec<u32>> {
         let end = self.tokenizer.eos().filter(|_| texts.source_end);
         Ok(self.tokenizer.encode_prompt(&texts.source)?.into_iter().chain(end).collect())
     }

@@ -3,6 +3,7 @@
 use super::support::{Scratch, golden, hydra, json, succeeds};
 use serde_json::Value;
 use std::fs;
+use std::path::Path;
 
 fn case(method: &str) -> String {
     let case = golden(method);
@@ -65,6 +66,20 @@ fn mmlu_reports_and_predictions() {
         );
         assert_eq!(first["scores"].as_array().unwrap().len(), 4);
     }
+}
+
+#[test]
+fn mmlu_in_parquet_is_mmlu() {
+    let scratch = Scratch::new("mmlu-parquet");
+    scratch.write("csv/test/anatomy_test.csv", QUESTIONS.lines().take(2).collect::<Vec<_>>().join("\n"));
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/parquet/mmlu");
+    scratch.write("hf/all/test-00000-of-00001.parquet", fs::read(file).unwrap());
+    let lines = |data: &str| {
+        let file = scratch.path("p.jsonl");
+        succeeds(&format!("eval mmlu {} --data {} --predictions {file}", case("hydra"), scratch.path(data)));
+        fs::read_to_string(file).unwrap()
+    };
+    assert_eq!(lines("hf"), lines("csv"));
 }
 
 #[test]

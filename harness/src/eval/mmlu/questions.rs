@@ -1,18 +1,27 @@
-//! MMLU's files: the folders of the original distribution, or one file of JSON lines.
+//! MMLU's files: the folders of the original distribution, one file of JSON lines, or the data set cais/mmlu of the Hugging Face
+//! hub.
 //!
 //! ```text
 //! DIR/test/{subject}_test.csv, DIR/dev/{subject}_dev.csv     no header: question, A, B, C, D, answer letter
 //! DIR/mmlu.jsonl                                             {"split": "test" or "dev", "subject", "question", "choices": [4], "answer": "A"}
+//! DIR/test-*.parquet, DIR/dev-*.parquet, or in DIR/all/      {"subject", "question", "choices": [4], "answer": 0}
+//! cais/mmlu                                                  the same, downloaded
 //! ```
+//! A single file may be either of the last two; what names no split is to be asked.
 //! `dev` has the exemplars; it is read only if `--shots` asks for them.
 
 use super::LETTERS;
 use crate::data::file::{JsonFile, bad_json};
+use crate::hub::{is_hub_name, locate_data};
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The questions to ask, and the exemplars.
+const TEST: &str = "test";
+const DEV: &str = "dev";
 
 /// The file of JSON lines in a folder.
 pub const JSON_LINES: &str = "mmlu.jsonl";
@@ -54,6 +63,24 @@ pub struct Line {
     pub answer: String,
 }
 
+/// A question as it is read.
+#[derive(Deserialize)]
+struct Row {
+    split: Option<String>,
+    subject: String,
+    question: String,
+    choices: [String; 4],
+    answer: Answer,
+}
+
+/// A letter, or an index from 0.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Letter(String),
+    Index(i64),
+}
+
 /// Which questions to take.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -69,13 +96,19 @@ pub struct Selection {
 pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
     let name = path.display();
     let mut subjects = if path.is_file() {
-        read_lines(path)?
+        read_lines(&[(TEST, path.to_path_buf())])?
     } else if path.join("test").is_dir() {
         read_folders(path, selection)?
     } else if path.join(JSON_LINES).is_file() {
-        read_lines(&path.join(JSON_LINES))?
+        read_lines(&[(TEST, path.join(JSON_LINES))])?
+    } else if let Some(files) = parquet_files(path)? {
+        read_lines(&files)?
     } else if path.is_dir() {
-        bail!("{name}: expected a folder test/ of CSV files, or {JSON_LINES}; `hydra fetch mmlu` writes the latter");
+        bail!(
+            "{name}: expected a folder test/ of CSV files, {JSON_LINES}, or test-*.parquet; `hydra fetch mmlu` writes the second"
+        );
+    } else if path.to_str().is_some_and(is_hub_name) {
+        read_lines(&download(&name.to_string(), selection.shots > 0)?)?
     } else {
         bail!("{name}: no such folder or file; `hydra fetch mmlu` writes a folder");
     };
@@ -152,24 +185,61 @@ fn read_csv(path: &Path) -> Result<Vec<Question>> {
     Ok(questions)
 }
 
-fn read_lines(path: &Path) -> Result<BTreeMap<String, Subject>> {
-    let name = path.display();
-    let file = JsonFile::read(path)?;
+/// Reads files of rows, each of the split that its rows name, or else of its own.
+fn read_lines(files: &[(&str, PathBuf)]) -> Result<BTreeMap<String, Subject>> {
     let mut subjects: BTreeMap<String, Subject> = BTreeMap::new();
-    for (number, line) in file.items() {
-        let at = || format!("{name}:{number}");
-        let line: Line = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
-        let answer = letter(&line.answer).with_context(at)?;
-        let subject = subjects.entry(line.subject.clone()).or_default();
-        let questions = match line.split.as_str() {
-            "test" => &mut subject.test,
-            "dev" => &mut subject.dev,
-            other => bail!("{name}:{number}: split: expected \"test\" or \"dev\", found \"{}\"", printable(other)),
-        };
-        questions.push(Question { question: line.question, choices: line.choices, answer });
-        subject.name = line.subject;
+    for (split, path) in files {
+        let file = JsonFile::read(path)?;
+        for (number, line) in file.items() {
+            let at = || format!("{}:{number}", path.display());
+            let row: Row = serde_json::from_slice(line).map_err(|e| bad_json(&e)).with_context(at)?;
+            let answer = match row.answer {
+                Answer::Letter(text) => letter(&text),
+                Answer::Index(index) => usize::try_from(index)
+                    .ok()
+                    .filter(|&index| index < LETTERS.len())
+                    .with_context(|| format!("answer: expected 0 to 3, found {index}")),
+            };
+            let answer = answer.with_context(at)?;
+            let subject = subjects.entry(row.subject.clone()).or_default();
+            let questions = match row.split.as_deref().unwrap_or(split) {
+                TEST => &mut subject.test,
+                DEV => &mut subject.dev,
+                other => bail!("{}: split: expected \"test\" or \"dev\", found \"{}\"", at(), printable(other)),
+            };
+            questions.push(Question { question: row.question, choices: row.choices, answer });
+            subject.name = row.subject;
+        }
     }
     Ok(subjects)
+}
+
+/// The Parquet files of both splits in a folder, or in its folder `all`; `None` if it has no test questions.
+fn parquet_files(path: &Path) -> Result<Option<Vec<(&'static str, PathBuf)>>> {
+    for folder in [path.to_path_buf(), path.join("all")].iter().filter(|folder| folder.is_dir()) {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let file = entry.with_context(|| folder.display().to_string())?.path();
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let own = [TEST, DEV].into_iter().find(|split| name.starts_with(split) && name.ends_with(".parquet"));
+            files.extend(own.map(|split| (split, file.clone())));
+        }
+        if files.iter().any(|(split, _)| *split == TEST) {
+            files.sort();
+            return Ok(Some(files));
+        }
+    }
+    Ok(None)
+}
+
+/// The files of a data set on the hub.
+fn download(name: &str, shots: bool) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut files = Vec::new();
+    for split in [DEV, TEST].into_iter().filter(|split| shots || *split == TEST) {
+        let own = locate_data(&[PathBuf::from(format!("{name}:all/{split}"))])?;
+        files.extend(own.into_iter().map(|file| (split, file)));
+    }
+    Ok(files)
 }
 
 fn letter(text: &str) -> Result<usize> {
@@ -209,5 +279,15 @@ mod tests {
             .unwrap();
         assert_eq!(read(&lines, &selection(0)).unwrap()[0].test[0].answer, 3);
         assert!(read(&lines, &selection(1)).is_err());
+        // Rows as those of cais/mmlu, in files of their splits.
+        let row = r#"{"question":"q","subject":"s","choices":["a","b","c","d"],"answer":2}"#;
+        fs::create_dir_all(dir.join("hf/all")).unwrap();
+        fs::write(dir.join("hf/all/test-00000-of-00001.parquet"), row).unwrap();
+        fs::write(dir.join("hf/all/dev-00000-of-00001.parquet"), row.replace("2}", "1}")).unwrap();
+        let subject = &read(&dir.join("hf"), &selection(1)).unwrap()[0];
+        assert_eq!((subject.test[0].answer, subject.dev[0].answer), (2, 1));
+        fs::write(&lines, row.replace("2}", "4}")).unwrap();
+        let error = format!("{:#}", read(&lines, &selection(0)).unwrap_err());
+        assert!(error.ends_with("m.jsonl:1: answer: expected 0 to 3, found 4"), "{error}");
     }
 }

@@ -1,0 +1,114 @@
+//! `hydra eval accuracy`: generated answers, or choices, against those of records.
+
+use super::adapter::AdapterArgs;
+use crate::data::encode::EncodingArgs;
+use crate::data::format::Format;
+use crate::data::records::{CATEGORY, Reading};
+use crate::data::template::Template;
+use crate::device::{ModelArgs, on_device};
+use crate::eval::accuracy::answer::{Generation, Setting};
+use crate::eval::accuracy::metric::Metric;
+use crate::eval::accuracy::questions::{self, Selection};
+use crate::eval::accuracy::report::Report;
+use crate::hub::locate_file;
+use crate::options::Count;
+use crate::output::{self, writable};
+use anyhow::{Result, bail};
+use clap::Args;
+use hydra_runtime::backend::Backend;
+use hydra_runtime::model::Model;
+use std::path::PathBuf;
+
+/// Options of `eval accuracy`.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten, next_help_heading = "Adapter")]
+    adapter: AdapterArgs,
+    /// Records as for finetune, or questions with choices as ARC, HellaSwag, PIQA, BoolQ and MMLU have them
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    data: PathBuf,
+    /// Prompt template for instructions: plain, official, alpaca, chat, or a Jinja file [default: plain]
+    ///
+    /// Questions with choices have prompts of their own, as in lm-evaluation-harness, unless this is given.
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
+    template: Option<String>,
+    /// Jinja file to render conversations with [default: the model's own chat template]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    chat_template: Option<PathBuf>,
+    /// Format of the records, where their keys fit several [default: the one that the keys tell]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Data")]
+    data_format: Option<Format>,
+    /// What counts [default: choice for questions with choices, else exact]
+    #[arg(long, value_enum, help_heading = "Evaluation")]
+    metric: Option<Metric>,
+    /// Compare only what follows the last TEXT in an answer, as "####" in GSM8K's
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Evaluation")]
+    after: Option<String>,
+    /// The most questions per category
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    limit: Option<Count>,
+    /// Maximum number of tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = Count::new(256), help_heading = "Generation")]
+    max_tokens: Count,
+    /// End an answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Generation")]
+    stop: Vec<String>,
+    /// Answers generated at once
+    #[arg(long, value_name = "N", default_value_t = Count::new(8), help_heading = "Generation")]
+    batch: Count,
+    /// Write the result to a JSON file as well
+    #[arg(long, value_name = "FILE.json", help_heading = "Output")]
+    json: Option<PathBuf>,
+    /// Write a line of JSON per question
+    #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
+    predictions: Option<PathBuf>,
+}
+
+/// Asks the questions and shows the accuracy.
+pub fn run(arguments: Arguments) -> Result<()> {
+    if let (Some(json), Some(predictions)) = (&arguments.json, &arguments.predictions)
+        && output::same_place(json, predictions)
+    {
+        bail!("--json and --predictions are both {}: give two files", json.display());
+    }
+    writable(arguments.json.as_ref())?;
+    writable(arguments.predictions.as_ref())?;
+    on_device!(arguments.model.device, device => run_on(device, arguments))
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
+    let checkpoint = arguments.model.checkpoint()?;
+    let adapter = arguments.adapter.load(checkpoint.config())?;
+    let label_field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(CATEGORY);
+    let reading = Reading { label_field, format: arguments.data_format };
+    let limit = arguments.limit.map(Count::get);
+    let selection = Selection { reading, metric: arguments.metric, limit };
+    let (questions, metric) = questions::read(&locate_file(&arguments.data)?, &selection)?;
+    let templated = arguments.template.is_some();
+    let encoding = EncodingArgs {
+        template: arguments.template,
+        chat_template: arguments.chat_template,
+        ..EncodingArgs::default()
+    };
+    let template = Template::new(&encoding, &checkpoint.tokenizer()?)?;
+    let model = Model::load(device, &checkpoint)?;
+    let generation = Generation {
+        max_tokens: arguments.max_tokens.get(),
+        stop: arguments.stop,
+        after: arguments.after,
+        batch: arguments.batch.get(),
+    };
+    let setting =
+        Setting { model: &model, adapter: adapter.as_ref(), template: &template, templated, metric, generation };
+    let outcome = setting.answer(&questions)?;
+    let report = Report::new(&outcome, metric);
+    let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    let text: String = lines.into_iter().map(|line| line + "\n").collect();
+    // Each is written even if another fails: it took long to compute.
+    let predictions = arguments.predictions.map_or(Ok(()), |path| output::write(&path, &text));
+    let json = arguments.json.map_or(Ok(()), |path| output::write_json(&path, &report));
+    output::print(report.table())?;
+    predictions.and(json)
+}

@@ -1,0 +1,153 @@
+//! Scores overall and by category, with standard errors: the standard deviation of the questions' scores over √n; for the mean
+//! over categories, √(Σ σ²) / categories.
+
+use super::answer::{Outcome, Prediction};
+use super::metric::Metric;
+use crate::output::printable;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The mean of some questions' scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Score {
+    /// Number of questions.
+    pub questions: usize,
+    /// Mean score.
+    pub accuracy: f64,
+    /// Its standard error.
+    pub stderr: f64,
+    /// The same by log-likelihood per character.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy_norm: Option<f64>,
+    /// Its standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_norm: Option<f64>,
+}
+
+/// What `--json` writes.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What counts.
+    pub metric: Metric,
+    /// Over all questions.
+    #[serde(flatten)]
+    pub all: Score,
+    /// Mean of the categories' accuracies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy_macro: Option<f64>,
+    /// Its standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_macro: Option<f64>,
+    /// By category; questions without one count in all alone.
+    pub categories: BTreeMap<String, Score>,
+    /// Wall-clock time of answering.
+    pub seconds: f64,
+    /// Tokens of the prompts and answers.
+    pub tokens: usize,
+}
+
+impl Report {
+    /// Adds up an outcome.
+    pub fn new(outcome: &Outcome, metric: Metric) -> Self {
+        let mut groups: BTreeMap<&String, Vec<&Prediction>> = BTreeMap::new();
+        for prediction in &outcome.predictions {
+            if let Some(category) = &prediction.category {
+                groups.entry(category).or_default().push(prediction);
+            }
+        }
+        let categories: BTreeMap<String, Score> =
+            groups.into_iter().map(|(name, own)| (name.clone(), Score::of(own))).collect();
+        let count = categories.len() as f64;
+        let over = |of: &dyn Fn(&Score) -> f64| categories.values().map(of).sum::<f64>();
+        let several = categories.len() > 1;
+        Self {
+            metric,
+            all: Score::of(outcome.predictions.iter().collect()),
+            accuracy_macro: several.then(|| over(&|score| score.accuracy) / count),
+            stderr_macro: several.then(|| over(&|score| score.stderr * score.stderr).sqrt() / count),
+            seconds: outcome.seconds,
+            tokens: outcome.tokens,
+            categories,
+        }
+    }
+
+    /// A line per category, the mean over them and all questions.
+    pub fn table(&self) -> String {
+        let norm = self.all.accuracy_norm.is_some();
+        let what = if self.metric == Metric::F1 { "F1" } else { "accuracy" };
+        let mut text = format!("{:<38} {:>9} {:>15}", "category", "questions", format!("{what} %"));
+        text += &if norm { format!(" {:>15}\n", "per character %") } else { "\n".into() };
+        let value = |mean: f64, stderr: f64| format!("{:>8.2} ± {:<4.2}", 100.0 * mean, 100.0 * stderr);
+        let mut line = |name: &str, score: &Score| {
+            text += &format!("{name:<38} {:>9} {}", score.questions, value(score.accuracy, score.stderr));
+            if let (Some(mean), Some(stderr)) = (score.accuracy_norm, score.stderr_norm) {
+                text += &format!(" {}", value(mean, stderr));
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        };
+        for (name, score) in &self.categories {
+            line(&printable(name), score);
+        }
+        if let (Some(accuracy), Some(stderr)) = (self.accuracy_macro, self.stderr_macro) {
+            let questions = self.categories.values().map(|score| score.questions).sum();
+            let mean = Score { questions, accuracy, stderr, ..Score::default() };
+            line("macro (mean of categories)", &mean);
+        }
+        line("all", &self.all);
+        text
+    }
+}
+
+impl Score {
+    fn of(predictions: Vec<&Prediction>) -> Self {
+        let (accuracy, stderr) = mean(predictions.iter().map(|prediction| prediction.score).collect());
+        let norm: Option<Vec<f64>> = predictions.iter().map(|prediction| prediction.score_norm).collect();
+        let norm = norm.filter(|norm| !norm.is_empty()).map(mean);
+        Self {
+            questions: predictions.len(),
+            accuracy,
+            stderr,
+            accuracy_norm: norm.map(|(mean, _)| mean),
+            stderr_norm: norm.map(|(_, stderr)| stderr),
+        }
+    }
+}
+
+/// A mean and its standard error.
+fn mean(scores: Vec<f64>) -> (f64, f64) {
+    let count = scores.len().max(1) as f64;
+    let mean = scores.iter().sum::<f64>() / count;
+    let squares: f64 = scores.iter().map(|score| (score - mean).powi(2)).sum();
+    (mean, (squares / (count - 1.0).max(1.0) / count).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_and_errors() {
+        let one = |category: &str, score: f64| Prediction {
+            at: "f:1".into(),
+            category: Some(category.into()),
+            answer: String::new(),
+            prediction: String::new(),
+            score,
+            score_norm: None,
+            log_likelihoods: None,
+        };
+        let predictions = vec![one("a", 1.0), one("a", 0.0), one("a", 1.0), one("b", 0.0), one("b", 0.0)];
+        let report = Report::new(&Outcome { predictions, tokens: 9, seconds: 1.0 }, Metric::Exact);
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        close(report.all.accuracy, 0.4);
+        // √(p (1 − p) / (n − 1)), as for a proportion.
+        close(report.all.stderr, (0.4 * 0.6 / 4.0f64).sqrt());
+        close(report.accuracy_macro.unwrap(), 1.0 / 3.0);
+        let third = report.categories["a"].stderr;
+        close(third, (2.0 / 9.0 / 2.0f64).sqrt());
+        close(report.stderr_macro.unwrap(), third / 2.0);
+        let table = report.table();
+        assert!(table.contains("macro") && table.ends_with("± 24.49\n"), "{table}");
+    }
+}

@@ -1,0 +1,159 @@
+//! `eval accuracy`: generated answers and choices.
+
+use super::support::{Scratch, fails, golden, hydra, json, succeeds};
+use serde_json::Value;
+use std::fs;
+
+fn eval(data: &str, more: &str) -> String {
+    format!("eval accuracy --model {} --data {data} {more}", golden("hydra").join("model").display())
+}
+
+fn lines(path: &str) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Answers that the model itself gives are right ones, whatever else is answered beside them.
+#[test]
+fn generated_answers() {
+    let scratch = Scratch::new("generated");
+    let prompts = ["Name", "Add 17 and 25.", "Two tides?", "What is a fish?", "Colour"];
+    let model = golden("hydra").join("model").display().to_string();
+    let answer = |prompt: &str| {
+        let mut command = super::support::command(&format!("generate --model {model} --max-tokens 6 --template plain"));
+        let output = command.args(["--prompt", prompt]).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim_end_matches('\n').to_string()
+    };
+    let record = |(i, prompt): (usize, &&str)| {
+        let completion = if i == 2 { "another answer".into() } else { answer(prompt) };
+        let category = if i < 3 { "x" } else { "y" };
+        serde_json::json!({"prompt": prompt, "completion": completion, "category": category}).to_string()
+    };
+    let records: Vec<String> = prompts.iter().enumerate().map(record).collect();
+    let data = scratch.write("d.jsonl", records.join("\n"));
+    let (file, predictions) = (scratch.path("a.json"), scratch.path("p.jsonl"));
+    let mut found = Vec::new();
+    for batch in [1, 3] {
+        let more = format!("--max-tokens 6 --batch {batch} --json {file} --predictions {predictions}");
+        let table = succeeds(&eval(&data, &more));
+        assert!(table.contains("macro (mean of categories)") && table.contains("accuracy %"), "{table}");
+        let report = json(&file);
+        assert_eq!((report["metric"].as_str(), report["questions"].as_u64()), (Some("exact"), Some(5)));
+        assert_eq!(
+            (report["accuracy"].as_f64(), report["categories"]["y"]["accuracy"].as_f64()),
+            (Some(0.8), Some(1.0))
+        );
+        assert!((report["stderr"].as_f64().unwrap() - 0.2).abs() < 1e-9);
+        found.push(lines(&predictions));
+    }
+    assert_eq!(found[0], found[1]);
+    assert_eq!((found[0][2]["answer"].as_str(), found[0][2]["score"].as_f64()), (Some("another answer"), Some(0.0)));
+    assert!(found[0][0]["at"].as_str().unwrap().ends_with("d.jsonl:1"));
+    // What follows a stop string is not part of an answer.
+    let whole = found[0][0]["prediction"].as_str().unwrap().to_string();
+    let stop = whole.trim().split(' ').next_back().unwrap().to_string();
+    let mut command =
+        super::support::command(&eval(&data, &format!("--max-tokens 6 --limit 1 --predictions {predictions}")));
+    assert!(command.args(["--stop", &stop]).status().unwrap().success());
+    let stopped = lines(&predictions);
+    assert_eq!(stopped.len(), 2);
+    assert_eq!(stopped[0]["prediction"].as_str().unwrap(), &whole[..whole.find(&stop).unwrap()]);
+    for metric in ["contains", "f1"] {
+        succeeds(&eval(&data, &format!("--max-tokens 2 --metric {metric} --json {file}")));
+        assert_eq!(json(&file)["metric"], metric);
+    }
+}
+
+/// The log-likelihood of a choice is minus the loss of the record that ends with it.
+#[test]
+fn choices_by_their_likelihood() {
+    let scratch = Scratch::new("choices");
+    let question = r#"{"question":"What is a fish?","subject":"s","choices":["Tope","Rope it is","Nope"],"answer":0}"#;
+    let predictions = scratch.path("p.jsonl");
+    let run = |data: &str, more: &str| {
+        succeeds(&eval(data, &format!("{more} --predictions {predictions}")));
+        lines(&predictions)
+    };
+    let data = scratch.write("q.jsonl", question);
+    let found = &run(&data, "--template plain")[0];
+    let likelihoods: Vec<f64> =
+        found["log_likelihoods"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    let best = (0..3).max_by(|&a, &b| likelihoods[a].total_cmp(&likelihoods[b])).unwrap();
+    assert_eq!(found["prediction"], ["Tope", "Rope it is", "Nope"][best]);
+    assert_eq!(found["score"].as_f64(), Some(f64::from(u8::from(best == 0))));
+    // The same three as generated answers would be compared: exact takes the text of the right choice.
+    let text = succeeds(&eval(&data, "--metric exact --max-tokens 3"));
+    assert!(text.contains("all") && !text.contains("per character"), "{text}");
+    let all = [
+        question,
+        r#"{"question":"Which?","choices":{"text":["a","b","c","d"],"label":["A","B","C","D"]},"answerKey":"C"}"#,
+        r#"{"goal":"Boil water","sol1":"Fire","sol2":"Ice","label":0}"#,
+        r#"{"passage":"Ice is cold.","question":"is ice cold","answer":true}"#,
+        r#"{"ctx":"A man sits","endings":["up.","down.","in.","out."],"label":"1"}"#,
+    ];
+    let data = scratch.write("all.jsonl", all.join("\n"));
+    let file = scratch.path("a.json");
+    let found = run(&data, &format!("--json {file}"));
+    let counts: Vec<usize> = found.iter().map(|line| line["log_likelihoods"].as_array().unwrap().len()).collect();
+    assert_eq!(counts, [3, 4, 2, 2, 4]);
+    let report = json(&file);
+    assert_eq!((report["metric"].as_str(), report["questions"].as_u64()), (Some("choice"), Some(5)));
+    let mean = found.iter().map(|line| line["score_norm"].as_f64().unwrap()).sum::<f64>() / 5.0;
+    assert!((report["accuracy_norm"].as_f64().unwrap() - mean).abs() < 1e-12);
+}
+
+/// Under the label gate, a record's answer is that of its label's head.
+#[test]
+fn heads_of_labels() {
+    let scratch = Scratch::new("heads");
+    let (model, adapter) = (golden("split").join("model"), golden("split").join("adapter"));
+    let data = golden("split").join("data.jsonl");
+    let line = |more: &str| {
+        let (model, adapter, data) = (model.display(), adapter.display(), data.display());
+        format!("eval accuracy --model {model} --adapter {adapter} --data {data} --max-tokens 4 {more}")
+    };
+    let predictions = scratch.path("p.jsonl");
+    succeeds(&line(&format!("--predictions {predictions}")));
+    let own = lines(&predictions);
+    for line_of in &own {
+        let label = line_of["category"].as_str().unwrap();
+        succeeds(&line(&format!("--label {label} --predictions {predictions}")));
+        let at = |line: &&Value| line["at"] == line_of["at"];
+        assert_eq!(lines(&predictions).iter().find(at), Some(line_of));
+    }
+}
+
+#[test]
+fn questions_that_are_refused() {
+    let scratch = Scratch::new("bad-questions");
+    let refused = |text: &str, more: &str, wanted: &[&str]| {
+        fails(1, &eval(&scratch.write("q.jsonl", text), more), wanted);
+    };
+    let good = r#"{"question":"q","choices":["a","b"],"answer":0}"#;
+    let record = r#"{"prompt":"p","completion":"c"}"#;
+    refused(&format!("{good}\n{record}"), "", &["q.jsonl:2: expected a question with choices"]);
+    refused(record, "--metric choice", &["q.jsonl:1: expected a question with choices"]);
+    refused(
+        &good.replace("0}", "2}"),
+        "",
+        &["q.jsonl:1: \"answer\": expected 0 to 1, a letter or one of the choices, found 2"],
+    );
+    refused(r#"{"text":"t"}"#, "", &["q.jsonl:1: expected a record with an answer, found a text"]);
+    refused(
+        &record.replace("\"p\"", &format!("\"{}\"", "long ".repeat(300))),
+        "",
+        &["q.jsonl:1: expected 1 to 255 tokens"],
+    );
+    refused(
+        &good.replace("\"q\"", &format!("\"{}\"", "long ".repeat(300))),
+        "",
+        &["q.jsonl:1: expected at most 256 tokens"],
+    );
+    refused("{", "", &["q.jsonl:1: invalid JSON"]);
+    refused(record, "--template chat", &["--template chat", "no chat template"]);
+    let same = scratch.path("o.json");
+    fails(1, &eval("q.jsonl", &format!("--json {same} --predictions {same}")), &["--json and --predictions are both"]);
+    fails(2, &eval("q.jsonl", "--metric guess"), &["--metric", "choice", "contains"]);
+    let output = hydra(&eval(&scratch.write("q.jsonl", record), "--stop= --max-tokens 2"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("an empty stop string"));
+}
