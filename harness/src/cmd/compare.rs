@@ -7,7 +7,7 @@ use crate::compare::summary::{About, Summary};
 use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
-use crate::experiment::stage::{Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
+use crate::experiment::stage::{Answers, Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
 use crate::experiment::tune;
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
@@ -32,11 +32,12 @@ pub struct Arguments {
     /// Training records, as for finetune
     #[arg(long, value_name = "FILE", num_args = 1.., required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
-    /// The runs to compare: seeds, [defaults], [[run]], and optionally [tune], [mmlu] and [bootstrap]
+    /// The runs to compare: seeds, [defaults], [[run]], and optionally [tune], [mmlu], [accuracy] and [bootstrap]
     ///
     /// seeds = [..]; [defaults] and [[run]] take any option of finetune, and a [[run]] has a name; [tune] has lr = [..],
-    /// fraction = 0.25, validation = 0.1, seed = 0; [mmlu] has shots = 0, scoring = "letter", limit, subjects; [bootstrap] has
-    /// samples = 2000, seed = 0, level = 0.95.
+    /// fraction = 0.25, validation = 0.1, seed = 0; [mmlu] has shots = 0, scoring = "letter", limit, subjects; [accuracy] has data
+    /// and the options of eval accuracy: metric, after, limit, max-tokens, stop, batch; [bootstrap] has samples = 2000, seed = 0,
+    /// level = 0.95.
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on, overall and by category
@@ -64,6 +65,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
     let questions = arguments.mmlu.as_deref().map(|dir| ask(dir, &plan)).transpose()?;
+    let encoding = &plan.runs[0].spec.data.encoding;
+    let answers = plan.accuracy.as_ref().map(|options| Answers::read(options, encoding)).transpose()?;
     let data = Corpus::new(&arguments.data)?;
     let eval_data = Corpus::new(std::slice::from_ref(&arguments.eval_data))?;
     let inputs = Inputs { plan: &plan, data: &data, eval_data: &eval_data, out };
@@ -82,7 +85,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         }
     }
     let model = Model::load(device, &checkpoint)?;
-    let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions };
+    let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions, answers };
     let _lock = open_folder(out, CONFIG, &arguments.config)?;
     interrupt::listen()?;
     let Some(results) = interrupt::unless_stopped(inputs.results(&stage))? else {
@@ -95,6 +98,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         data: &data.described,
         eval_data: &eval_data.described[0],
         mmlu: stage.questions.is_some().then_some(&plan.mmlu),
+        accuracy: plan.accuracy.as_ref(),
         tune: plan.tune.as_ref(),
     };
     let summary = Summary::new(about, &plan, &results)?;

@@ -6,8 +6,8 @@ use crate::data::format::Format;
 use crate::data::records::{CATEGORY, Reading};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
-use crate::eval::accuracy::answer::{Generation, Setting};
-use crate::eval::accuracy::metric::Metric;
+use crate::eval::accuracy::AccuracyArgs;
+use crate::eval::accuracy::answer::Setting;
 use crate::eval::accuracy::questions::{self, Selection};
 use crate::eval::accuracy::report::Report;
 use crate::hub::locate_file;
@@ -26,9 +26,8 @@ pub struct Arguments {
     model: ModelArgs,
     #[command(flatten, next_help_heading = "Adapter")]
     adapter: AdapterArgs,
-    /// Records as for finetune, or questions with choices as ARC, HellaSwag, PIQA, BoolQ and MMLU have them
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    data: PathBuf,
+    #[command(flatten)]
+    questions: AccuracyArgs,
     /// Prompt template for instructions: plain, official, alpaca, chat, or a Jinja file [default: plain]
     ///
     /// Questions with choices have prompts of their own, as in lm-evaluation-harness, unless this is given.
@@ -40,24 +39,6 @@ pub struct Arguments {
     /// Format of the records, where their keys fit several [default: the one that the keys tell]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Data")]
     data_format: Option<Format>,
-    /// What counts [default: choice for questions with choices, else exact]
-    #[arg(long, value_enum, help_heading = "Evaluation")]
-    metric: Option<Metric>,
-    /// Compare only what follows the last TEXT in an answer, as "####" in GSM8K's
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Evaluation")]
-    after: Option<String>,
-    /// The most questions per category
-    #[arg(long, value_name = "N", help_heading = "Evaluation")]
-    limit: Option<Count>,
-    /// Maximum number of tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = Count::new(256), help_heading = "Generation")]
-    max_tokens: Count,
-    /// End an answer before this text; may be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Generation")]
-    stop: Vec<String>,
-    /// Answers generated at once
-    #[arg(long, value_name = "N", default_value_t = Count::new(8), help_heading = "Generation")]
-    batch: Count,
     /// Write the result to a JSON file as well
     #[arg(long, value_name = "FILE.json", help_heading = "Output")]
     json: Option<PathBuf>,
@@ -83,9 +64,9 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let adapter = arguments.adapter.load(checkpoint.config())?;
     let label_field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(CATEGORY);
     let reading = Reading { label_field, format: arguments.data_format };
-    let limit = arguments.limit.map(Count::get);
-    let selection = Selection { reading, metric: arguments.metric, limit };
-    let (questions, metric) = questions::read(&locate_file(&arguments.data)?, &selection)?;
+    let asked = &arguments.questions;
+    let selection = Selection { reading, metric: asked.metric, limit: asked.limit.map(Count::get) };
+    let (questions, metric) = questions::read(&locate_file(&asked.data)?, &selection)?;
     let templated = arguments.template.is_some();
     let encoding = EncodingArgs {
         template: arguments.template,
@@ -94,12 +75,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     };
     let template = Template::new(&encoding, &checkpoint.tokenizer()?)?;
     let model = Model::load(device, &checkpoint)?;
-    let generation = Generation {
-        max_tokens: arguments.max_tokens.get(),
-        stop: arguments.stop,
-        after: arguments.after,
-        batch: arguments.batch.get(),
-    };
+    let generation = &asked.generation();
     let setting =
         Setting { model: &model, adapter: adapter.as_ref(), template: &template, templated, metric, generation };
     let outcome = setting.answer(&questions)?;

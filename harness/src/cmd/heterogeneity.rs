@@ -58,6 +58,9 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     if plan.tune.is_some() {
         bail!("{}: [tune] is for compare: give each run the lr that compare chose", arguments.config.display());
     }
+    if plan.accuracy.is_some() {
+        bail!("{}: [accuracy] is for compare: leave it out", arguments.config.display());
+    }
     let started = check_folder(&arguments.out, CONFIG)?;
     arguments.data = locate_data(&arguments.data)?;
     arguments.eval_data = locate_file(&arguments.eval_data)?;
@@ -88,7 +91,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
     }
     let model = Model::load(device, &checkpoint)?;
-    let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None };
+    let stage =
+        Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None, answers: None };
     let _lock = open_folder(out, CONFIG, &arguments.config)?;
     let files = write_draws(&draws, &plan.seeds, &arguments.data, out)?;
     interrupt::listen()?;

@@ -1,6 +1,8 @@
 //! From runs to a table: means over seeds, and paired differences to the first row.
 
 use super::results::Results;
+use crate::eval::accuracy::AccuracyArgs;
+use crate::eval::accuracy::report::{Report, Score};
 use crate::eval::loss::EvalLoss;
 use crate::experiment::measure::Accuracy;
 use crate::experiment::plan::{Mmlu, Plan, Tune};
@@ -17,6 +19,9 @@ use std::collections::BTreeMap;
 /// Heading of the columns with differences.
 pub const DIFFERENCE: &str = "vs first run";
 
+/// Heading of the column with the accuracy on `[accuracy]`'s records.
+pub const ACCURACY: &str = "accuracy %";
+
 /// What the table is about.
 #[derive(Clone, Serialize)]
 pub struct About<'a> {
@@ -30,6 +35,9 @@ pub struct About<'a> {
     pub eval_data: &'a Value,
     /// How MMLU's questions are asked.
     pub mmlu: Option<&'a Mmlu>,
+    /// Which records are answered, and what counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<&'a AccuracyArgs>,
     /// How learning rates were chosen.
     pub tune: Option<&'a Tune>,
 }
@@ -57,6 +65,9 @@ pub struct Base<'a> {
     pub loss: &'a Option<EvalLoss>,
     /// Accuracy on MMLU.
     pub mmlu: Option<Accuracy>,
+    /// Accuracy on the records of `[accuracy]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<&'a Report>,
 }
 
 /// A run.
@@ -122,7 +133,8 @@ impl<'a> Summary<'a> {
                 peak_bytes: seeds.iter().filter_map(|f| f.found.peak_bytes).max(),
             });
         }
-        let base = Base { loss: &results.base.found.eval_loss, mmlu: results.base.found.mmlu };
+        let base = &results.base.found;
+        let base = Base { loss: &base.eval_loss, mmlu: base.mmlu, accuracy: base.accuracy.as_ref() };
         Ok(Self { about, seeds: &plan.seeds, bootstrap: plan.bootstrap, base, rows })
     }
 
@@ -134,7 +146,11 @@ impl<'a> Summary<'a> {
     /// The main table: head and lines.
     pub fn main_table(&self) -> (Vec<String>, Vec<Vec<String>>) {
         let asked = self.base.mmlu.is_some();
+        let answered = self.base.accuracy.is_some();
         let mut head = vec!["run", "trainable", "share %", "lr", "loss", DIFFERENCE];
+        if answered {
+            head.extend([ACCURACY, DIFFERENCE]);
+        }
         if asked {
             head.extend(["MMLU micro %", DIFFERENCE, "MMLU macro %", DIFFERENCE]);
         }
@@ -142,6 +158,9 @@ impl<'a> Summary<'a> {
         let dash = || "–".to_string();
         let base = self.base.loss.as_ref().map_or(f64::NAN, |eval_loss| eval_loss.all.loss);
         let mut cells = vec!["no adapter".to_string(), "0".into(), "0".into(), dash(), format!("{base:.4}"), dash()];
+        if let Some(accuracy) = &self.base.accuracy {
+            cells.extend([percent(accuracy.all.accuracy), dash()]);
+        }
         if let Some(mmlu) = &self.base.mmlu {
             cells.extend([percent(mmlu.micro), dash(), percent(mmlu.r#macro), dash()]);
         }
@@ -157,14 +176,21 @@ impl<'a> Summary<'a> {
                 }),
             ];
             match &row.scores {
-                None => cells.extend(std::iter::repeat_n("diverged".to_string(), if asked { 6 } else { 2 })),
+                None => {
+                    let columns = 2 + if answered { 2 } else { 0 } + if asked { 4 } else { 0 };
+                    cells.extend(std::iter::repeat_n("diverged".to_string(), columns));
+                }
                 Some(scores) => {
                     let of = |pick: fn(&Scores<Interval>) -> Option<Interval>| row.difference.as_ref().and_then(pick);
                     cells.push(estimate(&scores.loss, 1.0, 4));
                     cells.push(interval(of(|d| Some(d.loss)), 1.0, 4));
+                    let text =
+                        |estimate_: &Option<Estimate>| estimate_.as_ref().map_or(dash(), |e| estimate(e, 100.0, 2));
+                    if answered {
+                        cells.push(text(&scores.accuracy));
+                        cells.push(interval(of(|d| d.accuracy), 100.0, 2));
+                    }
                     if asked {
-                        let text =
-                            |estimate_: &Option<Estimate>| estimate_.as_ref().map_or(dash(), |e| estimate(e, 100.0, 2));
                         cells.push(text(&scores.mmlu_micro));
                         cells.push(interval(of(|d| d.mmlu_micro), 100.0, 2));
                         cells.push(text(&scores.mmlu_macro));
@@ -179,13 +205,35 @@ impl<'a> Summary<'a> {
         (head.into_iter().map(str::to_owned).collect(), lines)
     }
 
-    /// Loss by category: a line per category, two columns per run but the first.
-    pub fn category_table(&self) -> (Vec<String>, Vec<Vec<String>>) {
+    /// Heading of a table by category: two columns per run but the first.
+    fn category_head(&self) -> Vec<String> {
         let mut head = vec!["category".to_string(), "no adapter".to_string()];
         for (i, row) in self.rows.iter().enumerate() {
             head.push(row.name.to_string());
             head.extend((i > 0).then(|| DIFFERENCE.to_string()));
         }
+        head
+    }
+
+    /// Accuracy by category, where records are answered: a line per category, as in [`Summary::category_table`].
+    pub fn accuracy_table(&self) -> Option<(Vec<String>, Vec<Vec<String>>)> {
+        let base = self.base.accuracy.filter(|base| !base.categories.is_empty())?;
+        let line = |(name, score): (&String, &Score)| {
+            let mut cells = vec![name.clone(), percent(score.accuracy)];
+            for (i, row) in self.rows.iter().enumerate() {
+                let own = row.scores.as_ref().and_then(|scores| scores.accuracy_categories.get(name));
+                cells.push(own.map_or("diverged".into(), |e| estimate(e, 100.0, 2)));
+                let difference = row.difference.as_ref().and_then(|d| d.accuracy_categories.get(name)).copied();
+                cells.extend((i > 0).then(|| interval(difference, 100.0, 2)));
+            }
+            cells
+        };
+        Some((self.category_head(), base.categories.iter().map(line).collect()))
+    }
+
+    /// Loss by category: a line per category, two columns per run but the first.
+    pub fn category_table(&self) -> (Vec<String>, Vec<Vec<String>>) {
+        let head = self.category_head();
         let line = |name: &String| {
             let base = self.base.loss.as_ref().and_then(|eval_loss| eval_loss.categories.get(name));
             let mut cells = vec![name.clone(), base.map_or("–".into(), |loss| format!("{:.4}", loss.loss))];

@@ -15,6 +15,7 @@ use crate::data::encode::Encoder;
 use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::device::ModelArgs;
+use crate::eval::accuracy::report::Report;
 use crate::eval::loss::EvalLoss;
 use crate::options::{Count, Seed};
 use crate::output::printable;
@@ -81,6 +82,9 @@ pub struct Found {
     pub eval_loss: Option<EvalLoss>,
     /// Accuracy on MMLU.
     pub mmlu: Option<Accuracy>,
+    /// Accuracy on the records of `[accuracy]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Report>,
     /// Why there is no loss.
     pub diverged: Option<String>,
 }
@@ -176,7 +180,8 @@ impl Task<'_> {
         let seconds: f64 = trained.steps.iter().map(|step| step.tokens as f64 / step.tokens_per_second).sum();
         let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
         let eval_data = prepared.eval_data.as_ref().context("a run without an eval set")?;
-        let Measured { eval_loss, mmlu, mut details } = measure(stage, Some(&trained.adapter), eval_data, self.ask)?;
+        let Measured { eval_loss, mmlu, accuracy, mut details } =
+            measure(stage, Some(&trained.adapter), eval_data, self.ask)?;
         details.training = trained.steps.iter().map(|step| step.loss).collect();
         let loss = eval_loss.all.loss;
         let found = Found {
@@ -186,6 +191,7 @@ impl Task<'_> {
             diverged: (!loss.is_finite()).then(|| format!("the eval loss is {loss}")),
             eval_loss: loss.is_finite().then_some(eval_loss),
             mmlu,
+            accuracy,
             ..found(&prepared, command)
         };
         keep(&self.dir, inputs, Finished { found, details })
@@ -226,12 +232,12 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
     let data = encoder
         .encode(&Reading::new(encoding.data_format).read(path)?, &[])
         .with_context(|| path.display().to_string())?;
-    let Measured { eval_loss, mmlu, details } = measure(stage, None, &data, true)?;
+    let Measured { eval_loss, mmlu, accuracy, details } = measure(stage, None, &data, true)?;
     if !eval_loss.all.loss.is_finite() {
         let loss = eval_loss.all.loss;
         bail!("{}: the model's loss is {loss}: the model has values that are not finite", path.display());
     }
-    let found = Found { eval_loss: Some(eval_loss), mmlu, ..Found::default() };
+    let found = Found { eval_loss: Some(eval_loss), mmlu, accuracy, ..Found::default() };
     folder::make(dir)?;
     keep(dir, inputs, Finished { found, details })
 }
@@ -247,7 +253,11 @@ fn shared_inputs<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, ask: bool
         ("eval-data", json!(eval_data.digests())),
         ("mmlu", json!(questions)),
     ];
-    inputs.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    let mut inputs: Settings = inputs.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    if let Some(answers) = stage.answers.as_ref().filter(|_| ask) {
+        inputs.insert("accuracy".into(), answers.inputs.clone());
+    }
+    inputs
 }
 
 fn keep(dir: &Path, inputs: Settings, finished: Finished) -> Result<Finished> {

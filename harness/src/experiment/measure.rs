@@ -1,7 +1,10 @@
 //! The loss and accuracy of one adapter, overall, and by record and question.
 
-use super::stage::Stage;
+use super::stage::{Answers, Stage};
 use crate::data::encode::Encoded;
+use crate::data::template::Template;
+use crate::eval::accuracy;
+use crate::eval::accuracy::answer::{Outcome, Setting};
 use crate::eval::loss::{self, EvalLoss};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
@@ -36,6 +39,12 @@ pub struct Details {
     pub subjects: Vec<String>,
     /// Whether its answer is right: 0 or 1.
     pub correct: Vec<u8>,
+    /// The score of each answer, from 0 to 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<f64>,
+    /// Its category.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answer_categories: Vec<Option<String>>,
     /// Training loss by step.
     pub training: Vec<f64>,
 }
@@ -46,6 +55,8 @@ pub struct Measured {
     pub eval_loss: EvalLoss,
     /// Accuracy on MMLU, if the questions were asked.
     pub mmlu: Option<Accuracy>,
+    /// Accuracy on the records of `[accuracy]`, if there are any.
+    pub accuracy: Option<accuracy::report::Report>,
     /// By record and by question.
     pub details: Details,
 }
@@ -64,7 +75,7 @@ pub fn measure<B: Backend>(
     let eval_loss = EvalLoss::of(&losses, &data.categories);
     if !eval_loss.all.loss.is_finite() {
         // The questions would have no answers, and JSON has no numbers for the records.
-        return Ok(Measured { eval_loss, mmlu: None, details: Details::default() });
+        return Ok(Measured { eval_loss, mmlu: None, accuracy: None, details: Details::default() });
     }
     let mut details = Details {
         nll: losses.iter().map(|loss: &SequenceLoss| loss.nll).collect(),
@@ -81,5 +92,20 @@ pub fn measure<B: Backend>(
         details.subjects = outcome.predictions.iter().map(|p| p.subject.clone()).collect();
         details.correct = outcome.predictions.iter().map(|p| u8::from(p.answer == p.prediction)).collect();
     }
-    Ok(Measured { eval_loss, mmlu, details })
+    let mut accuracy = None;
+    if let Some(answers) = stage.answers.as_ref().filter(|_| ask) {
+        let outcome = answer(stage, adapter, answers)?;
+        accuracy = Some(accuracy::report::Report::new(&outcome, answers.metric));
+        details.answers = outcome.predictions.iter().map(|p| p.score).collect();
+        details.answer_categories = outcome.predictions.into_iter().map(|p| p.category).collect();
+    }
+    Ok(Measured { eval_loss, mmlu, accuracy, details })
+}
+
+fn answer<B: Backend>(stage: &Stage<'_, B>, adapter: Option<&Adapter>, answers: &Answers) -> Result<Outcome> {
+    let Answers { questions, metric, generation, encoding, .. } = answers;
+    let template = Template::new(encoding, &stage.tokenizer)?;
+    let templated = encoding.template.is_some();
+    Setting { model: &stage.model, adapter, template: &template, templated, metric: *metric, generation }
+        .answer(questions)
 }

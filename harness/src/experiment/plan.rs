@@ -16,6 +16,7 @@
 //! rank = 8
 //! ```
 
+use crate::eval::accuracy::AccuracyArgs;
 use crate::eval::mmlu::Scoring;
 use crate::options::{Count, NonNegative};
 use crate::output::printable;
@@ -46,6 +47,8 @@ pub struct Plan {
     pub tune: Option<Tune>,
     /// How MMLU's questions are asked.
     pub mmlu: Mmlu,
+    /// Records whose answers are compared.
+    pub accuracy: Option<AccuracyArgs>,
     /// How intervals are computed.
     pub bootstrap: Bootstrap,
 }
@@ -109,6 +112,7 @@ struct File {
     tune: Option<Spanned<Tune>>,
     #[serde(default)]
     mmlu: Mmlu,
+    accuracy: Option<AccuracyArgs>,
     #[serde(default)]
     bootstrap: Bootstrap,
     run: Vec<Spanned<Table>>,
@@ -122,7 +126,7 @@ impl Plan {
     }
 
     fn parse(toml: TomlFile<'_>) -> Result<Self> {
-        let File { seeds, defaults, tune, mmlu, bootstrap, run } = toml.parse()?;
+        let File { seeds, defaults, tune, mmlu, accuracy, bootstrap, run } = toml.parse()?;
         check_seeds(&seeds).with_context(|| toml.place(&seeds))?;
         let has_lr = defaults.keys().any(|key| key.get_ref() == "lr");
         if let Some(tune) = &tune {
@@ -144,7 +148,8 @@ impl Plan {
         if runs.is_empty() {
             bail!("{}: no [[run]]: expected at least one", toml.path.display());
         }
-        Ok(Self { seeds: seeds.into_inner(), runs, tune: tune.map(Spanned::into_inner), mmlu, bootstrap })
+        let (seeds, tune) = (seeds.into_inner(), tune.map(Spanned::into_inner));
+        Ok(Self { seeds, runs, tune, mmlu, accuracy, bootstrap })
     }
 }
 

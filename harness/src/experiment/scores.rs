@@ -2,6 +2,7 @@
 
 use super::kept::Finished;
 use super::measure::{Accuracy, Details};
+use crate::eval::accuracy::report::Report;
 use crate::eval::loss::EvalLoss;
 use crate::statistics::{Bootstrap, Differences, Estimate, Interval};
 use anyhow::{Result, bail};
@@ -19,6 +20,12 @@ pub struct Scores<T> {
     pub mmlu_micro: Option<T>,
     /// Mean of the accuracies on MMLU's subjects.
     pub mmlu_macro: Option<T>,
+    /// Accuracy on the records of `[accuracy]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<T>,
+    /// The same by category.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub accuracy_categories: BTreeMap<String, T>,
 }
 
 /// Means over seeds; `None` if a seed diverged.
@@ -29,7 +36,15 @@ pub fn scores(seeds: &[Finished]) -> Option<Scores<Estimate>> {
     };
     let mmlu: Option<Vec<Accuracy>> = seeds.iter().map(|f| f.found.mmlu).collect();
     let accuracy = |pick: fn(&Accuracy) -> f64| mmlu.as_ref().map(|all| Estimate::of(all.iter().map(pick).collect()));
+    let answered: Option<Vec<&Report>> = seeds.iter().map(|f| f.found.accuracy.as_ref()).collect();
+    let answered_in = |name: &String| {
+        let own = |report: &&Report| report.categories.get(name).map_or(f64::NAN, |score| score.accuracy);
+        Estimate::of(answered.iter().flatten().map(own).collect())
+    };
+    let answer_categories = answered.iter().flatten().take(1).flat_map(|report| report.categories.keys());
     Some(Scores {
+        accuracy: answered.as_ref().map(|all| Estimate::of(all.iter().map(|report| report.all.accuracy).collect())),
+        accuracy_categories: answer_categories.map(|name| (name.clone(), answered_in(name))).collect(),
         loss: Estimate::of(losses.iter().map(|loss| loss.all.loss).collect()),
         categories: losses[0].categories.keys().map(|name| (name.clone(), of(name))).collect(),
         mmlu_micro: accuracy(|a| a.micro),
@@ -44,7 +59,8 @@ pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Resu
     }
     let reference = &first[0].details;
     let alike = |d: &Details| {
-        (&d.targets, &d.categories, &d.subjects) == (&reference.targets, &reference.categories, &reference.subjects)
+        (&d.targets, &d.categories, &d.subjects, &d.answer_categories)
+            == (&reference.targets, &reference.categories, &reference.subjects, &reference.answer_categories)
     };
     if !own.iter().chain(first).all(|f| alike(&f.details)) {
         bail!("the runs were measured on different records or questions, so they can't be paired");
@@ -57,14 +73,9 @@ pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Resu
     };
     let all: Vec<usize> = (0..weights.len()).collect();
     let Some(loss) = of(&losses, &weights, &[all]) else { return Ok(None) };
-    let mut by_category: BTreeMap<&String, Vec<usize>> = BTreeMap::new();
-    for (i, category) in reference.categories.iter().enumerate() {
-        if let Some(category) = category {
-            by_category.entry(category).or_default().push(i);
-        }
-    }
-    let categories =
-        by_category.into_iter().filter_map(|(name, items)| Some((name.clone(), of(&losses, &weights, &[items])?)));
+    let categories = by_name(&reference.categories)
+        .into_iter()
+        .filter_map(|(name, items)| Some((name.clone(), of(&losses, &weights, &[items])?)));
     let categories = categories.collect();
     let answers: Vec<Vec<f64>> = pairs()
         .map(|(a, b)| a.correct.iter().zip(&b.correct).map(|(&a, &b)| f64::from(a) - f64::from(b)).collect())
@@ -77,7 +88,26 @@ pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Resu
     let subjects: Vec<Vec<usize>> = by_subject.into_values().collect();
     let questions: Vec<usize> = (0..ones.len()).collect();
     let (mmlu_micro, mmlu_macro) = (of(&answers, &ones, &[questions]), of(&answers, &ones, &subjects));
-    Ok(Some(Scores { loss, categories, mmlu_micro, mmlu_macro }))
+    let scores: Vec<Vec<f64>> =
+        pairs().map(|(a, b)| a.answers.iter().zip(&b.answers).map(|(a, b)| a - b).collect()).collect();
+    let ones = vec![1.0; reference.answers.len()];
+    let accuracy = of(&scores, &ones, &[(0..ones.len()).collect()]);
+    let accuracy_categories = by_name(&reference.answer_categories)
+        .into_iter()
+        .filter_map(|(name, items)| Some((name.clone(), of(&scores, &ones, &[items])?)));
+    let accuracy_categories = accuracy_categories.collect();
+    Ok(Some(Scores { loss, categories, mmlu_micro, mmlu_macro, accuracy, accuracy_categories }))
+}
+
+/// The places of each category.
+fn by_name(categories: &[Option<String>]) -> BTreeMap<&String, Vec<usize>> {
+    let mut by_name: BTreeMap<&String, Vec<usize>> = BTreeMap::new();
+    for (i, category) in categories.iter().enumerate() {
+        if let Some(category) = category {
+            by_name.entry(category).or_default().push(i);
+        }
+    }
+    by_name
 }
 
 /// "1.234 ± 0.005", or the mean alone.

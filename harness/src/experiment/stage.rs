@@ -1,9 +1,17 @@
 //! What all runs of an experiment share: the model, the questions, the files of records, and the folder.
 
+use crate::data::encode::EncodingArgs;
 use crate::data::file::JsonFile;
+use crate::data::records::Reading;
 use crate::device::ModelArgs;
+use crate::eval::accuracy::AccuracyArgs;
+use crate::eval::accuracy::answer::Generation;
+use crate::eval::accuracy::metric::Metric;
+use crate::eval::accuracy::questions::{self, Question, Selection};
 use crate::eval::mmlu::Scoring;
 use crate::eval::mmlu::questions::Subject;
+use crate::hub::locate_file;
+use crate::options::Count;
 use crate::run::folder::{Lock, claim, vacant};
 use crate::run::manifest::describe;
 use anyhow::{Context, Result};
@@ -29,6 +37,35 @@ pub struct Stage<'a, B: Backend> {
     pub model: Model<B>,
     /// MMLU's questions, if they are asked.
     pub questions: Option<Questions>,
+    /// Records whose answers are compared, if any.
+    pub answers: Option<Answers>,
+}
+
+/// Records that every run answers.
+pub struct Answers {
+    /// The records.
+    pub questions: Vec<Question>,
+    /// What counts.
+    pub metric: Metric,
+    /// How to generate.
+    pub generation: Generation,
+    /// How records become prompts: as those that all runs are trained on.
+    pub encoding: EncodingArgs,
+    /// The options, and the digest of the file: what the result depends on.
+    pub inputs: Value,
+}
+
+impl Answers {
+    /// Reads the records of `[accuracy]`; `encoding` is that of the runs.
+    pub fn read(options: &AccuracyArgs, encoding: &EncodingArgs) -> Result<Self> {
+        let reading = Reading::new(encoding.data_format);
+        let selection = Selection { reading, metric: options.metric, limit: options.limit.map(Count::get) };
+        let path = locate_file(&options.data)?;
+        let (questions, metric) = questions::read(&path, &selection)?;
+        let mut inputs = serde_json::to_value(options)?;
+        inputs["data"] = describe(&path)?["sha256"].take();
+        Ok(Self { questions, metric, generation: options.generation(), encoding: encoding.clone(), inputs })
+    }
 }
 
 /// The questions that every run is asked.

@@ -54,7 +54,7 @@ fn generated_answers() {
     let stop = whole.trim().split(' ').next_back().unwrap().to_string();
     let mut command =
         super::support::command(&eval(&data, &format!("--max-tokens 6 --limit 1 --predictions {predictions}")));
-    assert!(command.args(["--stop", &stop]).status().unwrap().success());
+    assert!(command.args(["--stop", &stop]).output().unwrap().status.success());
     let stopped = lines(&predictions);
     assert_eq!(stopped.len(), 2);
     assert_eq!(stopped[0]["prediction"].as_str().unwrap(), &whole[..whole.find(&stop).unwrap()]);
@@ -121,6 +121,40 @@ fn heads_of_labels() {
         let at = |line: &&Value| line["at"] == line_of["at"];
         assert_eq!(lines(&predictions).iter().find(at), Some(line_of));
     }
+}
+
+/// Every run answers the records, and differences are paired.
+#[test]
+fn runs_are_compared_by_their_answers() {
+    let scratch = Scratch::new("answers");
+    let data = golden("hydra").join("data.jsonl").display().to_string();
+    let base = "seeds = [1, 2]\n[defaults]\nsteps = 1\nbatch = 2\ntargets = 'q'\n";
+    let table = format!("[accuracy]\ndata = '{data}'\nmetric = 'f1'\nmax-tokens = 4\n");
+    let runs = "[[run]]\nname = 'a'\n[[run]]\nname = 'b'\nlr = 1e-2\n";
+    let out = scratch.path("out");
+    let compare = |config: &str, out: &str| {
+        let config = scratch.write("c.toml", config);
+        let model = golden("hydra").join("model");
+        format!("compare --model {} --data {data} --eval-data {data} --config {config} --out {out}", model.display())
+    };
+    let config = format!("{base}{table}{runs}");
+    let text = succeeds(&compare(&config, &out));
+    assert!(text.contains("accuracy %"), "{text}");
+    let found = json(&format!("{out}/compare.json"));
+    assert_eq!(
+        (found["accuracy"]["metric"].as_str(), found["base"]["accuracy"]["questions"].as_u64()),
+        (Some("f1"), Some(6))
+    );
+    let row = &found["rows"][1];
+    assert!(row["scores"]["accuracy"]["mean"].is_f64() && row["difference"]["accuracy"]["low"].is_f64(), "{row}");
+    let markdown = fs::read_to_string(format!("{out}/compare.md")).unwrap();
+    assert!(markdown.contains("## Accuracy by category"), "{markdown}");
+    assert!(fs::read_to_string(format!("{out}/report.html")).unwrap().contains("Accuracy by category"));
+    // What is finished is taken over, unless other records are answered.
+    assert_eq!(succeeds(&compare(&config, &out)), text);
+    fails(1, &compare(&config.replace("max-tokens = 4", "max-tokens = 5"), &out), &["accuracy"]);
+    fails(1, &compare(&config.replace("'f1'", "'f2'"), &scratch.path("o")), &["c.toml:", "f2"]);
+    fails(1, &compare(&config.replace(&format!("data = '{data}'\n"), ""), &scratch.path("o")), &["c.toml:", "data"]);
 }
 
 #[test]

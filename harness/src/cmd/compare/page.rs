@@ -1,7 +1,7 @@
 //! `compare.md`, the charts, and `report.html`.
 
 use crate::compare::results::Results;
-use crate::compare::summary::{DIFFERENCE, Row, Summary};
+use crate::compare::summary::{ACCURACY, DIFFERENCE, Row, Summary};
 use crate::experiment::scores::{Scores, estimate, interval};
 use crate::experiment::tune::{Trial, Tuned};
 use crate::output::{self, markdown_table};
@@ -31,7 +31,10 @@ pub fn write(out: &Path, summary: &Summary<'_>, results: &Results) -> Result<()>
     report::write_chart(&out.join("training.svg"), &training)?;
     page.section("Training", &figure(&training, "", ""));
     if !summary.categories().is_empty() {
-        page.section("Held-out loss by category", &category_tables(summary));
+        page.section("Held-out loss by category", &category_tables(summary, summary.category_table(), "below"));
+    }
+    if let Some(accuracy) = summary.accuracy_table() {
+        page.section("Accuracy by category, %", &category_tables(summary, accuracy, "above"));
     }
     let tried: Vec<Vec<String>> = tried(summary);
     if !tried.is_empty() {
@@ -72,6 +75,10 @@ fn tiles(page: &mut Page, summary: &Summary<'_>) {
     if let Some(base) = summary.base.loss {
         page.tile("Loss without adapter", &format!("{:.4}", base.all.loss), "held out, nats per token");
     }
+    if let Some(accuracy) = summary.base.accuracy {
+        let asked = format!("{} questions", integer(accuracy.all.questions as u64));
+        page.tile("Accuracy without adapter", &format!("{:.1} %", 100.0 * accuracy.all.accuracy), &asked);
+    }
     if let Some(mmlu) = &summary.base.mmlu {
         let asked = format!("{} questions", integer(mmlu.questions as u64));
         page.tile("MMLU without adapter", &format!("{:.1} %", 100.0 * mmlu.micro), &asked);
@@ -84,7 +91,7 @@ fn main_tables(summary: &Summary<'_>) -> String {
     // A difference belongs to the column before it.
     let is_mmlu = |column: usize| {
         let of = if head[column] == DIFFERENCE { column - 1 } else { column };
-        head[of].starts_with("MMLU")
+        head[of].starts_with("MMLU") || head[of] == ACCURACY
     };
     let all = || head.iter().enumerate().map(|(column, name)| (name.as_str(), column));
     let losses: Vec<_> = all().filter(|(_, column)| !is_mmlu(*column)).collect();
@@ -93,9 +100,8 @@ fn main_tables(summary: &Summary<'_>) -> String {
     columns(&losses, &lines) + &answers
 }
 
-/// Losses, and differences from the first run.
-fn category_tables(summary: &Summary<'_>) -> String {
-    let (head, lines) = summary.category_table();
+/// Losses or accuracies, and differences from the first run; `better` is "above" or "below".
+fn category_tables(summary: &Summary<'_>, (head, lines): (Vec<String>, Vec<Vec<String>>), better: &str) -> String {
     let all = || head.iter().enumerate().map(|(column, name)| (name.as_str(), column));
     let losses: Vec<_> = all().filter(|(name, _)| *name != DIFFERENCE).collect();
     // Each difference under the name of its run, which stands before it.
@@ -107,7 +113,7 @@ fn category_tables(summary: &Summary<'_>) -> String {
     let first = summary.rows.first().map_or("", |row| row.name);
     let differences: Vec<_> = all().take(1).chain(differences).collect();
     columns(&losses, &lines)
-        + &paragraph(&format!("Differences from “{first}”; below 0 is better:"))
+        + &paragraph(&format!("Differences from “{first}”; {better} 0 is better:"))
         + &columns(&differences, &lines)
 }
 
@@ -203,6 +209,9 @@ fn markdown(summary: &Summary<'_>) -> String {
     let (head, lines) = summary.category_table();
     if !lines.is_empty() {
         text += &format!("## Held-out loss by category\n\n{}\n", markdown_table(&head, &lines));
+    }
+    if let Some((head, lines)) = summary.accuracy_table() {
+        text += &format!("## Accuracy by category, %\n\n{}\n", markdown_table(&head, &lines));
     }
     let tried = tried(summary);
     if !tried.is_empty() {

@@ -33,7 +33,7 @@ pub struct Setting<'a, B: Backend> {
     /// What counts.
     pub metric: Metric,
     /// How to generate.
-    pub generation: Generation,
+    pub generation: &'a Generation,
 }
 
 /// How to generate an answer.
@@ -150,7 +150,7 @@ impl<B: Backend> Setting<'_, B> {
     }
 
     fn generate(&self, questions: &[Question]) -> Result<(Vec<Prediction>, usize)> {
-        let Generation { max_tokens, stop, batch, .. } = &self.generation;
+        let Generation { max_tokens, stop, batch, .. } = self.generation;
         let context = self.model.config().context;
         let mut prompts = Vec::with_capacity(questions.len());
         for question in questions {

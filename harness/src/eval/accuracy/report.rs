@@ -4,11 +4,11 @@
 use super::answer::{Outcome, Prediction};
 use super::metric::Metric;
 use crate::output::printable;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The mean of some questions' scores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// Number of questions.
     pub questions: usize,
@@ -17,15 +17,15 @@ pub struct Score {
     /// Its standard error.
     pub stderr: f64,
     /// The same by log-likelihood per character.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy_norm: Option<f64>,
     /// Its standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_norm: Option<f64>,
 }
 
 /// What `--json` writes.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// What counts.
     pub metric: Metric,
@@ -33,10 +33,10 @@ pub struct Report {
     #[serde(flatten)]
     pub all: Score,
     /// Mean of the categories' accuracies.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy_macro: Option<f64>,
     /// Its standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_macro: Option<f64>,
     /// By category; questions without one count in all alone.
     pub categories: BTreeMap<String, Score>,
