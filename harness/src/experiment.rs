@@ -5,5 +5,6 @@ pub mod kept;
 pub mod measure;
 pub mod plan;
 pub mod scores;
+pub mod share;
 pub mod stage;
 pub mod tune;

@@ -36,5 +36,7 @@ mod merge;
 mod readme;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/sharing.rs"]
+mod sharing;
 #[path = "cli/support.rs"]
 mod support;

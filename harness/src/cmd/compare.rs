@@ -7,6 +7,7 @@ use crate::compare::summary::{About, Summary};
 use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
+use crate::experiment::share::ShareArgs;
 use crate::experiment::stage::{Answers, Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
 use crate::experiment::tune;
 use crate::hub::{locate_data, locate_file};
@@ -49,6 +50,8 @@ pub struct Arguments {
     /// Folder for runs, tables and the report: new, empty, or that of the same comparison, which is continued
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
+    #[command(flatten)]
+    share: ShareArgs,
 }
 
 /// Trains, measures, and writes the tables.
@@ -86,11 +89,24 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     }
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions, answers };
-    let _lock = open_folder(out, CONFIG, &arguments.config)?;
+    let share = arguments.share;
+    let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     interrupt::listen()?;
+    let stopped = || output::print(format_args!("{}: stopped; the same command continues\n", out.display())).map(drop);
+    if share.is_part() {
+        return match interrupt::unless_stopped(inputs.work(&stage, share))? {
+            Some(()) => {
+                output::print(format_args!("{}: this part is done; --gather writes the tables\n", out.display()))
+                    .map(drop)
+            }
+            None => stopped(),
+        };
+    }
+    if share.gathers() {
+        inputs.require_all(&stage)?;
+    }
     let Some(results) = interrupt::unless_stopped(inputs.results(&stage))? else {
-        output::print(format_args!("{}: stopped; the same command continues\n", out.display()))?;
-        return Ok(());
+        return stopped();
     };
     let about = About {
         model: &arguments.model.model,

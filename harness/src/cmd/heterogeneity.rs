@@ -5,6 +5,7 @@ mod page;
 use crate::data::records::Reading;
 use crate::device::{ModelArgs, on_device};
 use crate::experiment::plan::Plan;
+use crate::experiment::share::ShareArgs;
 use crate::experiment::stage::{Corpus, Stage, check_folder, open_folder};
 use crate::heterogeneity::draw::Draws;
 use crate::heterogeneity::outcome::{Outcome, rows};
@@ -50,6 +51,8 @@ pub struct Arguments {
     /// Folder for runs, curves and the report: new, empty, or that of the same experiment, which is continued
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
+    #[command(flatten)]
+    share: ShareArgs,
 }
 
 /// Draws, trains, measures, and writes the curves.
@@ -93,12 +96,25 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let model = Model::load(device, &checkpoint)?;
     let stage =
         Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None, answers: None };
-    let _lock = open_folder(out, CONFIG, &arguments.config)?;
+    let share = arguments.share;
+    let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     let files = write_draws(&draws, &plan.seeds, &arguments.data, out)?;
     interrupt::listen()?;
+    let stopped = || output::print(format_args!("{}: stopped; the same command continues\n", out.display())).map(drop);
+    if share.is_part() {
+        return match interrupt::unless_stopped(inputs.work(&stage, &draws.counts, &files, share))? {
+            Some(()) => {
+                output::print(format_args!("{}: this part is done; --gather writes the tables\n", out.display()))
+                    .map(drop)
+            }
+            None => stopped(),
+        };
+    }
+    if share.gathers() {
+        inputs.require_all(&stage, &draws.counts, &files)?;
+    }
     let Some(results) = interrupt::unless_stopped(inputs.results(&stage, &draws.counts, &files))? else {
-        output::print(format_args!("{}: stopped; the same command continues\n", out.display()))?;
-        return Ok(());
+        return stopped();
     };
     let outcome = Outcome {
         model: &arguments.model.model,

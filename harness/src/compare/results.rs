@@ -2,6 +2,7 @@
 
 use crate::experiment::kept::{self, Finished, Task};
 use crate::experiment::plan::{Plan, Run};
+use crate::experiment::share::{self, Attempt, ShareArgs};
 use crate::experiment::stage::{Corpus, Stage};
 use crate::experiment::tune::{self, Tuned};
 use crate::options::NonNegative;
@@ -42,29 +43,102 @@ impl<'a> Inputs<'a> {
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
     pub fn results<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Results> {
-        let Self { plan, out, .. } = *self;
-        let parts = match &plan.tune {
-            Some(tune) => Some(tune::split(tune, &self.data.paths, &out.join("tune"))?),
-            None => None,
-        };
-        let mut trials = Vec::new();
-        for run in &plan.runs {
-            trials.push(match (&plan.tune, &parts) {
-                (Some(tune), Some(parts)) if run.spec.training.lr.is_none() => {
-                    tune::trials(tune, run, parts, &out.join("tune"))
-                }
-                _ => Vec::new(),
-            });
-        }
+        let parts = self.parts()?;
+        let trials = self.trials(parts.as_ref());
         self.check_kept(stage, &trials)?;
-        let base = kept::base(stage, self.eval_data, &plan.runs[0].spec, &out.join("base"))?;
+        let base = self.base(stage)?;
         interrupt::check()?;
         let mut tuned = Vec::new();
-        for (run, trials) in plan.runs.iter().zip(&trials) {
+        for (run, trials) in self.plan.runs.iter().zip(&trials) {
             tuned.push(if trials.is_empty() { None } else { Some(tune::choose(stage, run, trials)?) });
         }
         let runs = self.train(stage, &tuned)?;
         Ok(Results { base, tuned, runs })
+    }
+
+    /// Does a part of it, beside other processes; an interrupt is the error [`interrupt::Stopped`].
+    pub fn work<B: Backend>(&self, stage: &Stage<'_, B>, share: ShareArgs) -> Result<()> {
+        let parts = self.parts()?;
+        let trials = self.trials(parts.as_ref());
+        self.check_kept(stage, &trials)?;
+        let Plan { runs, seeds, .. } = self.plan;
+        // The model alone comes first, then the runs with all their seeds.
+        share.work(1 + runs.len() * seeds.len(), |place| {
+            let Some(place) = place.checked_sub(1) else { return share::attempt(self.base(stage)) };
+            let (run, seed) = (&runs[place / seeds.len()], seeds[place % seeds.len()]);
+            let trials = &trials[place / seeds.len()];
+            // Each trial that is free is done here, though it is of use to other seeds, too.
+            for (_, trial) in trials {
+                if trial.kept(stage)?.is_none() {
+                    output::say(format_args!(
+                        "\n{}: trying lr {:e}",
+                        run.name,
+                        trial.spec.training.lr.map_or(0.0, NonNegative::get)
+                    ));
+                }
+                share::attempt(trial.finish(stage))?;
+            }
+            for (_, trial) in trials {
+                if trial.kept(stage)?.is_none() {
+                    return Ok(Attempt::Busy);
+                }
+            }
+            let tuned = if trials.is_empty() { None } else { Some(tune::choose(stage, run, trials)?) };
+            let task = self.task(run, with_rate(run, tuned.as_ref()), seed);
+            if task.kept(stage)?.is_none() {
+                output::say(format_args!("\n{}, seed {seed}", run.name));
+            }
+            share::attempt(task.finish(stage))
+        })
+    }
+
+    /// Fails if a run isn't finished.
+    pub fn require_all<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<()> {
+        let parts = self.parts()?;
+        let trials = self.trials(parts.as_ref());
+        let mut missing = Vec::new();
+        for (run, trials) in self.plan.runs.iter().zip(&trials) {
+            let before = missing.len();
+            for (lr, trial) in trials {
+                if trial.kept(stage)?.is_none() {
+                    missing.push(format!("{:?}, lr {lr:e}", run.name));
+                }
+            }
+            if missing.len() > before {
+                continue;
+            }
+            let tuned = if trials.is_empty() { None } else { Some(tune::choose(stage, run, trials)?) };
+            for &seed in &self.plan.seeds {
+                if self.task(run, with_rate(run, tuned.as_ref()), seed).kept(stage)?.is_none() {
+                    missing.push(format!("{:?}, seed {seed}", run.name));
+                }
+            }
+        }
+        share::require_all(&missing)
+    }
+
+    fn base<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Finished> {
+        kept::base(stage, self.eval_data, &self.plan.runs[0].spec, &self.out.join("base"))
+    }
+
+    /// The training records in two parts, where rates are to be chosen.
+    fn parts(&self) -> Result<Option<(Corpus, Corpus)>> {
+        let split = |tune| tune::split(tune, &self.data.paths, &self.out.join("tune"));
+        self.plan.tune.as_ref().map(split).transpose()
+    }
+
+    /// The trials of each run; none of one whose rate is given.
+    fn trials<'t>(&self, parts: Option<&'t (Corpus, Corpus)>) -> Vec<Vec<(f64, Task<'t>)>>
+    where
+        'a: 't,
+    {
+        let of = |run: &'a Run| match (&self.plan.tune, parts) {
+            (Some(tune), Some(parts)) if run.spec.training.lr.is_none() => {
+                tune::trials(tune, run, parts, &self.out.join("tune"))
+            }
+            _ => Vec::new(),
+        };
+        self.plan.runs.iter().map(of).collect()
     }
 
     /// Refuses results of other options before anything is added to those that are there.
@@ -84,10 +158,7 @@ impl<'a> Inputs<'a> {
         let Plan { runs, seeds, .. } = self.plan;
         let mut all = Vec::new();
         for (run, tuned) in runs.iter().zip(tuned) {
-            let mut spec = run.spec.clone();
-            if let Some(tuned) = tuned {
-                spec.training.lr = Some(NonNegative::new(tuned.lr));
-            }
+            let spec = with_rate(run, tuned.as_ref());
             let mut of_run = Vec::new();
             for &seed in seeds {
                 let place = all.len() * seeds.len() + of_run.len() + 1;
@@ -99,4 +170,13 @@ impl<'a> Inputs<'a> {
         }
         Ok(all)
     }
+}
+
+/// A run's options with the rate that was chosen for it.
+fn with_rate(run: &Run, tuned: Option<&Tuned>) -> RunSpec {
+    let mut spec = run.spec.clone();
+    if let Some(tuned) = tuned {
+        spec.training.lr = Some(NonNegative::new(tuned.lr));
+    }
+    spec
 }

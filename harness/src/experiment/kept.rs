@@ -20,7 +20,7 @@ use crate::eval::loss::EvalLoss;
 use crate::options::{Count, Seed};
 use crate::output::printable;
 use crate::run::config::Settings;
-use crate::run::folder;
+use crate::run::folder::{self, Lock};
 use crate::run::manifest::{describe, started, weights};
 use crate::run::prepare::Prepared;
 use crate::run::spec::RunSpec;
@@ -154,16 +154,24 @@ impl Task<'_> {
         Prepared::new(self.finetune(model), checkpoint, tokenizer, device).map(drop)
     }
 
-    /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
+    /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`], and a run that another process works on
+    /// [`folder::Busy`].
     pub fn finish<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Finished> {
         let inputs = self.inputs(stage)?;
         if let Some(finished) = take_over(&self.dir, &inputs)? {
             return Ok(finished);
         }
+        // Before the records are encoded, which takes longer than to see that.
+        folder::make(&self.dir)?;
+        drop(Lock::take(&self.dir)?);
         let spec = self.finetune(stage.options);
         let command = spec.command_line();
         let prepared = Prepared::new(spec, stage.checkpoint, &stage.tokenizer, stage.model.backend())?;
         let dir = prepared.open_dir(started(&self.dir))?;
+        // Another process may have finished it since.
+        if let Some(finished) = take_over(&self.dir, &inputs)? {
+            return Ok(finished);
+        }
         memory::reset_peak();
         let eval_set = prepared.eval_set().filter(|_| self.spec.evaluation.eval_every.is_some());
         // Watching a router takes a forward pass over hundreds of records: too much for a trial.
@@ -225,6 +233,11 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
     if let Some(finished) = take_over(dir, &inputs)? {
         return Ok(finished);
     }
+    folder::make(dir)?;
+    let _lock = Lock::take(dir)?;
+    if let Some(finished) = take_over(dir, &inputs)? {
+        return Ok(finished);
+    }
     let seq_len = encoding.seq_len(stage.checkpoint.config().context)?;
     let template = Template::new(encoding, &stage.tokenizer)?;
     let encoder = Encoder { template: &template, seq_len };
@@ -238,7 +251,6 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
         bail!("{}: the model's loss is {loss}: the model has values that are not finite", path.display());
     }
     let found = Found { eval_loss: Some(eval_loss), mmlu, accuracy, ..Found::default() };
-    folder::make(dir)?;
     keep(dir, inputs, Finished { found, details })
 }
 

@@ -12,7 +12,7 @@ use crate::eval::mmlu::Scoring;
 use crate::eval::mmlu::questions::Subject;
 use crate::hub::locate_file;
 use crate::options::Count;
-use crate::run::folder::{Lock, claim, vacant};
+use crate::run::folder::{self, Lock, claim, vacant};
 use crate::run::manifest::describe;
 use anyhow::{Context, Result};
 use hydra_runtime::atomic::write_atomically;
@@ -131,11 +131,28 @@ pub fn check_folder(out: &Path, config_copy: &str) -> Result<bool> {
 }
 
 /// Makes and locks the folder and copies the configuration into it, which marks it; the configuration may be that copy. Call it
-/// after all checks, so that what is refused leaves nothing.
-pub fn open_folder(out: &Path, config_copy: &str, config: &Path) -> Result<Lock> {
+/// after all checks, so that what is refused leaves nothing. With `shared`, other processes may do their parts in it meanwhile, all by
+/// the same configuration.
+pub fn open_folder(out: &Path, config_copy: &str, config: &Path, shared: bool) -> Result<Lock> {
     let bytes = std::fs::read(config).with_context(|| config.display().to_string())?;
-    let lock = claim(out)?;
-    write_atomically(&out.join(config_copy), &bytes)?;
+    let copy = out.join(config_copy);
+    if !shared {
+        let lock = claim(out)?;
+        write_atomically(&copy, &bytes)?;
+        return Ok(lock);
+    }
+    folder::make(out)?;
+    let lock = Lock::share(out)?;
+    match std::fs::read(&copy) {
+        Ok(there) if there != bytes => {
+            let (config, copy) = (config.display(), copy.display());
+            anyhow::bail!(
+                "{config}: expected what {copy} has: all parts of an experiment are done by one configuration"
+            );
+        }
+        Ok(_) => {}
+        Err(_) => write_atomically(&copy, &bytes)?,
+    }
     Ok(lock)
 }
 

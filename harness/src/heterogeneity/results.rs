@@ -3,6 +3,7 @@
 use super::draw::Draws;
 use crate::experiment::kept::{self, Finished, Task};
 use crate::experiment::plan::{Plan, Run};
+use crate::experiment::share::{self, ShareArgs};
 use crate::experiment::stage::{Corpus, Stage, raw_records, write_records};
 use crate::run::folder;
 use crate::{interrupt, output};
@@ -59,34 +60,72 @@ impl<'a> Inputs<'a> {
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
     pub fn results<B: Backend>(&self, stage: &Stage<'_, B>, counts: &[usize], files: &'a Files) -> Result<Results> {
-        let Plan { runs, seeds, .. } = self.plan;
-        let of_seeds = |run: &'a Run, count: usize| -> Vec<Task<'a>> {
-            seeds.iter().map(|&seed| self.task(run, count, seed, &files[&(seed, count)])).collect()
-        };
-        // What belongs to another configuration is refused before anything is added.
-        for (run, &count) in runs.iter().flat_map(|run| counts.iter().map(move |count| (run, count))) {
-            for task in of_seeds(run, count) {
-                task.kept(stage)?;
-            }
+        let tasks = self.tasks(counts, files);
+        check_kept(stage, &tasks)?;
+        let base = self.base(stage)?;
+        let mut finished = Vec::new();
+        for (place, (title, task)) in tasks.iter().enumerate() {
+            interrupt::check()?;
+            output::say(format_args!("\n{title} ({} of {})", place + 1, tasks.len()));
+            finished.push(task.finish(stage)?);
         }
-        let base = kept::base(stage, self.eval_data, &runs[0].spec, &self.out.join("base"))?;
-        let total = runs.len() * counts.len() * seeds.len();
-        let (mut place, mut all) = (0, Vec::new());
-        for run in runs {
-            let mut of_run = Vec::new();
-            for &count in counts {
-                let mut of_count = Vec::new();
-                for task in of_seeds(run, count) {
-                    interrupt::check()?;
-                    place += 1;
-                    let (name, seed) = (&run.name, task.seed);
-                    output::say(format_args!("\n{name}, {count} categories, seed {seed} ({place} of {total})"));
-                    of_count.push(task.finish(stage)?);
-                }
-                of_run.push(of_count);
-            }
-            all.push(of_run);
-        }
-        Ok(Results { base, runs: all })
+        let mut finished = finished.into_iter();
+        let mut of_count = || finished.by_ref().take(self.plan.seeds.len()).collect::<Vec<_>>();
+        let runs = self.plan.runs.iter().map(|_| counts.iter().map(|_| of_count()).collect()).collect();
+        Ok(Results { base, runs })
     }
+
+    /// Does a part of it, beside other processes; an interrupt is the error [`interrupt::Stopped`].
+    pub fn work<B: Backend>(
+        &self,
+        stage: &Stage<'_, B>,
+        counts: &[usize],
+        files: &'a Files,
+        share: ShareArgs,
+    ) -> Result<()> {
+        let tasks = self.tasks(counts, files);
+        check_kept(stage, &tasks)?;
+        // The model alone comes first.
+        share.work(1 + tasks.len(), |place| {
+            let Some(place) = place.checked_sub(1) else { return share::attempt(self.base(stage)) };
+            let (title, task) = &tasks[place];
+            if task.kept(stage)?.is_none() {
+                output::say(format_args!("\n{title}"));
+            }
+            share::attempt(task.finish(stage))
+        })
+    }
+
+    /// Fails if a run isn't finished.
+    pub fn require_all<B: Backend>(&self, stage: &Stage<'_, B>, counts: &[usize], files: &'a Files) -> Result<()> {
+        let mut missing = Vec::new();
+        for (title, task) in self.tasks(counts, files) {
+            if task.kept(stage)?.is_none() {
+                missing.push(title);
+            }
+        }
+        share::require_all(&missing)
+    }
+
+    fn base<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Finished> {
+        kept::base(stage, self.eval_data, &self.plan.runs[0].spec, &self.out.join("base"))
+    }
+
+    /// By run, number of categories and seed, each with what it is.
+    fn tasks(&self, counts: &[usize], files: &'a Files) -> Vec<(String, Task<'a>)> {
+        let Plan { runs, seeds, .. } = self.plan;
+        let mut tasks = Vec::new();
+        for (run, &count) in runs.iter().flat_map(|run| counts.iter().map(move |count| (run, count))) {
+            for &seed in seeds {
+                let title = format!("{}, {count} categories, seed {seed}", run.name);
+                tasks.push((title, self.task(run, count, seed, &files[&(seed, count)])));
+            }
+        }
+        tasks
+    }
+}
+
+/// Refuses results of another configuration before anything is added.
+fn check_kept<B: Backend>(stage: &Stage<'_, B>, tasks: &[(String, Task<'_>)]) -> Result<()> {
+    tasks.iter().try_for_each(|(_, task)| task.kept(stage).map(drop))
 }

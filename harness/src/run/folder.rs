@@ -1,8 +1,9 @@
 //! A run's folder, in which one process works at a time.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hydra_runtime::atomic::{is_temporary, remove_leftovers};
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{DirEntry, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -37,19 +38,40 @@ pub fn make(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The error of a folder that another process has locked.
+#[derive(Debug)]
+pub struct Busy(PathBuf);
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--out {}: another process is working there", self.0.display())
+    }
+}
+
+impl std::error::Error for Busy {}
+
 /// Keeps other processes out of a folder; the system releases it when the process ends, however it ends.
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Fails at once if another process, or another part of this one, holds the folder's lock.
+    /// Fails at once, with [`Busy`], if another process, or another part of this one, holds the folder's lock.
     pub fn take(folder: &Path) -> Result<Self> {
+        Self::take_by(folder, File::try_lock)
+    }
+
+    /// A lock that several may hold at the same time, but not beside one of [`Lock::take`].
+    pub fn share(folder: &Path) -> Result<Self> {
+        Self::take_by(folder, File::try_lock_shared)
+    }
+
+    fn take_by(folder: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> Result<Self> {
         let path = folder.join(LOCK);
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.with_context(|| path.display().to_string())?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => bail!("--out {}: another process is working there", folder.display()),
+        match lock(&file) {
+            Err(TryLockError::WouldBlock) => Err(Busy(folder.into()).into()),
             // An error means that this file system has no locks.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Self { _file: file }),
         }
