@@ -81,7 +81,9 @@ pub use columns::{
     ColumnGradients, ThreadColumns, backward_columns, backward_columns_scratch, forward_columns,
     forward_columns_scratch,
 };
-pub use few::{FEW_TOKENS, Few, output_scratch as few_output_scratch, serves as few_serves};
+pub use few::{
+    FEW_TOKENS, Few, batch_scratch as few_batch_scratch, output_scratch as few_output_scratch, serves as few_serves,
+};
 pub use forward::{Forward, adapter_rows_scratch, output_rows_scratch};
 pub use gate::Gate;
 pub use gradients::{GRADIENT_COLUMNS, db_columns_scratch, stacked_columns_scratch};

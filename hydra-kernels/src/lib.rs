@@ -28,7 +28,7 @@
 //! |---|---|
 //! | [`hydra`] | the operator, forward and backward: on one thread, or in phases for any number of threads |
 //! | [`mod@gemm`] | products from packed panels, in f32 and bf16 |
-//! | [`mod@matvec`] | products for one token, without packing |
+//! | [`mod@matvec`] | products for one token or a few, without packing |
 //! | [`quant`] | frozen weights in the format of their file, GGUF's blocks among them |
 //! | [`gate`], [`softmax`](mod@softmax), [`dropout`](mod@dropout) | the operator's smaller parts |
 //! | [`isa`] | instruction sets as values: detection, and the choice of one |
@@ -67,7 +67,7 @@ pub use hydra::dropout::{self, Dropout, dropout, dropout_accumulate, dropout_in_
 pub use hydra::gate::{self, Gate, Routing, activate, balance_loss_grad, mix, mix_backward};
 pub use hydra::{AdapterRef, Dropouts};
 pub use isa::{Bf16Isa, Isa};
-pub use matvec::matvec;
+pub use matvec::{matvec, matvec_batch};
 pub use quant::{Format, RowOrder, Weight};
 pub use shape::HydraShape;
 pub use workspace::{Scratch, Workspace};

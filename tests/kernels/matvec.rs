@@ -1,7 +1,7 @@
 //! y = W x against an f64 sum over the decoded row, for every format, instruction set and row order, at boundary sizes.
 
 use crate::support::{assert_within, bits, dot, isas, tolerance, values};
-use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec};
+use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec, matvec_batch};
 
 fn product(isa: Isa, weight: Weight<'_>, first: usize, rows: usize, x: &[f32]) -> Vec<f32> {
     let mut y = vec![f32::NAN; rows];
@@ -41,6 +41,30 @@ fn every_format_at_boundary_sizes() {
                     for cut in 0..=rows {
                         let pieces = [product(isa, weight, 0, cut, &x), product(isa, weight, cut, rows - cut, &x)];
                         assert_eq!(bits(&pieces.concat()), bits(&y), "{format:?} {isa:?} {rows}x{cols} cut at {cut}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Several tokens: the bits of one at a time, however many there are and however the rows are cut.
+#[test]
+fn a_batch_is_one_token_at_a_time() {
+    for format in Format::ALL {
+        let block = format.block_len();
+        for (rows, cols) in [(0, block), (1, 3 * block.max(11)), (4, block), (7, 2 * block.max(33)), (9, 9 * block)] {
+            let data = crate::quant::blocks(format, rows * cols / block);
+            let weight = Weight::new(format, rows, cols, &data, RowOrder::Natural).unwrap();
+            for tokens in [0, 1, 2, 3, 4, 5, 8, 11] {
+                let x = values(tokens * cols, 14);
+                for isa in isas() {
+                    let wanted: Vec<Vec<f32>> = x.chunks(cols).map(|x| product(isa, weight, 0, rows, x)).collect();
+                    for first in [0, rows / 2] {
+                        let mut y = vec![f32::NAN; tokens * (rows - first)];
+                        matvec_batch(isa, &mut y, tokens, weight, first, &x).unwrap();
+                        let wanted: Vec<f32> = wanted.iter().flat_map(|y| &y[first..]).copied().collect();
+                        assert_eq!(bits(&y), bits(&wanted), "{format:?} {isa:?} {rows}x{cols}, {tokens} tokens");
                     }
                 }
             }
@@ -92,6 +116,11 @@ fn errors_write_nothing() {
         assert!(matvec(isa, &mut y, weight, 2, &x).is_err());
         assert!(matvec(isa, &mut y, weight, usize::MAX, &x).is_err());
         assert!(matvec(isa, &mut y, weight, 0, &x[1..]).is_err());
+        assert!(matvec_batch(isa, &mut y, 1, weight, 2, &x).is_err());
+        assert!(matvec_batch(isa, &mut y, 3, weight, 4, &[x.clone(), x.clone(), x.clone()].concat()).is_err());
+        assert!(matvec_batch(isa, &mut y, 3, weight, 0, &x).is_err());
+        assert!(matvec_batch(isa, &mut y, 2, weight, 0, &[x.clone(), x.clone()].concat()).is_err());
+        assert!(matvec_batch(isa, &mut y, 0, weight, 0, &[]).is_err());
         assert_eq!(y, [7.0; 3]);
     }
 }

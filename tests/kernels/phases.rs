@@ -4,8 +4,9 @@ use crate::operator::{Case, Results, Stored};
 use crate::support::TestElement;
 use half::bf16;
 use hydra_kernels::hydra::{
-    Backward, Few, Forward, Operand, adapter_rows_scratch, db_columns_scratch, dropped_dx_rows_scratch,
-    dx_rows_scratch, few_output_scratch, output_rows_scratch, stacked_columns_scratch,
+    Backward, Few, Forward, ForwardArgs, HydraLayer, Operand, adapter_rows_scratch, db_columns_scratch,
+    dropped_dx_rows_scratch, dx_rows_scratch, few_batch_scratch, few_output_scratch, output_rows_scratch,
+    stacked_columns_scratch,
 };
 use hydra_kernels::{
     Accumulate, Dropout, Dropouts, Error, HydraShape, Isa, PANEL_ALIGN, Scratch, ValuesMut, Workspace,
@@ -258,6 +259,33 @@ fn a_few_tokens_by_columns() {
             }
             assert_eq!(case.stored(&y).to_f32(), want[0]);
             assert_eq!(adapter_state, want[1]);
+            // All at once: the frozen products of all tokens, and then the adapter's part of some and of the others.
+            let mut y = vec![f32::NAN; tokens * 133];
+            let products = HydraLayer { adapter: None, ..case.layer() };
+            let x = x.to_f32();
+            let all = Few::batch(isa, products, ForwardArgs::new(tokens, x.as_slice()), &mut []).unwrap();
+            for columns in [0..50, 50..133] {
+                let (n, width) = (columns.len(), shape.mixed_width());
+                let mut block = vec![f32::NAN; tokens * n];
+                all.products(columns.clone(), &mut block).unwrap();
+                for rows in [0..1, 1..tokens] {
+                    let args = ForwardArgs {
+                        residual: args.residual.map(|residual| residual.skip(rows.start * 133).first(rows.len() * 133)),
+                        ..ForwardArgs::new(rows.len(), &x[rows.start * 70..rows.end * 70])
+                    };
+                    let part = Few::batch(isa, case.layer(), args, &mut []).unwrap();
+                    let (mixed, block) =
+                        (&mixed[rows.start * width..rows.end * width], &mut block[rows.start * n..rows.end * n]);
+                    with_memory(few_batch_scratch(rows.len(), n), |memory| {
+                        part.add_adapter(columns.clone(), mixed, block, memory)
+                    })
+                    .unwrap();
+                }
+                for (y, block) in y.chunks_mut(133).zip(block.chunks(n)) {
+                    y[columns.clone()].copy_from_slice(block);
+                }
+            }
+            assert_eq!(case.stored(&y).to_f32(), want[0]);
         }
     }
     let case = Case::new(5, hydra, 0, None, 3);

@@ -46,6 +46,11 @@ impl<'a, E: Element> Forward<'a, E> {
         Ok(Self { isa, layer, args })
     }
 
+    /// The layer's shape.
+    pub fn shape(&self) -> HydraShape {
+        self.layer.shape()
+    }
+
     /// \[A; R\]ᵀ, for x \[A; R\]ᵀ. With dropout on the input, A and R read different inputs, and R is the second
     /// operand; otherwise the second operand is empty.
     pub fn stacked(&self) -> [Operand<'a, E>; 2] {

@@ -1,8 +1,8 @@
-//! Dot products of a few stored rows with x, format by format.
+//! Dot products of a few stored rows with the x of a few tokens, format by format.
 //!
 //! A weight in a register has the bits that [`crate::quant`] decodes. (Where a format has only scales, Σ q·x is scaled
-//! instead of each q.) A row's sum is one vector, added to in the order of the columns, so it does not depend on the
-//! rows that are computed beside it.
+//! instead of each q.) It is decoded once for all tokens. A row's sum for a token is one vector, added to in the order
+//! of the columns, so it does not depend on the rows and tokens that are computed beside it.
 
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
@@ -16,12 +16,17 @@ use crate::simd::reduce::sum;
 /// Sixteen elements of x.
 type X = [f32; LANES];
 
-/// Σ_p row[p] · `x[p]` for each of `R` rows of `format`, all x.len() columns long.
+/// Σ_p row[p] · `x[t][p]` for each of `R` rows of `format` and each of `T` tokens; rows and x are equally long.
 #[inline(always)]
-pub(super) fn dots<L: Lanes, const R: usize>(l: L, format: Format, rows: [&[u8]; R], x: &[f32]) -> [f32; R] {
+pub(super) fn dots<L: Lanes, const R: usize, const T: usize>(
+    l: L,
+    format: Format,
+    rows: [&[u8]; R],
+    x: [&[f32]; T],
+) -> [[f32; T]; R] {
     macro_rules! plain {
         ($bytes:literal, $widen:ident) => {
-            plain::<L, $bytes, R>(
+            plain::<L, $bytes, R, T>(
                 l,
                 rows,
                 x,
@@ -32,12 +37,12 @@ pub(super) fn dots<L: Lanes, const R: usize>(l: L, format: Format, rows: [&[u8];
     }
     macro_rules! blocks {
         ($bytes:literal, $vectors:literal, $add:ident) => {
-            blocks::<L, $bytes, $vectors, R>(
+            blocks::<L, $bytes, $vectors, R, T>(
                 l,
                 rows,
                 x,
                 #[inline(always)]
-                |l, block, x, sum| $add(l, block, x, sum),
+                |l, block, x, sums| $add(l, block, x, sums),
             )
         };
     }
@@ -58,118 +63,161 @@ pub(super) fn dots<L: Lanes, const R: usize>(l: L, format: Format, rows: [&[u8];
 
 /// Plain elements, sixteen in `BYTES` bytes. Zeros pad the last few to a whole vector.
 #[inline(always)]
-fn plain<L: Lanes, const BYTES: usize, const R: usize>(
+fn plain<L: Lanes, const BYTES: usize, const R: usize, const T: usize>(
     l: L,
     rows: [&[u8]; R],
-    x: &[f32],
+    x: [&[f32]; T],
     widen: impl Fn(L, &[u8; BYTES]) -> L::V,
-) -> [f32; R] {
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let mut sums = [l.splat(0.0); R];
+) -> [[f32; T]; R] {
+    let len = x[0].len() / LANES;
+    let (mut whole, mut rest) = ([&[] as &[X]; T], [[0.0; LANES]; T]);
+    for ((whole, rest), x) in whole.iter_mut().zip(&mut rest).zip(x) {
+        let (vectors, last) = x.as_chunks();
+        *whole = &vectors[..len];
+        rest[..last.len()].copy_from_slice(last);
+    }
+    let mut sums = [[l.splat(0.0); T]; R];
     let mut vectors = [&[] as &[[u8; BYTES]]; R];
     for (vectors, row) in vectors.iter_mut().zip(rows) {
-        *vectors = &row.as_chunks().0[..x.len()];
+        *vectors = &row.as_chunks().0[..len];
     }
-    let ahead = x.len() * BYTES * R;
-    for (i, x) in x.iter().enumerate() {
+    let ahead = len * BYTES * R;
+    for (i, _) in whole[0].iter().enumerate() {
         for r in 0..R {
             l.prefetch(vectors[r][i].as_ptr().wrapping_add(ahead));
-            sums[r] = l.fma(widen(l, &vectors[r][i]), l.load(x), sums[r]);
+            add_products(l, widen(l, &vectors[r][i]), at(&whole, i), &mut sums[r]);
         }
     }
-    if !x_rest.is_empty() {
-        let mut x = [0.0; LANES];
-        x[..x_rest.len()].copy_from_slice(x_rest);
+    if !x[0].len().is_multiple_of(LANES) {
         for r in 0..R {
-            let rest = rows[r].as_chunks::<BYTES>().1;
+            let last = rows[r].as_chunks::<BYTES>().1;
             let mut w = [0; BYTES];
-            w[..rest.len()].copy_from_slice(rest);
-            sums[r] = l.fma(widen(l, &w), l.load(&x), sums[r]);
+            w[..last.len()].copy_from_slice(last);
+            add_products(l, widen(l, &w), rest.each_ref(), &mut sums[r]);
         }
     }
     reduce(l, sums)
 }
 
-/// Blocks of `BYTES` bytes and `VECTORS` · 16 columns. `add` adds one block's products to a row's sum.
+/// Blocks of `BYTES` bytes and `VECTORS` · 16 columns. `add` adds one block's products to a row's sums.
 #[inline(always)]
-fn blocks<L: Lanes, const BYTES: usize, const VECTORS: usize, const R: usize>(
+fn blocks<L: Lanes, const BYTES: usize, const VECTORS: usize, const R: usize, const T: usize>(
     l: L,
     rows: [&[u8]; R],
-    x: &[f32],
-    add: impl Fn(L, &[u8; BYTES], &[X; VECTORS], L::V) -> L::V,
-) -> [f32; R] {
-    let (x, _) = x.as_chunks::<LANES>();
-    let (x, _) = x.as_chunks::<VECTORS>();
-    let mut sums = [l.splat(0.0); R];
+    x: [&[f32]; T],
+    add: impl Fn(L, &[u8; BYTES], [&[X; VECTORS]; T], &mut [L::V; T]),
+) -> [[f32; T]; R] {
+    let len = x[0].len() / (VECTORS * LANES);
+    let mut whole = [&[] as &[[X; VECTORS]]; T];
+    for (whole, x) in whole.iter_mut().zip(x) {
+        *whole = &x.as_chunks().0.as_chunks().0[..len];
+    }
+    let mut sums = [[l.splat(0.0); T]; R];
     let mut blocks = [&[] as &[[u8; BYTES]]; R];
     for (blocks, row) in blocks.iter_mut().zip(rows) {
-        *blocks = &row.as_chunks().0[..x.len()];
+        *blocks = &row.as_chunks().0[..len];
     }
     // From a block to the one at its place in the next R rows.
-    let ahead = x.len() * BYTES * R;
-    for (i, x) in x.iter().enumerate() {
+    let ahead = len * BYTES * R;
+    for (i, _) in whole[0].iter().enumerate() {
         for r in 0..R {
             l.prefetch(blocks[r][i].as_ptr().wrapping_add(ahead));
-            sums[r] = add(l, &blocks[r][i], x, sums[r]);
+            add(l, &blocks[r][i], at(&whole, i), &mut sums[r]);
         }
     }
     reduce(l, sums)
+}
+
+/// Element `i` of each token's x.
+#[inline(always)]
+fn at<'a, E, const T: usize>(x: &[&'a [E]; T], i: usize) -> [&'a E; T] {
+    core::array::from_fn(
+        #[inline(always)]
+        |t| &x[t][i],
+    )
+}
+
+/// Vector `i` of each token's x in a block.
+#[inline(always)]
+fn vector<const VECTORS: usize, const T: usize>(x: [&[X; VECTORS]; T], i: usize) -> [&X; T] {
+    core::array::from_fn(
+        #[inline(always)]
+        |t| &x[t][i],
+    )
+}
+
+/// Adds w·x to each token's sum.
+#[inline(always)]
+fn add_products<L: Lanes, const T: usize>(l: L, w: L::V, x: [&X; T], sums: &mut [L::V; T]) {
+    for t in 0..T {
+        sums[t] = l.fma(w, l.load(x[t]), sums[t]);
+    }
 }
 
 /// The sum of each vector's lanes.
 #[inline(always)]
-fn reduce<L: Lanes, const R: usize>(l: L, sums: [L::V; R]) -> [f32; R] {
-    let mut out = [0.0; R];
-    for (out, vector) in out.iter_mut().zip(sums) {
-        *out = sum(l.store(vector));
+fn reduce<L: Lanes, const R: usize, const T: usize>(l: L, sums: [[L::V; T]; R]) -> [[f32; T]; R] {
+    let mut out = [[0.0; T]; R];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, vector) in out.iter_mut().zip(sums) {
+            *out = sum(l.store(vector));
+        }
     }
     out
 }
 
 #[inline(always)]
-fn q4_0<L: Lanes>(l: L, block: &[u8; 18], x: &[X; 2], sum: L::V) -> L::V {
+fn q4_0<L: Lanes, const T: usize>(l: L, block: &[u8; 18], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
     let (low, high) = simd::q4_0(l, block);
-    l.fma(high, l.load(&x[1]), l.fma(low, l.load(&x[0]), sum))
+    add_products(l, low, vector(x, 0), sums);
+    add_products(l, high, vector(x, 1), sums);
 }
 
 #[inline(always)]
-fn q4_1<L: Lanes>(l: L, block: &[u8; 20], x: &[X; 2], sum: L::V) -> L::V {
+fn q4_1<L: Lanes, const T: usize>(l: L, block: &[u8; 20], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
     let (low, high) = simd::q4_1(l, block);
-    l.fma(high, l.load(&x[1]), l.fma(low, l.load(&x[0]), sum))
+    add_products(l, low, vector(x, 0), sums);
+    add_products(l, high, vector(x, 1), sums);
 }
 
-/// Adds Σ (d·q + m)·x of 32 columns, whose low four bits are the nibbles of `packed` and whose fifth bits are `fives`.
+/// The weights d·q + m of 32 columns, whose low four bits are the nibbles of `packed` and whose fifth bits are `fives`.
 #[inline(always)]
-fn five_bits<L: Lanes>(l: L, (d, m): (L::V, L::V), packed: Bytes, fives: [Bytes; 2], x: &[X; 2], sum: L::V) -> L::V {
+fn five_bits<L: Lanes>(l: L, (d, m): (L::V, L::V), packed: Bytes, fives: [Bytes; 2]) -> [L::V; 2] {
     let low = l.unsigned(packed.low_nibbles().or(fives[0]));
     let high = l.unsigned(packed.high_nibbles().or(fives[1]));
-    l.fma(l.fma(high, d, m), l.load(&x[1]), l.fma(l.fma(low, d, m), l.load(&x[0]), sum))
+    [l.fma(low, d, m), l.fma(high, d, m)]
 }
 
 #[inline(always)]
-fn q5_0<L: Lanes>(l: L, block: &[u8; 22], x: &[X; 2], sum: L::V) -> L::V {
+fn q5_0<L: Lanes, const T: usize>(l: L, block: &[u8; 22], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
     let d = l.half(head(block));
     let fives = [fifth_bits([block[2], block[3]]), fifth_bits([block[4], block[5]])];
-    five_bits(l, (d, l.mul(d, l.splat(-16.0))), Bytes::load(block, 6), fives, x, sum)
+    let [low, high] = five_bits(l, (d, l.mul(d, l.splat(-16.0))), Bytes::load(block, 6), fives);
+    add_products(l, low, vector(x, 0), sums);
+    add_products(l, high, vector(x, 1), sums);
 }
 
 #[inline(always)]
-fn q5_1<L: Lanes>(l: L, block: &[u8; 24], x: &[X; 2], sum: L::V) -> L::V {
+fn q5_1<L: Lanes, const T: usize>(l: L, block: &[u8; 24], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
     let scales = l.halves(head(block));
     let fives = [fifth_bits([block[4], block[5]]), fifth_bits([block[6], block[7]])];
-    five_bits(l, scales, Bytes::load(block, 8), fives, x, sum)
+    let [low, high] = five_bits(l, scales, Bytes::load(block, 8), fives);
+    add_products(l, low, vector(x, 0), sums);
+    add_products(l, high, vector(x, 1), sums);
 }
 
 #[inline(always)]
-fn q8_0<L: Lanes>(l: L, block: &[u8; 34], x: &[X; 2], sum: L::V) -> L::V {
+fn q8_0<L: Lanes, const T: usize>(l: L, block: &[u8; 34], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
     let d = l.half(head(block));
-    let first = l.mul(l.signed(Bytes::load(block, 2)), l.load(&x[0]));
-    let both = l.fma(l.signed(Bytes::load(block, 18)), l.load(&x[1]), first);
-    l.fma(d, both, sum)
+    let (low, high) = (l.signed(Bytes::load(block, 2)), l.signed(Bytes::load(block, 18)));
+    for t in 0..T {
+        let both = l.fma(high, l.load(&x[t][1]), l.mul(low, l.load(&x[t][0])));
+        sums[t] = l.fma(d, both, sums[t]);
+    }
 }
 
 #[inline(always)]
-fn q4_k<L: Lanes>(l: L, block: &[u8; 144], x: &[X; 16], mut sum: L::V) -> L::V {
+fn q4_k<L: Lanes, const T: usize>(l: L, block: &[u8; 144], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
     let scales = scales_and_minima(l, head(block));
     for pair in 0..4 {
         let (even, odd) = (2 * pair, 2 * pair + 1);
@@ -177,32 +225,30 @@ fn q4_k<L: Lanes>(l: L, block: &[u8; 144], x: &[X; 16], mut sum: L::V) -> L::V {
         let high = l.table(l.splat(scales[odd]), l.splat(scales[8 + odd]));
         for part in 0..2 {
             let (low, high) = l.nibbles(low, high, Bytes::load(block, 16 + 32 * pair + 16 * part));
-            sum = l.fma(low, l.load(&x[4 * pair + part]), sum);
-            sum = l.fma(high, l.load(&x[4 * pair + 2 + part]), sum);
+            add_products(l, low, vector(x, 4 * pair + part), sums);
+            add_products(l, high, vector(x, 4 * pair + 2 + part), sums);
         }
     }
-    sum
 }
 
 #[inline(always)]
-fn q5_k<L: Lanes>(l: L, block: &[u8; 176], x: &[X; 16], mut sum: L::V) -> L::V {
+fn q5_k<L: Lanes, const T: usize>(l: L, block: &[u8; 176], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
     let scales = scales_and_minima(l, head(block));
     let fives = [Bytes::load(block, 16), Bytes::load(block, 32)];
     for group in 0..8 {
         let (d, m) = (l.splat(scales[group]), l.splat(scales[8 + group]));
         let bit = Bytes::splat(1 << group);
-        for part in 0..2 {
+        for (part, fives) in fives.into_iter().enumerate() {
             let packed = Bytes::load(block, 48 + group / 2 * 32 + 16 * part);
             let nibbles = if group % 2 == 0 { packed.low_nibbles() } else { packed.high_nibbles() };
-            let q = l.unsigned(nibbles.or(fives[part].sixteen_where(bit)));
-            sum = l.fma(l.fma(q, d, m), l.load(&x[2 * group + part]), sum);
+            let q = l.unsigned(nibbles.or(fives.sixteen_where(bit)));
+            add_products(l, l.fma(q, d, m), vector(x, 2 * group + part), sums);
         }
     }
-    sum
 }
 
 #[inline(always)]
-fn q6_k<L: Lanes>(l: L, block: &[u8; 210], x: &[X; 16], mut sum: L::V) -> L::V {
+fn q6_k<L: Lanes, const T: usize>(l: L, block: &[u8; 210], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
     let scales = l.store(l.mul(l.signed(Bytes::load(block, 192)), l.splat(half_at(block, 208))));
     for half in 0..2 {
         for part in 0..2 {
@@ -220,9 +266,8 @@ fn q6_k<L: Lanes>(l: L, block: &[u8; 210], x: &[X; 16], mut sum: L::V) -> L::V {
                 let q = nibbles.or(pair.and(Bytes::splat(0x30)));
                 let q = l.signed(q.minus(Bytes::splat(32)));
                 let at = 8 * half + 2 * g + part;
-                sum = l.fma(l.mul(q, l.splat(scales[at])), l.load(&x[at]), sum);
+                add_products(l, l.mul(q, l.splat(scales[at])), vector(x, at), sums);
             }
         }
     }
-    sum
 }
