@@ -20,9 +20,11 @@ mod device;
 pub use arguments::*;
 pub use device::Device;
 
-use crate::Result;
+use crate::batch::Segment;
 pub use crate::checkpoint::StoredWeight;
 use crate::config::Config;
+use crate::{Error, Result};
+use core::ops::Range;
 pub use hydra_kernels::gate::Routing;
 pub use hydra_kernels::gemm::Accumulate;
 pub use hydra_kernels::quant::{Format, Weight};
@@ -57,13 +59,13 @@ pub trait Backend: Send + Sync + 'static {
     fn download_activations(&self, to: &mut [f32], from: &Self::Activations) -> Result<()>;
     /// Copies the first `len` values of `from` to `to[start..]`.
     fn copy(&self, to: &mut Self::Buffer, start: usize, from: &Self::Buffer, len: usize) -> Result<()>;
-    /// Copies the first `len` values of `from` to `to[start..]`.
+    /// Copies `from[values]` to `to[start..]`.
     fn copy_activations(
         &self,
         to: &mut Self::Activations,
         start: usize,
         from: &Self::Activations,
-        len: usize,
+        values: Range<usize>,
     ) -> Result<()>;
     /// Sets the first `len` values to zero.
     fn zero(&self, buffer: &mut Self::Buffer, len: usize) -> Result<()>;
@@ -86,12 +88,36 @@ pub trait Backend: Send + Sync + 'static {
 
     /// A frozen linear layer and its adapter: y = residual + x Wᵀ + bias + scale · mixed Bᵀ.
     fn linear(&self, args: Linear<'_, Self>) -> Result<()>;
+    /// Whether [`Backend::linear_rows`] and [`Backend::attention_rows`] take several sequences at a time.
+    fn batches(&self) -> bool {
+        false
+    }
+    /// [`Backend::linear`] for rows of several sequences, whose adapters may differ. A row's result has the same bits whichever rows are
+    /// computed beside it. This one takes a single sequence.
+    fn linear_rows(&self, args: LinearRows<'_, Self>) -> Result<()> {
+        let LinearRows { output, x, weight, bias, groups: [group], states, .. } = args else {
+            return Err(one_by_one());
+        };
+        let adapter = group.adapter.as_ref().zip(states);
+        self.linear(Linear { output, tokens: group.rows, x, weight, bias, adapter })
+    }
     /// The gradient of [`Backend::linear`]: `dx` is overwritten or added to, the adapter's gradients are *added* to `dparams`.
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()>;
 
     /// Causal attention inside each segment, after the prefix: o = softmax(q kᵀ / √head_dim) v, by blocks, so that scores are
     /// never stored (Dao et al., arXiv 2205.14135). A window counts keys back from the query's own, into the prefix.
     fn attention(&self, args: Attention<'_, Self>) -> Result<()>;
+    /// [`Backend::attention`] for rows of several sequences, each behind its own cached keys and values. A row's result has the same bits
+    /// whichever rows are computed beside it. This one takes a single sequence.
+    fn attention_rows(&self, args: AttentionRows<'_, Self>) -> Result<()> {
+        let AttentionRows { o, lse, shape, window, q, k, v, sequences: [sequence], .. } = args else {
+            return Err(one_by_one());
+        };
+        let &CachedRows { rows, k: cached_k, v: cached_v, len } = sequence;
+        let prefix = (len > 0).then_some(Prefix { k: cached_k, v: cached_v, len });
+        let segments = &[Segment { start: 0, len: rows.len }];
+        self.attention(Attention { o, lse, shape, segments, window, q, k, v, prefix })
+    }
     /// The gradient of [`Backend::attention`] without a prefix; dq, dk, dv are overwritten.
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()>;
 
@@ -155,4 +181,9 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// Bytes that the backend keeps for itself, for a model of this configuration and `tokens` rows.
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64;
+}
+
+/// Several sequences, for a device that does not batch them.
+fn one_by_one() -> Error {
+    Error::Invalid("rows of several sequences on a device that takes one sequence at a time".into())
 }

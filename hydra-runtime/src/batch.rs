@@ -83,7 +83,8 @@ impl Packed {
         Ok(packed)
     }
 
-    fn push(&mut self, sequence: &Sequence, prefix: usize, vocab: usize) -> Result<()> {
+    /// Lays a sequence behind the others, starting at position `prefix`. Fails as [`Packed::new`] does.
+    pub(crate) fn push(&mut self, sequence: &Sequence, prefix: usize, vocab: usize) -> Result<()> {
         let (start, len) = (self.tokens.len(), sequence.tokens.len());
         if len == 0 {
             return Err(Error::Invalid("a sequence without tokens".into()));

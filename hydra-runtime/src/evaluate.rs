@@ -241,7 +241,7 @@ fn pass<'a, B: Backend>(
     watch: &'a Watch,
 ) -> Pass<'a, B> {
     let (model, adapter, cancel) = (&*model.0, adapter.as_deref(), watch.cancel.as_deref());
-    Pass { model, adapter, packed, rope, training: None, cancel }
+    Pass { model, adapter, packed, rope, training: None, cancel, batch: None }
 }
 
 /// Adds the gates of a pass's tokens to `mean`, whose layer has just been computed.

@@ -14,7 +14,7 @@ pub(crate) use cache::{Cached, KvCache};
 use crate::adapter::Adapter;
 use crate::adapter::device::{DeviceAdapter, Training};
 use crate::backend::cpu::CpuOptions;
-use crate::backend::{AttentionShape, Backend, Device};
+use crate::backend::{AttentionShape, Backend, Device, RowKind};
 use crate::batch::Packed;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::config::Config;
@@ -211,6 +211,15 @@ pub(crate) struct Pass<'a, B: Backend> {
     pub training: Option<Training>,
     /// Ends the pass with [`Error::Cancelled`] once it is set.
     pub cancel: Option<&'a AtomicBool>,
+    /// For rows of several sequences, with [`Cached::Batch`]: instead of `adapter`.
+    pub batch: Option<Batch<'a, B>>,
+}
+
+/// Rows of several sequences.
+pub(crate) struct Batch<'a, B: Backend> {
+    pub kind: RowKind,
+    /// Each group's number of rows, and their adapter.
+    pub groups: &'a [(usize, Option<&'a DeviceAdapter<B>>)],
 }
 
 impl<B: Backend> Pass<'_, B> {

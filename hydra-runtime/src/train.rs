@@ -263,6 +263,7 @@ impl<B: Backend> Trainer<B> {
                     share: (packed.len() as f64 / tokens as f64) as f32,
                 }),
                 cancel: self.watch.cancel.as_deref(),
+                batch: None,
             };
             nll.resize(packed.targets.len(), 0.0);
             pass.forward(&mut self.activations, Cached::No)?;

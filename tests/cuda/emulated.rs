@@ -5,6 +5,7 @@ use hydra_ptx_device::emulator::ptx::Module;
 use hydra_ptx_device::emulator::{self, Global, Grid};
 use hydra_runtime::Result;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -79,8 +80,8 @@ impl Driver for Emulated {
         Ok(())
     }
 
-    fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: usize) -> Result<()> {
-        self.upload(to, at, &from.0.values()[..bytes])
+    fn copy(&self, to: &mut Memory, at: usize, from: &Memory, bytes: Range<usize>) -> Result<()> {
+        self.upload(to, at, &from.0.values()[bytes])
     }
 
     fn zero(&self, memory: &mut Memory, bytes: usize) -> Result<()> {

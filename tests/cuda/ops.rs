@@ -86,9 +86,11 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     assert!(after[..8].iter().all(|&x| x == 0.0) && after[8..] == values[1..]);
     let (filled, mut activations) = (put_activations(cuda, &values), cuda.activations(len + 7).unwrap());
     assert_eq!(get_activations(cuda, &activations, len + 7), vec![0.0; len + 7], "activations are zeroed");
-    cuda.copy_activations(&mut activations, 7, &filled, len).unwrap();
+    cuda.copy_activations(&mut activations, 7, &filled, 0..len).unwrap();
     assert_eq!(get_activations(cuda, &activations, len + 7)[7..], values);
-    cuda.copy_activations(&mut activations, len + 7, &filled, 0).unwrap();
+    cuda.copy_activations(&mut activations, len + 7, &filled, 0..0).unwrap();
+    cuda.copy_activations(&mut activations, 3, &filled, len / 3..len).unwrap();
+    assert_eq!(get_activations(cuda, &activations, 3 + len - len / 3)[3..], values[len / 3..]);
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3/model");
     let config = Config::open(golden).unwrap();
     assert!(cuda.supports(&config).is_ok());

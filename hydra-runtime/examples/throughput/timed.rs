@@ -8,6 +8,7 @@ use hydra_runtime::backend::{
 };
 use hydra_runtime::config::Config;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -101,8 +102,14 @@ impl<B: Backend> Backend for Timed<B> {
     fn copy(&self, to: &mut B::Buffer, start: usize, from: &B::Buffer, len: usize) -> Result<()> {
         self.time("copy", |b| b.copy(to, start, from, len))
     }
-    fn copy_activations(&self, to: &mut B::Activations, start: usize, from: &B::Activations, len: usize) -> Result<()> {
-        self.time("copy_activations", |b| b.copy_activations(to, start, from, len))
+    fn copy_activations(
+        &self,
+        to: &mut B::Activations,
+        start: usize,
+        from: &B::Activations,
+        values: Range<usize>,
+    ) -> Result<()> {
+        self.time("copy_activations", |b| b.copy_activations(to, start, from, values))
     }
     fn zero(&self, buffer: &mut B::Buffer, len: usize) -> Result<()> {
         self.time("zero", |b| b.zero(buffer, len))

@@ -172,6 +172,75 @@ pub struct Attention<'a, B: Backend + ?Sized> {
     pub prefix: Option<Prefix<'a, B>>,
 }
 
+/// How the rows of a call are computed. Those of a kind have the same bits in any company; the two kinds round differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// One row of each sequence: each weight is read once for all rows, as it is stored.
+    Decode,
+    /// Many rows: weights are packed.
+    Prompt,
+}
+
+/// Rows that have the same adapter.
+pub struct RowGroup<'a, B: Backend + ?Sized> {
+    /// How many; they follow those of the groups before.
+    pub rows: usize,
+    /// Without dropout.
+    pub adapter: Option<AdapterArgs<'a, B>>,
+}
+
+/// [`Backend::linear_rows`].
+pub struct LinearRows<'a, B: Backend + ?Sized> {
+    /// Where the result goes.
+    pub output: LinearOutput<'a, B>,
+    /// [rows, d_in].
+    pub x: &'a B::Activations,
+    /// W [d_out, d_in].
+    pub weight: &'a B::Matrix,
+    /// `[d_out]`.
+    pub bias: Option<&'a B::Buffer>,
+    /// How the rows are computed.
+    pub kind: RowKind,
+    /// All rows, from the first on.
+    pub groups: &'a [RowGroup<'a, B>],
+    /// The states of the groups that have an adapter, one after the other: [rows, a_rows + lora_heads] each.
+    pub states: Option<&'a mut B::Buffer>,
+}
+
+/// Some rows of a sequence, and the keys and values of its tokens up to them.
+pub struct CachedRows<'a, B: Backend + ?Sized> {
+    /// Their place.
+    pub rows: Segment,
+    /// `[len + rows, kv_heads * head_dim]`, rotated: those of the rows themselves have been copied behind the others.
+    pub k: &'a B::Activations,
+    /// `[len + rows, kv_heads * head_dim]`.
+    pub v: &'a B::Activations,
+    /// The sequence's tokens before these rows.
+    pub len: usize,
+}
+
+/// [`Backend::attention_rows`].
+pub struct AttentionRows<'a, B: Backend + ?Sized> {
+    /// [rows, n_heads · head_dim].
+    pub o: &'a mut B::Activations,
+    /// The logarithm of each row's softmax denominator, [rows, n_heads].
+    pub lse: &'a mut B::Buffer,
+    /// Heads and their width.
+    pub shape: AttentionShape,
+    /// The keys that a query sees, its own and those just before it; `None`: all before it.
+    pub window: Option<NonZeroUsize>,
+    /// [rows, n_heads · head_dim], rotated.
+    pub q: &'a B::Activations,
+    /// The rows' own keys, [rows, kv_heads · head_dim], rotated.
+    pub k: &'a B::Activations,
+    /// The rows' own values, [rows, kv_heads · head_dim].
+    pub v: &'a B::Activations,
+    /// How the rows are computed; of a [`RowKind::Decode`] each sequence has one.
+    pub kind: RowKind,
+    /// Contiguous, in order, from row 0.
+    pub sequences: &'a [CachedRows<'a, B>],
+}
+
 /// [`Backend::attention_backward`].
 pub struct AttentionBackward<'a, B: Backend + ?Sized> {
     /// [tokens, n_heads · head_dim].

@@ -14,6 +14,7 @@ mod linear;
 mod loss;
 mod operations;
 mod operator;
+mod rows;
 mod threads;
 mod workspace;
 

@@ -5,11 +5,13 @@ use super::cpu::{self, Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Cuda, Gpu};
 use super::{
-    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm,
-    HeadNormBackward, Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionRows, Backend, CachedRows,
+    HeadLoss, HeadNorm, HeadNormBackward, Linear, LinearBackward, LinearOutput, LinearRows, Prefix, RmsNorm,
+    RmsNormBackward, Rope, RowGroup, StoredWeight,
 };
 use crate::Result;
 use crate::config::Config;
+use std::ops::Range;
 
 /// A device that is chosen at run time.
 pub enum Device {
@@ -218,6 +220,15 @@ fn prefix<'a, B: Member>(prefix: Prefix<'a, Device>) -> Result<Prefix<'a, B>> {
     Ok(Prefix { k: B::act(k)?, v: B::act(v)?, len })
 }
 
+fn row_group<'a, B: Member>(group: &RowGroup<'a, Device>) -> Result<RowGroup<'a, B>> {
+    Ok(RowGroup { rows: group.rows, adapter: group.adapter.as_ref().map(adapter::<B>).transpose()? })
+}
+
+fn cached_rows<'a, B: Member>(rows: &CachedRows<'a, Device>) -> Result<CachedRows<'a, B>> {
+    let &CachedRows { rows, k, v, len } = rows;
+    Ok(CachedRows { rows, k: B::act(k)?, v: B::act(v)?, len })
+}
+
 impl Backend for Device {
     type Buffer = Buffer;
     type Activations = Activations;
@@ -259,9 +270,15 @@ impl Backend for Device {
         on!(self, backend: B => backend.copy(B::f32_mut(to)?, start, B::f32(from)?, len))
     }
 
-    fn copy_activations(&self, to: &mut Activations, start: usize, from: &Activations, len: usize) -> Result<()> {
+    fn copy_activations(
+        &self,
+        to: &mut Activations,
+        start: usize,
+        from: &Activations,
+        values: Range<usize>,
+    ) -> Result<()> {
         on!(self, backend: B => {
-            backend.copy_activations(B::act_mut(to)?, start, B::act(from)?, len)
+            backend.copy_activations(B::act_mut(to)?, start, B::act(from)?, values)
         })
     }
 
@@ -327,6 +344,20 @@ impl Backend for Device {
         })
     }
 
+    fn batches(&self) -> bool {
+        on!(self, backend => backend.batches())
+    }
+
+    fn linear_rows(&self, args: LinearRows<'_, Self>) -> Result<()> {
+        let LinearRows { output: y, x, weight, bias, kind, groups, states } = args;
+        on!(self, backend: B => {
+            let (output, x, weight) = (output::<B>(y)?, B::act(x)?, B::weight(weight)?);
+            let (bias, states) = (bias.map(B::f32).transpose()?, states.map(B::f32_mut).transpose()?);
+            let groups = &groups.iter().map(row_group::<B>).collect::<Result<Vec<_>>>()?;
+            backend.linear_rows(LinearRows { output, x, weight, bias, kind, groups, states })
+        })
+    }
+
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
         let LinearBackward { dx, dparams, tokens, dy, x, weight, adapter: args } = args;
         on!(self, backend: B => {
@@ -351,6 +382,16 @@ impl Backend for Device {
             let (q, k, v) = (B::act(q)?, B::act(k)?, B::act(v)?);
             let prefix = before.map(prefix::<B>).transpose()?;
             backend.attention(Attention { o, lse, shape, segments, window, q, k, v, prefix })
+        })
+    }
+
+    fn attention_rows(&self, args: AttentionRows<'_, Self>) -> Result<()> {
+        let AttentionRows { o, lse, shape, window, q, k, v, kind, sequences } = args;
+        on!(self, backend: B => {
+            let (o, lse) = (B::act_mut(o)?, B::f32_mut(lse)?);
+            let (q, k, v) = (B::act(q)?, B::act(k)?, B::act(v)?);
+            let sequences = &sequences.iter().map(cached_rows::<B>).collect::<Result<Vec<_>>>()?;
+            backend.attention_rows(AttentionRows { o, lse, shape, window, q, k, v, kind, sequences })
         })
     }
 

@@ -88,7 +88,8 @@ impl<B: Backend> Generator<B> {
         let last = parts.len() - 1;
         let (model, adapter, rope) = (&*self.model.0, self.adapter.as_deref(), &self.rope);
         for (i, packed) in parts.iter().enumerate() {
-            let pass = Pass { model, adapter, packed, rope, training: None, cancel: self.cancel.as_deref() };
+            let cancel = self.cancel.as_deref();
+            let pass = Pass { model, adapter, packed, rope, training: None, cancel, batch: None };
             let row = packed.len() as u32 - 1;
             let read: &[u32] = if i == last { &[row] } else { &[] };
             pass.read(&mut self.activations, Cached::Append(&mut self.cache), read)?;

@@ -11,12 +11,13 @@
 
 use super::activations::{Gradients, LayerActivations, Work};
 use super::cache::Cached;
-use super::{Layer, Pass};
+use super::{Batch, Layer, Pass};
 use crate::Result;
 use crate::adapter::device::DeviceAdapter;
 use crate::backend::{
-    Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionShape, Backend, HeadNorm,
-    HeadNormBackward, Linear, LinearBackward, LinearOutput, RmsNorm, RmsNormBackward, Rope,
+    Accumulate, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionRows, AttentionShape, Backend,
+    HeadNorm, HeadNormBackward, Linear, LinearBackward, LinearOutput, LinearRows, RmsNorm, RmsNormBackward, Rope,
+    RowGroup,
 };
 use crate::projection::ByProjection;
 use crate::projection::Projection::{self, Down, Gate, K, O, Q, Up, V};
@@ -64,6 +65,8 @@ struct Rows<'a> {
     tokens: usize,
     /// Each one's lora head under the label gate.
     labels: &'a [u32],
+    /// Which of the pass's rows they are; `None`: all.
+    selected: Option<&'a [u32]>,
 }
 
 impl<B: Backend> Pass<'_, B> {
@@ -89,7 +92,7 @@ impl<B: Backend> Pass<'_, B> {
                 backend.gather(out, x, rows, config.d_model)?;
                 backend.gather_activations(q, o, rows, AttentionShape::of(config).q_width())?;
                 labels = rows.iter().map(|&row| self.packed.labels[row as usize]).collect();
-                (Rows { tokens: rows.len(), labels: &labels }, &*out, &*q)
+                (Rows { tokens: rows.len(), labels: &labels, selected: Some(rows) }, &*out, &*q)
             }
             _ => (self.all_rows(), x, &*o),
         };
@@ -99,7 +102,7 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     fn all_rows(&self) -> Rows<'_> {
-        Rows { tokens: self.packed.len(), labels: &self.packed.labels }
+        Rows { tokens: self.packed.len(), labels: &self.packed.labels, selected: None }
     }
 
     /// The layer's normalised input, its keys and its values.
@@ -124,7 +127,7 @@ impl<B: Backend> Pass<'_, B> {
         let heads = Heads { rotated: k, unnormed: unnormed.as_mut().map(|unnormed| &mut unnormed.k) };
         self.project_heads(layer, K, heads, &work.normed, adapter_state)?;
         self.project(layer, V, rows, &work.normed, activations(v), adapter_state)?;
-        cached.append(backend, layer, [k, v], [rows.tokens, AttentionShape::of(config).kv_width()])
+        cached.append(backend, layer, [k, v], &self.packed.segments, AttentionShape::of(config).kv_width())
     }
 
     /// The queries, and attention's result.
@@ -141,6 +144,11 @@ impl<B: Backend> Pass<'_, B> {
         self.project_heads(layer, Q, heads, &work.normed, adapter_state)?;
         let (shape, window) = (AttentionShape::of(config), config.architecture.window(layer));
         let (segments, prefix) = (&self.packed.segments, cached.prefix(layer));
+        if let Some(Batch { kind, .. }) = self.batch {
+            let sequences = &cached.sequences(layer, segments);
+            let args = AttentionRows { o, lse, shape, window, q, k, v, kind, sequences };
+            return self.model.backend.attention_rows(args);
+        }
         self.model.backend.attention(Attention { o, lse, shape, segments, window, q, k, v, prefix })
     }
 
@@ -215,6 +223,11 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<()> {
         let Layer { projections, biases, .. } = &self.model.layers[layer];
         let (weight, bias) = (&projections[projection], biases[projection].as_ref());
+        if let Some(batch) = &self.batch {
+            let groups = &batch.groups(layer, projection, rows);
+            let (kind, states) = (batch.kind, adapter_state[projection].as_mut());
+            return self.model.backend.linear_rows(LinearRows { output, x, weight, bias, kind, groups, states });
+        }
         let args = self.adapter.and_then(|adapter| adapter.args(layer, projection, rows.labels, self.training));
         let adapter = args.as_ref().zip(adapter_state[projection].as_mut());
         self.model.backend.linear(Linear { output, tokens: rows.tokens, x, weight, bias, adapter })
@@ -235,6 +248,27 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<()> {
         let block = BlockBackward { pass: self, adapter, layer };
         if block.feed_forward(&mut buffers)? { block.attention(&mut buffers) } else { Ok(()) }
+    }
+}
+
+impl<B: Backend> Batch<'_, B> {
+    /// The groups of `rows` as a projection reads them.
+    fn groups<'a>(&'a self, layer: usize, projection: Projection, rows: Rows<'a>) -> Vec<RowGroup<'a, B>> {
+        let (mut first, mut done) = (0, 0);
+        let group = |&(len, adapter): &(usize, Option<&'a DeviceAdapter<B>>)| {
+            let end = first + len;
+            let selected = rows.selected.map_or(len, |selected| {
+                selected.partition_point(|&row| (row as usize) < end)
+                    - selected.partition_point(|&row| (row as usize) < first)
+            });
+            let labels = &rows.labels[done..done + selected];
+            (first, done) = (end, done + selected);
+            RowGroup {
+                rows: selected,
+                adapter: adapter.and_then(|adapter| adapter.args(layer, projection, labels, None)),
+            }
+        };
+        self.groups.iter().map(group).filter(|group| group.rows > 0).collect()
     }
 }
 

@@ -25,8 +25,7 @@ impl<B: Backend> Pass<'_, B> {
             self.layer_forward(acts, layer, &mut cached)?;
             after(acts, layer)?;
         }
-        cached.grow(self.packed.len());
-        Ok(())
+        cached.grow(&self.packed.segments)
     }
 
     /// The final norm of some rows, ascending without repetition, in `acts.read.normed`. Nothing is kept for gradients, and the last
@@ -46,7 +45,7 @@ impl<B: Backend> Pass<'_, B> {
         };
         let buffers = Forward { out, x, acts: &mut acts.layers[set], work: &mut acts.work };
         self.block_forward(last, buffers, &mut cached, scope)?;
-        cached.grow(self.packed.len());
+        cached.grow(&self.packed.segments)?;
         if rows.is_empty() { Ok(()) } else { self.final_norm(acts, rows.len()) }
     }
 

@@ -1,51 +1,50 @@
-//! Slices of sequences through the model, and what is read of them: logits and gates.
+//! Rows of several sequences through the model in one pass, and what is read of them: logits, log-probabilities and gates.
 
-use super::{EngineOptions, TokenGates};
+use super::gates::GateReader;
+use super::logprob::token_logprob;
+use super::{EngineOptions, TokenGates, TokenLogprob};
+use crate::Result;
 use crate::adapter::device::DeviceAdapter;
-use crate::backend::{AttentionShape, Backend, Linear, LinearOutput};
+use crate::backend::{AttentionShape, Backend, LinearOutput, LinearRows, RowGroup, RowKind};
 use crate::batch::{Packed, Sequence};
 use crate::config::Config;
 use crate::model::activations::{Activations, Plan, Purpose};
-use crate::model::{Cached, KvCache, Loaded, Model, Pass};
+use crate::model::{Batch, Cached, KvCache, Model, Pass};
 use crate::projection::{ByProjection, Projection};
-use crate::{Error, Result};
+use std::ops::Range;
 
 /// Prompts are cut at multiples of this many tokens.
 pub const SLICE: usize = 64;
 
-/// What is to be read of a slice.
-#[derive(Clone, Copy)]
-pub(super) struct Wants {
-    /// The logits of its last row, from which a token is drawn.
-    pub last: bool,
-    /// Those of all rows.
-    pub all: bool,
-    /// The gates of its last row.
-    pub gates: bool,
-}
-
 /// The next tokens of a sequence.
 pub(super) struct Slice<'a, B: Backend> {
+    /// The cache that they continue.
+    pub slot: usize,
     pub tokens: &'a [u32],
     pub adapter: Option<&'a DeviceAdapter<B>>,
-    pub wants: Wants,
+    /// Whether a token is drawn after the last row.
+    pub draws: bool,
+    /// Whether the gates of the last row are wanted.
+    pub gates: bool,
+    pub logprobs: Option<Logprobs<'a>>,
 }
 
-/// What was asked for; empty what was not.
-pub(super) struct Outcome<'a> {
-    /// `[vocab]`.
-    pub last: &'a [f32],
-    /// [rows, vocab].
-    all: &'a [f32],
-    vocab: usize,
+/// Log-probabilities of a prompt's tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Logprobs<'a> {
+    /// The token after each row; the prompt's last row has none.
+    pub targets: &'a [u32],
+    /// How many of the likeliest tokens.
+    pub top: usize,
+}
+
+/// What was asked of a slice.
+pub(super) struct Outcome {
+    /// The row of [`Passes::logits`] from which a token is drawn.
+    pub drawn: Option<usize>,
+    /// Of the slice's targets; an error concerns its request alone.
+    pub logprobs: Result<Vec<TokenLogprob>>,
     pub gates: Option<TokenGates>,
-}
-
-impl Outcome<'_> {
-    /// The logits of each row.
-    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        self.all.chunks_exact(self.vocab)
-    }
 }
 
 /// All that passes write but the caches.
@@ -55,12 +54,22 @@ pub(super) struct Passes<B: Backend> {
     /// The widest adapter state of each projection that there is room for.
     state_widths: ByProjection<usize>,
     rope: B::Buffer,
-    /// The row from which a token is drawn, [d_model].
-    drawn: B::Activations,
-    /// `[vocab]`, on the device and here.
-    last: (B::Buffer, Vec<f32>),
-    /// [SLICE, vocab], on the device and here; made when it is first used.
-    all: Option<(B::Buffer, Vec<f32>)>,
+    /// Rows whose logits are computed, [logit_rows, d_model].
+    gathered: B::Activations,
+    /// [logit_rows, vocab].
+    on_device: B::Buffer,
+    /// The same here.
+    logits: Vec<f32>,
+}
+
+/// The most rows of a pass.
+pub(super) fn rows<B: Backend>(backend: &B, options: &EngineOptions) -> usize {
+    if backend.batches() { options.slots.max(options.prompt_tokens).max(SLICE) } else { SLICE }
+}
+
+/// The most rows whose logits are computed at a time.
+fn logit_rows<B: Backend>(backend: &B, options: &EngineOptions) -> usize {
+    if backend.batches() { options.slots.max(SLICE) } else { SLICE }
 }
 
 /// Bytes of what an engine with these options allocates, and of its backend's workspace.
@@ -70,154 +79,173 @@ pub(super) fn plan_bytes<B: Backend>(
     options: &EngineOptions,
     context: usize,
 ) -> Result<u64> {
-    let activations = Plan::new(config, None, SLICE, Purpose::Forward)?.bytes(backend);
-    let width = AttentionShape::of(config).kv_width();
-    let token = (2 * config.layers * width * backend.activation_bytes()) as u64;
-    let cached = (options.slots.saturating_mul(context) as u64).saturating_add(options.prefix_tokens as u64);
+    let (rows, logit_rows) = (rows(backend, options), logit_rows(backend, options) as u64);
+    let activations = Plan::new(config, None, rows, Purpose::Forward)?.bytes(backend);
+    let bytes = backend.activation_bytes() as u64;
+    let token = 2 * bytes * (config.layers * AttentionShape::of(config).kv_width()) as u64;
+    let tokens = (options.slots.saturating_mul(context) as u64).saturating_add(options.prefix_tokens as u64);
     let rope = 4 * context.saturating_mul(config.head_dim) as u64;
-    let read = 4 * (1 + SLICE as u64) * config.vocab as u64 + (config.d_model * backend.activation_bytes()) as u64;
-    let parts = [token.saturating_mul(cached), rope, read, backend.workspace_bytes(SLICE, config)];
+    let logits = logit_rows.saturating_mul(bytes * config.d_model as u64 + 8 * config.vocab as u64);
+    let parts = [token.saturating_mul(tokens), rope, logits, backend.workspace_bytes(rows, config)];
     Ok(parts.into_iter().fold(activations, u64::saturating_add))
 }
 
 impl<B: Backend> Passes<B> {
     /// For sequences of up to `context` tokens.
-    pub fn new(model: &Model<B>, context: usize) -> Result<Self> {
+    pub fn new(model: &Model<B>, options: &EngineOptions, context: usize) -> Result<Self> {
         let (backend, config) = (model.backend(), model.config());
+        let logit_rows = logit_rows(backend, options);
         Ok(Self {
-            activations: Plan::new(config, None, SLICE, Purpose::Forward)?.allocate(backend)?,
+            activations: Plan::new(config, None, rows(backend, options), Purpose::Forward)?.allocate(backend)?,
             state_widths: ByProjection::default(),
             rope: model.0.rope_table(context)?,
-            drawn: backend.activations(config.d_model)?,
-            last: (backend.buffer(config.vocab)?, vec![0.0; config.vocab]),
-            all: None,
+            gathered: backend.activations(logit_rows * config.d_model)?,
+            on_device: backend.buffer(logit_rows * config.vocab)?,
+            logits: vec![0.0; logit_rows * config.vocab],
             model: model.clone(),
         })
     }
 
     /// Makes room for an adapter's states.
     pub fn reserve(&mut self, adapter: &DeviceAdapter<B>) -> Result<()> {
+        let rows = self.activations.tokens;
         let (backend, states) = (self.model.backend(), &mut self.activations.layers[0].adapter_state);
         for projection in Projection::ALL {
             let width = adapter.slots.get(0, projection).map_or(0, |slot| slot.shape.state_width());
             if width > self.state_widths[projection] {
-                states[projection] = Some(backend.buffer(SLICE * width)?);
+                states[projection] = Some(backend.buffer(rows * width)?);
                 self.state_widths[projection] = width;
             }
         }
         Ok(())
     }
 
-    /// Takes at most [`SLICE`] tokens through the model, behind those in the cache. After an error the cache is as before.
-    pub fn run(&mut self, cache: &mut KvCache<B>, slice: &Slice<'_, B>) -> Result<Outcome<'_>> {
-        let len = cache.len;
-        let gates = self.forward(cache, slice).inspect_err(|_| cache.len = len)?;
-        let vocab = self.last.1.len();
-        let last: &[f32] = if slice.wants.last { &self.last.1 } else { &[] };
-        let all = self.all.as_ref().filter(|_| slice.wants.all);
-        let all = all.map_or(&[][..], |(_, logits)| &logits[..slice.tokens.len() * vocab]);
-        Ok(Outcome { last, all, vocab, gates })
+    /// The logits `[vocab]` of a row of the latest pass.
+    pub fn logits(&self, row: usize) -> &[f32] {
+        let vocab = self.model.config().vocab;
+        &self.logits[row * vocab..(row + 1) * vocab]
     }
 
-    fn forward(&mut self, cache: &mut KvCache<B>, slice: &Slice<'_, B>) -> Result<Option<TokenGates>> {
-        let Slice { tokens, adapter, wants } = *slice;
+    /// Takes slices through the model, behind what is in their caches: one, if the backend doesn't batch. Slices with the same adapter
+    /// follow each other. After an error the caches are as before.
+    pub fn run(&mut self, caches: &mut [KvCache<B>], slices: &[Slice<'_, B>], kind: RowKind) -> Result<Vec<Outcome>> {
+        let lens: Vec<usize> = slices.iter().map(|slice| caches[slice.slot].len).collect();
+        let outcomes = self.forward(caches, slices, kind);
+        if outcomes.is_err() {
+            slices.iter().zip(lens).for_each(|(slice, len)| caches[slice.slot].len = len);
+        }
+        outcomes
+    }
+
+    fn forward(&mut self, caches: &mut [KvCache<B>], slices: &[Slice<'_, B>], kind: RowKind) -> Result<Vec<Outcome>> {
         let (model, acts) = (&*self.model.0, &mut self.activations);
-        let packed = Packed::new([&Sequence::prompt(tokens)], cache.len, model.config.vocab)?;
-        let pass = Pass { model, adapter, packed: &packed, rope: &self.rope, training: None, cancel: None };
-        let count = tokens.len() as u32;
-        let rows = match (wants.all, wants.last) {
-            (true, _) => (0..count).collect(),
-            (false, true) => vec![count - 1],
-            (false, false) => Vec::new(),
-        };
-        let gates = match adapter.filter(|_| wants.gates) {
-            None => {
-                pass.read(acts, Cached::Append(cache), &rows)?;
-                None
-            }
-            Some(adapter) => {
-                let mut gates = GateReader::new(adapter, &model.config);
-                pass.forward_by_layer(acts, Cached::Append(cache), |acts, layer| {
-                    gates.read(&model.backend, acts, layer, tokens.len() - 1)
-                })?;
-                pass.read_outputs(acts, &rows)?;
-                Some(gates.gates)
-            }
-        };
-        self.logits(rows.len(), wants)?;
-        Ok(gates)
-    }
-
-    /// The logits of the `rows` rows that were read.
-    fn logits(&mut self, rows: usize, wants: Wants) -> Result<()> {
-        let (model, normed) = (&*self.model.0, &self.activations.read.normed);
-        let vocab = model.config.vocab;
-        if wants.all {
-            if self.all.is_none() {
-                self.all = Some((model.backend.buffer(SLICE * vocab)?, vec![0.0; SLICE * vocab]));
-            }
-            let (on_device, logits) = self.all.as_mut().expect("it has just been made");
-            lm_head(model, on_device, &mut logits[..rows * vocab], normed)?;
+        let mut packed = Packed::default();
+        for slice in slices {
+            packed.push(&Sequence::prompt(slice.tokens), caches[slice.slot].len, model.config.vocab)?;
         }
-        if wants.last {
-            // Always as a row of its own, so that it has the same bits whatever else is read.
-            let x = if rows > 1 {
-                model.backend.gather_activations(&mut self.drawn, normed, &[rows as u32 - 1], model.config.d_model)?;
-                &self.drawn
-            } else {
-                normed
-            };
-            lm_head(model, &mut self.last.0, &mut self.last.1, x)?;
+        let (groups, (rows, read)) = (&groups(slices), read_rows(slices));
+        let slots: Vec<usize> = slices.iter().map(|slice| slice.slot).collect();
+        let cached = Cached::Batch { caches, slots: &slots };
+        let (rope, batch) = (&self.rope, Some(Batch { kind, groups }));
+        let pass = Pass { model, adapter: None, packed: &packed, rope, training: None, cancel: None, batch };
+        let mut gates: Vec<_> = slices
+            .iter()
+            .zip(&packed.segments)
+            .map(|(slice, rows)| {
+                let adapter = slice.adapter.filter(|_| slice.gates)?;
+                Some(GateReader::new(adapter, &model.config, rows.start + rows.len - 1))
+            })
+            .collect();
+        if gates.iter().all(Option::is_none) {
+            pass.read(acts, cached, &rows)?;
+        } else {
+            // All rows of all layers, whose gates lie where the rows do.
+            pass.forward_by_layer(acts, cached, |acts, layer| {
+                GateReader::read(&mut gates, &model.backend, acts, layer, groups)
+            })?;
+            pass.read_outputs(acts, &rows)?;
         }
-        Ok(())
-    }
-}
-
-/// `logits` [rows, vocab] of the first rows of `x` [rows, d_model].
-fn lm_head<B: Backend>(
-    model: &Loaded<B>,
-    on_device: &mut B::Buffer,
-    logits: &mut [f32],
-    x: &B::Activations,
-) -> Result<()> {
-    model.backend.linear(Linear {
-        output: LinearOutput::Buffer { y: on_device, residual: None },
-        tokens: logits.len() / model.config.vocab,
-        x,
-        weight: &model.lm_head,
-        bias: None,
-        adapter: None,
-    })?;
-    model.backend.download(logits, on_device)
-}
-
-/// Collects the gates of one row, layer by layer.
-struct GateReader<'a, B: Backend> {
-    adapter: &'a DeviceAdapter<B>,
-    gates: TokenGates,
-}
-
-impl<'a, B: Backend> GateReader<'a, B> {
-    fn new(adapter: &'a DeviceAdapter<B>, config: &Config) -> Self {
-        let adapted = |layer| Projection::ALL.into_iter().filter(move |&p| adapter.slots.get(layer, p).is_some());
-        let slots: Vec<_> = (0..config.layers).flat_map(|layer| adapted(layer).map(move |p| (layer, p))).collect();
-        let lora_heads = adapter.config.lora_heads;
-        let gates = TokenGates { gates: Vec::with_capacity(slots.len() * lora_heads), slots, lora_heads };
-        Self { adapter, gates }
+        let mut outcomes = Vec::with_capacity(slices.len());
+        for ((slice, read), gates) in slices.iter().zip(&read).zip(gates) {
+            let logprobs = slice.logprobs.map_or(Ok(Ok(Vec::new())), |wanted| self.logprobs(read.start, wanted))?;
+            outcomes.push(Outcome { drawn: None, logprobs, gates: gates.map(GateReader::finish) });
+        }
+        let mut drawn = Vec::new();
+        for (i, slice) in slices.iter().enumerate().filter(|(_, slice)| slice.draws) {
+            debug_assert!(!slice.tokens.is_empty());
+            outcomes[i].drawn = Some(drawn.len());
+            drawn.push(read[i].end as u32 - 1);
+        }
+        self.lm_head(&drawn, RowKind::Decode)?;
+        Ok(outcomes)
     }
 
-    /// Takes those of a layer that has just been computed.
-    fn read(&mut self, backend: &B, acts: &Activations<B>, layer: usize, row: usize) -> Result<()> {
-        for projection in Projection::ALL {
-            let Some(slot) = self.adapter.slots.get(layer, projection) else { continue };
-            let state = acts.layers[0].adapter_state[projection].as_ref();
-            let state =
-                state.ok_or_else(|| Error::WrongAdapter("an adapter that the engine has no room for".into()))?;
-            let (shape, width) = (slot.shape, slot.shape.state_width());
-            let mut rows = vec![0.0; (row + 1) * width];
-            backend.download(&mut rows, state)?;
-            self.gates.gates.extend_from_slice(&rows[row * width + shape.a_rows()..]);
+    /// Of the tokens after the rows that were read from row `first` on.
+    fn logprobs(&mut self, first: usize, wanted: Logprobs<'_>) -> Result<Result<Vec<TokenLogprob>>> {
+        let mut logprobs = Vec::with_capacity(wanted.targets.len());
+        for (i, targets) in wanted.targets.chunks(SLICE).enumerate() {
+            let first = first + i * SLICE;
+            let rows: Vec<u32> = (first..first + targets.len()).map(|row| row as u32).collect();
+            self.lm_head(&rows, RowKind::Prompt)?;
+            for (row, &token) in targets.iter().enumerate() {
+                match token_logprob(self.logits(row), token, wanted.top) {
+                    Ok(logprob) => logprobs.push(logprob),
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        }
+        Ok(Ok(logprobs))
+    }
+
+    /// The logits of some of the rows that were read, in order.
+    fn lm_head(&mut self, rows: &[u32], kind: RowKind) -> Result<()> {
+        let Model(model) = &self.model;
+        // Row by row on a device that doesn't batch: there the bits of a row may depend on the rows beside it.
+        let batch = if kind == RowKind::Decode && !model.backend.batches() { 1 } else { rows.len().max(1) };
+        let (config, normed) = (&model.config, &self.activations.read.normed);
+        for (rows, logits) in rows.chunks(batch).zip(self.logits.chunks_mut(batch * config.vocab)) {
+            model.backend.gather_activations(&mut self.gathered, normed, rows, config.d_model)?;
+            model.backend.linear_rows(LinearRows {
+                output: LinearOutput::Buffer { y: &mut self.on_device, residual: None },
+                x: &self.gathered,
+                weight: &model.lm_head,
+                bias: None,
+                kind,
+                groups: &[RowGroup { rows: rows.len(), adapter: None }],
+                states: None,
+            })?;
+            model.backend.download(&mut logits[..rows.len() * config.vocab], &self.on_device)?;
         }
         Ok(())
     }
+}
+
+/// Rows that follow each other and have the same adapter.
+fn groups<'a, B: Backend>(slices: &[Slice<'a, B>]) -> Vec<(usize, Option<&'a DeviceAdapter<B>>)> {
+    let mut groups: Vec<(usize, Option<&DeviceAdapter<B>>)> = Vec::new();
+    for slice in slices {
+        let address = |adapter: Option<&DeviceAdapter<B>>| adapter.map(std::ptr::from_ref);
+        match groups.last_mut() {
+            Some((rows, adapter)) if address(*adapter) == address(slice.adapter) => *rows += slice.tokens.len(),
+            _ => groups.push((slice.tokens.len(), slice.adapter)),
+        }
+    }
+    groups
+}
+
+/// The rows of a pass that are read, and where each slice's are among them.
+fn read_rows<B: Backend>(slices: &[Slice<'_, B>]) -> (Vec<u32>, Vec<Range<usize>>) {
+    let (mut rows, mut ranges, mut end) = (Vec::new(), Vec::new(), 0);
+    for slice in slices {
+        let (start, before) = (end, rows.len());
+        end += slice.tokens.len();
+        let first = match slice {
+            Slice { logprobs: Some(_), .. } => start,
+            Slice { draws: true, .. } => end - 1,
+            _ => end,
+        };
+        rows.extend((first..end).map(|row| row as u32));
+        ranges.push(before..rows.len());
+    }
+    (rows, ranges)
 }

@@ -13,7 +13,7 @@ use super::buffer::{Element, carve, floats};
 use super::exec::Exec;
 use super::lanes::{LANES, exponentials, lanes, larger};
 use crate::Result;
-use crate::backend::{Accumulate, Attention, AttentionShape};
+use crate::backend::{Accumulate, Attention, AttentionRows, AttentionShape, CachedRows, RowKind};
 use crate::batch::Segment;
 use hydra_kernels::gemm::{self, MatRef, Panels, Source, Values};
 use hydra_kernels::isa::Bf16Isa;
@@ -112,6 +112,32 @@ pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Attention<'_, Cpu>) -
     exec.cpu.threads.each(tasks.into_iter(), |_, task| query_task(exec, task, inputs))
 }
 
+/// See [`crate::backend::Backend::attention_rows`].
+pub(super) fn rows<E: Element>(exec: Exec<'_, E>, args: AttentionRows<'_, Cpu>) -> Result<()> {
+    let AttentionRows { o, lse, shape, window, q, kind, sequences, .. } = args;
+    let (o, q, window) = (E::of_mut(o)?, E::of(q)?, in_keys(window));
+    if kind == RowKind::Decode {
+        let pasts = sequences.iter().map(|sequence| cached(sequence, sequence.len + 1)).collect::<Result<Vec<_>>>()?;
+        return few::decode(exec.cpu, shape, (o, lse), q, &pasts, window);
+    }
+    let segments: Vec<_> = sequences.iter().map(|sequence| sequence.rows).collect();
+    let mut tasks = Vec::new();
+    for task in query_tasks(shape, &segments, o, lse) {
+        let sequence = sequences.iter().find(|sequence| sequence.rows == task.segment);
+        let sequence = sequence.expect("a task is of one of the segments");
+        let seen = cached(sequence, sequence.len + task.first + task.lse.len() / shape.n_heads)?;
+        tasks.push((task, [Some((seen, sequence.len)), None]));
+    }
+    tasks.sort_by_key(|(_, pasts)| std::cmp::Reverse(pasts[0].map(|(past, _)| past.len)));
+    let inputs = Queries { shape, q, window };
+    exec.cpu.threads.each(tasks.into_iter(), |_, (task, pasts)| blocked(exec, task, inputs, pasts))
+}
+
+/// The first `len` tokens of a sequence.
+fn cached<'a, E: Element>(sequence: &CachedRows<'a, Cpu>, len: usize) -> Result<Past<'a, E>> {
+    Ok(Past { k: E::of(sequence.k)?, v: E::of(sequence.v)?, start: 0, len })
+}
+
 /// Cuts the segments into blocks of queries.
 fn query_tasks<'a, E>(
     shape: AttentionShape,
@@ -132,22 +158,43 @@ fn query_tasks<'a, E>(
     tasks
 }
 
-fn query_task<E: Element>(exec: Exec<'_, E>, mut task: QueryTask<'_, E>, inputs: Inputs<'_, E>) -> Result<()> {
-    let Inputs { shape, k, v, prefix, .. } = inputs;
+fn query_task<E: Element>(exec: Exec<'_, E>, task: QueryTask<'_, E>, inputs: Inputs<'_, E>) -> Result<()> {
+    let Inputs { shape, q, k, v, prefix, window } = inputs;
     let rows = task.lse.len() / shape.n_heads;
     let own = Past { k, v, start: task.segment.start, len: task.first + rows };
     if task.segment.len <= few::FEW {
         return few::few(exec.cpu, task, inputs, own);
     }
+    let pasts = [prefix.map(|past| (past, past.len)), Some((own, 0))];
+    blocked(exec, task, Queries { shape, q, window }, pasts)
+}
+
+/// The queries of all tasks.
+#[derive(Clone, Copy)]
+struct Queries<'a, E> {
+    shape: AttentionShape,
+    q: &'a [E],
+    /// The keys that a query sees, its own included.
+    window: usize,
+}
+
+/// A task by blocks of keys: those of each of `pasts`, and where the segment's first query stands among them.
+fn blocked<E: Element>(
+    exec: Exec<'_, E>,
+    mut task: QueryTask<'_, E>,
+    inputs: Queries<'_, E>,
+    pasts: [Option<(Past<'_, E>, usize)>; 2],
+) -> Result<()> {
+    let shape = inputs.shape;
+    let rows = task.lse.len() / shape.n_heads;
     let per_head = Sums::len(rows, shape.head_dim);
     exec.cpu.with_scratch(Blocks::len(exec, shape.head_dim) + shape.group() * per_head, |scratch| {
         let (mut blocks, heads) = Blocks::carve(exec, shape.head_dim, scratch);
         for kv_head in 0..shape.kv_heads {
             heads.chunks_exact_mut(per_head).for_each(|head| Sums::of(head, rows).clear());
-            if let Some(past) = prefix {
-                attend(exec, &task, inputs, Keys { past, first_query: past.len, kv_head }, &mut blocks, heads)?;
+            for (past, first_query) in pasts.into_iter().flatten() {
+                attend(exec, &task, inputs, Keys { past, first_query, kv_head }, &mut blocks, heads)?;
             }
-            attend(exec, &task, inputs, Keys { past: own, first_query: 0, kv_head }, &mut blocks, heads)?;
             for (i, head) in heads.chunks_exact_mut(per_head).enumerate() {
                 finish(exec, &mut task, shape, kv_head * shape.group() + i, Sums::of(head, rows));
             }
@@ -230,7 +277,7 @@ impl<'a> Sums<'a> {
 #[derive(Clone, Copy)]
 struct Keys<'a, E> {
     past: Past<'a, E>,
-    /// Where the segment's first query stands among these keys: at the first one of its own segment, behind the prefix.
+    /// Where the segment's first query stands among these keys: at its own, or behind the prefix.
     first_query: usize,
     kv_head: usize,
 }
@@ -253,7 +300,7 @@ fn within(range: Range<usize>, first: usize, n: usize) -> Range<usize> {
 fn attend<E: Element>(
     exec: Exec<'_, E>,
     task: &QueryTask<'_, E>,
-    inputs: Inputs<'_, E>,
+    inputs: Queries<'_, E>,
     keys: Keys<'_, E>,
     blocks: &mut Blocks<'_, E>,
     heads: &mut [f32],

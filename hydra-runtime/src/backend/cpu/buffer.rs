@@ -128,6 +128,20 @@ pub(super) fn chunks(values: ValuesMut<'_>, len: usize) -> Vec<ValuesMut<'_>> {
     }
 }
 
+/// Pieces of the given lengths, one after the other.
+pub(super) fn pieces(mut values: ValuesMut<'_>, lengths: impl Iterator<Item = usize>) -> Vec<ValuesMut<'_>> {
+    fn front<'a, T>(values: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+        let (front, rest) = std::mem::take(values).split_at_mut(len);
+        *values = rest;
+        front
+    }
+    let piece = |len| match &mut values {
+        ValuesMut::F32(values) => ValuesMut::F32(front(values, len)),
+        ValuesMut::Bf16(values) => ValuesMut::Bf16(front(values, len)),
+    };
+    lengths.map(piece).collect()
+}
+
 /// A matrix [rows, width] in parts of `share` rows, the last of which may be shorter. `width` may be 0.
 pub(super) fn row_parts<T>(
     mut values: &mut [T],

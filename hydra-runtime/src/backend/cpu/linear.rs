@@ -4,10 +4,12 @@
 use super::Cpu;
 use super::buffer::{Activations, Element};
 use super::exec::Exec;
-use super::operator::Outputs;
+use super::operator::{Outputs, Part, many};
+use super::rows::decode;
 use crate::Result;
 use crate::backend::{
-    AdapterArgs, AnyBuffer, AnyBufferMut, DropoutKey, GateKind, Linear, LinearBackward, LinearOutput, Weight,
+    AdapterArgs, AnyBuffer, AnyBufferMut, DropoutKey, GateKind, Linear, LinearBackward, LinearOutput, LinearRows,
+    RowKind, Weight,
 };
 use hydra_kernels::gemm::{Values, ValuesMut};
 use hydra_kernels::hydra::{AdapterGradients, AdapterRef, BackwardArgs, Dropouts, ForwardArgs, Gradients, HydraLayer};
@@ -34,6 +36,40 @@ pub(super) fn forward<E: Element>(exec: Exec<'_, E>, args: Linear<'_, Cpu>) -> R
     };
     let bias = bias.map(|bias| &bias[..layer.weight.rows()]);
     exec.forward(layer, args, bias, Outputs { y: y.first(y_len), adapter_state })
+}
+
+/// See [`crate::backend::Backend::linear_rows`].
+pub(super) fn rows<E: Element>(exec: Exec<'_, E>, args: LinearRows<'_, Cpu>) -> Result<()> {
+    let LinearRows { output, x, weight, bias, kind, groups, states } = args;
+    let weight = weight.weight();
+    let (d_in, d_out) = (weight.cols(), weight.rows());
+    let (y, residual) = match output {
+        LinearOutput::Buffer { y, residual } => (ValuesMut::F32(y), residual.map(|x| Values::F32(x))),
+        LinearOutput::Activations { y, residual } => (y.values_mut(), residual.map(Activations::values)),
+    };
+    let mut states = states.map_or(&mut [][..], |states| states);
+    let (mut parts, mut first) = (Vec::with_capacity(groups.len()), 0);
+    for group in groups {
+        let (adapter, tokens) = (group.adapter.as_ref(), group.rows);
+        let layer = layer(weight, adapter);
+        let (adapter_state, rest) = std::mem::take(&mut states).split_at_mut(tokens * layer.shape().state_width());
+        states = rest;
+        let args = ForwardArgs {
+            tokens,
+            x: x.values().skip(first * d_in).first(tokens * d_in),
+            residual: residual.map(|residual| residual.skip(first * d_out).first(tokens * d_out)),
+            labels: labels(adapter, tokens),
+            dropouts: Dropouts::default(),
+        };
+        parts.push(Part { layer, args, adapter_state });
+        first += tokens;
+    }
+    let (x, y) = (x.values().first(first * d_in), y.first(first * d_out));
+    let bias = bias.map(|bias| &bias[..d_out]);
+    match kind {
+        RowKind::Decode => decode(exec, x, parts, bias, y),
+        RowKind::Prompt => many(exec, parts, bias, y),
+    }
 }
 
 /// See [`crate::backend::Backend::linear_backward`].

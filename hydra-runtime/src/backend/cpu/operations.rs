@@ -7,12 +7,13 @@ use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
 use crate::Result;
 use crate::backend::{
-    AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear, LinearBackward,
-    RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    AdamWStep, Attention, AttentionBackward, AttentionRows, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear,
+    LinearBackward, LinearRows, RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
 use crate::config::Config;
 use half::bf16;
 use hydra_kernels::gemm::{Values, ValuesMut};
+use std::ops::Range;
 
 impl Backend for Cpu {
     type Buffer = Buffer;
@@ -65,10 +66,17 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn copy_activations(&self, to: &mut Activations, start: usize, from: &Activations, len: usize) -> Result<()> {
+    fn copy_activations(
+        &self,
+        to: &mut Activations,
+        start: usize,
+        from: &Activations,
+        values: Range<usize>,
+    ) -> Result<()> {
+        let end = start + values.len();
         match to {
-            Activations::F32(to) => self.copy_values(&mut to[start..start + len], &f32::of(from)?[..len]),
-            Activations::Bf16(to) => self.copy_values(&mut to[start..start + len], &bf16::of(from)?[..len]),
+            Activations::F32(to) => self.copy_values(&mut to[start..end], &f32::of(from)?[values]),
+            Activations::Bf16(to) => self.copy_values(&mut to[start..end], &bf16::of(from)?[values]),
         }
         Ok(())
     }
@@ -132,6 +140,17 @@ impl Backend for Cpu {
         }
     }
 
+    fn batches(&self) -> bool {
+        true
+    }
+
+    fn linear_rows(&self, args: LinearRows<'_, Self>) -> Result<()> {
+        match self.precision {
+            Precision::F32 => linear::rows::<f32>(Exec::new(self), args),
+            Precision::Bf16 => linear::rows::<bf16>(Exec::new(self), args),
+        }
+    }
+
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
         match self.precision {
             Precision::F32 => linear::backward::<f32>(Exec::new(self), args),
@@ -143,6 +162,13 @@ impl Backend for Cpu {
         match self.precision {
             Precision::F32 => attention::forward(Exec::<f32>::new(self), args),
             Precision::Bf16 => attention::forward(Exec::<bf16>::new(self), args),
+        }
+    }
+
+    fn attention_rows(&self, args: AttentionRows<'_, Self>) -> Result<()> {
+        match self.precision {
+            Precision::F32 => attention::rows(Exec::<f32>::new(self), args),
+            Precision::Bf16 => attention::rows(Exec::<bf16>::new(self), args),
         }
     }
 

@@ -2,15 +2,15 @@
 //!
 //! A task takes some rows through the adapter's products, the gate and the frozen product while they are in its cache.
 
-use super::buffer::{Element, chunks, row_parts};
+use super::buffer::{Element, chunks, pieces, row_parts};
 use super::exec::Exec;
 use super::gradient::adapter_gradients;
-use super::workspace::Workspace;
+use super::workspace::{PartPanels, Workspace};
 use super::{Cpu, Precision};
 use crate::Result;
 use crate::backend::{Accumulate, HydraShape};
 use half::bf16;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, ValuesMut};
+use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, ValuesMut};
 use hydra_kernels::hydra::{
     Backward, BackwardArgs, Few, Forward, ForwardArgs, Gradients, HydraLayer, adapter_rows_scratch, column_block,
     dropped_dx_rows_scratch, dx_rows_scratch, few_output_scratch, few_serves, output_rows_scratch,
@@ -19,7 +19,7 @@ use hydra_kernels::{Float, Scratch};
 use std::ops::Range;
 
 /// Bytes of a weight that are worth handing to another thread: some microseconds of reading.
-const TASK_BYTES: usize = 32 * 1024;
+pub(super) const TASK_BYTES: usize = 32 * 1024;
 
 /// The HydraLoRA operator on this CPU's threads and in its [`Precision`], for programs with layers of their own.
 ///
@@ -76,7 +76,11 @@ impl<E: Element> Exec<'_, E> {
         bias: Option<&[f32]>,
         outputs: Outputs<'_>,
     ) -> Result<()> {
-        if few_serves(&args) { few(self, layer, args, bias, outputs) } else { many(self, layer, args, bias, outputs) }
+        if few_serves(&args) {
+            return few(self, layer, args, bias, outputs);
+        }
+        let Outputs { y, adapter_state } = outputs;
+        many(self, vec![Part { layer, args, adapter_state }], bias, y)
     }
 
     /// See [`Cpu::layer_backward`].
@@ -145,7 +149,7 @@ fn state_parts<'a>(
 }
 
 /// Adds `bias` [d_out] to the rows of `y`.
-fn add_bias(cpu: &Cpu, y: ValuesMut<'_>, bias: &[f32]) {
+pub(super) fn add_bias(cpu: &Cpu, y: ValuesMut<'_>, bias: &[f32]) {
     #[inline(always)]
     fn add<T: Float>(y: &mut [T], bias: &[f32]) {
         for row in y.chunks_exact_mut(bias.len()) {
@@ -161,39 +165,86 @@ fn add_bias(cpu: &Cpu, y: ValuesMut<'_>, bias: &[f32]) {
     );
 }
 
-/// For many tokens: each thread computes some rows of the result.
-fn many<E: Element>(
+/// Some rows of a product and their adapter, which other rows of it need not have.
+pub(super) struct Part<'a> {
+    pub layer: HydraLayer<'a>,
+    /// x and residual are these rows'.
+    pub args: ForwardArgs<'a>,
+    /// [tokens, state_width]; empty without an adapter.
+    pub adapter_state: &'a mut [f32],
+}
+
+/// A part whose [A; R] has been packed.
+struct Packed<'a, E: Element> {
+    forward: Forward<'a, E>,
+    stacked: [Panels<'a, E>; 2],
+    dropout: bool,
+}
+
+/// A part's results beside y.
+struct States<'a> {
+    shape: HydraShape,
+    tokens: usize,
+    adapter_state: &'a mut [f32],
+    mixed: &'a mut [f32],
+}
+
+/// For many tokens: each thread computes some rows of `y`, which belong to one part each. All parts have the same weight.
+pub(super) fn many<E: Element>(
     exec: Exec<'_, E>,
-    layer: HydraLayer<'_>,
-    args: ForwardArgs<'_>,
+    parts: Vec<Part<'_>>,
     bias: Option<&[f32]>,
-    outputs: Outputs<'_>,
+    mut y: ValuesMut<'_>,
 ) -> Result<()> {
-    let Outputs { mut y, adapter_state } = outputs;
-    let (cpu, shape, tokens) = (exec.cpu, layer.shape(), args.tokens);
-    let forward = Forward::<E>::new(exec.isa, layer, args)?;
-    let Workspace { panels, adapter_panels, lora_panels, dropout_panels, mixed, .. } = &mut *cpu.workspaces.take();
-    let mixed = mixed.take::<f32>(tokens * shape.mixed_width());
-    let [a, router] = forward.stacked();
-    let stacked = [exec.pack_shared(a, lora_panels)?, exec.pack_shared(router, dropout_panels)?];
-    let rows = cpu.row_chunk(tokens);
-    for columns in blocks(cpu, shape.d_out, shape.d_in) {
-        let (first, last) = (columns.start == 0, columns.end == shape.d_out);
-        let scratch = match y {
-            ValuesMut::F32(_) => output_rows_scratch::<f32>(&shape, rows, columns.len()),
-            ValuesMut::Bf16(_) => output_rows_scratch::<bf16>(&shape, rows, columns.len()),
-        };
-        let scratch = scratch.or(adapter_rows_scratch::<E>(&shape, rows, args.dropouts.input.is_some()));
-        let block = exec.pack_block(forward.block(columns)?, [panels, adapter_panels])?;
-        let states = state_parts(&shape, [tokens, rows], adapter_state, mixed);
-        let tasks = chunks(y.reborrow(), rows * shape.d_out).into_iter().zip(states);
-        cpu.threads.each(tasks, |i, (mut y, (adapter_state, mixed))| {
-            let rows = i * rows..tokens.min((i + 1) * rows);
+    let (cpu, Some(weight)) = (exec.cpu, parts.first().map(|part| part.layer.weight)) else { return Ok(()) };
+    let (d_in, d_out) = (weight.cols(), weight.rows());
+    let Workspace { panels, parts: areas, mixed, .. } = &mut *cpu.workspaces.take();
+    if areas.len() < parts.len() {
+        areas.resize_with(parts.len(), PartPanels::default);
+    }
+    let mixed_len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
+    let mut mixed = mixed.take::<f32>(parts.iter().map(mixed_len).sum());
+    let rows = cpu.row_chunk(parts.iter().map(|part| part.args.tokens).sum());
+    let (mut packed, mut states, mut lora_up) = (Vec::new(), Vec::new(), Vec::new());
+    for (part, areas) in parts.into_iter().zip(areas) {
+        let (own, rest) = std::mem::take(&mut mixed).split_at_mut(mixed_len(&part));
+        mixed = rest;
+        let Part { layer, args, adapter_state } = part;
+        let forward = Forward::<E>::new(exec.isa, layer, args)?;
+        let [a, router] = forward.stacked();
+        let stacked = [exec.pack_shared(a, &mut areas.stacked)?, exec.pack_shared(router, &mut areas.router)?];
+        packed.push(Packed { forward, stacked, dropout: args.dropouts.input.is_some() });
+        states.push(States { shape: layer.shape(), tokens: args.tokens, adapter_state, mixed: own });
+        lora_up.push(&mut areas.lora_up);
+    }
+    for columns in blocks(cpu, d_out, d_in) {
+        let (first, last) = (columns.start == 0, columns.end == d_out);
+        let frozen = exec.pack_shared(packed[0].forward.block(columns.clone())?.frozen, panels)?;
+        let mut blocks = Vec::with_capacity(packed.len());
+        for (part, lora_up) in packed.iter().zip(&mut lora_up) {
+            let block = part.forward.block(columns.clone())?;
+            blocks.push(block.packed(frozen.data, exec.pack_shared(block.adapter, lora_up)?.data)?);
+        }
+        let ranges: Vec<_> = states.iter().enumerate().flat_map(|(i, part)| row_ranges(i, part.tokens, rows)).collect();
+        let y = pieces(y.reborrow(), ranges.iter().map(|(_, range)| range.len() * d_out));
+        let states = states.iter_mut().flat_map(|part| {
+            let States { shape, tokens, adapter_state, mixed } = part;
+            state_parts(shape, [*tokens, rows], adapter_state, mixed)
+        });
+        let tasks: Vec<_> = ranges.into_iter().zip(y).zip(states).collect();
+        cpu.threads.each(tasks.into_iter(), |_, (((part, rows), mut y), (adapter_state, mixed))| {
+            let (Packed { forward, stacked, dropout }, block) = (&packed[part], &blocks[part]);
+            let (shape, n) = (forward.shape(), columns.len());
+            let scratch = match y {
+                ValuesMut::F32(_) => output_rows_scratch::<f32>(&shape, rows.len(), n),
+                ValuesMut::Bf16(_) => output_rows_scratch::<bf16>(&shape, rows.len(), n),
+            };
+            let scratch = scratch.or(adapter_rows_scratch::<E>(&shape, rows.len(), *dropout));
             cpu.with_workspace(scratch, |workspace| {
                 if first {
-                    forward.adapter_rows(rows.clone(), &stacked, adapter_state, mixed, workspace)?;
+                    forward.adapter_rows(rows.clone(), stacked, adapter_state, mixed, workspace)?;
                 }
-                forward.output_rows(rows, &block, mixed, y.reborrow(), workspace)?;
+                forward.output_rows(rows, block, mixed, y.reborrow(), workspace)?;
                 if let Some(bias) = bias.filter(|_| last) {
                     add_bias(cpu, y, bias);
                 }
@@ -202,6 +253,11 @@ fn many<E: Element>(
         })?;
     }
     Ok(())
+}
+
+/// The rows of part `part`, `tokens` of them, in ranges of `rows`.
+fn row_ranges(part: usize, tokens: usize, rows: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (0..tokens).step_by(rows).map(move |first| (part, first..tokens.min(first + rows)))
 }
 
 /// For a handful of tokens: each thread reads some rows of the weight.

@@ -23,13 +23,15 @@ impl Area {
 pub(super) struct Workspace {
     /// Panels of the frozen weight.
     pub panels: Area,
-    /// Panels of the adapter's part of a product.
+    /// Panels of the adapter's part of a product in the backward pass.
     pub adapter_panels: Area,
-    /// Panels of [A; R] in the forward pass, of B in the backward pass.
+    /// Panels of [A; R] where the state is computed again, of B in the backward pass.
     pub lora_panels: Area,
-    /// With dropout on the adapter's input: panels of R in the forward pass, of A in the backward pass.
+    /// With dropout on the adapter's input: panels of R where the state is computed again, of A in the backward pass.
     pub dropout_panels: Area,
-    /// A few tokens' x in f32.
+    /// Panels of each part's adapter in the forward pass.
+    pub parts: Vec<PartPanels>,
+    /// x in f32, where weights are read as they are stored.
     pub widened: Area,
     /// The mixed heads, [tokens, lora_heads * rank].
     pub mixed: Area,
@@ -39,6 +41,17 @@ pub(super) struct Workspace {
     pub dropped: Area,
     /// A gradient of [A; R] by blocks of columns.
     pub gradient: Area,
+}
+
+/// Panels of an adapter in the forward pass.
+#[derive(Default)]
+pub(super) struct PartPanels {
+    /// [A; R], or A alone with dropout on the adapter's input.
+    pub stacked: Area,
+    /// R, with dropout on the adapter's input.
+    pub router: Area,
+    /// A block of columns of B.
+    pub lora_up: Area,
 }
 
 impl Workspace {

@@ -4,6 +4,7 @@ use super::driver::Driver;
 use crate::Result;
 use half::bf16;
 use hydra_ptx::launch::{Ptr, Values};
+use std::ops::Range;
 
 /// f32 on the device.
 pub struct Buffer<D: Driver>(pub(super) Memory<D>);
@@ -72,10 +73,10 @@ impl<D: Driver> Memory<D> {
         Ok(())
     }
 
-    /// Copies the first `len` values of `from` to `start` and on.
-    pub(super) fn copy(&mut self, driver: &D, start: usize, from: &Self, len: usize) -> Result<()> {
-        let (at, bytes) = (self.bytes(start), from.bytes(len));
-        self.bytes(start + len);
+    /// Copies some values of `from` to `start` and on.
+    pub(super) fn copy(&mut self, driver: &D, start: usize, from: &Self, values: Range<usize>) -> Result<()> {
+        let (at, bytes) = (self.bytes(start), from.bytes(values.start)..from.bytes(values.end));
+        self.bytes(start + values.len());
         driver.copy(&mut self.memory, at, &from.memory, bytes)
     }
 

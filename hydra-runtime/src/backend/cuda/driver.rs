@@ -6,6 +6,7 @@
 
 use crate::Result;
 use hydra_ptx::launch::{Instructions, Launch, Product, gemm};
+use std::ops::Range;
 
 /// A device that runs `hydra_ptx`'s kernels.
 pub trait Driver: Send + Sync + 'static {
@@ -21,8 +22,8 @@ pub trait Driver: Send + Sync + 'static {
     fn upload(&self, to: &mut Self::Memory, at: usize, from: &[u8]) -> Result<()>;
     /// Copies the first bytes of `from`, and waits for the copy and all work that was queued before.
     fn download(&self, to: &mut [u8], from: &Self::Memory) -> Result<()>;
-    /// Copies the first `bytes` of `from` to the bytes from `at` on.
-    fn copy(&self, to: &mut Self::Memory, at: usize, from: &Self::Memory, bytes: usize) -> Result<()>;
+    /// Copies the bytes `bytes` of `from` to the bytes from `at` on.
+    fn copy(&self, to: &mut Self::Memory, at: usize, from: &Self::Memory, bytes: Range<usize>) -> Result<()>;
     /// Sets the first `bytes` to zero.
     fn zero(&self, memory: &mut Self::Memory, bytes: usize) -> Result<()>;
     /// Queues a kernel.

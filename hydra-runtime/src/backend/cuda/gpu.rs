@@ -13,6 +13,7 @@ use crate::{Error, Result};
 use device::{Allocation, Device};
 use hydra_ptx::launch::{Instructions, Launch, Product, Ptr, gemm};
 use library::Library;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// One NVIDIA GPU.
@@ -78,9 +79,10 @@ impl Driver for Gpu {
         unsafe { self.device.read(to, memory_range(from, 0, to.len())) }
     }
 
-    fn copy(&self, to: &mut Allocation, at: usize, from: &Allocation, bytes: usize) -> Result<()> {
+    fn copy(&self, to: &mut Allocation, at: usize, from: &Allocation, bytes: Range<usize>) -> Result<()> {
+        let len = bytes.len();
         // SAFETY: the ranges are checked, and of different allocations, because one is borrowed exclusively.
-        unsafe { self.device.copy(memory_range(to, at, bytes), memory_range(from, 0, bytes), bytes) }
+        unsafe { self.device.copy(memory_range(to, at, len), memory_range(from, bytes.start, len), len) }
     }
 
     fn zero(&self, memory: &mut Allocation, bytes: usize) -> Result<()> {

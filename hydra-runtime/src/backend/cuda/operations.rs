@@ -15,6 +15,7 @@ use crate::{Error, Result};
 use half::bf16;
 use hydra_ptx::launch::{self, MAX_HEAD_DIM};
 use hydra_ptx::sizes::DECODED_TOKENS;
+use std::ops::Range;
 
 /// Columns of a head in the kernels' type. They take them in pairs.
 fn even(head_dim: usize) -> Result<u32> {
@@ -77,11 +78,17 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn copy(&self, to: &mut Buffer<D>, start: usize, from: &Buffer<D>, len: usize) -> Result<()> {
-        to.0.copy(&self.driver, start, &from.0, len)
+        to.0.copy(&self.driver, start, &from.0, 0..len)
     }
 
-    fn copy_activations(&self, to: &mut Activations<D>, start: usize, from: &Activations<D>, len: usize) -> Result<()> {
-        to.0.copy(&self.driver, start, &from.0, len)
+    fn copy_activations(
+        &self,
+        to: &mut Activations<D>,
+        start: usize,
+        from: &Activations<D>,
+        values: Range<usize>,
+    ) -> Result<()> {
+        to.0.copy(&self.driver, start, &from.0, values)
     }
 
     fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {

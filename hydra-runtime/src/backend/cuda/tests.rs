@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use hydra_ptx::launch::{Arg, Instructions, Launch};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,7 +45,7 @@ impl Driver for Uploads {
         Ok(())
     }
 
-    fn copy(&self, _: &mut u64, _: usize, _: &u64, _: usize) -> Result<()> {
+    fn copy(&self, _: &mut u64, _: usize, _: &u64, _: Range<usize>) -> Result<()> {
         Ok(())
     }
 

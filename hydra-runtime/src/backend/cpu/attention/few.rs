@@ -50,11 +50,42 @@ pub(super) fn few<E: Element>(
     Ok(())
 }
 
+/// One query of each of several sequences, `q` [rows, q_width], each with its own keys and values.
+pub(super) fn decode<E: Element>(
+    cpu: &Cpu,
+    shape: AttentionShape,
+    (o, lse): (&mut [E], &mut [f32]),
+    q: &[E],
+    pasts: &[Past<'_, E>],
+    window: usize,
+) -> Result<()> {
+    let (part, width) = (shape.group() * shape.head_dim, shape.q_width());
+    let pasts: Vec<_> = pasts.iter().map(|past| [past.last(window), past.last(0)]).collect();
+    let query = |i: usize, (o, lse): (&mut [E], &mut [f32])| {
+        let (row, kv_head) = (i / shape.kv_heads, i % shape.kv_heads);
+        let past = pasts[row];
+        cpu.with_scratch(shape.group() * (past[0].len + 2 * shape.head_dim), |scratch| {
+            let group = Group { shape, kv_head, q: &q[row * width + kv_head * part..][..part], past };
+            cpu.isa.vectorize(
+                #[inline(always)]
+                || attend(o, lse, scratch, group),
+            );
+            Ok(())
+        })
+    };
+    let heads = o[..pasts.len() * width].chunks_exact_mut(part).zip(lse.chunks_exact_mut(shape.group()));
+    if pasts.iter().map(|past| past[0].len).sum::<usize>() * shape.head_dim < TASK {
+        heads.enumerate().try_for_each(|(i, head)| query(i, head))
+    } else {
+        cpu.threads.each(heads, query)
+    }
+}
+
 impl<E> Past<'_, E> {
     /// The last `len` rows at most.
-    fn last(self, len: usize) -> Self {
+    fn last(&self, len: usize) -> Self {
         let len = self.len.min(len);
-        Self { start: self.start + self.len - len, len, ..self }
+        Self { k: self.k, v: self.v, start: self.start + self.len - len, len }
     }
 }
 
