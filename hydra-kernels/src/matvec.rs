@@ -176,8 +176,8 @@ fn groups<const R: usize>(y: &mut [f32], first: usize) -> (&mut [Tile<R, 1>], &m
     (groups, rest.as_chunks_mut().0, last)
 }
 
-/// Rows from `first` on, `R` at a time, for each of `T` tokens: they share the loads of x and the decoding, and their sums are
-/// independent.
+/// Rows from `first` on, `R` at a time, for each of `T` tokens: they share the loads of x and the decoding, and their
+/// sums are independent.
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 #[inline(always)]
 fn rows<L: Lanes, const R: usize, const T: usize>(

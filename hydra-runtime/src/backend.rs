@@ -92,8 +92,8 @@ pub trait Backend: Send + Sync + 'static {
     fn batches(&self) -> bool {
         false
     }
-    /// [`Backend::linear`] for rows of several sequences, whose adapters may differ. A row's result has the same bits whichever rows are
-    /// computed beside it. This one takes a single sequence.
+    /// [`Backend::linear`] for rows of several sequences, whose adapters may differ. A row's result has the same bits
+    /// whichever rows are computed beside it. This one takes a single sequence.
     fn linear_rows(&self, args: LinearRows<'_, Self>) -> Result<()> {
         let LinearRows { output, x, weight, bias, groups: [group], states, .. } = args else {
             return Err(one_by_one());
@@ -107,8 +107,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Causal attention inside each segment, after the prefix: o = softmax(q kᵀ / √head_dim) v, by blocks, so that scores are
     /// never stored (Dao et al., arXiv 2205.14135). A window counts keys back from the query's own, into the prefix.
     fn attention(&self, args: Attention<'_, Self>) -> Result<()>;
-    /// [`Backend::attention`] for rows of several sequences, each behind its own cached keys and values. A row's result has the same bits
-    /// whichever rows are computed beside it. This one takes a single sequence.
+    /// [`Backend::attention`] for rows of several sequences, each behind its own cached keys and values. A row's result
+    /// has the same bits whichever rows are computed beside it. This one takes a single sequence.
     fn attention_rows(&self, args: AttentionRows<'_, Self>) -> Result<()> {
         let AttentionRows { o, lse, shape, window, q, k, v, sequences: [sequence], .. } = args else {
             return Err(one_by_one());

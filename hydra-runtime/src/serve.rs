@@ -1,9 +1,9 @@
 //! Many generations at once: the engine of a server, without the server.
 //!
-//! [`Engine::submit`] queues a request, and [`Engine::step`] moves all of them on: each running generation by a token, prompts by
-//! slices beside them. Requests join and leave between steps, and each may have an adapter of its own. The engine has no threads but
-//! the backend's, no clock and no text: its caller owns the loop, the tokenizer and the stop strings
-//! ([`StopStrings`](crate::generate::StopStrings)).
+//! [`Engine::submit`] queues a request, and [`Engine::step`] moves all of them on: each running generation by a token,
+//! prompts by slices beside them. Requests join and leave between steps, and each may have an adapter of its own. The
+//! engine has no threads but the backend's, no clock and no text: its caller owns the loop, the tokenizer and the stop
+//! strings ([`StopStrings`](crate::generate::StopStrings)).
 //!
 //! ```no_run
 //! use hydra_runtime::generate::Sampler;
@@ -32,14 +32,24 @@
 //!
 //! # The same bits in any company
 //!
-//! A request's logits, and so a greedy request's tokens, have the same bits alone and in a full engine, beside other adapters, and
-//! for any [`EngineOptions::prompt_tokens`]: prompts are cut into slices at multiples of [`SLICE`] tokens of the prompt, whatever a
-//! step has room for, and no sequence's arithmetic depends on another's. (They differ in rounding from those of a
-//! [`Generator`](crate::generate::Generator), which takes prompts in longer pieces.)
+//! A request's logits, and so a greedy request's tokens, have the same bits alone and in a full engine, beside other
+//! adapters, and for any [`EngineOptions::prompt_tokens`] and [`EngineOptions::prefix_tokens`]. A row's arithmetic does
+//! not depend on the rows beside it: tokens that were drawn always go through the model by products that read weights
+//! as they are stored, prompts always by products of packed weights, and prompts are cut at multiples of [`SLICE`]
+//! tokens. (The results differ in rounding from those of a
+//! [`Generator`](crate::generate::Generator), which chooses between the two by the number of tokens.)
+//!
+//! # Batches
+//!
+//! A step takes all running generations through the model in one pass, and the slices of prompts in a second one. Each
+//! pass reads each weight once; rows of different adapters share the frozen products. A GPU takes one sequence at a
+//! time for now: the same results, without the speed of a batch.
 
 mod engine;
+mod gates;
 mod logprob;
 mod passes;
+mod prefixes;
 mod running;
 
 pub use engine::Engine;
@@ -56,13 +66,16 @@ use crate::projection::Projection;
 pub struct EngineOptions {
     /// Requests that run at once, at least 1; others wait.
     pub slots: usize,
-    /// The most tokens of a request, prompt and answer, at most the model's context; `None`: the model's context. Keys and values for
-    /// this many tokens are planned for each slot.
+    /// The most tokens of a request, prompt and answer, at most the model's context; `None`: the model's context. Keys
+    /// and values for this many tokens are planned for each slot.
     pub context: Option<usize>,
-    /// Tokens of prompts that a step takes beside the running generations: whole slices of [`SLICE`] tokens or a prompt's last one, at
-    /// least one of them. A higher number gets through prompts faster, a lower one lets running generations wait less.
+    /// Tokens of prompts that a step takes beside the running generations: whole slices of [`SLICE`] tokens or a
+    /// prompt's last one, at least one of them. A higher number gets through prompts faster, a lower one lets running
+    /// generations wait less.
     pub prompt_tokens: usize,
-    /// Tokens whose keys and values are kept for requests that begin in the same way; 0: none.
+    /// Tokens of prompts whose keys and values are kept, in blocks of [`SLICE`], for requests with the same adapter
+    /// that begin in the same way: such a block goes through the model once. Those that were used last are kept. 0:
+    /// none.
     pub prefix_tokens: usize,
 }
 

@@ -1,4 +1,5 @@
-//! The engine of many generations: a request's tokens and logits are the same bits in any company, and it ends where it should.
+//! The engine of many generations: a request's tokens and logits are the same bits in any company, and it ends where it
+//! should.
 
 use hydra_runtime::Error;
 use hydra_runtime::adapter::Adapter;
@@ -161,6 +162,67 @@ fn a_request_has_the_same_bits_in_any_company_in_bf16() {
     for name in ["hydra", "window"] {
         same_bits_in_any_company(name, Precision::Bf16);
     }
+}
+
+/// Prompts that begin in the same way, each twice with each adapter.
+fn alike(adapters: &[Option<AttachedAdapter<Cpu>>]) -> Vec<Request<Cpu>> {
+    let shared = tokens(140, 3);
+    let mut prompts: Vec<Vec<u32>> =
+        [1, 10, 60, 70].iter().map(|&len| [&shared[..], &tokens(len, len as u32)].concat()).collect();
+    prompts.extend([shared[..128].to_vec(), [&shared[..64], &tokens(50, 8)].concat(), tokens(90, 9)]);
+    let request = |(prompt, adapter): (&Vec<u32>, &Option<AttachedAdapter<Cpu>>)| {
+        let mut request = Request::new(prompt.clone(), greedy());
+        request.adapter = adapter.clone();
+        (request.max_tokens, request.top_logprobs, request.gates) = (6, Some(VOCAB), true);
+        request
+    };
+    let twice = prompts.iter().chain(&prompts);
+    twice.flat_map(|prompt| adapters.iter().map(move |adapter| (prompt, adapter))).map(request).collect()
+}
+
+/// Tokens of blocks that an earlier request with the same adapter has computed.
+fn shared_tokens(requests: &[Request<Cpu>], adapters: usize) -> u64 {
+    let (mut seen, mut hits) = (std::collections::HashSet::new(), 0);
+    for (i, Request { prompt, .. }) in requests.iter().enumerate() {
+        for end in (64..=prompt.len()).step_by(64) {
+            let new = seen.insert((i % adapters, &prompt[..end]));
+            hits += u64::from(!new && end < prompt.len()) * 64;
+        }
+    }
+    hits
+}
+
+fn prefixes_change_no_bit(name: &str, precision: Precision) {
+    let (model, adapter) = open(name, precision);
+    let attach = |adapter: &Adapter| Some(model.attach(adapter).unwrap());
+    let adapters = [None, attach(&adapter), attach(&changed(&adapter, 1.5))];
+    let run = |options: EngineOptions| {
+        let mut engine = Engine::new(&model, options).unwrap();
+        let mut results = HashMap::new();
+        let ids: Vec<_> = alike(&adapters).into_iter().map(|request| engine.submit(request).unwrap()).collect();
+        run(&mut engine, &mut results);
+        (ids.iter().map(|id| results.remove(id).unwrap()).collect::<Vec<_>>(), engine.stats())
+    };
+    let (want, stats) = run(options(1, 64));
+    let total: u64 = alike(&adapters).iter().map(|request| request.prompt.len() as u64).sum();
+    assert_eq!((stats.prompt_tokens, stats.prefix_hit_tokens), (total, 0));
+    for (slots, prompt_tokens, prefix_tokens) in [(8, 200, 4096), (1, 64, 4096), (4, 64, 300), (3, 1000, 64)] {
+        let (got, stats) = run(EngineOptions { prefix_tokens, ..options(slots, prompt_tokens) });
+        assert!(got == want, "{name}, {precision:?}: {slots} slots, {prefix_tokens} tokens of prefixes");
+        assert_eq!(stats.prompt_tokens + stats.prefix_hit_tokens, total);
+        if prefix_tokens == 4096 {
+            let hits = shared_tokens(&alike(&adapters), adapters.len());
+            assert_eq!(stats.prefix_hit_tokens, hits, "each block is computed once");
+        }
+    }
+}
+
+#[test]
+fn what_prompts_share_is_computed_once_and_changes_no_bit() {
+    for name in ["hydra", "mistral"] {
+        prefixes_change_no_bit(name, Precision::F32);
+    }
+    prefixes_change_no_bit("qwen3", Precision::Bf16);
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f32> {

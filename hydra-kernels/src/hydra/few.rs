@@ -26,7 +26,8 @@ pub fn serves(args: &ForwardArgs<'_>) -> bool {
 /// 2. For each token and each range of y's columns: [`Few::output`].
 ///
 /// A pass of any number of rows, [`Few::batch`], gives each of them the same bits. It reads each weight once:
-/// [`Few::products`], then [`Few::add_adapter`], for each range of columns. Rows of several adapters share the products.
+/// [`Few::products`], then [`Few::add_adapter`], for each range of columns. Rows of several adapters share the
+/// products.
 #[derive(Clone, Copy)]
 pub struct Few<'a> {
     isa: Isa,

@@ -172,7 +172,8 @@ pub struct Attention<'a, B: Backend + ?Sized> {
     pub prefix: Option<Prefix<'a, B>>,
 }
 
-/// How the rows of a call are computed. Those of a kind have the same bits in any company; the two kinds round differently.
+/// How the rows of a call are computed. Those of a kind have the same bits in any company; the two kinds round
+/// differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowKind {
     /// One row of each sequence: each weight is read once for all rows, as it is stored.

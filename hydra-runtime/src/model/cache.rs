@@ -79,7 +79,8 @@ impl<B: Backend> Cached<'_, B> {
         segments.iter().zip(*slots).map(sequence).collect()
     }
 
-    /// Copies a layer's new keys and values, of `width` columns, behind the rows in use. [`Cached::prefix`] does not have them before
+    /// Copies a layer's new keys and values, of `width` columns, behind the rows in use. [`Cached::prefix`] does not
+    /// have them before
     /// [`Cached::grow`].
     pub(super) fn append(
         &mut self,

@@ -1,10 +1,11 @@
 //! The engine: which requests run, and what a step does for each.
 
 use super::passes::{Passes, plan_bytes};
+use super::prefixes::Prefixes;
 use super::running::Running;
 use super::{EngineOptions, Event, Request, RequestId, Stats};
 use crate::adapter::device::DeviceAdapter;
-use crate::backend::{Backend, Device};
+use crate::backend::{Backend, Device, RowKind};
 use crate::config::Config;
 use crate::generate::Finish;
 use crate::model::{KvCache, Model};
@@ -12,13 +13,15 @@ use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Many generations at once; see [the module](super). It owns all that it needs: it may move to another thread, or into any struct.
+/// Many generations at once; see [the module](super). It owns all that it needs: it may move to another thread, or into
+/// any struct.
 pub struct Engine<B: Backend = Device> {
     model: Model<B>,
     options: EngineOptions,
     /// The most tokens of a request.
     context: usize,
     passes: Passes<B>,
+    prefixes: Prefixes<B>,
     /// One for each slot that has been used.
     caches: Vec<KvCache<B>>,
     /// Slots that are free.
@@ -56,8 +59,8 @@ impl EngineOptions {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Bytes that an engine takes beside the weights and the adapters, `u64::MAX` at most: keys and values of all slots and prefixes,
-    /// activations, logits. The states of adapters come on top, some floats for each of [`SLICE`](super::SLICE) rows.
+    /// Bytes that an engine takes beside the weights and the adapters, `u64::MAX` at most: keys and values of all slots
+    /// and prefixes, activations, logits. The states of adapters come on top: some floats for each row of a step.
     pub fn plan_bytes(backend: &B, config: &Config, options: &EngineOptions) -> Result<u64> {
         plan_bytes(backend, config, options, options.context(config)?)
     }
@@ -69,7 +72,8 @@ impl<B: Backend> Engine<B> {
     pub fn new(model: &Model<B>, options: EngineOptions) -> Result<Self> {
         let context = options.context(model.config())?;
         Ok(Self {
-            passes: Passes::new(model, context)?,
+            passes: Passes::new(model, &options, context)?,
+            prefixes: Prefixes::new(model, options.prefix_tokens),
             model: model.clone(),
             options,
             context,
@@ -86,8 +90,8 @@ impl<B: Backend> Engine<B> {
     /// Queues a request. It begins when a slot is free.
     ///
     /// # Errors
-    /// If the prompt is empty, has an id outside the vocabulary ([`Error::TokenOutOfRange`]) or leaves no room for a token
-    /// ([`Error::SequenceTooLong`]), or the adapter is another model's ([`Error::WrongAdapter`]).
+    /// If the prompt is empty, has an id outside the vocabulary ([`Error::TokenOutOfRange`]) or leaves no room for a
+    /// token ([`Error::SequenceTooLong`]), or the adapter is another model's ([`Error::WrongAdapter`]).
     pub fn submit(&mut self, request: Request<B>) -> Result<RequestId> {
         let (tokens, vocab) = (request.prompt.len(), self.model.config().vocab);
         let limit = if request.max_tokens == 0 { self.context } else { self.context - 1 };
@@ -110,8 +114,8 @@ impl<B: Backend> Engine<B> {
         Ok(id)
     }
 
-    /// Ends a request without an event, whatever state it is in; its slot is free for the next step. Events of it that a failed step has
-    /// left are dropped. Unknown ids are ignored.
+    /// Ends a request without an event, whatever state it is in; its slot is free for the next step. Events of it that
+    /// a failed step has left are dropped. Unknown ids are ignored.
     pub fn cancel(&mut self, id: RequestId) {
         self.queue.retain(|queued| queued.id != id);
         self.events.retain(|event| event.id() != id);
@@ -119,8 +123,8 @@ impl<B: Backend> Engine<B> {
         self.retire();
     }
 
-    /// Moves all requests on: every running generation gets a token, waiting prompts get their slices. Returns nothing when there is
-    /// nothing to do.
+    /// Moves all requests on: every running generation gets a token, waiting prompts get their slices. Returns nothing
+    /// when there is nothing to do.
     ///
     /// # Errors
     /// If the device fails. What the step had done until then is kept, and its events come with the next step.
@@ -177,40 +181,79 @@ impl<B: Backend> Engine<B> {
 
     /// Draws the next token of each running generation.
     fn generate(&mut self) -> Result<()> {
-        for i in 0..self.running.len() {
-            if self.running[i].generates() {
-                self.advance(i)?;
-            }
-        }
-        self.retire();
-        Ok(())
+        let plan = (0..self.running.len()).filter(|&i| self.running[i].generates()).map(|i| (i, 1)).collect();
+        self.advance(plan, RowKind::Decode)
     }
 
     /// Takes slices of prompts through the model, those of the oldest request first.
     fn read_prompts(&mut self) -> Result<()> {
-        let (mut left, mut first) = (self.options.prompt_tokens, true);
-        'prompts: for i in 0..self.running.len() {
-            while self.running[i].in_prompt() && !self.running[i].done {
-                let len = self.running[i].slice_len();
-                if len > left && !first {
-                    break 'prompts;
+        if self.prefixes.is_enabled() {
+            for running in self.running.iter_mut().filter(|running| running.in_prompt()) {
+                let restored = running.restore(&mut self.prefixes, &mut self.caches[running.slot])?;
+                self.stats.prefix_hit_tokens += restored as u64;
+            }
+        }
+        let plan = self.plan_prompts();
+        self.advance(plan, RowKind::Prompt)
+    }
+
+    /// The requests whose prompts go on, each with a number of tokens.
+    fn plan_prompts(&self) -> Vec<(usize, usize)> {
+        let (mut plan, mut left): (Vec<(usize, usize)>, _) = (Vec::new(), self.options.prompt_tokens);
+        let batches = self.model.backend().batches();
+        for (i, running) in self.running.iter().enumerate().filter(|(_, running)| running.in_prompt()) {
+            let computed = |&(other, planned): &(usize, usize)| running.waits_for(&self.running[other], planned);
+            if self.prefixes.is_enabled() && plan.iter().any(computed) {
+                continue;
+            }
+            let mut ahead = 0;
+            loop {
+                let len = running.slice_len(ahead);
+                if len == 0 {
+                    break;
                 }
-                self.advance(i)?;
-                self.stats.prompt_tokens += len as u64;
-                (left, first) = (left.saturating_sub(len), false);
+                if len > left && !plan.is_empty() {
+                    return plan;
+                }
+                match plan.last_mut() {
+                    Some((last, planned)) if batches && *last == i => *planned += len,
+                    _ => plan.push((i, len)),
+                }
+                (left, ahead) = (left.saturating_sub(len), ahead + len);
+            }
+        }
+        plan
+    }
+
+    /// Takes the next tokens of some requests through the model, all in one pass if the backend batches.
+    fn advance(&mut self, mut plan: Vec<(usize, usize)>, kind: RowKind) -> Result<()> {
+        let batches = self.model.backend().batches();
+        if batches {
+            // Rows of one adapter lie together.
+            plan.sort_by_key(|&(i, _)| self.running[i].adapter_address());
+        }
+        for plan in plan.chunks(if batches { plan.len().max(1) } else { 1 }) {
+            // Of one that doesn't, several slices of a request may be planned, of which one has failed.
+            if plan.iter().all(|&(i, _)| self.running[i].done) {
+                continue;
+            }
+            let slices: Vec<_> = plan.iter().map(|&(i, len)| self.running[i].slice(len)).collect();
+            let outcomes = self.passes.run(&mut self.caches, &slices, kind)?;
+            for (&(i, len), outcome) in plan.iter().zip(outcomes) {
+                if kind == RowKind::Prompt {
+                    self.stats.prompt_tokens += len as u64;
+                }
+                let (running, before) = (&mut self.running[i], self.events.len());
+                let logits = outcome.drawn.map_or(&[][..], |row| self.passes.logits(row));
+                running.take(len, outcome, logits, &mut self.events);
+                if self.prefixes.is_enabled() {
+                    running.keep(&mut self.prefixes, &self.caches[running.slot]);
+                }
+                let drawn = self.events[before..].iter().filter(|event| matches!(event, Event::Token { .. }));
+                self.stats.generated_tokens += drawn.count() as u64;
             }
         }
         self.retire();
-        Ok(())
-    }
-
-    /// Takes a request's next slice through the model.
-    fn advance(&mut self, i: usize) -> Result<()> {
-        let (running, before) = (&mut self.running[i], self.events.len());
-        let outcome = self.passes.run(&mut self.caches[running.slot], &running.slice())?;
-        running.take(&outcome, &mut self.events);
-        let drawn = self.events[before..].iter().filter(|event| matches!(event, Event::Token { .. }));
-        self.stats.generated_tokens += drawn.count() as u64;
         Ok(())
     }
 

@@ -25,7 +25,8 @@ impl<'a, B: Backend> GateReader<'a, B> {
         Self { adapter, row, gates }
     }
 
-    /// Takes the gates of a layer that has been computed for all rows of a pass; `groups` are their numbers and adapters.
+    /// Takes the gates of a layer that has been computed for all rows of a pass; `groups` are their numbers and
+    /// adapters.
     pub fn read(
         readers: &mut [Option<Self>],
         backend: &B,

@@ -1,4 +1,5 @@
-//! Rows of several sequences through the model in one pass, and what is read of them: logits, log-probabilities and gates.
+//! Rows of several sequences through the model in one pass, and what is read of them: logits, log-probabilities and
+//! gates.
 
 use super::gates::GateReader;
 use super::logprob::token_logprob;
@@ -126,8 +127,8 @@ impl<B: Backend> Passes<B> {
         &self.logits[row * vocab..(row + 1) * vocab]
     }
 
-    /// Takes slices through the model, behind what is in their caches: one, if the backend doesn't batch. Slices with the same adapter
-    /// follow each other. After an error the caches are as before.
+    /// Takes slices through the model, behind what is in their caches: one, if the backend doesn't batch. Slices with
+    /// the same adapter follow each other. After an error the caches are as before.
     pub fn run(&mut self, caches: &mut [KvCache<B>], slices: &[Slice<'_, B>], kind: RowKind) -> Result<Vec<Outcome>> {
         let lens: Vec<usize> = slices.iter().map(|slice| caches[slice.slot].len).collect();
         let outcomes = self.forward(caches, slices, kind);
@@ -171,8 +172,7 @@ impl<B: Backend> Passes<B> {
             outcomes.push(Outcome { drawn: None, logprobs, gates: gates.map(GateReader::finish) });
         }
         let mut drawn = Vec::new();
-        for (i, slice) in slices.iter().enumerate().filter(|(_, slice)| slice.draws) {
-            debug_assert!(!slice.tokens.is_empty());
+        for (i, _) in slices.iter().enumerate().filter(|(_, slice)| slice.draws) {
             outcomes[i].drawn = Some(drawn.len());
             drawn.push(read[i].end as u32 - 1);
         }

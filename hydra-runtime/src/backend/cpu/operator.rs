@@ -189,7 +189,8 @@ struct States<'a> {
     mixed: &'a mut [f32],
 }
 
-/// For many tokens: each thread computes some rows of `y`, which belong to one part each. All parts have the same weight.
+/// For many tokens: each thread computes some rows of `y`, which belong to one part each. All parts have the same
+/// weight.
 pub(super) fn many<E: Element>(
     exec: Exec<'_, E>,
     parts: Vec<Part<'_>>,

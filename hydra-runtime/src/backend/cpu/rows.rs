@@ -1,7 +1,8 @@
 //! [`Backend::linear_rows`](crate::backend::Backend::linear_rows) while sequences are generated: one row of each.
 //!
-//! Weights are read as they are stored, each once for all rows, and rows of different adapters share the frozen products. A row has
-//! the bits that it would have alone. ([`many`](super::operator::many) is the same for rows of prompts.)
+//! Weights are read as they are stored, each once for all rows, and rows of different adapters share the frozen
+//! products. A row has the bits that it would have alone. ([`many`](super::operator::many) is the same for rows of
+//! prompts.)
 
 use super::buffer::{Element, chunks, convert};
 use super::exec::Exec;
