@@ -102,7 +102,7 @@ impl<'a> Start<'a> {
             targets: options.targets.clone().map_or(defaults.targets, |Targets(targets)| targets),
             labels: labels.to_vec(),
             label_field: (field != CATEGORY).then(|| field.clone()),
-            base_model: Some(spec.model().to_string()),
+            base_model: Some(base_model(spec.model())),
             ..defaults
         };
         config.check()?;
@@ -112,6 +112,14 @@ impl<'a> Start<'a> {
             &format!("an adapter of rank {}", config.rank),
         )?;
         Ok(Adapter::init(model, config, spec.seed())?)
+    }
+}
+
+/// The model as the adapter's file names it, for other programs in other folders: a local path is absolute.
+fn base_model(model: &str) -> String {
+    match std::path::absolute(model) {
+        Ok(path) if path.exists() => path.display().to_string(),
+        _ => model.to_string(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Fine-tunes: PyTorch's losses, resuming, stopping, full disks.
 
-use super::support::{Scratch, assets, column, command, fails, finetune, golden, hydra, succeeds};
+use super::support::{Scratch, assets, column, command, fails, finetune, golden, hydra, json, succeeds};
 use safetensors::SafeTensors;
 use std::fs;
+use std::path::Path;
 #[cfg(unix)]
 use std::process::Stdio;
 
@@ -450,4 +451,15 @@ fn a_full_disk_leaves_what_was_saved() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("No space left"));
     assert_eq!(before, after);
     assert!(before.is_some());
+}
+
+#[test]
+fn an_adapter_names_its_model_by_a_path_that_holds_in_any_folder() {
+    let scratch = Scratch::new("base-model");
+    let out = scratch.path("run");
+    let mut finetune =
+        command(&format!("finetune --model model --data data.jsonl --method lora --targets q --steps 1 --out {out}"));
+    assert!(finetune.current_dir(golden("lora")).output().unwrap().status.success());
+    let named = json(&format!("{out}/adapter_config.json"))["base_model_name_or_path"].as_str().unwrap().to_string();
+    assert!(Path::new(&named).is_absolute() && Path::new(&named).join("config.json").is_file(), "{named}");
 }
