@@ -16,6 +16,7 @@ mod generate;
 mod heterogeneity;
 mod info;
 mod merge;
+mod serve;
 
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -53,6 +54,8 @@ pub enum Command {
     Eval(Eval),
     /// Generate text from a prompt
     Generate(generate::Arguments),
+    /// Serve a model and its adapters over HTTP, with the OpenAI API
+    Serve(Box<serve::Arguments>),
     /// Merge an adapter into its model's weights, and check the result
     Merge(merge::Arguments),
     /// Write an adapter, or a model with it merged in, for PEFT, transformers, vLLM or llama.cpp
@@ -103,6 +106,7 @@ impl Command {
             Self::Eval(Eval::Accuracy(arguments)) => eval_accuracy::run(*arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),
+            Self::Serve(arguments) => serve::run(*arguments),
             Self::Merge(arguments) => merge::run(arguments),
             Self::Export(arguments) => export::run(arguments),
             Self::Info(arguments) => info::run(arguments),

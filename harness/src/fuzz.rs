@@ -1,9 +1,10 @@
-//! The readers of files that commands use, for `harness/fuzz`.
+//! The readers of files and requests that commands use, for `harness/fuzz`.
 
 use crate::data::records::Reading;
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
 use crate::run::spec::RunSpec;
+use crate::serve;
 use anyhow::Result;
 use std::path::Path;
 
@@ -26,4 +27,9 @@ pub fn experiment(path: &Path) -> Result<usize> {
 /// The command line of the options in a file.
 pub fn options(path: &Path) -> Result<Vec<String>> {
     Ok(RunSpec::read(path)?.command_line())
+}
+
+/// Whether a request's body is that of a completion, or of a chat.
+pub fn request(body: &[u8]) -> [bool; 2] {
+    serve::accepts(body)
 }

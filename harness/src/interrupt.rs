@@ -15,6 +15,7 @@ type Flag = LazyLock<Arc<AtomicBool>>;
 
 static REQUESTED: Flag = LazyLock::new(Arc::default);
 static DISCARDING: Flag = LazyLock::new(Arc::default);
+static STOPPING: Flag = LazyLock::new(Arc::default);
 static INSTALL: Once = Once::new();
 
 /// The exit code after an interrupt.
@@ -51,6 +52,18 @@ pub fn listen() -> Result<()> {
         });
     });
     installed.context("can't listen to Ctrl-C")
+}
+
+/// From now on the first Ctrl-C or SIGTERM calls `stop`, on a thread; a second one ends the process at once.
+pub fn on_stop(stop: impl FnOnce() + Send + 'static) -> Result<()> {
+    let listens = |signal| {
+        // In this order, so that the flag isn't set yet at the first signal.
+        flag::register_conditional_shutdown(signal, STOPPED, STOPPING.clone())?;
+        flag::register(signal, STOPPING.clone()).map(drop)
+    };
+    [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
+    once_set(&STOPPING, stop);
+    Ok(())
 }
 
 /// Acts when a flag is set, on a thread: a signal handler may do little more than set it.

@@ -32,10 +32,16 @@ mod killed;
 mod memory;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/page.rs"]
+mod page;
 #[path = "cli/readme.rs"]
 mod readme;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/serve.rs"]
+mod serve;
+#[path = "cli/server.rs"]
+mod server;
 #[path = "cli/sharing.rs"]
 mod sharing;
 #[path = "cli/support.rs"]

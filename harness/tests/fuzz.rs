@@ -254,7 +254,7 @@ macro_rules! tests {
     };
 }
 
-tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl compressed parquet mmlu toml template);
+tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl compressed parquet mmlu toml template request);
 
 #[test]
 fn the_corpus_is_read_without_an_error() {
@@ -318,4 +318,6 @@ fn the_corpus_is_read_without_an_error() {
     assert_eq!(hydra_harness::fuzz::experiment(&dir.path().join("e.toml")).unwrap(), 2);
     fs::write(dir.path().join("o.toml"), corpus("toml", "options")).unwrap();
     assert!(!hydra_harness::fuzz::options(&dir.path().join("o.toml")).unwrap().is_empty());
+    assert_eq!(hydra_harness::fuzz::request(&corpus("request", "completion")), [true, false]);
+    assert_eq!(hydra_harness::fuzz::request(&corpus("request", "chat")), [false, true]);
 }

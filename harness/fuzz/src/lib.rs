@@ -1,4 +1,4 @@
-//! What is fuzzed: each function reads bytes as a stranger's file, and then uses what came of it as the commands do. An error
+//! What is fuzzed: each function reads bytes as a stranger's file or request, and then uses what came of it as the commands do. An error
 //! is fine; a panic, a hang and gigabytes of memory are not.
 //!
 //! cargo-fuzz calls these from `fuzz_targets/`, on nightly Rust; `harness/tests/fuzz.rs` calls them on stable Rust.
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets; the corpus of each is the folder of its name.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("tokenizer", tokenizer),
@@ -34,6 +34,7 @@ pub const TARGETS: [Target; 12] = [
     ("mmlu", mmlu),
     ("toml", toml),
     ("template", template),
+    ("request", request),
 ];
 
 /// A model of two layers of width 8, and a tokenizer of six tokens.
@@ -212,4 +213,9 @@ pub fn toml(bytes: &[u8]) {
         let _ = harness::experiment(&folder.join("experiment.toml"));
         let _ = harness::options(&folder.join("experiment.toml"));
     });
+}
+
+/// The body of a request to `hydra serve`.
+pub fn request(bytes: &[u8]) {
+    harness::request(bytes);
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 /// Looks at the page in the frame and uses it: what is there, what sticks out, what a pointer, a key and a click do.
 const PROBE: &str = include_str!("probe.js");
 
-fn browser() -> Option<&'static str> {
+pub fn browser() -> Option<&'static str> {
     let there = |name: &&str| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
     let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(there);
     if found.is_none() {
@@ -30,6 +30,11 @@ fn open(browser: &str, scratch: &Scratch, html: &str, width: usize, dark: bool) 
          <script>{PROBE}\nframe.onload = () => look(frame);\nframe.srcdoc = {text};</script></body>"
     );
     let page = scratch.write("page.html", page);
+    visit(browser, scratch, &format!("file://{page}"), dark, &[])
+}
+
+/// The document that a browser has made of an address, and what its console said.
+pub fn visit(browser: &str, scratch: &Scratch, address: &str, dark: bool, more: &[&str]) -> (String, Vec<String>) {
     let profile = scratch.path("profile");
     let _ = fs::remove_dir_all(&profile);
     let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
@@ -37,7 +42,9 @@ fn open(browser: &str, scratch: &Scratch, html: &str, width: usize, dark: bool) 
     let scheme = format!("--blink-settings=preferredColorScheme={}", if dark { 0 } else { 1 });
     let output = Command::new(browser)
         .args(flags.split_whitespace())
-        .args([&format!("--user-data-dir={profile}"), &scheme, &format!("file://{page}")])
+        .args([&format!("--user-data-dir={profile}"), &scheme])
+        .args(more)
+        .arg(address)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -46,13 +53,13 @@ fn open(browser: &str, scratch: &Scratch, html: &str, width: usize, dark: bool) 
     (String::from_utf8(output.stdout).unwrap(), console)
 }
 
-fn seen(document: &str) -> Value {
+pub fn seen(document: &str) -> Value {
     let (_, rest) = document.split_once("<pre id=\"seen\">").expect("the page was looked at");
     serde_json::from_str(rest.split_once("</pre>").unwrap().0).unwrap()
 }
 
 /// "rgb(20, 23, 27)" → their mean.
-fn brightness(colour: &Value) -> f64 {
+pub fn brightness(colour: &Value) -> f64 {
     let numbers = colour.as_str().unwrap().trim_start_matches("rgb(").trim_end_matches(')');
     numbers.split(", ").map(|n| n.parse::<f64>().unwrap()).sum::<f64>() / 3.0
 }

@@ -1,8 +1,10 @@
 //! Every command and every configuration that the READMEs show is run, on the demo's tiny model and made-up data.
 
+use super::server::{Server, TEMPLATE};
 use super::support::{Scratch, assets, command};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// What a README names, and what the test puts in its place.
 const SUBSTITUTIONS: [(&str, &str); 8] = [
@@ -74,6 +76,14 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Runs curl as a README shows it, on a server that listens on another port.
+fn request(shown: &str, server: &Server, folder: &str) {
+    let line = shown.replace("localhost:8080", &server.address).replacen("curl ", "curl -sS --fail-with-body ", 1);
+    let output = Command::new("sh").args(["-c", &line]).current_dir(folder).output().unwrap();
+    let [said, failed] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success() && !said.is_empty(), "{shown}\n{said}\n{failed}");
+}
+
 /// Runs a README's commands in their order; returns how many there are.
 fn run(readme: &str) -> usize {
     let name = readme.replace('/', "-");
@@ -91,8 +101,15 @@ fn run(readme: &str) -> usize {
     for (name, text) in configurations(&text) {
         scratch.write(&name, substitute(&text));
     }
-    let commands: Vec<String> = code(&text).into_iter().filter(|line| line.starts_with("hydra ")).collect();
+    scratch.write("smollm2/chat_template.jinja", TEMPLATE);
+    let is_command = |line: &String| line.starts_with("hydra ") || line.starts_with("curl ");
+    let commands: Vec<String> = code(&text).into_iter().filter(is_command).collect();
+    let mut server = None;
     for shown in &commands {
+        if shown.starts_with("curl ") {
+            request(shown, server.as_ref().expect("a server before the request"), &scratch.path(""));
+            continue;
+        }
         let words = words(&substitute(shown));
         let mut child = command("");
         child.args(&words[1..]).current_dir(scratch.path(""));
@@ -101,6 +118,10 @@ fn run(readme: &str) -> usize {
             let output = child.args(["--to", "fetched"]).env("PATH", "").output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.code() == Some(1) && said.contains("no pip to download"), "{shown}: {said}");
+            continue;
+        }
+        if words[1] == "serve" {
+            server = Some(Server::spawn(child.args(["--port", "0"])));
             continue;
         }
         let output = child.output().unwrap();
