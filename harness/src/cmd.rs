@@ -2,6 +2,7 @@
 
 mod adapter;
 mod analyze;
+mod chat;
 mod cluster;
 mod compare;
 mod data;
@@ -54,6 +55,8 @@ pub enum Command {
     Eval(Eval),
     /// Generate text from a prompt
     Generate(generate::Arguments),
+    /// Chat with a model and its adapters in a terminal
+    Chat(Box<chat::Arguments>),
     /// Serve a model and its adapters over HTTP, with the OpenAI API
     Serve(Box<serve::Arguments>),
     /// Merge an adapter into its model's weights, and check the result
@@ -106,6 +109,7 @@ impl Command {
             Self::Eval(Eval::Accuracy(arguments)) => eval_accuracy::run(*arguments),
             Self::Eval(Eval::Loss(arguments)) => eval_loss::run(arguments),
             Self::Generate(arguments) => generate::run(arguments),
+            Self::Chat(arguments) => chat::run(*arguments),
             Self::Serve(arguments) => serve::run(*arguments),
             Self::Merge(arguments) => merge::run(arguments),
             Self::Export(arguments) => export::run(arguments),

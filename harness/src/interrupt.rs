@@ -66,6 +66,34 @@ pub fn on_stop(stop: impl FnOnce() + Send + 'static) -> Result<()> {
     Ok(())
 }
 
+/// Ctrl-C while answers are generated: it ends the answer, not the process.
+pub struct AnswerSignals {
+    stop: Arc<AtomicBool>,
+    /// Whether Ctrl-C ends the process.
+    idle: Arc<AtomicBool>,
+    ends_when_idle: bool,
+}
+
+impl AnswerSignals {
+    /// Between two answers Ctrl-C ends the process if `ends_when_idle`. (A line editor reads it as a key.)
+    pub fn listen(ends_when_idle: bool) -> Result<Self> {
+        let (stop, idle) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(ends_when_idle)));
+        flag::register_conditional_shutdown(SIGINT, STOPPED, idle.clone())
+            .and_then(|_| flag::register(SIGINT, stop.clone()))
+            .context("can't listen to Ctrl-C")?;
+        Ok(Self { stop, idle, ends_when_idle })
+    }
+
+    /// Generates an answer; the flag is set when it is to end.
+    pub fn during<T>(&self, generate: impl FnOnce(&AtomicBool) -> T) -> T {
+        self.stop.store(false, Ordering::SeqCst);
+        self.idle.store(false, Ordering::SeqCst);
+        let done = generate(&self.stop);
+        self.idle.store(self.ends_when_idle, Ordering::SeqCst);
+        done
+    }
+}
+
 /// Acts when a flag is set, on a thread: a signal handler may do little more than set it.
 fn once_set(flag: &'static Flag, act: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {

@@ -8,6 +8,8 @@ mod analyze;
 mod bad_input;
 #[path = "cli/browser.rs"]
 mod browser;
+#[path = "cli/chat.rs"]
+mod chat;
 #[path = "cli/cluster.rs"]
 mod cluster;
 #[path = "cli/compare.rs"]
