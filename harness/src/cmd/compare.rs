@@ -8,7 +8,7 @@ use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
 use crate::experiment::share::ShareArgs;
-use crate::experiment::stage::{Answers, Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
+use crate::experiment::stage::{Asked, Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
 use crate::experiment::tune;
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
@@ -69,7 +69,10 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let tokenizer = checkpoint.tokenizer()?;
     let questions = arguments.mmlu.as_deref().map(|dir| ask(dir, &plan)).transpose()?;
     let encoding = &plan.runs[0].spec.data.encoding;
-    let answers = plan.accuracy.as_ref().map(|options| Answers::read(options, encoding)).transpose()?;
+    let asked = plan.accuracy.as_ref().map(|options| Asked::read(options, encoding)).transpose()?;
+    if let Some(asked) = &asked {
+        asked.answers.check(&tokenizer, checkpoint.config().context)?;
+    }
     let data = Corpus::new(&arguments.data)?;
     let eval_data = Corpus::new(std::slice::from_ref(&arguments.eval_data))?;
     let inputs = Inputs { plan: &plan, data: &data, eval_data: &eval_data, out };
@@ -88,7 +91,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         }
     }
     let model = Model::load(device, &checkpoint)?;
-    let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions, answers };
+    let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions, asked };
     let share = arguments.share;
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     interrupt::listen()?;

@@ -3,15 +3,10 @@
 use super::adapter::AdapterArgs;
 use crate::data::encode::EncodingArgs;
 use crate::data::format::Format;
-use crate::data::records::{CATEGORY, Reading};
-use crate::data::template::Template;
+use crate::data::records::CATEGORY;
 use crate::device::{ModelArgs, on_device};
-use crate::eval::accuracy::AccuracyArgs;
-use crate::eval::accuracy::answer::Setting;
-use crate::eval::accuracy::questions::{self, Selection};
 use crate::eval::accuracy::report::Report;
-use crate::hub::locate_file;
-use crate::options::Count;
+use crate::eval::accuracy::{AccuracyArgs, Answers};
 use crate::output::{self, writable};
 use anyhow::{Result, bail};
 use clap::Args;
@@ -63,23 +58,18 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let checkpoint = arguments.model.checkpoint()?;
     let adapter = arguments.adapter.load(checkpoint.config())?;
     let label_field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(CATEGORY);
-    let reading = Reading { label_field, format: arguments.data_format };
-    let asked = &arguments.questions;
-    let selection = Selection { reading, metric: asked.metric, limit: asked.limit.map(Count::get) };
-    let (questions, metric) = questions::read(&locate_file(&asked.data)?, &selection)?;
-    let templated = arguments.template.is_some();
     let encoding = EncodingArgs {
         template: arguments.template,
         chat_template: arguments.chat_template,
+        data_format: arguments.data_format,
         ..EncodingArgs::default()
     };
-    let template = Template::new(&encoding, &checkpoint.tokenizer()?)?;
+    let answers = Answers::read(&arguments.questions, &encoding, label_field)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    answers.check(&tokenizer, checkpoint.config().context)?;
     let model = Model::load(device, &checkpoint)?;
-    let generation = &asked.generation();
-    let setting =
-        Setting { model: &model, adapter: adapter.as_ref(), template: &template, templated, metric, generation };
-    let outcome = setting.answer(&questions)?;
-    let report = Report::new(&outcome, metric);
+    let outcome = answers.of(&model, adapter.as_ref(), &tokenizer)?;
+    let report = Report::new(&outcome, answers.metric);
     let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     let text: String = lines.into_iter().map(|line| line + "\n").collect();
     // Each is written even if another fails: it took long to compute.

@@ -30,9 +30,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
         None => arguments.spec,
     };
     let out = spec.out().to_path_buf();
-    let Done { trained, router, .. } = finetune(spec, arguments.resume)?;
+    let Done { trained, router, accuracy, .. } = finetune(spec, arguments.resume)?;
     if let [first, .., last] = trained.evals.as_slice() {
         output::print(before_and_after(&first.loss, &last.loss) + "\n")?;
+    }
+    if let Some([before, after]) = &accuracy {
+        output::print(before.table_beside(after) + "\n")?;
     }
     if let Some(router) = router {
         output::print(router.text())?;

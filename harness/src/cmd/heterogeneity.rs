@@ -95,7 +95,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     }
     let model = Model::load(device, &checkpoint)?;
     let stage =
-        Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None, answers: None };
+        Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None, asked: None };
     let share = arguments.share;
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     let files = write_draws(&draws, &plan.seeds, &arguments.data, out)?;

@@ -6,10 +6,20 @@ pub mod metric;
 pub mod questions;
 pub mod report;
 
+use crate::data::encode::EncodingArgs;
+use crate::data::records::Reading;
+use crate::data::template::Template;
+use crate::hub::locate_file;
 use crate::options::Count;
-use answer::Generation;
+use answer::{Asking, Generation, Outcome, Setting};
+use anyhow::Result;
 use clap::Args;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::Backend;
+use hydra_runtime::model::Model;
+use hydra_runtime::tokenizer::Tokenizer;
 use metric::Metric;
+use questions::{Question, Selection};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -39,6 +49,45 @@ pub struct AccuracyArgs {
     /// Answers generated at once [default: 8]
     #[arg(long, value_name = "N", help_heading = "Generation")]
     pub batch: Option<Count>,
+}
+
+/// Records that a model answers with several adapters.
+pub struct Answers {
+    questions: Vec<Question>,
+    /// What counts.
+    pub metric: Metric,
+    generation: Generation,
+    encoding: EncodingArgs,
+}
+
+impl Answers {
+    /// Reads the records; `encoding` is that of the training records, and `label_field` holds the label of a record's head.
+    pub fn read(options: &AccuracyArgs, encoding: &EncodingArgs, label_field: &str) -> Result<Self> {
+        let reading = Reading { label_field, format: encoding.data_format };
+        let selection = Selection { reading, metric: options.metric, limit: options.limit.map(Count::get) };
+        let (questions, metric) = questions::read(&locate_file(&options.data)?, &selection)?;
+        Ok(Self { questions, metric, generation: options.generation(), encoding: encoding.clone() })
+    }
+
+    /// Fails if a record can't be asked: call it before the work.
+    pub fn check(&self, tokenizer: &Tokenizer, context: usize) -> Result<()> {
+        let template = Template::new(&self.encoding, tokenizer)?;
+        let asking = Asking { template: &template, templated: self.encoding.template.is_some(), context };
+        self.questions.iter().try_for_each(|question| asking.check(question, self.metric))
+    }
+
+    /// All answers; an interrupt is the error [`crate::interrupt::Stopped`].
+    pub fn of<B: Backend>(
+        &self,
+        model: &Model<B>,
+        adapter: Option<&Adapter>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Outcome> {
+        let template = Template::new(&self.encoding, tokenizer)?;
+        let (templated, context) = (self.encoding.template.is_some(), model.config().context);
+        let asking = Asking { template: &template, templated, context };
+        Setting { model, adapter, asking, metric: self.metric, generation: &self.generation }.answer(&self.questions)
+    }
 }
 
 impl AccuracyArgs {

@@ -266,8 +266,8 @@ fn shared_inputs<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, ask: bool
         ("mmlu", json!(questions)),
     ];
     let mut inputs: Settings = inputs.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-    if let Some(answers) = stage.answers.as_ref().filter(|_| ask) {
-        inputs.insert("accuracy".into(), answers.inputs.clone());
+    if let Some(asked) = stage.asked.as_ref().filter(|_| ask) {
+        inputs.insert("accuracy".into(), asked.inputs.clone());
     }
     inputs
 }

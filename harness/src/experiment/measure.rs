@@ -1,10 +1,8 @@
 //! The loss and accuracy of one adapter, overall, and by record and question.
 
-use super::stage::{Answers, Stage};
+use super::stage::{Asked, Stage};
 use crate::data::encode::Encoded;
-use crate::data::template::Template;
 use crate::eval::accuracy;
-use crate::eval::accuracy::answer::{Outcome, Setting};
 use crate::eval::loss::{self, EvalLoss};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
@@ -93,19 +91,11 @@ pub fn measure<B: Backend>(
         details.correct = outcome.predictions.iter().map(|p| u8::from(p.answer == p.prediction)).collect();
     }
     let mut accuracy = None;
-    if let Some(answers) = stage.answers.as_ref().filter(|_| ask) {
-        let outcome = answer(stage, adapter, answers)?;
+    if let Some(Asked { answers, .. }) = stage.asked.as_ref().filter(|_| ask) {
+        let outcome = answers.of(&stage.model, adapter, &stage.tokenizer)?;
         accuracy = Some(accuracy::report::Report::new(&outcome, answers.metric));
         details.answers = outcome.predictions.iter().map(|p| p.score).collect();
         details.answer_categories = outcome.predictions.into_iter().map(|p| p.category).collect();
     }
     Ok(Measured { eval_loss, mmlu, accuracy, details })
-}
-
-fn answer<B: Backend>(stage: &Stage<'_, B>, adapter: Option<&Adapter>, answers: &Answers) -> Result<Outcome> {
-    let Answers { questions, metric, generation, encoding, .. } = answers;
-    let template = Template::new(encoding, &stage.tokenizer)?;
-    let templated = encoding.template.is_some();
-    Setting { model: &stage.model, adapter, template: &template, templated, metric: *metric, generation }
-        .answer(questions)
 }

@@ -29,7 +29,22 @@ use std::path::Path;
 use toml::Spanned;
 
 /// Options that the experiment sets.
-const OWN: [&str; 8] = ["model", "data", "eval-data", "out", "seed", "device", "precision", "threads"];
+const OWN: [&str; 14] = [
+    "model",
+    "data",
+    "eval-data",
+    "out",
+    "seed",
+    "device",
+    "precision",
+    "threads",
+    "accuracy-data",
+    "accuracy-metric",
+    "accuracy-after",
+    "accuracy-limit",
+    "accuracy-max-tokens",
+    "accuracy-stop",
+];
 /// Options that decide which records a step takes: they stand in `[defaults]`, so that all runs have the same budget and order.
 const SHARED: [&str; 9] =
     ["template", "chat-template", "data-format", "seq-len", "batch", "grad-accum", "steps", "epochs", "no-shuffle"];
@@ -194,6 +209,7 @@ fn options(table: Table, toml: TomlFile<'_>) -> Result<RunSpec> {
         let (place, key) = (toml.place(key), key.get_ref());
         match key.as_str() {
             "seed" => bail!("{place}: seed: seeds = [..] lists the seeds of all runs"),
+            key if key.starts_with("accuracy-") => bail!("{place}: {key}: [accuracy] is for all runs"),
             _ => bail!("{place}: {key}: give --{key} on the command line, for all runs"),
         }
     }

@@ -2,16 +2,12 @@
 
 use crate::data::encode::EncodingArgs;
 use crate::data::file::JsonFile;
-use crate::data::records::Reading;
+use crate::data::records::CATEGORY;
 use crate::device::ModelArgs;
-use crate::eval::accuracy::AccuracyArgs;
-use crate::eval::accuracy::answer::Generation;
-use crate::eval::accuracy::metric::Metric;
-use crate::eval::accuracy::questions::{self, Question, Selection};
+use crate::eval::accuracy::{AccuracyArgs, Answers};
 use crate::eval::mmlu::Scoring;
 use crate::eval::mmlu::questions::Subject;
 use crate::hub::locate_file;
-use crate::options::Count;
 use crate::run::folder::{self, Lock, claim, vacant};
 use crate::run::manifest::describe;
 use anyhow::{Context, Result};
@@ -38,33 +34,25 @@ pub struct Stage<'a, B: Backend> {
     /// MMLU's questions, if they are asked.
     pub questions: Option<Questions>,
     /// Records whose answers are compared, if any.
-    pub answers: Option<Answers>,
+    pub asked: Option<Asked>,
 }
 
 /// Records that every run answers.
-pub struct Answers {
+pub struct Asked {
     /// The records.
-    pub questions: Vec<Question>,
-    /// What counts.
-    pub metric: Metric,
-    /// How to generate.
-    pub generation: Generation,
-    /// How records become prompts: as those that all runs are trained on.
-    pub encoding: EncodingArgs,
+    pub answers: Answers,
     /// The options, and the digest of the file: what the result depends on.
     pub inputs: Value,
 }
 
-impl Answers {
+impl Asked {
     /// Reads the records of `[accuracy]`; `encoding` is that of the runs.
     pub fn read(options: &AccuracyArgs, encoding: &EncodingArgs) -> Result<Self> {
-        let reading = Reading::new(encoding.data_format);
-        let selection = Selection { reading, metric: options.metric, limit: options.limit.map(Count::get) };
-        let path = locate_file(&options.data)?;
-        let (questions, metric) = questions::read(&path, &selection)?;
-        let mut inputs = serde_json::to_value(options)?;
-        inputs["data"] = describe(&path)?["sha256"].take();
-        Ok(Self { questions, metric, generation: options.generation(), encoding: encoding.clone(), inputs })
+        let options = AccuracyArgs { data: locate_file(&options.data)?, ..options.clone() };
+        let answers = Answers::read(&options, encoding, CATEGORY)?;
+        let mut inputs = serde_json::to_value(&options)?;
+        inputs["data"] = describe(&options.data)?["sha256"].take();
+        Ok(Self { answers, inputs })
     }
 }
 

@@ -211,7 +211,8 @@ mod tests {
         --seq-len 64 --no-shuffle --method hydra --gate router \
         --rank 8 --heads auto --alpha 16 --dropout 0.1 --head-dropout 0.2 --head-init random --router-temperature 0.5 --top-k 2 \
         --targets q,v --label-field topic --init-adapter i --batch 2 --grad-accum 3 --steps 7 --lr 1e-3 --router-lr 1e-2 \
-        --schedule linear --warmup 5 --clip 0 --load-balance 0.01 --seed 9 --recompute --eval-data e.jsonl --eval-every 4 --out o \
+        --schedule linear --warmup 5 --clip 0 --load-balance 0.01 --seed 9 --recompute --eval-data e.jsonl --eval-every 4 \
+        --accuracy-data q.jsonl --accuracy-metric f1 --accuracy-after x --accuracy-limit 3 --accuracy-max-tokens 9 --accuracy-stop y --out o \
         --save-every 3 --device cpu --precision bf16 --threads 2";
 
     #[test]

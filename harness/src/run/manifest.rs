@@ -76,11 +76,14 @@ impl Manifest {
         let tool = json!({"name": "hydra", "version": env!("CARGO_PKG_VERSION")});
         let Parts { spec, config, .. } = parts;
         let eval_data = spec.evaluation.eval_data.as_ref().map(|path| describe(path)).transpose()?;
-        let running = object(json!({
+        let mut running = object(json!({
             "device": spec.device.name(), "threads": spec.device.threads, "recompute": config.recompute,
             "eval-data": eval_data, "eval-every": spec.evaluation.eval_every,
             "save-every": spec.output.save_every, "out": spec.output.out,
         }));
+        if let Some(accuracy) = spec.evaluation.accuracy() {
+            running.insert("accuracy".into(), serde_json::to_value(accuracy)?);
+        }
         Ok(Self { tool, spec: filled(parts).settings(), options: options(parts)?, running, facts: facts(parts) })
     }
 

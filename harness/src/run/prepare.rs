@@ -8,9 +8,11 @@ use super::start::Start;
 use super::train::{EvalSet, Trained, train};
 use crate::cluster::Clustering;
 use crate::data::encode::{Encoded, Encoder};
-use crate::data::records::{Record, names};
+use crate::data::records::{CATEGORY, Record, names};
 use crate::data::template::Template;
 use crate::device::{on_device, open_model};
+use crate::eval::accuracy::Answers;
+use crate::eval::accuracy::report::Report;
 use crate::eval::{loss, router};
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
@@ -31,6 +33,8 @@ pub struct Done {
     pub trainable: u64,
     /// What the router does, where there is one.
     pub router: Option<Router>,
+    /// Accuracy on the records of `--accuracy-data`, without the adapter and with it.
+    pub accuracy: Option<[Report; 2]>,
 }
 
 /// Trains, saves, and writes the report.
@@ -44,12 +48,32 @@ pub fn finetune(mut spec: RunSpec, resume: bool) -> Result<Done> {
 
 fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool) -> Result<Done> {
     let checkpoint = open_model(spec.model())?;
-    let prepared = Prepared::new(spec, &checkpoint, &checkpoint.tokenizer()?, &device)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let prepared = Prepared::new(spec, &checkpoint, &tokenizer, &device)?;
+    let answers = prepared.answers()?;
+    if let Some(answers) = &answers {
+        answers.check(&tokenizer, checkpoint.config().context)?;
+    }
     let dir = prepared.open_dir(resume)?;
     interrupt::listen()?;
     let model = Model::load(device, &checkpoint)?;
-    prepared.train(&model, prepared.eval_set(), &dir, true)
+    let done = prepared.train(&model, prepared.eval_set(), &dir, true)?;
+    let Some(answers) = answers.filter(|_| !interrupt::requested()) else { return Ok(done) };
+    let measured = || -> Result<[Report; 2]> {
+        output::say("answering the records of --accuracy-data, before and after training");
+        let [before, after] =
+            [None, Some(&done.trained.adapter)].map(|adapter| answers.of(&model, adapter, &tokenizer));
+        Ok([before?, after?].map(|outcome| Report::new(&outcome, answers.metric)))
+    };
+    let accuracy = interrupt::unless_stopped(measured())?;
+    if let Some([before, after]) = &accuracy {
+        output::write_json(&dir.path.join(ACCURACY), &serde_json::json!({"before": before, "after": after}))?;
+    }
+    Ok(Done { accuracy, ..done })
 }
+
+/// Accuracy before and after, in the run's folder.
+const ACCURACY: &str = "accuracy.json";
 
 /// A run of which everything is known and checked, before the model is loaded.
 pub struct Prepared {
@@ -121,6 +145,13 @@ impl Prepared {
         Ok(RunDir::new(path, self.spec.output.save_every.map(Count::get), resume, lock))
     }
 
+    /// The records to answer before and after training, if the options name some.
+    fn answers(&self) -> Result<Option<Answers>> {
+        let field = self.adapter.config.label_field.as_deref().unwrap_or(CATEGORY);
+        let options = self.spec.evaluation.accuracy();
+        options.map(|options| Answers::read(&options, &self.spec.data.encoding, field)).transpose()
+    }
+
     /// The eval set, and when the options have it measured.
     pub fn eval_set(&self) -> Option<EvalSet<'_>> {
         let every = self.spec.evaluation.eval_every.map(Count::get);
@@ -158,7 +189,7 @@ impl Prepared {
         }
         let (options, facts) = (&manifest.options, &manifest.facts);
         report::Run { options, facts, trained: &trained, router: router.as_ref() }.write(&dir.path)?;
-        Ok(Done { trained, trainable, router })
+        Ok(Done { trained, trainable, router, accuracy: None })
     }
 }
 

@@ -6,6 +6,8 @@
 use super::choices::{GateName, HeadInitName, Heads, LrSchedule, MethodName, Targets};
 use crate::data::encode::EncodingArgs;
 use crate::device::{DeviceArgs, MODEL_HELP};
+use crate::eval::accuracy::AccuracyArgs;
+use crate::eval::accuracy::metric::Metric;
 use crate::options::{Count, Finite, NonNegative, Seed, Usage, one_or_many};
 use clap::Args;
 use hydra_runtime::adapter::{GateKind, Method};
@@ -179,6 +181,47 @@ pub struct EvaluationSpec {
     /// Measure the eval loss every N steps as well
     #[arg(long, value_name = "N")]
     pub eval_every: Option<Count>,
+    /// Records to answer before and after training, as for eval accuracy, whose options --accuracy-.. are
+    #[arg(long, value_name = "FILE")]
+    pub accuracy_data: Option<PathBuf>,
+    /// What counts as the right answer [default: choice for questions with choices, else exact]
+    #[arg(long, value_enum)]
+    pub accuracy_metric: Option<Metric>,
+    /// Compare only what follows the last TEXT in an answer
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub accuracy_after: Option<String>,
+    /// The most records per category
+    #[arg(long, value_name = "N")]
+    pub accuracy_limit: Option<Count>,
+    /// Maximum number of tokens of an answer [default: 256]
+    #[arg(long, value_name = "N")]
+    pub accuracy_max_tokens: Option<Count>,
+    /// End an answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub accuracy_stop: Vec<String>,
+}
+
+impl EvaluationSpec {
+    /// Which records to answer, if any.
+    pub fn accuracy(&self) -> Option<AccuracyArgs> {
+        Some(AccuracyArgs {
+            data: self.accuracy_data.clone()?,
+            metric: self.accuracy_metric,
+            after: self.accuracy_after.clone(),
+            limit: self.accuracy_limit,
+            max_tokens: self.accuracy_max_tokens,
+            stop: self.accuracy_stop.clone(),
+            batch: None,
+        })
+    }
+
+    /// Whether there are options of answers without records to answer.
+    fn answers_nothing(&self) -> bool {
+        let some = self.accuracy_metric.is_some() || self.accuracy_after.is_some() || !self.accuracy_stop.is_empty();
+        let some = some || self.accuracy_limit.is_some() || self.accuracy_max_tokens.is_some();
+        some && self.accuracy_data.is_none()
+    }
 }
 
 /// The run's folder.
@@ -209,6 +252,7 @@ impl RunSpec {
             _ if self.evaluation.eval_every.is_some() && self.evaluation.eval_data.is_none() => {
                 Err(Usage("--eval-every needs --eval-data".into()))
             }
+            _ if self.evaluation.answers_nothing() => Err(Usage("--accuracy-.. options need --accuracy-data".into())),
             _ => Ok(()),
         }
     }

@@ -123,6 +123,43 @@ fn heads_of_labels() {
     }
 }
 
+#[test]
+fn a_run_is_measured_by_its_answers() {
+    let scratch = Scratch::new("finetune-answers");
+    let (model, data) = (golden("hydra").join("model"), golden("hydra").join("data.jsonl").display().to_string());
+    let line = |out: &str, more: &str| {
+        format!("finetune --model {} --data {data} --steps 1 --batch 2 --out {out} {more}", model.display())
+    };
+    let out = scratch.path("out");
+    let text = succeeds(&line(&out, &format!("--accuracy-data {data} --accuracy-metric f1 --accuracy-max-tokens 4")));
+    assert!(text.contains("F1 %") && text.contains("before") && text.contains("after"), "{text}");
+    let found = json(&format!("{out}/accuracy.json"));
+    let file = scratch.path("a.json");
+    for (key, adapter) in [("before", String::new()), ("after", format!("--adapter {out}"))] {
+        succeeds(&eval(&data, &format!("{adapter} --metric f1 --max-tokens 4 --json {file}")));
+        let expected = json(&file);
+        assert_eq!(
+            (&found[key]["accuracy"], &found[key]["categories"]),
+            (&expected["accuracy"], &expected["categories"])
+        );
+    }
+    let run = json(&format!("{out}/run.json"));
+    assert_eq!(
+        (run["running"]["accuracy"]["metric"].as_str(), run["spec"]["accuracy-max-tokens"].as_u64()),
+        (Some("f1"), Some(4))
+    );
+    assert!(!succeeds(&line(&scratch.path("plain"), "")).contains("before"));
+    fails(2, &line(&scratch.path("o"), "--accuracy-metric f1"), &["--accuracy-data"]);
+    // Before the training: there is no folder then.
+    let text = scratch.write("text.jsonl", r#"{"text":"t"}"#);
+    fails(
+        1,
+        &line(&scratch.path("o"), &format!("--accuracy-data {text}")),
+        &["text.jsonl:1: expected a record with an answer"],
+    );
+    assert!(!fs::exists(scratch.path("o")).unwrap());
+}
+
 /// Every run answers the records, and differences are paired.
 #[test]
 fn runs_are_compared_by_their_answers() {

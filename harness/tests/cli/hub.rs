@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Output;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -82,6 +83,8 @@ fn a_data_set_and_a_model_by_name() {
     put("datasets/o/split", "data/train-00001-of-00002.jsonl", parts[3..].concat().as_bytes());
     put("datasets/o/split", "data/train-00000-of-00002.jsonl", parts[..3].concat().as_bytes());
     put("datasets/o/split", "data/test-00000-of-00001.jsonl", parts[0].as_bytes());
+    let mmlu = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/parquet/mmlu");
+    put("datasets/cais/mmlu", "all/test-00000-of-00001.parquet", &fs::read(mmlu).unwrap());
     for config in ["x", "y"] {
         put("datasets/o/configs", &format!("{config}/train.jsonl"), parts[0].as_bytes());
     }
@@ -118,6 +121,13 @@ fn a_data_set_and_a_model_by_name() {
     let shown = run(&format!("data o/split:test o/configs:y/train --model {model}"));
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("test-00000-of-00001.jsonl") && shown.contains("y/train.jsonl"), "{shown}");
+
+    let mmlu = run(&format!("eval mmlu --model {model} --data cais/mmlu"));
+    assert!(String::from_utf8(mmlu.stdout).unwrap().contains("anatomy"));
+    fails(
+        &format!("eval mmlu --model {model} --data cais/mmlu --shots 1"),
+        &["expected one of the splits test, found dev"],
+    );
 
     let eval = |data: &str| format!("eval loss --model {model} --data {data}");
     assert!(run(&eval("o/split:test")).status.success());

@@ -27,13 +27,21 @@ pub struct Setting<'a, B: Backend> {
     /// Its adapter.
     pub adapter: Option<&'a Adapter>,
     /// How questions become prompts.
-    pub template: &'a Template,
-    /// Whether the template was chosen: questions with choices then use it, too, instead of their own prompts.
-    pub templated: bool,
+    pub asking: Asking<'a>,
     /// What counts.
     pub metric: Metric,
     /// How to generate.
     pub generation: &'a Generation,
+}
+
+/// How questions become prompts.
+pub struct Asking<'a> {
+    /// The template of instructions and conversations.
+    pub template: &'a Template,
+    /// Whether the template was chosen: questions with choices then use it, too, instead of their own prompts.
+    pub templated: bool,
+    /// The most tokens of a prompt and its answer: the model's context.
+    pub context: usize,
 }
 
 /// How to generate an answer.
@@ -101,18 +109,10 @@ impl<B: Backend> Setting<'_, B> {
     fn choose(&self, questions: &[Question]) -> Result<(Vec<Prediction>, usize)> {
         let mut data = Encoded::default();
         let mut asked: Vec<(&Question, &Choices)> = Vec::with_capacity(questions.len());
-        let context = self.model.config().context;
         for question in questions {
-            let Ask::Choices(choices) = &question.ask else { bail!("{}: expected choices", question.at) };
-            for choice in &choices.choices {
-                let (prompt, answer) = self.with_choice(choices, choice).with_context(|| question.at.clone())?;
-                let tokens = prompt.len() + answer.len();
-                if tokens > context {
-                    bail!("{}: expected at most {context} tokens, the model's context, found {tokens}", question.at);
-                }
-                let lora_head = self.head(question).map(|head| head as u32);
-                data.sequences.push(Sequence { lora_head, ..Sequence::answer(&prompt, &answer) });
-            }
+            let (choices, sequences) = self.asking.choices(question)?;
+            let lora_head = self.head(question).map(|head| head as u32);
+            data.sequences.extend(sequences.into_iter().map(|sequence| Sequence { lora_head, ..sequence }));
             asked.push((question, choices));
         }
         let tokens = data.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
@@ -131,36 +131,11 @@ impl<B: Backend> Setting<'_, B> {
         Ok((predictions, tokens))
     }
 
-    /// The tokens of a question and those of one of its choices.
-    fn with_choice(&self, choices: &Choices, choice: &str) -> Result<(Vec<u32>, Vec<u32>)> {
-        let tokenizer = self.template.tokenizer();
-        let (prompt, answer) = if self.templated {
-            (self.template.prompt(&choices.question)?, tokenizer.encode(choice)?)
-        } else {
-            // Tokenized as one text, and cut where the question alone ends, as lm-evaluation-harness does.
-            let prompt = tokenizer.encode_prompt(&choices.prompt)?;
-            let whole = tokenizer.encode_prompt(&format!("{} {choice}", choices.prompt))?;
-            let answer = whole.get(prompt.len()..).unwrap_or_default().to_vec();
-            (prompt, answer)
-        };
-        if prompt.is_empty() || answer.is_empty() {
-            bail!("a question or a choice has no tokens");
-        }
-        Ok((prompt, answer))
-    }
-
     fn generate(&self, questions: &[Question]) -> Result<(Vec<Prediction>, usize)> {
         let Generation { max_tokens, stop, batch, .. } = self.generation;
         let context = self.model.config().context;
-        let mut prompts = Vec::with_capacity(questions.len());
-        for question in questions {
-            let (prompt, answer) = self.prompt(question).with_context(|| question.at.clone())?;
-            if prompt.is_empty() || prompt.len() >= context {
-                let (at, tokens) = (&question.at, prompt.len());
-                bail!("{at}: expected 1 to {} tokens, the model's context, found {tokens}", context - 1);
-            }
-            prompts.push((prompt, answer));
-        }
+        let prompts: Vec<(Vec<u32>, String)> =
+            questions.iter().map(|question| self.asking.prompt(question)).collect::<Result<_>>()?;
         let longest = prompts.iter().map(|(prompt, _)| prompt.len()).max().unwrap_or(1);
         let context = Some(context.min(longest.saturating_add(*max_tokens)).max(2));
         let mut engine = Engine::new(self.model, EngineOptions { slots: *batch, context, ..EngineOptions::default() })?;
@@ -170,7 +145,7 @@ impl<B: Backend> Setting<'_, B> {
         for (number, (question, (prompt, _))) in questions.iter().zip(&prompts).enumerate() {
             texts.tokens += prompt.len();
             let request = self.request(prompt.clone(), self.attached(question, &mut heads)?)?;
-            texts.begin(engine.submit(request)?, number, self.template.tokenizer().stream());
+            texts.begin(engine.submit(request)?, number, self.asking.template.tokenizer().stream());
         }
         let mut progress = Progress::new("questions", questions.len() as u64, 0);
         while !engine.is_idle() {
@@ -191,21 +166,8 @@ impl<B: Backend> Setting<'_, B> {
         Ok((predictions.collect::<Result<_>>()?, texts.tokens))
     }
 
-    fn prompt(&self, question: &Question) -> Result<(Vec<u32>, String)> {
-        match &question.ask {
-            Ask::Record(record) => self.template.question(record),
-            Ask::Choices(choices) => {
-                let prompt = match self.templated {
-                    true => self.template.prompt(&choices.question)?,
-                    false => self.template.tokenizer().encode_prompt(&choices.prompt)?,
-                };
-                Ok((prompt, choices.choices[choices.answer].clone()))
-            }
-        }
-    }
-
     fn request(&self, prompt: Vec<u32>, adapter: Option<AttachedAdapter<B>>) -> Result<Request<B>> {
-        let own = self.template.tokenizer().eos();
+        let own = self.asking.template.tokenizer().eos();
         let end_tokens = self.model.config().eos.iter().copied().chain(own).collect();
         let max_tokens = self.generation.max_tokens;
         Ok(Request { adapter, max_tokens, end_tokens, ..Request::new(prompt, Sampler::new(0.0, 1.0, 0)?) })
@@ -227,6 +189,70 @@ impl<B: Backend> Setting<'_, B> {
         };
         heads.insert(head, attached.clone());
         Ok(Some(attached))
+    }
+}
+
+impl Asking<'_> {
+    /// Fails, naming its place, if a question can't be asked.
+    pub fn check(&self, question: &Question, metric: Metric) -> Result<()> {
+        match metric {
+            Metric::Choice => self.choices(question).map(drop),
+            Metric::Exact | Metric::Contains | Metric::F1 => self.prompt(question).map(drop),
+        }
+    }
+
+    /// A question's choices, and the question with each of them.
+    fn choices<'q>(&self, question: &'q Question) -> Result<(&'q Choices, Vec<Sequence>)> {
+        let (at, context) = (&question.at, self.context);
+        let Ask::Choices(choices) = &question.ask else { bail!("{at}: expected choices") };
+        let mut sequences = Vec::with_capacity(choices.choices.len());
+        for choice in &choices.choices {
+            let (prompt, answer) = self.with_choice(choices, choice).with_context(|| at.clone())?;
+            let tokens = prompt.len() + answer.len();
+            if tokens > context {
+                bail!("{at}: expected at most {context} tokens, the model's context, found {tokens}");
+            }
+            sequences.push(Sequence::answer(&prompt, &answer));
+        }
+        Ok((choices, sequences))
+    }
+
+    /// The tokens of a question and those of one of its choices.
+    fn with_choice(&self, choices: &Choices, choice: &str) -> Result<(Vec<u32>, Vec<u32>)> {
+        let tokenizer = self.template.tokenizer();
+        let (prompt, answer) = if self.templated {
+            (self.template.prompt(&choices.question)?, tokenizer.encode(choice)?)
+        } else {
+            // Tokenized as one text, and cut where the question alone ends, as lm-evaluation-harness does.
+            let prompt = tokenizer.encode_prompt(&choices.prompt)?;
+            let whole = tokenizer.encode_prompt(&format!("{} {choice}", choices.prompt))?;
+            let answer = whole.get(prompt.len()..).unwrap_or_default().to_vec();
+            (prompt, answer)
+        };
+        if prompt.is_empty() || answer.is_empty() {
+            bail!("a question or a choice has no tokens");
+        }
+        Ok((prompt, answer))
+    }
+
+    /// The tokens of a question, and the right answer.
+    fn prompt(&self, question: &Question) -> Result<(Vec<u32>, String)> {
+        let (at, most) = (&question.at, self.context.saturating_sub(1));
+        let found = match &question.ask {
+            Ask::Record(record) => self.template.question(record),
+            Ask::Choices(choices) => {
+                let prompt = match self.templated {
+                    true => self.template.prompt(&choices.question),
+                    false => Ok(self.template.tokenizer().encode_prompt(&choices.prompt)?),
+                };
+                prompt.map(|prompt| (prompt, choices.choices[choices.answer].clone()))
+            }
+        };
+        let (prompt, answer) = found.with_context(|| at.clone())?;
+        if prompt.is_empty() || prompt.len() > most {
+            bail!("{at}: expected 1 to {most} tokens, the model's context, found {}", prompt.len());
+        }
+        Ok((prompt, answer))
     }
 }
 

@@ -71,13 +71,27 @@ impl Report {
         }
     }
 
+    /// Accuracy before and after, a line per category; `after` is of the same questions.
+    pub fn table_beside(&self, after: &Self) -> String {
+        let mut text = format!("{:<28} {:>9} {:>15} {:>15}", self.heading(), "questions", "before", "after");
+        let rows =
+            self.categories.iter().filter_map(|(name, b)| Some((printable(name), b, after.categories.get(name)?)));
+        for (name, before, after) in rows.chain([("all".to_string(), &self.all, &after.all)]) {
+            let [before_, after] = [before, after].map(|score| value(score.accuracy, score.stderr));
+            text += &format!("\n{name:<28} {:>9} {before_} {}", before.questions, after.trim_end());
+        }
+        text
+    }
+
+    fn heading(&self) -> &'static str {
+        if self.metric == Metric::F1 { "F1 %" } else { "accuracy %" }
+    }
+
     /// A line per category, the mean over them and all questions.
     pub fn table(&self) -> String {
         let norm = self.all.accuracy_norm.is_some();
-        let what = if self.metric == Metric::F1 { "F1" } else { "accuracy" };
-        let mut text = format!("{:<38} {:>9} {:>15}", "category", "questions", format!("{what} %"));
+        let mut text = format!("{:<38} {:>9} {:>15}", "category", "questions", self.heading());
         text += &if norm { format!(" {:>15}\n", "per character %") } else { "\n".into() };
-        let value = |mean: f64, stderr: f64| format!("{:>8.2} ± {:<4.2}", 100.0 * mean, 100.0 * stderr);
         let mut line = |name: &str, score: &Score| {
             text += &format!("{name:<38} {:>9} {}", score.questions, value(score.accuracy, score.stderr));
             if let (Some(mean), Some(stderr)) = (score.accuracy_norm, score.stderr_norm) {
@@ -112,6 +126,11 @@ impl Score {
             stderr_norm: norm.map(|(_, stderr)| stderr),
         }
     }
+}
+
+/// "12.34 ± 0.56", in per cent.
+fn value(mean: f64, stderr: f64) -> String {
+    format!("{:>8.2} ± {:<4.2}", 100.0 * mean, 100.0 * stderr)
 }
 
 /// A mean and its standard error.
