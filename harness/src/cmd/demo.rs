@@ -147,8 +147,8 @@ fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subjec
     let tokenizer = checkpoint.tokenizer()?;
     let outcome = on_device!(arguments.device, device => {
         let model = Model::load(device, &checkpoint)?;
-        score(&model, adapter, &tokenizer, subjects, SCORING)?
+        score(&model, adapter, &tokenizer, subjects, SCORING.into())?
     });
-    let report = Report::new(&outcome, 0, SCORING);
+    let report = Report::new(&outcome, 0, SCORING.into());
     Ok((report.accuracy_micro, report.stderr))
 }

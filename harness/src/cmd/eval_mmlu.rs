@@ -2,10 +2,10 @@
 
 use super::adapter::AdapterArgs;
 use crate::device::{ModelArgs, on_device};
-use crate::eval::mmlu::Scoring;
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
+use crate::eval::mmlu::{Asking, Scoring, Style};
 use crate::options::Count;
 use crate::output::{self, writable};
 use anyhow::{Result, bail};
@@ -30,6 +30,9 @@ pub struct Arguments {
     /// What counts as the model's answer
     #[arg(long, value_enum, default_value_t, help_heading = "Evaluation")]
     scoring: Scoring,
+    /// Whose prompts and weighting to repeat [default: lm-eval's prompts, with questions as they are]
+    #[arg(long, value_enum, help_heading = "Evaluation")]
+    style: Option<Style>,
     /// Only these subjects, comma-separated
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Evaluation")]
     subjects: Option<Vec<String>>,
@@ -51,21 +54,25 @@ pub fn run(arguments: Arguments) -> Result<()> {
     {
         bail!("--json and --predictions are both {}: give two files", json.display());
     }
+    if arguments.style.is_some() && arguments.scoring == Scoring::Cloze {
+        bail!("--style: expected --scoring letter, found cloze");
+    }
     writable(arguments.json.as_ref())?;
     writable(arguments.predictions.as_ref())?;
     on_device!(arguments.model.device, device => run_on(device, arguments))
 }
 
 fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
-    let Arguments { model, adapter, data, shots, scoring, subjects, limit, json, predictions } = arguments;
+    let Arguments { model, adapter, data, shots, scoring, style, subjects, limit, json, predictions } = arguments;
+    let asking = Asking { scoring, style };
     let limit = limit.map(Count::get);
     let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
     let checkpoint = model.checkpoint()?;
     let adapter = adapter.load(checkpoint.config())?;
     let tokenizer = checkpoint.tokenizer()?;
     let model = Model::load(device, &checkpoint)?;
-    let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, scoring)?;
-    let report = Report::new(&outcome, shots, scoring);
+    let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, asking)?;
+    let report = Report::new(&outcome, shots, asking);
     let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     let text: String = lines.into_iter().map(|line| line + "\n").collect();
     // Each is written even if another fails: it took long to compute.

@@ -19,5 +19,50 @@ pub enum Scoring {
     Cloze,
 }
 
+/// Whose prompts and weighting to repeat; the letter is the answer.
+///
+/// | style | about the subject | a question | weighting |
+/// |---|---|---|---|
+/// | `lm-eval` | "about anatomy." | without space around it | micro |
+/// | `hendrycks` | "about  anatomy." | as it is | micro |
+/// | `opencompass` | "about  anatomy." | as it is | macro |
+/// | `helm` | "about anatomy." | behind "Question: " | macro; the answer is the likeliest of all tokens |
+///
+/// Without a style, prompts are those of `lm-eval`, with questions as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Style {
+    /// EleutherAI's lm-evaluation-harness, task mmlu
+    LmEval,
+    /// The original evaluation of Hendrycks et al.
+    Hendrycks,
+    /// OpenCompass, mmlu_ppl
+    Opencompass,
+    /// Stanford's HELM, multiple_choice_joint
+    Helm,
+}
+
+impl Style {
+    /// Whether every subject weighs the same, and not every question.
+    pub fn weighs_subjects(self) -> bool {
+        matches!(self, Self::Opencompass | Self::Helm)
+    }
+}
+
+/// How questions are asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asking {
+    /// What counts as the answer.
+    pub scoring: Scoring,
+    /// Whose prompts they are; with [`Scoring::Letter`] alone.
+    pub style: Option<Style>,
+}
+
+impl From<Scoring> for Asking {
+    fn from(scoring: Scoring) -> Self {
+        Self { scoring, style: None }
+    }
+}
+
 /// The letters of the choices.
 pub const LETTERS: [char; 4] = ['A', 'B', 'C', 'D'];

@@ -83,8 +83,8 @@ pub fn measure<B: Backend>(
     };
     let mut mmlu = None;
     if let Some(questions) = stage.questions.as_ref().filter(|_| ask) {
-        let outcome = score(&stage.model, adapter, &stage.tokenizer, &questions.subjects, questions.scoring)?;
-        let report = Report::new(&outcome, 0, questions.scoring);
+        let outcome = score(&stage.model, adapter, &stage.tokenizer, &questions.subjects, questions.scoring.into())?;
+        let report = Report::new(&outcome, 0, questions.scoring.into());
         let (micro, r#macro) = (report.accuracy_micro, report.accuracy_macro);
         mmlu = Some(Accuracy { micro, r#macro, questions: report.questions });
         details.subjects = outcome.predictions.iter().map(|p| p.subject.clone()).collect();

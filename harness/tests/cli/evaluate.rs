@@ -83,6 +83,34 @@ fn mmlu_in_parquet_is_mmlu() {
 }
 
 #[test]
+fn styles_of_mmlu() {
+    let scratch = Scratch::new("styles");
+    let (data, file, lines) = (questions(&scratch), scratch.path("m.json"), scratch.path("p.jsonl"));
+    let scores = |style: &str| -> (Value, Vec<Value>) {
+        let how = format!("{style} --shots 1 --json {file} --predictions {lines}");
+        succeeds(&format!("eval mmlu {} --data {data} {how}", case("hydra")));
+        let text = fs::read_to_string(&lines).unwrap();
+        (json(&file), text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    };
+    let (plain, asked) = scores("");
+    assert!(plain.get("style").is_none());
+    let (lm_eval, same) = scores("--style lm-eval");
+    // These questions have no space around them.
+    assert_eq!((lm_eval["style"].as_str(), lm_eval["weighting"].as_str()), (Some("lm-eval"), Some("micro")));
+    assert_eq!(asked, same);
+    let (_, original) = scores("--style hendrycks");
+    let (opencompass, also) = scores("--style opencompass");
+    assert!(original == also && original != asked);
+    assert_eq!(opencompass["weighting"], "macro");
+    // The likeliest of all tokens, which is seldom a letter for a model that has learnt nothing.
+    let (helm, found) = scores("--style helm");
+    assert_eq!((helm["weighting"].as_str(), found.len()), (Some("macro"), 6));
+    assert!(found.iter().all(|line| ["A", "B", "C", "D", "-"].contains(&line["prediction"].as_str().unwrap())));
+    let output = hydra(&format!("eval mmlu {} --data {data} --style helm --scoring cloze", case("hydra")));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--style: expected --scoring letter, found cloze"));
+}
+
+#[test]
 fn a_shared_prefix_changes_no_score() {
     let scratch = Scratch::new("prefix");
     let (data, lines) = (questions(&scratch), scratch.path("p.jsonl"));

@@ -5,7 +5,7 @@
 //! {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"}       ARC, as published
 //! {"ctx" or "ctx_a" and "ctx_b", "activity_label", "endings", "label"}      HellaSwag
 //! {"goal", "sol1", "sol2", "label"}                                         PIQA
-//! {"passage", "question", "answer": true or false}                          BoolQ
+//! {"passage", "question", "answer": true or false, or "label": 1 or 0}      BoolQ
 //! {"question", "choices": [..], "answer": index, letter or choice}          MMLU and others; also "options", "label"
 //! ```
 //! The prompts are those of EleutherAI's lm-evaluation-harness.
@@ -36,7 +36,7 @@ impl Choices {
             hellaswag(object)?
         } else if has("goal") && has("sol1") && has("sol2") {
             piqa(object)?
-        } else if has("passage") && has("question") && object.get("answer").is_some_and(Value::is_boolean) {
+        } else if has("passage") && has("question") && !has("choices") && !has("options") {
             boolq(object)?
         } else if object.get("question").is_some_and(Value::is_object) || has("choices") || has("options") {
             listed(object)?
@@ -91,8 +91,13 @@ fn piqa(object: &Map<String, Value>) -> Result<Choices> {
 fn boolq(object: &Map<String, Value>) -> Result<Choices> {
     let prompt = format!("{}\nQuestion: {}?\nAnswer:", text(object, "passage")?, text(object, "question")?);
     let question = format!("{}\n{}?", text(object, "passage")?, text(object, "question")?);
-    let answer = usize::from(object["answer"].as_bool().unwrap_or_default());
-    Ok(Choices { question, prompt, choices: vec!["no".into(), "yes".into()], answer })
+    let choices = vec!["no".to_string(), "yes".into()];
+    let answer = match object.get("answer") {
+        Some(Value::Bool(answer)) => usize::from(*answer),
+        Some(_) => index(object, "answer", &choices, &[])?,
+        None => index(object, "label", &choices, &[])?,
+    };
+    Ok(Choices { question, prompt, choices, answer })
 }
 
 /// A question with a list of choices.
@@ -225,6 +230,12 @@ mod tests {
             "P.\nQuestion: is it?\nAnswer:",
             &["no", "yes"],
             1,
+        );
+        found(
+            r#"{"passage":"P.","question":"is it","label":0,"idx":1}"#,
+            "P.\nQuestion: is it?\nAnswer:",
+            &["no", "yes"],
+            0,
         );
         for answer in ["2", "\"C\"", "\"z\"", "\"2\""] {
             let text = format!(r#"{{"question":"Which?","subject":"s","choices":["x","y","z"],"answer":{answer}}}"#);

@@ -5,11 +5,12 @@
 //! letter   {q}\nA. ..\nB. ..\nC. ..\nD. ..\nAnswer:      exemplars go on with " {letter}\n\n"
 //! cloze    {q}\nAnswer:                                  exemplars go on with " {text}\n\n"
 //! ```
+//! [`Style`] changes details of the first.
 //! Each prompt is tokenized as a whole. The shared prefix of a subject's prompts is the longest run of tokens that all of them
 //! begin with, so computing it once never changes a token.
 
 use super::questions::{Question, Subject};
-use super::{LETTERS, Scoring};
+use super::{Asking, LETTERS, Scoring, Style};
 use anyhow::{Result, bail};
 use hydra_runtime::tokenizer::Tokenizer;
 
@@ -25,13 +26,13 @@ pub struct Prompts {
 
 impl Prompts {
     /// Tokenizes a subject's questions. Fails, naming the question, if one does not fit the model's `context`.
-    pub fn new(subject: &Subject, scoring: Scoring, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
-        let header = header(subject, scoring);
+    pub fn new(subject: &Subject, asking: Asking, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
+        let header = header(subject, asking);
         let (mut whole, mut continuations) = (Vec::new(), Vec::new());
         for (index, question) in subject.test.iter().enumerate() {
-            let prompt = tokenizer.encode_prompt(&format!("{header}{}", ask(question, scoring)))?;
+            let prompt = tokenizer.encode_prompt(&format!("{header}{}", ask(question, asking)))?;
             let mut longest = 0;
-            if scoring == Scoring::Cloze {
+            if asking.scoring == Scoring::Cloze {
                 let mut choices: [Vec<u32>; 4] = Default::default();
                 for (ids, text) in choices.iter_mut().zip(&question.choices) {
                     *ids = tokenizer.encode(&format!(" {text}"))?;
@@ -86,23 +87,30 @@ pub fn letter_ids(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
     Ok(ids)
 }
 
-fn header(subject: &Subject, scoring: Scoring) -> String {
+fn header(subject: &Subject, asking: Asking) -> String {
     let name = subject.name.replace('_', " ");
-    let mut text = format!("The following are multiple choice questions (with answers) about {name}.\n\n");
+    // The original evaluation puts a space before each word of the name, the first one, too.
+    let space = if matches!(asking.style, Some(Style::Hendrycks | Style::Opencompass)) { " " } else { "" };
+    let mut text = format!("The following are multiple choice questions (with answers) about {space}{name}.\n\n");
     for question in &subject.dev {
-        let answer = match scoring {
+        let answer = match asking.scoring {
             Scoring::Letter => LETTERS[question.answer].to_string(),
             Scoring::Cloze => question.choices[question.answer].clone(),
         };
-        text += &format!("{} {answer}\n\n", ask(question, scoring));
+        text += &format!("{} {answer}\n\n", ask(question, asking));
     }
     text
 }
 
-fn ask(question: &Question, scoring: Scoring) -> String {
+fn ask(question: &Question, asking: Asking) -> String {
     let Question { question, choices: [a, b, c, d], .. } = question;
-    match scoring {
-        Scoring::Letter => format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:"),
+    let (before, question) = match asking.style {
+        Some(Style::LmEval) => ("", question.trim()),
+        Some(Style::Helm) => ("Question: ", question.as_str()),
+        Some(Style::Hendrycks | Style::Opencompass) | None => ("", question.as_str()),
+    };
+    match asking.scoring {
+        Scoring::Letter => format!("{before}{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:"),
         Scoring::Cloze => format!("{question}\nAnswer:"),
     }
 }
@@ -126,14 +134,32 @@ mod tests {
     #[test]
     fn texts() {
         let subject = Subject { name: "high_school_x".into(), dev: vec![question("e?")], test: vec![question("q?")] };
-        let letter = header(&subject, Scoring::Letter) + &ask(&subject.test[0], Scoring::Letter);
+        let letter = header(&subject, Scoring::Letter.into()) + &ask(&subject.test[0], Scoring::Letter.into());
         let about = "The following are multiple choice questions (with answers) about high school x.\n\n";
         assert_eq!(
             letter,
             format!("{about}e?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: B\n\nq?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:")
         );
-        let cloze = header(&subject, Scoring::Cloze) + &ask(&subject.test[0], Scoring::Cloze);
+        let cloze = header(&subject, Scoring::Cloze.into()) + &ask(&subject.test[0], Scoring::Cloze.into());
         assert_eq!(cloze, format!("{about}e?\nAnswer: 2\n\nq?\nAnswer:"));
+    }
+
+    #[test]
+    fn styles() {
+        let subject =
+            Subject { name: "high_school_x".into(), dev: vec![question("e?")], test: vec![question(" q?\n")] };
+        let text = |style| {
+            let asking = Asking { scoring: Scoring::Letter, style: Some(style) };
+            header(&subject, asking) + &ask(&subject.test[0], asking)
+        };
+        let choices = "\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:";
+        let about = "The following are multiple choice questions (with answers) about";
+        let lm_eval = format!("{about} high school x.\n\ne?{choices} B\n\nq?{choices}");
+        assert_eq!(text(Style::LmEval), lm_eval);
+        let original = format!("{about}  high school x.\n\ne?{choices} B\n\n q?\n{choices}");
+        assert_eq!((text(Style::Hendrycks), text(Style::Opencompass)), (original.clone(), original));
+        let helm = format!("{about} high school x.\n\nQuestion: e?{choices} B\n\nQuestion:  q?\n{choices}");
+        assert_eq!(text(Style::Helm), helm);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::prompts::{Prompts, letter_ids};
 use super::questions::Subject;
-use super::{LETTERS, Scoring};
+use super::{Asking, LETTERS, Scoring, Style};
 use crate::interrupt;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
@@ -29,7 +29,7 @@ pub struct Prediction {
     pub index: usize,
     /// The right letter.
     pub answer: char,
-    /// The letter with the highest score; the first if several are equal.
+    /// The letter with the highest score, the first if several are equal; `-` if HELM's answer is none.
     pub prediction: char,
     /// Scores of A to D: logits, or mean log-probabilities.
     pub scores: [f64; 4],
@@ -53,10 +53,10 @@ pub fn score<B: Backend>(
     adapter: Option<&Adapter>,
     tokenizer: &Tokenizer,
     subjects: &[Subject],
-    scoring: Scoring,
+    asking: Asking,
 ) -> Result<Outcome> {
-    let prompts = tokenize(subjects, scoring, tokenizer, model.config().context)?;
-    let letters = letter_ids(tokenizer)?;
+    let prompts = tokenize(subjects, asking, tokenizer, model.config().context)?;
+    let letters = Letters::new(tokenizer, asking)?;
     let longest_choice = |p: &Prompts| p.continuations.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let longest_rest = |p: &Prompts| p.prefix.len() + p.rests.iter().map(Vec::len).max().unwrap_or(0);
     let longest = prompts.iter().map(|p| longest_rest(p) + longest_choice(p)).max().unwrap_or(1);
@@ -77,19 +77,18 @@ pub fn score<B: Backend>(
         for chunk in batch::groups(&lengths, pass_tokens)? {
             interrupt::check()?;
             let head = head.map(|head| head as u32);
-            let scores = match scoring {
+            let found = match asking.scoring {
                 Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk.clone(), own, head, &letters)?,
                 Scoring::Cloze => cloze_scores(&mut evaluator, prompts, chunk.clone(), own, head)?,
             };
-            for (index, scores) in chunk.zip(scores) {
+            for (index, (scores, best)) in chunk.zip(found) {
                 if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
                     let why = "the model or the adapter has values that are not finite";
                     bail!("{} {index}: a score is {score}: {why}", subject.name);
                 }
                 let answer = subject.test[index].answer;
-                let best = first_largest(&scores);
-                correct += usize::from(best == answer);
-                let (answer, prediction) = (LETTERS[answer], LETTERS[best]);
+                correct += usize::from(best == Some(answer));
+                let (answer, prediction) = (LETTERS[answer], best.map_or(NO_LETTER, |best| LETTERS[best]));
                 predictions.push(Prediction { subject: subject.name.clone(), index, answer, prediction, scores });
             }
             let share = 100.0 * correct as f64 / predictions.len() as f64;
@@ -101,11 +100,11 @@ pub fn score<B: Backend>(
 }
 
 /// Tokenizes on all cores: prompts with five exemplars are tens of megabytes of text.
-fn tokenize(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, context: usize) -> Result<Vec<Prompts>> {
+fn tokenize(subjects: &[Subject], asking: Asking, tokenizer: &Tokenizer, context: usize) -> Result<Vec<Prompts>> {
     let workers = thread::available_parallelism().map_or(1, |n| n.get());
     let share = subjects.len().div_ceil(workers).max(1);
     thread::scope(|scope| {
-        let one = |subject| Prompts::new(subject, scoring, tokenizer, context);
+        let one = |subject| Prompts::new(subject, asking, tokenizer, context);
         let part = |part| scope.spawn(move || -> Result<Vec<_>> { <[Subject]>::iter(part).map(one).collect() });
         let running: Vec<_> = subjects.chunks(share).map(part).collect();
         let mut prompts = Vec::with_capacity(subjects.len());
@@ -116,18 +115,62 @@ fn tokenize(subjects: &[Subject], scoring: Scoring, tokenizer: &Tokenizer, conte
     })
 }
 
+/// The scores of A to D, and the best of them, if one of them is the answer.
+type Scores = ([f64; 4], Option<usize>);
+
+/// The prediction where the likeliest token is no letter.
+const NO_LETTER: char = '-';
+
+/// The tokens whose logits are read.
+struct Letters {
+    ids: Vec<u32>,
+    /// Where the letters are among `ids`.
+    places: [usize; 4],
+    /// HELM's way: the likeliest of all tokens is the answer, and the letters that each token is are these.
+    of_token: Option<Vec<Option<usize>>>,
+}
+
+impl Letters {
+    fn new(tokenizer: &Tokenizer, asking: Asking) -> Result<Self> {
+        let letters = letter_ids(tokenizer)?;
+        if asking.style != Some(Style::Helm) {
+            return Ok(Self { ids: letters.to_vec(), places: [0, 1, 2, 3], of_token: None });
+        }
+        let ids: Vec<u32> = (0..tokenizer.vocab_size() as u32).collect();
+        let letter = |&id: &u32| {
+            let text = tokenizer.decode(&[id])?;
+            Ok(LETTERS.iter().position(|letter| text.trim() == letter.to_string()))
+        };
+        let of_token = ids.iter().map(letter).collect::<Result<_>>()?;
+        Ok(Self { ids, places: letters.map(|id| id as usize), of_token: Some(of_token) })
+    }
+
+    /// From the logits of `ids`.
+    fn scores(&self, logits: &[f32]) -> Scores {
+        let scores = self.places.map(|place| f64::from(logits[place]));
+        let best = match &self.of_token {
+            None => Some(first_largest(&scores)),
+            Some(of_token) => {
+                let likeliest = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
+                likeliest.and_then(|token| of_token[token])
+            }
+        };
+        (scores, best)
+    }
+}
+
 fn letter_scores<B: Backend>(
     evaluator: &mut Evaluator<B>,
     prompts: &Prompts,
     chunk: Range<usize>,
     own: &[u32],
     head: Option<u32>,
-    letters: &[u32; 4],
-) -> Result<Vec<[f64; 4]>> {
+    letters: &Letters,
+) -> Result<Vec<Scores>> {
     let sequence = |i: usize| Sequence { lora_head: head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
     let sequences: Vec<_> = chunk.map(sequence).collect();
-    let logits = evaluator.last_logits(&sequences, letters)?;
-    Ok(logits.iter().map(|row| std::array::from_fn(|i| f64::from(row[i]))).collect())
+    let logits = evaluator.last_logits(&sequences, &letters.ids)?;
+    Ok(logits.iter().map(|row| letters.scores(row)).collect())
 }
 
 fn cloze_scores<B: Backend>(
@@ -136,7 +179,7 @@ fn cloze_scores<B: Backend>(
     chunk: Range<usize>,
     own: &[u32],
     head: Option<u32>,
-) -> Result<Vec<[f64; 4]>> {
+) -> Result<Vec<Scores>> {
     let continued = |i: usize, choice: &Vec<u32>| Sequence {
         lora_head: head,
         ..Sequence::answer(&[own, &prompts.rests[i]].concat(), choice)
@@ -145,7 +188,8 @@ fn cloze_scores<B: Backend>(
     let sequences: Vec<_> = chunk.flat_map(choices).collect();
     let losses = evaluator.losses(&sequences)?;
     let mean = |loss: &hydra_runtime::evaluate::SequenceLoss| -loss.nll / loss.targets as f64;
-    Ok(losses.chunks_exact(4).map(|four| std::array::from_fn(|i| mean(&four[i]))).collect())
+    let scores = losses.chunks_exact(4).map(|four| std::array::from_fn(|i| mean(&four[i])));
+    Ok(scores.map(|scores| (scores, Some(first_largest(&scores)))).collect())
 }
 
 fn first_largest(scores: &[f64; 4]) -> usize {

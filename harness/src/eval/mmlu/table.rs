@@ -2,9 +2,10 @@
 //! mean over subjects. In the micro average every question weighs the same, in the macro average every subject. Groups are
 //! micro averages, as in the original evaluation.
 
-use super::Scoring;
 use super::score::{Outcome, Prediction};
+use super::{Asking, Scoring, Style};
 use crate::output::printable;
+use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -62,6 +63,12 @@ pub struct Report {
     pub shots: usize,
     /// letter or cloze.
     pub scoring: Scoring,
+    /// Whose prompts, if a style was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub style: Option<Style>,
+    /// Which of the two averages the style reports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weighting: Option<&'static str>,
     /// By subject.
     pub subjects: BTreeMap<String, Score>,
     /// Wall-clock time of scoring.
@@ -72,7 +79,8 @@ pub struct Report {
 
 impl Report {
     /// Adds up an outcome.
-    pub fn new(outcome: &Outcome, shots: usize, scoring: Scoring) -> Self {
+    pub fn new(outcome: &Outcome, shots: usize, asking: Asking) -> Self {
+        let Asking { scoring, style } = asking;
         let mut subjects: BTreeMap<String, Score> = BTreeMap::new();
         let mut micro = Score::default();
         for Prediction { subject, answer, prediction, .. } in &outcome.predictions {
@@ -87,6 +95,8 @@ impl Report {
             questions: micro.questions,
             shots,
             scoring,
+            style,
+            weighting: style.map(|style| if style.weighs_subjects() { "macro" } else { "micro" }),
             subjects,
             seconds: outcome.seconds,
             tokens: outcome.tokens,
@@ -114,6 +124,10 @@ impl Report {
         let stderr_macro = self.subjects.values().map(Score::variance).sum::<f64>().sqrt() / count;
         line("macro (mean of subjects)", self.questions, self.accuracy_macro, stderr_macro);
         line("micro (all questions)", self.questions, self.accuracy_micro, self.stderr);
+        if let (Some(style), Some(weighting)) = (self.style, self.weighting) {
+            let name = style.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
+            text += &format!("{name} reports the {weighting} average; {} shots\n", self.shots);
+        }
         format!("{:<38} {:>9} {:>8} %\n{text}", "subject", "questions", "accuracy")
     }
 }
@@ -143,7 +157,7 @@ mod tests {
         let right = prediction("astronomy", 'A', 'A');
         let mut predictions = vec![right.clone(), right.clone(), right, prediction("astronomy", 'A', 'B')];
         predictions.push(prediction("virology", 'C', 'B'));
-        let report = Report::new(&Outcome { predictions, tokens: 9, seconds: 1.0 }, 0, Scoring::Letter);
+        let report = Report::new(&Outcome { predictions, tokens: 9, seconds: 1.0 }, 0, Scoring::Letter.into());
         assert_eq!((report.accuracy_micro, report.accuracy_macro), (0.6, 0.375));
         assert!((report.stderr - (0.6f64 * 0.4 / 4.0).sqrt()).abs() < 1e-12);
         let table = report.table();
