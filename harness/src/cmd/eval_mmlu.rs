@@ -2,14 +2,16 @@
 
 use super::adapter::AdapterArgs;
 use crate::device::{ModelArgs, on_device};
+use crate::eval::mmlu::lm_eval::Results;
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::eval::mmlu::{Asking, Scoring, Style};
 use crate::options::Count;
 use crate::output::{self, writable};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use hydra_runtime::atomic::NewFolder;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
@@ -45,6 +47,9 @@ pub struct Arguments {
     /// Write a line of JSON per question
     #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
     predictions: Option<PathBuf>,
+    /// Write results and samples in lm-evaluation-harness's form, with --style lm-eval, to a new folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    lm_eval: Option<PathBuf>,
 }
 
 /// Asks the questions and shows the accuracy.
@@ -57,15 +62,20 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if arguments.style.is_some() && arguments.scoring == Scoring::Cloze {
         bail!("--style: expected --scoring letter, found cloze");
     }
+    if arguments.lm_eval.is_some() && arguments.style != Some(Style::LmEval) {
+        bail!("--lm-eval: expected --style lm-eval");
+    }
     writable(arguments.json.as_ref())?;
     writable(arguments.predictions.as_ref())?;
     on_device!(arguments.model.device, device => run_on(device, arguments))
 }
 
 fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
-    let Arguments { model, adapter, data, shots, scoring, style, subjects, limit, json, predictions } = arguments;
+    let Arguments { model, adapter, data, shots, scoring, style, subjects, limit, json, predictions, lm_eval } =
+        arguments;
     let asking = Asking { scoring, style };
-    let limit = limit.map(Count::get);
+    let folder = lm_eval.as_deref().map(NewFolder::begin).transpose().context("--lm-eval")?;
+    let (limit, name) = (limit.map(Count::get), model.model.clone());
     let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
     let checkpoint = model.checkpoint()?;
     let adapter = adapter.load(checkpoint.config())?;
@@ -78,6 +88,13 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     // Each is written even if another fails: it took long to compute.
     let predictions = predictions.map_or(Ok(()), |path| output::write(&path, &text));
     let json = json.map_or(Ok(()), |path| output::write_json(&path, &report));
+    let lm_eval = folder.map_or(Ok(()), |folder| {
+        let results = Results { model: &name, subjects: &subjects, asking, outcome: &outcome, report: &report };
+        for (file, text) in results.files() {
+            output::write(&folder.path().join(file), &text)?;
+        }
+        Ok(folder.keep()?)
+    });
     output::print(report.table())?;
-    predictions.and(json)
+    predictions.and(json).and(lm_eval)
 }

@@ -1,5 +1,6 @@
 //! MMLU (Hendrycks et al., arXiv 2009.03300): questions, prompts, scores, accuracy.
 
+pub mod lm_eval;
 pub mod prompts;
 pub mod questions;
 pub mod score;

@@ -97,7 +97,33 @@ fn styles_of_mmlu() {
     let (lm_eval, same) = scores("--style lm-eval");
     // These questions have no space around them.
     assert_eq!((lm_eval["style"].as_str(), lm_eval["weighting"].as_str()), (Some("lm-eval"), Some("micro")));
-    assert_eq!(asked, same);
+    let predicted = |lines: &[Value]| lines.iter().map(|line| line["prediction"].clone()).collect::<Vec<_>>();
+    assert_eq!(predicted(&asked), predicted(&same));
+    // Log-probabilities: logits less one number for all four.
+    let all =
+        |line: &Value| -> Vec<f64> { line["scores"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+    for (logits, logs) in asked.iter().zip(&same) {
+        let (logits, logs) = (all(logits), all(logs));
+        assert!((0..4).all(|i| logs[i] < 0.0 && (logits[i] - logs[i] - logits[0] + logs[0]).abs() < 1e-5));
+    }
+    let out = scratch.path("lm-eval");
+    scores(&format!("--style lm-eval --lm-eval {out}"));
+    assert_eq!(
+        scratch.names("lm-eval"),
+        ["results_hydra.json", "samples_mmlu_anatomy_hydra.jsonl", "samples_mmlu_virology_hydra.jsonl"]
+    );
+    let results = json(&format!("{out}/results_hydra.json"));
+    assert_eq!(results["results"]["mmlu"]["acc,none"], lm_eval["accuracy_micro"]);
+    assert_eq!(
+        (results["n-shot"]["mmlu_anatomy"].as_u64(), results["versions"]["mmlu"].as_f64()),
+        (Some(1), Some(2.0))
+    );
+    assert_eq!(results["group_subtasks"]["mmlu"], serde_json::json!(["mmlu_other"]));
+    let samples = fs::read_to_string(format!("{out}/samples_mmlu_anatomy_hydra.jsonl")).unwrap();
+    let sample: Value = serde_json::from_str(samples.lines().next().unwrap()).unwrap();
+    assert_eq!((sample["doc"]["question"].as_str(), sample["target"].as_str()), (Some("What is a fish?"), Some("0")));
+    assert_eq!(sample["arguments"]["gen_args_3"]["arg_1"], " D");
+    assert_eq!(sample["filtered_resps"][0][0].as_str().unwrap().parse().ok(), same[0]["scores"][0].as_f64());
     let (_, original) = scores("--style hendrycks");
     let (opencompass, also) = scores("--style opencompass");
     assert!(original == also && original != asked);
@@ -106,6 +132,8 @@ fn styles_of_mmlu() {
     let (helm, found) = scores("--style helm");
     assert_eq!((helm["weighting"].as_str(), found.len()), (Some("macro"), 6));
     assert!(found.iter().all(|line| ["A", "B", "C", "D", "-"].contains(&line["prediction"].as_str().unwrap())));
+    let output = hydra(&format!("eval mmlu {} --data {data} --style helm --lm-eval {out}", case("hydra")));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--lm-eval: expected --style lm-eval"));
     let output = hydra(&format!("eval mmlu {} --data {data} --style helm --scoring cloze", case("hydra")));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--style: expected --scoring letter, found cloze"));
 }

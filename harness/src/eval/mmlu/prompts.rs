@@ -27,10 +27,9 @@ pub struct Prompts {
 impl Prompts {
     /// Tokenizes a subject's questions. Fails, naming the question, if one does not fit the model's `context`.
     pub fn new(subject: &Subject, asking: Asking, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
-        let header = header(subject, asking);
         let (mut whole, mut continuations) = (Vec::new(), Vec::new());
         for (index, question) in subject.test.iter().enumerate() {
-            let prompt = tokenizer.encode_prompt(&format!("{header}{}", ask(question, asking)))?;
+            let prompt = tokenizer.encode_prompt(&text(subject, index, asking))?;
             let mut longest = 0;
             if asking.scoring == Scoring::Cloze {
                 let mut choices: [Vec<u32>; 4] = Default::default();
@@ -85,6 +84,11 @@ pub fn letter_ids(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
         }
     }
     Ok(ids)
+}
+
+/// The whole prompt of a subject's question.
+pub fn text(subject: &Subject, index: usize, asking: Asking) -> String {
+    header(subject, asking) + &ask(&subject.test[index], asking)
 }
 
 fn header(subject: &Subject, asking: Asking) -> String {

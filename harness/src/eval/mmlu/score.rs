@@ -31,8 +31,11 @@ pub struct Prediction {
     pub answer: char,
     /// The letter with the highest score, the first if several are equal; `-` if HELM's answer is none.
     pub prediction: char,
-    /// Scores of A to D: logits, or mean log-probabilities.
+    /// Scores of A to D: logits, log-probabilities in lm-evaluation-harness's style, or mean log-probabilities of the texts.
     pub scores: [f64; 4],
+    /// Whether each letter is the likeliest of all tokens, where that was looked at.
+    #[serde(skip)]
+    pub greedy: [bool; 4],
 }
 
 /// All outcomes, and what they cost.
@@ -81,7 +84,7 @@ pub fn score<B: Backend>(
                 Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk.clone(), own, head, &letters)?,
                 Scoring::Cloze => cloze_scores(&mut evaluator, prompts, chunk.clone(), own, head)?,
             };
-            for (index, (scores, best)) in chunk.zip(found) {
+            for (index, Found { scores, best, greedy }) in chunk.zip(found) {
                 if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
                     let why = "the model or the adapter has values that are not finite";
                     bail!("{} {index}: a score is {score}: {why}", subject.name);
@@ -89,7 +92,8 @@ pub fn score<B: Backend>(
                 let answer = subject.test[index].answer;
                 correct += usize::from(best == Some(answer));
                 let (answer, prediction) = (LETTERS[answer], best.map_or(NO_LETTER, |best| LETTERS[best]));
-                predictions.push(Prediction { subject: subject.name.clone(), index, answer, prediction, scores });
+                let subject = subject.name.clone();
+                predictions.push(Prediction { subject, index, answer, prediction, scores, greedy });
             }
             let share = 100.0 * correct as f64 / predictions.len() as f64;
             progress.update(predictions.len() as u64, &format!("{share:.1} % correct, {}", subject.name));
@@ -115,8 +119,21 @@ fn tokenize(subjects: &[Subject], asking: Asking, tokenizer: &Tokenizer, context
     })
 }
 
-/// The scores of A to D, and the best of them, if one of them is the answer.
-type Scores = ([f64; 4], Option<usize>);
+/// What is found for a question.
+struct Found {
+    /// The scores of A to D.
+    scores: [f64; 4],
+    /// The answer, if it is one of them.
+    best: Option<usize>,
+    /// Whether each is the likeliest of all tokens.
+    greedy: [bool; 4],
+}
+
+impl Found {
+    fn best_of(scores: [f64; 4]) -> Self {
+        Self { scores, best: Some(first_largest(&scores)), greedy: [false; 4] }
+    }
+}
 
 /// The prediction where the likeliest token is no letter.
 const NO_LETTER: char = '-';
@@ -126,36 +143,43 @@ struct Letters {
     ids: Vec<u32>,
     /// Where the letters are among `ids`.
     places: [usize; 4],
-    /// HELM's way: the likeliest of all tokens is the answer, and the letters that each token is are these.
-    of_token: Option<Vec<Option<usize>>>,
+    /// What is made of the logits.
+    style: Option<Style>,
+    /// HELM: which letter each token is.
+    of_token: Vec<Option<usize>>,
 }
 
 impl Letters {
     fn new(tokenizer: &Tokenizer, asking: Asking) -> Result<Self> {
-        let letters = letter_ids(tokenizer)?;
-        if asking.style != Some(Style::Helm) {
-            return Ok(Self { ids: letters.to_vec(), places: [0, 1, 2, 3], of_token: None });
+        let (letters, style) = (letter_ids(tokenizer)?, asking.style);
+        if !matches!(style, Some(Style::Helm | Style::LmEval)) {
+            return Ok(Self { ids: letters.to_vec(), places: [0, 1, 2, 3], style, of_token: Vec::new() });
         }
         let ids: Vec<u32> = (0..tokenizer.vocab_size() as u32).collect();
         let letter = |&id: &u32| {
             let text = tokenizer.decode(&[id])?;
             Ok(LETTERS.iter().position(|letter| text.trim() == letter.to_string()))
         };
-        let of_token = ids.iter().map(letter).collect::<Result<_>>()?;
-        Ok(Self { ids, places: letters.map(|id| id as usize), of_token: Some(of_token) })
+        let of_token =
+            if style == Some(Style::Helm) { ids.iter().map(letter).collect::<Result<_>>()? } else { Vec::new() };
+        Ok(Self { ids, places: letters.map(|id| id as usize), style, of_token })
     }
 
     /// From the logits of `ids`.
-    fn scores(&self, logits: &[f32]) -> Scores {
+    fn found(&self, logits: &[f32]) -> Found {
         let scores = self.places.map(|place| f64::from(logits[place]));
-        let best = match &self.of_token {
-            None => Some(first_largest(&scores)),
-            Some(of_token) => {
-                let likeliest = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
-                likeliest.and_then(|token| of_token[token])
+        let likeliest =
+            (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best }).unwrap_or(0);
+        match self.style {
+            Some(Style::Helm) => Found { best: self.of_token[likeliest], ..Found::best_of(scores) },
+            Some(Style::LmEval) => {
+                let most = f64::from(logits[likeliest]);
+                let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
+                let greedy = self.places.map(|place| place == likeliest);
+                Found { greedy, ..Found::best_of(scores.map(|score| score - most - sum.ln())) }
             }
-        };
-        (scores, best)
+            Some(Style::Hendrycks | Style::Opencompass) | None => Found::best_of(scores),
+        }
     }
 }
 
@@ -166,11 +190,11 @@ fn letter_scores<B: Backend>(
     own: &[u32],
     head: Option<u32>,
     letters: &Letters,
-) -> Result<Vec<Scores>> {
+) -> Result<Vec<Found>> {
     let sequence = |i: usize| Sequence { lora_head: head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
     let sequences: Vec<_> = chunk.map(sequence).collect();
     let logits = evaluator.last_logits(&sequences, &letters.ids)?;
-    Ok(logits.iter().map(|row| letters.scores(row)).collect())
+    Ok(logits.iter().map(|row| letters.found(row)).collect())
 }
 
 fn cloze_scores<B: Backend>(
@@ -179,7 +203,7 @@ fn cloze_scores<B: Backend>(
     chunk: Range<usize>,
     own: &[u32],
     head: Option<u32>,
-) -> Result<Vec<Scores>> {
+) -> Result<Vec<Found>> {
     let continued = |i: usize, choice: &Vec<u32>| Sequence {
         lora_head: head,
         ..Sequence::answer(&[own, &prompts.rests[i]].concat(), choice)
@@ -189,7 +213,7 @@ fn cloze_scores<B: Backend>(
     let losses = evaluator.losses(&sequences)?;
     let mean = |loss: &hydra_runtime::evaluate::SequenceLoss| -loss.nll / loss.targets as f64;
     let scores = losses.chunks_exact(4).map(|four| std::array::from_fn(|i| mean(&four[i])));
-    Ok(scores.map(|scores| (scores, Some(first_largest(&scores)))).collect())
+    Ok(scores.map(Found::best_of).collect())
 }
 
 fn first_largest(scores: &[f64; 4]) -> usize {

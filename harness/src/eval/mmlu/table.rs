@@ -22,7 +22,7 @@ const SOCIAL_SCIENCES: &str = "econometrics high_school_geography high_school_go
     professional_psychology public_relations security_studies sociology us_foreign_policy";
 
 /// The four groups of the original evaluation; a subject in none of the first three is in the last.
-const GROUPS: [(&str, &str); 4] =
+pub const GROUPS: [(&str, &str); 4] =
     [("STEM", STEM), ("humanities", HUMANITIES), ("social sciences", SOCIAL_SCIENCES), ("other", "")];
 
 /// A number of correct answers.
@@ -41,6 +41,11 @@ impl Score {
         self.questions += questions;
         self.correct += correct;
         self.accuracy = self.correct as f64 / self.questions.max(1) as f64;
+    }
+
+    /// The standard error of the accuracy.
+    pub fn stderr(&self) -> f64 {
+        self.variance().sqrt()
     }
 
     fn variance(&self) -> f64 {
@@ -91,7 +96,7 @@ impl Report {
         Self {
             accuracy_micro: micro.accuracy,
             accuracy_macro: subjects.values().map(|s| s.accuracy).sum::<f64>() / subjects.len().max(1) as f64,
-            stderr: micro.variance().sqrt(),
+            stderr: micro.stderr(),
             questions: micro.questions,
             shots,
             scoring,
@@ -111,14 +116,14 @@ impl Report {
             writeln!(text, "{name:<38} {questions:>9} {accuracy:>8.2} ± {stderr:.2}").expect("writing to a string");
         };
         for (name, score) in &self.subjects {
-            line(&printable(name), score.questions, score.accuracy, score.variance().sqrt());
+            line(&printable(name), score.questions, score.accuracy, score.stderr());
         }
         let mut groups = [Score::default(); 4];
         for (name, score) in &self.subjects {
             groups[group(name)].add(score.questions, score.correct);
         }
         for (score, (name, _)) in groups.iter().zip(GROUPS).filter(|(score, _)| score.questions > 0) {
-            line(name, score.questions, score.accuracy, score.variance().sqrt());
+            line(name, score.questions, score.accuracy, score.stderr());
         }
         let count = self.subjects.len().max(1) as f64;
         let stderr_macro = self.subjects.values().map(Score::variance).sum::<f64>().sqrt() / count;
@@ -132,7 +137,7 @@ impl Report {
     }
 }
 
-fn group(subject: &str) -> usize {
+pub fn group(subject: &str) -> usize {
     let has = |(_, names): &(&str, &str)| names.split_whitespace().any(|name| name == subject);
     GROUPS.iter().position(has).unwrap_or(GROUPS.len() - 1)
 }
@@ -142,7 +147,7 @@ mod tests {
     use super::*;
 
     fn prediction(subject: &str, answer: char, prediction: char) -> Prediction {
-        Prediction { subject: subject.into(), index: 0, answer, prediction, scores: [0.0; 4] }
+        Prediction { subject: subject.into(), index: 0, answer, prediction, scores: [0.0; 4], greedy: [false; 4] }
     }
 
     #[test]
