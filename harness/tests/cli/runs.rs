@@ -136,7 +136,7 @@ fn a_run_is_repeated_from_its_file() {
     fails(
         1,
         &format!("finetune --config {config} --steps 8"),
-        &["c.toml:13: unknown option rnak: expected one of alpha"],
+        &["c.toml:13: unknown option rnak: expected one of accuracy-after"],
     );
     let part = scratch.write("part.toml", "rank = 2\n");
     fails(2, &format!("finetune --config {part} --out {again}"), &["--model is missing"]);
