@@ -99,6 +99,11 @@ fn generation_on_the_emulator() {
 }
 
 #[test]
+fn serving_on_the_emulator() {
+    model::served(emulated::backend);
+}
+
+#[test]
 #[ignore = "needs a CUDA device"]
 fn more_memory_than_there_is() {
     ops::more_memory_than_there_is(&support::gpu());
@@ -126,4 +131,10 @@ fn golden_cases_on_a_gpu() {
 #[ignore = "needs a CUDA device"]
 fn generation_on_a_gpu() {
     model::generation(support::gpu);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn serving_on_a_gpu() {
+    model::served(support::gpu);
 }

@@ -2,13 +2,14 @@
 //! should.
 
 use hydra_runtime::Error;
-use hydra_runtime::adapter::Adapter;
-use hydra_runtime::backend::Backend;
+use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::backend::{Backend, Device, Format};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::{Finish, Generator, Sampler};
+use hydra_runtime::merge::{self, GgufOptions, MergeGate};
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request, RequestId, Stats, TokenLogprob};
 use std::collections::HashMap;
@@ -21,11 +22,14 @@ fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
 }
 
+fn cpu(precision: Precision, threads: usize) -> Cpu {
+    Cpu::new(CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() }).unwrap()
+}
+
 fn open(name: &str, precision: Precision) -> (Model<Cpu>, Adapter) {
-    let options = CpuOptions { threads: Some(2), precision, ..CpuOptions::default() };
     let checkpoint = Checkpoint::open(case(name).join("model")).unwrap();
     let adapter = Adapter::load(case(name).join("adapter"), checkpoint.config()).unwrap();
-    (Model::load(Cpu::new(options).unwrap(), &checkpoint).unwrap(), adapter)
+    (Model::load(cpu(precision, 2), &checkpoint).unwrap(), adapter)
 }
 
 /// An adapter of the same shape that does something else.
@@ -91,7 +95,7 @@ fn run<B: Backend>(engine: &mut Engine<B>, results: &mut HashMap<RequestId, Resu
 }
 
 /// Requests of all kinds for one model: short and long prompts, greedy and drawn, with three adapters and without.
-fn requests(adapters: &[Option<AttachedAdapter<Cpu>>]) -> Vec<Request<Cpu>> {
+fn requests<B: Backend>(adapters: &[Option<AttachedAdapter<B>>]) -> Vec<Request<B>> {
     let lengths = [1, 3, 64, 65, 67, 128, 150, 200];
     let request = |(i, &len): (usize, &usize)| {
         let sampler = if i % 3 == 2 { Sampler::new(1.0, 0.9, i as u64).unwrap() } else { greedy() };
@@ -106,43 +110,41 @@ fn requests(adapters: &[Option<AttachedAdapter<Cpu>>]) -> Vec<Request<Cpu>> {
     lengths.iter().enumerate().map(request).collect()
 }
 
-/// The invariant of `hydra_runtime::serve`.
-fn same_bits_in_any_company(name: &str, precision: Precision) {
-    let (model, adapter) = open(name, precision);
-    let attach = |adapter: &Adapter| Some(model.attach(adapter).unwrap());
-    let adapters = [None, attach(&adapter), attach(&changed(&adapter, 1.5))];
-    let alone: Vec<Result> = requests(&adapters)
+/// The invariant of `hydra_runtime::serve`, on any number of threads.
+fn same_bits_in_any_company(checkpoint: &Checkpoint, adapter: &Adapter, precision: Precision) {
+    let name = checkpoint.path().display();
+    let models = [1, 2, 3].map(|threads| Model::load(cpu(precision, threads), checkpoint).unwrap());
+    let requests = |model: &Model<Cpu>| {
+        let attach = |adapter: &Adapter| Some(model.attach(adapter).unwrap());
+        requests(&[None, attach(adapter), attach(&changed(adapter, 1.5))])
+    };
+    let alone: Vec<Result> = requests(&models[1])
         .into_iter()
         .map(|request| {
-            let mut engine = Engine::new(&model, options(1, 64)).unwrap();
+            let mut engine = Engine::new(&models[1], options(1, 64)).unwrap();
             let (id, mut results) = (engine.submit(request).unwrap(), HashMap::new());
             run(&mut engine, &mut results);
             results.remove(&id).unwrap()
         })
         .collect();
     assert!(alone.iter().all(|result| result.finish == Some(Finish::MaxTokens)));
-    for (slots, prompt_tokens) in [(8, 0), (8, 100), (8, 1000), (3, 130)] {
-        let mut engine = Engine::new(&model, options(slots, prompt_tokens)).unwrap();
-        let mut results = HashMap::new();
-        let ids: Vec<_> = requests(&adapters)
-            .into_iter()
-            .enumerate()
-            .map(|(i, request)| {
-                // Some join while others run.
-                if i % 3 == 2 {
-                    engine.step().unwrap().into_iter().for_each(|event| take(&mut results, event));
-                }
-                engine.submit(request).unwrap()
-            })
-            .collect();
+    for (model, slots, prompt_tokens) in
+        [(&models[1], 8, 0), (&models[2], 8, 100), (&models[1], 8, 1000), (&models[0], 3, 130)]
+    {
+        let mut engine = Engine::new(model, options(slots, prompt_tokens)).unwrap();
+        let (mut results, mut ids) = (HashMap::new(), Vec::new());
+        for (i, request) in requests(model).into_iter().enumerate() {
+            // Some join while others run.
+            if i % 3 == 2 {
+                engine.step().unwrap().into_iter().for_each(|event| take(&mut results, event));
+            }
+            ids.push(engine.submit(request).unwrap());
+        }
         run(&mut engine, &mut results);
         for (i, (id, want)) in ids.iter().zip(&alone).enumerate() {
             let got = &results[id];
-            assert_eq!(got.tokens, want.tokens, "{name}, {precision:?}: request {i} of {slots} slots, {prompt_tokens}");
-            assert!(
-                got == want,
-                "{name}, {precision:?}: request {i} of {slots} slots, {prompt_tokens} tokens of prompts"
-            );
+            assert_eq!(got.tokens, want.tokens, "{name}: request {i} of {slots} slots, {prompt_tokens}");
+            assert!(got == want, "{name}, {precision:?}: request {i} of {slots} slots, {prompt_tokens}");
         }
         let drawn: usize = alone.iter().map(|result| result.tokens.len()).sum();
         let Stats { prompt_tokens, generated_tokens, .. } = engine.stats();
@@ -152,15 +154,24 @@ fn same_bits_in_any_company(name: &str, precision: Precision) {
 
 #[test]
 fn a_request_has_the_same_bits_in_any_company() {
-    for name in ["hydra", "split", "qwen2", "qwen3", "mistral"] {
-        same_bits_in_any_company(name, Precision::F32);
+    let f32 = ["hydra", "split", "qwen2", "qwen3", "mistral"].map(|name| (name, Precision::F32));
+    for (name, precision) in f32.into_iter().chain(["hydra", "window"].map(|name| (name, Precision::Bf16))) {
+        let (model, adapter) = open(name, precision);
+        same_bits_in_any_company(model.checkpoint(), &adapter, precision);
     }
 }
 
 #[test]
-fn a_request_has_the_same_bits_in_any_company_in_bf16() {
-    for name in ["hydra", "window"] {
-        same_bits_in_any_company(name, Precision::Bf16);
+fn a_request_has_the_same_bits_in_any_company_on_quantised_weights() {
+    let (model, adapter) = open("hydra", Precision::F32);
+    let method = AdapterConfig { method: Method::Lora, gate: GateKind::One, lora_heads: 1, ..Default::default() };
+    let nothing = Adapter::init(model.config(), method, 0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for format in [Format::Q8_0, Format::Q4_0] {
+        let path = dir.path().join(format!("{}.gguf", format.name()));
+        let options = GgufOptions { format, description: None };
+        merge::write_gguf(model.checkpoint(), &nothing, MergeGate::One, &path, options).unwrap();
+        same_bits_in_any_company(&Checkpoint::open(path).unwrap(), &adapter, Precision::F32);
     }
 }
 
@@ -399,9 +410,27 @@ fn requests_end_where_they_should() {
 }
 
 #[test]
-fn an_engine_may_move_to_another_thread() {
+fn an_engine_moves_to_a_thread_and_a_device_may_be_chosen_at_run_time() {
     fn moves<T: Send + 'static>() {}
-    moves::<Engine>();
     moves::<Request>();
     moves::<Event>();
+    let (model, adapter) = open("hydra", Precision::F32);
+    let on_cpu = {
+        let attached = model.attach(&adapter).unwrap();
+        let (mut engine, mut results) = (Engine::new(&model, options(3, 64)).unwrap(), HashMap::new());
+        let ids: Vec<_> = requests(&[Some(attached), None]).into_iter().map(|r| engine.submit(r).unwrap()).collect();
+        run(&mut engine, &mut results);
+        ids.iter().map(|id| results.remove(id).unwrap().tokens).collect::<Vec<_>>()
+    };
+    let model = Model::load(Device::Cpu(cpu(Precision::F32, 2)), model.checkpoint()).unwrap();
+    let attached = model.attach(&adapter).unwrap();
+    let mut engine = Engine::new(&model, options(3, 64)).unwrap();
+    let requests = requests(&[Some(attached), None]);
+    let on_a_thread = std::thread::spawn(move || {
+        let mut results = HashMap::new();
+        let ids: Vec<_> = requests.into_iter().map(|request| engine.submit(request).unwrap()).collect();
+        run(&mut engine, &mut results);
+        ids.iter().map(|id| results.remove(id).unwrap().tokens).collect::<Vec<_>>()
+    });
+    assert_eq!(on_a_thread.join().unwrap(), on_cpu);
 }

@@ -1,12 +1,14 @@
-//! Threads with 256 KiB of stack are enough for a training step, an evaluation and a generation: the caller's threads as
-//! well as the backend's.
+//! Threads with 256 KiB of stack are enough for a training step, an evaluation, a generation and the engine: the caller's
+//! threads as well as the backend's.
 
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::cpu::{Bf16Isa, Cpu, CpuOptions, Isa, Precision};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::generate::Sampler;
 use hydra_runtime::model::Model;
+use hydra_runtime::serve::{Engine, EngineOptions, Event, Request};
 use hydra_runtime::train::Trainer;
 use std::path::Path;
 use std::process::Command;
@@ -44,5 +46,14 @@ fn a_model_is_trained_evaluated_and_asked() {
         let attached = model.attach(&trained).unwrap();
         let generated = model.generate(answer.clone()).adapter(&attached).max_tokens(5).text();
         assert!(generated.is_ok(), "{:?}", generated.err());
+        let mut engine = Engine::new(&model, EngineOptions { prefix_tokens: 64, ..Default::default() }).unwrap();
+        for len in [90, 70, 3] {
+            let mut request = Request::new(answer[..len].to_vec(), Sampler::new(0.0, 1.0, 0).unwrap());
+            (request.adapter, request.max_tokens, request.top_logprobs) = (Some(attached.clone()), 5, Some(3));
+            engine.submit(request).unwrap();
+        }
+        while !engine.is_idle() {
+            assert!(engine.step().unwrap().iter().all(|event| !matches!(event, Event::Failed { .. })));
+        }
     }
 }

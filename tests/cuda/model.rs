@@ -8,8 +8,9 @@ use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::batch::{NO_TARGET, Sequence, groups};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
-use hydra_runtime::generate::Generator;
-use hydra_runtime::model::Model;
+use hydra_runtime::generate::{Generator, Sampler};
+use hydra_runtime::model::{AttachedAdapter, Model};
+use hydra_runtime::serve::{Engine, EngineOptions, Event, Request};
 use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -132,4 +133,50 @@ fn generated<D: Driver>(open: &impl Fn() -> Cuda<D>, name: &str) {
     }
     let got = run(open(), &checkpoint, &adapter, &prompt, &tails);
     assert_close(&format!("{name}: logits"), &got, &run(cpu(), &checkpoint, &adapter, &prompt, &tails), 2e-2);
+}
+
+/// Requests one by one, and together with prompts that begin in the same way: the same tokens and log-probabilities,
+/// and the CPU's but for rounding.
+pub fn served<D: Driver>(open: impl Fn() -> Cuda<D>) {
+    let dir = case("qwen2");
+    let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
+    let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
+    let prompt: Vec<u32> = (0..66).map(|i| i * i * 7 % 512).collect();
+    fn requests<B: Backend>(adapter: AttachedAdapter<B>, prompt: &[u32]) -> [Request<B>; 3] {
+        let request = |len: usize, adapter: Option<&AttachedAdapter<B>>| {
+            let mut request = Request::new(prompt[..len].to_vec(), Sampler::new(0.0, 1.0, 0).unwrap());
+            (request.adapter, request.max_tokens, request.top_logprobs) = (adapter.cloned(), 2, Some(512));
+            request
+        };
+        [request(66, Some(&adapter)), request(3, None), request(65, Some(&adapter))]
+    }
+    fn run<B: Backend>(engine: &mut Engine<B>, requests: Vec<Request<B>>) -> Vec<Vec<f32>> {
+        let ids: Vec<_> = requests.into_iter().map(|request| engine.submit(request).unwrap()).collect();
+        let mut results = vec![Vec::new(); ids.len()];
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                let at = ids.iter().position(|id| *id == event.id()).unwrap();
+                if let Event::Token { logprob, .. } = event {
+                    let mut top = logprob.unwrap().top;
+                    top.sort_by_key(|(id, _)| *id);
+                    results[at].extend(top.iter().map(|(_, logprob)| logprob));
+                }
+            }
+        }
+        results
+    }
+    let options = EngineOptions { slots: 3, prefix_tokens: 64, ..EngineOptions::default() };
+    let model = Model::load(open(), &checkpoint).unwrap();
+    let mut engine = Engine::new(&model, options).unwrap();
+    let attached = model.attach(&adapter).unwrap();
+    let together = run(&mut engine, requests(attached.clone(), &prompt).into());
+    assert_eq!(engine.stats().prefix_hit_tokens, 64);
+    let alone = requests(attached, &prompt).map(|request| {
+        run(&mut Engine::new(&model, EngineOptions { prefix_tokens: 0, ..options }).unwrap(), vec![request]).concat()
+    });
+    assert_eq!(together, alone);
+    let model = Model::load(cpu(), &checkpoint).unwrap();
+    let attached = model.attach(&adapter).unwrap();
+    let on_cpu = run(&mut Engine::new(&model, options).unwrap(), requests(attached, &prompt).into());
+    assert_close("log-probabilities", &together.concat(), &on_cpu.concat(), 2e-2);
 }
