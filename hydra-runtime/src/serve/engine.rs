@@ -22,7 +22,7 @@ pub struct Engine<B: Backend = Device> {
     context: usize,
     passes: Passes<B>,
     prefixes: Prefixes<B>,
-    /// One for each slot that has been used.
+    /// One for each slot.
     caches: Vec<KvCache<B>>,
     /// Slots that are free.
     free: Vec<usize>,
@@ -65,20 +65,21 @@ impl<B: Backend> Engine<B> {
         plan_bytes(backend, config, options, options.context(config)?)
     }
 
-    /// An engine without requests. A slot's keys and values are allocated when it is first used.
+    /// An engine without requests. All memory is allocated here, but for adapters' states and prefixes.
     ///
     /// # Errors
     /// If an option is out of range or memory does not suffice.
     pub fn new(model: &Model<B>, options: EngineOptions) -> Result<Self> {
         let context = options.context(model.config())?;
+        let caches = (0..options.slots).map(|_| KvCache::new(&model.0, context));
         Ok(Self {
             passes: Passes::new(model, &options, context)?,
             prefixes: Prefixes::new(model, options.prefix_tokens),
             model: model.clone(),
             options,
             context,
-            caches: Vec::new(),
-            free: Vec::new(),
+            caches: caches.collect::<Result<_>>()?,
+            free: (0..options.slots).rev().collect(),
             queue: VecDeque::new(),
             running: Vec::new(),
             events: Vec::new(),
@@ -129,7 +130,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// If the device fails. What the step had done until then is kept, and its events come with the next step.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        self.admit()?;
+        self.admit();
         if !self.running.is_empty() {
             self.stats.steps += 1;
             self.generate()?;
@@ -159,12 +160,8 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Gives free slots to waiting requests, the first come first.
-    fn admit(&mut self) -> Result<()> {
+    fn admit(&mut self) {
         while self.running.len() < self.options.slots && !self.queue.is_empty() {
-            if self.free.is_empty() {
-                self.caches.push(KvCache::new(&self.model.0, self.context)?);
-                self.free.push(self.caches.len() - 1);
-            }
             let (Some(Queued { id, request, adapter }), Some(slot)) = (self.queue.pop_front(), self.free.pop()) else {
                 break;
             };
@@ -176,7 +173,6 @@ impl<B: Backend> Engine<B> {
             self.running.push(running);
             self.retire();
         }
-        Ok(())
     }
 
     /// Draws the next token of each running generation.
