@@ -55,9 +55,9 @@ pub struct Arguments {
     /// Tokens of prompts that one step takes beside the running generations
     #[arg(long, value_name = "TOKENS", default_value_t = Count::new(256), help_heading = "Limits")]
     prompt_tokens: Count,
-    /// Tokens whose keys and values are kept for requests that begin in the same way (0 = none)
-    #[arg(long, value_name = "TOKENS", default_value_t = 0, help_heading = "Limits")]
-    prefix_tokens: usize,
+    /// Tokens of prompts that are kept for requests that begin in the same way (0 = none) [default: those of one request]
+    #[arg(long, value_name = "TOKENS", help_heading = "Limits")]
+    prefix_tokens: Option<usize>,
     /// Maximum size of a request's body
     #[arg(long, value_name = "MIB", default_value_t = Count::new(4), help_heading = "Limits")]
     max_body: Count,
@@ -141,7 +141,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
         slots,
         context,
         prompt_tokens: arguments.prompt_tokens.get(),
-        prefix_tokens: arguments.prefix_tokens,
+        prefix_tokens: arguments.prefix_tokens.unwrap_or(context.unwrap_or(config.context)),
     };
     let bytes = Engine::plan_bytes(&device, config, &engine)?;
     memory::require_on(&device, bytes, &format!("--parallel {slots} (choose less, or a smaller --ctx)"))?;

@@ -69,6 +69,7 @@ async function use(frame) {
     ink: style.color,
     paper: style.backgroundColor,
     legend: all(".legend span").map(e => e.textContent),
+    dots: all(".legend i").map(e => [box(e).width, box(e).top, w.getComputedStyle(e).backgroundColor]),
     asked: all(".asked").map(e => e.textContent),
   };
   d.getElementById("reset").click();

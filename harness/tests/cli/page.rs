@@ -113,6 +113,10 @@ fn the_page_asks_adapters_and_colours_tokens_by_their_heads() {
         let (ink, paper) = (brightness(&seen["ink"]), brightness(&seen["paper"]));
         assert!(if dark { paper < 60.0 && ink > 200.0 } else { paper > 200.0 && ink < 60.0 }, "{ink} on {paper}");
         assert_eq!(seen["legend"].as_array().unwrap().len(), 4, "{}", seen["legend"]);
+        // The heads' colours stand in one line, and differ.
+        let dots = seen["dots"].as_array().unwrap();
+        assert!(dots.iter().all(|dot| dot[0].as_f64().unwrap() > 5.0 && dot[1] == dots[0][1]), "{dots:?}");
+        assert!((1..dots.len()).all(|i| dots[i][2] != dots[i - 1][2]), "{dots:?}");
         let answers = seen["answers"].as_array().unwrap();
         for (i, (answer, wanted)) in answers.iter().zip(&wanted).enumerate() {
             assert_eq!(answer["text"], wanted["message"]["content"], "{answer}");

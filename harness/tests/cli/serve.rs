@@ -58,6 +58,14 @@ fn completions_are_those_of_the_command_line_alone_and_together() {
     // Four times as many clients as slots.
     std::thread::scope(|scope| wanted.iter().for_each(|one| drop(scope.spawn(move || check(one)))));
 
+    // What prompts share is computed once, and changes nothing.
+    let long = "Name three uses of a hydra. ".repeat(12);
+    let first = completion(&server, "hydra", long.as_str(), json!({}));
+    let hits = server.metric("hydra_prefix_hit_tokens_total");
+    let again = completion(&server, "hydra", long.as_str(), json!({}));
+    assert_eq!(first["choices"], again["choices"]);
+    assert!(server.metric("hydra_prefix_hit_tokens_total") >= hits + 64.0);
+
     // Several prompts, as texts and as token ids; several choices of each.
     let all = completion(&server, "tiny", json!(PROMPTS), json!({ "n": 2, "temperature": 0.8, "seed": 5 }));
     let choices = all["choices"].as_array().unwrap();

@@ -197,7 +197,7 @@ function legend() {
   const heads = Math.max(0, ...Answer.all.map(answer => answer.heads));
   const entries = heads < 2 ? [] : Array.from({ length: heads }, (_, head) => {
     const entry = make("span", `s${head % COLOURS}`, `head ${head}`);
-    entry.prepend(make("i", "is-dot"));
+    entry.prepend(make("i"));
     return entry;
   });
   $("legend").replaceChildren(...entries);
