@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use hydra_runtime::chat::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::fmt;
 
 /// `--data-format`
@@ -162,7 +163,7 @@ fn instruction(object: &Map<String, Value>) -> Result<Content> {
 }
 
 fn messages(object: &Map<String, Value>) -> Result<Vec<Message>> {
-    conversation(list(object, "messages")?, |message| {
+    conversation(&list(object, "messages")?, |message| {
         let role = required(message, "role")?;
         if message
             .get("tool_calls")
@@ -175,7 +176,7 @@ fn messages(object: &Map<String, Value>) -> Result<Vec<Message>> {
 }
 
 fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
-    conversation(list(object, "conversations")?, |message| {
+    conversation(&list(object, "conversations")?, |message| {
         // Some files have the other format's messages under this key.
         if !message.contains_key("from") && message.contains_key("role") {
             return Ok(Message { role: required(message, "role")?, content: text_of(message, "content")? });
@@ -192,9 +193,18 @@ fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
     })
 }
 
-fn list<'o>(object: &'o Map<String, Value>, key: &str) -> Result<&'o [Value]> {
+/// A list of messages. Hugging Face's `datasets` also writes them as one object of lists: {"from": [..], "value": [..]}.
+fn list<'o>(object: &'o Map<String, Value>, key: &str) -> Result<Cow<'o, [Value]>> {
     match object.get(key) {
-        Some(Value::Array(values)) => Ok(values),
+        Some(Value::Array(values)) => Ok(Cow::Borrowed(values)),
+        Some(Value::Object(lists)) if !lists.is_empty() && lists.values().all(Value::is_array) => {
+            let length = lists.values().filter_map(Value::as_array).map(Vec::len).max().unwrap_or(0);
+            let message = |i: usize| {
+                let part = |(key, list): (&String, &Value)| Some((key.clone(), list.get(i)?.clone()));
+                Value::Object(lists.iter().filter_map(part).collect())
+            };
+            Ok((0..length).map(message).collect())
+        }
         Some(other) => bail!("\"{key}\": expected a list, found {}", kind(other)),
         None => bail!("no \"{key}\""),
     }
@@ -317,6 +327,15 @@ mod tests {
         )
         .unwrap();
         assert_eq!((format, content), (Format::Conversations, Content::Conversation(turns.to_vec())));
+    }
+
+    #[test]
+    fn messages_as_lists_of_their_parts() {
+        let found = parse(r#"{"conversations":{"from":["human","gpt"],"value":["a","b"]}}"#).unwrap().1;
+        assert_eq!(found, Content::Conversation(vec![Message::user("a"), Message::assistant("b")]));
+        let short = wrong(r#"{"conversations":{"from":["human","gpt"],"value":["a"]}}"#);
+        assert_eq!(short, r#"message 2: no "value""#);
+        assert_eq!(wrong(r#"{"messages":{"role":"user"}}"#), r#""messages": expected a list, found an object"#);
     }
 
     #[test]
