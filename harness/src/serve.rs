@@ -21,6 +21,7 @@ mod listen;
 mod metrics;
 mod page;
 mod patient;
+mod prepared;
 mod request;
 mod shape;
 mod state;

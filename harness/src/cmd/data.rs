@@ -1,7 +1,8 @@
 //! `hydra data`: what is in files of records, and one of them as tokens with its loss mask.
 
-use crate::data::encode::{EncodingArgs, sequence};
+use crate::data::encode::sequence;
 use crate::data::format::Format;
+use crate::data::options::EncodingArgs;
 use crate::data::records::{Reading, Record};
 use crate::data::template::Template;
 use crate::device::{MODEL_HELP, open_model};

@@ -1,8 +1,8 @@
 //! `hydra eval accuracy`: generated answers, or choices, against those of records.
 
 use super::adapter::AdapterArgs;
-use crate::data::encode::EncodingArgs;
 use crate::data::format::Format;
+use crate::data::options::EncodingArgs;
 use crate::data::records::CATEGORY;
 use crate::device::{ModelArgs, on_device};
 use crate::eval::accuracy::report::Report;

@@ -1,6 +1,7 @@
 //! `hydra eval loss`: the mean loss on the targets of a file's records.
 
-use crate::data::encode::{Encoder, EncodingArgs};
+use crate::data::encode::Encoder;
+use crate::data::options::EncodingArgs;
 use crate::data::records::{self, Reading};
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};

@@ -1,7 +1,7 @@
 //! `hydra generate`: text after a prompt.
 
 use super::adapter::AdapterArgs;
-use crate::data::encode::EncodingArgs;
+use crate::data::options::EncodingArgs;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::options::{Count, Seed};

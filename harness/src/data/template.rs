@@ -1,8 +1,8 @@
 //! From a record to tokens with their loss mask. An instruction becomes two texts by `--template`: a name, or a file with a
 //! Jinja template. A conversation is rendered by the model's own chat template, or that of `--chat-template`.
 
-use super::encode::EncodingArgs;
 use super::format::Content;
+use super::options::EncodingArgs;
 use super::records::Record;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::chat::{ChatTemplate, InstructionTemplate, MaskedTokens, Texts};

@@ -6,7 +6,7 @@ pub mod metric;
 pub mod questions;
 pub mod report;
 
-use crate::data::encode::EncodingArgs;
+use crate::data::options::EncodingArgs;
 use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::hub::locate_file;

@@ -1,9 +1,13 @@
 //! Whether a router does anything, in a few numbers: how sure it is, which heads it uses, how far training has moved it, and
 //! what the loss would be without it.
 
-use super::router::Watched;
+use super::router::{self, Sample, Watched};
+use crate::data::encode::Encoded;
+use crate::interrupt;
+use crate::report::{Router, Routing};
 use anyhow::Result;
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::Error;
+use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::evaluate::Evaluator;
@@ -11,6 +15,11 @@ use hydra_runtime::merge::MergeGate;
 use hydra_runtime::model::Model;
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+/// Records for a run's report. More would take longer than a short run.
+const REPORTED: usize = 200;
+/// Seed of their choice: one for all runs, so that routers are observed on the same records.
+const REPORTED_SEED: u64 = 0;
 
 /// A head whose mean weight is below this in every layer and projection is not used.
 const UNUSED: f64 = 0.01;
@@ -109,6 +118,40 @@ impl Health {
             )
         })
     }
+}
+
+/// What a run's report shows of the router of `adapter`, which `step` steps of training have made of `start`; `None` if it has no
+/// router.
+///
+/// Observes it on some of `data`; `what` names these records, as in "held-out records".
+pub fn for_report<B: Backend>(
+    model: &Model<B>,
+    [adapter, start]: [&Adapter; 2],
+    (data, what): (&Encoded, &str),
+    step: usize,
+) -> Result<Option<Router>> {
+    if adapter.config.gate != GateKind::Router {
+        return Ok(None);
+    }
+    let sample = Sample::spread(data, REPORTED, REPORTED_SEED);
+    let watched = router::watch(model, adapter, &sample)?;
+    if !router::finite(&watched) {
+        return Err(Error::NotFinite { what: "router's weight", value: f64::NAN, step: step as u64 }.into());
+    }
+    interrupt::check()?;
+    let health = Health::measure(model, [adapter, start], &watched, &sample.sequences())?;
+    let (layers, heads, targets) = (model.config().layers, adapter.config.lora_heads, adapter.config.targets.len());
+    let mut routing = Routing::new();
+    for (category, watched) in watched {
+        let mut weights = vec![vec![0.0; heads]; layers];
+        for mean in watched.means {
+            for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.lora_heads) {
+                *sum += weight / targets as f64;
+            }
+        }
+        routing.insert(category, weights);
+    }
+    Ok(Some(Router { routing, caption: sample.describe(what), health: health.rows(), warning: health.warning() }))
 }
 
 fn loss<B: Backend>(model: &Model<B>, adapter: &Adapter, sequences: &[Sequence]) -> Result<f64> {

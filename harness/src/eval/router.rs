@@ -1,14 +1,12 @@
 //! What an adapter's router does: its mean weights on records of each category.
 
-use super::health::Health;
 use crate::data::encode::Encoded;
 use crate::data::order::Order;
 use crate::interrupt;
-use crate::report::{Router, Routing};
 use anyhow::Result;
-use hydra_runtime::Error;
-use hydra_runtime::adapter::{Adapter, GateKind};
+use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::batch::Sequence;
 use hydra_runtime::evaluate::{Evaluator, GateMean};
 use hydra_runtime::model::Model;
 use std::collections::BTreeMap;
@@ -17,11 +15,6 @@ use std::collections::BTreeMap;
 const MOST_CATEGORIES: usize = 40;
 /// The category of records that have none.
 const NONE: &str = "(no category)";
-/// Records for a run's report. More would take longer than a short run.
-const REPORTED: usize = 200;
-/// Seed of their choice: one for all runs, so that routers are observed on the same records.
-const REPORTED_SEED: u64 = 0;
-
 /// The records that a router is observed on.
 pub struct Sample<'d> {
     data: &'d Encoded,
@@ -62,6 +55,11 @@ impl<'d> Sample<'d> {
         }
         let categories = chosen.len();
         Self { data, chosen: chosen.into_iter().take(MOST_CATEGORIES).collect(), categories }
+    }
+
+    /// The chosen records, by category.
+    pub fn sequences(&self) -> Vec<Sequence> {
+        self.chosen.values().flatten().map(|&i| self.data.sequences[i].clone()).collect()
     }
 
     /// The sample in words; `what` names the records, as in "held-out records".
@@ -106,41 +104,6 @@ pub fn watch<B: Backend>(
     watched.collect()
 }
 
-/// What a run's report shows of the router of `adapter`, which `step` steps of training have made of `start`; `None` if it has no
-/// router.
-///
-/// Observes it on some of `data`; `what` names these records, as in "held-out records".
-pub fn for_report<B: Backend>(
-    model: &Model<B>,
-    [adapter, start]: [&Adapter; 2],
-    (data, what): (&Encoded, &str),
-    step: usize,
-) -> Result<Option<Router>> {
-    if adapter.config.gate != GateKind::Router {
-        return Ok(None);
-    }
-    let sample = Sample::spread(data, REPORTED, REPORTED_SEED);
-    let watched = watch(model, adapter, &sample)?;
-    if !finite(&watched) {
-        return Err(Error::NotFinite { what: "router's weight", value: f64::NAN, step: step as u64 }.into());
-    }
-    let sequences: Vec<_> = sample.chosen.values().flatten().map(|&i| data.sequences[i].clone()).collect();
-    interrupt::check()?;
-    let health = Health::measure(model, [adapter, start], &watched, &sequences)?;
-    let (layers, heads, targets) = (model.config().layers, adapter.config.lora_heads, adapter.config.targets.len());
-    let mut routing = Routing::new();
-    for (category, watched) in watched {
-        let mut weights = vec![vec![0.0; heads]; layers];
-        for mean in watched.means {
-            for (sum, weight) in weights[mean.layer].iter_mut().zip(&mean.lora_heads) {
-                *sum += weight / targets as f64;
-            }
-        }
-        routing.insert(category, weights);
-    }
-    Ok(Some(Router { routing, caption: sample.describe(what), health: health.rows(), warning: health.warning() }))
-}
-
 /// Whether the gates of each token add up to 1, which they don't where values are not finite.
 pub fn finite(watched: &BTreeMap<String, Watched>) -> bool {
     let sums = watched.values().flat_map(|watched| &watched.means).map(|mean| mean.lora_heads.iter().sum::<f64>());
@@ -150,7 +113,6 @@ pub fn finite(watched: &BTreeMap<String, Watched>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hydra_runtime::batch::Sequence;
 
     fn data(counts: &[usize]) -> Encoded {
         let category = |(c, &n): (usize, &usize)| vec![Some(format!("{c:02}")); n];

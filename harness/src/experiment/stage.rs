@@ -1,7 +1,7 @@
 //! What all runs of an experiment share: the model, the questions, the files of records, and the folder.
 
-use crate::data::encode::EncodingArgs;
 use crate::data::file::JsonFile;
+use crate::data::options::EncodingArgs;
 use crate::data::records::CATEGORY;
 use crate::device::ModelArgs;
 use crate::eval::accuracy::{AccuracyArgs, Answers};

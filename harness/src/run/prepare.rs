@@ -13,7 +13,7 @@ use crate::data::template::Template;
 use crate::device::{on_device, open_model};
 use crate::eval::accuracy::Answers;
 use crate::eval::accuracy::report::Report;
-use crate::eval::{loss, router};
+use crate::eval::{health, loss};
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::report::{self, Router};
@@ -179,7 +179,7 @@ impl Prepared {
         let steps = trained.steps.len();
         let router = match watch {
             true => {
-                let found = router::for_report(model, [&trained.adapter, adapter], watched, steps);
+                let found = health::for_report(model, [&trained.adapter, adapter], watched, steps);
                 interrupt::unless_stopped(found)?.flatten()
             }
             false => None,

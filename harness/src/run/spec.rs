@@ -4,7 +4,7 @@
 //! the help names them, and a test compares the two.
 
 use super::choices::{GateName, HeadInitName, Heads, LrSchedule, MethodName, Targets};
-use crate::data::encode::EncodingArgs;
+use crate::data::options::EncodingArgs;
 use crate::device::{DeviceArgs, MODEL_HELP};
 use crate::eval::accuracy::AccuracyArgs;
 use crate::eval::accuracy::metric::Metric;

@@ -2,11 +2,11 @@
 
 use super::answer::{Answer, Delta};
 use super::error::{ApiError, Result};
-use super::request::Common;
-use super::shape::Shape;
+use super::prepared::Prepared;
+use super::shape::{Form, Shape, Usage};
 use super::state::Server;
 use super::worker::{Job, Running, Update, Updates};
-use hydra_runtime::generate::{Finish, Sampler};
+use hydra_runtime::generate::Sampler;
 use hydra_runtime::hydra_kernels::random::mix;
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -19,24 +19,6 @@ use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::Sleep;
 
-/// A request whose prompts are token ids.
-pub struct Prepared {
-    /// What both kinds of requests have.
-    pub common: Common,
-    /// How its answer is written.
-    pub shape: Shape,
-    /// The adapter's name.
-    pub adapter: Option<String>,
-    /// None of them empty, or longer than the context.
-    pub prompts: Vec<Vec<u32>>,
-    /// Whether the answer begins with the prompt.
-    pub echo: bool,
-    /// The number of alternatives whose log-probabilities are reported.
-    pub logprobs: Option<usize>,
-    /// When the request came.
-    pub received: Instant,
-}
-
 /// One choice.
 struct Choice {
     answer: Answer,
@@ -46,33 +28,12 @@ struct Choice {
     echo: Option<Vec<u32>>,
 }
 
-/// The tokens of a request.
-#[derive(Clone, Copy, Default)]
-pub struct Usage {
-    /// Of its prompts, each counted once.
-    pub prompt: usize,
-    /// Of all choices.
-    pub completion: usize,
-}
-
 /// An answer on its way. Dropping it, as hyper does when the client has gone, ends the jobs before the engine's next step.
 pub struct Flow {
     /// Where it belongs.
     pub server: Arc<Server>,
     /// How it is written.
-    pub shape: Shape,
-    /// The name that was asked for.
-    pub model: String,
-    /// "cmpl-..".
-    pub id: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Whether its last piece says how many tokens there were.
-    pub include_usage: bool,
-    /// Whether log-probabilities are part of it.
-    pub logprobs: bool,
-    /// Whether gates are part of it.
-    pub gates: bool,
+    pub form: Form,
     choices: Vec<Choice>,
     updates: UnboundedReceiver<(usize, Update)>,
     /// What is there before anything is computed.
@@ -126,13 +87,15 @@ impl Flow {
         }
         Ok(Self {
             server: server.clone(),
-            shape,
-            model: common.model,
-            id: format!("{}-{:016x}", shape.id(), RandomState::new().hash_one(seed)),
-            created: super::adapters::now(),
-            include_usage: common.include_usage,
-            logprobs: logprobs.is_some(),
-            gates: common.gates,
+            form: Form {
+                shape,
+                model: common.model,
+                id: format!("{}-{:016x}", shape.id(), RandomState::new().hash_one(seed)),
+                created: super::adapters::now(),
+                include_usage: common.include_usage,
+                logprobs: logprobs.is_some(),
+                gates: common.gates,
+            },
             choices,
             updates,
             ready,
@@ -182,7 +145,7 @@ impl Flow {
     fn fail(&mut self, error: ApiError) -> Poll<Option<Result<(usize, Delta)>>> {
         self.failed = true;
         self.choices.iter_mut().for_each(|choice| choice.running = None);
-        tracing::warn!(id = self.id, "failed: {}", error.message);
+        tracing::warn!(id = self.form.id, "failed: {}", error.message);
         Poll::Ready(Some(Err(error)))
     }
 
@@ -209,7 +172,6 @@ impl Flow {
         if choice.answer.is_finished() {
             choice.running = None;
             self.open -= 1;
-            if self.open == 0 {}
         }
         Ok(delta)
     }
@@ -221,7 +183,7 @@ impl Flow {
             let (index, delta) = next?;
             answers[index].append(delta);
         }
-        self.shape.whole(&self, &answers)
+        self.form.whole(&self.server.texts, self.usage(), &answers)
     }
 }
 
@@ -241,15 +203,7 @@ impl Drop for Flow {
         };
         let Usage { prompt, completion } = self.usage();
         let seconds = self.received.elapsed().as_secs_f64();
-        let (id, model) = (&self.id, &self.model);
+        let (id, model) = (&self.form.id, &self.form.model);
         tracing::info!(%id, %model, prompt, completion, seconds, outcome, "generation");
-    }
-}
-
-/// OpenAI's word for why an answer has ended.
-pub fn reason(finish: Finish) -> &'static str {
-    match finish {
-        Finish::EndOfText | Finish::Stop => "stop",
-        Finish::MaxTokens | Finish::Context => "length",
     }
 }

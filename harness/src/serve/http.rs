@@ -1,7 +1,8 @@
 //! The paths and their handlers.
 
 use super::error::{ApiError, Result};
-use super::flow::{Flow, Prepared};
+use super::flow::Flow;
+use super::prepared::Prepared;
 use super::state::Server;
 use super::{page, stream};
 use axum::Router;

@@ -2,8 +2,8 @@
 
 use super::answer::{Delta, Piece};
 use super::error::Result;
-use super::flow::{Flow, Usage, reason};
 use super::tokens::TokenTexts;
+use hydra_runtime::generate::Finish;
 use serde_json::{Map, Value, json};
 
 /// The kind of an answer.
@@ -24,59 +24,6 @@ impl Shape {
         }
     }
 
-    /// A whole answer; `answers` has an entry for each choice.
-    pub fn whole(self, flow: &Flow, answers: &[Delta]) -> Result<Value> {
-        let choices = answers.iter().enumerate().map(|(index, answer)| self.choice(flow, index, answer, true));
-        let choices = choices.collect::<Result<Vec<_>>>()?;
-        let mut body = self.head(flow, self.object(false), choices);
-        body["usage"] = usage(flow.usage());
-        Ok(body)
-    }
-
-    /// What opens a stream: a chat's roles.
-    pub fn opening(self, flow: &Flow) -> Vec<Value> {
-        let open = |index| {
-            let delta = json!({ "role": "assistant", "content": "" });
-            let choice = json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null });
-            self.chunk_of(flow, vec![choice])
-        };
-        match self {
-            Self::Completion => Vec::new(),
-            Self::Chat => (0..flow.choices()).map(open).collect(),
-        }
-    }
-
-    /// A piece of a stream.
-    pub fn chunk(self, flow: &Flow, index: usize, delta: &Delta, first: bool) -> Result<Value> {
-        let mut choice = self.choice(flow, index, delta, first)?;
-        if self == Self::Chat
-            && let Some(message) = choice.as_object_mut().and_then(|choice| choice.shift_remove("message"))
-        {
-            choice["delta"] = match delta.text.is_empty() {
-                true => json!({}),
-                false => json!({ "content": message["content"] }),
-            };
-        }
-        Ok(self.chunk_of(flow, vec![choice]))
-    }
-
-    /// The last piece, if the request asked for it.
-    pub fn closing(self, flow: &Flow) -> Option<Value> {
-        flow.include_usage.then(|| {
-            let mut body = self.chunk_of(flow, Vec::new());
-            body["usage"] = usage(flow.usage());
-            body
-        })
-    }
-
-    fn chunk_of(self, flow: &Flow, choices: Vec<Value>) -> Value {
-        let mut body = self.head(flow, self.object(true), choices);
-        if flow.include_usage {
-            body["usage"] = Value::Null;
-        }
-        body
-    }
-
     fn object(self, chunk: bool) -> &'static str {
         match (self, chunk) {
             (Self::Completion, _) => "text_completion",
@@ -84,36 +31,125 @@ impl Shape {
             (Self::Chat, true) => "chat.completion.chunk",
         }
     }
+}
 
-    fn head(self, flow: &Flow, object: &str, choices: Vec<Value>) -> Value {
-        let Flow { id, created, model, .. } = flow;
-        let fingerprint = concat!("hydra-", env!("CARGO_PKG_VERSION"));
+/// The tokens of a request.
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    /// Of its prompts, each counted once.
+    pub prompt: usize,
+    /// Of all choices.
+    pub completion: usize,
+}
+
+/// What the pieces of an answer have in common.
+pub struct Form {
+    /// The kind.
+    pub shape: Shape,
+    /// The name that was asked for.
+    pub model: String,
+    /// "cmpl-..".
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Whether the last piece says how many tokens there were.
+    pub include_usage: bool,
+    /// Whether log-probabilities are part of it.
+    pub logprobs: bool,
+    /// Whether gates are part of it.
+    pub gates: bool,
+}
+
+impl Form {
+    /// A whole answer; `answers` has an entry for each choice.
+    pub fn whole(&self, texts: &TokenTexts, of: Usage, answers: &[Delta]) -> Result<Value> {
+        let choices = answers.iter().enumerate().map(|(index, answer)| self.choice(texts, index, answer, true));
+        let mut body = self.head(false, choices.collect::<Result<_>>()?);
+        body["usage"] = usage(of);
+        Ok(body)
+    }
+
+    /// What opens a stream of this many choices: a chat's roles.
+    pub fn opening(&self, choices: usize) -> Vec<Value> {
+        let open = |index| {
+            let delta = json!({ "role": "assistant", "content": "" });
+            let choice = json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null });
+            self.chunk_of(vec![choice])
+        };
+        match self.shape {
+            Shape::Completion => Vec::new(),
+            Shape::Chat => (0..choices).map(open).collect(),
+        }
+    }
+
+    /// A piece of a stream; `first` if it is its choice's first one with tokens.
+    pub fn chunk(&self, texts: &TokenTexts, index: usize, delta: &Delta, first: bool) -> Result<Value> {
+        let mut choice = self.choice(texts, index, delta, first)?;
+        if self.shape == Shape::Chat
+            && let Some(message) = choice.as_object_mut().and_then(|choice| choice.shift_remove("message"))
+        {
+            choice["delta"] = match delta.text.is_empty() {
+                true => json!({}),
+                false => json!({ "content": message["content"] }),
+            };
+        }
+        Ok(self.chunk_of(vec![choice]))
+    }
+
+    /// The last piece, if the request asked for it.
+    pub fn closing(&self, of: Usage) -> Option<Value> {
+        self.include_usage.then(|| {
+            let mut body = self.chunk_of(Vec::new());
+            body["usage"] = usage(of);
+            body
+        })
+    }
+
+    fn chunk_of(&self, choices: Vec<Value>) -> Value {
+        let mut body = self.head(true, choices);
+        if self.include_usage {
+            body["usage"] = Value::Null;
+        }
+        body
+    }
+
+    fn head(&self, chunk: bool, choices: Vec<Value>) -> Value {
+        let Self { id, created, model, .. } = self;
+        let (object, fingerprint) = (self.shape.object(chunk), concat!("hydra-", env!("CARGO_PKG_VERSION")));
         json!({
             "id": id, "object": object, "created": created, "model": model, "system_fingerprint": fingerprint, "choices": choices,
         })
     }
 
-    fn choice(self, flow: &Flow, index: usize, delta: &Delta, with_places: bool) -> Result<Value> {
-        let (texts, pieces) = (&flow.server.texts, &delta.pieces);
+    fn choice(&self, texts: &TokenTexts, index: usize, delta: &Delta, with_places: bool) -> Result<Value> {
+        let pieces = &delta.pieces;
         let finish = delta.finish.map(reason);
-        let logprobs = match (flow.logprobs, self) {
+        let logprobs = match (self.logprobs, self.shape) {
             (false, _) => Value::Null,
-            (true, Self::Completion) => completion_logprobs(texts, pieces)?,
-            (true, Self::Chat) => chat_logprobs(texts, pieces)?,
+            (true, Shape::Completion) => completion_logprobs(texts, pieces)?,
+            (true, Shape::Chat) => chat_logprobs(texts, pieces)?,
         };
-        let mut choice = match self {
-            Self::Completion => {
+        let mut choice = match self.shape {
+            Shape::Completion => {
                 json!({ "index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": finish })
             }
-            Self::Chat => {
+            Shape::Chat => {
                 let message = json!({ "role": "assistant", "content": delta.text, "refusal": null });
                 json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish })
             }
         };
-        if flow.gates && !pieces.is_empty() {
+        if self.gates && !pieces.is_empty() {
             choice["hydra"] = gates(texts, pieces, with_places)?;
         }
         Ok(choice)
+    }
+}
+
+/// OpenAI's word for why an answer has ended.
+fn reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::EndOfText | Finish::Stop => "stop",
+        Finish::MaxTokens | Finish::Context => "length",
     }
 }
 

@@ -3,8 +3,8 @@
 use super::access::Access;
 use super::adapters::Adapters;
 use super::error::{ApiError, Result};
-use super::flow::Prepared;
 use super::metrics::Metrics;
+use super::prepared::Prepared;
 use super::request::{Chat, Common, Completion, Prompt};
 use super::shape::Shape;
 use super::tokens::TokenTexts;

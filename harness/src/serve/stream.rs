@@ -23,7 +23,7 @@ struct Events {
 
 /// A response that streams an answer.
 pub fn response(flow: Flow) -> Response {
-    let ready = flow.shape.opening(&flow).iter().map(event).collect();
+    let ready = flow.form.opening(flow.choices()).iter().map(event).collect();
     let mut response = Body::new(Events { flow, ready, begun: BTreeSet::new(), done: false }).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -67,14 +67,14 @@ impl http_body::Body for Events {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok((index, delta)))) => {
                     let first = !delta.pieces.is_empty() && this.begun.insert(index);
-                    match this.flow.shape.chunk(&this.flow, index, &delta, first) {
+                    match this.flow.form.chunk(&this.flow.server.texts, index, &delta, first) {
                         Ok(chunk) => this.ready.push_back(event(&chunk)),
                         Err(error) => this.fail(&error),
                     }
                 }
                 Poll::Ready(Some(Err(error))) => this.fail(&error),
                 Poll::Ready(None) => {
-                    let last = this.flow.shape.closing(&this.flow);
+                    let last = this.flow.form.closing(this.flow.usage());
                     this.close(last);
                 }
             }
