@@ -1,4 +1,4 @@
-//! An adapter merged into its model's weights and written as a Hugging Face folder ([`write`]) or as a GGUF file
+//! An adapter merged into its model's weights and written as a Hugging Face folder ([`write()`]) or as a GGUF file
 //! ([`write_gguf`]); and an adapter under a fixed gate as one plain LoRA ([`Adapter::as_lora`]).
 //!
 //! If the heads' weights g are the same for every token, adapter and frozen weight add up to one matrix:
