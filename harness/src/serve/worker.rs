@@ -62,13 +62,19 @@ pub struct Updates {
     /// The number among them.
     index: usize,
     /// The job's place in the queue, which is free again when the job has ended, whether or not its client reads.
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Updates {
     /// To a request's channel, for its job of this number.
     pub fn new(channel: &UnboundedSender<(usize, Update)>, index: usize, place: Option<OwnedSemaphorePermit>) -> Self {
-        Self { channel: channel.clone(), index, _place: place }
+        Self { channel: channel.clone(), index, place }
+    }
+
+    /// Sends the last one. The place is free before: who has the whole answer may ask again.
+    fn finish(self, update: Update) {
+        drop(self.place);
+        let _ = self.channel.send((self.index, update));
     }
 
     /// Sends one; returns whether there still is a receiver.
@@ -175,8 +181,8 @@ impl<B: Backend> Thread<B> {
                     return Err(error).context("the engine has failed");
                 }
             };
-            events.into_iter().for_each(|event| self.report(event));
             self.gauges.set(self.engine.running(), self.engine.queued(), &self.engine.stats());
+            events.into_iter().for_each(|event| self.report(event));
         }
     }
 
@@ -227,13 +233,14 @@ impl<B: Backend> Thread<B> {
             Event::Finished { id, finish } => (id, Update::Finished(finish), true),
             Event::Failed { id, error } => (id, Update::Failed(error.into()), true),
         };
-        let Some((ticket, updates)) = self.jobs.get(&id) else { return };
-        let received = updates.send(update);
-        if last || !received {
-            self.ids.remove(ticket);
-            self.jobs.remove(&id);
-        }
-        if !last && !received {
+        let Some((ticket, updates)) = self.jobs.remove(&id) else { return };
+        if last {
+            self.ids.remove(&ticket);
+            updates.finish(update);
+        } else if updates.send(update) {
+            self.jobs.insert(id, (ticket, updates));
+        } else {
+            self.ids.remove(&ticket);
             self.engine.cancel(id);
         }
     }

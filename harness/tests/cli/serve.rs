@@ -252,8 +252,9 @@ fn whoever_goes_away_leaves_a_free_slot_and_who_comes_too_late_may_come_again() 
         assert!(busy.headers["retry-after"].parse::<u64>().unwrap() >= 1);
         drop(connection);
         server.until("it is noticed", |server| server.metric("hydra_disconnected_total") == before + 1.0);
-        server.until("the slot is free", |server| server.metric("hydra_requests_running") == 0.0);
-        assert_eq!(server.metric("hydra_requests_queued"), 0.0);
+        server.until("the slots and the queue are free", |server| {
+            server.metric("hydra_requests_running") == 0.0 && server.metric("hydra_requests_queued") == 0.0
+        });
         let next = server.post("/v1/completions", &json!({ "model": "model", "prompt": "a", "max_tokens": 2 }));
         assert_eq!(next.status, 200, "{next:?}");
     }
