@@ -10,7 +10,6 @@ mod cmd;
 mod compare;
 pub mod data;
 mod device;
-mod door;
 mod eval;
 mod experiment;
 mod export;

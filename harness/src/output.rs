@@ -79,6 +79,16 @@ pub fn same_place(a: &Path, b: &Path) -> bool {
     a == b || matches!((whole(a), whole(b)), (Ok(a), Ok(b)) if a == b)
 }
 
+/// Fails if `--json` and `--predictions` name one file.
+pub fn different_files(json: Option<&PathBuf>, predictions: Option<&PathBuf>) -> Result<()> {
+    match (json, predictions) {
+        (Some(json), Some(predictions)) if same_place(json, predictions) => {
+            bail!("--json and --predictions are both {}: give two files", json.display())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Fails if a result can't be written to `path`: checked before the work, so that it isn't done in vain.
 pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };

@@ -44,6 +44,8 @@ pub mod batch;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+#[doc(hidden)] // for the harness's readers of strangers' files
+pub mod door;
 mod error;
 pub mod evaluate;
 mod files;

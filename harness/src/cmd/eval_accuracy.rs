@@ -8,7 +8,7 @@ use crate::device::{ModelArgs, on_device};
 use crate::eval::accuracy::report::Report;
 use crate::eval::accuracy::{AccuracyArgs, Answers};
 use crate::output::{self, writable};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
@@ -44,11 +44,7 @@ pub struct Arguments {
 
 /// Asks the questions and shows the accuracy.
 pub fn run(arguments: Arguments) -> Result<()> {
-    if let (Some(json), Some(predictions)) = (&arguments.json, &arguments.predictions)
-        && output::same_place(json, predictions)
-    {
-        bail!("--json and --predictions are both {}: give two files", json.display());
-    }
+    output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
     writable(arguments.json.as_ref())?;
     writable(arguments.predictions.as_ref())?;
     on_device!(arguments.model.device, device => run_on(device, arguments))

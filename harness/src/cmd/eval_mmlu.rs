@@ -54,11 +54,7 @@ pub struct Arguments {
 
 /// Asks the questions and shows the accuracy.
 pub fn run(arguments: Arguments) -> Result<()> {
-    if let (Some(json), Some(predictions)) = (&arguments.json, &arguments.predictions)
-        && output::same_place(json, predictions)
-    {
-        bail!("--json and --predictions are both {}: give two files", json.display());
-    }
+    output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
     if arguments.style.is_some() && arguments.scoring == Scoring::Cloze {
         bail!("--style: expected --scoring letter, found cloze");
     }

@@ -6,9 +6,9 @@
 mod pages;
 
 use crate::data::compressed::most_bytes;
-use crate::door::guarded;
 use crate::output::printable;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use hydra_runtime::door::guarded;
 use parquet::basic::Compression;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -25,7 +25,7 @@ const MAGIC: &[u8] = b"PAR1";
 pub fn json_lines(path: &Path) -> Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let bytes = check_end(&mut file)?;
-    guarded(|| {
+    let rows = || {
         let reader = SerializedFileReader::new(file.try_clone()?)?;
         check_compression(reader.metadata())?;
         pages::check(reader.metadata(), &file, bytes)?;
@@ -40,8 +40,8 @@ pub fn json_lines(path: &Path) -> Result<Vec<u8>> {
             }
         }
         Ok(lines)
-    })
-    .context("unreadable or truncated parquet file")
+    };
+    guarded(rows, |said| anyhow!("the library failed: {said}")).context("unreadable or truncated parquet file")
 }
 
 /// Fails if the file does not end as it should; returns its size.
