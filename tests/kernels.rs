@@ -24,6 +24,8 @@ mod memory;
 mod operator;
 #[path = "kernels/phases.rs"]
 mod phases;
+#[path = "kernels/q8.rs"]
+mod q8;
 #[path = "kernels/quant.rs"]
 mod quant;
 #[path = "kernels/support.rs"]

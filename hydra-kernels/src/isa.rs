@@ -5,12 +5,14 @@
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod aarch64;
+mod q8;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-pub use aarch64::{Neon, NeonBf16};
+pub use aarch64::{Neon, NeonBf16, NeonDotProd};
+pub use q8::Q8Isa;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{AmxBf16, Avx2, Avx512, Avx512Bf16};
+pub use x86_64::{AmxBf16, Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni};
 
 /// Instruction sets for f32 arithmetic, slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

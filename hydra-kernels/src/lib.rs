@@ -29,6 +29,7 @@
 //! | [`hydra`] | the operator, forward and backward: on one thread, or in phases for any number of threads |
 //! | [`mod@gemm`] | products from packed panels, in f32 and bf16 |
 //! | [`mod@matvec`] | products for one token or a few, without packing |
+//! | [`q8`] | products of activations in eight bits with block formats |
 //! | [`quant`] | frozen weights in the format of their file, GGUF's blocks among them |
 //! | [`gate`], [`softmax`](mod@softmax), [`dropout`](mod@dropout) | the operator's smaller parts |
 //! | [`isa`] | instruction sets as values: detection, and the choice of one |
@@ -45,6 +46,7 @@ pub mod hydra;
 pub mod isa;
 pub mod math;
 pub mod matvec;
+pub mod q8;
 pub mod quant;
 pub mod random;
 pub mod reference;
@@ -66,7 +68,7 @@ pub use gemm::{
 pub use hydra::dropout::{self, Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled};
 pub use hydra::gate::{self, Gate, Routing, activate, balance_loss_grad, mix, mix_backward};
 pub use hydra::{AdapterRef, Dropouts};
-pub use isa::{Bf16Isa, Isa};
+pub use isa::{Bf16Isa, Isa, Q8Isa};
 pub use matvec::{matvec, matvec_batch};
 pub use quant::{Format, RowOrder, Weight};
 pub use shape::HydraShape;

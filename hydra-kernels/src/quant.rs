@@ -4,6 +4,7 @@
 //! each group (or half a group), so [`Weight::decode_row`] may start at any multiple of 32. Decoding is exact: each
 //! element is the f32 that ggml's dequantization gives, except for the sign of a zero.
 
+pub(crate) mod codes;
 mod format;
 pub(crate) mod scalar;
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]

@@ -1,7 +1,7 @@
 //! Detection of instruction sets, against the standard library's.
 
 use crate::support::isas;
-use hydra_kernels::{Bf16Isa, Isa};
+use hydra_kernels::{Bf16Isa, Isa, Q8Isa};
 
 #[test]
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +15,10 @@ fn detection_agrees_with_std() {
     let avx512 = avx512 && cfg!(feature = "avx512");
     assert_eq!(Isa::by_name("avx2").is_some(), avx2 && cfg!(feature = "avx2"));
     assert_eq!(Isa::by_name("avx512").is_some(), avx512);
+    let avx2 = avx2 && cfg!(feature = "avx2");
+    assert_eq!(Q8Isa::by_name("avx2").is_some(), avx2);
+    assert_eq!(Q8Isa::by_name("avxvnni").is_some(), avx2 && is_x86_feature_detected!("avxvnni"));
+    assert_eq!(Q8Isa::by_name("avx512vnni").is_some(), avx512 && is_x86_feature_detected!("avx512vnni"));
     let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
     assert_eq!(Bf16Isa::by_name("avx512bf16").is_some(), avx512bf16);
     // Stable Rust's standard library does not detect AMX; Linux lists it.
@@ -31,6 +35,7 @@ fn detection_agrees_with_std() {
 #[cfg(target_arch = "aarch64")]
 fn detection_agrees_with_std() {
     assert_eq!(Isa::by_name("neon").is_some(), std::arch::is_aarch64_feature_detected!("neon"));
+    assert_eq!(Q8Isa::by_name("neondotprod").is_some(), std::arch::is_aarch64_feature_detected!("dotprod"));
     assert_eq!(Bf16Isa::by_name("neonbf16").is_some(), std::arch::is_aarch64_feature_detected!("bf16"));
 }
 
@@ -41,6 +46,11 @@ fn the_fastest_is_the_last() {
     assert_eq!(Bf16Isa::available().last(), Some(Bf16Isa::detect()));
     for isa in Bf16Isa::available() {
         assert_eq!(Bf16Isa::by_name(isa.name()), Some(isa));
+        assert!(Isa::by_name(isa.widened().name()).is_some());
+    }
+    assert_eq!(Q8Isa::available().last(), Some(Q8Isa::detect()));
+    for isa in Q8Isa::available() {
+        assert_eq!(Q8Isa::by_name(isa.name()), Some(isa));
         assert!(Isa::by_name(isa.widened().name()).is_some());
     }
     assert_eq!(Isa::by_name("mmx"), None);

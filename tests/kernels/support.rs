@@ -7,7 +7,7 @@ pub use close::assert_close;
 
 use half::bf16;
 use hydra_kernels::random::SplitMix64;
-use hydra_kernels::{Bf16Isa, Element, Isa};
+use hydra_kernels::{Bf16Isa, Element, Isa, Q8Isa};
 use proptest::prelude::ProptestConfig;
 
 /// The largest relative error of one f32 operation.
@@ -91,7 +91,8 @@ impl TestElement for bf16 {
 /// Every instruction set of the machine. Panics if the one that `HYDRA_REQUIRE_ISA` names is not among them.
 pub fn isas() -> Vec<Isa> {
     if let Ok(name) = std::env::var("HYDRA_REQUIRE_ISA") {
-        let there = Isa::by_name(&name).is_some() || Bf16Isa::by_name(&name).is_some();
+        let there =
+            Isa::by_name(&name).is_some() || Bf16Isa::by_name(&name).is_some() || Q8Isa::by_name(&name).is_some();
         assert!(there, "HYDRA_REQUIRE_ISA={name}: this machine does not have that instruction set");
     }
     Isa::available().collect()

@@ -26,18 +26,11 @@ pub struct NeonBf16(Neon);
 impl NeonBf16 {
     /// The proof, if the target includes these instructions or Linux reports them. Other systems are not asked.
     pub fn detect() -> Option<Self> {
-        /// Whether the CPU has the instructions: [`YES`], [`NO`], or 0 before the first call. All threads find the
-        /// same, so races are harmless.
+        const AT_HWCAP2: usize = 26;
+        const HWCAP2_BF16: usize = 1 << 14;
         static FOUND: AtomicU8 = AtomicU8::new(0);
-        const NO: u8 = 1;
-        const YES: u8 = 2;
-
-        let mut found = FOUND.load(Ordering::Relaxed);
-        if found == 0 {
-            found = if cfg!(target_feature = "bf16") || linux_reports_bf16() { YES } else { NO };
-            FOUND.store(found, Ordering::Relaxed);
-        }
-        Neon::detect().filter(|_| found == YES).map(NeonBf16)
+        let found = || cfg!(target_feature = "bf16") || linux_reports(AT_HWCAP2, HWCAP2_BF16);
+        Neon::detect().filter(|_| once(&FOUND, found)).map(NeonBf16)
     }
 
     /// The proof of the instruction set that this one contains.
@@ -46,20 +39,62 @@ impl NeonBf16 {
     }
 }
 
-/// Whether the kernel's auxiliary vector lists FEAT_BF16. `false` if /proc can't be read.
+/// Proof of NEON's products of bytes (FEAT_DotProd; and of [`Neon`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeonDotProd(Neon);
+
+impl NeonDotProd {
+    /// The proof, if the target includes these instructions or Linux reports them. Other systems are not asked.
+    pub fn detect() -> Option<Self> {
+        const AT_HWCAP: usize = 16;
+        const HWCAP_ASIMDDP: usize = 1 << 20;
+        static FOUND: AtomicU8 = AtomicU8::new(0);
+        let found = || cfg!(target_feature = "dotprod") || linux_reports(AT_HWCAP, HWCAP_ASIMDDP);
+        Neon::detect().filter(|_| once(&FOUND, found)).map(NeonDotProd)
+    }
+
+    /// The proof of the instruction set that this one contains.
+    pub fn neon(self) -> Neon {
+        self.0
+    }
+
+    /// See [`crate::Isa::vectorize`].
+    #[inline(always)]
+    pub(crate) fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "neon,dotprod")]
+        fn run<R>(op: impl FnOnce() -> R) -> R {
+            op()
+        }
+        // SAFETY: `self` exists only if the CPU has these features.
+        unsafe { run(op) }
+    }
+}
+
+/// What `probe` finds, which is asked only once: `found` keeps it, and is 0 before. All threads find the same, so races
+/// are harmless.
+fn once(found: &AtomicU8, probe: impl FnOnce() -> bool) -> bool {
+    const NO: u8 = 1;
+    const YES: u8 = 2;
+    let mut answer = found.load(Ordering::Relaxed);
+    if answer == 0 {
+        answer = if probe() { YES } else { NO };
+        found.store(answer, Ordering::Relaxed);
+    }
+    answer == YES
+}
+
+/// Whether an entry of the kernel's auxiliary vector has a bit. `false` if /proc can't be read.
 ///
-/// Reading ID_AA64ISAR1_EL1 would need no file, but is an illegal instruction on kernels before 4.11.
+/// Reading ID_AA64ISAR0_EL1 and its like would need no file, but is an illegal instruction on kernels before 4.11.
 #[cfg(target_os = "linux")]
-fn linux_reports_bf16() -> bool {
-    const AT_HWCAP2: usize = 26;
-    const HWCAP2_BF16: usize = 1 << 14;
+fn linux_reports(entry: usize, bit: usize) -> bool {
     let mut vector = [[0usize; 2]; 64];
     let entries = read_auxiliary_vector(&mut vector);
-    vector[..entries].iter().any(|&[key, value]| key == AT_HWCAP2 && value & HWCAP2_BF16 != 0)
+    vector[..entries].iter().any(|&[key, value]| key == entry && value & bit != 0)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn linux_reports_bf16() -> bool {
+fn linux_reports(_entry: usize, _bit: usize) -> bool {
     false
 }
 

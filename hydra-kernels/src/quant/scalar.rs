@@ -108,18 +108,18 @@ pub(crate) fn f16_to_f32(half: u16) -> f32 {
 
 /// The f16 at byte `at`.
 #[inline(always)]
-fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
+pub(super) fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 #[inline(always)]
-fn bytes_at<const N: usize, const LEN: usize>(block: &[u8; N], at: usize) -> &[u8; LEN] {
+pub(super) fn bytes_at<const N: usize, const LEN: usize>(block: &[u8; N], at: usize) -> &[u8; LEN] {
     block[at..at + LEN].first_chunk().unwrap() // the range is LEN long
 }
 
 /// Column i is the low nibble of byte i, and column 16 + i its high nibble, for i in 0..16.
 #[inline(always)]
-fn nibbles(packed: &[u8; 16]) -> [u8; GROUP] {
+pub(super) fn nibbles(packed: &[u8; 16]) -> [u8; GROUP] {
     let mut q = [0; GROUP];
     for i in 0..16 {
         q[i] = packed[i] & 15;
@@ -130,7 +130,7 @@ fn nibbles(packed: &[u8; 16]) -> [u8; GROUP] {
 
 /// [`nibbles`], with bit i of `high` as the fifth bit of column i.
 #[inline(always)]
-fn fives(high: &[u8; 4], packed: &[u8; 16]) -> [u8; GROUP] {
+pub(super) fn fives(high: &[u8; 4], packed: &[u8; 16]) -> [u8; GROUP] {
     let mut q = nibbles(packed);
     let high = u32::from_le_bytes(*high);
     for (i, q) in q.iter_mut().enumerate() {
@@ -188,7 +188,7 @@ fn q8_0(block: &[u8; 34], _sub: usize, out: &mut [f32; GROUP]) {
 /// bits of bytes `sub` and `sub` + 4. Groups 4..8 have the low four bits in byte `sub` + 4, and the upper two in the
 /// top bits of bytes `sub` − 4 and `sub`.
 #[inline(always)]
-fn scale_and_min(packed: &[u8; 12], sub: usize) -> (f32, f32) {
+pub(super) fn scale_and_min(packed: &[u8; 12], sub: usize) -> (f32, f32) {
     let (scale, min) = if sub < 4 {
         (packed[sub] & 63, packed[sub + 4] & 63)
     } else {

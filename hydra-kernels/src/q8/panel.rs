@@ -1,0 +1,90 @@
+//! Rows of W unpacked side by side, so that a vector holds four columns of each of them.
+
+// Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
+#![allow(clippy::redundant_closure)]
+
+use crate::isa::Isa;
+use crate::quant::codes::{self, Group};
+use crate::quant::{Format, GROUP, Weight};
+use bytemuck::{Pod, Zeroable};
+use core::ops::Range;
+
+/// Rows of W in a panel: the lanes of a 512-bit register.
+pub const NR: usize = 16;
+
+/// Columns whose products a lane adds up in one instruction.
+const QUAD: usize = 4;
+
+/// One group of 32 columns of [`NR`] rows.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PanelGroup {
+    /// `codes[i][4 · row + j]` is the code of column 4 · i + j.
+    pub(super) codes: [[u8; NR * QUAD]; GROUP / QUAD],
+    /// Each row's scale; in Q6_K, that of the group's first half.
+    pub(super) scales: [f32; NR],
+    /// Each row's minimum; in Q6_K, the scale of the group's second half; otherwise 0.
+    pub(super) seconds: [f32; NR],
+}
+
+// SAFETY: all bytes zero are integers and floats that are zero.
+unsafe impl Zeroable for PanelGroup {}
+// SAFETY: `repr(C)` with fields for which any bits are valid; their sizes leave no padding, as asserted here.
+unsafe impl Pod for PanelGroup {}
+const _: () = assert!(size_of::<PanelGroup>() == NR * (GROUP + 2 * size_of::<f32>()));
+
+/// Unpacks the rows `rows` of W, at most [`NR`], into a panel of all their groups. Rows that there are not are zeros.
+pub(super) fn unpack(isa: Isa, panel: &mut [PanelGroup], weight: Weight<'_>, rows: Range<usize>) {
+    macro_rules! groups {
+        ($bytes:literal, $subs:literal, $group:ident) => {
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    unpack_groups::<$bytes, $subs>(
+                        panel,
+                        weight,
+                        rows,
+                        #[inline(always)]
+                        |block, sub| codes::$group(block, sub),
+                    )
+                },
+            )
+        };
+    }
+    match weight.format() {
+        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("a block format, by `check_weight`"),
+        Format::Q4_0 => groups!(18, 1, q4_0),
+        Format::Q4_1 => groups!(20, 1, q4_1),
+        Format::Q5_0 => groups!(22, 1, q5_0),
+        Format::Q5_1 => groups!(24, 1, q5_1),
+        Format::Q8_0 => groups!(34, 1, q8_0),
+        Format::Q4K => groups!(144, 8, q4_k),
+        Format::Q5K => groups!(176, 8, q5_k),
+        Format::Q6K => groups!(210, 8, q6_k),
+    }
+}
+
+/// Blocks of `BYTES` bytes, each of `SUBS` groups.
+#[inline(always)]
+fn unpack_groups<const BYTES: usize, const SUBS: usize>(
+    panel: &mut [PanelGroup],
+    weight: Weight<'_>,
+    rows: Range<usize>,
+    group: impl Fn(&[u8; BYTES], usize) -> Group,
+) {
+    if rows.len() < NR {
+        panel.fill(PanelGroup::zeroed());
+    }
+    for (lane, row) in rows.enumerate() {
+        let blocks = weight.stored(row).as_chunks::<BYTES>().0;
+        for (out, block) in panel.chunks_mut(SUBS).zip(blocks) {
+            for (sub, out) in out.iter_mut().enumerate() {
+                let (codes, [scale, second]) = group(block, sub);
+                (out.scales[lane], out.seconds[lane]) = (scale, second);
+                for (out, codes) in out.codes.iter_mut().zip(codes.as_chunks::<QUAD>().0) {
+                    out[QUAD * lane..][..QUAD].copy_from_slice(codes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! One row of x times rows of W as they are stored, in 256 bits: eight groups at a time, whose sums are the eight lanes.
+
+// Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
+#![allow(clippy::redundant_closure)]
+
+use super::x86_64::Bytes256;
+use super::{Block, LANES};
+use crate::quant::simd::{half_at, head, scales_and_minima};
+use crate::quant::{Format, GROUP, Weight};
+use crate::simd::reduce::sum;
+use core::arch::x86_64::*;
+use core::array::from_fn;
+
+/// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves.
+type Groups = ([__m256i; LANES], [__m256; 2]);
+
+/// `y[i]` = row `first + i` of W times x.
+pub(super) fn products<I: Bytes256>(isa: I, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Block]) {
+    macro_rules! rows {
+        ($way:ident, $bytes:literal, $bits:literal, $minimum:literal, $take_apart:ident) => {
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (i, y) in y.iter_mut().enumerate() {
+                        *y = $way::<I, $bytes, $bits, $minimum>(
+                            isa,
+                            weight.stored(first + i),
+                            x,
+                            #[inline(always)]
+                            |isa, block| $take_apart(isa, block),
+                        );
+                    }
+                },
+            )
+        };
+    }
+    match weight.format() {
+        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("a block format, by `check_weight`"),
+        Format::Q4_0 => rows!(blocks, 18, 4, false, q4_0),
+        Format::Q4_1 => rows!(blocks, 20, 4, true, q4_1),
+        Format::Q5_0 => rows!(blocks, 22, 5, false, q5_0),
+        Format::Q5_1 => rows!(blocks, 24, 5, true, q5_1),
+        Format::Q8_0 => rows!(blocks, 34, 8, false, q8_0),
+        Format::Q4K => rows!(super_blocks, 144, 4, true, q4_k),
+        Format::Q5K => rows!(super_blocks, 176, 5, true, q5_k),
+        Format::Q6K => rows!(super_blocks, 210, 6, false, q6_k),
+    }
+}
+
+/// A row of blocks of 32 columns, whose scale comes first and then, if there is one, their minimum.
+#[inline(always)]
+fn blocks<I: Bytes256, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+    isa: I,
+    row: &[u8],
+    x: &[Block],
+    codes: impl Fn(I, &[u8; BYTES]) -> __m256i,
+) -> f32 {
+    let (eights, rest) = row.as_chunks::<BYTES>().0.as_chunks::<LANES>();
+    // SAFETY: `isa` proves AVX.
+    let (none, mut lanes) = unsafe { (_mm256_setzero_si256(), _mm256_setzero_ps()) };
+    for (eight, x) in eights.iter().zip(x) {
+        let codes = from_fn(
+            #[inline(always)]
+            |i| codes(isa, &eight[i]),
+        );
+        lanes = add::<I, BITS, MINIMUM>(isa, (codes, heads(isa, eight)), x, lanes);
+    }
+    if !rest.is_empty() {
+        let codes = from_fn(
+            #[inline(always)]
+            |i| rest.get(i).map_or(none, |block| codes(isa, block)),
+        );
+        lanes = add::<I, BITS, MINIMUM>(isa, (codes, heads(isa, rest)), &x[eights.len()], lanes);
+    }
+    total(isa, lanes)
+}
+
+/// A row of blocks of 256 columns.
+#[inline(always)]
+fn super_blocks<I: Bytes256, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+    isa: I,
+    row: &[u8],
+    x: &[Block],
+    groups: impl Fn(I, &[u8; BYTES]) -> Groups,
+) -> f32 {
+    // SAFETY: `isa` proves AVX.
+    let mut lanes = unsafe { _mm256_setzero_ps() };
+    for (block, x) in row.as_chunks::<BYTES>().0.iter().zip(x) {
+        lanes = add::<I, BITS, MINIMUM>(isa, groups(isa, block), x, lanes);
+    }
+    total(isa, lanes)
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+fn total<I: Bytes256>(_isa: I, lanes: __m256) -> f32 {
+    let mut out = [0.0; LANES];
+    // SAFETY: the token proves AVX; the array is the 32 bytes that are written.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), lanes) };
+    sum(out)
+}
+
+/// The first f16 of each of at most eight blocks, widened, and the second.
+#[inline(always)]
+fn heads<I: Bytes256, const BYTES: usize>(_isa: I, blocks: &[[u8; BYTES]]) -> [__m256; 2] {
+    let mut halves = [[0u16; LANES]; 2];
+    for (i, block) in blocks.iter().enumerate().take(LANES) {
+        halves[0][i] = u16::from_le_bytes([block[0], block[1]]);
+        halves[1][i] = u16::from_le_bytes([block[2], block[3]]);
+    }
+    halves.map(
+        #[inline(always)]
+        // SAFETY: the token proves F16C; the array is the 16 bytes that are loaded.
+        |halves| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast())) },
+    )
+}
+
+/// Adds the products of eight groups with x to the lanes.
+#[inline(always)]
+fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
+    isa: I,
+    (codes, [scales, seconds]): Groups,
+    x: &Block,
+    lanes: __m256,
+) -> __m256 {
+    let (q, _) = x.codes.as_chunks::<GROUP>();
+    let sums = from_fn(
+        #[inline(always)]
+        |i| {
+            // SAFETY: `isa` proves AVX; the array is the 32 bytes that are loaded.
+            let q = unsafe { _mm256_loadu_si256(q[i].as_ptr().cast()) };
+            if BITS == 8 { isa.signed(codes[i], q) } else { isa.unsigned(codes[i], q) }
+        },
+    );
+    let [low, high] = halves(isa, sums);
+    // SAFETY: `isa` proves AVX2 and FMA; each array is the 32 bytes that are loaded.
+    unsafe {
+        let (d, s) = (_mm256_loadu_ps(x.scales.as_ptr()), _mm256_loadu_ps(x.sums.as_ptr()));
+        let offset = _mm256_set1_ps((1 << (BITS - 1)) as f32);
+        if BITS == 6 {
+            let first = _mm256_loadu_ps(x.first_halves.as_ptr());
+            let (low, high) = (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high));
+            let low = _mm256_mul_ps(scales, _mm256_fnmadd_ps(offset, first, low));
+            let high = _mm256_mul_ps(seconds, _mm256_fnmadd_ps(offset, _mm256_sub_ps(s, first), high));
+            return _mm256_fmadd_ps(d, high, _mm256_fmadd_ps(d, low, lanes));
+        }
+        let products = _mm256_cvtepi32_ps(_mm256_add_epi32(low, high));
+        let v = if MINIMUM {
+            _mm256_fmadd_ps(scales, products, _mm256_mul_ps(seconds, s))
+        } else if BITS == 8 {
+            _mm256_mul_ps(scales, products)
+        } else {
+            _mm256_mul_ps(scales, _mm256_fnmadd_ps(offset, s, products))
+        };
+        _mm256_fmadd_ps(d, v, lanes)
+    }
+}
+
+/// The sums over the lower and over the upper four lanes of each of eight vectors.
+#[inline(always)]
+fn halves<I: Bytes256>(_isa: I, x: [__m256i; LANES]) -> [__m256i; 2] {
+    // SAFETY: the token proves AVX2.
+    unsafe {
+        let pairs: [_; 4] = from_fn(
+            #[inline(always)]
+            |i| _mm256_hadd_epi32(x[2 * i], x[2 * i + 1]),
+        );
+        let (first, second) = (_mm256_hadd_epi32(pairs[0], pairs[1]), _mm256_hadd_epi32(pairs[2], pairs[3]));
+        [_mm256_permute2x128_si256::<0x20>(first, second), _mm256_permute2x128_si256::<0x31>(first, second)]
+    }
+}
+
+/// The bytes `at .. at + 32` of a block.
+#[inline(always)]
+fn bytes<I: Bytes256>(_isa: I, block: &[u8], at: usize) -> __m256i {
+    let bytes: &[u8; 32] = block[at..at + 32].first_chunk().unwrap(); // the range is 32 long
+    // SAFETY: the token proves AVX; the array is the 32 bytes that are loaded.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// The low nibbles of the bytes `at .. at + 16`, then the high ones.
+#[inline(always)]
+fn nibbles<I: Bytes256>(_isa: I, block: &[u8], at: usize) -> __m256i {
+    let bytes: &[u8; 16] = block[at..at + 16].first_chunk().unwrap(); // the range is 16 long
+    // SAFETY: the token proves AVX2; the array is the 16 bytes that are loaded.
+    unsafe {
+        let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()));
+        let shifted = _mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+        _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+    }
+}
+
+/// [`nibbles`] of the sixteen bytes from `at + 4` on, with bit i of the four before them as the fifth bit of column i.
+#[inline(always)]
+fn fives<I: Bytes256>(isa: I, block: &[u8], at: usize) -> __m256i {
+    let fifths = i32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    // SAFETY: `isa` proves AVX2.
+    unsafe {
+        // Byte i / 8 in place i, of which bit i mod 8 counts.
+        let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+        let fifths = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(fifths), spread), bit);
+        let fifths = _mm256_and_si256(_mm256_cmpeq_epi8(fifths, bit), _mm256_set1_epi8(16));
+        _mm256_or_si256(nibbles(isa, block, at + 4), fifths)
+    }
+}
+
+#[inline(always)]
+fn q4_0<I: Bytes256>(isa: I, block: &[u8; 18]) -> __m256i {
+    nibbles(isa, block, 2)
+}
+
+#[inline(always)]
+fn q4_1<I: Bytes256>(isa: I, block: &[u8; 20]) -> __m256i {
+    nibbles(isa, block, 4)
+}
+
+#[inline(always)]
+fn q5_0<I: Bytes256>(isa: I, block: &[u8; 22]) -> __m256i {
+    fives(isa, block, 2)
+}
+
+#[inline(always)]
+fn q5_1<I: Bytes256>(isa: I, block: &[u8; 24]) -> __m256i {
+    fives(isa, block, 4)
+}
+
+#[inline(always)]
+fn q8_0<I: Bytes256>(isa: I, block: &[u8; 34]) -> __m256i {
+    bytes(isa, block, 2)
+}
+
+/// The low nibbles of 32 bytes, and the high ones: two groups of Q4_K and Q5_K.
+#[inline(always)]
+fn both_nibbles<I: Bytes256>(isa: I, block: &[u8], at: usize) -> [__m256i; 2] {
+    let packed = bytes(isa, block, at);
+    // SAFETY: `isa` proves AVX2.
+    unsafe {
+        let low = _mm256_set1_epi8(15);
+        [_mm256_and_si256(packed, low), _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low)]
+    }
+}
+
+/// The scales and the minima of Q4_K and Q5_K.
+#[inline(always)]
+fn scales<I: Bytes256>(isa: I, block: &[u8; 16]) -> [__m256; 2] {
+    let values = scales_and_minima(isa.floats(), block);
+    let (scales, minima) = values.split_at(LANES);
+    // SAFETY: `isa` proves AVX; both are eight floats, 32 bytes.
+    unsafe { [_mm256_loadu_ps(scales.as_ptr()), _mm256_loadu_ps(minima.as_ptr())] }
+}
+
+#[inline(always)]
+fn q4_k<I: Bytes256>(isa: I, block: &[u8; 144]) -> Groups {
+    let pairs: [_; 4] = from_fn(
+        #[inline(always)]
+        |i| both_nibbles(isa, block, 16 + 32 * i),
+    );
+    let codes = from_fn(
+        #[inline(always)]
+        |group| pairs[group / 2][group % 2],
+    );
+    (codes, scales(isa, head(block)))
+}
+
+#[inline(always)]
+fn q5_k<I: Bytes256>(isa: I, block: &[u8; 176]) -> Groups {
+    let fifths = bytes(isa, block, 16);
+    let pairs: [_; 4] = from_fn(
+        #[inline(always)]
+        |i| both_nibbles(isa, block, 48 + 32 * i),
+    );
+    let codes = from_fn(
+        #[inline(always)]
+        // SAFETY: `isa` proves AVX2.
+        |group| unsafe {
+            let bit = _mm256_set1_epi8((1u8 << group) as i8);
+            let fifths = _mm256_cmpeq_epi8(_mm256_and_si256(fifths, bit), bit);
+            _mm256_or_si256(pairs[group / 2][group % 2], _mm256_and_si256(fifths, _mm256_set1_epi8(16)))
+        },
+    );
+    (codes, scales(isa, head(block)))
+}
+
+#[inline(always)]
+fn q6_k<I: Bytes256>(isa: I, block: &[u8; 210]) -> Groups {
+    let low: [_; 4] = from_fn(
+        #[inline(always)]
+        |i| both_nibbles(isa, block, 32 * i),
+    );
+    let high: [_; 2] = from_fn(
+        #[inline(always)]
+        |half| bytes(isa, block, 128 + 32 * half),
+    );
+    let codes = from_fn(
+        #[inline(always)]
+        // SAFETY: `isa` proves AVX2.
+        |group| unsafe {
+            let (half, g) = (group / 4, group % 4);
+            // The group's pair of bits, from bit 2g to bits 4 and 5.
+            let pair = match g {
+                0 => _mm256_slli_epi16::<4>(high[half]),
+                1 => _mm256_slli_epi16::<2>(high[half]),
+                2 => high[half],
+                _ => _mm256_srli_epi16::<2>(high[half]),
+            };
+            let pair = _mm256_and_si256(pair, _mm256_set1_epi8(0x30));
+            _mm256_or_si256(low[2 * half + g % 2][g / 2], pair)
+        },
+    );
+    let stored: &[u8; 16] = block[192..].first_chunk().unwrap(); // the block has 18 bytes from 192 on
+    // SAFETY: `isa` proves AVX2; the array is the 16 bytes that are loaded.
+    let scales = unsafe {
+        // The scales of the first halves, then those of the second halves.
+        let order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+        let scales = _mm_shuffle_epi8(_mm_loadu_si128(stored.as_ptr().cast()), order);
+        let d = _mm256_set1_ps(half_at(block, 208));
+        [scales, _mm_srli_si128::<8>(scales)].map(
+            #[inline(always)]
+            |scales| _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales))),
+        )
+    };
+    (codes, scales)
+}

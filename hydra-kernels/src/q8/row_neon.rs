@@ -1,0 +1,285 @@
+//! One row of x times rows of W as they are stored, with SDOT: eight groups at a time, whose sums are the eight lanes.
+
+// Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
+#![allow(clippy::redundant_closure)]
+
+use super::neon::dot;
+use super::{Block, LANES};
+use crate::isa::NeonDotProd;
+use crate::quant::scalar::f16_to_f32;
+use crate::quant::simd::{fifth_bits, half_at, head, scales_and_minima};
+use crate::quant::{Format, GROUP, Weight};
+use crate::simd::bytes::Bytes;
+use crate::simd::reduce::sum;
+use core::arch::aarch64::*;
+use core::array::from_fn;
+
+/// The codes of a group.
+type Codes = [Bytes; 2];
+
+/// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves.
+type Groups = ([Codes; LANES], [[f32; LANES]; 2]);
+
+/// Eight lanes.
+type Lanes = [float32x4_t; 2];
+
+/// `y[i]` = row `first + i` of W times x.
+pub(super) fn products(isa: NeonDotProd, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Block]) {
+    macro_rules! rows {
+        ($way:ident, $bytes:literal, $bits:literal, $minimum:literal, $take_apart:ident) => {
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (i, y) in y.iter_mut().enumerate() {
+                        *y = $way::<$bytes, $bits, $minimum>(
+                            isa,
+                            weight.stored(first + i),
+                            x,
+                            #[inline(always)]
+                            |block| $take_apart(isa, block),
+                        );
+                    }
+                },
+            )
+        };
+    }
+    match weight.format() {
+        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("a block format, by `check_weight`"),
+        Format::Q4_0 => rows!(blocks, 18, 4, false, q4_0),
+        Format::Q4_1 => rows!(blocks, 20, 4, true, q4_1),
+        Format::Q5_0 => rows!(blocks, 22, 5, false, q5_0),
+        Format::Q5_1 => rows!(blocks, 24, 5, true, q5_1),
+        Format::Q8_0 => rows!(blocks, 34, 8, false, q8_0),
+        Format::Q4K => rows!(super_blocks, 144, 4, true, q4_k),
+        Format::Q5K => rows!(super_blocks, 176, 5, true, q5_k),
+        Format::Q6K => rows!(super_blocks, 210, 6, false, q6_k),
+    }
+}
+
+/// A row of blocks of 32 columns, whose scale comes first and then, if there is one, their minimum.
+#[inline(always)]
+fn blocks<const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+    isa: NeonDotProd,
+    row: &[u8],
+    x: &[Block],
+    codes: impl Fn(&[u8; BYTES]) -> Codes,
+) -> f32 {
+    let mut lanes = zeros();
+    for (blocks, x) in row.as_chunks::<BYTES>().0.chunks(LANES).zip(x) {
+        let mut groups: Groups = ([[Bytes::splat(0); 2]; LANES], [[0.0; LANES]; 2]);
+        for (i, block) in blocks.iter().enumerate() {
+            groups.0[i] = codes(block);
+            groups.1[0][i] = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
+            groups.1[1][i] = f16_to_f32(u16::from_le_bytes([block[2], block[3]]));
+        }
+        lanes = add::<BITS, MINIMUM>(isa, &groups, x, lanes);
+    }
+    total(lanes)
+}
+
+/// A row of blocks of 256 columns.
+#[inline(always)]
+fn super_blocks<const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+    isa: NeonDotProd,
+    row: &[u8],
+    x: &[Block],
+    groups: impl Fn(&[u8; BYTES]) -> Groups,
+) -> f32 {
+    let mut lanes = zeros();
+    for (block, x) in row.as_chunks::<BYTES>().0.iter().zip(x) {
+        lanes = add::<BITS, MINIMUM>(isa, &groups(block), x, lanes);
+    }
+    total(lanes)
+}
+
+#[inline(always)]
+fn zeros() -> Lanes {
+    // SAFETY: the target includes NEON.
+    unsafe { [vdupq_n_f32(0.0); 2] }
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+fn total(lanes: Lanes) -> f32 {
+    let mut out = [0.0; LANES];
+    // SAFETY: the target includes NEON; the array is the two vectors of 16 bytes that are written.
+    unsafe {
+        vst1q_f32(out.as_mut_ptr(), lanes[0]);
+        vst1q_f32(out.as_mut_ptr().add(4), lanes[1]);
+    }
+    sum(out)
+}
+
+/// Adds the products of eight groups with x to the lanes.
+#[inline(always)]
+fn add<const BITS: u32, const MINIMUM: bool>(isa: NeonDotProd, groups: &Groups, x: &Block, lanes: Lanes) -> Lanes {
+    let (codes, [scales, seconds]) = groups;
+    let (q, _) = x.codes.as_chunks::<GROUP>();
+    let halves: [[int32x4_t; 2]; LANES] = from_fn(
+        #[inline(always)]
+        |i| {
+            // SAFETY: the target includes NEON; the array is the two vectors of 16 bytes that are loaded.
+            unsafe {
+                let q = [vld1q_s8(q[i].as_ptr()), vld1q_s8(q[i].as_ptr().add(16))];
+                let codes = codes[i].map(
+                    #[inline(always)]
+                    |codes| vreinterpretq_s8_u8(codes.0),
+                );
+                let low = dot(isa, vdupq_n_s32(0), codes[0], q[0]);
+                let high = dot(isa, if BITS == 6 { vdupq_n_s32(0) } else { low }, codes[1], q[1]);
+                [low, high]
+            }
+        },
+    );
+    from_fn(
+        #[inline(always)]
+        |four| {
+            // SAFETY: the target includes NEON; each array has the 16 bytes that are loaded from 4 · `four` on.
+            unsafe {
+                let at = 4 * four;
+                let [d, s, first, scales, seconds] = [&x.scales, &x.sums, &x.first_halves, scales, seconds].map(
+                    #[inline(always)]
+                    |x| vld1q_f32(x.as_ptr().add(at)),
+                );
+                // The sums of four groups' vectors.
+                let [low, high] = [0, 1].map(
+                    #[inline(always)]
+                    |half: usize| {
+                        let [a, b, c, d] = [0, 1, 2, 3].map(
+                            #[inline(always)]
+                            |i| halves[at + i][half],
+                        );
+                        vcvtq_f32_s32(vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)))
+                    },
+                );
+                let lanes = lanes[four];
+                let offset = vdupq_n_f32((1 << (BITS - 1)) as f32);
+                if BITS == 6 {
+                    let low = vmulq_f32(scales, vfmsq_f32(low, offset, first));
+                    let high = vmulq_f32(seconds, vfmsq_f32(high, offset, vsubq_f32(s, first)));
+                    return vfmaq_f32(vfmaq_f32(lanes, d, low), d, high);
+                }
+                let v = if MINIMUM {
+                    vfmaq_f32(vmulq_f32(seconds, s), scales, high)
+                } else if BITS == 8 {
+                    vmulq_f32(scales, high)
+                } else {
+                    vmulq_f32(scales, vfmsq_f32(high, offset, s))
+                };
+                vfmaq_f32(lanes, d, v)
+            }
+        },
+    )
+}
+
+/// The low nibbles of the bytes `at .. at + 16`, and the high ones.
+#[inline(always)]
+fn nibbles(block: &[u8], at: usize) -> Codes {
+    let packed = Bytes::load(block, at);
+    [packed.low_nibbles(), packed.high_nibbles()]
+}
+
+/// [`nibbles`] of the sixteen bytes from `at + 4` on, with bit i of the four before them as the fifth bit of column i.
+#[inline(always)]
+fn fives(block: &[u8], at: usize) -> Codes {
+    let [low, high] = nibbles(block, at + 4);
+    let fifths = [fifth_bits([block[at], block[at + 1]]), fifth_bits([block[at + 2], block[at + 3]])];
+    [low.or(fifths[0]), high.or(fifths[1])]
+}
+
+#[inline(always)]
+fn q4_0(_isa: NeonDotProd, block: &[u8; 18]) -> Codes {
+    nibbles(block, 2)
+}
+
+#[inline(always)]
+fn q4_1(_isa: NeonDotProd, block: &[u8; 20]) -> Codes {
+    nibbles(block, 4)
+}
+
+#[inline(always)]
+fn q5_0(_isa: NeonDotProd, block: &[u8; 22]) -> Codes {
+    fives(block, 2)
+}
+
+#[inline(always)]
+fn q5_1(_isa: NeonDotProd, block: &[u8; 24]) -> Codes {
+    fives(block, 4)
+}
+
+#[inline(always)]
+fn q8_0(_isa: NeonDotProd, block: &[u8; 34]) -> Codes {
+    [Bytes::load(block, 2), Bytes::load(block, 18)]
+}
+
+/// The codes of Q4_K and Q5_K without a fifth bit; the nibbles begin at `first`.
+#[inline(always)]
+fn pairs(block: &[u8], first: usize) -> [Codes; LANES] {
+    from_fn(
+        #[inline(always)]
+        |group| {
+            let at = first + group / 2 * 32;
+            let packed = [Bytes::load(block, at), Bytes::load(block, at + 16)];
+            if group % 2 == 0 { packed.map(Bytes::low_nibbles) } else { packed.map(Bytes::high_nibbles) }
+        },
+    )
+}
+
+/// The scales and the minima of Q4_K and Q5_K.
+#[inline(always)]
+fn scales(isa: NeonDotProd, block: &[u8; 16]) -> [[f32; LANES]; 2] {
+    let values = scales_and_minima(isa.neon(), block);
+    let (scales, _) = values.as_chunks::<LANES>();
+    [scales[0], scales[1]]
+}
+
+#[inline(always)]
+fn q4_k(isa: NeonDotProd, block: &[u8; 144]) -> Groups {
+    (pairs(block, 16), scales(isa, head(block)))
+}
+
+#[inline(always)]
+fn q5_k(isa: NeonDotProd, block: &[u8; 176]) -> Groups {
+    let fifths = [Bytes::load(block, 16), Bytes::load(block, 32)];
+    let mut codes = pairs(block, 48);
+    for (group, codes) in codes.iter_mut().enumerate() {
+        let bit = Bytes::splat(1 << group);
+        for (codes, fifths) in codes.iter_mut().zip(fifths) {
+            *codes = codes.or(fifths.sixteen_where(bit));
+        }
+    }
+    (codes, scales(isa, head(block)))
+}
+
+#[inline(always)]
+fn q6_k(_isa: NeonDotProd, block: &[u8; 210]) -> Groups {
+    let codes = from_fn(
+        #[inline(always)]
+        |group| {
+            let (half, g) = (group / 4, group % 4);
+            from_fn(
+                #[inline(always)]
+                |part| {
+                    let low = Bytes::load(block, 64 * half + g % 2 * 32 + 16 * part);
+                    let high = Bytes::load(block, 128 + 32 * half + 16 * part);
+                    // The group's pair of bits, from bit 2g to bits 4 and 5.
+                    let pair = match g {
+                        0 => high.left::<4>(),
+                        1 => high.left::<2>(),
+                        2 => high,
+                        _ => high.right::<2>(),
+                    };
+                    let low = if g / 2 == 0 { low.low_nibbles() } else { low.high_nibbles() };
+                    low.or(pair.and(Bytes::splat(0x30)))
+                },
+            )
+        },
+    );
+    let (d, mut scales) = (half_at(block, 208), [[0.0; LANES]; 2]);
+    for group in 0..LANES {
+        for (half, scales) in scales.iter_mut().enumerate() {
+            scales[group] = d * f32::from(block[192 + 2 * group + half] as i8);
+        }
+    }
+    (codes, scales)
+}

@@ -1,0 +1,117 @@
+//! A tile in 256 bits: the lanes of eight rows of W.
+
+use super::panel::{NR, PanelGroup};
+use super::x86_64::Bytes256;
+use super::{Block, LANES, Sums, TOKENS, with_codes_of};
+use crate::quant::{Format, GROUP};
+use core::arch::x86_64::*;
+use core::array::from_fn;
+
+/// Rows of W in a register.
+const ROWS: usize = 8;
+
+/// See [`super::tile`].
+pub(super) fn tile<I: Bytes256>(
+    isa: I,
+    sums: &mut Sums,
+    format: Format,
+    panel: &[PanelGroup],
+    x: &[Block],
+    width: usize,
+) {
+    with_codes_of!(
+        format,
+        isa.vectorize(
+            #[inline(always)]
+            || tile_of::<I, BITS, MINIMUM>(isa, sums, panel, x, width),
+        )
+    );
+}
+
+#[inline(always)]
+fn tile_of<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
+    isa: I,
+    sums: &mut Sums,
+    panel: &[PanelGroup],
+    x: &[Block],
+    width: usize,
+) {
+    *sums = [[[0.0; NR]; TOKENS]; LANES];
+    for (g, group) in panel.iter().enumerate() {
+        for part in 0..NR / ROWS {
+            let weights = Weights::load(group, part);
+            let sums = sums[g % LANES].iter_mut().map(|sums| &mut sums.as_chunks_mut::<ROWS>().0[part]);
+            for (x, sums) in x.chunks_exact(width).zip(sums) {
+                weights.add::<I, BITS, MINIMUM>(isa, sums, &x[g / LANES], g % LANES);
+            }
+        }
+    }
+}
+
+/// One group of eight rows.
+struct Weights {
+    codes: [__m256i; GROUP / 4],
+    scales: __m256,
+    seconds: __m256,
+}
+
+impl Weights {
+    #[inline(always)]
+    fn load(group: &PanelGroup, part: usize) -> Self {
+        let codes = from_fn(
+            #[inline(always)]
+            |i| {
+                let codes = &group.codes[i].as_chunks::<{ 4 * ROWS }>().0[part];
+                // SAFETY: the array is the 32 bytes that are loaded; this is inlined into a closure of `vectorize`.
+                unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
+            },
+        );
+        let [scales, seconds] = [&group.scales, &group.seconds].map(
+            #[inline(always)]
+            // SAFETY: the array is the 32 bytes that are loaded; this is inlined into a closure of `vectorize`.
+            |x| unsafe { _mm256_loadu_ps(x.as_chunks::<ROWS>().0[part].as_ptr()) },
+        );
+        Self { codes, scales, seconds }
+    }
+
+    /// Adds the products with group `g` of `x` to the rows' lanes.
+    #[inline(always)]
+    fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
+        &self,
+        isa: I,
+        sums: &mut [f32; ROWS],
+        x: &Block,
+        g: usize,
+    ) {
+        let (q, _) = x.codes.as_chunks::<GROUP>().0[g].as_chunks::<4>();
+        let (low, high) = (q[..4].first_chunk::<4>().unwrap(), q[4..].first_chunk::<4>().unwrap()); // q has eight
+        // SAFETY: `isa` proves AVX2 and FMA; `sums` is the 32 bytes that are loaded and written.
+        unsafe {
+            let d = _mm256_set1_ps(x.scales[g]);
+            let (s, mut sum) = (_mm256_set1_ps(x.sums[g]), _mm256_loadu_ps(sums.as_ptr()));
+            let offset = _mm256_set1_ps((1 << (BITS - 1)) as f32);
+            if BITS == 6 {
+                let first = _mm256_set1_ps(x.first_halves[g]);
+                let halves = [(&self.codes[..4], low, first), (&self.codes[4..], high, _mm256_sub_ps(s, first))];
+                for ((codes, q, s), scales) in halves.into_iter().zip([self.scales, self.seconds]) {
+                    let codes = codes.first_chunk::<4>().unwrap(); // half of eight
+                    let products = _mm256_cvtepi32_ps(isa.quads::<BITS, 4>(codes, q));
+                    let v = _mm256_mul_ps(scales, _mm256_fnmadd_ps(offset, s, products));
+                    sum = _mm256_fmadd_ps(d, v, sum);
+                }
+            } else {
+                let q = q.first_chunk::<8>().unwrap(); // it has eight
+                let products = _mm256_cvtepi32_ps(isa.quads::<BITS, 8>(&self.codes, q));
+                let v = if MINIMUM {
+                    _mm256_fmadd_ps(self.scales, products, _mm256_mul_ps(self.seconds, s))
+                } else if BITS == 8 && I::SIGNED_BYTES {
+                    _mm256_mul_ps(self.scales, products)
+                } else {
+                    _mm256_mul_ps(self.scales, _mm256_fnmadd_ps(offset, s, products))
+                };
+                sum = _mm256_fmadd_ps(d, v, sum);
+            }
+            _mm256_storeu_ps(sums.as_mut_ptr(), sum);
+        }
+    }
+}

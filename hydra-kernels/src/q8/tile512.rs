@@ -1,0 +1,89 @@
+//! A tile on AVX-512 VNNI: a register has the lanes of all sixteen rows of W.
+
+use super::panel::{NR, PanelGroup};
+use super::{Block, LANES, Sums, TOKENS, with_codes_of};
+use crate::isa::Avx512Vnni;
+use crate::quant::{Format, GROUP};
+use core::arch::x86_64::*;
+use core::array::from_fn;
+
+/// See [`super::tile`].
+pub(super) fn tile(isa: Avx512Vnni, sums: &mut Sums, format: Format, panel: &[PanelGroup], x: &[Block], width: usize) {
+    with_codes_of!(
+        format,
+        isa.vectorize(
+            #[inline(always)]
+            || tile_of::<BITS, MINIMUM>(isa, sums, panel, x, width),
+        )
+    );
+}
+
+#[inline(always)]
+fn tile_of<const BITS: u32, const MINIMUM: bool>(
+    isa: Avx512Vnni,
+    sums: &mut Sums,
+    panel: &[PanelGroup],
+    x: &[Block],
+    width: usize,
+) {
+    *sums = [[[0.0; NR]; TOKENS]; LANES];
+    for (g, group) in panel.iter().enumerate() {
+        let codes: [__m512i; GROUP / 4] = from_fn(
+            #[inline(always)]
+            // SAFETY: `isa` proves AVX-512F; the array is the 64 bytes that are loaded.
+            |i| unsafe { _mm512_loadu_si512(group.codes[i].as_ptr().cast()) },
+        );
+        for (x, sums) in x.chunks_exact(width).zip(&mut sums[g % LANES]) {
+            add::<BITS, MINIMUM>(isa, sums, (&codes, group), &x[g / LANES], g % LANES);
+        }
+    }
+}
+
+/// Adds the products with group `g` of `x` to the rows' lanes.
+#[inline(always)]
+fn add<const BITS: u32, const MINIMUM: bool>(
+    isa: Avx512Vnni,
+    sums: &mut [f32; NR],
+    (codes, group): (&[__m512i; GROUP / 4], &PanelGroup),
+    x: &Block,
+    g: usize,
+) {
+    let (q, _) = x.codes.as_chunks::<GROUP>().0[g].as_chunks::<4>();
+    // SAFETY: `isa` proves AVX-512F; each array is the 64 bytes that are loaded or written.
+    unsafe {
+        let (scales, seconds) = (_mm512_loadu_ps(group.scales.as_ptr()), _mm512_loadu_ps(group.seconds.as_ptr()));
+        let d = _mm512_set1_ps(x.scales[g]);
+        let (s, mut sum) = (_mm512_set1_ps(x.sums[g]), _mm512_loadu_ps(sums.as_ptr()));
+        let offset = _mm512_set1_ps((1 << (BITS - 1)) as f32);
+        if BITS == 6 {
+            let first = _mm512_set1_ps(x.first_halves[g]);
+            for (half, scales, s) in [(0, scales, first), (4, seconds, _mm512_sub_ps(s, first))] {
+                let products = _mm512_cvtepi32_ps(quads(isa, &codes[half..half + 4], &q[half..half + 4]));
+                let v = _mm512_mul_ps(scales, _mm512_fnmadd_ps(offset, s, products));
+                sum = _mm512_fmadd_ps(d, v, sum);
+            }
+        } else {
+            let products = _mm512_cvtepi32_ps(quads(isa, codes, q));
+            let v = if MINIMUM {
+                _mm512_fmadd_ps(scales, products, _mm512_mul_ps(seconds, s))
+            } else {
+                _mm512_mul_ps(scales, _mm512_fnmadd_ps(offset, s, products))
+            };
+            sum = _mm512_fmadd_ps(d, v, sum);
+        }
+        _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+    }
+}
+
+/// In each lane Σᵢ of four products of `codes[i]` with `q[i]`; the four of q are the same in all lanes.
+#[inline(always)]
+fn quads(_isa: Avx512Vnni, codes: &[__m512i], q: &[[i8; 4]]) -> __m512i {
+    // SAFETY: the token proves AVX-512 VNNI.
+    unsafe {
+        let mut sum = _mm512_setzero_si512();
+        for (&codes, q) in codes.iter().zip(q) {
+            sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(i32::from_ne_bytes(q.map(|q| q as u8))));
+        }
+        sum
+    }
+}

@@ -1,0 +1,149 @@
+//! Sums of products of bytes in 256 bits, which AVX2, AVX-VNNI and AVX-512 VNNI form in their own ways.
+
+use crate::isa::{Avx2, Avx512, Avx512Vnni, AvxVnni};
+use crate::simd::lanes::Lanes;
+use core::arch::x86_64::*;
+
+/// A value that implements this proves that the CPU has AVX2, FMA and F16C, and the instructions of its methods. They
+/// are used only where the methods are inlined into a closure of [`Bytes256::vectorize`].
+pub(super) trait Bytes256: Copy {
+    /// The f32 vectors that this one contains.
+    type Floats: Lanes;
+
+    /// Whether [`Bytes256::quads`] takes codes of eight bits for signed bytes, with their sign bit turned.
+    const SIGNED_BYTES: bool;
+
+    /// See [`crate::Isa::vectorize`].
+    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R;
+
+    /// The proof of f32 vectors.
+    fn floats(self) -> Self::Floats;
+
+    /// In each lane, the sum of four products of an unsigned code, below 128, with a q.
+    fn unsigned(self, codes: __m256i, q: __m256i) -> __m256i;
+
+    /// In each lane, the sum of four products of a signed weight with a q.
+    fn signed(self, weights: __m256i, q: __m256i) -> __m256i;
+
+    /// In each lane Σᵢ of four products of `codes[i]`, of `BITS` bits, with `q[i]`; the four of q are the same in all
+    /// lanes.
+    fn quads<const BITS: u32, const N: usize>(self, codes: &[__m256i; N], q: &[[i8; 4]; N]) -> __m256i;
+}
+
+/// Four bytes in every lane.
+#[inline(always)]
+fn splat(q: &[i8; 4]) -> __m256i {
+    // SAFETY: this is inlined into methods of tokens that prove AVX.
+    unsafe { _mm256_set1_epi32(i32::from_ne_bytes(q.map(|q| q as u8))) }
+}
+
+impl Bytes256 for Avx2 {
+    type Floats = Avx2;
+    const SIGNED_BYTES: bool = true;
+
+    #[inline(always)]
+    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        Avx2::vectorize(self, op)
+    }
+
+    #[inline(always)]
+    fn floats(self) -> Avx2 {
+        self
+    }
+
+    #[inline(always)]
+    fn unsigned(self, codes: __m256i, q: __m256i) -> __m256i {
+        // Two products are below 2 · 127 · 127 < 2¹⁵: VPMADDUBSW does not saturate.
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(codes, q), _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    fn signed(self, weights: __m256i, q: __m256i) -> __m256i {
+        // |w| · (q with the sign of w). Two products are at most 2 · 128 · 127 < 2¹⁵.
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(q, weights));
+            _mm256_madd_epi16(products, _mm256_set1_epi16(1))
+        }
+    }
+
+    #[inline(always)]
+    fn quads<const BITS: u32, const N: usize>(self, codes: &[__m256i; N], q: &[[i8; 4]; N]) -> __m256i {
+        // Pairs of products that a sum of 16 bits holds: 8 · 2 · 15 · 127, 4 · 2 · 31 · 127 and 2 · 2 · 63 · 127 are
+        // below 2¹⁵.
+        let pairs = match BITS {
+            4 => 8,
+            5 => 4,
+            6 => 2,
+            _ => 1,
+        };
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let mut sum = _mm256_setzero_si256();
+            for (codes, q) in codes.chunks(pairs).zip(q.chunks(pairs)) {
+                let mut words = _mm256_setzero_si256();
+                for (&codes, q) in codes.iter().zip(q) {
+                    let products = if BITS == 8 {
+                        let weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(splat(q), weights))
+                    } else {
+                        _mm256_maddubs_epi16(codes, splat(q))
+                    };
+                    words = _mm256_add_epi16(words, products);
+                }
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+            }
+            sum
+        }
+    }
+}
+
+/// VPDPBUSD adds four products to each lane, without saturation.
+macro_rules! vnni {
+    ($token:ty, $floats:ty, $dot:ident, |$isa:ident| $proof:expr) => {
+        impl Bytes256 for $token {
+            type Floats = $floats;
+            const SIGNED_BYTES: bool = false;
+
+            #[inline(always)]
+            fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+                <$token>::vectorize(self, op)
+            }
+
+            #[inline(always)]
+            fn floats(self) -> $floats {
+                let $isa = self;
+                $proof
+            }
+
+            #[inline(always)]
+            fn unsigned(self, codes: __m256i, q: __m256i) -> __m256i {
+                // SAFETY: `self` proves the instruction.
+                unsafe { $dot(_mm256_setzero_si256(), codes, q) }
+            }
+
+            #[inline(always)]
+            fn signed(self, weights: __m256i, q: __m256i) -> __m256i {
+                // |w| · (q with the sign of w)
+                // SAFETY: `self` proves the instruction, and AVX2.
+                unsafe { $dot(_mm256_setzero_si256(), _mm256_abs_epi8(weights), _mm256_sign_epi8(q, weights)) }
+            }
+
+            #[inline(always)]
+            fn quads<const BITS: u32, const N: usize>(self, codes: &[__m256i; N], q: &[[i8; 4]; N]) -> __m256i {
+                // SAFETY: `self` proves the instruction.
+                unsafe {
+                    let mut sum = _mm256_setzero_si256();
+                    for (&codes, q) in codes.iter().zip(q) {
+                        sum = $dot(sum, codes, splat(q));
+                    }
+                    sum
+                }
+            }
+        }
+    };
+}
+
+vnni!(AvxVnni, Avx2, _mm256_dpbusd_avx_epi32, |isa| isa.avx2());
+vnni!(Avx512Vnni, Avx512, _mm256_dpbusd_epi32, |isa| isa.avx512());
