@@ -8,7 +8,7 @@
 #![allow(clippy::redundant_closure)]
 
 use crate::quant::Format;
-use crate::quant::simd::{self, fifth_bits, half_at, head, scales_and_minima};
+use crate::quant::simd::{self, fifth_bits, head, scales_and_minima};
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
 use crate::simd::reduce::sum;
@@ -249,7 +249,7 @@ fn q5_k<L: Lanes, const T: usize>(l: L, block: &[u8; 176], x: [&[X; 16]; T], sum
 
 #[inline(always)]
 fn q6_k<L: Lanes, const T: usize>(l: L, block: &[u8; 210], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
-    let scales = l.store(l.mul(l.signed(Bytes::load(block, 192)), l.splat(half_at(block, 208))));
+    let scales = l.store(l.mul(l.signed(Bytes::load(block, 192)), l.half(&[block[208], block[209], 0, 0, 0, 0, 0, 0])));
     for half in 0..2 {
         for part in 0..2 {
             let high = Bytes::load(block, 128 + 32 * half + 16 * part);

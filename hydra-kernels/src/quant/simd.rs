@@ -7,7 +7,6 @@
 #![allow(clippy::redundant_closure)]
 
 use super::format::{Format, GROUP};
-use super::scalar::f16_to_f32;
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
 
@@ -98,15 +97,8 @@ pub(crate) fn scales_and_minima<L: Lanes>(l: L, head: &[u8; 16]) -> [f32; LANES]
     let minima = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | upper(b)];
     let word = |x: [u32; 2]| u64::from(x[0]) | u64::from(x[1]) << 32;
     let values = l.unsigned(Bytes::words(word(scales), word(minima)));
-    let (d, dmin) = (half_at(head, 0), -half_at(head, 2));
-    let factors = [d, d, d, d, d, d, d, d, dmin, dmin, dmin, dmin, dmin, dmin, dmin, dmin];
-    l.store(l.mul(values, l.load(&factors)))
-}
-
-/// The f16 at byte `at`.
-#[inline(always)]
-pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+    let halves: &[u8; 8] = head.first_chunk().unwrap(); // of 16
+    l.store(l.mul(values, l.scale_and_min(halves)))
 }
 
 /// The first bytes of a block.

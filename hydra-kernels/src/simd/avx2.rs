@@ -80,6 +80,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn scale_and_min(self, bytes: &[u8; 8]) -> [__m256; 2] {
+        let (d, m) = self.halves(bytes);
+        // SAFETY: `self` proves AVX.
+        [d[0], unsafe { _mm256_xor_ps(m[0], _mm256_set1_ps(-0.0)) }]
+    }
+
+    #[inline(always)]
     fn unsigned(self, bytes: Bytes) -> [__m256; 2] {
         // SAFETY: `self` proves AVX2.
         unsafe {

@@ -75,6 +75,16 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn scale_and_min(self, bytes: &[u8; 8]) -> __m512 {
+        // SAFETY: `self` proves AVX-512F and F16C; x86-64 includes SSE.
+        unsafe {
+            let four = _mm_xor_ps(four_halves(bytes), _mm_setr_ps(0.0, -0.0, 0.0, 0.0));
+            let places = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            _mm512_permutexvar_ps(places, _mm512_castps128_ps512(four))
+        }
+    }
+
+    #[inline(always)]
     fn unsigned(self, bytes: Bytes) -> __m512 {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes.0)) }

@@ -33,6 +33,8 @@ pub(crate) trait Lanes: Copy {
     fn half(self, bytes: &[u8; 8]) -> Self::V;
     /// The first and the second of four f16, widened, each in every lane of a vector.
     fn halves(self, bytes: &[u8; 8]) -> (Self::V, Self::V);
+    /// The first of four f16 in the first eight lanes and minus the second in the last eight, widened.
+    fn scale_and_min(self, bytes: &[u8; 8]) -> Self::V;
     /// Sixteen u8 as f32.
     fn unsigned(self, bytes: Bytes) -> Self::V;
     /// Sixteen i8 as f32.

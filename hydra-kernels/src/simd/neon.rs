@@ -92,6 +92,14 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn scale_and_min(self, bytes: &[u8; 8]) -> Self::V {
+        let (d, m) = self.halves(bytes);
+        // SAFETY: `self` proves NEON.
+        let minus = unsafe { vnegq_f32(m[0]) };
+        [d[0], d[0], minus, minus]
+    }
+
+    #[inline(always)]
     fn unsigned(self, bytes: Bytes) -> Self::V {
         // SAFETY: `self` proves NEON.
         unsafe {
