@@ -40,6 +40,10 @@ pub trait Backend: Send + Sync + 'static {
     /// A frozen matrix in the form in which the device multiplies it.
     type Matrix: Send + Sync;
 
+    /// Keeps the calling thread where it runs best until the guard is dropped: called once for each step or pass.
+    fn bind_caller(&self) -> Option<cpu::Bound<'_>> {
+        None
+    }
     /// A zeroed buffer of `len` values.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
     /// Zeroed activations, `len` values.

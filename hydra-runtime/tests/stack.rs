@@ -34,7 +34,7 @@ fn a_model_is_trained_evaluated_and_asked() {
     let in_f32 = Isa::available().map(|isa| (Precision::F32, Some(isa), None));
     let in_bf16 = Bf16Isa::available().map(|isa| (Precision::Bf16, None, Some(isa)));
     for (precision, isa, bf16_isa) in in_f32.chain(in_bf16) {
-        let options = CpuOptions { threads: Some(3), precision, isa, bf16_isa };
+        let options = CpuOptions { threads: Some(3), precision, isa, bf16_isa, ..CpuOptions::default() };
         let model = Model::load(Cpu::new(options).unwrap(), &checkpoint).unwrap();
         let answer: Vec<u32> = (0..90).map(|i| i * 131 % 512).collect();
         let sequences = [Sequence::answer(&[1, 2, 3], &answer), Sequence::answer(&[4], &answer[20..])];

@@ -7,6 +7,7 @@
 #![allow(clippy::redundant_closure)]
 
 use super::format::{Format, GROUP};
+use super::scalar::f16_to_f32;
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
 
@@ -99,6 +100,12 @@ pub(crate) fn scales_and_minima<L: Lanes>(l: L, head: &[u8; 16]) -> [f32; LANES]
     let values = l.unsigned(Bytes::words(word(scales), word(minima)));
     let halves: &[u8; 8] = head.first_chunk().unwrap(); // of 16
     l.store(l.mul(values, l.scale_and_min(halves)))
+}
+
+/// The f16 at byte `at`.
+#[inline(always)]
+pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 /// The first bytes of a block.

@@ -78,6 +78,7 @@ fn main() -> Result<()> {
         precision: if settings.get("precision", "bf16") == "f32" { Precision::F32 } else { Precision::Bf16 },
         isa: Isa::by_name(isa),
         bf16_isa: Bf16Isa::by_name(isa),
+        ..CpuOptions::default()
     };
     run(Cpu::new(options)?, model, mode, settings)
 }

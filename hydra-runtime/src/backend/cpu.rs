@@ -5,6 +5,7 @@
 
 mod aligned;
 mod attention;
+mod binding;
 mod buffer;
 mod elementwise;
 mod exec;
@@ -20,6 +21,7 @@ mod workspace;
 
 use crate::{Error, Result};
 pub use aligned::Aligned;
+pub use binding::Bound;
 pub use buffer::{Activations, Buffer};
 use half::bf16;
 use hydra_kernels::Scratch;
@@ -50,11 +52,14 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// That of products under [`Precision::Bf16`], which `isa` doesn't limit; `None` takes the machine's best.
     pub bf16_isa: Option<Bf16Isa>,
+    /// Keep each thread on a CPU of its own if the process may use as many CPUs as there are threads; the calling thread for
+    /// the time of each step. Only Linux has this. It helps beside other busy programs and costs nothing alone.
+    pub bind_threads: bool,
 }
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        Self { threads: None, precision: Precision::F32, isa: None, bf16_isa: None }
+        Self { threads: None, precision: Precision::F32, isa: None, bf16_isa: None, bind_threads: true }
     }
 }
 
@@ -82,7 +87,7 @@ impl Cpu {
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
         Ok(Self {
-            threads: Threads::new(threads)?,
+            threads: Threads::new(threads, options.bind_threads)?,
             precision: options.precision,
             isa: options.isa.unwrap_or_else(Isa::detect),
             bf16_isa: options.bf16_isa.unwrap_or_else(Bf16Isa::detect),

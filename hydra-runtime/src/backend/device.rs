@@ -242,6 +242,10 @@ impl Backend for Device {
         on!(self, backend => backend.activations(len).map(Activations::from))
     }
 
+    fn bind_caller(&self) -> Option<cpu::Bound<'_>> {
+        on!(self, backend => backend.bind_caller())
+    }
+
     fn activation_bytes(&self) -> usize {
         on!(self, backend => backend.activation_bytes())
     }

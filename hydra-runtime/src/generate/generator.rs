@@ -87,6 +87,7 @@ impl<B: Backend> Generator<B> {
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let last = parts.len() - 1;
         let (model, adapter, rope) = (&*self.model.0, self.adapter.as_deref(), &self.rope);
+        let _bound = model.backend.bind_caller();
         for (i, packed) in parts.iter().enumerate() {
             let cancel = self.cancel.as_deref();
             let pass = Pass { model, adapter, packed, rope, training: None, cancel, batch: None };

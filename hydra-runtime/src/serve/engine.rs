@@ -133,6 +133,8 @@ impl<B: Backend> Engine<B> {
         self.admit();
         if !self.running.is_empty() {
             self.stats.steps += 1;
+            let model = self.model.clone();
+            let _bound = model.backend().bind_caller();
             self.generate()?;
             self.read_prompts()?;
         }

@@ -109,7 +109,13 @@ fn same_direction(name: &str) {
     let (want_loss, want) = gradient(CpuOptions { threads: Some(2), ..CpuOptions::default() });
     for isa in Bf16Isa::available() {
         let precision = Precision::Bf16;
-        let (loss, got) = gradient(CpuOptions { threads: Some(2), precision, bf16_isa: Some(isa), isa: None });
+        let (loss, got) = gradient(CpuOptions {
+            threads: Some(2),
+            precision,
+            bf16_isa: Some(isa),
+            isa: None,
+            ..CpuOptions::default()
+        });
         assert_relative_eq!(loss, want_loss, max_relative = 2e-3);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         let (length, want_length) = (dot(&got, &got).sqrt(), dot(&want, &want).sqrt());

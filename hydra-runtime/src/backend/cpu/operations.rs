@@ -1,5 +1,6 @@
 //! [`Backend`] on the CPU: each operation chooses the precision and goes to the file that computes it.
 
+use super::binding::Bound;
 use super::buffer::{Activations, Buffer, Element, convert, zeroed};
 use super::elementwise::AdamWUpdate;
 use super::exec::Exec;
@@ -29,6 +30,10 @@ impl Backend for Cpu {
             Precision::F32 => zeroed(len).map(Activations::F32),
             Precision::Bf16 => zeroed(len).map(Activations::Bf16),
         }
+    }
+
+    fn bind_caller(&self) -> Option<Bound<'_>> {
+        self.threads.bind_caller()
     }
 
     fn activation_bytes(&self) -> usize {

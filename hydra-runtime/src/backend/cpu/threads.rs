@@ -12,6 +12,7 @@
 //! nobody has taken, and then waits only for parts that are already running. (rayon's pool, which this replaces, yields while
 //! it looks for work.)
 
+use super::binding::{Binding, Bound};
 use crate::{Error, Result};
 use std::any::Any;
 use std::cell::Cell;
@@ -31,6 +32,7 @@ const PAUSES: usize = 64;
 /// A fixed number of threads, the caller's among them.
 pub(super) struct Threads {
     shared: Arc<Shared>,
+    binding: Option<Arc<Binding>>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -75,14 +77,21 @@ thread_local! {
 }
 
 impl Threads {
-    /// Starts `count - 1` workers, which the calling threads join. Fails if the system can't start that many.
-    pub fn new(count: usize) -> Result<Self> {
-        let mut threads = Self { shared: Arc::default(), workers: Vec::new() };
+    /// Starts `count - 1` workers, which the calling threads join. With `bind` each has a CPU of its own, if the process may
+    /// use `count` of them. Fails if the system can't start that many.
+    pub fn new(count: usize, bind: bool) -> Result<Self> {
+        let binding = bind.then(|| Binding::new(count)).flatten().map(Arc::new);
+        let mut threads = Self { shared: Arc::default(), binding, workers: Vec::new() };
         for index in 0..count.saturating_sub(1) {
-            let shared = Arc::clone(&threads.shared);
+            let (shared, binding) = (Arc::clone(&threads.shared), threads.binding.clone());
             let builder = std::thread::Builder::new().name(format!("hydra-{index}"));
             let worker = builder
-                .spawn(move || shared.work(index))
+                .spawn(move || {
+                    if let Some(binding) = binding {
+                        binding.bind_worker(index);
+                    }
+                    shared.work(index);
+                })
                 .map_err(|error| Error::Invalid(format!("can't start {count} threads: {error}")))?;
             threads.workers.push(worker);
         }
@@ -92,6 +101,11 @@ impl Threads {
     /// Number of threads that work on an operation.
     pub fn count(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Binds the calling thread, too, until the guard is dropped.
+    pub fn bind_caller(&self) -> Option<Bound<'_>> {
+        self.binding.as_ref()?.bind_caller()
     }
 
     /// Which of the workers, from 0, the calling thread is; `None` for all other threads.
@@ -285,7 +299,7 @@ mod tests {
     #[test]
     fn every_part_runs_once() {
         for count in [1, 2, 3, 8] {
-            let threads = Threads::new(count).unwrap();
+            let threads = Threads::new(count, false).unwrap();
             assert_eq!(threads.count(), count);
             assert_eq!(threads.worker(), None);
             for n in 0..100u64 {
@@ -297,7 +311,7 @@ mod tests {
     /// Both threads take part even if both have gone to sleep before.
     #[test]
     fn work_is_shared() {
-        let threads = Threads::new(2).unwrap();
+        let threads = Threads::new(2, false).unwrap();
         for pause in [Duration::ZERO, 10 * SPIN] {
             std::thread::sleep(pause);
             let barrier = std::sync::Barrier::new(2);
@@ -311,7 +325,7 @@ mod tests {
 
     #[test]
     fn the_first_error_is_returned_and_ends_the_operation() {
-        let threads = Threads::new(3).unwrap();
+        let threads = Threads::new(3, false).unwrap();
         let ran = AtomicUsize::new(0);
         let part = |i: usize, _| {
             ran.fetch_add(1, Ordering::Relaxed);
@@ -325,7 +339,7 @@ mod tests {
     /// More threads than cores, several callers, and parts that share out parts.
     #[test]
     fn callers_and_parts_nest() {
-        let threads = Threads::new(4).unwrap();
+        let threads = Threads::new(4, false).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -345,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_passed_on_and_the_threads_stay_usable() {
-        let threads = Threads::new(2).unwrap();
+        let threads = Threads::new(2, false).unwrap();
         for panics_at in 0..4 {
             let part = |i: usize, _| {
                 assert!(i != panics_at, "expected");
