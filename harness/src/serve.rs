@@ -23,6 +23,7 @@ mod page;
 mod patient;
 mod prepared;
 mod request;
+mod sampling;
 mod shape;
 mod state;
 mod stream;

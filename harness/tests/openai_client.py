@@ -38,6 +38,11 @@ several = client.completions.create(model="tiny", prompt=["a", "b"], n=2, max_to
 assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
 assert client.completions.create(model="tiny", prompt="Once", max_tokens=30, temperature=0, stop=["e"]).choices[0].text.count("e") == 0
 
+plain = client.completions.create(model="tiny", prompt="Once", max_tokens=1, temperature=0, logprobs=0).choices[0]
+chosen = client.completions.create(model="tiny", prompt="Once", max_tokens=5, temperature=0, logprobs=0, logit_bias={"300": 100})
+assert set(chosen.choices[0].logprobs.tokens) != set(plain.logprobs.tokens) and len(set(chosen.choices[0].logprobs.tokens)) == 1
+client.completions.create(model="tiny", prompt="Once", max_tokens=8, presence_penalty=1.5, frequency_penalty=-0.5)
+
 # Chat.
 messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three"}]
 options = {"model": "run", "messages": messages, "max_completion_tokens": 8, "temperature": 0}

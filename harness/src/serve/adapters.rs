@@ -105,9 +105,9 @@ impl Adapters {
         fields.ignore(&["lora_int_id", "base_model_name", "load_inplace"]);
         fields.finish()?;
         check_name(&name)?;
-        let folder = below(root, &path)?;
+        let found = below(root, &path)?;
         let config = self.config.clone();
-        let read = tokio::task::spawn_blocking(move || Adapter::load(folder, &config)).await;
+        let read = tokio::task::spawn_blocking(move || Adapter::load(found, &config)).await;
         let read = read.map_err(|_| ApiError::internal("reading the adapter has failed"))?;
         let adapter = read.map_err(|error| {
             tracing::warn!("load_lora_adapter {path:?}: {error}");
@@ -183,13 +183,16 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The files of an adapter, which have to lie in the folder, too.
+/// The files of an adapter's folder, which have to lie below `root`, too.
 const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// The folder that a request's path names below `root`, which is canonical. Nothing outside `root` is read, or is said to exist.
+/// The adapter's folder, or the GGUF file with a LoRA, that a request's path names below `root`, which is canonical. Nothing
+/// outside `root` is read, or is said to exist.
 fn below(root: &Path, path: &str) -> Result<PathBuf> {
-    let refused =
-        || ApiError::field("lora_path", "expected the path of an adapter's folder, relative to --adapter-dir");
+    let refused = || {
+        let expected = "expected the path of an adapter's folder or .gguf file, relative to --adapter-dir";
+        ApiError::field("lora_path", expected)
+    };
     let relative = Path::new(path);
     let plain = |part: Component| matches!(part, Component::Normal(_));
     if path.is_empty() || path.contains(['\0', '\\']) || !relative.components().all(plain) {
@@ -197,11 +200,14 @@ fn below(root: &Path, path: &str) -> Result<PathBuf> {
     }
     // Symbolic links are followed first, and then have to be inside.
     let inside = |path: PathBuf| path.canonicalize().ok().filter(|path| path.starts_with(root)).ok_or_else(refused);
-    let folder = inside(root.join(relative))?;
-    for file in FILES {
-        inside(folder.join(file))?;
+    let found = inside(root.join(relative))?;
+    if found.is_file() {
+        return if found.extension().is_some_and(|end| end == "gguf") { Ok(found) } else { Err(refused()) };
     }
-    Ok(folder)
+    for file in FILES {
+        inside(found.join(file))?;
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -230,13 +236,17 @@ mod tests {
                 }
             }
         }
+        std::fs::write(at("root/lora.gguf"), "").unwrap();
+        std::fs::write(at("root/notes.txt"), "").unwrap();
+        std::fs::write(at("outside/lora.gguf"), "").unwrap();
+        symlink(at("outside/lora.gguf"), at("root/other.gguf")).unwrap();
         symlink(at("outside"), at("root/escape")).unwrap();
         symlink(at("root/good"), at("root/link")).unwrap();
         for file in FILES {
             symlink(at("outside").join(file), at("root/leaks").join(file)).unwrap();
         }
         let root = at("root").canonicalize().unwrap();
-        for good in ["good", "sub/deep", "link", "good/"] {
+        for good in ["good", "sub/deep", "link", "good/", "lora.gguf"] {
             assert!(below(&root, good).unwrap().starts_with(&root), "{good}");
         }
         let absolute = at("root/good").display().to_string();
@@ -250,6 +260,10 @@ mod tests {
             &absolute,
             "escape",
             "leaks",
+            "other.gguf",
+            "notes.txt",
+            "good/adapter_config.json",
+            "escape/lora.gguf",
             "none",
             "a\0b",
             "a\\b",

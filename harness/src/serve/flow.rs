@@ -6,7 +6,6 @@ use super::prepared::Prepared;
 use super::shape::{Form, Shape, Usage};
 use super::state::Server;
 use super::worker::{Job, Running, Update, Updates};
-use hydra_runtime::generate::Sampler;
 use hydra_runtime::hydra_kernels::random::mix;
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -54,7 +53,7 @@ impl Flow {
         let sequences = prompts.len() * common.n;
         let mut places = server.take_places(sequences)?;
         let (channel, updates) = unbounded_channel();
-        let seed = common.seed.unwrap_or_else(|| RandomState::new().hash_one(()));
+        let seed = common.sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(()));
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let (mut choices, mut ready) = (Vec::with_capacity(sequences), VecDeque::new());
         for index in 0..sequences {
@@ -75,7 +74,7 @@ impl Flow {
                 prompt: prompt.clone(),
                 adapter: adapter.clone(),
                 max_tokens: common.max_tokens.map_or(room, |most| most.min(room)),
-                sampler: Sampler::new(common.temperature, common.top_p, seed)?,
+                sampler: common.sampling.sampler(seed)?,
                 end_tokens: unreported,
                 top_logprobs: logprobs,
                 prompt_logprobs: echo_later,

@@ -2,6 +2,7 @@
 
 use super::error::{ApiError, Result};
 use super::fields::{Fields, wrong};
+use super::sampling::Sampling;
 use hydra_runtime::chat::Message;
 use serde_json::Value;
 
@@ -27,12 +28,8 @@ pub struct Common {
     pub model: String,
     /// The most tokens of an answer; `None`: as many as there is room for.
     pub max_tokens: Option<usize>,
-    /// From 0 (greedy) to 2.
-    pub temperature: f32,
-    /// Above 0, up to 1.
-    pub top_p: f32,
-    /// Where the draws start.
-    pub seed: Option<u64>,
+    /// How they are drawn.
+    pub sampling: Sampling,
     /// Choices for each prompt.
     pub n: usize,
     /// Texts that end an answer.
@@ -81,12 +78,7 @@ pub struct Chat {
 impl Common {
     fn take(fields: &mut Fields, max_tokens: Option<usize>) -> Result<Self> {
         let model = fields.required("model")?;
-        let temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32;
-        let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32;
-        if top_p == 0.0 {
-            return Err(ApiError::field("top_p", "expected a number above 0 and at most 1, found 0"));
-        }
-        let seed = fields.seed("seed")?;
+        let sampling = Sampling::take(fields)?;
         let n = fields.count("n", 1..=MOST_CHOICES)?.unwrap_or(1);
         let stop = fields.strings("stop", MOST_STOPS)?;
         let stream = fields.flag("stream")?;
@@ -98,14 +90,8 @@ impl Common {
             return Err(ApiError::field("stream_options", "expected only together with \"stream\": true"));
         }
         let gates = fields.flag("hydra_gates")?;
-        for key in ["presence_penalty", "frequency_penalty"] {
-            fields.refuse(key, "penalties are not supported; leave it out", |value| value.as_f64() == Some(0.0))?;
-        }
-        fields.refuse("logit_bias", "not supported; leave it out", |value| {
-            value.as_object().is_some_and(|biases| biases.is_empty())
-        })?;
         fields.ignore(&IGNORED);
-        Ok(Self { model, max_tokens, temperature, top_p, seed, n, stop, stream, include_usage, gates })
+        Ok(Self { model, max_tokens, sampling, n, stop, stream, include_usage, gates })
     }
 }
 
@@ -267,8 +253,11 @@ mod tests {
     #[test]
     fn defaults_are_openais() {
         let Completion { common, echo, logprobs, .. } = completion("{\"model\": \"m\", \"prompt\": \"a\"}");
-        assert_eq!((common.max_tokens, common.temperature, common.top_p, common.n), (Some(16), 1.0, 1.0, 1));
-        assert!(!echo && logprobs.is_none() && !common.stream && common.seed.is_none() && common.stop.is_empty());
+        assert_eq!((common.max_tokens, common.n), (Some(16), 1));
+        assert!(!echo && logprobs.is_none() && !common.stream && common.stop.is_empty());
+        let Sampling { temperature, top_p, seed, presence_penalty, frequency_penalty, logit_bias } = common.sampling;
+        assert_eq!((temperature, top_p, seed), (1.0, 1.0, None));
+        assert_eq!((presence_penalty, frequency_penalty, logit_bias), (0.0, 0.0, Vec::new()));
     }
 
     #[test]
@@ -290,8 +279,11 @@ mod tests {
             ("\"stream\": 1", "stream: expected true or false, found 1"),
             ("\"stream_options\": {\"include_usage\": true}", "stream_options: expected only together"),
             ("\"stream\": true, \"stream_options\": {\"x\": 1}", "stream_options.x: unknown"),
-            ("\"presence_penalty\": 0.5", "presence_penalty: penalties are not supported"),
-            ("\"logit_bias\": {\"1\": 2}", "logit_bias: not supported"),
+            ("\"presence_penalty\": 2.5", "presence_penalty: expected a number from -2 to 2, found 2.5"),
+            ("\"frequency_penalty\": \"x\"", "frequency_penalty: expected a number from -2 to 2"),
+            ("\"logit_bias\": {\"1\": 101}", "logit_bias: expected an object of at most 1024 token ids"),
+            ("\"logit_bias\": {\"the\": 1}", "each with a number from -100 to 100, found an object"),
+            ("\"logit_bias\": [1]", "found a list of 1"),
             ("\"best_of\": 3", "best_of: expected the value of n"),
             ("\"suffix\": \"x\"", "suffix:"),
             ("\"max_token\": 5", "max_token: unknown"),
@@ -305,7 +297,12 @@ mod tests {
         refused(Completion::parse("[".repeat(100_000).as_bytes()), "not JSON");
         let ok = "{\"model\": \"m\", \"prompt\": \"a\", \"presence_penalty\": 0, \"logit_bias\": {}, \"best_of\": 1, \"user\": \"u\", \
                   \"echo\": true, \"max_tokens\": 0, \"seed\": -1, \"suffix\": null}";
-        assert_eq!(completion(ok).common.seed, Some(u64::MAX));
+        assert_eq!(completion(ok).common.sampling.seed, Some(u64::MAX));
+        let drawn = completion(
+            "{\"model\": \"m\", \"prompt\": \"a\", \"frequency_penalty\": -0.5, \"logit_bias\": {\"7\": -100}}",
+        );
+        let Sampling { frequency_penalty, logit_bias, .. } = drawn.common.sampling;
+        assert_eq!((frequency_penalty, logit_bias), (-0.5, vec![(7, -100.0)]));
     }
 
     #[test]

@@ -109,8 +109,9 @@ impl Server {
         }
     }
 
-    /// Fails if a prompt can't be continued.
+    /// Fails if a prompt can't be continued as it is asked for.
     fn check(&self, prompt: &[u32], common: &Common) -> Result<()> {
+        common.sampling.check(self.vocab)?;
         let limit = self.context - usize::from(common.max_tokens != Some(0));
         if prompt.is_empty() {
             return Err(ApiError::field("prompt", "empty, and this model has no token to start from"));

@@ -1,7 +1,7 @@
 //! `hydra serve` as its clients meet it, over loopback, on the demo's tiny model.
 
 use super::server::{Reply, Server, adapter, chat_model};
-use super::support::{Scratch, assets, command, fails};
+use super::support::{Scratch, assets, command, fails, succeeds};
 use hydra_runtime::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 use std::io::Read;
@@ -308,6 +308,40 @@ fn sigterm_drains() {
 }
 
 #[test]
+fn penalties_and_biases_change_what_is_drawn() {
+    let scratch = Scratch::new("serve-penalties");
+    let model = chat_model(&scratch);
+    let server = Server::start(&format!("--model {model}"));
+    let tokens = |more: Value| -> Vec<String> {
+        let mut options = json!({ "logprobs": 0, "max_tokens": 40 });
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = completion(&server, "tiny", PROMPTS[2], options);
+        serde_json::from_value(answer["choices"][0]["logprobs"]["tokens"].clone()).unwrap()
+    };
+    let plain = tokens(json!({}));
+    let neutral = json!({ "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {} });
+    assert_eq!(tokens(neutral), plain);
+    let [one, two] = ["300", "301"].map(|id| {
+        let drawn = tokens(json!({ "logit_bias": { id: 100 } }));
+        assert!(drawn.len() == 40 && drawn.iter().all(|token| *token == drawn[0]), "{drawn:?}");
+        drawn[0].clone()
+    });
+    // Of two that are far above all others, each is drawn until it has been drawn too often.
+    let drawn = tokens(json!({ "logit_bias": { "300": 100, "301": 99 }, "frequency_penalty": 2 }));
+    for token in [&one, &two] {
+        let times = drawn.iter().filter(|other| other == &token).count();
+        assert!((5..=35).contains(&times), "{times} times {token:?} in {drawn:?}");
+    }
+    // What is banned is not drawn: the first token is in one half of the vocabulary.
+    let banned = |ids: std::ops::Range<u32>| ids.map(|id| (id.to_string(), json!(-100))).collect::<Value>();
+    let changed = [0..1024, 1024..2048].map(|half| tokens(json!({ "logit_bias": banned(half) }))[0] != plain[0]);
+    assert!(changed[0] != changed[1], "{changed:?}");
+    let outside = json!({ "model": "tiny", "prompt": "a", "logit_bias": { "4000000": 1 } });
+    let error = server.post("/v1/completions", &outside);
+    assert_eq!((error.status, &error.json()["error"]["param"]), (400, &"logit_bias".into()), "{error:?}");
+}
+
+#[test]
 fn adapters_come_and_go() {
     let scratch = Scratch::new("serve-adapters");
     let hydra = adapter(&scratch, "adapters/hydra", "--targets all");
@@ -327,6 +361,14 @@ fn adapters_come_and_go() {
     assert_eq!(load("one", "hydra").status, 400, "it is loaded already");
     assert_eq!(text(&completion(&server, "one", PROMPTS[1], json!({}))["choices"][0]), wanted);
     assert_eq!(server.metric("hydra_adapters"), 1.0);
+
+    // A LoRA in llama.cpp's form is one file.
+    let (lora, file) = (adapter(&scratch, "lora", "--method lora"), scratch.path("adapters/lora.gguf"));
+    succeeds(&format!("export --model {model} --adapter {lora} --format gguf-lora --out {file}"));
+    assert_eq!(load("gguf", "lora.gguf").status, 200);
+    let said = completion(&server, "gguf", PROMPTS[1], json!({}));
+    assert_eq!(text(&said["choices"][0]), generated(&model, Some(&file), PROMPTS[1]));
+    assert_eq!(server.post("/v1/unload_lora_adapter", &json!({ "lora_name": "gguf" })).status, 200);
 
     // A request that runs goes on when its adapter is unloaded.
     let body = json!({ "model": "one", "prompt": "Once", "n": 60, "max_tokens": 100, "temperature": 2, "seed": 1, "stream": true });

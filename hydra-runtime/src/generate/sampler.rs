@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use hydra_kernels::random::mix;
+use std::collections::BTreeMap;
 
 /// Draws tokens: greedy at temperature 0, else from softmax(logits / temperature) cut to the nucleus of mass `top_p`
 /// (Holtzman et al., arXiv 1904.09751). Seeded: the same seed draws the same text.
@@ -10,6 +11,20 @@ pub struct Sampler {
     temperature: f32,
     top_p: f32,
     state: u64,
+    /// `None`: logits are taken as they are.
+    adjustments: Option<Adjustments>,
+}
+
+/// What changes logits before a token is drawn.
+#[derive(Clone, Debug, Default)]
+struct Adjustments {
+    presence: f32,
+    frequency: f32,
+    bias: Vec<(u32, f32)>,
+    /// How often each token has been drawn.
+    drawn: BTreeMap<u32, u32>,
+    /// The changed logits.
+    logits: Vec<f32>,
 }
 
 impl Sampler {
@@ -21,11 +36,46 @@ impl Sampler {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(Error::Invalid(format!("top-p {top_p}: expected a number above 0 and at most 1")));
         }
-        Ok(Self { temperature, top_p, state: seed })
+        Ok(Self { temperature, top_p, state: seed, adjustments: None })
+    }
+
+    /// OpenAI's penalties: the logit of a token that has been drawn before loses `presence`, and `frequency` for each time.
+    /// Fails unless both are finite.
+    pub fn penalties(mut self, presence: f32, frequency: f32) -> Result<Self> {
+        if !(presence.is_finite() && frequency.is_finite()) {
+            return Err(Error::Invalid(format!("penalties {presence} and {frequency}: expected finite numbers")));
+        }
+        if presence != 0.0 || frequency != 0.0 || self.adjustments.is_some() {
+            let adjustments = self.adjustments.get_or_insert_default();
+            (adjustments.presence, adjustments.frequency) = (presence, frequency);
+        }
+        Ok(self)
+    }
+
+    /// OpenAI's `logit_bias`: adds to the logits of these tokens. Fails unless the numbers are finite; [`Sampler::sample`] fails
+    /// if a token is outside the vocabulary.
+    pub fn bias(mut self, bias: Vec<(u32, f32)>) -> Result<Self> {
+        if let Some((token, added)) = bias.iter().find(|(_, added)| !added.is_finite()) {
+            return Err(Error::Invalid(format!("bias {added} of token {token}: expected a finite number")));
+        }
+        if !bias.is_empty() || self.adjustments.is_some() {
+            self.adjustments.get_or_insert_default().bias = bias;
+        }
+        Ok(self)
     }
 
     /// The next token's id, given the logits of all. One of −∞ is never drawn; fails if there is no other, or one is NaN or ∞.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        let Some(mut adjustments) = self.adjustments.take() else { return self.draw(logits) };
+        let drawn = adjustments.apply(logits).and_then(|logits| self.draw(logits));
+        if let Ok(token) = drawn {
+            *adjustments.drawn.entry(token).or_default() += 1;
+        }
+        self.adjustments = Some(adjustments);
+        drawn
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         if let Some(&logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
             return Err(Error::LogitNotFinite(logit));
         }
@@ -66,6 +116,24 @@ impl Sampler {
     }
 }
 
+impl Adjustments {
+    fn apply(&mut self, logits: &[f32]) -> Result<&[f32]> {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        for &(token, added) in &self.bias {
+            let vocab = logits.len();
+            let logit = self.logits.get_mut(token as usize).ok_or(Error::TokenOutOfRange { token, vocab })?;
+            *logit += added;
+        }
+        for (&token, &times) in &self.drawn {
+            if let Some(logit) = self.logits.get_mut(token as usize) {
+                *logit -= self.presence + self.frequency * times as f32;
+            }
+        }
+        Ok(&self.logits)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +168,32 @@ mod tests {
         }
         let mut nucleus = Sampler::new(1.0, 0.6, 3).unwrap();
         assert!((0..1000).all(|_| nucleus.sample(&logits).unwrap() == 2), "0.665 of the mass is in token 2");
+    }
+
+    #[test]
+    fn penalties_and_bias_are_openais() {
+        let greedy = || Sampler::new(0.0, 1.0, 7).unwrap();
+        let logits = [1.0, 2.0, 1.5];
+        let drawn = |mut sampler: Sampler, times: usize| -> Vec<u32> {
+            (0..times).map(|_| sampler.sample(&logits).unwrap()).collect()
+        };
+        assert_eq!(drawn(greedy().penalties(0.0, 0.4).unwrap(), 6), [1, 1, 2, 1, 2, 0]);
+        assert_eq!(drawn(greedy().penalties(1.5, 0.0).unwrap(), 5), [1, 2, 0, 1, 1], "once, however often");
+        assert_eq!(drawn(greedy().penalties(-1.0, 0.0).unwrap(), 3), [1, 1, 1]);
+        assert_eq!(drawn(greedy().bias(vec![(0, 100.0)]).unwrap(), 3), [0, 0, 0]);
+        let both = greedy().bias(vec![(1, -100.0)]).unwrap().penalties(0.6, 0.0).unwrap();
+        assert_eq!(drawn(both, 3), [2, 0, 2], "1.5, 1.0 and then 0.9 against 0.4");
+        // What changes nothing leaves the sampler as it was, and its draws.
+        let same = greedy().penalties(0.0, 0.0).unwrap().bias(Vec::new()).unwrap();
+        assert!(same.adjustments.is_none());
+        let seeded = || Sampler::new(1.0, 1.0, 3).unwrap();
+        assert_eq!(drawn(seeded().bias(vec![(0, 0.0)]).unwrap(), 50), drawn(seeded(), 50));
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(greedy().penalties(bad, 0.0).is_err() && greedy().penalties(0.0, bad).is_err());
+            assert!(greedy().bias(vec![(0, bad)]).is_err());
+        }
+        let outside = greedy().bias(vec![(3, 1.0)]).unwrap().sample(&logits);
+        assert!(matches!(outside, Err(Error::TokenOutOfRange { token: 3, vocab: 3 })));
     }
 
     #[test]
