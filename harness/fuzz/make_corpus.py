@@ -164,7 +164,10 @@ columns = pa.table({"prompt": ["a", "a", "b"] * 20, "completion": [f"text {i}" f
                     "map": pa.array([[("k", 1)]] * 60, pa.map_(pa.string(), pa.int32())),
                     "time": pa.array(range(60), pa.timestamp("us"))})
 parquet("columns", columns, compression="none", row_group_size=40)
-parquet("zstd", columns.select(["prompt", "completion"]).slice(0, 2), compression="zstd", store_schema=False)
+records = columns.select(["prompt", "completion"])
+parquet("zstd", records, compression="zstd", row_group_size=40, store_schema=False)
+parquet("zstd_2", messages, compression="zstd", data_page_version="2.0", store_schema=False)
+parquet("lz4", records.slice(0, 2), compression="lz4", store_schema=False)
 questions = pa.table({"question": ["What is a fish?", "Add 17, and 25."], "subject": ["anatomy", "anatomy"],
                       "choices": [["Tope", "Rope", "Hope", "Nope"], ["40", "41", "42", "43"]], "answer": [0, 2]})
 parquet("mmlu", questions)

@@ -303,6 +303,8 @@ fn the_corpus_is_read_without_an_error() {
         ("parquet", "messages", 3),
         ("parquet", "gzip", 3),
         ("parquet", "columns", 60),
+        ("parquet", "zstd", 60),
+        ("parquet", "zstd_2", 3),
     ] {
         fs::write(dir.path().join("data"), corpus(target, name)).unwrap();
         assert_eq!(hydra_harness::fuzz::records(&dir.path().join("data")).unwrap(), records, "{target} {name}");

@@ -5,6 +5,8 @@ use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use std::io::{BufRead, ErrorKind, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a file's first bytes say about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,27 @@ impl Container {
             Self::Plain | Self::Parquet => drop(reader.read_to_end(&mut text)?),
         }
         Ok(text)
+    }
+}
+
+/// What the parts of a file may become altogether, counted down as they are unpacked.
+#[derive(Clone)]
+pub struct Budget(Arc<AtomicU64>);
+
+impl Budget {
+    /// For a file of `bytes`.
+    pub fn of(bytes: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(most_bytes(bytes))))
+    }
+
+    /// Unpacks Zstandard frames.
+    pub fn zstd(&self, mut frames: &[u8]) -> Result<Vec<u8>> {
+        let (left, mut bytes) = (self.0.load(Ordering::Relaxed), Vec::new());
+        while !frames.is_empty() {
+            frame(&mut bytes, &mut frames, left)?;
+        }
+        self.0.store(left.saturating_sub(bytes.len() as u64), Ordering::Relaxed);
+        Ok(bytes)
     }
 }
 

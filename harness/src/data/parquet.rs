@@ -1,22 +1,25 @@
 //! Parquet files as JSON lines: a row becomes an object, with lists and groups in it.
 //!
-//! Read are files without compression, with Snappy (which Hugging Face's data sets have) and with gzip. Dates, times and
-//! decimals become strings; bytes that are no UTF-8 become null.
+//! Read are files without compression, with Snappy or Zstandard (which Hugging Face's data sets have) and with gzip. Dates, times
+//! and decimals become strings; bytes that are no UTF-8 become null.
 
 mod pages;
+mod zstd;
 
-use crate::data::compressed::most_bytes;
+use crate::data::compressed::{Budget, most_bytes};
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use hydra_runtime::door::guarded;
 use parquet::basic::Compression;
 use parquet::file::metadata::ParquetMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
+use zstd::Group;
 
 /// What a file begins and ends with.
 const MAGIC: &[u8] = b"PAR1";
@@ -31,12 +34,17 @@ pub fn json_lines(path: &Path) -> Result<Vec<u8>> {
         pages::check(reader.metadata(), &file, bytes)?;
         let most = most_bytes(bytes);
         let mut lines = Vec::new();
-        for (number, row) in (1..).zip(reader.get_row_iter(None)?) {
-            let row = row.with_context(|| format!("row {number}"))?;
-            serde_json::to_writer(&mut lines, &object(&row))?;
-            lines.push(b'\n');
-            if lines.len() as u64 > most {
-                bail!("expected at most {} MiB of text for its size, found more", most >> 20);
+        let (shared, budget, mut number) = (Arc::new(file.try_clone()?), Budget::of(bytes), 0u64);
+        for i in 0..reader.num_row_groups() {
+            let group = Group { inner: reader.get_row_group(i)?, file: shared.clone(), budget: budget.clone() };
+            for row in group.get_row_iter(None)? {
+                number += 1;
+                let row = row.with_context(|| format!("row {number}"))?;
+                serde_json::to_writer(&mut lines, &object(&row))?;
+                lines.push(b'\n');
+                if lines.len() as u64 > most {
+                    bail!("expected at most {} MiB of text for its size, found more", most >> 20);
+                }
             }
         }
         Ok(lines)
@@ -59,9 +67,9 @@ fn check_end(file: &mut File) -> Result<u64> {
 fn check_compression(metadata: &ParquetMetaData) -> Result<()> {
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
         match column.compression() {
-            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) => {}
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_) => {}
             other => bail!(
-                "column {} is compressed with {other}: expected none, snappy or gzip",
+                "column {} is compressed with {other}: expected none, snappy, gzip or zstd",
                 printable(&column.column_path().string())
             ),
         }

@@ -218,13 +218,16 @@ fn compressed_files_are_read_as_what_is_in_them() {
     };
     let all = [&["Add 17 and 25.", "It is 42."][..], &["a", "b", "c", "dé"], &["a", "b"]].map(messages).join("\n");
     let expected = loss(&scratch, &scratch.write("messages.jsonl", all), &more);
-    for name in ["messages", "gzip"] {
+    for name in ["messages", "gzip", "zstd_2"] {
         let file = scratch.write("m.parquet", corpus(&format!("parquet/{name}")));
         assert_eq!(loss(&scratch, &file, &more), expected, "{name}");
     }
-    let columns = scratch.write("columns.parquet", corpus("parquet/columns"));
     let lines: Vec<String> = (0..60).map(|i| record(["a", "a", "b"][i % 3], &format!("text {i}"))).collect();
-    assert_eq!(loss(&scratch, &columns, ""), loss(&scratch, &scratch.write("l.jsonl", lines.join("\n")), ""));
+    let expected = loss(&scratch, &scratch.write("l.jsonl", lines.join("\n")), "");
+    for name in ["columns", "zstd"] {
+        let file = scratch.write("columns.parquet", corpus(&format!("parquet/{name}")));
+        assert_eq!(loss(&scratch, &file, ""), expected, "{name}");
+    }
     // The copies that cluster writes are JSON lines.
     let text = fs::read_to_string(assets("corpus/train.jsonl")).unwrap();
     let lines: Vec<&str> = text.lines().step_by(10).collect();
@@ -250,8 +253,15 @@ fn damaged_compressed_files() {
         cut("c.parquet", "parquet/messages", 1000),
         &["c.parquet: truncated parquet file: expected PAR1 at its end"],
     );
-    let zstd = "is compressed with ZSTD";
-    refused(cut("z.parquet", "parquet/zstd", 9999), &["z.parquet: ", zstd, "expected none, snappy or gzip"]);
+    let lz4 = "is compressed with LZ4";
+    refused(cut("l.parquet", "parquet/lz4", 9999), &["l.parquet: ", lz4, "expected none, snappy, gzip or zstd"]);
+    let mut bytes = corpus("parquet/zstd");
+    let frame = bytes.windows(4).position(|four| four == [0x28, 0xB5, 0x2F, 0xFD]).unwrap();
+    bytes[frame..frame + 4].fill(0xFF);
+    refused(
+        scratch.write("z.parquet", bytes),
+        &["z.parquet: unreadable or truncated parquet file: ", "a page: damaged or truncated Zstandard file"],
+    );
     let mut bytes = corpus("parquet/columns");
     bytes[4..40].fill(0xFF);
     refused(
