@@ -8,10 +8,13 @@ use super::scale::{Axis, Kind};
 use super::series::{Look, Series};
 use super::table::{pairs, table_with_total};
 use super::text::{count, duration, integer, memory, number};
+use crate::eval::accuracy::metric::Metric;
+use crate::eval::accuracy::report::{Report as Accuracy, Score};
 use crate::run::log::{EvalLine, StepLine};
 use crate::run::train::Trained;
 use anyhow::Result;
 use serde_json::{Map, Value};
+use std::cmp::Ordering;
 use std::path::Path;
 
 /// What a run's router does, for its report.
@@ -54,6 +57,8 @@ pub struct Run<'a> {
     pub trained: &'a Trained,
     /// What the router does, where there is one.
     pub router: Option<&'a Router>,
+    /// Accuracy on the records of `--accuracy-data`, without the adapter and with it.
+    pub accuracy: Option<&'a [Accuracy; 2]>,
 }
 
 impl Run<'_> {
@@ -66,6 +71,9 @@ impl Run<'_> {
         page.section("Training", &self.curves());
         if let [first, .., last] = self.trained.evals.as_slice() {
             page.section("Held-out loss by category", &categories(first, last));
+        }
+        if let Some([before, after]) = self.accuracy {
+            page.section(&format!("{} by category", before.name()), &answers(before, after));
         }
         if let Some(router) = self.router {
             page.section("Router", &router.html());
@@ -100,6 +108,16 @@ impl Run<'_> {
             let records = count(before.records, "held-out record", "held-out records");
             lead += &format!(" The loss on {records} {went} from {:.4} to {:.4}.", before.loss, after.loss);
         }
+        if let Some([before, after]) = self.accuracy {
+            let [from, to] = [before, after].map(|report| percent(report.all.accuracy, report.all.stderr));
+            let went = match after.all.accuracy.total_cmp(&before.all.accuracy) {
+                Ordering::Less => format!("fell from {from} to {to} %"),
+                Ordering::Equal => format!("stayed at {to} %"),
+                Ordering::Greater => format!("rose from {from} to {to} %"),
+            };
+            let questions = count(before.all.questions, "question", "questions");
+            lead += &format!(" {} on {questions} {went} (± standard error).", before.name());
+        }
         lead
     }
 
@@ -113,6 +131,11 @@ impl Run<'_> {
         } else if let [first, .., last] = steps.as_slice() {
             let change = format!("{:.3} → {:.3}", first.loss, last.loss);
             page.tile("Training loss", &change, "first and last step, nats per token");
+        }
+        if let Some([before, after]) = self.accuracy {
+            let [from, to] = [before, after].map(|report| 100.0 * report.all.accuracy);
+            let remark = format!("± {:.1} %, {}", 100.0 * after.all.stderr, described_metric(after));
+            page.tile(after.name(), &format!("{from:.1} → {to:.1} %"), &remark);
         }
         let fact = |name: &str| facts.get(name).and_then(Value::as_f64);
         if let (Some(trainable), Some(share)) = (fact("trainable_parameters"), fact("trainable_share")) {
@@ -166,6 +189,34 @@ fn categories(first: &EvalLine, last: &EvalLine) -> String {
     let total = row("all", before.all.records, before.all.loss, after.all.loss);
     let head = ["category", "records", "before", "after", "change"];
     table_with_total(&head, &rows.collect::<Vec<_>>(), Some(&total))
+}
+
+/// Accuracy before and after, by category.
+fn answers(before: &Accuracy, after: &Accuracy) -> String {
+    let row = |name: &str, before: &Score, after: &Score| {
+        let [from, to] = [before, after].map(|score| percent(score.accuracy, score.stderr));
+        let change = format!("{:+.1}", 100.0 * (after.accuracy - before.accuracy));
+        vec![name.to_string(), integer(before.questions as u64), from, to, change]
+    };
+    let rows = before.categories.iter().filter_map(|(name, own)| Some(row(name, own, after.categories.get(name)?)));
+    let head = ["category", "questions", "before, %", "after, %", "change"];
+    let total = row("all", &before.all, &after.all);
+    paragraph(&format!("Means ± standard errors over questions, {}.", described_metric(before)))
+        + &table_with_total(&head, &rows.collect::<Vec<_>>(), Some(&total))
+}
+
+/// What counts as right, in words.
+fn described_metric(report: &Accuracy) -> &'static str {
+    match report.metric {
+        Metric::Exact => "exact answers",
+        Metric::Contains => "answers that contain the right one",
+        Metric::F1 => "words in common",
+        Metric::Choice => "the likeliest choice",
+    }
+}
+
+fn percent(mean: f64, stderr: f64) -> String {
+    format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * stderr)
 }
 
 /// The method and its size in words: "HydraLoRA (one A and 4 B of rank 4, mixed by a router)".

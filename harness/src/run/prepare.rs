@@ -66,8 +66,10 @@ fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool) -> Result<Don
         Ok([before?, after?].map(|outcome| Report::new(&outcome, answers.metric)))
     };
     let accuracy = interrupt::unless_stopped(measured())?;
-    if let Some([before, after]) = &accuracy {
+    let done = Done { accuracy, ..done };
+    if let Some([before, after]) = &done.accuracy {
         output::write_json(&dir.path.join(ACCURACY), &serde_json::json!({"before": before, "after": after}))?;
+        prepared.report(&done, &dir)?;
     }
     Ok(Done { accuracy, ..done })
 }
@@ -166,7 +168,7 @@ impl Prepared {
         dir: &RunDir,
         watch: bool,
     ) -> Result<Done> {
-        let Self { adapter, data, config, manifest, .. } = self;
+        let Self { adapter, data, config, .. } = self;
         let (trainable, share) = (self.trainable, 100.0 * self.share);
         let count = data.sequences.len();
         output::say(format_args!(
@@ -187,9 +189,16 @@ impl Prepared {
         if let Some(warning) = router.as_ref().and_then(|router| router.warning.as_ref()) {
             output::warn(warning);
         }
-        let (options, facts) = (&manifest.options, &manifest.facts);
-        report::Run { options, facts, trained: &trained, router: router.as_ref() }.write(&dir.path)?;
-        Ok(Done { trained, trainable, router, accuracy: None })
+        let done = Done { trained, trainable, router, accuracy: None };
+        self.report(&done, dir)?;
+        Ok(done)
+    }
+
+    /// Writes the report of what is known so far.
+    fn report(&self, done: &Done, dir: &RunDir) -> Result<()> {
+        let Done { trained, router, accuracy, .. } = done;
+        let (options, facts) = (&self.manifest.options, &self.manifest.facts);
+        report::Run { options, facts, trained, router: router.as_ref(), accuracy: accuracy.as_ref() }.write(&dir.path)
     }
 }
 

@@ -133,6 +133,8 @@ fn a_run_is_measured_by_its_answers() {
     let out = scratch.path("out");
     let text = succeeds(&line(&out, &format!("--accuracy-data {data} --accuracy-metric f1 --accuracy-max-tokens 4")));
     assert!(text.contains("F1 %") && text.contains("before") && text.contains("after"), "{text}");
+    let page = fs::read_to_string(format!("{out}/report.html")).unwrap();
+    assert!(page.contains("F1 by category") && page.contains("standard errors over questions, words in common"));
     let found = json(&format!("{out}/accuracy.json"));
     let file = scratch.path("a.json");
     for (key, adapter) in [("before", String::new()), ("after", format!("--adapter {out}"))] {

@@ -87,6 +87,11 @@ impl Report {
         if self.metric == Metric::F1 { "F1 %" } else { "accuracy %" }
     }
 
+    /// What its values are called.
+    pub fn name(&self) -> &'static str {
+        if self.metric == Metric::F1 { "F1" } else { "Accuracy" }
+    }
+
     /// A line per category, the mean over them and all questions.
     pub fn table(&self) -> String {
         let norm = self.all.accuracy_norm.is_some();
