@@ -130,7 +130,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
 
 fn ask(dir: &Path, plan: &Plan) -> Result<Questions> {
     let mmlu = &plan.mmlu;
-    let selection = Selection { shots: mmlu.shots, limit: mmlu.limit.map(Count::get), subjects: mmlu.subjects.clone() };
+    let (limit, subjects) = (mmlu.limit.map(Count::get), mmlu.subjects.clone());
+    let selection = Selection { shots: mmlu.shots, limit, subjects, style: None };
     let subjects = questions::read(dir, &selection)?;
     let digest = digest(&format!("{subjects:?} {:?}", mmlu.scoring));
     Ok(Questions { subjects, scoring: mmlu.scoring, digest })

@@ -72,7 +72,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let asking = Asking { scoring, style };
     let folder = lm_eval.as_deref().map(NewFolder::begin).transpose().context("--lm-eval")?;
     let (limit, name) = (limit.map(Count::get), model.model.clone());
-    let subjects = questions::read(&data, &Selection { shots, limit, subjects })?;
+    let subjects = questions::read(&data, &Selection { shots, limit, subjects, style })?;
     let checkpoint = model.checkpoint()?;
     let adapter = adapter.load(checkpoint.config())?;
     let tokenizer = checkpoint.tokenizer()?;

@@ -1,5 +1,6 @@
 //! MMLU (Hendrycks et al., arXiv 2009.03300): questions, prompts, scores, accuracy.
 
+pub mod helm;
 pub mod lm_eval;
 pub mod prompts;
 pub mod questions;
@@ -22,14 +23,20 @@ pub enum Scoring {
 
 /// Whose prompts and weighting to repeat; the letter is the answer.
 ///
-/// | style | about the subject | a question | weighting |
-/// |---|---|---|---|
-/// | `lm-eval` | "about anatomy." | without space around it | micro |
-/// | `hendrycks` | "about  anatomy." | as it is | micro |
-/// | `opencompass` | "about  anatomy." | as it is | macro |
-/// | `helm` | "about anatomy." | behind "Question: " | macro; the answer is the likeliest of all tokens |
+/// | style | about the subject | a question | exemplars | weighting |
+/// |---|---|---|---|---|
+/// | `lm-eval` | "about anatomy." | without space around it | in their order | micro |
+/// | `hendrycks` | "about  anatomy." | as it is | in their order | micro |
+/// | `opencompass` | "about  anatomy." | lines end with "\n" alone | in their order | macro |
+/// | `helm` | "about anatomy." | the same, behind "Question: " | drawn: [`helm`] | macro |
 ///
-/// Without a style, prompts are those of `lm-eval`, with questions as they are.
+/// HELM's answer is the likeliest of all tokens, and any choice with the right one's text is right. Without a style, prompts
+/// are those of `lm-eval`, with questions as they are.
+///
+/// Compared with lm-eval 0.4.13 (which `.ci/lm-eval` runs) and with the sources of crfm-helm 0.5.16, opencompass 0.5.4
+/// (`mmlu_ppl_ac766d.py`) and the original `evaluate.py`. Two things are not repeated. They leave out exemplars where a prompt
+/// is too long; that is an error here. And the original reads its files with pandas, which from 2.0 on takes the choice "None",
+/// in ten questions, for a missing value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Style {

@@ -113,9 +113,14 @@ fn ask(question: &Question, asking: Asking) -> String {
         Some(Style::Helm) => ("Question: ", question.as_str()),
         Some(Style::Hendrycks | Style::Opencompass) | None => ("", question.as_str()),
     };
-    match asking.scoring {
+    let prompt = match asking.scoring {
         Scoring::Letter => format!("{before}{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:"),
         Scoring::Cloze => format!("{question}\nAnswer:"),
+    };
+    match asking.style {
+        // Both read the files as text, where Python makes one end of all ends of lines.
+        Some(Style::Helm | Style::Opencompass) => prompt.replace("\r\n", "\n").replace('\r', "\n"),
+        Some(Style::LmEval | Style::Hendrycks) | None => prompt,
     }
 }
 
@@ -164,6 +169,9 @@ mod tests {
         assert_eq!((text(Style::Hendrycks), text(Style::Opencompass)), (original.clone(), original));
         let helm = format!("{about} high school x.\n\nQuestion: e?{choices} B\n\nQuestion:  q?\n{choices}");
         assert_eq!(text(Style::Helm), helm);
+        let lines = |style| ask(&question("I.\r\nII."), Asking { scoring: Scoring::Letter, style: Some(style) });
+        assert_eq!(lines(Style::Hendrycks), format!("I.\r\nII.{choices}"));
+        assert_eq!(lines(Style::Opencompass), format!("I.\nII.{choices}"));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! A single file may be either of the last two; what names no split is to be asked.
 //! `dev` has the exemplars; it is read only if `--shots` asks for them.
 
-use super::LETTERS;
+use super::{LETTERS, Style, helm};
 use crate::data::file::{JsonFile, bad_json};
 use crate::hub::{is_hub_name, locate_data};
 use crate::output::printable;
@@ -90,6 +90,8 @@ pub struct Selection {
     pub limit: Option<usize>,
     /// Only these subjects.
     pub subjects: Option<Vec<String>>,
+    /// Whose choice of exemplars.
+    pub style: Option<Style>,
 }
 
 /// Reads a folder (or a file of JSON lines), subjects sorted by name.
@@ -128,7 +130,18 @@ pub fn read(path: &Path, selection: &Selection) -> Result<Vec<Subject>> {
                 printable(&subject.name)
             );
         }
-        subject.dev.truncate(shots);
+        match selection.style {
+            Some(Style::Helm) => {
+                let answers: Vec<&str> = subject.dev.iter().map(|own| own.choices[own.answer].as_str()).collect();
+                let taken = helm::exemplars(&answers, shots);
+                let exemplar = |question: &Question| {
+                    let answer = helm::same(&question.choices, question.answer);
+                    Question { answer, ..question.clone() }
+                };
+                subject.dev = taken.into_iter().map(|place| exemplar(&subject.dev[place])).collect();
+            }
+            Some(Style::LmEval | Style::Hendrycks | Style::Opencompass) | None => subject.dev.truncate(shots),
+        }
         subject.test.truncate(selection.limit.unwrap_or(usize::MAX));
         read.push(subject);
     }

@@ -1,8 +1,8 @@
 //! A model's scores for questions. The shared prefix of a subject's prompts is computed once; the rests are packed into passes.
 
 use super::prompts::{Prompts, letter_ids};
-use super::questions::Subject;
-use super::{Asking, LETTERS, Scoring, Style};
+use super::questions::{Question, Subject};
+use super::{Asking, LETTERS, Scoring, Style, helm};
 use crate::interrupt;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
@@ -90,6 +90,7 @@ pub fn score<B: Backend>(
                     bail!("{} {index}: a score is {score}: {why}", subject.name);
                 }
                 let answer = subject.test[index].answer;
+                let best = best.map(|best| taken_for(best, &subject.test[index], asking.style));
                 correct += usize::from(best == Some(answer));
                 let (answer, prediction) = (LETTERS[answer], best.map_or(NO_LETTER, |best| LETTERS[best]));
                 let subject = subject.name.clone();
@@ -133,6 +134,13 @@ impl Found {
     fn best_of(scores: [f64; 4]) -> Self {
         Self { scores, best: Some(first_largest(&scores)), greedy: [false; 4] }
     }
+}
+
+/// The choice that a style takes the best one for: HELM the right one, if its text is the same.
+fn taken_for(best: usize, question: &Question, style: Option<Style>) -> usize {
+    let choices = &question.choices;
+    let same = style == Some(Style::Helm) && helm::same(choices, best) == helm::same(choices, question.answer);
+    if same { question.answer } else { best }
 }
 
 /// The prediction where the likeliest token is no letter.
