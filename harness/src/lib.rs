@@ -24,6 +24,7 @@ mod output;
 mod progress;
 mod report;
 mod run;
+mod sampling;
 mod serve;
 mod statistics;
 

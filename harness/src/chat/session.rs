@@ -3,12 +3,12 @@
 use super::command::Place;
 use super::router::Colouring;
 use crate::output;
+use crate::sampling::Sampling;
 use crate::serve::{Answer, Delta};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::Error;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::chat::{ChatTemplate, Message};
-use hydra_runtime::generate::Sampler;
 use hydra_runtime::hydra_kernels::random::mix;
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request};
@@ -22,12 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Settings {
     /// The most tokens of an answer; `None`: as many as there is room for.
     pub max_tokens: Option<usize>,
-    /// 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Draws from the likeliest tokens that together have this probability.
-    pub top_p: f32,
-    /// Of the first answer's draws.
-    pub seed: u64,
+    /// How they are drawn; the seed is the first answer's.
+    pub sampling: Sampling,
 }
 
 /// A conversation with a model.
@@ -59,7 +55,6 @@ impl<B: Backend> Session<B> {
         engine: EngineOptions,
     ) -> Result<Self> {
         let (tokenizer, config) = (model.tokenizer()?.clone(), model.config());
-        Sampler::new(settings.temperature, settings.top_p, settings.seed)?;
         Ok(Self {
             engine: Engine::new(model, engine)?,
             template: tokenizer.chat_template().map(|_| ChatTemplate::of(&tokenizer)).transpose()?,
@@ -168,14 +163,16 @@ impl<B: Backend> Session<B> {
     }
 
     fn generate(&mut self, stop: &AtomicBool) -> Result<String> {
-        let Settings { max_tokens, temperature, top_p, seed } = self.settings;
+        let Settings { max_tokens, mut sampling } = self.settings;
         let turn = self.answered.len() as u64;
-        let seed = if turn == 0 { seed } else { mix(seed ^ mix(turn)) };
+        if turn > 0 {
+            sampling.seed = mix(sampling.seed ^ mix(turn));
+        }
         let request = Request {
             prompt: self.prompt()?,
             adapter: self.current.map(|current| self.adapters[current].1.clone()),
             max_tokens: max_tokens.unwrap_or(self.context),
-            sampler: Sampler::new(temperature, top_p, seed)?,
+            sampler: sampling.sampler()?,
             end_tokens: self.ends.clone(),
             top_logprobs: None,
             prompt_logprobs: false,

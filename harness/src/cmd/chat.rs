@@ -2,20 +2,23 @@
 
 use crate::chat::{Command, HELP, Input, Line, Session, Settings};
 use crate::device::{ModelArgs, on_device};
-use crate::options::{Count, Seed};
+use crate::options::Count;
 use crate::report::file_name;
+use crate::sampling::{Sampling, SamplingArgs};
 use crate::{interrupt, memory, output};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::generate::Sampler;
 use hydra_runtime::model::Model;
 use hydra_runtime::serve::{Engine, EngineOptions};
 use std::path::PathBuf;
 
 /// Tokens of a prompt that one step takes: nothing else runs beside it, and Ctrl-C is looked for in between.
 const PROMPT_TOKENS: usize = 512;
+
+/// The temperature without `--temperature`.
+const TEMPERATURE: f32 = 0.7;
 
 /// Options of `chat`.
 #[derive(Args)]
@@ -34,25 +37,18 @@ pub struct Arguments {
     /// Maximum number of tokens of an answer [default: what the context has room for]
     #[arg(long, value_name = "N", help_heading = "Sampling")]
     max_tokens: Option<Count>,
-    /// Sampling temperature (0 = greedy)
-    #[arg(long, value_name = "T", default_value_t = 0.7, help_heading = "Sampling")]
-    temperature: f32,
-    /// Top-p (nucleus) sampling: draw from the likeliest tokens that together have probability P
-    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Sampling")]
-    top_p: f32,
-    /// Random seed of sampling
-    #[arg(long, value_name = "SEED", default_value_t = Seed::new(0), help_heading = "Sampling")]
-    seed: Seed,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Talks until the input ends.
 pub fn run(arguments: Arguments) -> Result<()> {
     // A wrong option is refused before a model is loaded.
-    Sampler::new(arguments.temperature, arguments.top_p, arguments.seed.get())?;
-    on_device!(arguments.model.device, device => run_on(device, arguments))
+    let sampling = arguments.sampling.or_temperature(TEMPERATURE)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, sampling))
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
+fn run_on<B: Backend>(device: B, arguments: Arguments, sampling: Sampling) -> Result<()> {
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
     let context = arguments.ctx.map_or(config.context, Count::get);
@@ -76,12 +72,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     let model = Model::load(device, &checkpoint)?;
     let attach = |(name, adapter): (String, Adapter)| Ok((name, model.attach(&adapter)?));
     let attached = read.into_iter().map(attach).collect::<Result<Vec<_>>>()?;
-    let settings = Settings {
-        max_tokens: arguments.max_tokens.map(Count::get),
-        temperature: arguments.temperature,
-        top_p: arguments.top_p,
-        seed: arguments.seed.get(),
-    };
+    let settings = Settings { max_tokens: arguments.max_tokens.map(Count::get), sampling };
     let mut session = Session::new(&model, attached, settings, engine)?;
     session.set_system(arguments.system.unwrap_or_default()).context("--system")?;
     talk(&mut session)

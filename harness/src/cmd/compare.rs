@@ -95,22 +95,9 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let share = arguments.share;
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     interrupt::listen()?;
-    let stopped = || output::print(format_args!("{}: stopped; the same command continues\n", out.display())).map(drop);
-    if share.is_part() {
-        return match interrupt::unless_stopped(inputs.work(&stage, share))? {
-            Some(()) => {
-                output::print(format_args!("{}: this part is done; --gather writes the tables\n", out.display()))
-                    .map(drop)
-            }
-            None => stopped(),
-        };
-    }
-    if share.gathers() {
-        inputs.require_all(&stage)?;
-    }
-    let Some(results) = interrupt::unless_stopped(inputs.results(&stage))? else {
-        return stopped();
-    };
+    let work = |share| inputs.work(&stage, share);
+    let results = share.results(out, work, || inputs.require_all(&stage), || inputs.results(&stage))?;
+    let Some(results) = results else { return Ok(()) };
     let about = About {
         model: &arguments.model.model,
         precision: serde_json::to_value(arguments.model.device.precision())?,

@@ -4,12 +4,13 @@ use super::adapter::AdapterArgs;
 use crate::data::options::EncodingArgs;
 use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
-use crate::options::{Count, Seed};
+use crate::options::Count;
 use crate::output;
+use crate::sampling::{Sampling, SamplingArgs};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::generate::{Finish, Sampler};
+use hydra_runtime::generate::Finish;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -34,25 +35,18 @@ pub struct Arguments {
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = Count::new(128), help_heading = "Sampling")]
     max_tokens: Count,
-    /// Sampling temperature (0 = greedy)
-    #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Sampling")]
-    temperature: f32,
-    /// Top-p (nucleus) sampling: draw from the likeliest tokens that together have probability P
-    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Sampling")]
-    top_p: f32,
-    /// Random seed of sampling
-    #[arg(long, value_name = "SEED", default_value_t = Seed::new(0), help_heading = "Sampling")]
-    seed: Seed,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Generates, and prints the text as it comes.
 pub fn run(arguments: Arguments) -> Result<()> {
     // A wrong option is refused before a model is loaded.
-    Sampler::new(arguments.temperature, arguments.top_p, arguments.seed.get())?;
-    on_device!(arguments.model.device, device => run_on(device, arguments))
+    let sampling = arguments.sampling.or_temperature(0.0)?;
+    on_device!(arguments.model.device, device => run_on(device, arguments, sampling))
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
+fn run_on<B: Backend>(device: B, arguments: Arguments, sampling: Sampling) -> Result<()> {
     let name = &arguments.model.model;
     let checkpoint = arguments.model.checkpoint()?;
     let config = checkpoint.config();
@@ -74,7 +68,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
         bail!("--prompt: expected fewer than {} tokens, the model's context, found {}", config.context, prompt.len());
     }
     let mut generate = model.generate(prompt).max_tokens(arguments.max_tokens.get());
-    generate = generate.temperature(arguments.temperature).top_p(arguments.top_p).seed(arguments.seed.get());
+    generate = generate.temperature(sampling.temperature).top_p(sampling.top_p).seed(sampling.seed);
     if let Some(adapter) = &adapter {
         generate = generate.adapter(&model.attach(adapter)?);
     }

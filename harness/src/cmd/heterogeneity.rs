@@ -100,21 +100,11 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     let files = write_draws(&draws, &plan.seeds, &arguments.data, out)?;
     interrupt::listen()?;
-    let stopped = || output::print(format_args!("{}: stopped; the same command continues\n", out.display())).map(drop);
-    if share.is_part() {
-        return match interrupt::unless_stopped(inputs.work(&stage, &draws.counts, &files, share))? {
-            Some(()) => {
-                output::print(format_args!("{}: this part is done; --gather writes the tables\n", out.display()))
-                    .map(drop)
-            }
-            None => stopped(),
-        };
-    }
-    if share.gathers() {
-        inputs.require_all(&stage, &draws.counts, &files)?;
-    }
-    let Some(results) = interrupt::unless_stopped(inputs.results(&stage, &draws.counts, &files))? else {
-        return stopped();
+    let counts = &draws.counts;
+    let work = |share| inputs.work(&stage, counts, &files, share);
+    let all_done = || inputs.require_all(&stage, counts, &files);
+    let Some(results) = share.results(out, work, all_done, || inputs.results(&stage, counts, &files))? else {
+        return Ok(());
     };
     let outcome = Outcome {
         model: &arguments.model.model,
@@ -122,7 +112,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         data: &data.described,
         eval_data: &eval_data.described[0],
         records: draws.records,
-        counts: &draws.counts,
+        counts,
         seeds: &plan.seeds,
         bootstrap: plan.bootstrap,
         orders: plan.seeds.iter().map(|&seed| (seed, draws.order(seed))).collect(),

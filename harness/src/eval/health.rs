@@ -1,6 +1,7 @@
 //! Whether a router does anything, in a few numbers: how sure it is, which heads it uses, how far training has moved it, and
 //! what the loss would be without it.
 
+use super::loss::{self, EvalLoss};
 use super::router::{self, Sample, Watched};
 use crate::data::encode::Encoded;
 use crate::interrupt;
@@ -10,7 +11,6 @@ use hydra_runtime::Error;
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
 use hydra_runtime::batch::Sequence;
-use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::merge::MergeGate;
 use hydra_runtime::model::Model;
 use serde::Serialize;
@@ -71,14 +71,19 @@ impl Health {
         let unused = (0..n).filter(|&head| places.values().all(|place| place[head] < UNUSED)).collect();
         let (uniform, _) = adapter.with_fixed_gate(MergeGate::Uniform)?;
         let uniform_sequences: Vec<_> = sequences.iter().map(|s| Sequence { lora_head: None, ..s.clone() }).collect();
+        let loss = |adapter, sequences: &[Sequence]| -> Result<f64> {
+            Ok(EvalLoss::of(&loss::losses(model, Some(adapter), sequences, |_| {})?, &vec![None; sequences.len()])
+                .all
+                .loss)
+        };
         Ok(Self {
             // One head has no entropy, and nothing to decide.
             entropy: if n > 1 { entropy / (n as f64).ln() } else { 0.0 },
             shares,
             unused,
             moved: moved(adapter, start),
-            loss: loss(model, adapter, sequences)?,
-            uniform_loss: loss(model, &uniform, &uniform_sequences)?,
+            loss: loss(adapter, sequences)?,
+            uniform_loss: loss(&uniform, &uniform_sequences)?,
         })
     }
 
@@ -152,13 +157,6 @@ pub fn for_report<B: Backend>(
         routing.insert(category, weights);
     }
     Ok(Some(Router { routing, caption: sample.describe(what), health: health.rows(), warning: health.warning() }))
-}
-
-fn loss<B: Backend>(model: &Model<B>, adapter: &Adapter, sequences: &[Sequence]) -> Result<f64> {
-    let longest = sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(1);
-    let losses = Evaluator::new(model, Some(adapter), longest.max(1024))?.losses(sequences)?;
-    let (nll, targets) = losses.iter().fold((0.0, 0), |(nll, targets), loss| (nll + loss.nll, targets + loss.targets));
-    Ok(nll / targets.max(1) as f64)
 }
 
 /// ‖R − R₀‖ / ‖R₀‖ over all routers.

@@ -6,6 +6,7 @@ use crate::output::printable;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::batch::Sequence;
 use hydra_runtime::evaluate::{Evaluator, SequenceLoss};
 use hydra_runtime::model::Model;
 use serde::{Deserialize, Serialize};
@@ -55,12 +56,12 @@ pub fn measure<B: Backend>(
     data: &Encoded,
     tick: impl FnMut(usize),
 ) -> Result<EvalLoss> {
-    Ok(EvalLoss::of(&losses(model, adapter, data, tick)?, &data.categories))
+    Ok(EvalLoss::of(&losses(model, adapter, &data.sequences, tick)?, &data.categories))
 }
 
-/// The most tokens of a pass over `data`.
-pub fn pass_tokens(data: &Encoded) -> usize {
-    let lengths = || data.sequences.iter().map(|sequence| sequence.tokens.len());
+/// The most tokens of a pass over `sequences`.
+pub fn pass_tokens(sequences: &[Sequence]) -> usize {
+    let lengths = || sequences.iter().map(|sequence| sequence.tokens.len());
     lengths().sum::<usize>().min(PASS_TOKENS).max(lengths().max().unwrap_or(1))
 }
 
@@ -68,22 +69,22 @@ pub fn pass_tokens(data: &Encoded) -> usize {
 pub fn losses<B: Backend>(
     model: &Model<B>,
     adapter: Option<&Adapter>,
-    data: &Encoded,
+    sequences: &[Sequence],
     mut tick: impl FnMut(usize),
 ) -> Result<Vec<SequenceLoss>> {
-    let pass = pass_tokens(data);
+    let pass = pass_tokens(sequences);
     let mut evaluator = Evaluator::new(model, adapter, pass)?;
-    let mut found = Vec::with_capacity(data.sequences.len());
+    let mut found = Vec::with_capacity(sequences.len());
     let mut start = 0;
-    while start < data.sequences.len() {
+    while start < sequences.len() {
         interrupt::check()?;
         let mut tokens = 0;
-        let fits = |s: &&hydra_runtime::batch::Sequence| {
+        let fits = |s: &&Sequence| {
             tokens += s.tokens.len();
             tokens <= pass
         };
-        let end = start + data.sequences[start..].iter().take_while(fits).count();
-        found.extend(evaluator.losses(&data.sequences[start..end])?);
+        let end = start + sequences[start..].iter().take_while(fits).count();
+        found.extend(evaluator.losses(&sequences[start..end])?);
         start = end;
         tick(start);
     }

@@ -68,7 +68,8 @@ pub fn measure<B: Backend>(
     ask: bool,
 ) -> Result<Measured> {
     let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
-    let losses = loss::losses(&stage.model, adapter, data, |done| progress.update(done as u64, "eval loss"))?;
+    let losses =
+        loss::losses(&stage.model, adapter, &data.sequences, |done| progress.update(done as u64, "eval loss"))?;
     drop(progress);
     let eval_loss = EvalLoss::of(&losses, &data.categories);
     if !eval_loss.all.loss.is_finite() {

@@ -1,11 +1,12 @@
 //! An experiment shared among processes, on one machine or several with a common folder: each takes runs whose folders nobody has
 //! locked. A lock is the system's, so a process that is killed loses it at once, and another resumes its run.
 
-use crate::interrupt;
 use crate::options::Usage;
 use crate::run::folder::Busy;
+use crate::{interrupt, output};
 use anyhow::{Result, bail};
 use clap::Args;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -82,9 +83,30 @@ impl ShareArgs {
         self.worker || self.shard.is_some()
     }
 
-    /// Whether nothing is to be trained.
-    pub fn gathers(self) -> bool {
-        self.gather
+    /// The results of the experiment in `out`. A process that does a part calls `work` and has none; any other one calls
+    /// `results`, with --gather after `all_done`, which fails if runs are missing. Where there are none, it says why.
+    pub fn results<R>(
+        self,
+        out: &Path,
+        work: impl FnOnce(Self) -> Result<()>,
+        all_done: impl FnOnce() -> Result<()>,
+        results: impl FnOnce() -> Result<R>,
+    ) -> Result<Option<R>> {
+        let found = if self.is_part() {
+            interrupt::unless_stopped(work(self))?.map(|()| None)
+        } else {
+            if self.gather {
+                all_done()?;
+            }
+            interrupt::unless_stopped(results())?.map(Some)
+        };
+        let why = match found {
+            Some(Some(results)) => return Ok(Some(results)),
+            Some(None) => "this part is done; --gather writes the tables",
+            None => "stopped; the same command continues",
+        };
+        output::print(format_args!("{}: {why}\n", out.display()))?;
+        Ok(None)
     }
 
     fn takes(self, place: usize) -> bool {

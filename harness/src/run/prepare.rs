@@ -71,7 +71,7 @@ fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool) -> Result<Don
         output::write_json(&dir.path.join(ACCURACY), &serde_json::json!({"before": before, "after": after}))?;
         prepared.report(&done, &dir)?;
     }
-    Ok(Done { accuracy, ..done })
+    Ok(done)
 }
 
 /// Accuracy before and after, in the run's folder.
@@ -119,7 +119,7 @@ impl Prepared {
         let config = TrainConfig::new(&spec, data.sequences.len())?;
         warn_about(&config, &adapter);
         let options = config.options(&config.stream(&data), &data);
-        let eval_tokens = eval_data.as_ref().map(loss::pass_tokens);
+        let eval_tokens = eval_data.as_ref().map(|data| loss::pass_tokens(&data.sequences));
         let bytes = memory::of_training(device, model, &adapter.config, &options, eval_tokens)?;
         memory::require_on(device, bytes, "training")?;
         let manifest = Manifest::new(&Parts {

@@ -48,7 +48,7 @@ pub fn train<B: Backend>(
 ) -> Result<Trained> {
     let stream = config.stream(data);
     let options = config.options(&stream, data);
-    let eval_tokens = eval_set.map(|set| loss::pass_tokens(set.data));
+    let eval_tokens = eval_set.map(|set| loss::pass_tokens(&set.data.sequences));
     let bytes = memory::of_training(model.backend(), model.config(), &adapter.config, &options, eval_tokens)?;
     output::say(format_args!(
         "at most {} tokens per pass; training needs {:.1} MiB besides the weights",

@@ -3,7 +3,6 @@
 use super::choices::Choices;
 use super::metric::Metric;
 use super::questions::{Ask, Question};
-use crate::data::encode::Encoded;
 use crate::data::template::Template;
 use crate::eval::loss::losses;
 use crate::interrupt;
@@ -107,17 +106,17 @@ impl<B: Backend> Setting<'_, B> {
     }
 
     fn choose(&self, questions: &[Question]) -> Result<(Vec<Prediction>, usize)> {
-        let mut data = Encoded::default();
+        let mut all: Vec<Sequence> = Vec::new();
         let mut asked: Vec<(&Question, &Choices)> = Vec::with_capacity(questions.len());
         for question in questions {
             let (choices, sequences) = self.asking.choices(question)?;
             let lora_head = self.head(question).map(|head| head as u32);
-            data.sequences.extend(sequences.into_iter().map(|sequence| Sequence { lora_head, ..sequence }));
+            all.extend(sequences.into_iter().map(|sequence| Sequence { lora_head, ..sequence }));
             asked.push((question, choices));
         }
-        let tokens = data.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let mut progress = Progress::new("choices", data.sequences.len() as u64, 0);
-        let losses = losses(self.model, self.adapter, &data, |done| progress.update(done as u64, ""))?;
+        let tokens = all.iter().map(|sequence| sequence.tokens.len()).sum();
+        let mut progress = Progress::new("choices", all.len() as u64, 0);
+        let losses = losses(self.model, self.adapter, &all, |done| progress.update(done as u64, ""))?;
         let (mut predictions, mut rest) = (Vec::with_capacity(asked.len()), losses.as_slice());
         for (question, choices) in asked {
             let (own, others) = rest.split_at(choices.choices.len());
