@@ -73,6 +73,8 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<()>;
     /// Sets the first `len` values to zero.
     fn zero(&self, buffer: &mut Self::Buffer, len: usize) -> Result<()>;
+    /// y += x, the first `len` values of each.
+    fn add(&self, y: &mut Self::Buffer, x: &Self::Buffer, len: usize) -> Result<()>;
 
     /// `out[t] = table[tokens[t]]`; table [vocab, d], out [tokens, d].
     fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, tokens: &[u32]) -> Result<()>;

@@ -23,7 +23,7 @@
 //! | generate | [`model::Model::generate`], [`model::Model::chat`]; step by step: [`generate::Generator`] |
 //! | generate for many requests at once | [`serve::Engine`] |
 //! | make, save and load an adapter | [`adapter::Adapter`]; [`model::Model::attach`] puts it on the device |
-//! | train it | [`train::Trainer`] |
+//! | train it | [`train::Trainer`]; in several processes: [`communicator::Communicator`] |
 //! | get losses and logits | [`evaluate::Evaluator`] |
 //! | put instructions and chats into a model's form | [`chat`] |
 //! | merge an adapter into its model | [`merge::write`], [`merge::write_gguf`] |
@@ -43,6 +43,7 @@ pub mod backend;
 pub mod batch;
 pub mod chat;
 pub mod checkpoint;
+pub mod communicator;
 pub mod config;
 #[doc(hidden)] // for the harness's readers of strangers' files
 pub mod door;

@@ -1,24 +1,27 @@
 //! Training: the mean negative log-likelihood of a step's targets, its gradient in the adapter, and AdamW.
 
 mod state;
+mod sum;
 
 pub use state::STATE_FILE;
 
-use crate::adapter::device::{DeviceAdapter, Training};
+use crate::adapter::device::DeviceAdapter;
 use crate::adapter::{Adapter, AdapterConfig};
 pub use crate::backend::AdamW;
 use crate::backend::{AdamWStep, Backend, Device};
 use crate::batch::{self, Packed, Sequence};
+use crate::communicator::{Alone, Communicator};
 use crate::config::Config;
+use crate::model::Model;
 pub use crate::model::activations::ActivationCheckpointing;
 use crate::model::activations::{Activations, Plan, Purpose};
-use crate::model::{Cached, Model, Pass};
 pub use crate::progress::Progress;
 use crate::progress::Watch;
 use crate::{Error, Result};
 use hydra_kernels::random::mix;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use sum::Passes;
 
 /// What stays the same through a run.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +98,8 @@ pub struct Trainer<B: Backend = Device> {
     options: TrainOptions,
     activations: Activations<B>,
     rope: B::Buffer,
-    grads: B::Buffer,
+    /// The gradient, and the parts of its sum.
+    sums: Vec<B::Buffer>,
     exp_avg: B::Buffer,
     exp_avg_sq: B::Buffer,
     /// Parameters and moments before the latest update.
@@ -103,12 +107,16 @@ pub struct Trainer<B: Backend = Device> {
     /// Whether `previous` is the step before this one.
     can_undo: bool,
     steps: u64,
+    ranks: Arc<dyn Communicator>,
+    /// What is sent to other ranks, or comes from them.
+    message: Vec<f32>,
     watch: Watch,
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Bytes that a trainer takes beside the weights, `u64::MAX` at most: known before anything is allocated. Fails as [`Trainer::new`] would for an
-    /// adapter of this configuration, but for memory.
+    /// Bytes that a trainer takes beside the weights, `u64::MAX` at most: known before anything is allocated. Fails as
+    /// [`Trainer::new`] would for an adapter of this configuration, but for memory. Steps of several passes take
+    /// [`Trainer::sum_bytes`] more.
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
         options.check()?;
         let purpose = Purpose::Training(options.checkpointing);
@@ -121,7 +129,14 @@ impl<B: Backend> Trainer<B> {
         Ok(parts.into_iter().fold(activations.bytes(backend), u64::saturating_add))
     }
 
-    /// Allocates all that training takes. Fails if the adapter does not fit the model or memory does not suffice.
+    /// Bytes that a step of this many passes takes, on any number of ranks, more than one of a single pass does: ⌊log₂
+    /// passes⌋ gradients.
+    pub fn sum_bytes(config: &Config, adapter: &AdapterConfig, passes: usize) -> u64 {
+        adapter.parameters(config).saturating_mul(4 * sum::buffers(passes) as u64)
+    }
+
+    /// Allocates all that training takes, for steps of one pass. Fails if the adapter does not fit the model or memory
+    /// does not suffice.
     pub fn new(model: &Model<B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
         options.check()?;
         let (backend, config) = (model.backend(), model.config());
@@ -132,7 +147,7 @@ impl<B: Backend> Trainer<B> {
         Ok(Self {
             activations: plan.allocate(backend)?,
             rope: model.0.rope_table(options.max_tokens)?,
-            grads: parameters()?,
+            sums: vec![parameters()?],
             exp_avg: parameters()?,
             exp_avg_sq: parameters()?,
             previous: [parameters()?, parameters()?, parameters()?],
@@ -141,8 +156,28 @@ impl<B: Backend> Trainer<B> {
             adapter,
             options,
             steps: 0,
+            ranks: Arc::new(Alone),
+            message: Vec::new(),
             watch: Watch::default(),
         })
+    }
+
+    /// Allocates what steps of this many passes take, which the first such step would do otherwise.
+    pub fn with_passes(mut self, passes: usize) -> Result<Self> {
+        self.reserve_sums(passes)?;
+        Ok(self)
+    }
+
+    /// Trains on several ranks, which share each step's passes. All must have the same model, adapter and options,
+    /// begin in the same state, and make the same calls with the same sequences; each then has the same results, with
+    /// the bits that a single rank gives. (Where the ranks' CPUs differ in their instruction sets, a result may depend
+    /// on which rank computes which pass.)
+    ///
+    /// [`Error::NotFinite`] and errors of the arguments are the same on every rank. Any other error,
+    /// [`Error::Cancelled`] among them, may be this rank's own, and the others wait for it: see [`Communicator`].
+    pub fn with_ranks(mut self, ranks: Arc<dyn Communicator>) -> Self {
+        self.ranks = ranks;
+        self
     }
 
     /// Ends a step with [`Error::Cancelled`], and without an update, soon after `flag` is set.
@@ -151,17 +186,17 @@ impl<B: Backend> Trainer<B> {
         self
     }
 
-    /// Calls `report` after each pass over the model.
+    /// Calls `report` after each of this rank's passes over the model.
     pub fn with_progress(mut self, report: impl FnMut(Progress) + Send + Sync + 'static) -> Self {
         self.watch.progress = Some(Box::new(report));
         self
     }
 
-    /// One optimiser step at these learning rates. The loss is the mean over all targets of `sequences`, however many passes
-    /// they take.
+    /// One optimiser step at these learning rates. The loss is the mean over all targets of `sequences`, however many
+    /// passes they take.
     ///
-    /// With a load-balance coefficient C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens (see
-    /// [`hydra_kernels::gate::Routing`]) times the pass's share of the step's tokens.
+    /// With a load-balance coefficient C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens
+    /// (see [`hydra_kernels::gate::Routing`]) times the pass's share of the step's tokens.
     ///
     /// # Errors
     /// Among others [`Error::NoTarget`], [`Error::SequenceTooLong`], [`Error::LearningRate`] and [`Error::Cancelled`]; the adapter
@@ -196,7 +231,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn grad_norm(&self) -> Result<f64> {
-        Ok(self.model.backend().sum_of_squares(&self.grads, self.adapter.slots.len)?.sqrt())
+        Ok(self.model.backend().sum_of_squares(&self.sums[0], self.adapter.slots.len)?.sqrt())
     }
 
     /// AdamW on gradients times `scale`; the state before it is kept.
@@ -213,7 +248,7 @@ impl<B: Backend> Trainer<B> {
             params: &mut self.adapter.params,
             exp_avg: &mut self.exp_avg,
             exp_avg_sq: &mut self.exp_avg_sq,
-            grads: &self.grads,
+            grads: &self.sums[0],
             rates: &self.adapter.slots.rates(rates.lr, rates.router),
             adam: self.options.adam,
             step: self.steps,
@@ -232,12 +267,12 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    /// Loss and gradients of `sequences` without an update, dropout and load-balance term; gradients come in the adapter's shape.
-    /// With [`Trainer::set_adapter`], for optimisers of one's own.
+    /// Loss and gradients of `sequences` without an update, dropout and load-balance term; gradients come in the
+    /// adapter's shape. With [`Trainer::set_adapter`], for optimisers of one's own.
     pub fn gradients(&mut self, sequences: &[Sequence]) -> Result<(StepReport, Adapter)> {
         let mut report = self.accumulate(sequences, None)?;
         report.grad_norm = self.grad_norm()?;
-        Ok((report, self.adapter.download(self.model.backend(), &self.grads)?))
+        Ok((report, self.adapter.download(self.model.backend(), &self.sums[0])?))
     }
 
     /// Loss and gradients; `seed` is that of a training step's dropout masks.
@@ -251,29 +286,8 @@ impl<B: Backend> Trainer<B> {
         if targets == 0 {
             return Err(Error::NoTarget);
         }
-        self.model.backend().zero(&mut self.grads, self.adapter.slots.len)?;
-        let tokens: usize = lengths.iter().sum();
-        let (mut nll, mut sum, mut done) = (Vec::new(), 0.0, 0);
-        for (i, packed) in packs.iter().enumerate() {
-            let pass = Pass {
-                model: &self.model.0,
-                adapter: Some(&self.adapter),
-                packed,
-                rope: &self.rope,
-                training: seed.map(|seed| Training {
-                    seed: mix(seed ^ mix(i as u64)),
-                    share: (packed.len() as f64 / tokens as f64) as f32,
-                }),
-                cancel: self.watch.cancel.as_deref(),
-                batch: None,
-            };
-            nll.resize(packed.targets.len(), 0.0);
-            pass.forward(&mut self.activations, Cached::No)?;
-            pass.gradient(&mut self.activations, &mut nll, &mut self.grads, 1.0 / targets as f32)?;
-            sum += nll.iter().map(|&x| f64::from(x)).sum::<f64>();
-            done += packed.len();
-            self.watch.report(done, tokens)?;
-        }
+        let tokens = lengths.iter().sum();
+        let sum = self.sum_gradients(&Passes { packs: &packs, tokens, targets, seed })?;
         Ok(StepReport { loss: sum / targets as f64, grad_norm: 0.0, tokens, targets })
     }
 
@@ -282,7 +296,8 @@ impl<B: Backend> Trainer<B> {
         self.adapter.download(self.model.backend(), &self.adapter.params)
     }
 
-    /// Goes on from other parameters, of an adapter of the same configuration. AdamW's moments and the number of steps stay.
+    /// Goes on from other parameters, of an adapter of the same configuration. AdamW's moments and the number of steps
+    /// stay.
     pub fn set_adapter(&mut self, adapter: &Adapter) -> Result<()> {
         if adapter.config != self.adapter.config {
             return Err(Error::WrongAdapter("an adapter of another configuration than the trainer's".into()));

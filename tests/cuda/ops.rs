@@ -341,7 +341,9 @@ pub fn optimizer<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let inputs: Vec<_> = (0..4).map(|_| random.values(len)).collect();
     fn run<B: Backend>(b: &B, inputs: &[Vec<f32>]) -> (Results, f64) {
         let len = inputs[0].len();
-        let [mut params, mut m, mut v, grads] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
+        let [mut params, mut m, mut v, mut grads] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
+        // All but one of them: what is behind stays.
+        b.add(&mut grads, &m, len - 1).unwrap();
         b.upload(&mut v, &inputs[2].iter().map(|x| x.abs()).collect::<Vec<_>>()).unwrap();
         let adam = AdamW { weight_decay: 0.1, ..AdamW::default() };
         let rates = [(0..len / 3, 1e-2), (len / 3..len, 3e-3)];
@@ -357,7 +359,8 @@ pub fn optimizer<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         })
         .unwrap();
         let sum = b.sum_of_squares(&grads, len).unwrap();
-        (vec![("params", get(b, &params, len)), ("m", get(b, &m, len)), ("v", get(b, &v, len))], sum)
+        let results = [("params", &params), ("m", &m), ("v", &v), ("grads", &grads)];
+        (results.map(|(name, buffer)| (name, get(b, buffer, len))).into(), sum)
     }
     let ((got, got_sum), (want, want_sum)) = (run(cuda, &inputs), run(&cpu(), &inputs));
     assert_same(&format!("{len} parameters"), got, want, 1e-6);

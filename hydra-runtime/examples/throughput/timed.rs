@@ -203,6 +203,9 @@ impl<B: Backend> Backend for Timed<B> {
     fn head_rows(&self, out: &mut [f32], x: &B::Activations, rows: usize, head: &B::Matrix, ids: &[u32]) -> Result<()> {
         self.time("head_rows", |b| b.head_rows(out, x, rows, head, ids))
     }
+    fn add(&self, y: &mut B::Buffer, x: &B::Buffer, len: usize) -> Result<()> {
+        self.time("add", |b| b.add(y, x, len))
+    }
     fn sum_of_squares(&self, x: &B::Buffer, len: usize) -> Result<f64> {
         self.time("sum_of_squares", |b| b.sum_of_squares(x, len))
     }

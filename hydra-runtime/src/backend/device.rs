@@ -290,6 +290,10 @@ impl Backend for Device {
         on!(self, backend: B => backend.zero(B::f32_mut(buffer)?, len))
     }
 
+    fn add(&self, y: &mut Buffer, x: &Buffer, len: usize) -> Result<()> {
+        on!(self, backend: B => backend.add(B::f32_mut(y)?, B::f32(x)?, len))
+    }
+
     fn embed(&self, out: &mut Buffer, table: &Matrix, tokens: &[u32]) -> Result<()> {
         on!(self, backend: B => backend.embed(B::f32_mut(out)?, B::weight(table)?, tokens))
     }

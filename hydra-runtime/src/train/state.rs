@@ -1,6 +1,8 @@
-//! What a run needs, besides its options, to resume bit for bit: parameters, the optimizer's moments, the number of steps.
+//! What a run needs, besides its options, to resume bit for bit: parameters, the optimizer's moments, the number of
+//! steps.
 
 use super::Trainer;
+use super::sum::broadcast;
 use crate::backend::Backend;
 use crate::error::{not_safetensors, printable};
 use crate::files::map;
@@ -80,8 +82,8 @@ impl<B: Backend> Trainer<B> {
         })
     }
 
-    /// Takes up what [`Trainer::save_state`] wrote: the run then continues as if it had not been interrupted. A file that isn't one,
-    /// or is another adapter's, is an error, and the trainer goes on as it was.
+    /// Takes up what [`Trainer::save_state`] wrote: the run then continues as if it had not been interrupted. A file
+    /// that isn't one, or is another adapter's, is an error, and the trainer goes on as it was.
     pub fn load_state(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         let path = dir.as_ref().join(STATE_FILE);
         let bytes = map(&path)?;
@@ -120,6 +122,22 @@ impl<B: Backend> Trainer<B> {
             self.model.backend().upload(buffer, &values.collect::<Vec<f32>>())?;
         }
         (self.steps, self.can_undo) = (steps, false);
+        Ok(())
+    }
+
+    /// Gives every rank the state of rank 0: parameters, moments and the number of steps. After
+    /// [`Trainer::load_state`], which rank 0 alone then has to call.
+    pub fn share_state(&mut self) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        let mut steps = self.steps.to_le_bytes();
+        self.ranks.broadcast(&mut steps)?;
+        let (backend, len) = (self.model.backend(), self.adapter.slots.len);
+        for buffer in [&mut self.adapter.params, &mut self.exp_avg, &mut self.exp_avg_sq] {
+            broadcast(&*self.ranks, backend, &mut self.message, (buffer, len))?;
+        }
+        (self.steps, self.can_undo) = (u64::from_le_bytes(steps), false);
         Ok(())
     }
 }

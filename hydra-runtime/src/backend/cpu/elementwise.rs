@@ -143,6 +143,16 @@ impl Cpu {
         self.run(x.chunks_mut(CHUNK), |x| x.fill(E::default()));
     }
 
+    /// `y` += `x`, of one length.
+    pub(super) fn add_values(&self, y: &mut [f32], x: &[f32]) {
+        self.run(y.chunks_mut(CHUNK).zip(x.chunks(CHUNK)), |(y, x)| {
+            self.isa.vectorize(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+            );
+        });
+    }
+
     pub(super) fn sum_of_squares_values(&self, x: &[f32]) -> f64 {
         let sum = |x: &[f32]| {
             self.isa.vectorize(

@@ -91,6 +91,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn add(&self, y: &mut Buffer, x: &Buffer, len: usize) -> Result<()> {
+        self.add_values(&mut y[..len], &x[..len]);
+        Ok(())
+    }
+
     fn embed(&self, out: &mut Buffer, table: &StoredWeight, tokens: &[u32]) -> Result<()> {
         self.embed_rows(out, &table.weight(), tokens);
         Ok(())

@@ -95,6 +95,11 @@ impl<D: Driver> Backend for Cuda<D> {
         buffer.0.zero(&self.driver, len)
     }
 
+    fn add(&self, y: &mut Buffer<D>, x: &Buffer<D>, len: usize) -> Result<()> {
+        let (y, x) = (y.0.values(&self.driver, len), self.f32(x, len));
+        self.run(&launch::add_bias(y, 1, x, size(len)?))
+    }
+
     fn embed(&self, out: &mut Buffer<D>, table: &Matrix<D>, tokens: &[u32]) -> Result<()> {
         let table = table.of(&self.driver);
         let out = self.f32(out, tokens.len() * table.columns as usize);
