@@ -2,6 +2,7 @@
 
 use crate::hub::locate;
 use crate::options::{Count, Usage};
+use crate::ranks::on_this_machine;
 #[cfg(feature = "cuda")]
 use anyhow::Context;
 use anyhow::{Result, bail};
@@ -32,13 +33,14 @@ pub struct ModelArgs {
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct DeviceArgs {
-    /// Where to compute: cpu, or cuda:N in a build with the feature `cuda` [default: cpu]
+    /// Where to compute: cpu, or cuda:N in a build with the feature `cuda`; cuda:auto is a GPU for each MPI rank of a
+    /// machine [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Precision of matrix products' operands; sums are f32 [default: f32; bf16 on CUDA]
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
-    /// Number of CPU threads; doesn't change results [default: one per core]
+    /// Number of CPU threads; doesn't change results [default: one per core, shared among the MPI ranks of a machine]
     #[arg(long, value_name = "N")]
     pub threads: Option<Count>,
 }
@@ -66,10 +68,14 @@ pub enum Device {
     Cuda(Cuda<Gpu>),
 }
 
-/// Opens the device that `$arguments` (a [`DeviceArgs`]) name and does `$body` with it: compiled once for each backend.
+/// Opens the device that `$arguments` (a [`DeviceArgs`]) name, on all of `$ranks` if there are several, and does
+/// `$body` with it: compiled once for each backend.
 macro_rules! on_device {
     ($arguments:expr, $device:ident => $body:expr) => {
-        match $arguments.open()? {
+        $crate::device::on_device!($arguments, $crate::ranks::Ranks::alone(), $device => $body)
+    };
+    ($arguments:expr, $ranks:expr, $device:ident => $body:expr) => {
+        match $ranks.agree($arguments.open())? {
             $crate::device::Device::Cpu($device) => $body,
             #[cfg(feature = "cuda")]
             $crate::device::Device::Cuda($device) => $body,
@@ -97,13 +103,15 @@ impl DeviceArgs {
                 PrecisionArg::F32 => Precision::F32,
                 PrecisionArg::Bf16 => Precision::Bf16,
             };
-            let threads = threads(self.threads)?;
+            let threads = threads(self.threads)?.or_else(threads_of_rank);
             return Ok(Device::Cpu(Cpu::new(CpuOptions { threads, precision, ..CpuOptions::default() })?));
         }
         let number = if device == "cuda" { Some("0") } else { device.strip_prefix("cuda:") };
-        let Some(Ok(ordinal)) = number.map(str::parse::<u32>) else {
-            bail!("--device: expected cpu or cuda:N, found {device:?}")
+        let ordinal = match number {
+            Some("auto") => Some(on_this_machine().0 as u32),
+            number => number.and_then(|number| number.parse().ok()),
         };
+        let Some(ordinal) = ordinal else { bail!("--device: expected cpu, cuda:N or cuda:auto, found {device:?}") };
         if self.precision() == PrecisionArg::F32 {
             bail!("--device {device} computes in bf16: leave --precision f32 out");
         }
@@ -112,6 +120,15 @@ impl DeviceArgs {
         }
         open_cuda(device, ordinal)
     }
+}
+
+/// The threads of one of several ranks on this machine: its share of the processors, and no more than the launcher has
+/// bound it to.
+fn threads_of_rank() -> Option<usize> {
+    let (_, ranks) = on_this_machine();
+    let bound = std::thread::available_parallelism().ok().filter(|_| ranks > 1)?.get();
+    let processors = std::fs::read_to_string("/proc/cpuinfo").ok()?.matches("processor\t:").count();
+    Some(bound.min(processors / ranks).max(1))
 }
 
 /// `--threads`, checked.

@@ -1,9 +1,10 @@
-//! Ctrl-C, and SIGTERM as schedulers and containers send it. In a run, the first one asks it to stop after its step, and a second
-//! one ends the process at once; other commands end at the first. SIGHUP of a closed terminal is left to `nohup`.
+//! Ctrl-C, and SIGTERM as schedulers and containers send it. In a run, the first one asks it to stop after its step, and a
+//! second one ends the process at once; other commands end at the first. SIGUSR1 asks a run to stop, too: it is what
+//! Open MPI's `mpirun` passes on to its ranks without killing them. SIGHUP of a closed terminal is left to `nohup`.
 
 use crate::output;
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use std::fmt;
 use std::path::Path;
@@ -14,6 +15,7 @@ use std::time::Duration;
 type Flag = LazyLock<Arc<AtomicBool>>;
 
 static REQUESTED: Flag = LazyLock::new(Arc::default);
+static REQUESTED_ELSEWHERE: AtomicBool = AtomicBool::new(false);
 static DISCARDING: Flag = LazyLock::new(Arc::default);
 static STOPPING: Flag = LazyLock::new(Arc::default);
 static INSTALL: Once = Once::new();
@@ -40,11 +42,13 @@ impl std::error::Error for Stopped {}
 pub fn listen() -> Result<()> {
     let mut installed = Ok(());
     INSTALL.call_once(|| {
-        installed = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
+        let listens = |signal| {
             // In this order, so that the flag isn't set yet at the first signal.
             flag::register_conditional_shutdown(signal, STOPPED, REQUESTED.clone())?;
             flag::register(signal, REQUESTED.clone()).map(drop)
-        });
+        };
+        let both = [SIGINT, SIGTERM].into_iter().try_for_each(listens);
+        installed = both.and_then(|()| flag::register(SIGUSR1, REQUESTED.clone()).map(drop));
         once_set(&REQUESTED, || {
             output::say(
                 "\nstopping; everything so far is saved and can be resumed. Press Ctrl-C again to quit at once",
@@ -142,5 +146,10 @@ pub fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
 
 /// Whether an interrupt was requested.
 pub fn requested() -> bool {
-    REQUESTED.load(Ordering::SeqCst)
+    REQUESTED.load(Ordering::SeqCst) || REQUESTED_ELSEWHERE.load(Ordering::SeqCst)
+}
+
+/// An interrupt was requested of another rank. The signal may still come to this one, and is then not a second request.
+pub fn request_elsewhere() {
+    REQUESTED_ELSEWHERE.store(true, Ordering::SeqCst);
 }

@@ -22,6 +22,7 @@ mod memory;
 mod options;
 mod output;
 mod progress;
+mod ranks;
 mod report;
 mod run;
 mod sampling;
@@ -49,12 +50,29 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Stopped>() => ExitCode::from(130),
         Err(error) => {
-            output::say(format_args!("error: {}", one_line(&chain(&error))));
-            ExitCode::from(if error.is::<options::Usage>() { 2 } else { 1 })
+            let code = exit_code(&error);
+            if !(error.is::<interrupt::Stopped>() || error.is::<ranks::Said>()) {
+                output::say(format_args!("error: {}", line_of(&error)));
+            }
+            ExitCode::from(code)
         }
     }
+}
+
+/// The exit code of a command that failed.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(ranks::Said(code)) => *code,
+        None if error.is::<interrupt::Stopped>() => 130,
+        None if error.is::<options::Usage>() => 2,
+        None => 1,
+    }
+}
+
+/// An error and its causes on one line.
+fn line_of(error: &anyhow::Error) -> String {
+    one_line(&chain(error))
 }
 
 /// Shows the help that was asked for, or what is wrong with the command line.
@@ -63,7 +81,7 @@ fn not_a_command(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match output::print(error) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
-                output::say(format_args!("error: {}", one_line(&chain(&error))));
+                output::say(format_args!("error: {}", line_of(&error)));
                 ExitCode::FAILURE
             }
         },

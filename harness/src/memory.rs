@@ -1,5 +1,6 @@
 //! How much memory there is, and how much this process has used.
 
+use crate::ranks::on_this_machine;
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::Backend;
@@ -12,32 +13,46 @@ pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// The most bytes that a run takes beside the weights, on the device alone if that has memory of its own. The eval loss is
-/// measured in passes of `eval_tokens`, if there is an eval set.
-pub fn of_training<B: Backend>(
-    backend: &B,
-    config: &Config,
-    adapter: &AdapterConfig,
-    options: &TrainOptions,
-    eval_tokens: Option<usize>,
-) -> Result<u64> {
+/// What a run's memory depends on, besides the device and the model.
+#[derive(Clone, Copy)]
+pub struct Training<'a> {
+    /// The adapter.
+    pub adapter: &'a AdapterConfig,
+    /// The trainer's options.
+    pub options: &'a TrainOptions,
+    /// Passes of the step that has the most.
+    pub passes: usize,
+    /// Whether there are several ranks.
+    pub shared: bool,
+    /// Tokens of the passes in which the eval loss is measured, if there is an eval set.
+    pub eval_tokens: Option<usize>,
+}
+
+/// The most bytes that a run takes beside the weights, on the device alone if that has memory of its own.
+pub fn of_training<B: Backend>(backend: &B, config: &Config, training: &Training<'_>) -> Result<u64> {
+    let &Training { adapter, options, passes, shared, eval_tokens } = training;
     let trainer = Trainer::plan_bytes(backend, config, adapter, options)?;
+    let trainer = trainer.saturating_add(Trainer::<B>::sum_bytes(config, adapter, passes));
     let of_host = if backend.free_bytes()?.is_none() { 4 } else { 0 };
     let copy = adapter.parameters(config).saturating_mul(of_host);
+    // Between ranks a gradient travels in a buffer of its own.
+    let trainer = trainer.saturating_add(if shared { copy } else { 0 });
     let evaluator = match eval_tokens {
         Some(tokens) => Evaluator::plan_bytes(backend, config, Some(adapter), tokens)?,
         None => 0,
     };
-    // The adapter before the first step, and as it is read from the trainer; beside it the evaluator, or the file as it is saved.
+    // The adapter before the first step, and as it is read from the trainer; beside it the evaluator, or the file as it
+    // is saved.
     let copies = copy.saturating_mul(2).saturating_add(evaluator.max(copy));
     Ok(trainer.saturating_add(copies))
 }
 
-/// Fails if `what` takes more bytes than the device has free.
+/// Fails if `what` takes more bytes than the device has free. In the machine's memory every rank that works there takes
+/// as much.
 pub fn require_on<B: Backend>(backend: &B, bytes: u64, what: &str) -> Result<()> {
     match backend.free_bytes()? {
         Some(free) => compare(bytes, free, what, " on the device"),
-        None => require(bytes, what),
+        None => require(bytes.saturating_mul(on_this_machine().1 as u64), what),
     }
 }
 
@@ -62,8 +77,8 @@ pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The largest resident set in bytes since [`reset_peak`], including touched pages of mapped weights; `None` where the system
-/// doesn't say.
+/// The largest resident set in bytes since [`reset_peak`], including touched pages of mapped weights; `None` where the
+/// system doesn't say.
 pub fn peak() -> Option<u64> {
     Some(kib_of("/proc/self/status", "VmHWM:")? * 1024)
 }

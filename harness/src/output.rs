@@ -9,9 +9,26 @@ use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether nothing is printed.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is printed, or everything again: another process does it for this one.
+pub fn be_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Whether nothing is printed.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Prints on stdout, and returns whether there still is a reader. That there is none (`| head -1`) is not an error; a full disk is.
 pub fn print(text: impl Display) -> Result<bool> {
+    if is_quiet() {
+        return Ok(true);
+    }
     let mut out = std::io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
@@ -22,6 +39,9 @@ pub fn print(text: impl Display) -> Result<bool> {
 
 /// Prints on stderr. Errors are ignored, so that a run continues when its log can't be written any more (`2>&1 | head`).
 pub fn say(text: impl Display) {
+    if is_quiet() {
+        return;
+    }
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 

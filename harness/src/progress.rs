@@ -21,7 +21,7 @@ pub struct Progress {
 impl Progress {
     /// For `total` items, called `what`, of which `done` are done.
     pub fn new(what: &'static str, total: u64, done: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !output::is_quiet()).then(|| {
             let bar = ProgressBar::new(total).with_position(done).with_prefix(what);
             let style = ProgressStyle::with_template("{prefix} {pos}/{len} {wide_bar} {msg}  {eta} left");
             bar.set_style(style.expect("a constant template"));

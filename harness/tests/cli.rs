@@ -36,6 +36,9 @@ mod memory;
 mod merge;
 #[path = "cli/page.rs"]
 mod page;
+#[cfg(not(feature = "mpi"))]
+#[path = "cli/ranks.rs"]
+mod ranks;
 #[path = "cli/readme.rs"]
 mod readme;
 #[path = "cli/runs.rs"]

@@ -10,6 +10,7 @@ use crate::eval::mmlu::questions::{self, Selection, Subject};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::options::{Count, Finite, NonNegative, Seed};
+use crate::ranks::Ranks;
 use crate::report;
 use crate::run::choices::{Heads, MethodName, Targets};
 use crate::run::log::EvalLine;
@@ -85,7 +86,7 @@ fn add(outcome: &mut Outcome, method: &Method, arguments: &Arguments, subjects: 
     let spec = spec(method, arguments);
     let command = output::command_line(&spec.command_line());
     output::say(format_args!("\n{command}"));
-    let done = finetune(spec, false)?;
+    let done = finetune(spec, false, &Ranks::alone())?;
     if interrupt::requested() {
         return Ok(());
     }
@@ -147,7 +148,7 @@ fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subjec
     let tokenizer = checkpoint.tokenizer()?;
     let outcome = on_device!(arguments.device, device => {
         let model = Model::load(device, &checkpoint)?;
-        score(&model, adapter, &tokenizer, subjects, SCORING.into())?
+        score(&model, adapter, &tokenizer, subjects, SCORING.into(), &Ranks::alone())?
     });
     let report = Report::new(&outcome, 0, SCORING.into());
     Ok((report.accuracy_micro, report.stderr))

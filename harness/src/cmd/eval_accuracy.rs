@@ -8,10 +8,15 @@ use crate::device::{ModelArgs, on_device};
 use crate::eval::accuracy::report::Report;
 use crate::eval::accuracy::{AccuracyArgs, Answers};
 use crate::output::{self, writable};
+use crate::ranks::{self, Ranks, digest_of, fact};
+use crate::run::manifest::{inputs, weights};
 use anyhow::Result;
 use clap::Args;
+use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
+use hydra_runtime::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
 /// Options of `eval accuracy`.
@@ -42,29 +47,61 @@ pub struct Arguments {
     predictions: Option<PathBuf>,
 }
 
-/// Asks the questions and shows the accuracy.
+/// Asks the questions and shows the accuracy; on rank 0, with the work of all.
 pub fn run(arguments: Arguments) -> Result<()> {
-    output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
-    writable(arguments.json.as_ref())?;
-    writable(arguments.predictions.as_ref())?;
-    on_device!(arguments.model.device, device => run_on(device, arguments))
+    ranks::share(|ranks| {
+        ranks.on_first(|| {
+            output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
+            writable(arguments.json.as_ref())?;
+            writable(arguments.predictions.as_ref())
+        })?;
+        on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
+    })
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
-    let checkpoint = arguments.model.checkpoint()?;
-    let adapter = arguments.adapter.load(checkpoint.config())?;
-    let label_field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(CATEGORY);
-    let encoding = EncodingArgs {
-        template: arguments.template,
-        chat_template: arguments.chat_template,
-        data_format: arguments.data_format,
-        ..EncodingArgs::default()
-    };
-    let answers = Answers::read(&arguments.questions, &encoding, label_field)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    answers.check(&tokenizer, checkpoint.config().context)?;
-    let model = Model::load(device, &checkpoint)?;
-    let outcome = answers.of(&model, adapter.as_ref(), &tokenizer)?;
+/// What is asked, and of whom.
+struct Ready {
+    checkpoint: Checkpoint,
+    adapter: Option<Adapter>,
+    tokenizer: Tokenizer,
+    answers: Answers,
+}
+
+impl Ready {
+    fn read(arguments: &Arguments) -> Result<Self> {
+        let checkpoint = arguments.model.checkpoint()?;
+        let adapter = arguments.adapter.load(checkpoint.config())?;
+        let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref());
+        let encoding = EncodingArgs {
+            template: arguments.template.clone(),
+            chat_template: arguments.chat_template.clone(),
+            data_format: arguments.data_format,
+            ..EncodingArgs::default()
+        };
+        let answers = Answers::read(&arguments.questions, &encoding, field.unwrap_or(CATEGORY))?;
+        let tokenizer = checkpoint.tokenizer()?;
+        answers.check(&tokenizer, checkpoint.config().context)?;
+        Ok(Self { checkpoint, adapter, tokenizer, answers })
+    }
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<()> {
+    let Ready { checkpoint, adapter, tokenizer, answers } = ranks.agree(Ready::read(&arguments))?;
+    ranks.same(|| {
+        let Arguments { questions, template, chat_template, data_format, .. } = &arguments;
+        Ok(vec![
+            fact("--model", weights(&checkpoint)),
+            fact("--adapter", digest_of(adapter.as_ref())),
+            fact("question or option", inputs(questions)?),
+            fact("form of prompts", format!("{template:?} {chat_template:?} {data_format:?}")),
+        ])
+    })?;
+    ranks.warn_unless_alike(&device)?;
+    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
+    let outcome = answers.of(&model, adapter.as_ref(), &tokenizer, ranks)?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let report = Report::new(&outcome, answers.metric);
     let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     let text: String = lines.into_iter().map(|line| line + "\n").collect();

@@ -1,6 +1,6 @@
 //! `hydra eval loss`: the mean loss on the targets of a file's records.
 
-use crate::data::encode::Encoder;
+use crate::data::encode::{Encoded, Encoder};
 use crate::data::options::EncodingArgs;
 use crate::data::records::{self, Reading};
 use crate::data::template::Template;
@@ -9,10 +9,13 @@ use crate::eval::loss;
 use crate::hub::locate_file;
 use crate::output::{self, writable};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use crate::ranks::{self, Ranks, digest_of, fact};
+use crate::run::manifest::weights;
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -38,38 +41,62 @@ pub struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// Measures the loss and shows it by category.
+/// Measures the loss and shows it by category; on rank 0, with the work of all.
 pub fn run(arguments: Arguments) -> Result<()> {
-    writable(arguments.json.as_ref())?;
-    on_device!(arguments.model.device, device => run_on(device, arguments))
+    ranks::share(|ranks| {
+        ranks.on_first(|| writable(arguments.json.as_ref()))?;
+        on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
+    })
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
-    let checkpoint = arguments.model.checkpoint()?;
-    let config = checkpoint.config();
-    let seq_len = arguments.encoding.seq_len(config.context)?;
-    let adapter = arguments.adapter.map(|dir| Adapter::load(&dir, config)).transpose()?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let template = Template::new(&arguments.encoding, &tokenizer)?;
-    let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(records::CATEGORY);
-    let reading = Reading { label_field: field, format: arguments.encoding.data_format };
-    let records = reading.read(&locate_file(&arguments.data)?)?;
-    let labels = adapter.as_ref().map_or(&[][..], |adapter| &adapter.config.labels);
-    let encoder = Encoder { template: &template, seq_len };
-    let encoded = encoder.encode(&records, labels).with_context(|| arguments.data.display().to_string())?;
-    if let Some(remark) = encoded.remark(seq_len) {
-        output::say(remark);
+/// What is measured.
+struct Ready {
+    checkpoint: Checkpoint,
+    adapter: Option<Adapter>,
+    data: Encoded,
+}
+
+impl Ready {
+    fn read(arguments: &Arguments) -> Result<Self> {
+        let checkpoint = arguments.model.checkpoint()?;
+        let config = checkpoint.config();
+        let seq_len = arguments.encoding.seq_len(config.context)?;
+        let adapter = arguments.adapter.as_ref().map(|dir| Adapter::load(dir, config)).transpose()?;
+        let tokenizer = checkpoint.tokenizer()?;
+        let template = Template::new(&arguments.encoding, &tokenizer)?;
+        let field = adapter.as_ref().and_then(|adapter| adapter.config.label_field.as_deref());
+        let label_field = field.unwrap_or(records::CATEGORY);
+        let reading = Reading { label_field, format: arguments.encoding.data_format };
+        let records = reading.read(&locate_file(&arguments.data)?)?;
+        let labels = adapter.as_ref().map_or(&[][..], |adapter| &adapter.config.labels);
+        let encoder = Encoder { template: &template, seq_len };
+        let data = encoder.encode(&records, labels).with_context(|| arguments.data.display().to_string())?;
+        if let Some(remark) = data.remark(seq_len) {
+            output::say(remark);
+        }
+        Ok(Self { checkpoint, adapter, data })
     }
-    let model = Model::load(device, &checkpoint)?;
-    let mut progress = Progress::new("records", encoded.sequences.len() as u64, 0);
-    let found = loss::measure(&model, adapter.as_ref(), &encoded, |done| progress.update(done as u64, ""))?;
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<()> {
+    let Ready { checkpoint, adapter, data } = ranks.agree(Ready::read(&arguments))?;
+    ranks.same(|| {
+        let (model, adapter) = (weights(&checkpoint), digest_of(adapter.as_ref()));
+        Ok(vec![fact("--model", model), fact("--adapter", adapter), fact("--data", data.digest())])
+    })?;
+    ranks.warn_unless_alike(&device)?;
+    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
+    let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
+    let found = loss::measure(&model, adapter.as_ref(), &data, ranks, |done| progress.update(done as u64, ""))?;
     drop(progress);
-    if !found.all.loss.is_finite() {
-        bail!(
-            "{}: the loss is {}: the model or the adapter has values that are not finite",
-            arguments.data.display(),
-            found.all.loss
-        );
+    let value = found.all.loss;
+    if !value.is_finite() {
+        let data = arguments.data.display();
+        return Err(ranks
+            .common(anyhow!("{data}: the loss is {value}: the model or the adapter has values that are not finite")));
+    }
+    if !ranks.is_first() {
+        return Ok(());
     }
     // One is written even if the other fails.
     let json = arguments.json.map_or(Ok(()), |path| output::write_json(&path, &found));

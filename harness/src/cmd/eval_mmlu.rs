@@ -3,17 +3,22 @@
 use super::adapter::AdapterArgs;
 use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::lm_eval::Results;
-use crate::eval::mmlu::questions::{self, Selection};
+use crate::eval::mmlu::questions::{self, Selection, Subject};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::eval::mmlu::{Asking, Scoring, Style};
 use crate::options::Count;
 use crate::output::{self, writable};
+use crate::ranks::{self, Ranks, digest, digest_of, fact};
+use crate::run::manifest::weights;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::NewFolder;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
+use hydra_runtime::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
 /// Options of `eval mmlu`.
@@ -52,8 +57,16 @@ pub struct Arguments {
     lm_eval: Option<PathBuf>,
 }
 
-/// Asks the questions and shows the accuracy.
+/// Asks the questions and shows the accuracy; on rank 0, with the work of all.
 pub fn run(arguments: Arguments) -> Result<()> {
+    ranks::share(|ranks| {
+        ranks.on_first(|| check(&arguments))?;
+        on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
+    })
+}
+
+/// Fails if options exclude each other, or results can't be written.
+fn check(arguments: &Arguments) -> Result<()> {
     output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
     if arguments.style.is_some() && arguments.scoring == Scoring::Cloze {
         bail!("--style: expected --scoring letter, found cloze");
@@ -62,22 +75,50 @@ pub fn run(arguments: Arguments) -> Result<()> {
         bail!("--lm-eval: expected --style lm-eval");
     }
     writable(arguments.json.as_ref())?;
-    writable(arguments.predictions.as_ref())?;
-    on_device!(arguments.model.device, device => run_on(device, arguments))
+    writable(arguments.predictions.as_ref())
 }
 
-fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
-    let Arguments { model, adapter, data, shots, scoring, style, subjects, limit, json, predictions, lm_eval } =
-        arguments;
+/// What is asked, and of whom.
+struct Ready {
+    subjects: Vec<Subject>,
+    checkpoint: Checkpoint,
+    adapter: Option<Adapter>,
+    tokenizer: Tokenizer,
+}
+
+impl Ready {
+    fn read(arguments: &Arguments) -> Result<Self> {
+        let &Arguments { shots, limit, ref subjects, style, .. } = arguments;
+        let selection = Selection { shots, limit: limit.map(Count::get), subjects: subjects.clone(), style };
+        let subjects = questions::read(&arguments.data, &selection)?;
+        let checkpoint = arguments.model.checkpoint()?;
+        let adapter = arguments.adapter.load(checkpoint.config())?;
+        let tokenizer = checkpoint.tokenizer()?;
+        Ok(Self { subjects, checkpoint, adapter, tokenizer })
+    }
+}
+
+fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<()> {
+    let mut folder = None;
+    ranks.on_first(|| {
+        folder = arguments.lm_eval.as_deref().map(NewFolder::begin).transpose().context("--lm-eval")?;
+        Ok(())
+    })?;
+    let Ready { subjects, checkpoint, adapter, tokenizer } = ranks.agree(Ready::read(&arguments))?;
+    let Arguments { model: ModelArgs { model: name, .. }, shots, scoring, style, json, predictions, .. } = arguments;
     let asking = Asking { scoring, style };
-    let folder = lm_eval.as_deref().map(NewFolder::begin).transpose().context("--lm-eval")?;
-    let (limit, name) = (limit.map(Count::get), model.model.clone());
-    let subjects = questions::read(&data, &Selection { shots, limit, subjects, style })?;
-    let checkpoint = model.checkpoint()?;
-    let adapter = adapter.load(checkpoint.config())?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let model = Model::load(device, &checkpoint)?;
-    let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, asking)?;
+    ranks.same(|| {
+        let questions = format!("{subjects:?} {asking:?}");
+        let (model, adapter) = (weights(&checkpoint), digest_of(adapter.as_ref()));
+        let questions = digest([questions.as_bytes()]);
+        Ok(vec![fact("--model", model), fact("--adapter", adapter), fact("question or option", questions)])
+    })?;
+    ranks.warn_unless_alike(&device)?;
+    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
+    let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, asking, ranks)?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let report = Report::new(&outcome, shots, asking);
     let lines: Vec<String> = outcome.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     let text: String = lines.into_iter().map(|line| line + "\n").collect();

@@ -1,6 +1,7 @@
 //! `hydra finetune`: one run, from the command line or a file.
 
 use crate::eval::loss::EvalLoss;
+use crate::ranks::{self, Ranks};
 use crate::run::prepare::{Done, finetune};
 use crate::run::spec::RunSpec;
 use crate::{interrupt, output};
@@ -10,8 +11,12 @@ use std::path::PathBuf;
 
 /// Options of `finetune`. The defaults are the published settings.
 #[derive(Args, Clone)]
-#[command(override_usage = "hydra finetune --model <PATH> --data <FILE>... --out <DIR> [OPTIONS]\n       \
-    hydra finetune --config <FILE> [OPTIONS]")]
+#[command(
+    override_usage = "hydra finetune --model <PATH> --data <FILE>... --out <DIR> [OPTIONS]\n       \
+    hydra finetune --config <FILE> [OPTIONS]",
+    after_help = "Under mpirun or srun, all ranks share the work, and the result has the bits of one process. That needs a build with \
+    the feature `mpi`."
+)]
 pub struct Arguments {
     /// Read options from a TOML file, or from the run.json of an earlier run to repeat it; the command line takes precedence
     #[arg(long, value_name = "FILE")]
@@ -25,12 +30,16 @@ pub struct Arguments {
 
 /// Trains, and shows the eval loss before and after.
 pub fn run(arguments: Arguments) -> Result<()> {
+    ranks::share(|ranks| run_on(arguments, ranks))
+}
+
+fn run_on(arguments: Arguments, ranks: &Ranks) -> Result<()> {
     let spec = match &arguments.config {
-        Some(path) => arguments.spec.over(&RunSpec::read(path)?)?,
+        Some(path) => ranks.agree(RunSpec::read(path).and_then(|base| arguments.spec.over(&base)))?,
         None => arguments.spec,
     };
     let out = spec.out().to_path_buf();
-    let Done { trained, router, accuracy, .. } = finetune(spec, arguments.resume)?;
+    let Done { trained, router, accuracy, .. } = finetune(spec, arguments.resume, ranks)?;
     if let [first, .., last] = trained.evals.as_slice() {
         output::print(before_and_after(&first.loss, &last.loss) + "\n")?;
     }

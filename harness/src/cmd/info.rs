@@ -135,7 +135,8 @@ fn needed<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adap
         {
             let options =
                 TrainOptions { checkpointing, max_tokens: tokens, clip: Some(1.0), adam: AdamW::default(), seed: 0 };
-            let bytes = memory::of_training(device, checkpoint.config(), adapter, &options, None)?;
+            let training = memory::Training { adapter, options: &options, passes: 1, shared: false, eval_tokens: None };
+            let bytes = memory::of_training(device, checkpoint.config(), &training)?;
             let what = format!("{:.1} MiB besides the weights, {tokens} tokens per pass{how}", mib(bytes));
             page.row("memory to train", what);
         }

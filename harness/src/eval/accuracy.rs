@@ -11,6 +11,7 @@ use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::hub::locate_file;
 use crate::options::Count;
+use crate::ranks::Ranks;
 use answer::{Asking, Generation, Outcome, Setting};
 use anyhow::Result;
 use clap::Args;
@@ -76,17 +77,19 @@ impl Answers {
         self.questions.iter().try_for_each(|question| asking.check(question, self.metric))
     }
 
-    /// All answers; an interrupt is the error [`crate::interrupt::Stopped`].
+    /// All answers, with the work of all ranks; an interrupt is the error [`crate::interrupt::Stopped`].
     pub fn of<B: Backend>(
         &self,
         model: &Model<B>,
         adapter: Option<&Adapter>,
         tokenizer: &Tokenizer,
+        ranks: &Ranks,
     ) -> Result<Outcome> {
         let template = Template::new(&self.encoding, tokenizer)?;
         let (templated, context) = (self.encoding.template.is_some(), model.config().context);
         let asking = Asking { template: &template, templated, context };
-        Setting { model, adapter, asking, metric: self.metric, generation: &self.generation }.answer(&self.questions)
+        let (metric, generation) = (self.metric, &self.generation);
+        Setting { model, adapter, asking, metric, generation, ranks }.answer(&self.questions)
     }
 }
 

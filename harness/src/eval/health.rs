@@ -5,6 +5,7 @@ use super::loss::{self, EvalLoss};
 use super::router::{self, Sample, Watched};
 use crate::data::encode::Encoded;
 use crate::interrupt;
+use crate::ranks::Ranks;
 use crate::report::{Router, Routing};
 use anyhow::Result;
 use hydra_runtime::Error;
@@ -72,9 +73,12 @@ impl Health {
         let (uniform, _) = adapter.with_fixed_gate(MergeGate::Uniform)?;
         let uniform_sequences: Vec<_> = sequences.iter().map(|s| Sequence { lora_head: None, ..s.clone() }).collect();
         let loss = |adapter, sequences: &[Sequence]| -> Result<f64> {
-            Ok(EvalLoss::of(&loss::losses(model, Some(adapter), sequences, |_| {})?, &vec![None; sequences.len()])
-                .all
-                .loss)
+            Ok(EvalLoss::of(
+                &loss::losses(model, Some(adapter), sequences, &Ranks::alone(), |_| {})?,
+                &vec![None; sequences.len()],
+            )
+            .all
+            .loss)
         };
         Ok(Self {
             // One head has no entropy, and nothing to decide.

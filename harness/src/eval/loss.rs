@@ -3,10 +3,11 @@
 use crate::data::encode::Encoded;
 use crate::interrupt;
 use crate::output::printable;
+use crate::ranks::Ranks;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::batch::Sequence;
+use hydra_runtime::batch::{self, Sequence};
 use hydra_runtime::evaluate::{Evaluator, SequenceLoss};
 use hydra_runtime::model::Model;
 use serde::{Deserialize, Serialize};
@@ -49,14 +50,16 @@ pub struct EvalLoss {
     pub categories: BTreeMap<String, Loss>,
 }
 
-/// Measures the loss on `data`; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
+/// Measures the loss on `data`, with the work of all ranks; an interrupt is the error [`interrupt::Stopped`]. `tick`
+/// gets the number of records done.
 pub fn measure<B: Backend>(
     model: &Model<B>,
     adapter: Option<&Adapter>,
     data: &Encoded,
+    ranks: &Ranks,
     tick: impl FnMut(usize),
 ) -> Result<EvalLoss> {
-    Ok(EvalLoss::of(&losses(model, adapter, &data.sequences, tick)?, &data.categories))
+    Ok(EvalLoss::of(&losses(model, adapter, &data.sequences, ranks, tick)?, &data.categories))
 }
 
 /// The most tokens of a pass over `sequences`.
@@ -65,28 +68,40 @@ pub fn pass_tokens(sequences: &[Sequence]) -> usize {
     lengths().sum::<usize>().min(PASS_TOKENS).max(lengths().max().unwrap_or(1))
 }
 
-/// The loss of each record; an interrupt is the error [`interrupt::Stopped`]. `tick` gets the number of records done.
+/// The loss of each record, with the work of all ranks; an interrupt is the error [`interrupt::Stopped`]. `tick` gets
+/// the number of records done.
 pub fn losses<B: Backend>(
     model: &Model<B>,
     adapter: Option<&Adapter>,
     sequences: &[Sequence],
+    ranks: &Ranks,
+    tick: impl FnMut(usize),
+) -> Result<Vec<SequenceLoss>> {
+    let own = own_losses(model, adapter, sequences, ranks, tick);
+    // As bits: JSON has no numbers for a loss that is not finite.
+    let bits = own.map(|own| own.iter().map(|loss| (loss.nll.to_bits(), loss.targets)).collect());
+    let all = ranks.gather(bits)?.into_iter();
+    Ok(all.map(|(nll, targets)| SequenceLoss { nll: f64::from_bits(nll), targets }).collect())
+}
+
+/// The losses of this rank's records.
+fn own_losses<B: Backend>(
+    model: &Model<B>,
+    adapter: Option<&Adapter>,
+    sequences: &[Sequence],
+    ranks: &Ranks,
     mut tick: impl FnMut(usize),
 ) -> Result<Vec<SequenceLoss>> {
-    let pass = pass_tokens(sequences);
+    let (pass, records) = (pass_tokens(sequences), sequences.len());
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+    let passes = batch::groups(&lengths, pass)?;
     let mut evaluator = Evaluator::new(model, adapter, pass)?;
-    let mut found = Vec::with_capacity(sequences.len());
-    let mut start = 0;
-    while start < sequences.len() {
+    let mut found = Vec::new();
+    for own in &passes[ranks.share_of(passes.len())] {
         interrupt::check()?;
-        let mut tokens = 0;
-        let fits = |s: &&Sequence| {
-            tokens += s.tokens.len();
-            tokens <= pass
-        };
-        let end = start + sequences[start..].iter().take_while(fits).count();
-        found.extend(evaluator.losses(&sequences[start..end])?);
-        start = end;
-        tick(start);
+        found.extend(evaluator.losses(&sequences[own.clone()])?);
+        // The others are about as far.
+        tick((found.len() * ranks.size()).min(records));
     }
     Ok(found)
 }

@@ -19,6 +19,7 @@ use crate::eval::accuracy::report::Report;
 use crate::eval::loss::EvalLoss;
 use crate::options::{Count, Seed};
 use crate::output::printable;
+use crate::ranks::Ranks;
 use crate::run::config::Settings;
 use crate::run::folder::{self, Lock};
 use crate::run::manifest::{describe, started, weights};
@@ -151,7 +152,7 @@ impl Task<'_> {
         tokenizer: &Tokenizer,
         device: &B,
     ) -> Result<()> {
-        Prepared::new(self.finetune(model), checkpoint, tokenizer, device).map(drop)
+        Prepared::new(self.finetune(model), checkpoint, tokenizer, device, &Ranks::alone()).map(drop)
     }
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`], and a run that another process works on
@@ -166,8 +167,9 @@ impl Task<'_> {
         drop(Lock::take(&self.dir)?);
         let spec = self.finetune(stage.options);
         let command = spec.command_line();
-        let prepared = Prepared::new(spec, stage.checkpoint, &stage.tokenizer, stage.model.backend())?;
-        let dir = prepared.open_dir(started(&self.dir))?;
+        let ranks = &Ranks::alone();
+        let prepared = Prepared::new(spec, stage.checkpoint, &stage.tokenizer, stage.model.backend(), ranks)?;
+        let dir = prepared.open_dir(started(&self.dir), ranks)?;
         // Another process may have finished it since.
         if let Some(finished) = take_over(&self.dir, &inputs)? {
             return Ok(finished);
@@ -175,7 +177,7 @@ impl Task<'_> {
         memory::reset_peak();
         let eval_set = prepared.eval_set().filter(|_| self.spec.evaluation.eval_every.is_some());
         // Watching a router takes a forward pass over hundreds of records: too much for a trial.
-        let trained = match prepared.train(&stage.model, eval_set, &dir, self.ask) {
+        let trained = match prepared.train(&stage.model, eval_set, &dir, ranks, self.ask) {
             Ok(done) => done.trained,
             Err(error) if matches!(error.downcast_ref(), Some(Error::NotFinite { .. })) => {
                 let found = Found { diverged: Some(format!("{error:#}")), ..found(&prepared, command) };

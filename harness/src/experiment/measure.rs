@@ -7,6 +7,7 @@ use crate::eval::loss::{self, EvalLoss};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
@@ -67,9 +68,10 @@ pub fn measure<B: Backend>(
     data: &Encoded,
     ask: bool,
 ) -> Result<Measured> {
+    let ranks = &Ranks::alone();
     let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
     let losses =
-        loss::losses(&stage.model, adapter, &data.sequences, |done| progress.update(done as u64, "eval loss"))?;
+        loss::losses(&stage.model, adapter, &data.sequences, ranks, |done| progress.update(done as u64, "eval loss"))?;
     drop(progress);
     let eval_loss = EvalLoss::of(&losses, &data.categories);
     if !eval_loss.all.loss.is_finite() {
@@ -84,7 +86,8 @@ pub fn measure<B: Backend>(
     };
     let mut mmlu = None;
     if let Some(questions) = stage.questions.as_ref().filter(|_| ask) {
-        let outcome = score(&stage.model, adapter, &stage.tokenizer, &questions.subjects, questions.scoring.into())?;
+        let (subjects, asking) = (&questions.subjects, questions.scoring.into());
+        let outcome = score(&stage.model, adapter, &stage.tokenizer, subjects, asking, ranks)?;
         let report = Report::new(&outcome, 0, questions.scoring.into());
         let (micro, r#macro) = (report.accuracy_micro, report.accuracy_macro);
         mmlu = Some(Accuracy { micro, r#macro, questions: report.questions });
@@ -93,7 +96,7 @@ pub fn measure<B: Backend>(
     }
     let mut accuracy = None;
     if let Some(Asked { answers, .. }) = stage.asked.as_ref().filter(|_| ask) {
-        let outcome = answers.of(&stage.model, adapter, &stage.tokenizer)?;
+        let outcome = answers.of(&stage.model, adapter, &stage.tokenizer, ranks)?;
         accuracy = Some(accuracy::report::Report::new(&outcome, answers.metric));
         details.answers = outcome.predictions.iter().map(|p| p.score).collect();
         details.answer_categories = outcome.predictions.into_iter().map(|p| p.category).collect();

@@ -9,7 +9,7 @@ use crate::eval::mmlu::Scoring;
 use crate::eval::mmlu::questions::Subject;
 use crate::hub::locate_file;
 use crate::run::folder::{self, Lock, claim, vacant};
-use crate::run::manifest::describe;
+use crate::run::manifest::{describe, inputs};
 use anyhow::{Context, Result};
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
@@ -50,8 +50,7 @@ impl Asked {
     pub fn read(options: &AccuracyArgs, encoding: &EncodingArgs) -> Result<Self> {
         let options = AccuracyArgs { data: locate_file(&options.data)?, ..options.clone() };
         let answers = Answers::read(&options, encoding, CATEGORY)?;
-        let mut inputs = serde_json::to_value(&options)?;
-        inputs["data"] = describe(&options.data)?["sha256"].take();
+        let inputs = inputs(&options)?;
         Ok(Self { answers, inputs })
     }
 }

@@ -93,7 +93,7 @@ pub fn claim(folder: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
-/// A run's folder, held by this process.
+/// A run's folder, held by this process or by rank 0 for it.
 pub struct RunDir {
     /// The folder.
     pub path: PathBuf,
@@ -101,12 +101,13 @@ pub struct RunDir {
     pub save_every: Option<usize>,
     /// Whether the run continues from the state that is saved there.
     pub resume: bool,
-    _lock: Lock,
+    /// On rank 0, which alone uses the folder.
+    _lock: Option<Lock>,
 }
 
 impl RunDir {
-    /// The folder `path`, which `lock` keeps other processes out of until the run is over.
-    pub fn new(path: PathBuf, save_every: Option<usize>, resume: bool, lock: Lock) -> Self {
+    /// The folder `path`, which `lock` keeps other processes out of until the run is over. On rank 0, it has the lock.
+    pub fn new(path: PathBuf, save_every: Option<usize>, resume: bool, lock: Option<Lock>) -> Self {
         Self { path, save_every, resume, _lock: lock }
     }
 }

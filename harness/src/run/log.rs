@@ -2,6 +2,7 @@
 
 use crate::data::file::bad_json;
 use crate::eval::loss::EvalLoss;
+use crate::ranks::Ranks;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::atomic::write_atomically;
 use serde::de::DeserializeOwned;
@@ -46,12 +47,28 @@ pub struct EvalLine {
 pub struct Log<T> {
     /// The file.
     pub path: PathBuf,
-    file: File,
+    /// On rank 0, which alone writes.
+    file: Option<File>,
     /// All lines.
     pub lines: Vec<T>,
 }
 
 impl<T: Serialize + DeserializeOwned> Log<T> {
+    /// Opens `path` on rank 0, as [`Log::open`]; the other ranks have the same lines in memory.
+    pub fn shared(ranks: &Ranks, path: PathBuf, keep: impl Fn(&T) -> bool) -> Result<Self>
+    where
+        T: Clone,
+    {
+        let mut own = None;
+        let lines = ranks.by_first(|| {
+            let opened = Self::open(path.clone(), keep)?;
+            let lines = opened.lines.clone();
+            own = Some(opened);
+            Ok(lines)
+        })?;
+        Ok(own.unwrap_or(Self { path, file: None, lines }))
+    }
+
     /// Opens `path` and takes over the lines of an earlier part of the run that `keep` accepts; the others are removed.
     pub fn open(path: PathBuf, keep: impl Fn(&T) -> bool) -> Result<Self> {
         let at = || path.display().to_string();
@@ -75,13 +92,15 @@ impl<T: Serialize + DeserializeOwned> Log<T> {
             write_atomically(&path, text.as_bytes())?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).with_context(at)?;
-        Ok(Self { path, file, lines })
+        Ok(Self { path, file: Some(file), lines })
     }
 
     /// Appends a line.
     pub fn push(&mut self, line: T) -> Result<()> {
-        let text = serde_json::to_string(&line)? + "\n";
-        self.file.write_all(text.as_bytes()).with_context(|| self.path.display().to_string())?;
+        if let Some(file) = &mut self.file {
+            let text = serde_json::to_string(&line)? + "\n";
+            file.write_all(text.as_bytes()).with_context(|| self.path.display().to_string())?;
+        }
         self.lines.push(line);
         Ok(())
     }

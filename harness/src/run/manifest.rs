@@ -7,6 +7,8 @@ use super::spec::RunSpec;
 use crate::cluster::Clustering;
 use crate::data::encode::Encoded;
 use crate::data::records::{CATEGORY, readable_twice};
+use crate::eval::accuracy::AccuracyArgs;
+use crate::hub::locate_file;
 use crate::options::{Count, Finite, NonNegative, Seed};
 use crate::output;
 use anyhow::{Context, Result, bail};
@@ -90,6 +92,17 @@ impl Manifest {
     /// Writes the file.
     pub fn write(&self, out: &Path) -> Result<()> {
         output::write_json(&out.join(FILE), self)
+    }
+
+    /// What must be the same on every rank, by the options' names. Files may lie elsewhere; what is in them counts.
+    pub fn shared(&self) -> impl Iterator<Item = (String, String)> {
+        let running = ["recompute", "eval-data", "eval-every", "save-every"];
+        let running = running.into_iter().map(|name| (name, self.running.get(name).unwrap_or(&Value::Null)));
+        let options = self.options.iter().map(|(name, value)| (name.as_str(), value));
+        let options = options.filter(|(name, _)| *name != "model").chain(running);
+        let options = options.map(|(name, value)| (format!("--{name}"), contents(value).to_string()));
+        let others = [("version of hydra", &self.tool["version"]), ("--model", &self.facts[WEIGHTS])];
+        options.chain(others.map(|(name, value)| (name.to_string(), value.to_string())))
     }
 
     /// For `--resume`: whether there is a saved state to continue from. Fails, naming the option, if the run there has others.
@@ -249,6 +262,13 @@ fn contents(value: &Value) -> Value {
         Value::Object(map) if map.contains_key("sha256") => map["sha256"].clone(),
         other => other.clone(),
     }
+}
+
+/// What answers depend on: the options, with the digest of the records in their place.
+pub fn inputs(options: &AccuracyArgs) -> Result<Value> {
+    let mut inputs = serde_json::to_value(options)?;
+    inputs["data"] = describe(&locate_file(&options.data)?)?["sha256"].take();
+    Ok(inputs)
 }
 
 /// A file's path, size and digest.

@@ -1,11 +1,11 @@
 //! From options to a run: everything is read and checked before the model is loaded.
 
 use super::folder::{RunDir, claim, vacant};
-use super::manifest::{self, Manifest, Parts};
+use super::manifest::{self, Manifest, Parts, inputs};
 use super::schedule::TrainConfig;
 use super::spec::RunSpec;
 use super::start::Start;
-use super::train::{EvalSet, Trained, train};
+use super::train::{EvalSet, Trained, Training, train};
 use crate::cluster::Clustering;
 use crate::data::encode::{Encoded, Encoder};
 use crate::data::records::{CATEGORY, Record, names};
@@ -13,9 +13,10 @@ use crate::data::template::Template;
 use crate::device::{on_device, open_model};
 use crate::eval::accuracy::Answers;
 use crate::eval::accuracy::report::Report;
-use crate::eval::{health, loss};
+use crate::eval::health;
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
+use crate::ranks::{Ranks, digest_of, fact};
 use crate::report::{self, Router};
 use crate::{interrupt, memory, output};
 use anyhow::{Context, Result, bail};
@@ -37,37 +38,64 @@ pub struct Done {
     pub accuracy: Option<[Report; 2]>,
 }
 
-/// Trains, saves, and writes the report.
-pub fn finetune(mut spec: RunSpec, resume: bool) -> Result<Done> {
-    spec.check()?;
-    check_folder(&spec, resume)?;
-    spec.data.data = locate_data(&spec.data.data)?;
-    spec.evaluation.eval_data = spec.evaluation.eval_data.as_deref().map(locate_file).transpose()?;
-    on_device!(spec.device, device => finetune_on(device, spec, resume))
+/// Trains, saves, and writes the report; on rank 0, with the work of all.
+pub fn finetune(mut spec: RunSpec, resume: bool, ranks: &Ranks) -> Result<Done> {
+    ranks.agree(check(&mut spec, resume, ranks))?;
+    on_device!(spec.device, ranks, device => finetune_on(device, spec, resume, ranks))
 }
 
-fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool) -> Result<Done> {
-    let checkpoint = open_model(spec.model())?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let prepared = Prepared::new(spec, &checkpoint, &tokenizer, &device)?;
-    let answers = prepared.answers()?;
-    if let Some(answers) = &answers {
-        answers.check(&tokenizer, checkpoint.config().context)?;
+/// Checks the options, and downloads what they name on the hub.
+fn check(spec: &mut RunSpec, resume: bool, ranks: &Ranks) -> Result<()> {
+    spec.check()?;
+    if ranks.is_first() {
+        check_folder(spec, resume)?;
     }
-    let dir = prepared.open_dir(resume)?;
+    spec.data.data = locate_data(&spec.data.data)?;
+    spec.evaluation.eval_data = spec.evaluation.eval_data.as_deref().map(locate_file).transpose()?;
+    Ok(())
+}
+
+/// All that a run needs, read and checked.
+struct Ready {
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    prepared: Prepared,
+    answers: Option<Answers>,
+}
+
+impl Ready {
+    fn new<B: Backend>(device: &B, spec: RunSpec, ranks: &Ranks) -> Result<Self> {
+        let checkpoint = open_model(spec.model())?;
+        let tokenizer = checkpoint.tokenizer()?;
+        let prepared = Prepared::new(spec, &checkpoint, &tokenizer, device, ranks)?;
+        let answers = prepared.answers()?;
+        if let Some(answers) = &answers {
+            answers.check(&tokenizer, checkpoint.config().context)?;
+        }
+        Ok(Self { checkpoint, tokenizer, prepared, answers })
+    }
+}
+
+fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool, ranks: &Ranks) -> Result<Done> {
+    let Ready { checkpoint, tokenizer, prepared, answers } = ranks.agree(Ready::new(&device, spec, ranks))?;
+    ranks.same(|| prepared.shared(resume))?;
+    ranks.warn_unless_alike(&device)?;
+    let dir = prepared.open_dir(resume, ranks)?;
     interrupt::listen()?;
-    let model = Model::load(device, &checkpoint)?;
-    let done = prepared.train(&model, prepared.eval_set(), &dir, true)?;
-    let Some(answers) = answers.filter(|_| !interrupt::requested()) else { return Ok(done) };
+    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
+    let done = prepared.train(&model, prepared.eval_set(), &dir, ranks, true)?;
+    let stopped = ranks.any(interrupt::requested())?;
+    let Some(answers) = answers.filter(|_| !stopped) else { return Ok(done) };
     let measured = || -> Result<[Report; 2]> {
         output::say("answering the records of --accuracy-data, before and after training");
-        let [before, after] =
-            [None, Some(&done.trained.adapter)].map(|adapter| answers.of(&model, adapter, &tokenizer));
-        Ok([before?, after?].map(|outcome| Report::new(&outcome, answers.metric)))
+        let [before, after] = [None, Some(&done.trained.adapter)];
+        let before = answers.of(&model, before, &tokenizer, ranks)?;
+        let after = answers.of(&model, after, &tokenizer, ranks)?;
+        Ok([before, after].map(|outcome| Report::new(&outcome, answers.metric)))
     };
     let accuracy = interrupt::unless_stopped(measured())?;
     let done = Done { accuracy, ..done };
-    if let Some([before, after]) = &done.accuracy {
+    if let Some([before, after]) = done.accuracy.as_ref().filter(|_| ranks.is_first()) {
         output::write_json(&dir.path.join(ACCURACY), &serde_json::json!({"before": before, "after": after}))?;
         prepared.report(&done, &dir)?;
     }
@@ -97,7 +125,13 @@ pub struct Prepared {
 
 impl Prepared {
     /// Reads and checks everything that the options name.
-    pub fn new<B: Backend>(spec: RunSpec, checkpoint: &Checkpoint, tokenizer: &Tokenizer, device: &B) -> Result<Self> {
+    pub fn new<B: Backend>(
+        spec: RunSpec,
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        device: &B,
+        ranks: &Ranks,
+    ) -> Result<Self> {
         let model = checkpoint.config();
         let seq_len = spec.data.encoding.seq_len(model.context)?;
         let template = Template::new(&spec.data.encoding, tokenizer)?;
@@ -118,10 +152,9 @@ impl Prepared {
         drop(start);
         let config = TrainConfig::new(&spec, data.sequences.len())?;
         warn_about(&config, &adapter);
-        let options = config.options(&config.stream(&data), &data);
-        let eval_tokens = eval_data.as_ref().map(|data| loss::pass_tokens(&data.sequences));
-        let bytes = memory::of_training(device, model, &adapter.config, &options, eval_tokens)?;
-        memory::require_on(device, bytes, "training")?;
+        let eval_set = eval_data.as_ref().map(|data| EvalSet { data, every: None });
+        let training = Training { adapter: &adapter, data: &data, config: &config, eval_set };
+        memory::require_on(device, training.bytes(device, model, ranks)?, "training")?;
         let manifest = Manifest::new(&Parts {
             spec: &spec,
             checkpoint,
@@ -136,14 +169,31 @@ impl Prepared {
         Ok(Self { spec, adapter, data, eval_data, config, trainable, share, manifest })
     }
 
-    /// Makes and locks the run's folder, and writes down what was chosen.
-    pub fn open_dir(&self, resume: bool) -> Result<RunDir> {
+    /// What must be the same on every rank: names with values.
+    fn shared(&self, resume: bool) -> Result<Vec<(String, String)>> {
+        let accuracy = self.spec.evaluation.accuracy().as_ref().map(inputs).transpose()?;
+        let facts = [
+            fact("--accuracy-data", accuracy.unwrap_or_default()),
+            fact("adapter before the first step", digest_of(Some(&self.adapter))),
+            fact("training set", self.data.digest()),
+            fact("eval set", self.eval_data.as_ref().map_or_else(String::new, Encoded::digest)),
+            fact("--resume", resume),
+        ];
+        Ok(self.manifest.shared().chain(facts).collect())
+    }
+
+    /// Makes and locks the run's folder, and writes down what was chosen; on rank 0.
+    pub fn open_dir(&self, resume: bool, ranks: &Ranks) -> Result<RunDir> {
         let path = self.spec.out().to_path_buf();
-        let lock = claim(&path)?;
-        // Another process may have run there since the folder was checked.
-        check_folder(&self.spec, resume)?;
-        let resume = resume && self.manifest.resumes(&path)?;
-        self.manifest.write(&path)?;
+        let mut lock = None;
+        let resume = ranks.by_first(|| {
+            lock = Some(claim(&path)?);
+            // Another process may have run there since the folder was checked.
+            check_folder(&self.spec, resume)?;
+            let resume = resume && self.manifest.resumes(&path)?;
+            self.manifest.write(&path)?;
+            Ok(resume)
+        })?;
         Ok(RunDir::new(path, self.spec.output.save_every.map(Count::get), resume, lock))
     }
 
@@ -166,6 +216,7 @@ impl Prepared {
         model: &Model<B>,
         eval_set: Option<EvalSet<'_>>,
         dir: &RunDir,
+        ranks: &Ranks,
         watch: bool,
     ) -> Result<Done> {
         let Self { adapter, data, config, .. } = self;
@@ -175,7 +226,10 @@ impl Prepared {
             "{count} records, {} steps; {trainable} trainable parameters, {share:.3} % of all",
             config.steps
         ));
-        let trained = train(model, adapter, data, config, eval_set, dir)?;
+        let trained = train(model, Training { adapter, data, config, eval_set }, dir, ranks)?;
+        if !ranks.is_first() {
+            return Ok(Done { trained, trainable, router: None, accuracy: None });
+        }
         let eval_data = self.eval_data.as_ref().map(|data| (data, "held-out records"));
         let watched = eval_data.unwrap_or((data, "training records"));
         let steps = trained.steps.len();

@@ -15,7 +15,7 @@ use crate::data::order::Order;
 use crate::options::{Count, NonNegative};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::backend::AdamW;
-use hydra_runtime::batch::Sequence;
+use hydra_runtime::batch::{self, Sequence};
 use hydra_runtime::train::{ActivationCheckpointing, Rates, TrainOptions};
 
 /// The default of `--warmup`: a share of all steps.
@@ -125,6 +125,16 @@ impl TrainConfig {
     fn of_step<'s>(&self, stream: &'s [usize], s: usize) -> &'s [usize] {
         let each = self.batch * self.grad_accum;
         &stream[(s * each).min(stream.len())..((s + 1) * each).min(stream.len())]
+    }
+
+    /// Passes of the step that has the most.
+    pub fn passes(&self, stream: &[usize], data: &Encoded, options: &TrainOptions) -> Result<usize> {
+        let passes = |s| {
+            let lengths: Vec<_> = self.of_step(stream, s).iter().map(|&i| data.sequences[i].tokens.len()).collect();
+            batch::groups(&lengths, options.max_tokens).map(|groups| groups.len())
+        };
+        let most = (0..self.steps).try_fold(1, |most, s| passes(s).map(|passes| passes.max(most)))?;
+        Ok(most)
     }
 
     /// The trainer's settings: its passes have room for the run's largest batch.

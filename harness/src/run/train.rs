@@ -7,15 +7,16 @@ use crate::data::encode::Encoded;
 use crate::eval::loss;
 use crate::memory::{self, mib};
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use crate::{interrupt, output};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use hydra_runtime::Error;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::config::Config;
 use hydra_runtime::model::Model;
 use hydra_runtime::train::{TrainOptions, Trainer};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::Instant;
 
 /// The records whose loss is measured, and when.
@@ -37,34 +38,60 @@ pub struct Trained {
     pub evals: Vec<EvalLine>,
 }
 
-/// Trains `adapter` on `model`, and keeps all of it in `dir`. If a step fails, the last good adapter is saved first.
-pub fn train<B: Backend>(
-    model: &Model<B>,
-    adapter: &Adapter,
-    data: &Encoded,
-    config: &TrainConfig,
-    eval_set: Option<EvalSet<'_>>,
-    dir: &RunDir,
-) -> Result<Trained> {
-    let stream = config.stream(data);
-    let options = config.options(&stream, data);
-    let eval_tokens = eval_set.map(|set| loss::pass_tokens(&set.data.sequences));
-    let bytes = memory::of_training(model.backend(), model.config(), &adapter.config, &options, eval_tokens)?;
+/// What a run trains.
+#[derive(Clone, Copy)]
+pub struct Training<'a> {
+    /// The adapter before the first step.
+    pub adapter: &'a Adapter,
+    /// The training set.
+    pub data: &'a Encoded,
+    /// How to train.
+    pub config: &'a TrainConfig,
+    /// The eval set, if there is one.
+    pub eval_set: Option<EvalSet<'a>>,
+}
+
+impl Training<'_> {
+    /// Indices of the run's records, the trainer's options, and the passes of the step that has the most.
+    pub fn plan(&self) -> Result<(Vec<usize>, TrainOptions, usize)> {
+        let stream = self.config.stream(self.data);
+        let options = self.config.options(&stream, self.data);
+        let passes = self.config.passes(&stream, self.data, &options)?;
+        Ok((stream, options, passes))
+    }
+
+    /// The most bytes that training takes besides the weights.
+    pub fn bytes<B: Backend>(&self, device: &B, model: &Config, ranks: &Ranks) -> Result<u64> {
+        let (_, options, passes) = self.plan()?;
+        let eval_tokens = self.eval_set.map(|set| loss::pass_tokens(&set.data.sequences));
+        let (adapter, options, shared) = (&self.adapter.config, &options, ranks.size() > 1);
+        memory::of_training(device, model, &memory::Training { adapter, options, passes, shared, eval_tokens })
+    }
+}
+
+/// Trains an adapter on `model`, and keeps all of it in `dir`. If a step fails, the last good adapter is saved first.
+pub fn train<B: Backend>(model: &Model<B>, training: Training<'_>, dir: &RunDir, ranks: &Ranks) -> Result<Trained> {
+    let (stream, options, passes) = training.plan()?;
+    let Training { data, config, eval_set, .. } = training;
     output::say(format_args!(
         "at most {} tokens per pass; training needs {:.1} MiB besides the weights",
         options.max_tokens,
-        mib(bytes)
+        mib(training.bytes(model.backend(), model.config(), ranks)?)
     ));
-    let trainer = trainer(model, adapter, options, config.steps, dir)?;
+    if ranks.size() > 1 {
+        describe_share(ranks.size(), passes);
+    }
+    let mut trainer = ranks.agree(trainer(model, &training, (options, passes), dir, ranks))?;
+    trainer.share_state()?;
     let first = trainer.steps() as usize;
-    let steps = Log::open(dir.path.join(METRICS), |line: &StepLine| line.step <= first)?;
+    let steps = Log::shared(ranks, dir.path.join(METRICS), |line: &StepLine| line.step <= first)?;
     if steps.lines.len() < first {
         let there = steps.lines.len();
         output::say(format_args!("{}: {there} of {first} steps are logged there", steps.path.display()));
     }
-    let evals = Log::open(dir.path.join(EVALS), |line: &EvalLine| line.step <= first)?;
+    let evals = Log::shared(ranks, dir.path.join(EVALS), |line: &EvalLine| line.step <= first)?;
     let progress = Progress::new("step", config.steps as u64, first as u64);
-    let mut run = Run { model, trainer, config, eval_set, dir, steps, evals, progress, saved: first };
+    let mut run = Run { model, trainer, config, eval_set, dir, ranks, steps, evals, progress, saved: first };
     for s in first..=config.steps {
         if run.save_if_due(s)?.is_break() || run.evaluate_if_due(s)?.is_break() {
             break;
@@ -76,16 +103,28 @@ pub fn train<B: Backend>(
     Ok(Trained { adapter: run.trainer.adapter()?, steps: run.steps.lines, evals: run.evals.lines })
 }
 
-/// A trainer, in the state that is saved in `dir` if the run resumes.
+/// Says how many passes there are to share.
+fn describe_share(ranks: usize, passes: usize) {
+    output::say(format_args!("{ranks} ranks, at most {passes} passes per step"));
+    if passes < ranks {
+        output::warn(&format!(
+            "{} of {ranks} ranks have nothing to do, as no step has more than {passes} passes; a larger --grad-accum gives more",
+            ranks - passes
+        ));
+    }
+}
+
+/// A trainer, in the state that is saved in `dir` if the run resumes and this is rank 0.
 fn trainer<B: Backend>(
     model: &Model<B>,
-    adapter: &Adapter,
-    options: TrainOptions,
-    steps: usize,
+    training: &Training<'_>,
+    (options, passes): (TrainOptions, usize),
     dir: &RunDir,
+    ranks: &Ranks,
 ) -> Result<Trainer<B>> {
-    let mut trainer = Trainer::new(model, adapter, options)?;
-    if dir.resume {
+    let trainer = Trainer::new(model, training.adapter, options)?.with_passes(passes)?;
+    let (mut trainer, steps) = (trainer.with_ranks(ranks.messages()), training.config.steps);
+    if dir.resume && ranks.is_first() {
         trainer.load_state(&dir.path)?;
     }
     let taken = trainer.steps() as usize;
@@ -102,6 +141,7 @@ struct Run<'r, B: Backend> {
     config: &'r TrainConfig,
     eval_set: Option<EvalSet<'r>>,
     dir: &'r RunDir,
+    ranks: &'r Ranks,
     steps: Log<StepLine>,
     evals: Log<EvalLine>,
     progress: Progress,
@@ -113,11 +153,15 @@ impl<B: Backend> Run<'_, B> {
     /// Saves before step `s`, if it is time or the run ends here.
     fn save_if_due(&mut self, s: usize) -> Result<ControlFlow<()>> {
         let due = self.dir.save_every.is_some_and(|every| s > self.saved && s.is_multiple_of(every));
-        if due || s == self.config.steps || interrupt::requested() {
-            save(&self.trainer, &self.dir.path)?;
+        let stop = self.ranks.any(interrupt::requested())?;
+        if stop && !interrupt::requested() {
+            interrupt::request_elsewhere();
+        }
+        if due || s == self.config.steps || stop {
+            self.save()?;
             self.saved = s;
         }
-        Ok(if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
     /// Measures the eval loss before step `s`, if it is time; stops if that is interrupted.
@@ -127,16 +171,16 @@ impl<B: Backend> Run<'_, B> {
         if !due || self.evals.lines.last().is_some_and(|line| line.step >= s) {
             return Ok(ControlFlow::Continue(()));
         }
-        let measured = loss::measure(self.model, Some(&self.trainer.adapter()?), eval_set.data, |_| {});
+        let measured = loss::measure(self.model, Some(&self.trainer.adapter()?), eval_set.data, self.ranks, |_| {});
         let Some(loss) = interrupt::unless_stopped(measured)? else {
-            save(&self.trainer, &self.dir.path)?;
+            self.save()?;
             return Ok(ControlFlow::Break(()));
         };
         let value = loss.all.loss;
         if !value.is_finite() && s == 0 {
-            bail!(
+            return Err(self.ranks.common(anyhow!(
                 "the eval loss is {value} before the first step: the model or the adapter has values that are not finite"
-            );
+            )));
         }
         if !value.is_finite() {
             let error = Error::NotFinite { what: "eval loss", value, step: s as u64 };
@@ -165,14 +209,20 @@ impl<B: Backend> Run<'_, B> {
 
     /// Saves what there is, and says why the run ends at step `at`.
     fn stop(&self, at: usize, error: Error) -> Result<anyhow::Error> {
-        save(&self.trainer, &self.dir.path)?;
+        self.save()?;
         let (steps, path) = (self.trainer.steps(), self.dir.path.display());
-        Ok(anyhow::Error::new(error)
-            .context(format!("stopped at step {at}; {path} has the adapter after {steps} steps")))
+        let known = matches!(error, Error::NotFinite { .. });
+        let error = anyhow::Error::new(error)
+            .context(format!("stopped at step {at}; {path} has the adapter after {steps} steps"));
+        Ok(if known { self.ranks.common(error) } else { error })
     }
-}
 
-fn save<B: Backend>(trainer: &Trainer<B>, dir: &Path) -> Result<()> {
-    trainer.adapter()?.save(dir)?;
-    Ok(trainer.save_state(dir)?)
+    /// On rank 0.
+    fn save(&self) -> Result<()> {
+        if self.ranks.is_first() {
+            self.trainer.adapter()?.save(&self.dir.path)?;
+            self.trainer.save_state(&self.dir.path)?;
+        }
+        Ok(())
+    }
 }

@@ -105,7 +105,7 @@ fn options_that_do_not_go_together() {
     try_options(&format!("--init-adapter {} --top-k 1", given.display()), &["--top-k"]);
     try_options(&format!("--init-adapter {} --head-init random", given.display()), &["--head-init"]);
     try_options(&format!("--init-adapter {} --head-dropout 2", given.display()), &["head dropout 2"]);
-    try_options("--device gpu", &["--device: expected cpu or cuda:N, found \"gpu\""]);
+    try_options("--device gpu", &["--device: expected cpu, cuda:N or cuda:auto, found \"gpu\""]);
     try_options("--device cuda:0 --precision f32", &["--device cuda:0", "bf16"]);
     try_options("--device cuda:0 --threads 2", &["--device cuda:0", "--threads"]);
     try_options("--template chat", &["no chat template"]);

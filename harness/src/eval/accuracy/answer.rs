@@ -7,6 +7,7 @@ use crate::data::template::Template;
 use crate::eval::loss::losses;
 use crate::interrupt;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
@@ -15,7 +16,7 @@ use hydra_runtime::generate::{Sampler, StopStrings};
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request, RequestId};
 use hydra_runtime::tokenizer::TextStream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -31,6 +32,8 @@ pub struct Setting<'a, B: Backend> {
     pub metric: Metric,
     /// How to generate.
     pub generation: &'a Generation,
+    /// Who shares the work.
+    pub ranks: &'a Ranks,
 }
 
 /// How questions become prompts.
@@ -116,7 +119,7 @@ impl<B: Backend> Setting<'_, B> {
         }
         let tokens = all.iter().map(|sequence| sequence.tokens.len()).sum();
         let mut progress = Progress::new("choices", all.len() as u64, 0);
-        let losses = losses(self.model, self.adapter, &all, |done| progress.update(done as u64, ""))?;
+        let losses = losses(self.model, self.adapter, &all, self.ranks, |done| progress.update(done as u64, ""))?;
         let (mut predictions, mut rest) = (Vec::with_capacity(asked.len()), losses.as_slice());
         for (question, choices) in asked {
             let (own, others) = rest.split_at(choices.choices.len());
@@ -131,22 +134,35 @@ impl<B: Backend> Setting<'_, B> {
     }
 
     fn generate(&self, questions: &[Question]) -> Result<(Vec<Prediction>, usize)> {
-        let Generation { max_tokens, stop, batch, .. } = self.generation;
-        let context = self.model.config().context;
         let prompts: Vec<(Vec<u32>, String)> =
             questions.iter().map(|question| self.asking.prompt(question)).collect::<Result<_>>()?;
+        let texts = self.ranks.gather(self.texts(questions, &prompts))?;
+        let tokens = prompts.iter().map(|(prompt, _)| prompt.len()).chain(texts.iter().map(|text| text.tokens)).sum();
+        let predictions =
+            questions.iter().zip(prompts).zip(texts).map(|((question, (_, answer)), Text { text, .. })| {
+                let score = self.metric.score(&text, &answer, self.generation.after.as_deref());
+                let (at, category) = (question.at.clone(), question.category.clone());
+                Prediction { at, category, answer, prediction: text, score, score_norm: None, log_likelihoods: None }
+            });
+        Ok((predictions.collect(), tokens))
+    }
+
+    /// What is generated after the prompts of this rank's questions.
+    fn texts(&self, questions: &[Question], prompts: &[(Vec<u32>, String)]) -> Result<Vec<Text>> {
+        let Generation { max_tokens, stop, batch, .. } = self.generation;
         let longest = prompts.iter().map(|(prompt, _)| prompt.len()).max().unwrap_or(1);
-        let context = Some(context.min(longest.saturating_add(*max_tokens)).max(2));
+        let context = Some(self.model.config().context.min(longest.saturating_add(*max_tokens)).max(2));
         let mut engine = Engine::new(self.model, EngineOptions { slots: *batch, context, ..EngineOptions::default() })?;
+        let own = self.ranks.share_of(questions.len());
+        let (questions, prompts, all) = (&questions[own.clone()], &prompts[own], questions.len());
         let stop = StopStrings::new(stop.clone())?;
-        let mut texts = Texts { stop, running: BTreeMap::new(), done: vec![None; questions.len()], tokens: 0 };
+        let mut texts = Texts { stop, running: BTreeMap::new(), done: vec![None; questions.len()] };
         let mut heads = BTreeMap::new();
-        for (number, (question, (prompt, _))) in questions.iter().zip(&prompts).enumerate() {
-            texts.tokens += prompt.len();
+        for (number, (question, (prompt, _))) in questions.iter().zip(prompts).enumerate() {
             let request = self.request(prompt.clone(), self.attached(question, &mut heads)?)?;
             texts.begin(engine.submit(request)?, number, self.asking.template.tokenizer().stream());
         }
-        let mut progress = Progress::new("questions", questions.len() as u64, 0);
+        let mut progress = Progress::new("questions", all as u64, 0);
         while !engine.is_idle() {
             interrupt::check()?;
             for event in engine.step()? {
@@ -154,15 +170,13 @@ impl<B: Backend> Setting<'_, B> {
                     engine.cancel(id);
                 }
             }
-            progress.update(texts.done.iter().flatten().count() as u64, "");
+            let done = texts.done.iter().flatten().count() * self.ranks.size();
+            progress.update(done.min(all) as u64, "");
         }
-        let predictions = questions.iter().zip(prompts).zip(texts.done).map(|((question, (_, answer)), text)| {
-            let text = text.with_context(|| format!("{}: no answer was generated", question.at))?;
-            let score = self.metric.score(&text, &answer, self.generation.after.as_deref());
-            let (at, category) = (question.at.clone(), question.category.clone());
-            Ok(Prediction { at, category, answer, prediction: text, score, score_norm: None, log_likelihoods: None })
-        });
-        Ok((predictions.collect::<Result<_>>()?, texts.tokens))
+        let text = |(question, text): (&Question, Option<Text>)| {
+            text.with_context(|| format!("{}: no answer was generated", question.at))
+        };
+        questions.iter().zip(texts.done).map(text).collect()
     }
 
     fn request(&self, prompt: Vec<u32>, adapter: Option<AttachedAdapter<B>>) -> Result<Request<B>> {
@@ -261,7 +275,13 @@ struct Texts {
     stop: StopStrings,
     running: BTreeMap<RequestId, Running>,
     /// By question.
-    done: Vec<Option<String>>,
+    done: Vec<Option<Text>>,
+}
+
+/// A generated text.
+#[derive(Clone, Serialize, Deserialize)]
+struct Text {
+    text: String,
     tokens: usize,
 }
 
@@ -270,11 +290,12 @@ struct Running {
     stream: TextStream,
     stop: StopStrings,
     text: String,
+    tokens: usize,
 }
 
 impl Texts {
     fn begin(&mut self, id: RequestId, question: usize, stream: TextStream) {
-        self.running.insert(id, Running { question, stream, stop: self.stop.clone(), text: String::new() });
+        self.running.insert(id, Running { question, stream, stop: self.stop.clone(), text: String::new(), tokens: 0 });
     }
 
     /// Takes what a step of the engine did; returns a request that is to be ended.
@@ -282,8 +303,8 @@ impl Texts {
         let id = event.id();
         match event {
             Event::Token { token, .. } => {
-                self.tokens += 1;
                 let Some(running) = self.running.get_mut(&id) else { return Ok(None) };
+                running.tokens += 1;
                 let piece = running.stream.push(token)?;
                 running.text += &running.stop.push(&piece);
                 let finished = running.stop.finished();
@@ -299,10 +320,11 @@ impl Texts {
     }
 
     fn finish(&mut self, id: RequestId) -> Result<()> {
-        let Some(Running { question, stream, mut stop, mut text }) = self.running.remove(&id) else { return Ok(()) };
+        let Some(running) = self.running.remove(&id) else { return Ok(()) };
+        let Running { question, stream, mut stop, mut text, tokens } = running;
         text += &stop.push(&stream.finish()?);
         text += &stop.finish();
-        self.done[question] = Some(text);
+        self.done[question] = Some(Text { text, tokens });
         Ok(())
     }
 }

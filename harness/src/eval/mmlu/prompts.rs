@@ -64,6 +64,13 @@ impl Prompts {
         (0..self.rests.len()).map(|i| self.scored(i, self.prefix.len())).sum()
     }
 
+    /// More tokens than any sequence has: the longest prompt and the longest continuation.
+    pub fn longest(&self) -> usize {
+        let rest = self.rests.iter().map(Vec::len).max().unwrap_or(0);
+        let continuation = self.continuations.iter().flatten().map(Vec::len).max().unwrap_or(0);
+        self.prefix.len() + rest + continuation
+    }
+
     /// Number of tokens of question `i`'s sequences, each preceded by `before` tokens: one sequence, or one for each choice.
     pub fn scored(&self, i: usize, before: usize) -> usize {
         let prompt = before + self.rests[i].len();

@@ -1,10 +1,12 @@
-//! A model's scores for questions. The shared prefix of a subject's prompts is computed once; the rests are packed into passes.
+//! A model's scores for questions. The shared prefix of a subject's prompts is computed once; the rests are packed into
+//! passes.
 
 use super::prompts::{Prompts, letter_ids};
 use super::questions::{Question, Subject};
 use super::{Asking, LETTERS, Scoring, Style, helm};
 use crate::interrupt;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::backend::Backend;
@@ -12,7 +14,7 @@ use hydra_runtime::batch::{self, Sequence};
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::thread;
 use std::time::Instant;
@@ -31,7 +33,8 @@ pub struct Prediction {
     pub answer: char,
     /// The letter with the highest score, the first if several are equal; `-` if HELM's answer is none.
     pub prediction: char,
-    /// Scores of A to D: logits, log-probabilities in lm-evaluation-harness's style, or mean log-probabilities of the texts.
+    /// Scores of A to D: logits, log-probabilities in lm-evaluation-harness's style, or mean log-probabilities of the
+    /// texts.
     pub scores: [f64; 4],
     /// Whether each letter is the likeliest of all tokens, where that was looked at.
     #[serde(skip)]
@@ -48,7 +51,7 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Scores all questions of `subjects`; an interrupt is the error [`interrupt::Stopped`].
+/// Scores all questions of `subjects`, with the work of all ranks; an interrupt is the error [`interrupt::Stopped`].
 ///
 /// Under an adapter's label gate, a subject that is named like a label uses its head, any other the mean of all heads.
 pub fn score<B: Backend>(
@@ -57,51 +60,118 @@ pub fn score<B: Backend>(
     tokenizer: &Tokenizer,
     subjects: &[Subject],
     asking: Asking,
+    ranks: &Ranks,
 ) -> Result<Outcome> {
-    let prompts = tokenize(subjects, asking, tokenizer, model.config().context)?;
-    let letters = Letters::new(tokenizer, asking)?;
-    let longest_choice = |p: &Prompts| p.continuations.iter().flatten().map(Vec::len).max().unwrap_or(0);
-    let longest_rest = |p: &Prompts| p.prefix.len() + p.rests.iter().map(Vec::len).max().unwrap_or(0);
-    let longest = prompts.iter().map(|p| longest_rest(p) + longest_choice(p)).max().unwrap_or(1);
-    let pass_tokens = longest.max(PASS_TOKENS);
-    let mut evaluator = Evaluator::new(model, adapter, pass_tokens)?;
-    let questions: usize = subjects.iter().map(|subject| subject.test.len()).sum();
-    let mut progress = Progress::new("questions", questions as u64, 0);
-    let (started, mut predictions, mut correct) = (Instant::now(), Vec::with_capacity(questions), 0);
-    for (subject, prompts) in subjects.iter().zip(&prompts) {
-        let labels = adapter.filter(|adapter| adapter.config.gate == GateKind::Label).map(|a| &a.config.labels);
-        let head = labels.and_then(|labels| labels.iter().position(|label| *label == subject.name));
-        // A prefix's tokens get the mean of the heads; with a head of their own they can't be shared.
-        let prefix = if head.is_none() { prompts.prefix.as_slice() } else { &[] };
-        evaluator.set_prefix(prefix)?;
-        let own: &[u32] = if head.is_none() { &[] } else { &prompts.prefix };
-        let length = |i| prompts.scored(i, own.len()).min(pass_tokens);
-        let lengths: Vec<usize> = (0..subject.test.len()).map(length).collect();
-        for chunk in batch::groups(&lengths, pass_tokens)? {
-            interrupt::check()?;
-            let head = head.map(|head| head as u32);
-            let found = match asking.scoring {
-                Scoring::Letter => letter_scores(&mut evaluator, prompts, chunk.clone(), own, head, &letters)?,
-                Scoring::Cloze => cloze_scores(&mut evaluator, prompts, chunk.clone(), own, head)?,
-            };
-            for (index, Found { scores, best, greedy }) in chunk.zip(found) {
-                if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
-                    let why = "the model or the adapter has values that are not finite";
-                    bail!("{} {index}: a score is {score}: {why}", subject.name);
-                }
-                let answer = subject.test[index].answer;
-                let best = best.map(|best| taken_for(best, &subject.test[index], asking.style));
-                correct += usize::from(best == Some(answer));
-                let (answer, prediction) = (LETTERS[answer], best.map_or(NO_LETTER, |best| LETTERS[best]));
-                let subject = subject.name.clone();
-                predictions.push(Prediction { subject, index, answer, prediction, scores, greedy });
-            }
-            let share = 100.0 * correct as f64 / predictions.len() as f64;
-            progress.update(predictions.len() as u64, &format!("{share:.1} % correct, {}", subject.name));
-        }
-    }
+    let prompts = ranks.agree(tokenize(subjects, asking, tokenizer, model.config().context))?;
+    let started = Instant::now();
+    let asked: Vec<_> = subjects.iter().zip(&prompts).map(|(subject, p)| Asked::new(subject, p, adapter)).collect();
+    let own = || own_scores(model, adapter, &asked, asking, &Letters::new(tokenizer, asking)?, ranks);
+    let found = ranks.gather(own())?;
+    let predictions = found.into_iter().map(|scores| scores.prediction(subjects)).collect();
     let tokens = prompts.iter().map(Prompts::tokens).sum();
     Ok(Outcome { predictions, tokens, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// The scores of this rank's questions.
+fn own_scores<B: Backend>(
+    model: &Model<B>,
+    adapter: Option<&Adapter>,
+    asked: &[Asked<'_>],
+    asking: Asking,
+    letters: &Letters,
+    ranks: &Ranks,
+) -> Result<Vec<Scores>> {
+    let all: usize = asked.iter().map(|asked| asked.subject.test.len()).sum();
+    let (mut progress, mut correct) = (Progress::new("questions", all as u64, 0), 0);
+    let pass_tokens = asked.iter().map(|asked| asked.prompts.longest()).max().unwrap_or(1).max(PASS_TOKENS);
+    let passes = passes(asked, pass_tokens)?;
+    let mut evaluator = Evaluator::new(model, adapter, pass_tokens)?;
+    let (mut found, mut prefix) = (Vec::new(), None);
+    for (subject, questions) in &passes[ranks.share_of(passes.len())] {
+        interrupt::check()?;
+        let asked = &asked[*subject];
+        if prefix.replace(*subject) != Some(*subject) {
+            evaluator.set_prefix(asked.shared_prefix())?;
+        }
+        let scores = match asking.scoring {
+            Scoring::Letter => letter_scores(&mut evaluator, asked, questions.clone(), letters)?,
+            Scoring::Cloze => cloze_scores(&mut evaluator, asked, questions.clone())?,
+        };
+        for (index, Found { scores, best, greedy }) in questions.clone().zip(scores) {
+            if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
+                let why = "the model or the adapter has values that are not finite";
+                bail!("{} {index}: a score is {score}: {why}", asked.subject.name);
+            }
+            let question = &asked.subject.test[index];
+            let best = best.map(|best| taken_for(best, question, asking.style));
+            correct += usize::from(best == Some(question.answer));
+            found.push(Scores { subject: *subject, index, scores, best, greedy });
+        }
+        let share = 100.0 * correct as f64 / found.len() as f64;
+        // The others are about as far.
+        let done = (found.len() * ranks.size()).min(all);
+        progress.update(done as u64, &format!("{share:.1} % correct, {}", asked.subject.name));
+    }
+    Ok(found)
+}
+
+/// A question's scores, as ranks tell them each other.
+#[derive(Serialize, Deserialize)]
+struct Scores {
+    /// Index of the question's subject.
+    subject: usize,
+    index: usize,
+    scores: [f64; 4],
+    best: Option<usize>,
+    greedy: [bool; 4],
+}
+
+impl Scores {
+    fn prediction(self, subjects: &[Subject]) -> Prediction {
+        let Self { subject, index, scores, best, greedy } = self;
+        let subject = &subjects[subject];
+        let answer = LETTERS[subject.test[index].answer];
+        let prediction = best.map_or(NO_LETTER, |best| LETTERS[best]);
+        Prediction { subject: subject.name.clone(), index, answer, prediction, scores, greedy }
+    }
+}
+
+/// A subject, and how it is asked.
+struct Asked<'a> {
+    subject: &'a Subject,
+    prompts: &'a Prompts,
+    /// The head of its label under the label gate.
+    head: Option<u32>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(subject: &'a Subject, prompts: &'a Prompts, adapter: Option<&Adapter>) -> Self {
+        let labels = adapter.filter(|adapter| adapter.config.gate == GateKind::Label).map(|a| &a.config.labels);
+        let head = labels.and_then(|labels| labels.iter().position(|label| *label == subject.name));
+        Self { subject, prompts, head: head.map(|head| head as u32) }
+    }
+
+    /// What is computed once for all questions. A prefix's tokens get the mean of the heads; with a head of their own
+    /// they can't be shared.
+    fn shared_prefix(&self) -> &[u32] {
+        if self.head.is_none() { &self.prompts.prefix } else { &[] }
+    }
+
+    /// What each question begins with.
+    fn own_prefix(&self) -> &[u32] {
+        if self.head.is_none() { &[] } else { &self.prompts.prefix }
+    }
+}
+
+/// The passes that take all questions: each is for some of one subject.
+fn passes(asked: &[Asked<'_>], pass_tokens: usize) -> Result<Vec<(usize, Range<usize>)>> {
+    let mut passes = Vec::new();
+    for (subject, asked) in asked.iter().enumerate() {
+        let length = |i| asked.prompts.scored(i, asked.own_prefix().len()).min(pass_tokens);
+        let lengths: Vec<usize> = (0..asked.subject.test.len()).map(length).collect();
+        passes.extend(batch::groups(&lengths, pass_tokens)?.into_iter().map(|questions| (subject, questions)));
+    }
+    Ok(passes)
 }
 
 /// Tokenizes on all cores: prompts with five exemplars are tens of megabytes of text.
@@ -193,31 +263,27 @@ impl Letters {
 
 fn letter_scores<B: Backend>(
     evaluator: &mut Evaluator<B>,
-    prompts: &Prompts,
-    chunk: Range<usize>,
-    own: &[u32],
-    head: Option<u32>,
+    asked: &Asked<'_>,
+    questions: Range<usize>,
     letters: &Letters,
 ) -> Result<Vec<Found>> {
-    let sequence = |i: usize| Sequence { lora_head: head, ..Sequence::prompt(&[own, &prompts.rests[i]].concat()) };
-    let sequences: Vec<_> = chunk.map(sequence).collect();
+    let prompt = |i: usize| Sequence::prompt(&[asked.own_prefix(), &asked.prompts.rests[i]].concat());
+    let sequences: Vec<_> = questions.map(|i| Sequence { lora_head: asked.head, ..prompt(i) }).collect();
     let logits = evaluator.last_logits(&sequences, &letters.ids)?;
     Ok(logits.iter().map(|row| letters.found(row)).collect())
 }
 
 fn cloze_scores<B: Backend>(
     evaluator: &mut Evaluator<B>,
-    prompts: &Prompts,
-    chunk: Range<usize>,
-    own: &[u32],
-    head: Option<u32>,
+    asked: &Asked<'_>,
+    questions: Range<usize>,
 ) -> Result<Vec<Found>> {
     let continued = |i: usize, choice: &Vec<u32>| Sequence {
-        lora_head: head,
-        ..Sequence::answer(&[own, &prompts.rests[i]].concat(), choice)
+        lora_head: asked.head,
+        ..Sequence::answer(&[asked.own_prefix(), &asked.prompts.rests[i]].concat(), choice)
     };
-    let choices = |i: usize| prompts.continuations[i].iter().map(move |choice| continued(i, choice));
-    let sequences: Vec<_> = chunk.flat_map(choices).collect();
+    let choices = |i: usize| asked.prompts.continuations[i].iter().map(move |choice| continued(i, choice));
+    let sequences: Vec<_> = questions.flat_map(choices).collect();
     let losses = evaluator.losses(&sequences)?;
     let mean = |loss: &hydra_runtime::evaluate::SequenceLoss| -loss.nll / loss.targets as f64;
     let scores = losses.chunks_exact(4).map(|four| std::array::from_fn(|i| mean(&four[i])));
