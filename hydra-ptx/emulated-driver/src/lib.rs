@@ -124,24 +124,19 @@ fn capability() -> i32 {
     std::env::var("HYDRA_EMULATED_CAPABILITY").ok().and_then(|text| text.parse().ok()).unwrap_or(80)
 }
 
-/// Number of devices, all alike: 1, or `HYDRA_EMULATED_DEVICES`.
-fn devices() -> i32 {
-    std::env::var("HYDRA_EMULATED_DEVICES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
 fn used() -> usize {
     MEMORY.with_borrow(|memory| memory.values().map(|memory| memory.values().len()).sum())
 }
 
 functions! {
     fn cuDeviceGetCount(count: *mut i32) {
-        *count = devices();
+        *count = 1;
         OK
     }
 
     fn cuDeviceGet(device: *mut i32, ordinal: i32) {
         *device = ordinal;
-        if (0..devices()).contains(&ordinal) { OK } else { INVALID_DEVICE }
+        if ordinal == 0 { OK } else { INVALID_DEVICE }
     }
 
     fn cuDeviceGetName(name: *mut c_char, len: i32, _device: i32) {
