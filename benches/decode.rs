@@ -3,8 +3,9 @@
 //!
 //! Before a format is timed, sampled rows are compared with an f64 sum over the decoded row.
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hydra_kernels::{Format, Isa, Q8Isa, RowOrder, Weight, Workspace, matvec, q8};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ const SHAPES: [(&str, usize, usize); 3] =
 
 /// Bytes of the plain read: more than the caches hold.
 const BUFFER: usize = 256 << 20;
+
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
 /// Seconds of the fastest of `tries`.
 fn fastest<R>(tries: usize, mut op: impl FnMut() -> R) -> f64 {
@@ -62,7 +65,8 @@ fn value(i: usize) -> f32 {
     (i.wrapping_mul(2_654_435_761) >> 16 & 15) as f32 / 8.0 - 1.0
 }
 
-fn check(y: &[f32], x: &[f32], weight: Weight<'_>) {
+/// `rounding`: how far a result may be, in units of the sum of the products' magnitudes.
+fn check(y: &[f32], x: &[f32], weight: Weight<'_>, rounding: f64) {
     let mut row = vec![0.0; weight.cols()];
     for sample in 0..64 {
         let at = sample * 104_729 % weight.rows();
@@ -70,7 +74,33 @@ fn check(y: &[f32], x: &[f32], weight: Weight<'_>) {
         let terms = row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
         let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
         let error = (f64::from(y[at]) - want).abs();
-        assert!(error <= (x.len() + 8) as f64 * 6e-8 * size, "row {at}: expected {want}, found {}", y[at]);
+        assert!(error <= rounding * size, "row {at}: expected {want}, found {}", y[at]);
+    }
+}
+
+fn print(name: &str, format: Format, isa: &str, speed: f64, memory: f64) {
+    let (speed, share) = (speed * 1e-9, 100.0 * speed / memory);
+    println!("{name}, {} on {isa}: {speed:.1} GB/s, {share:.0} % of a plain read", format.name());
+}
+
+/// Activations in eight bits, quantized as a part of the product.
+fn q8_products(group: &mut Group<'_>, (name, memory): (&str, f64), weight: Weight<'_>, x: &[f32]) {
+    let (rows, cols, format) = (weight.rows(), weight.cols(), weight.format());
+    let bytes = rows * format.row_bytes(cols).expect("whole blocks");
+    let (mut y, mut quantized) = (vec![0.0; rows], vec![q8::Block::ZERO; q8::blocks(cols)]);
+    let mut scratch = vec![0.0; q8::product_scratch(cols).0];
+    for isa in Q8Isa::available().filter(|&isa| isa != Q8Isa::Portable || Q8Isa::detect() == Q8Isa::Portable) {
+        let mut product = |y: &mut [f32], x: &[f32]| {
+            q8::quantize(isa.widened(), &mut quantized, cols, x).unwrap();
+            q8::product(isa, y, weight, 0..rows, &quantized, &mut Workspace::new(&mut scratch)).unwrap();
+        };
+        product(&mut y, x);
+        check(&y, x, weight, 1e-2);
+        let kind = format!("{} in q8", isa.name());
+        print(name, format, &kind, bytes as f64 / fastest(10, || product(&mut y, x)), memory);
+        group.bench_function(BenchmarkId::new(kind, format.name()), |bench| {
+            bench.iter(|| product(&mut y, black_box(x)));
+        });
     }
 }
 
@@ -88,18 +118,15 @@ fn decode(criterion: &mut Criterion) {
             group.throughput(Throughput::Bytes(bytes.len() as u64));
             for isa in Isa::available().filter(|&isa| isa != Isa::Portable || Isa::detect() == Isa::Portable) {
                 matvec(isa, &mut y, weight, 0, &x).unwrap();
-                check(&y, &x, weight);
+                check(&y, &x, weight, (cols + 8) as f64 * 6e-8);
                 let speed = bytes.len() as f64 / fastest(10, || matvec(isa, &mut y, weight, 0, &x).unwrap());
-                println!(
-                    "{name}, {} on {}: {:.1} GB/s, {:.0} % of a plain read",
-                    format.name(),
-                    isa.name(),
-                    speed * 1e-9,
-                    100.0 * speed / memory
-                );
+                print(name, format, isa.name(), speed, memory);
                 group.bench_function(BenchmarkId::new(isa.name(), format.name()), |bench| {
                     bench.iter(|| matvec(isa, &mut y, weight, 0, black_box(&x)).unwrap());
                 });
+            }
+            if q8::serves(format) {
+                q8_products(&mut group, (name, memory), weight, &x);
             }
         }
         group.finish();

@@ -2,6 +2,7 @@
 //! core's peak: a loop of independent FMAs (VDPBF16PS, or products of AMX tiles) in registers, measured in the same
 //! run.
 //!
+//! Products of activations in eight bits with block formats, their quantization included, stand beside the f32 peak.
 //! f32 products of dense weights are timed beside those of the `gemm` crate, and bf16 products beside PyTorch's if
 //! HYDRA_PYTHON names a Python that has it. Before a product is timed, sampled elements are compared with an f64 sum.
 
@@ -14,8 +15,8 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use hydra_kernels::{
-    Accumulate, Bf16Isa, Element, Format, Isa, MatRef, Panels, RowOrder, Source, Term, Values, Weight, gemm, matvec,
-    pack, panels_len, to_bf16,
+    Accumulate, Bf16Isa, Element, Format, Isa, MatRef, Panels, Q8Isa, RowOrder, Source, Term, Values, Weight,
+    Workspace, gemm, matvec, pack, panels_len, q8, to_bf16,
 };
 use std::hint::black_box;
 use std::time::Duration;
@@ -48,7 +49,8 @@ fn value(i: usize) -> f32 {
 fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
     match format {
         Format::Bf16 => (0..elements).flat_map(|i| bf16::from_f32(value(i)).to_le_bytes()).collect(),
-        // A block of Q4_1 or Q4_K starts with two f16 scales, here 1/4 and 1/8. Any bytes are valid behind them.
+        // A block of Q4_1 or Q4_K starts with two f16 scales, here 1/4 and 1/8; one of Q8_0 with one. Any bytes are valid
+        // behind them.
         _ => (0..elements / format.block_len())
             .flat_map(|block| {
                 let rest = (4..format.block_bytes()).map(move |i| ((block + i).wrapping_mul(37) >> 2) as u8);
@@ -136,14 +138,36 @@ fn other_crate(y: &mut [f32], x: &[f32], w: &[f32], m: usize, n: usize, k: usize
     }
 }
 
-/// Compares 64 elements of `y` with the f64 sum over decoded rows. `exact`: the product is f32.
-fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
-    let n = weight.rows();
-    let sampled: Vec<f32> = (0..64).map(|sample| y[sample * 7919 % m * n + sample * 104_729 % n]).collect();
-    check_sampled(&sampled, x, m, weight, exact);
+/// What a product rounds, and so how far it may be from an f64 sum of k products.
+#[derive(Clone, Copy)]
+enum Rounding {
+    /// f32 sums.
+    Exact,
+    /// Quantized weights and results, to bf16.
+    Bf16,
+    /// Activations, to eight bits.
+    Q8,
 }
 
-fn check_sampled(sampled: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, exact: bool) {
+impl Rounding {
+    /// In units of the sum of the products' magnitudes.
+    fn tolerance(self, k: usize) -> f64 {
+        match self {
+            Rounding::Exact => (k + 8) as f64 * 6e-8,
+            Rounding::Bf16 => 4e-3,
+            Rounding::Q8 => 1e-2,
+        }
+    }
+}
+
+/// Compares 64 elements of `y` with the f64 sum over decoded rows.
+fn check(y: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, rounding: Rounding) {
+    let n = weight.rows();
+    let sampled: Vec<f32> = (0..64).map(|sample| y[sample * 7919 % m * n + sample * 104_729 % n]).collect();
+    check_sampled(&sampled, x, m, weight, rounding);
+}
+
+fn check_sampled(sampled: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: Weight<'_>, rounding: Rounding) {
     let (n, k) = (weight.rows(), weight.cols());
     let mut row = vec![0.0; k];
     for (sample, &got) in sampled.iter().enumerate() {
@@ -155,10 +179,8 @@ fn check_sampled(sampled: &[f32], x: impl Fn(usize) -> f32, m: usize, weight: We
             want += product;
             size += product.abs();
         }
-        // A bf16 product rounds quantized weights and its results.
-        let tolerance = if exact { (k + 8) as f64 * 6e-8 } else { 4e-3 };
         let got = f64::from(got);
-        assert!((got - want).abs() <= tolerance * size, "[{i}, {j}]: expected {want}, found {got}");
+        assert!((got - want).abs() <= rounding.tolerance(k) * size, "[{i}, {j}]: expected {want}, found {got}");
     }
 }
 
@@ -200,7 +222,7 @@ fn f32_products(group: &mut Group<'_>, problem: &Problem<'_>, peak: f64) {
     let mut panels = aligned(panels_len::<f32>(isa, k, problem.panel_columns()), 0.0);
     let panels = panels.on_line();
     let seconds = fastest(3, || product(isa, &mut y, &x, m, weight, panels));
-    check(&y, value, m, weight, true);
+    check(&y, value, m, weight, Rounding::Exact);
     problem.print("f32", seconds, peak);
     group.bench_function(BenchmarkId::new("f32", format.name()), |bench| {
         bench.iter(|| product(isa, &mut y, black_box(&x), m, weight, panels));
@@ -211,7 +233,7 @@ fn f32_products(group: &mut Group<'_>, problem: &Problem<'_>, peak: f64) {
             weight.decode_row(isa, row, 0, out);
         }
         other_crate(&mut y, &x, &dense, m, n, k);
-        check(&y, value, m, weight, true);
+        check(&y, value, m, weight, Rounding::Exact);
         group.bench_function(BenchmarkId::new("f32", "dense, the gemm crate"), |bench| {
             bench.iter(|| other_crate(&mut y, black_box(&x), &dense, m, n, k));
         });
@@ -229,7 +251,7 @@ fn bf16_products(group: &mut Group<'_>, problem: &Problem<'_>, peak: f64) {
     x.iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(value(i)));
     let seconds = fastest(3, || product_rounded(isa, y, x, m, weight, panels, sums));
     let widened: Vec<f32> = y.iter().map(|y| y.to_f32()).collect();
-    check(&widened, value, m, weight, false);
+    check(&widened, value, m, weight, Rounding::Bf16);
     problem.print("bf16", seconds, peak);
     group.bench_function(BenchmarkId::new("bf16", format.name()), |bench| {
         bench.iter(|| product_rounded(isa, y, black_box(x), m, weight, panels, sums));
@@ -237,11 +259,31 @@ fn bf16_products(group: &mut Group<'_>, problem: &Problem<'_>, peak: f64) {
     if format == Format::Bf16
         && let Some((mut torch, sampled)) = Torch::begin(m, n, k)
     {
-        check_sampled(&sampled, value, m, weight, false);
+        check_sampled(&sampled, value, m, weight, Rounding::Bf16);
         group.bench_function(BenchmarkId::new("bf16", "dense, PyTorch"), |bench| {
             bench.iter_custom(|products| torch.time(products));
         });
     }
+}
+
+/// Activations in eight bits, quantized as a part of the product.
+fn q8_products(group: &mut Group<'_>, problem: &Problem<'_>, f32_peak: f64) {
+    let &Problem { m, n, k, weight, .. } = problem;
+    let (isa, width) = (Q8Isa::detect(), q8::blocks(k));
+    let x: Vec<f32> = (0..m * k).map(value).collect();
+    let (mut y, mut quantized) = (vec![0.0; m * n], vec![q8::Block::ZERO; m * width]);
+    let mut memory = aligned(q8::product_scratch(k).0, 0.0);
+    let memory = memory.on_line();
+    let mut product = |y: &mut [f32], x: &[f32]| {
+        q8::quantize(isa.widened(), &mut quantized, k, x).unwrap();
+        q8::product(isa, y, weight, 0..n, &quantized, &mut Workspace::new(memory)).unwrap();
+    };
+    let seconds = fastest(3, || product(&mut y, &x));
+    check(&y, value, m, weight, Rounding::Q8);
+    problem.print("q8", seconds, f32_peak);
+    group.bench_function(BenchmarkId::new("q8", weight.format().name()), |bench| {
+        bench.iter(|| product(&mut y, black_box(&x)));
+    });
 }
 
 fn shapes(criterion: &mut Criterion) {
@@ -254,7 +296,7 @@ fn shapes(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{name} {m}x{n}x{k}"));
         group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
         group.throughput(Throughput::Elements((2 * m * n * k) as u64));
-        for format in [Format::Bf16, Format::Q4_1, Format::Q4K] {
+        for format in [Format::Bf16, Format::Q4_1, Format::Q8_0, Format::Q4K] {
             if k % format.block_len() != 0 {
                 continue; // rows of the K-formats are whole super-blocks
             }
@@ -263,6 +305,9 @@ fn shapes(criterion: &mut Criterion) {
             let problem = Problem { name, m, n, k, weight };
             f32_products(&mut group, &problem, f32_peak);
             bf16_products(&mut group, &problem, bf16_peak);
+            if q8::serves(format) {
+                q8_products(&mut group, &problem, f32_peak);
+            }
         }
         group.finish();
     }
@@ -279,7 +324,7 @@ fn token(criterion: &mut Criterion) {
         let x: Vec<f32> = (0..k).map(value).collect();
         let mut y = vec![0.0; n];
         matvec(Isa::detect(), &mut y, weight, 0, &x).unwrap();
-        check(&y, value, 1, weight, true);
+        check(&y, value, 1, weight, Rounding::Exact);
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(format.name(), |bench| {
             bench.iter(|| matvec(Isa::detect(), &mut y, weight, 0, black_box(&x)).unwrap());

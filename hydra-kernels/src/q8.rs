@@ -274,10 +274,10 @@ fn store<'a>(y: impl Iterator<Item = &'a mut [f32]>, sums: &Sums) {
     for (token, y) in y.enumerate() {
         let mut totals = [0.0; NR];
         for (column, total) in totals.iter_mut().enumerate() {
-            let lanes: [f32; LANES] = core::array::from_fn(
-                #[inline(always)]
-                |lane| sums[lane][token][column],
-            );
+            let mut lanes = [0.0; LANES];
+            for (lane, sums) in lanes.iter_mut().zip(sums) {
+                *lane = sums[token][column];
+            }
             *total = sum(lanes);
         }
         y.copy_from_slice(&totals[..y.len()]);

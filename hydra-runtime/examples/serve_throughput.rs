@@ -3,7 +3,7 @@
 //!     cargo run --release -p hydra-runtime --example serve_throughput -- MODEL [key=value ...]
 //!
 //! Keys and their defaults: requests=1,4,16; adapters=0 (or 4: each request has one of so many random HydraLoRA
-//! adapters of 4 heads of rank 8 on all projections), prompt=128, generated=64, precision=f32 (or bf16), threads=all,
+//! adapters of 4 heads of rank 8 on all projections), prompt=128, generated=64, precision=f32 (or bf16, q8), threads=all,
 //! prefix=0 (tokens of prompts that are kept; prompts share none), device=cpu (or cuda:0, with `--features cuda`).
 //! Prompts are random tokens. All requests are submitted at once; time to first token counts from there. Each row is
 //! the median of three runs by tokens a second, after one that isn't counted.
@@ -52,9 +52,11 @@ impl Settings {
         if self.get("device", "cpu") != "cpu" {
             return Err("device: expected cpu, or cuda:0 in a build with --features cuda".into());
         }
+        let precision = self.get("precision", "f32");
         Ok(Device::cpu(CpuOptions {
             threads: Some(self.number("threads", "0")?).filter(|&threads| threads > 0),
-            precision: if self.get("precision", "f32") == "bf16" { Precision::Bf16 } else { Precision::F32 },
+            precision: Precision::parse(precision)
+                .ok_or_else(|| format!("precision={precision}: expected f32, bf16 or q8"))?,
             ..CpuOptions::default()
         })?)
     }

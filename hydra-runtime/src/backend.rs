@@ -179,6 +179,10 @@ pub trait Backend: Send + Sync + 'static {
     fn supports(&self, _config: &Config) -> Result<()> {
         Ok(())
     }
+    /// Fails if this device computes no gradients; the message says what to choose instead.
+    fn trains(&self) -> Result<()> {
+        Ok(())
+    }
     /// A name for people: device, instruction set, threads, precision.
     fn describe(&self) -> String;
     /// Free bytes of the device's own memory; `None` if it works in the machine's.

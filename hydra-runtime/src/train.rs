@@ -119,6 +119,7 @@ impl<B: Backend> Trainer<B> {
     /// [`Trainer::sum_bytes`] more.
     pub fn plan_bytes(backend: &B, config: &Config, adapter: &AdapterConfig, options: &TrainOptions) -> Result<u64> {
         options.check()?;
+        backend.trains()?;
         let purpose = Purpose::Training(options.checkpointing);
         let activations = Plan::new(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
@@ -140,6 +141,7 @@ impl<B: Backend> Trainer<B> {
     pub fn new(model: &Model<B>, adapter: &Adapter, options: TrainOptions) -> Result<Self> {
         options.check()?;
         let (backend, config) = (model.backend(), model.config());
+        backend.trains()?;
         let purpose = Purpose::Training(options.checkpointing);
         let plan = Plan::new(config, Some(&adapter.config), options.max_tokens, purpose)?;
         let adapter = DeviceAdapter::upload(backend, config, adapter)?;

@@ -171,7 +171,9 @@ fn a_request_has_the_same_bits_in_any_company_on_quantised_weights() {
         let path = dir.path().join(format!("{}.gguf", format.name()));
         let options = GgufOptions { format, description: None };
         merge::write_gguf(model.checkpoint(), &nothing, MergeGate::One, &path, options).unwrap();
-        same_bits_in_any_company(&Checkpoint::open(path).unwrap(), &adapter, Precision::F32);
+        for precision in [Precision::F32, Precision::Q8] {
+            same_bits_in_any_company(&Checkpoint::open(&path).unwrap(), &adapter, precision);
+        }
     }
 }
 

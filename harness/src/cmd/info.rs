@@ -129,6 +129,10 @@ fn training(
 }
 
 fn needed<B: Backend>(page: &mut Page, device: &B, checkpoint: &Checkpoint, adapter: &AdapterConfig) -> Result<()> {
+    if let Err(why) = device.trains() {
+        page.row("memory to train", why.to_string());
+        return Ok(());
+    }
     for tokens in [512, 2048] {
         for (checkpointing, how) in
             [(ActivationCheckpointing::Off, ""), (ActivationCheckpointing::EveryLayer, ", --recompute")]

@@ -9,7 +9,6 @@ use crate::quant::simd::{half_at, head, scales_and_minima};
 use crate::quant::{Format, GROUP, Weight};
 use crate::simd::reduce::sum;
 use core::arch::x86_64::*;
-use core::array::from_fn;
 
 /// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves.
 type Groups = ([__m256i; LANES], [__m256; 2]);
@@ -58,19 +57,21 @@ fn blocks<I: Bytes256, const BYTES: usize, const BITS: u32, const MINIMUM: bool>
     let (eights, rest) = row.as_chunks::<BYTES>().0.as_chunks::<LANES>();
     // SAFETY: `isa` proves AVX.
     let (none, mut lanes) = unsafe { (_mm256_setzero_si256(), _mm256_setzero_ps()) };
+    let mut groups = [none; LANES];
     for (eight, x) in eights.iter().zip(x) {
-        let codes = from_fn(
-            #[inline(always)]
-            |i| codes(isa, &eight[i]),
-        );
-        lanes = add::<I, BITS, MINIMUM>(isa, (codes, heads(isa, eight)), x, lanes);
+        for i in 0..LANES {
+            groups[i] = codes(isa, &eight[i]);
+        }
+        lanes = add::<I, BITS, MINIMUM>(isa, (groups, heads(isa, eight)), x, lanes);
     }
     if !rest.is_empty() {
-        let codes = from_fn(
-            #[inline(always)]
-            |i| rest.get(i).map_or(none, |block| codes(isa, block)),
-        );
-        lanes = add::<I, BITS, MINIMUM>(isa, (codes, heads(isa, rest)), &x[eights.len()], lanes);
+        let mut groups = [none; LANES];
+        for i in 0..LANES {
+            if i < rest.len() {
+                groups[i] = codes(isa, &rest[i]);
+            }
+        }
+        lanes = add::<I, BITS, MINIMUM>(isa, (groups, heads(isa, rest)), &x[eights.len()], lanes);
     }
     total(isa, lanes)
 }
@@ -108,11 +109,11 @@ fn heads<I: Bytes256, const BYTES: usize>(_isa: I, blocks: &[[u8; BYTES]]) -> [_
         halves[0][i] = u16::from_le_bytes([block[0], block[1]]);
         halves[1][i] = u16::from_le_bytes([block[2], block[3]]);
     }
-    halves.map(
-        #[inline(always)]
-        // SAFETY: the token proves F16C; the array is the 16 bytes that are loaded.
-        |halves| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast())) },
-    )
+    // SAFETY: the token proves F16C; each array is the 16 bytes that are loaded.
+    unsafe {
+        let [first, second] = [halves[0].as_ptr().cast(), halves[1].as_ptr().cast()];
+        [_mm256_cvtph_ps(_mm_loadu_si128(first)), _mm256_cvtph_ps(_mm_loadu_si128(second))]
+    }
 }
 
 /// Adds the products of eight groups with x to the lanes.
@@ -124,14 +125,12 @@ fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
     lanes: __m256,
 ) -> __m256 {
     let (q, _) = x.codes.as_chunks::<GROUP>();
-    let sums = from_fn(
-        #[inline(always)]
-        |i| {
-            // SAFETY: `isa` proves AVX; the array is the 32 bytes that are loaded.
-            let q = unsafe { _mm256_loadu_si256(q[i].as_ptr().cast()) };
-            if BITS == 8 { isa.signed(codes[i], q) } else { isa.unsigned(codes[i], q) }
-        },
-    );
+    let mut sums = codes;
+    for i in 0..LANES {
+        // SAFETY: `isa` proves AVX; the array is the 32 bytes that are loaded.
+        let q = unsafe { _mm256_loadu_si256(q[i].as_ptr().cast()) };
+        sums[i] = if BITS == 8 { isa.signed(codes[i], q) } else { isa.unsigned(codes[i], q) };
+    }
     let [low, high] = halves(isa, sums);
     // SAFETY: `isa` proves AVX2 and FMA; each array is the 32 bytes that are loaded.
     unsafe {
@@ -161,11 +160,8 @@ fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
 fn halves<I: Bytes256>(_isa: I, x: [__m256i; LANES]) -> [__m256i; 2] {
     // SAFETY: the token proves AVX2.
     unsafe {
-        let pairs: [_; 4] = from_fn(
-            #[inline(always)]
-            |i| _mm256_hadd_epi32(x[2 * i], x[2 * i + 1]),
-        );
-        let (first, second) = (_mm256_hadd_epi32(pairs[0], pairs[1]), _mm256_hadd_epi32(pairs[2], pairs[3]));
+        let first = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+        let second = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
         [_mm256_permute2x128_si256::<0x20>(first, second), _mm256_permute2x128_si256::<0x31>(first, second)]
     }
 }
@@ -230,7 +226,17 @@ fn q8_0<I: Bytes256>(isa: I, block: &[u8; 34]) -> __m256i {
     bytes(isa, block, 2)
 }
 
-/// The low nibbles of 32 bytes, and the high ones: two groups of Q4_K and Q5_K.
+/// Eight vectors of nibbles: the low and the high ones of each 32 bytes from `first` on.
+#[inline(always)]
+fn pairs<I: Bytes256>(isa: I, block: &[u8], first: usize) -> [__m256i; LANES] {
+    let [a, b] = both_nibbles(isa, block, first);
+    let [c, d] = both_nibbles(isa, block, first + 32);
+    let [e, f] = both_nibbles(isa, block, first + 64);
+    let [g, h] = both_nibbles(isa, block, first + 96);
+    [a, b, c, d, e, f, g, h]
+}
+
+/// The low nibbles of 32 bytes, and the high ones.
 #[inline(always)]
 fn both_nibbles<I: Bytes256>(isa: I, block: &[u8], at: usize) -> [__m256i; 2] {
     let packed = bytes(isa, block, at);
@@ -252,50 +258,31 @@ fn scales<I: Bytes256>(isa: I, block: &[u8; 16]) -> [__m256; 2] {
 
 #[inline(always)]
 fn q4_k<I: Bytes256>(isa: I, block: &[u8; 144]) -> Groups {
-    let pairs: [_; 4] = from_fn(
-        #[inline(always)]
-        |i| both_nibbles(isa, block, 16 + 32 * i),
-    );
-    let codes = from_fn(
-        #[inline(always)]
-        |group| pairs[group / 2][group % 2],
-    );
-    (codes, scales(isa, head(block)))
+    (pairs(isa, block, 16), scales(isa, head(block)))
 }
 
 #[inline(always)]
 fn q5_k<I: Bytes256>(isa: I, block: &[u8; 176]) -> Groups {
-    let fifths = bytes(isa, block, 16);
-    let pairs: [_; 4] = from_fn(
-        #[inline(always)]
-        |i| both_nibbles(isa, block, 48 + 32 * i),
-    );
-    let codes = from_fn(
-        #[inline(always)]
+    let (fifths, mut codes) = (bytes(isa, block, 16), pairs(isa, block, 48));
+    for group in 0..LANES {
         // SAFETY: `isa` proves AVX2.
-        |group| unsafe {
+        unsafe {
             let bit = _mm256_set1_epi8((1u8 << group) as i8);
             let fifths = _mm256_cmpeq_epi8(_mm256_and_si256(fifths, bit), bit);
-            _mm256_or_si256(pairs[group / 2][group % 2], _mm256_and_si256(fifths, _mm256_set1_epi8(16)))
-        },
-    );
+            codes[group] = _mm256_or_si256(codes[group], _mm256_and_si256(fifths, _mm256_set1_epi8(16)));
+        }
+    }
     (codes, scales(isa, head(block)))
 }
 
 #[inline(always)]
 fn q6_k<I: Bytes256>(isa: I, block: &[u8; 210]) -> Groups {
-    let low: [_; 4] = from_fn(
-        #[inline(always)]
-        |i| both_nibbles(isa, block, 32 * i),
-    );
-    let high: [_; 2] = from_fn(
-        #[inline(always)]
-        |half| bytes(isa, block, 128 + 32 * half),
-    );
-    let codes = from_fn(
-        #[inline(always)]
+    let low = pairs(isa, block, 0);
+    let high = [bytes(isa, block, 128), bytes(isa, block, 160)];
+    let mut codes = low;
+    for group in 0..LANES {
         // SAFETY: `isa` proves AVX2.
-        |group| unsafe {
+        unsafe {
             let (half, g) = (group / 4, group % 4);
             // The group's pair of bits, from bit 2g to bits 4 and 5.
             let pair = match g {
@@ -305,9 +292,10 @@ fn q6_k<I: Bytes256>(isa: I, block: &[u8; 210]) -> Groups {
                 _ => _mm256_srli_epi16::<2>(high[half]),
             };
             let pair = _mm256_and_si256(pair, _mm256_set1_epi8(0x30));
-            _mm256_or_si256(low[2 * half + g % 2][g / 2], pair)
-        },
-    );
+            // Nibbles g / 2 of the half's pair g % 2.
+            codes[group] = _mm256_or_si256(low[4 * half + g % 2 * 2 + g / 2], pair);
+        }
+    }
     let stored: &[u8; 16] = block[192..].first_chunk().unwrap(); // the block has 18 bytes from 192 on
     // SAFETY: `isa` proves AVX2; the array is the 16 bytes that are loaded.
     let scales = unsafe {
@@ -315,10 +303,8 @@ fn q6_k<I: Bytes256>(isa: I, block: &[u8; 210]) -> Groups {
         let order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
         let scales = _mm_shuffle_epi8(_mm_loadu_si128(stored.as_ptr().cast()), order);
         let d = _mm256_set1_ps(half_at(block, 208));
-        [scales, _mm_srli_si128::<8>(scales)].map(
-            #[inline(always)]
-            |scales| _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales))),
-        )
+        let (first, second) = (_mm256_cvtepi8_epi32(scales), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(scales)));
+        [_mm256_mul_ps(d, _mm256_cvtepi32_ps(first)), _mm256_mul_ps(d, _mm256_cvtepi32_ps(second))]
     };
     (codes, scales)
 }

@@ -5,7 +5,6 @@ use super::x86_64::Bytes256;
 use super::{Block, LANES, Sums, TOKENS, with_codes_of};
 use crate::quant::{Format, GROUP};
 use core::arch::x86_64::*;
-use core::array::from_fn;
 
 /// Rows of W in a register.
 const ROWS: usize = 8;
@@ -40,8 +39,8 @@ fn tile_of<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
     for (g, group) in panel.iter().enumerate() {
         for part in 0..NR / ROWS {
             let weights = Weights::load(group, part);
-            let sums = sums[g % LANES].iter_mut().map(|sums| &mut sums.as_chunks_mut::<ROWS>().0[part]);
-            for (x, sums) in x.chunks_exact(width).zip(sums) {
+            for (x, sums) in x.chunks_exact(width).zip(&mut sums[g % LANES]) {
+                let sums = &mut sums.as_chunks_mut::<ROWS>().0[part];
                 weights.add::<I, BITS, MINIMUM>(isa, sums, &x[g / LANES], g % LANES);
             }
         }
@@ -58,20 +57,17 @@ struct Weights {
 impl Weights {
     #[inline(always)]
     fn load(group: &PanelGroup, part: usize) -> Self {
-        let codes = from_fn(
-            #[inline(always)]
-            |i| {
-                let codes = &group.codes[i].as_chunks::<{ 4 * ROWS }>().0[part];
-                // SAFETY: the array is the 32 bytes that are loaded; this is inlined into a closure of `vectorize`.
-                unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
-            },
-        );
-        let [scales, seconds] = [&group.scales, &group.seconds].map(
-            #[inline(always)]
-            // SAFETY: the array is the 32 bytes that are loaded; this is inlined into a closure of `vectorize`.
-            |x| unsafe { _mm256_loadu_ps(x.as_chunks::<ROWS>().0[part].as_ptr()) },
-        );
-        Self { codes, scales, seconds }
+        let [scales, seconds] = [&group.scales, &group.seconds];
+        let [scales, seconds] = [&scales.as_chunks::<ROWS>().0[part], &seconds.as_chunks::<ROWS>().0[part]];
+        // SAFETY: each array is the 32 bytes that are loaded; this is inlined into a closure of `vectorize`.
+        unsafe {
+            let mut codes = [_mm256_setzero_si256(); GROUP / 4];
+            for (codes, stored) in codes.iter_mut().zip(&group.codes) {
+                let stored = &stored.as_chunks::<{ 4 * ROWS }>().0[part];
+                *codes = _mm256_loadu_si256(stored.as_ptr().cast());
+            }
+            Self { codes, scales: _mm256_loadu_ps(scales.as_ptr()), seconds: _mm256_loadu_ps(seconds.as_ptr()) }
+        }
     }
 
     /// Adds the products with group `g` of `x` to the rows' lanes.

@@ -5,7 +5,6 @@ use super::{Block, LANES, Sums, TOKENS, with_codes_of};
 use crate::isa::Avx512Vnni;
 use crate::quant::{Format, GROUP};
 use core::arch::x86_64::*;
-use core::array::from_fn;
 
 /// See [`super::tile`].
 pub(super) fn tile(isa: Avx512Vnni, sums: &mut Sums, format: Format, panel: &[PanelGroup], x: &[Block], width: usize) {
@@ -28,11 +27,12 @@ fn tile_of<const BITS: u32, const MINIMUM: bool>(
 ) {
     *sums = [[[0.0; NR]; TOKENS]; LANES];
     for (g, group) in panel.iter().enumerate() {
-        let codes: [__m512i; GROUP / 4] = from_fn(
-            #[inline(always)]
+        // SAFETY: `isa` proves AVX-512F.
+        let mut codes = [unsafe { _mm512_setzero_si512() }; GROUP / 4];
+        for (codes, stored) in codes.iter_mut().zip(&group.codes) {
             // SAFETY: `isa` proves AVX-512F; the array is the 64 bytes that are loaded.
-            |i| unsafe { _mm512_loadu_si512(group.codes[i].as_ptr().cast()) },
-        );
+            *codes = unsafe { _mm512_loadu_si512(stored.as_ptr().cast()) };
+        }
         for (x, sums) in x.chunks_exact(width).zip(&mut sums[g % LANES]) {
             add::<BITS, MINIMUM>(isa, sums, (&codes, group), &x[g / LANES], g % LANES);
         }
@@ -82,7 +82,7 @@ fn quads(_isa: Avx512Vnni, codes: &[__m512i], q: &[[i8; 4]]) -> __m512i {
     unsafe {
         let mut sum = _mm512_setzero_si512();
         for (&codes, q) in codes.iter().zip(q) {
-            sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(i32::from_ne_bytes(q.map(|q| q as u8))));
+            sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8])));
         }
         sum
     }

@@ -34,7 +34,7 @@ pub(super) trait Bytes256: Copy {
 #[inline(always)]
 fn splat(q: &[i8; 4]) -> __m256i {
     // SAFETY: this is inlined into methods of tokens that prove AVX.
-    unsafe { _mm256_set1_epi32(i32::from_ne_bytes(q.map(|q| q as u8))) }
+    unsafe { _mm256_set1_epi32(i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8])) }
 }
 
 impl Bytes256 for Avx2 {

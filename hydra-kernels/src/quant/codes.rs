@@ -33,15 +33,18 @@ pub(crate) fn q5_1(block: &[u8; 24], _sub: usize) -> Group {
 #[inline(always)]
 pub(crate) fn q8_0(block: &[u8; 34], _sub: usize) -> Group {
     let q: &[u8; GROUP] = bytes_at(block, 2);
-    (q.map(|q| q ^ 0x80), [half_at(block, 0), 0.0])
+    let mut codes = *q;
+    codes.iter_mut().for_each(|code| *code ^= 0x80);
+    (codes, [half_at(block, 0), 0.0])
 }
 
 #[inline(always)]
 pub(crate) fn q4_k(block: &[u8; 144], sub: usize) -> Group {
     let (scale, min) = scale_and_min(bytes_at(block, 4), sub);
     let q: &[u8; GROUP] = bytes_at(block, 16 + sub / 2 * 32);
-    let shift = sub % 2 * 4;
-    (q.map(|q| q >> shift & 15), [half_at(block, 0) * scale, -half_at(block, 2) * min])
+    let (mut codes, shift) = (*q, sub % 2 * 4);
+    codes.iter_mut().for_each(|code| *code = *code >> shift & 15);
+    (codes, [half_at(block, 0) * scale, -half_at(block, 2) * min])
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release -p hydra-runtime --example throughput -- MODEL train|forward|decode [key=value ...]
 //!
-//! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32), isa=best (or a name such
+//! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32, q8), isa=best (or a name such
 //! as avx512bf16), device=cpu (or cuda:0, with `--features cuda`), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
 //! inputs), steps=5, profile=0 (1: each operation's share of the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
 //! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time. On a GPU there are
@@ -10,7 +10,7 @@
 
 mod timed;
 
-use hydra_kernels::{Bf16Isa, Isa};
+use hydra_kernels::{Bf16Isa, Isa, Q8Isa};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::Backend;
@@ -41,6 +41,11 @@ impl Settings {
         let Some(text) = self.0.get(key) else { return Ok(default) };
         text.parse().map_err(|_| format!("{key}={text}: wanted a number").into())
     }
+
+    fn precision(&self, default: &str) -> Result<Precision> {
+        let name = self.get("precision", default);
+        Precision::parse(name).ok_or_else(|| format!("precision={name}: wanted f32, bf16 or q8").into())
+    }
 }
 
 fn main() -> Result<()> {
@@ -51,8 +56,8 @@ fn main() -> Result<()> {
     let pair = |text: &String| text.split_once('=').map(|(k, v)| (k.to_string(), v.to_string()));
     let settings = Settings(rest.iter().map(pair).collect::<Option<_>>().ok_or("wanted key=value")?);
     let isa = settings.get("isa", "best");
-    let known = isa == "best" || Isa::by_name(isa).is_some() || Bf16Isa::by_name(isa).is_some();
-    if !known {
+    let known = Isa::by_name(isa).is_some() || Bf16Isa::by_name(isa).is_some() || Q8Isa::by_name(isa).is_some();
+    if isa != "best" && !known {
         return Err(format!("isa={isa}: this machine has no such instruction set").into());
     }
     let settings = &settings;
@@ -75,9 +80,10 @@ fn main() -> Result<()> {
     }
     let options = CpuOptions {
         threads: Some(settings.number("threads", 0)?).filter(|&n| n > 0),
-        precision: if settings.get("precision", "bf16") == "f32" { Precision::F32 } else { Precision::Bf16 },
+        precision: settings.precision("bf16")?,
         isa: Isa::by_name(isa),
         bf16_isa: Bf16Isa::by_name(isa),
+        q8_isa: Q8Isa::by_name(isa),
         ..CpuOptions::default()
     };
     run(Cpu::new(options)?, model, mode, settings)

@@ -219,6 +219,9 @@ impl<B: Backend> Backend for Timed<B> {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+    fn trains(&self) -> Result<()> {
+        self.inner.trains()
+    }
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
         self.inner.workspace_bytes(tokens, config)
     }

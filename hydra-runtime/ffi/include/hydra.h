@@ -76,6 +76,8 @@ enum hydra_precision
   HYDRA_PRECISION_F32 = 0,
   // The operands of large products are rounded to bf16.
   HYDRA_PRECISION_BF16 = 1,
+  // Activations in eight bits beside weights in GGUF's block formats, other products in f32; without training.
+  HYDRA_PRECISION_Q8 = 2,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

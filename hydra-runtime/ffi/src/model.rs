@@ -28,6 +28,8 @@ pub enum hydra_precision {
     F32 = 0,
     /// The operands of large products are rounded to bf16.
     Bf16 = 1,
+    /// Activations in eight bits beside weights in GGUF's block formats, other products in f32; without training.
+    Q8 = 2,
 }
 
 /// The CPU, as `hydra_model_options.device`.
@@ -56,6 +58,7 @@ impl hydra_model_options {
         let precision = match self.precision {
             p if p == hydra_precision::F32 as i32 => Precision::F32,
             p if p == hydra_precision::Bf16 as i32 => Precision::Bf16,
+            p if p == hydra_precision::Q8 as i32 => Precision::Q8,
             p => return Err(invalid(format!("precision: expected a hydra_precision, found {p}"))),
         };
         if self.device == HYDRA_CPU {

@@ -131,11 +131,8 @@ impl PyModel {
     #[new]
     #[pyo3(signature = (files, *, device = "cpu", threads = None, precision = "f32"))]
     fn new(py: Python<'_>, files: Files, device: &str, threads: Option<usize>, precision: &str) -> PyResult<Self> {
-        let precision = match precision {
-            "f32" => Precision::F32,
-            "bf16" => Precision::Bf16,
-            other => return Err(wrong(format!("precision {other:?}: expected \"f32\" or \"bf16\""))),
-        };
+        let precision = Precision::parse(precision)
+            .ok_or_else(|| wrong(format!("precision {precision:?}: expected \"f32\", \"bf16\" or \"q8\"")))?;
         let device = self::device(device, CpuOptions { threads, precision, ..CpuOptions::default() })?;
         let load = || {
             let checkpoint = match files {

@@ -15,6 +15,8 @@ mod linear;
 mod loss;
 mod operations;
 mod operator;
+mod parts;
+mod q8;
 mod rows;
 mod threads;
 mod workspace;
@@ -27,7 +29,7 @@ use half::bf16;
 use hydra_kernels::Scratch;
 use hydra_kernels::gemm::PANEL_ALIGN;
 use hydra_kernels::hydra::{MAX_ROW_STEPS, row_step};
-pub use hydra_kernels::isa::{Bf16Isa, Isa};
+pub use hydra_kernels::isa::{Bf16Isa, Isa, Q8Isa};
 use std::sync::Mutex;
 use threads::{Threads, lock};
 use workspace::Workspaces;
@@ -39,6 +41,29 @@ pub enum Precision {
     F32,
     /// The operands of the large products are rounded to bf16.
     Bf16,
+    /// Products with frozen weights in block formats quantize their activations to eight bits, in blocks of 32, and
+    /// multiply integers ([`hydra_kernels::q8`]). All else, products with f32, f16 and bf16 weights included, is as
+    /// under [`Precision::F32`]. For evaluation and generation: nothing is trained in it.
+    Q8,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Q8];
+
+    /// "f32", "bf16" or "q8".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Q8 => "q8",
+        }
+    }
+
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|precision| precision.name() == name)
+    }
 }
 
 /// How to set up the CPU.
@@ -52,6 +77,8 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// That of products under [`Precision::Bf16`], which `isa` doesn't limit; `None` takes the machine's best.
     pub bf16_isa: Option<Bf16Isa>,
+    /// That of integer products under [`Precision::Q8`], which `isa` doesn't limit; `None` takes the machine's best.
+    pub q8_isa: Option<Q8Isa>,
     /// Keep each thread on a CPU of its own if the process may use as many CPUs as there are threads; the calling thread for
     /// the time of each step. Only Linux has this. It helps beside other busy programs and costs nothing alone.
     pub bind_threads: bool,
@@ -59,7 +86,7 @@ pub struct CpuOptions {
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        Self { threads: None, precision: Precision::F32, isa: None, bf16_isa: None, bind_threads: true }
+        Self { threads: None, precision: Precision::F32, isa: None, bf16_isa: None, q8_isa: None, bind_threads: true }
     }
 }
 
@@ -71,6 +98,7 @@ pub struct Cpu {
     precision: Precision,
     isa: Isa,
     bf16_isa: Bf16Isa,
+    q8_isa: Q8Isa,
     workspaces: Workspaces,
     /// One for each worker; locked while a task uses it.
     worker_scratch: Vec<Mutex<Aligned<f32>>>,
@@ -91,6 +119,7 @@ impl Cpu {
             precision: options.precision,
             isa: options.isa.unwrap_or_else(Isa::detect),
             bf16_isa: options.bf16_isa.unwrap_or_else(Bf16Isa::detect),
+            q8_isa: options.q8_isa.unwrap_or_else(Q8Isa::detect),
             workspaces: Workspaces::default(),
             worker_scratch: (1..threads).map(|_| Mutex::default()).collect(),
             caller_scratch: Mutex::default(),
@@ -147,7 +176,8 @@ impl Cpu {
     /// Rows a task takes, whole tiles, at most `tiles` of them.
     fn row_share(&self, rows: usize, tiles: usize) -> usize {
         let tile = match self.precision {
-            Precision::F32 => row_step::<f32>(),
+            // 48 rows are three tiles of a product in eight bits.
+            Precision::F32 | Precision::Q8 => row_step::<f32>(),
             Precision::Bf16 => row_step::<bf16>(),
         };
         tile * self.share(rows.div_ceil(tile), tiles)

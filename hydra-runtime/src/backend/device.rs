@@ -483,6 +483,10 @@ impl Backend for Device {
         on!(self, backend => backend.free_bytes())
     }
 
+    fn trains(&self) -> Result<()> {
+        on!(self, backend => backend.trains())
+    }
+
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
         on!(self, backend => backend.workspace_bytes(tokens, config))
     }

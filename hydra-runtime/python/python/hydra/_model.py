@@ -25,7 +25,8 @@ class Model(_hydra.Model):
         their names.
     :param device: ``"cpu"``, or ``"cuda:N"`` if the package was built with the feature ``cuda``.
     :param threads: of the CPU; by default one a core.
-    :param precision: what matrices are multiplied in: ``"f32"``, or ``"bf16"`` with sums in f32.
+    :param precision: what matrices are multiplied in: ``"f32"``, ``"bf16"`` with sums in f32, or for evaluation and
+        generation ``"q8"``: activations in eight bits beside weights in GGUF's block formats, other products in f32.
 
     Several threads may use one model. Work is done without the GIL, and Ctrl-C ends it.
     """

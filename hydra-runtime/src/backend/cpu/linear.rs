@@ -4,7 +4,8 @@
 use super::Cpu;
 use super::buffer::{Activations, Element};
 use super::exec::Exec;
-use super::operator::{Outputs, Part, many};
+use super::operator::{Outputs, many};
+use super::parts::Part;
 use super::rows::decode;
 use crate::Result;
 use crate::backend::{

@@ -8,13 +8,15 @@ use super::Cpu;
 use super::buffer::{Element, carve, floats};
 use super::exec::Exec;
 use super::lanes::{exponentials, lanes, larger};
-use super::workspace::Workspace;
+use super::q8::{head_rows as head_rows_in_eight_bits, quantized, unpacked};
+use super::workspace::{Area, Workspace};
 use crate::Result;
 use crate::backend::{Accumulate, HeadLoss, Weight};
 use hydra_kernels::gemm::{MatRef, PANEL_ALIGN, Panels, Source, Values};
 use hydra_kernels::hydra::Operand;
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
+use hydra_kernels::q8::{self, Block};
 
 /// Tiles of rows in a task, at most: with a block's logits beside them they stay in L2.
 const TILES: usize = 8;
@@ -39,12 +41,29 @@ struct RowTask<'a> {
     dx: Option<&'a mut [f32]>,
 }
 
+/// The rows of the head as the product with x reads them.
+#[derive(Clone, Copy)]
+enum Logits<'a, E> {
+    Exact(Panels<'a, E>),
+    /// With x in eight bits, all of its rows.
+    Q8(q8::Panels<'a>, &'a [Block]),
+}
+
+impl<E> Logits<'_, E> {
+    fn ids(&self) -> usize {
+        match self {
+            Logits::Exact(panels) => panels.n,
+            Logits::Q8(panels, _) => panels.rows(),
+        }
+    }
+}
+
 /// Some ids' rows of the head, packed.
 #[derive(Clone, Copy)]
 struct HeadBlock<'a, E> {
     first_id: u32,
     /// For x headᵀ.
-    to_logits: Panels<'a, E>,
+    to_logits: Logits<'a, E>,
     /// For weights · head, if there is a gradient.
     to_dx: Option<Panels<'a, E>>,
 }
@@ -54,7 +73,11 @@ pub(super) fn head_loss<E: Element>(exec: Exec<'_, E>, args: HeadLoss<'_, Cpu>) 
     let HeadLoss { nll, dx, x, lm_head, targets, scale } = args;
     let (cpu, head, x) = (exec.cpu, lm_head.weight(), x.values());
     let (d, vocab) = (head.cols(), head.rows());
-    let workspace = &mut *cpu.workspaces.take();
+    let Workspace { panels, adapter_panels, quantized: area, .. } = &mut *cpu.workspaces.take();
+    // A gradient is that of exact products.
+    let in_eight_bits = dx.is_none() && cpu.in_eight_bits(head);
+    let x_len = targets.len() * d;
+    let in_eight_bits = in_eight_bits.then(|| quantized(cpu, x.first(x_len), d, area)).transpose()?;
     let mut states = vec![State { max: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; targets.len()];
     let mut dx = dx.map(|dx| &mut dx[..targets.len() * d]);
     if let Some(dx) = &mut dx {
@@ -64,11 +87,11 @@ pub(super) fn head_loss<E: Element>(exec: Exec<'_, E>, args: HeadLoss<'_, Cpu>) 
     let ids = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads()).next_multiple_of(PANEL_ALIGN);
     for first in (0..vocab).step_by(ids) {
         let rows = head.slice_rows(first, ids.min(vocab - first))?;
-        let block = head_block(exec, rows, first as u32, dx.is_some(), workspace)?;
+        let areas = [&mut *panels, &mut *adapter_panels];
+        let block = head_block(exec, rows, first as u32, (in_eight_bits, dx.is_some()), areas)?;
         let tasks = row_tasks(&mut states, targets, dx.as_deref_mut(), share);
-        cpu.threads.each(tasks.into_iter(), |i, task| {
-            add_block(exec, task, MatRef::row_major(x.skip(i * share * d), d), block)
-        })?;
+        cpu.threads
+            .each(tasks.into_iter(), |i, task| add_block(exec, task, (x.skip(i * share * d), i * share), block))?;
     }
     for (nll, state) in nll.iter_mut().zip(&states) {
         *nll = state.max + state.sum.ln() - state.target;
@@ -86,15 +109,18 @@ fn head_block<'a, E: Element>(
     exec: Exec<'_, E>,
     rows: Weight<'_>,
     first_id: u32,
-    gradient: bool,
-    workspace: &'a mut Workspace,
+    (x, gradient): (Option<&'a [Block]>, bool),
+    [panels, gradient_panels]: [&'a mut Area; 2],
 ) -> Result<HeadBlock<'a, E>> {
     let (isa, ids, d) = (exec.isa, rows.rows(), rows.cols());
     let as_columns = Source::WeightRows { weight: rows, first: 0 };
-    let to_logits = exec.pack_shared(Operand::new(isa, [d, ids], as_columns, 1.0), &mut workspace.panels)?;
+    let to_logits = match x {
+        Some(x) => Logits::Q8(unpacked(exec.cpu, rows, 0..ids, panels)?, x),
+        None => Logits::Exact(exec.pack_shared(Operand::new(isa, [d, ids], as_columns, 1.0), panels)?),
+    };
     let as_rows = Source::WeightCols { weight: rows, first: 0 };
     let to_dx = match gradient {
-        true => Some(exec.pack_shared(Operand::new(isa, [ids, d], as_rows, 1.0), &mut workspace.adapter_panels)?),
+        true => Some(exec.pack_shared(Operand::new(isa, [ids, d], as_rows, 1.0), gradient_panels)?),
         false => None,
     };
     Ok(HeadBlock { first_id, to_logits, to_dx })
@@ -113,17 +139,25 @@ fn row_tasks<'a>(
     rows.map(|(states, targets)| RowTask { states, targets, dx: dx_chunks.as_mut().and_then(Iterator::next) }).collect()
 }
 
-/// Adds a block of ids to the sums of some rows `x`.
+/// Adds a block of ids to the sums of some rows: `x` from row `first` on.
 fn add_block<E: Element>(
     exec: Exec<'_, E>,
     mut task: RowTask<'_>,
-    x: MatRef<'_>,
+    (x, first): (Values<'_>, usize),
     block: HeadBlock<'_, E>,
 ) -> Result<()> {
-    let (rows, n) = (task.states.len(), block.to_logits.n);
+    let (rows, n) = (task.states.len(), block.to_logits.ids());
     exec.cpu.with_scratch(floats::<E>(rows * n) + rows * n, |scratch| {
         let (weights, logits) = carve::<E>(scratch, rows * n);
-        exec.multiply(logits, rows, Accumulate::Overwrite, x, block.to_logits)?;
+        match block.to_logits {
+            Logits::Exact(panels) => {
+                exec.multiply(logits, rows, Accumulate::Overwrite, MatRef::row_major(x, panels.k), panels)?;
+            }
+            Logits::Q8(panels, x) => {
+                let width = q8::blocks(panels.cols());
+                q8::multiply(exec.cpu.q8_isa, logits, n, panels, &x[first * width..(first + rows) * width])?;
+            }
+        }
         exec.cpu.isa.vectorize(
             #[inline(always)]
             || online_softmax(exec.cpu.bf16_isa, weights, logits, &mut task, block.first_id),
@@ -187,6 +221,9 @@ pub(super) fn head_rows(
     ids: &[u32],
 ) -> Result<()> {
     let d = head.cols();
+    if cpu.in_eight_bits(*head) {
+        return head_rows_in_eight_bits(cpu, &mut out[..rows * ids.len()], x, *head, ids);
+    }
     let mut wanted = vec![0.0; ids.len() * d];
     for (row, &id) in wanted.chunks_exact_mut(d).zip(ids) {
         head.decode_row(cpu.isa, id as usize, 0, row);

@@ -6,12 +6,12 @@ use super::elementwise::AdamWUpdate;
 use super::exec::Exec;
 use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
-use crate::Result;
 use crate::backend::{
     AdamWStep, Attention, AttentionBackward, AttentionRows, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear,
     LinearBackward, LinearRows, RmsNorm, RmsNormBackward, Rope, StoredWeight,
 };
 use crate::config::Config;
+use crate::{Error, Result};
 use half::bf16;
 use hydra_kernels::gemm::{Values, ValuesMut};
 use std::ops::Range;
@@ -27,7 +27,7 @@ impl Backend for Cpu {
 
     fn activations(&self, len: usize) -> Result<Activations> {
         match self.precision {
-            Precision::F32 => zeroed(len).map(Activations::F32),
+            Precision::F32 | Precision::Q8 => zeroed(len).map(Activations::F32),
             Precision::Bf16 => zeroed(len).map(Activations::Bf16),
         }
     }
@@ -38,7 +38,7 @@ impl Backend for Cpu {
 
     fn activation_bytes(&self) -> usize {
         match self.precision {
-            Precision::F32 => size_of::<f32>(),
+            Precision::F32 | Precision::Q8 => size_of::<f32>(),
             Precision::Bf16 => size_of::<bf16>(),
         }
     }
@@ -145,7 +145,7 @@ impl Backend for Cpu {
 
     fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
         match self.precision {
-            Precision::F32 => linear::forward::<f32>(Exec::new(self), args),
+            Precision::F32 | Precision::Q8 => linear::forward::<f32>(Exec::new(self), args),
             Precision::Bf16 => linear::forward::<bf16>(Exec::new(self), args),
         }
     }
@@ -156,35 +156,36 @@ impl Backend for Cpu {
 
     fn linear_rows(&self, args: LinearRows<'_, Self>) -> Result<()> {
         match self.precision {
-            Precision::F32 => linear::rows::<f32>(Exec::new(self), args),
+            Precision::F32 | Precision::Q8 => linear::rows::<f32>(Exec::new(self), args),
             Precision::Bf16 => linear::rows::<bf16>(Exec::new(self), args),
         }
     }
 
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        self.trains()?;
         match self.precision {
-            Precision::F32 => linear::backward::<f32>(Exec::new(self), args),
+            Precision::F32 | Precision::Q8 => linear::backward::<f32>(Exec::new(self), args),
             Precision::Bf16 => linear::backward::<bf16>(Exec::new(self), args),
         }
     }
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
         match self.precision {
-            Precision::F32 => attention::forward(Exec::<f32>::new(self), args),
+            Precision::F32 | Precision::Q8 => attention::forward(Exec::<f32>::new(self), args),
             Precision::Bf16 => attention::forward(Exec::<bf16>::new(self), args),
         }
     }
 
     fn attention_rows(&self, args: AttentionRows<'_, Self>) -> Result<()> {
         match self.precision {
-            Precision::F32 => attention::rows(Exec::<f32>::new(self), args),
+            Precision::F32 | Precision::Q8 => attention::rows(Exec::<f32>::new(self), args),
             Precision::Bf16 => attention::rows(Exec::<bf16>::new(self), args),
         }
     }
 
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
         match self.precision {
-            Precision::F32 => attention::backward(Exec::<f32>::new(self), args),
+            Precision::F32 | Precision::Q8 => attention::backward(Exec::<f32>::new(self), args),
             Precision::Bf16 => attention::backward(Exec::<bf16>::new(self), args),
         }
     }
@@ -218,7 +219,7 @@ impl Backend for Cpu {
             Ok(())
         }
         match self.precision {
-            Precision::F32 => run::<f32>(self, [dgate, dup], len, [gate, up]),
+            Precision::F32 | Precision::Q8 => run::<f32>(self, [dgate, dup], len, [gate, up]),
             Precision::Bf16 => run::<bf16>(self, [dgate, dup], len, [gate, up]),
         }
     }
@@ -246,7 +247,7 @@ impl Backend for Cpu {
 
     fn head_loss(&self, args: HeadLoss<'_, Self>) -> Result<()> {
         match self.precision {
-            Precision::F32 => loss::head_loss(Exec::<f32>::new(self), args),
+            Precision::F32 | Precision::Q8 => loss::head_loss(Exec::<f32>::new(self), args),
             Precision::Bf16 => loss::head_loss(Exec::<bf16>::new(self), args),
         }
     }
@@ -270,11 +271,21 @@ impl Backend for Cpu {
     }
 
     fn describe(&self) -> String {
-        let (isa, precision) = match self.precision {
-            Precision::F32 => (self.isa.name(), "f32"),
-            Precision::Bf16 => (self.bf16_isa.name(), "bf16"),
+        let isa = match self.precision {
+            Precision::F32 => self.isa.name(),
+            Precision::Bf16 => self.bf16_isa.name(),
+            Precision::Q8 => self.q8_isa.name(),
         };
-        format!("cpu, {} thread{}, {isa}, {precision}", self.threads(), if self.threads() == 1 { "" } else { "s" })
+        let (threads, precision) = (self.threads(), self.precision.name());
+        format!("cpu, {threads} thread{}, {isa}, {precision}", if threads == 1 { "" } else { "s" })
+    }
+
+    fn trains(&self) -> Result<()> {
+        if self.precision == Precision::Q8 {
+            let why = "precision q8 is for evaluation and generation, and computes no gradient: train in f32 or bf16";
+            return Err(Error::Invalid(why.into()));
+        }
+        Ok(())
     }
 
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {

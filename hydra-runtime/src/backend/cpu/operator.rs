@@ -2,24 +2,25 @@
 //!
 //! A task takes some rows through the adapter's products, the gate and the frozen product while they are in its cache.
 
-use super::buffer::{Element, chunks, pieces, row_parts};
+use super::buffer::{Element, chunks, pieces};
 use super::exec::Exec;
 use super::gradient::adapter_gradients;
+use super::parts::{Part, TASK_BYTES, add_bias, blocks, row_ranges, state_parts};
+use super::q8::{many as many_in_eight_bits, quantized};
+use super::rows::decode;
 use super::workspace::{PartPanels, Workspace};
 use super::{Cpu, Precision};
 use crate::Result;
-use crate::backend::{Accumulate, HydraShape};
+use crate::backend::{Accumulate, Backend, HydraShape};
 use half::bf16;
-use hydra_kernels::gemm::{self, PANEL_ALIGN, Panels, ValuesMut};
+use hydra_kernels::gemm::{self, Panels, ValuesMut};
 use hydra_kernels::hydra::{
-    Backward, BackwardArgs, Few, Forward, ForwardArgs, Gradients, HydraLayer, adapter_rows_scratch, column_block,
+    Backward, BackwardArgs, Few, Forward, ForwardArgs, Gradients, HydraLayer, adapter_rows_scratch,
     dropped_dx_rows_scratch, dx_rows_scratch, few_output_scratch, few_serves, output_rows_scratch,
 };
-use hydra_kernels::{Float, Scratch};
+use hydra_kernels::q8::{product, product_scratch};
+use hydra_kernels::{self as kernels, Scratch};
 use std::ops::Range;
-
-/// Bytes of a weight that are worth handing to another thread: some microseconds of reading.
-pub(super) const TASK_BYTES: usize = 32 * 1024;
 
 /// The HydraLoRA operator on this CPU's threads and in its [`Precision`], for programs with layers of their own.
 ///
@@ -38,7 +39,9 @@ impl Cpu {
         let (y, bias) = (y.into(), None);
         layer.check_outputs(args.tokens, &y, adapter_state)?;
         match self.precision {
-            Precision::F32 => Exec::<f32>::new(self).forward(layer, args, bias, Outputs { y, adapter_state }),
+            Precision::F32 | Precision::Q8 => {
+                Exec::<f32>::new(self).forward(layer, args, bias, Outputs { y, adapter_state })
+            }
             Precision::Bf16 => Exec::<bf16>::new(self).forward(layer, args, bias, Outputs { y, adapter_state }),
         }
     }
@@ -51,9 +54,10 @@ impl Cpu {
         adapter_state: Option<&[f32]>,
         gradients: Gradients<'_>,
     ) -> Result<()> {
+        self.trains()?;
         gradients.check(&layer.shape(), args.tokens)?;
         match self.precision {
-            Precision::F32 => Exec::<f32>::new(self).backward(layer, args, adapter_state, gradients),
+            Precision::F32 | Precision::Q8 => Exec::<f32>::new(self).backward(layer, args, adapter_state, gradients),
             Precision::Bf16 => Exec::<bf16>::new(self).backward(layer, args, adapter_state, gradients),
         }
     }
@@ -76,11 +80,13 @@ impl<E: Element> Exec<'_, E> {
         bias: Option<&[f32]>,
         outputs: Outputs<'_>,
     ) -> Result<()> {
-        if few_serves(&args) {
+        let few_tokens = few_serves(&args);
+        if few_tokens && (args.tokens == 1 || !self.cpu.in_eight_bits(layer.weight)) {
             return few(self, layer, args, bias, outputs);
         }
         let Outputs { y, adapter_state } = outputs;
-        many(self, vec![Part { layer, args, adapter_state }], bias, y)
+        let (x, part) = (args.x, Part { layer, args, adapter_state });
+        if few_tokens { decode(self, x, vec![part], bias, y) } else { many(self, vec![part], bias, y) }
     }
 
     /// See [`Cpu::layer_backward`].
@@ -131,49 +137,6 @@ fn recompute<E: Element>(exec: Exec<'_, E>, layer: HydraLayer<'_>, args: &Backwa
     Ok(states)
 }
 
-/// Blocks of columns of a result whose operand has `k` rows: a panel for each thread or more.
-fn blocks(cpu: &Cpu, columns: usize, k: usize) -> impl Iterator<Item = Range<usize>> {
-    let block = column_block(k).max(PANEL_ALIGN * cpu.threads());
-    (0..columns).step_by(block).map(move |first| first..columns.min(first + block))
-}
-
-/// Adapter states [tokens, state_width] or their gradients, and mixed heads [tokens, mixed_width], in parts of `rows`
-/// rows. The parts are empty without an adapter.
-fn state_parts<'a>(
-    shape: &HydraShape,
-    [tokens, rows]: [usize; 2],
-    states: &'a mut [f32],
-    mixed: &'a mut [f32],
-) -> impl ExactSizeIterator<Item = (&'a mut [f32], &'a mut [f32])> {
-    row_parts(states, tokens, rows, shape.state_width()).zip(row_parts(mixed, tokens, rows, shape.mixed_width()))
-}
-
-/// Adds `bias` [d_out] to the rows of `y`.
-pub(super) fn add_bias(cpu: &Cpu, y: ValuesMut<'_>, bias: &[f32]) {
-    #[inline(always)]
-    fn add<T: Float>(y: &mut [T], bias: &[f32]) {
-        for row in y.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(y, bias)| *y = T::round(y.widen() + bias));
-        }
-    }
-    cpu.isa.vectorize(
-        #[inline(always)]
-        || match y {
-            ValuesMut::F32(y) => add(y, bias),
-            ValuesMut::Bf16(y) => add(y, bias),
-        },
-    );
-}
-
-/// Some rows of a product and their adapter, which other rows of it need not have.
-pub(super) struct Part<'a> {
-    pub layer: HydraLayer<'a>,
-    /// x and residual are these rows'.
-    pub args: ForwardArgs<'a>,
-    /// [tokens, state_width]; empty without an adapter.
-    pub adapter_state: &'a mut [f32],
-}
-
 /// A part whose [A; R] has been packed.
 struct Packed<'a, E: Element> {
     forward: Forward<'a, E>,
@@ -198,6 +161,9 @@ pub(super) fn many<E: Element>(
     mut y: ValuesMut<'_>,
 ) -> Result<()> {
     let (cpu, Some(weight)) = (exec.cpu, parts.first().map(|part| part.layer.weight)) else { return Ok(()) };
+    if cpu.in_eight_bits(weight) {
+        return many_in_eight_bits(exec, parts, bias, y);
+    }
     let (d_in, d_out) = (weight.cols(), weight.rows());
     let Workspace { panels, parts: areas, mixed, .. } = &mut *cpu.workspaces.take();
     if areas.len() < parts.len() {
@@ -256,11 +222,6 @@ pub(super) fn many<E: Element>(
     Ok(())
 }
 
-/// The rows of part `part`, `tokens` of them, in ranges of `rows`.
-fn row_ranges(part: usize, tokens: usize, rows: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
-    (0..tokens).step_by(rows).map(move |first| (part, first..tokens.min(first + rows)))
-}
-
 /// For a handful of tokens: each thread reads some rows of the weight.
 fn few<E: Element>(
     exec: Exec<'_, E>,
@@ -271,26 +232,37 @@ fn few<E: Element>(
 ) -> Result<()> {
     let Outputs { mut y, adapter_state } = outputs;
     let (cpu, shape, weight) = (exec.cpu, layer.shape(), layer.weight);
-    let Workspace { widened, mixed, .. } = &mut *cpu.workspaces.take();
+    let Workspace { widened, mixed, quantized: area, .. } = &mut *cpu.workspaces.take();
+    let in_eight_bits = cpu.in_eight_bits(weight).then(|| quantized(cpu, args.x, weight.cols(), area)).transpose()?;
     let few = Few::new(cpu.isa, layer, args, widened.take::<f32>(args.x.len()))?;
     let mixed = mixed.take::<f32>(args.tokens * shape.mixed_width());
     few.adapter_rows(adapter_state, mixed)?;
     let bytes = weight.format().row_bytes(shape.d_in).unwrap_or(usize::MAX).saturating_mul(shape.d_out);
     let columns = shape.d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
     let scratch = few_output_scratch(columns);
+    let scratch = scratch.and(scratch).and(match in_eight_bits {
+        Some(_) => product_scratch(shape.d_in),
+        None => Scratch(0),
+    });
+    // One token of one row of x in eight bits, or of some in f32.
+    let output = |token, columns: Range<usize>, y: &mut [f32], workspace: &mut kernels::Workspace<'_>| {
+        let Some(x) = in_eight_bits else { return few.output(token, columns, mixed, y, workspace) };
+        product(cpu.q8_isa, y, weight, columns.clone(), x, workspace)?;
+        few.add_adapter(columns, mixed, y, workspace)
+    };
     for (token, y) in chunks(y.reborrow(), shape.d_out).into_iter().enumerate() {
         cpu.threads.each(chunks(y, columns).into_iter(), |i, y| {
             let columns = i * columns..i * columns + y.len();
             let bias = bias.map(|bias| &bias[columns.clone()]);
-            cpu.with_workspace(scratch.and(scratch), |workspace| match y {
+            cpu.with_workspace(scratch, |workspace| match y {
                 ValuesMut::F32(y) => {
-                    few.output(token, columns, mixed, y, workspace)?;
+                    output(token, columns, y, workspace)?;
                     bias.into_iter().for_each(|bias| add_bias(cpu, ValuesMut::F32(y), bias));
                     Ok(())
                 }
                 ValuesMut::Bf16(y) => {
                     let sums = workspace.take_lines::<f32>(y.len())?;
-                    few.output(token, columns, mixed, sums, workspace)?;
+                    output(token, columns, sums, workspace)?;
                     bias.into_iter().for_each(|bias| add_bias(cpu, ValuesMut::F32(sums), bias));
                     Ok(gemm::to_bf16(cpu.bf16_isa, y, sums)?)
                 }

@@ -1,17 +1,18 @@
 //! [`Backend::linear_rows`](crate::backend::Backend::linear_rows) while sequences are generated: one row of each.
 //!
 //! Weights are read as they are stored, each once for all rows, and rows of different adapters share the frozen
-//! products. A row has the bits that it would have alone. ([`many`](super::operator::many) is the same for rows of
-//! prompts.)
+//! products. A row has the bits that it would have alone. (`operator::many` is the same for rows of prompts.)
 
 use super::buffer::{Element, chunks, convert};
 use super::exec::Exec;
-use super::operator::{Part, TASK_BYTES, add_bias};
+use super::parts::{Part, TASK_BYTES, add_bias};
+use super::q8::quantized;
 use super::workspace::Workspace;
 use crate::Result;
 use hydra_kernels::Scratch;
 use hydra_kernels::gemm::{Values, ValuesMut};
 use hydra_kernels::hydra::{Few, ForwardArgs, HydraLayer, few_batch_scratch};
+use hydra_kernels::q8::{product, product_scratch};
 use std::ops::Range;
 
 /// Columns of y that a thread computes at a time: their sums for all rows stay in its L1 or L2.
@@ -34,7 +35,7 @@ pub(super) fn decode<E: Element>(
 ) -> Result<()> {
     let (cpu, Some(weight)) = (exec.cpu, parts.first().map(|part| part.layer.weight)) else { return Ok(()) };
     let (d_in, d_out) = (weight.cols(), weight.rows());
-    let Workspace { widened, mixed, .. } = &mut *cpu.workspaces.take();
+    let Workspace { widened, mixed, quantized: area, .. } = &mut *cpu.workspaces.take();
     let x = match x {
         Values::F32(x) => x,
         Values::Bf16(_) => {
@@ -43,6 +44,7 @@ pub(super) fn decode<E: Element>(
             widened
         }
     };
+    let in_eight_bits = cpu.in_eight_bits(weight).then(|| quantized(cpu, Values::F32(x), d_in, area)).transpose()?;
     let rows: usize = parts.iter().map(|part| part.args.tokens).sum();
     let mixed_len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
     let mut mixed = mixed.take::<f32>(parts.iter().map(mixed_len).sum());
@@ -68,6 +70,7 @@ pub(super) fn decode<E: Element>(
     let bytes = weight.format().row_bytes(d_in).unwrap_or(usize::MAX).saturating_mul(d_out);
     let share = d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
     let scratch = Scratch::lines::<f32>(rows * COLUMNS).and(few_batch_scratch(rows, COLUMNS));
+    let scratch = scratch.and(if in_eight_bits.is_some() { product_scratch(d_in) } else { Scratch(0) });
     cpu.threads.each(columns(y, d_out, share).into_iter(), |i, mut y| {
         let (first, end) = (i * share, d_out.min((i + 1) * share));
         for start in (first..end).step_by(COLUMNS) {
@@ -75,7 +78,10 @@ pub(super) fn decode<E: Element>(
             let n = columns.len();
             cpu.with_workspace(scratch, |workspace| {
                 let sums = workspace.take_lines::<f32>(rows * n)?;
-                products.products(columns.clone(), sums)?;
+                match in_eight_bits {
+                    Some(x) => product(cpu.q8_isa, sums, weight, columns.clone(), x, workspace)?,
+                    None => products.products(columns.clone(), sums)?,
+                }
                 for Adapted { few, rows, mixed } in &adapted {
                     few.add_adapter(columns.clone(), mixed, &mut sums[rows.start * n..rows.end * n], workspace)?;
                 }

@@ -6,7 +6,7 @@ use hydra_kernels::hydra::{MIN_BLOCK, PANEL_VALUES};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// Memory that grows to the largest size asked for, for f32 or bf16 values.
+/// Memory that grows to the largest size asked for, for f32 or bf16 values, or for structs of whole words.
 #[derive(Default)]
 pub(super) struct Area(Aligned<u64>);
 
@@ -14,7 +14,7 @@ impl Area {
     /// `len` values; what they hold is not specified.
     pub fn take<T: Pod>(&mut self, len: usize) -> &mut [T] {
         let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
-        &mut bytemuck::cast_slice_mut(self.0.reserve(words))[..len]
+        &mut bytemuck::cast_slice_mut(&mut self.0.reserve(words)[..words])[..len]
     }
 }
 
@@ -33,6 +33,8 @@ pub(super) struct Workspace {
     pub parts: Vec<PartPanels>,
     /// x in f32, where weights are read as they are stored.
     pub widened: Area,
+    /// x in eight bits, [tokens, blocks], where products are integers.
+    pub quantized: Area,
     /// The mixed heads, [tokens, lora_heads * rank].
     pub mixed: Area,
     /// Gradient of `adapter_state`.

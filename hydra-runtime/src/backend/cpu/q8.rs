@@ -1,0 +1,206 @@
+//! Frozen products of activations in eight bits ([`Precision::Q8`]). Adapters, bias and residual are added in f32.
+
+use super::buffer::{Element, chunks, convert, pieces};
+use super::exec::Exec;
+use super::parts::{Part, add_bias, blocks, row_ranges, state_parts};
+use super::workspace::{Area, PartPanels, Workspace};
+use super::{Cpu, Precision};
+use crate::Result;
+use crate::backend::{HydraShape, Weight};
+use hydra_kernels::gemm::{Accumulate, MatRef, Panels, Term, Values, ValuesMut, gemm};
+use hydra_kernels::hydra::{Forward, adapter_rows_scratch, row_step};
+use hydra_kernels::q8::{self, Block, PANEL_ROWS, PanelGroup, panel_groups};
+use hydra_kernels::{Float, Scratch};
+use std::ops::Range;
+
+/// Rows of x that are worth a task of their own when they are quantized.
+const QUANTIZED_ROWS: usize = 16;
+
+impl Cpu {
+    /// Whether products with this weight quantize their activations.
+    pub(super) fn in_eight_bits(&self, weight: Weight<'_>) -> bool {
+        self.precision == Precision::Q8 && q8::serves(weight.format()) && weight.cols() > 0
+    }
+}
+
+/// `x` [tokens, cols] in eight bits, in `area`.
+pub(super) fn quantized<'a>(cpu: &Cpu, x: Values<'_>, cols: usize, area: &'a mut Area) -> Result<&'a [Block]> {
+    let (rows, width) = (x.len() / cols, q8::blocks(cols));
+    let out = area.take::<Block>(rows * width);
+    quantize(cpu, out, x, cols)?;
+    Ok(out)
+}
+
+/// `out` [tokens, blocks] = `x` [tokens, cols] in eight bits.
+fn quantize(cpu: &Cpu, out: &mut [Block], x: Values<'_>, cols: usize) -> Result<()> {
+    let width = q8::blocks(cols);
+    cpu.threads.each(out.chunks_mut(QUANTIZED_ROWS * width), |i, out| {
+        let rows = out.len() / width;
+        match x.skip(i * QUANTIZED_ROWS * cols).first(rows * cols) {
+            Values::F32(x) => Ok(q8::quantize(cpu.isa, out, cols, x)?),
+            x => cpu.with_scratch(rows * cols, |wide| {
+                convert(cpu.bf16_isa, ValuesMut::F32(wide), x)?;
+                Ok(q8::quantize(cpu.isa, out, cols, wide)?)
+            }),
+        }
+    })
+}
+
+/// The rows `rows` of W, unpacked into `area` by all threads.
+pub(super) fn unpacked<'a>(
+    cpu: &Cpu,
+    weight: Weight<'_>,
+    rows: Range<usize>,
+    area: &'a mut Area,
+) -> Result<q8::Panels<'a>> {
+    let cols = weight.cols();
+    let out = area.take::<PanelGroup>(panel_groups(rows.len(), cols));
+    let share = PANEL_ROWS * cpu.share(rows.len().div_ceil(PANEL_ROWS), usize::MAX);
+    cpu.threads.each(out.chunks_mut(panel_groups(share, cols)), |i, out| {
+        let first = rows.start + i * share;
+        Ok(q8::unpack(cpu.isa, out, weight, first..rows.end.min(first + share))?)
+    })?;
+    Ok(q8::Panels::new(out, weight, rows.len())?)
+}
+
+/// A part whose [A; R] has been packed.
+struct Packed<'a, E: Element> {
+    forward: Forward<'a, E>,
+    residual: Option<Values<'a>>,
+    stacked: [Panels<'a, E>; 2],
+    /// The part's first row.
+    first: usize,
+    dropout: bool,
+}
+
+/// A part's results beside y.
+struct States<'a> {
+    shape: HydraShape,
+    tokens: usize,
+    adapter_state: &'a mut [f32],
+    mixed: &'a mut [f32],
+}
+
+/// For many tokens: each thread computes some rows of `y`, which belong to one part each. All parts have the same
+/// weight.
+pub(super) fn many<E: Element>(
+    exec: Exec<'_, E>,
+    parts: Vec<Part<'_>>,
+    bias: Option<&[f32]>,
+    mut y: ValuesMut<'_>,
+) -> Result<()> {
+    let (cpu, Some(weight)) = (exec.cpu, parts.first().map(|part| part.layer.weight)) else { return Ok(()) };
+    let (d_in, d_out, width) = (weight.cols(), weight.rows(), q8::blocks(weight.cols()));
+    let tokens: usize = parts.iter().map(|part| part.args.tokens).sum();
+    let Workspace { panels, parts: areas, mixed, quantized, .. } = &mut *cpu.workspaces.take();
+    if areas.len() < parts.len() {
+        areas.resize_with(parts.len(), PartPanels::default);
+    }
+    let quantized = quantized.take::<Block>(tokens * width);
+    let mixed_len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
+    let mut mixed = mixed.take::<f32>(parts.iter().map(mixed_len).sum());
+    let rows = cpu.row_chunk(tokens);
+    let (mut packed, mut states, mut lora_up, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for (part, areas) in parts.into_iter().zip(areas) {
+        let (own, rest) = std::mem::take(&mut mixed).split_at_mut(mixed_len(&part));
+        mixed = rest;
+        let Part { layer, args, adapter_state } = part;
+        quantize(cpu, &mut quantized[first * width..(first + args.tokens) * width], args.x, d_in)?;
+        let forward = Forward::<E>::new(exec.isa, layer, args)?;
+        let [a, router] = forward.stacked();
+        let stacked = [exec.pack_shared(a, &mut areas.stacked)?, exec.pack_shared(router, &mut areas.router)?];
+        let dropout = args.dropouts.input.is_some();
+        packed.push(Packed { forward, residual: args.residual, stacked, first, dropout });
+        states.push(States { shape: layer.shape(), tokens: args.tokens, adapter_state, mixed: own });
+        lora_up.push(&mut areas.lora_up);
+        first += args.tokens;
+    }
+    let quantized = &*quantized;
+    for columns in blocks(cpu, d_out, d_in) {
+        let w = unpacked(cpu, weight, columns.clone(), panels)?;
+        let mut adapters = Vec::with_capacity(packed.len());
+        for (part, lora_up) in packed.iter().zip(&mut lora_up) {
+            adapters.push(exec.pack_shared(part.forward.block(columns.clone())?.adapter, lora_up)?);
+        }
+        let ranges: Vec<_> = states.iter().enumerate().flat_map(|(i, part)| row_ranges(i, part.tokens, rows)).collect();
+        let y = pieces(y.reborrow(), ranges.iter().map(|(_, range)| range.len() * d_out));
+        let states = states.iter_mut().flat_map(|part| {
+            let States { shape, tokens, adapter_state, mixed } = part;
+            state_parts(shape, [*tokens, rows], adapter_state, mixed)
+        });
+        let tasks: Vec<_> = ranges.into_iter().zip(y).zip(states).collect();
+        cpu.threads.each(tasks.into_iter(), |_, (((part, rows), y), (adapter_state, mixed))| {
+            let (Packed { forward, residual, stacked, first, dropout }, lora_up) = (&packed[part], adapters[part]);
+            let (shape, m, n) = (forward.shape(), rows.len(), columns.len());
+            let adapter_scratch = adapter_rows_scratch::<E>(&shape, m, *dropout);
+            let step = row_step::<f32>();
+            cpu.with_workspace(adapter_scratch.or(Scratch::lines::<f32>(step * n)), |workspace| {
+                if columns.start == 0 {
+                    forward.adapter_rows(rows.clone(), stacked, adapter_state, mixed, workspace)?;
+                }
+                let sums = workspace.take_lines::<f32>(step * n)?;
+                for (i, y) in chunks(y, step * d_out).into_iter().enumerate() {
+                    let (start, end) = (i * step, m.min((i + 1) * step));
+                    let sums = &mut sums[..(end - start) * n];
+                    let x = &quantized[(first + rows.start + start) * width..(first + rows.start + end) * width];
+                    q8::multiply(cpu.q8_isa, sums, n, w, x)?;
+                    if lora_up.k > 0 {
+                        let a = MatRef::row_major(&mixed[start * lora_up.k..end * lora_up.k], lora_up.k);
+                        let term = Term { a, b: lora_up };
+                        gemm(exec.isa, &mut *sums, n, end - start, n, Accumulate::Add, &[term])?;
+                    }
+                    if let Some(bias) = bias {
+                        add_bias(cpu, ValuesMut::F32(sums), &bias[columns.clone()]);
+                    }
+                    let residual = residual.map(|residual| residual.skip((rows.start + start) * d_out));
+                    finish(cpu, y, sums, (residual, d_out), columns.clone())?;
+                }
+                Ok(())
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// The columns `columns` of `y` [rows, d_out] = `sums` [rows, columns] + residual.
+fn finish(
+    cpu: &Cpu,
+    y: ValuesMut<'_>,
+    sums: &mut [f32],
+    (residual, d_out): (Option<Values<'_>>, usize),
+    columns: Range<usize>,
+) -> Result<()> {
+    #[inline(always)]
+    fn add<T: Float>(sums: &mut [f32], residual: &[T]) {
+        sums.iter_mut().zip(residual).for_each(|(sum, residual)| *sum += residual.widen());
+    }
+    let n = columns.len();
+    for (row, (y, sums)) in chunks(y, d_out).into_iter().zip(sums.chunks_exact_mut(n)).enumerate() {
+        let residual = residual.map(|residual| residual.skip(row * d_out + columns.start).first(n));
+        cpu.isa.vectorize(
+            #[inline(always)]
+            || match residual {
+                Some(Values::F32(residual)) => add(sums, residual),
+                Some(Values::Bf16(residual)) => add(sums, residual),
+                None => {}
+            },
+        );
+        convert(cpu.bf16_isa, y.skip(columns.start).first(n), Values::F32(sums))?;
+    }
+    Ok(())
+}
+
+/// `out` [tokens, ids] = `x` [tokens, d] times the rows `ids` of the head.
+pub(super) fn head_rows(cpu: &Cpu, out: &mut [f32], x: Values<'_>, head: Weight<'_>, ids: &[u32]) -> Result<()> {
+    let (d, rows) = (head.cols(), out.len() / ids.len().max(1));
+    let workspace = &mut *cpu.workspaces.take();
+    let x = quantized(cpu, x.first(rows * d), d, &mut workspace.quantized)?;
+    let mut column = vec![0.0; rows];
+    cpu.with_workspace(q8::product_scratch(d), |workspace| {
+        for (i, &id) in ids.iter().enumerate() {
+            q8::product(cpu.q8_isa, &mut column, head, id as usize..id as usize + 1, x, workspace)?;
+            out.iter_mut().skip(i).step_by(ids.len()).zip(&column).for_each(|(out, value)| *out = *value);
+        }
+        Ok(())
+    })
+}
