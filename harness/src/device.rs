@@ -53,7 +53,8 @@ pub enum PrecisionArg {
     F32,
     /// Operands rounded to bfloat16: faster where the CPU has instructions for it
     Bf16,
-    /// Activations in eight bits beside weights in GGUF's block formats, other products in f32: the fastest, for evaluation and generation on the CPU; nothing is trained in it
+    /// Activations in eight bits beside weights in GGUF's block formats, other products in f32; for evaluation and
+    /// generation on the CPU
     Q8,
 }
 

@@ -82,7 +82,11 @@ fn quads(_isa: Avx512Vnni, codes: &[__m512i], q: &[[i8; 4]]) -> __m512i {
     unsafe {
         let mut sum = _mm512_setzero_si512();
         for (&codes, q) in codes.iter().zip(q) {
-            sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8])));
+            sum = _mm512_dpbusd_epi32(
+                sum,
+                codes,
+                _mm512_set1_epi32(i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8])),
+            );
         }
         sum
     }
