@@ -36,12 +36,13 @@ fn tile_of<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
     width: usize,
 ) {
     *sums = [[[0.0; NR]; TOKENS]; LANES];
+    let tokens = x.len() / width;
     for (g, group) in panel.iter().enumerate() {
         for part in 0..NR / ROWS {
             let weights = Weights::load(group, part);
-            for (x, sums) in x.chunks_exact(width).zip(&mut sums[g % LANES]) {
-                let sums = &mut sums.as_chunks_mut::<ROWS>().0[part];
-                weights.add::<I, BITS, MINIMUM>(isa, sums, &x[g / LANES], g % LANES);
+            for (token, sums) in sums[g % LANES].iter_mut().enumerate().take(tokens) {
+                let (sums, x) = (&mut sums.as_chunks_mut::<ROWS>().0[part], &x[token * width + g / LANES]);
+                weights.add::<I, BITS, MINIMUM>(isa, sums, x, g % LANES);
             }
         }
     }

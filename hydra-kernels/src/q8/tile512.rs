@@ -26,6 +26,7 @@ fn tile_of<const BITS: u32, const MINIMUM: bool>(
     width: usize,
 ) {
     *sums = [[[0.0; NR]; TOKENS]; LANES];
+    let tokens = x.len() / width;
     for (g, group) in panel.iter().enumerate() {
         // SAFETY: `isa` proves AVX-512F.
         let mut codes = [unsafe { _mm512_setzero_si512() }; GROUP / 4];
@@ -33,8 +34,9 @@ fn tile_of<const BITS: u32, const MINIMUM: bool>(
             // SAFETY: `isa` proves AVX-512F; the array is the 64 bytes that are loaded.
             *codes = unsafe { _mm512_loadu_si512(stored.as_ptr().cast()) };
         }
-        for (x, sums) in x.chunks_exact(width).zip(&mut sums[g % LANES]) {
-            add::<BITS, MINIMUM>(isa, sums, (&codes, group), &x[g / LANES], g % LANES);
+        for (token, sums) in sums[g % LANES].iter_mut().enumerate().take(tokens) {
+            let x = &x[token * width + g / LANES];
+            add::<BITS, MINIMUM>(isa, sums, (&codes, group), x, g % LANES);
         }
     }
 }
