@@ -264,12 +264,12 @@ fn q4_k<I: Bytes256>(isa: I, block: &[u8; 144]) -> Groups {
 #[inline(always)]
 fn q5_k<I: Bytes256>(isa: I, block: &[u8; 176]) -> Groups {
     let (fifths, mut codes) = (bytes(isa, block, 16), pairs(isa, block, 48));
-    for group in 0..LANES {
+    for (group, codes) in codes.iter_mut().enumerate() {
         // SAFETY: `isa` proves AVX2.
         unsafe {
             let bit = _mm256_set1_epi8((1u8 << group) as i8);
             let fifths = _mm256_cmpeq_epi8(_mm256_and_si256(fifths, bit), bit);
-            codes[group] = _mm256_or_si256(codes[group], _mm256_and_si256(fifths, _mm256_set1_epi8(16)));
+            *codes = _mm256_or_si256(*codes, _mm256_and_si256(fifths, _mm256_set1_epi8(16)));
         }
     }
     (codes, scales(isa, head(block)))
@@ -280,7 +280,7 @@ fn q6_k<I: Bytes256>(isa: I, block: &[u8; 210]) -> Groups {
     let low = pairs(isa, block, 0);
     let high = [bytes(isa, block, 128), bytes(isa, block, 160)];
     let mut codes = low;
-    for group in 0..LANES {
+    for (group, codes) in codes.iter_mut().enumerate() {
         // SAFETY: `isa` proves AVX2.
         unsafe {
             let (half, g) = (group / 4, group % 4);
@@ -293,7 +293,7 @@ fn q6_k<I: Bytes256>(isa: I, block: &[u8; 210]) -> Groups {
             };
             let pair = _mm256_and_si256(pair, _mm256_set1_epi8(0x30));
             // Nibbles g / 2 of the half's pair g % 2.
-            codes[group] = _mm256_or_si256(low[4 * half + g % 2 * 2 + g / 2], pair);
+            *codes = _mm256_or_si256(low[4 * half + g % 2 * 2 + g / 2], pair);
         }
     }
     let stored: &[u8; 16] = block[192..].first_chunk().unwrap(); // the block has 18 bytes from 192 on
