@@ -54,7 +54,7 @@ impl Drop for Bound<'_> {
 }
 
 #[cfg(target_os = "linux")]
-mod system {
+pub(super) mod system {
     pub use rustix::thread::CpuSet as Cpus;
     use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
@@ -80,7 +80,7 @@ mod system {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod system {
+pub(super) mod system {
     /// Never made: threads aren't bound here.
     pub enum Cpus {}
 
@@ -93,38 +93,4 @@ mod system {
     }
 
     pub fn restore(_cpus: &Cpus) {}
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-    use crate::backend::cpu::threads::Threads;
-    use std::sync::{Barrier, Mutex};
-
-    #[test]
-    fn threads_have_cpus_of_their_own_until_the_guard_is_dropped() {
-        let all = system::cpus().unwrap();
-        let count = all.len();
-        assert!(Binding::new(1).is_none());
-        assert!(Binding::new(count + 1).is_none());
-        let threads = Threads::new(count, true).unwrap();
-        let Some(bound) = threads.bind_caller() else {
-            assert_eq!(count, 1);
-            return;
-        };
-        assert!(threads.bind_caller().is_none(), "one thread at a time");
-        let (barrier, used) = (Barrier::new(count), Mutex::new(Vec::new()));
-        let part = |_, _| {
-            barrier.wait();
-            used.lock().unwrap().push(system::cpus().unwrap());
-            Ok(())
-        };
-        threads.each(0..count, part).unwrap();
-        let mut used = used.into_inner().unwrap();
-        used.sort();
-        assert_eq!(used, all.iter().map(|&cpu| vec![cpu]).collect::<Vec<_>>());
-        drop(bound);
-        assert_eq!(system::cpus().unwrap(), all);
-        assert!(threads.bind_caller().is_some());
-    }
 }

@@ -369,4 +369,33 @@ mod tests {
             assert_eq!(numbers(&threads, 5), 30);
         }
     }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_have_cpus_of_their_own_until_the_guard_is_dropped() {
+        use super::super::binding::system::cpus;
+        let all = cpus().unwrap();
+        let count = all.len();
+        assert!(Binding::new(1).is_none());
+        assert!(Binding::new(count + 1).is_none());
+        let threads = Threads::new(count, true).unwrap();
+        let Some(bound) = threads.bind_caller() else {
+            assert_eq!(count, 1);
+            return;
+        };
+        assert!(threads.bind_caller().is_none(), "one thread at a time");
+        let (barrier, used) = (std::sync::Barrier::new(count), Mutex::new(Vec::new()));
+        let part = |_, _| {
+            barrier.wait();
+            lock(&used).push(cpus().unwrap());
+            Ok(())
+        };
+        threads.each(0..count, part).unwrap();
+        let mut used = used.into_inner().unwrap();
+        used.sort();
+        assert_eq!(used, all.iter().map(|&cpu| vec![cpu]).collect::<Vec<_>>());
+        drop(bound);
+        assert_eq!(cpus().unwrap(), all);
+        assert!(threads.bind_caller().is_some());
+    }
 }
