@@ -37,7 +37,7 @@ fn peak_memory_is_within_a_tenth_of_what_is_announced() {
         ("parameters", "--targets all --rank 256 --heads 4 --batch 1 --resume".to_string()),
         ("passes", "--targets all --rank 200 --heads 4 --batch 1 --grad-accum 32".to_string()),
         ("many-heads", "--targets all --rank 64 --heads 16 --method split --batch 2 --save-every 1".to_string()),
-        ("activations", "--targets all --rank 8 --batch 240 --gate router".to_string()),
+        ("activations", "--targets all --rank 8 --batch 960 --gate router".to_string()),
         ("with-eval", format!("--targets all --rank 200 --batch 8 --recompute {eval}")),
     ] {
         let (announced, peak) = announced_and_peak(&scratch.path(name), &options);
