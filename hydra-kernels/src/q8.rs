@@ -58,7 +58,7 @@ pub use panel::{NR as PANEL_ROWS, PanelGroup};
 
 use crate::error::{Error, at_least, exact, extent, product as times};
 use crate::isa::{Isa, Q8Isa};
-use crate::quant::{Format, GROUP, Weight};
+use crate::quant::{Format, GROUP, Weight, by_block_format};
 use crate::simd::reduce::sum;
 use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
@@ -75,26 +75,6 @@ const PANELS: usize = 4;
 
 /// The lanes of a tile: `[lane][row of x][row of W]`.
 type Sums = [[[f32; NR]; TOKENS]; LANES];
-
-/// Evaluates `$body` with the constants `BITS`, the width of the format's codes, and `MINIMUM`, whether its groups have
-/// a minimum. Without one, codes have the offset 2^(BITS − 1). Codes of six bits have a scale for each half of a group.
-macro_rules! with_codes_of {
-    (@ $format:expr, $body:expr, $($name:ident $bits:literal $minimum:literal),*) => {
-        match $format {
-            $(crate::quant::Format::$name => {
-                const BITS: u32 = $bits;
-                const MINIMUM: bool = $minimum;
-                $body
-            })*
-            _ => unreachable!("a block format, by `check_weight`"),
-        }
-    };
-    ($format:expr, $body:expr) => {
-        with_codes_of!(@ $format, $body, Q4_0 4 false, Q5_0 5 false, Q8_0 8 false, Q4_1 4 true, Q5_1 5 true,
-            Q4K 4 true, Q5K 5 true, Q6K 6 false)
-    };
-}
-use with_codes_of;
 
 /// Whether weights of this format can be multiplied: the block formats.
 pub const fn serves(format: Format) -> bool {
@@ -254,18 +234,34 @@ fn one_row(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Blo
 }
 
 /// The lanes of some rows of x, `width` blocks each and at most [`TOKENS`] of them, times a panel.
+///
+/// A tile function has the constants `BITS`, the width of the format's codes, and `MINIMUM`, whether its groups have a
+/// minimum. Without one, codes have the offset 2^(BITS − 1). Codes of six bits have a scale for each half of a group.
 fn tile(isa: Q8Isa, sums: &mut Sums, format: Format, panel: &[PanelGroup], (x, width): (&[Block], usize)) {
-    match isa {
-        Q8Isa::Portable => portable::tile(sums, format, panel, x, width),
-        #[cfg(target_arch = "x86_64")]
-        Q8Isa::Avx2(isa) => tile256::tile(isa, sums, format, panel, x, width),
-        #[cfg(target_arch = "x86_64")]
-        Q8Isa::AvxVnni(isa) => tile256::tile(isa, sums, format, panel, x, width),
-        #[cfg(target_arch = "x86_64")]
-        Q8Isa::Avx512Vnni(isa) => tile512::tile(isa, sums, format, panel, x, width),
-        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-        Q8Isa::NeonDotProd(isa) => tile_neon::tile(isa, sums, format, panel, x, width),
+    macro_rules! vectorized {
+        ($isa:ident, $tile:path) => {
+            $isa.vectorize(
+                #[inline(always)]
+                || $tile($isa, sums, panel, x, width),
+            )
+        };
     }
+    macro_rules! tile {
+        ($name:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
+            match isa {
+                Q8Isa::Portable => portable::tile::<$bits, $minimum>(sums, panel, x, width),
+                #[cfg(target_arch = "x86_64")]
+                Q8Isa::Avx2(isa) => vectorized!(isa, tile256::tile::<$bits, $minimum>),
+                #[cfg(target_arch = "x86_64")]
+                Q8Isa::AvxVnni(isa) => vectorized!(isa, tile256::tile::<$bits, $minimum>),
+                #[cfg(target_arch = "x86_64")]
+                Q8Isa::Avx512Vnni(isa) => vectorized!(isa, tile512::tile::<$bits, $minimum>),
+                #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+                Q8Isa::NeonDotProd(isa) => vectorized!(isa, tile_neon::tile::<$bits, $minimum>),
+            }
+        };
+    }
+    by_block_format!(format, tile);
 }
 
 /// The sums of a tile's lanes, into rows of y.

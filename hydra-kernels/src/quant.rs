@@ -11,5 +11,6 @@ pub(crate) mod scalar;
 pub(crate) mod simd;
 mod weight;
 
+pub(crate) use format::by_block_format;
 pub use format::{Format, GROUP, RowOrder};
 pub use weight::Weight;

@@ -7,8 +7,8 @@
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
-use crate::quant::Format;
 use crate::quant::simd::{self, fifth_bits, head, scales_and_minima};
+use crate::quant::{Format, by_block_format};
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
 use crate::simd::reduce::sum;
@@ -36,8 +36,8 @@ pub(super) fn dots<L: Lanes, const R: usize, const T: usize>(
         };
     }
     macro_rules! blocks {
-        ($bytes:literal, $vectors:literal, $add:ident) => {
-            blocks::<L, $bytes, $vectors, R, T>(
+        ($add:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
+            blocks::<L, $bytes, { 2 * $groups }, R, T>(
                 l,
                 rows,
                 x,
@@ -50,14 +50,7 @@ pub(super) fn dots<L: Lanes, const R: usize, const T: usize>(
         Format::F32 => plain!(64, f32),
         Format::F16 => plain!(32, f16),
         Format::Bf16 => plain!(32, bf16),
-        Format::Q4_0 => blocks!(18, 2, q4_0),
-        Format::Q4_1 => blocks!(20, 2, q4_1),
-        Format::Q5_0 => blocks!(22, 2, q5_0),
-        Format::Q5_1 => blocks!(24, 2, q5_1),
-        Format::Q8_0 => blocks!(34, 2, q8_0),
-        Format::Q4K => blocks!(144, 16, q4_k),
-        Format::Q5K => blocks!(176, 16, q5_k),
-        Format::Q6K => blocks!(210, 16, q6_k),
+        _ => by_block_format!(format, blocks),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::isa::Isa;
 use crate::quant::codes::{self, Group};
-use crate::quant::{Format, GROUP, Weight};
+use crate::quant::{GROUP, Weight, by_block_format};
 use bytemuck::{Pod, Zeroable};
 use core::ops::Range;
 
@@ -36,11 +36,11 @@ const _: () = assert!(size_of::<PanelGroup>() == NR * (GROUP + 2 * size_of::<f32
 /// Unpacks the rows `rows` of W, at most [`NR`], into a panel of all their groups. Rows that there are not are zeros.
 pub(super) fn unpack(isa: Isa, panel: &mut [PanelGroup], weight: Weight<'_>, rows: Range<usize>) {
     macro_rules! groups {
-        ($bytes:literal, $subs:literal, $group:ident) => {
+        ($group:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
             isa.vectorize(
                 #[inline(always)]
                 || {
-                    unpack_groups::<$bytes, $subs>(
+                    unpack_groups::<$bytes, $groups>(
                         panel,
                         weight,
                         rows,
@@ -51,17 +51,7 @@ pub(super) fn unpack(isa: Isa, panel: &mut [PanelGroup], weight: Weight<'_>, row
             )
         };
     }
-    match weight.format() {
-        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("a block format, by `check_weight`"),
-        Format::Q4_0 => groups!(18, 1, q4_0),
-        Format::Q4_1 => groups!(20, 1, q4_1),
-        Format::Q5_0 => groups!(22, 1, q5_0),
-        Format::Q5_1 => groups!(24, 1, q5_1),
-        Format::Q8_0 => groups!(34, 1, q8_0),
-        Format::Q4K => groups!(144, 8, q4_k),
-        Format::Q5K => groups!(176, 8, q5_k),
-        Format::Q6K => groups!(210, 8, q6_k),
-    }
+    by_block_format!(weight.format(), groups)
 }
 
 /// Blocks of `BYTES` bytes, each of `SUBS` groups.

@@ -1,15 +1,16 @@
 //! A tile in plain Rust.
 
 use super::panel::{NR, PanelGroup};
-use super::{Block, LANES, Sums, with_codes_of};
-use crate::quant::{Format, GROUP};
+use super::{Block, LANES, Sums};
+use crate::quant::GROUP;
 
 /// See [`super::tile`].
-pub(super) fn tile(sums: &mut Sums, format: Format, panel: &[PanelGroup], x: &[Block], width: usize) {
-    with_codes_of!(format, tile_of::<BITS, MINIMUM>(sums, panel, x, width));
-}
-
-fn tile_of<const BITS: u32, const MINIMUM: bool>(sums: &mut Sums, panel: &[PanelGroup], x: &[Block], width: usize) {
+pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
+    sums: &mut Sums,
+    panel: &[PanelGroup],
+    x: &[Block],
+    width: usize,
+) {
     *sums = [[[0.0; NR]; super::TOKENS]; LANES];
     let offset = (1 << (BITS - 1)) as f32;
     for (g, group) in panel.iter().enumerate() {

@@ -6,7 +6,7 @@
 use super::x86_64::Bytes256;
 use super::{Block, LANES};
 use crate::quant::simd::{half_at, head, scales_and_minima};
-use crate::quant::{Format, GROUP, Weight};
+use crate::quant::{GROUP, Weight, by_block_format};
 use crate::simd::reduce::sum;
 use core::arch::x86_64::*;
 
@@ -16,7 +16,13 @@ type Groups = ([__m256i; LANES], [__m256; 2]);
 /// `y[i]` = row `first + i` of W times x.
 pub(super) fn products<I: Bytes256>(isa: I, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Block]) {
     macro_rules! rows {
-        ($way:ident, $bytes:literal, $bits:literal, $minimum:literal, $take_apart:ident) => {
+        ($take_apart:ident, $bytes:literal, 1, $bits:literal, $minimum:literal) => {
+            rows!(blocks, $take_apart, $bytes, $bits, $minimum)
+        };
+        ($take_apart:ident, $bytes:literal, 8, $bits:literal, $minimum:literal) => {
+            rows!(super_blocks, $take_apart, $bytes, $bits, $minimum)
+        };
+        ($way:ident, $take_apart:ident, $bytes:literal, $bits:literal, $minimum:literal) => {
             isa.vectorize(
                 #[inline(always)]
                 || {
@@ -33,17 +39,7 @@ pub(super) fn products<I: Bytes256>(isa: I, y: &mut [f32], weight: Weight<'_>, f
             )
         };
     }
-    match weight.format() {
-        Format::F32 | Format::F16 | Format::Bf16 => unreachable!("a block format, by `check_weight`"),
-        Format::Q4_0 => rows!(blocks, 18, 4, false, q4_0),
-        Format::Q4_1 => rows!(blocks, 20, 4, true, q4_1),
-        Format::Q5_0 => rows!(blocks, 22, 5, false, q5_0),
-        Format::Q5_1 => rows!(blocks, 24, 5, true, q5_1),
-        Format::Q8_0 => rows!(blocks, 34, 8, false, q8_0),
-        Format::Q4K => rows!(super_blocks, 144, 4, true, q4_k),
-        Format::Q5K => rows!(super_blocks, 176, 5, true, q5_k),
-        Format::Q6K => rows!(super_blocks, 210, 6, false, q6_k),
-    }
+    by_block_format!(weight.format(), rows)
 }
 
 /// A row of blocks of 32 columns, whose scale comes first and then, if there is one, their minimum.

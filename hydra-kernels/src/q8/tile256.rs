@@ -2,34 +2,17 @@
 
 use super::panel::{NR, PanelGroup};
 use super::x86_64::Bytes256;
-use super::{Block, LANES, Sums, TOKENS, with_codes_of};
-use crate::quant::{Format, GROUP};
+use super::{Block, LANES, Sums, TOKENS};
+use crate::quant::GROUP;
 use core::arch::x86_64::*;
 
 /// Rows of W in a register.
 const ROWS: usize = 8;
 
 /// See [`super::tile`].
-pub(super) fn tile<I: Bytes256>(
-    isa: I,
-    sums: &mut Sums,
-    format: Format,
-    panel: &[PanelGroup],
-    x: &[Block],
-    width: usize,
-) {
-    with_codes_of!(
-        format,
-        isa.vectorize(
-            #[inline(always)]
-            || tile_of::<I, BITS, MINIMUM>(isa, sums, panel, x, width),
-        )
-    );
-}
-
 #[inline(always)]
-fn tile_of<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
-    isa: I,
+pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
+    isa: impl Bytes256,
     sums: &mut Sums,
     panel: &[PanelGroup],
     x: &[Block],
@@ -42,7 +25,7 @@ fn tile_of<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
             let weights = Weights::load(group, part);
             for (token, sums) in sums[g % LANES].iter_mut().enumerate().take(tokens) {
                 let (sums, x) = (&mut sums.as_chunks_mut::<ROWS>().0[part], &x[token * width + g / LANES]);
-                weights.add::<I, BITS, MINIMUM>(isa, sums, x, g % LANES);
+                weights.add::<_, BITS, MINIMUM>(isa, sums, x, g % LANES);
             }
         }
     }

@@ -1,24 +1,14 @@
 //! A tile on AVX-512 VNNI: a register has the lanes of all sixteen rows of W.
 
 use super::panel::{NR, PanelGroup};
-use super::{Block, LANES, Sums, TOKENS, with_codes_of};
+use super::{Block, LANES, Sums, TOKENS};
 use crate::isa::Avx512Vnni;
-use crate::quant::{Format, GROUP};
+use crate::quant::GROUP;
 use core::arch::x86_64::*;
 
 /// See [`super::tile`].
-pub(super) fn tile(isa: Avx512Vnni, sums: &mut Sums, format: Format, panel: &[PanelGroup], x: &[Block], width: usize) {
-    with_codes_of!(
-        format,
-        isa.vectorize(
-            #[inline(always)]
-            || tile_of::<BITS, MINIMUM>(isa, sums, panel, x, width),
-        )
-    );
-}
-
 #[inline(always)]
-fn tile_of<const BITS: u32, const MINIMUM: bool>(
+pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
     isa: Avx512Vnni,
     sums: &mut Sums,
     panel: &[PanelGroup],

@@ -2,9 +2,9 @@
 
 use super::neon::dot_lane;
 use super::panel::{NR, PanelGroup};
-use super::{Block, LANES, Sums, TOKENS, with_codes_of};
+use super::{Block, LANES, Sums, TOKENS};
 use crate::isa::NeonDotProd;
-use crate::quant::{Format, GROUP};
+use crate::quant::GROUP;
 use core::arch::aarch64::*;
 use core::array::from_fn;
 
@@ -12,18 +12,8 @@ use core::array::from_fn;
 const ROWS: usize = 4;
 
 /// See [`super::tile`].
-pub(super) fn tile(isa: NeonDotProd, sums: &mut Sums, format: Format, panel: &[PanelGroup], x: &[Block], width: usize) {
-    with_codes_of!(
-        format,
-        isa.vectorize(
-            #[inline(always)]
-            || tile_of::<BITS, MINIMUM>(isa, sums, panel, x, width),
-        )
-    );
-}
-
 #[inline(always)]
-fn tile_of<const BITS: u32, const MINIMUM: bool>(
+pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
     isa: NeonDotProd,
     sums: &mut Sums,
     panel: &[PanelGroup],

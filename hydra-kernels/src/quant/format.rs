@@ -3,6 +3,28 @@
 /// Columns that a block format decodes together.
 pub const GROUP: usize = 32;
 
+/// `$with!(name, bytes, groups, bits, minimum)` of a block format: the name that its functions have in the modules that
+/// take blocks apart, the bytes and the groups of 32 columns of a block, the bits of an integer code, and whether groups
+/// have a minimum.
+macro_rules! by_block_format {
+    ($format:expr, $with:ident) => {
+        match $format {
+            $crate::quant::Format::Q4_0 => $with!(q4_0, 18, 1, 4, false),
+            $crate::quant::Format::Q4_1 => $with!(q4_1, 20, 1, 4, true),
+            $crate::quant::Format::Q5_0 => $with!(q5_0, 22, 1, 5, false),
+            $crate::quant::Format::Q5_1 => $with!(q5_1, 24, 1, 5, true),
+            $crate::quant::Format::Q8_0 => $with!(q8_0, 34, 1, 8, false),
+            $crate::quant::Format::Q4K => $with!(q4_k, 144, 8, 4, true),
+            $crate::quant::Format::Q5K => $with!(q5_k, 176, 8, 5, true),
+            $crate::quant::Format::Q6K => $with!(q6_k, 210, 8, 6, false),
+            $crate::quant::Format::F32 | $crate::quant::Format::F16 | $crate::quant::Format::Bf16 => {
+                unreachable!("expected a block format")
+            }
+        }
+    };
+}
+pub(crate) use by_block_format;
+
 /// How the elements of a weight are stored. The block formats are GGUF's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types)]

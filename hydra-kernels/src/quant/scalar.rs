@@ -6,15 +6,15 @@
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
-use super::format::{Format, GROUP};
+use super::format::{Format, GROUP, by_block_format};
 
 /// Decodes `out.len()` elements of `row`, the bytes of one row, from column `first` on: a multiple of 32 in block
 /// formats.
 #[inline(always)]
 pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
     macro_rules! groups {
-        ($bytes:literal, $subs:literal, $group:ident) => {
-            groups::<$bytes, $subs>(
+        ($group:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
+            groups::<$bytes, $groups>(
                 row,
                 first,
                 out,
@@ -38,14 +38,7 @@ pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) 
         Format::F32 => plain!(4, f32),
         Format::F16 => plain!(2, f16),
         Format::Bf16 => plain!(2, bf16),
-        Format::Q4_0 => groups!(18, 1, q4_0),
-        Format::Q4_1 => groups!(20, 1, q4_1),
-        Format::Q5_0 => groups!(22, 1, q5_0),
-        Format::Q5_1 => groups!(24, 1, q5_1),
-        Format::Q8_0 => groups!(34, 1, q8_0),
-        Format::Q4K => groups!(144, 8, q4_k),
-        Format::Q5K => groups!(176, 8, q5_k),
-        Format::Q6K => groups!(210, 8, q6_k),
+        _ => by_block_format!(format, groups),
     }
 }
 
