@@ -25,7 +25,7 @@ use crate::{Error, Result};
 pub use aligned::Aligned;
 pub use binding::Bound;
 pub use buffer::{Activations, Buffer};
-use half::bf16;
+use exec::with_element;
 use hydra_kernels::Scratch;
 use hydra_kernels::gemm::PANEL_ALIGN;
 use hydra_kernels::hydra::{MAX_ROW_STEPS, row_step};
@@ -175,11 +175,8 @@ impl Cpu {
 
     /// Rows a task takes, whole tiles, at most `tiles` of them.
     fn row_share(&self, rows: usize, tiles: usize) -> usize {
-        let tile = match self.precision {
-            // 48 rows are three tiles of a product in eight bits.
-            Precision::F32 | Precision::Q8 => row_step::<f32>(),
-            Precision::Bf16 => row_step::<bf16>(),
-        };
+        // In f32 48 rows, which are three tiles of a product in eight bits, too.
+        let tile = with_element!(self.precision, E => row_step::<E>());
         tile * self.share(rows.div_ceil(tile), tiles)
     }
 

@@ -8,6 +8,23 @@ use crate::backend::Accumulate;
 use hydra_kernels::gemm::{self, MatRef, Panels, Source, Term};
 use hydra_kernels::hydra::{Block, Operand, PackedBlock};
 
+/// `$body` with `$element`, the type of activations under a [`Precision`](super::Precision).
+macro_rules! with_element {
+    ($precision:expr, $element:ident => $body:expr) => {
+        match $precision {
+            $crate::backend::cpu::Precision::F32 | $crate::backend::cpu::Precision::Q8 => {
+                type $element = f32;
+                $body
+            }
+            $crate::backend::cpu::Precision::Bf16 => {
+                type $element = half::bf16;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_element;
+
 /// A CPU, and the instructions that multiply operands of type `E` on it.
 pub(super) struct Exec<'a, E: Element> {
     pub cpu: &'a Cpu,

@@ -3,7 +3,7 @@
 use super::binding::Bound;
 use super::buffer::{Activations, Buffer, Element, convert, zeroed};
 use super::elementwise::AdamWUpdate;
-use super::exec::Exec;
+use super::exec::{Exec, with_element};
 use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
 use crate::backend::{
@@ -37,10 +37,7 @@ impl Backend for Cpu {
     }
 
     fn activation_bytes(&self) -> usize {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => size_of::<f32>(),
-            Precision::Bf16 => size_of::<bf16>(),
-        }
+        with_element!(self.precision, E => size_of::<E>())
     }
 
     fn matrix(&self, weight: StoredWeight) -> Result<StoredWeight> {
@@ -144,10 +141,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, args: Linear<'_, Self>) -> Result<()> {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => linear::forward::<f32>(Exec::new(self), args),
-            Precision::Bf16 => linear::forward::<bf16>(Exec::new(self), args),
-        }
+        with_element!(self.precision, E => linear::forward::<E>(Exec::new(self), args))
     }
 
     fn batches(&self) -> bool {
@@ -155,39 +149,24 @@ impl Backend for Cpu {
     }
 
     fn linear_rows(&self, args: LinearRows<'_, Self>) -> Result<()> {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => linear::rows::<f32>(Exec::new(self), args),
-            Precision::Bf16 => linear::rows::<bf16>(Exec::new(self), args),
-        }
+        with_element!(self.precision, E => linear::rows::<E>(Exec::new(self), args))
     }
 
     fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
         self.trains()?;
-        match self.precision {
-            Precision::F32 | Precision::Q8 => linear::backward::<f32>(Exec::new(self), args),
-            Precision::Bf16 => linear::backward::<bf16>(Exec::new(self), args),
-        }
+        with_element!(self.precision, E => linear::backward::<E>(Exec::new(self), args))
     }
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => attention::forward(Exec::<f32>::new(self), args),
-            Precision::Bf16 => attention::forward(Exec::<bf16>::new(self), args),
-        }
+        with_element!(self.precision, E => attention::forward::<E>(Exec::new(self), args))
     }
 
     fn attention_rows(&self, args: AttentionRows<'_, Self>) -> Result<()> {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => attention::rows(Exec::<f32>::new(self), args),
-            Precision::Bf16 => attention::rows(Exec::<bf16>::new(self), args),
-        }
+        with_element!(self.precision, E => attention::rows::<E>(Exec::new(self), args))
     }
 
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => attention::backward(Exec::<f32>::new(self), args),
-            Precision::Bf16 => attention::backward(Exec::<bf16>::new(self), args),
-        }
+        with_element!(self.precision, E => attention::backward::<E>(Exec::new(self), args))
     }
 
     fn swiglu(&self, out: &mut Activations, len: usize, gate: &Activations, up: &Activations) -> Result<()> {
@@ -218,10 +197,7 @@ impl Backend for Cpu {
             cpu.swiglu_backward_values(&mut dgate?[..len], &mut dup?[..len], &E::of(gate)?[..len], &E::of(up)?[..len]);
             Ok(())
         }
-        match self.precision {
-            Precision::F32 | Precision::Q8 => run::<f32>(self, [dgate, dup], len, [gate, up]),
-            Precision::Bf16 => run::<bf16>(self, [dgate, dup], len, [gate, up]),
-        }
+        with_element!(self.precision, E => run::<E>(self, [dgate, dup], len, [gate, up]))
     }
 
     fn gather(&self, out: &mut Buffer, x: &Buffer, rows: &[u32], d: usize) -> Result<()> {
@@ -246,10 +222,7 @@ impl Backend for Cpu {
     }
 
     fn head_loss(&self, args: HeadLoss<'_, Self>) -> Result<()> {
-        match self.precision {
-            Precision::F32 | Precision::Q8 => loss::head_loss(Exec::<f32>::new(self), args),
-            Precision::Bf16 => loss::head_loss(Exec::<bf16>::new(self), args),
-        }
+        with_element!(self.precision, E => loss::head_loss::<E>(Exec::new(self), args))
     }
 
     fn head_rows(&self, out: &mut [f32], x: &Activations, rows: usize, head: &StoredWeight, ids: &[u32]) -> Result<()> {

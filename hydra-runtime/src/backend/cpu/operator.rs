@@ -2,18 +2,18 @@
 //!
 //! A task takes some rows through the adapter's products, the gate and the frozen product while they are in its cache.
 
-use super::buffer::{Element, chunks, pieces};
-use super::exec::Exec;
+use super::Cpu;
+use super::buffer::{Element, chunks};
+use super::exec::{Exec, with_element};
 use super::gradient::adapter_gradients;
-use super::parts::{Part, TASK_BYTES, add_bias, blocks, row_ranges, state_parts};
+use super::parts::{Packed, PackedParts, Part, RowTask, TASK_BYTES, add_bias, blocks, row_tasks, state_parts};
 use super::q8::{many as many_in_eight_bits, quantized};
 use super::rows::decode;
-use super::workspace::{PartPanels, Workspace};
-use super::{Cpu, Precision};
+use super::workspace::Workspace;
 use crate::Result;
-use crate::backend::{Accumulate, Backend, HydraShape};
+use crate::backend::{Accumulate, Backend};
 use half::bf16;
-use hydra_kernels::gemm::{self, Panels, ValuesMut};
+use hydra_kernels::gemm::{self, ValuesMut};
 use hydra_kernels::hydra::{
     Backward, BackwardArgs, Few, Forward, ForwardArgs, Gradients, HydraLayer, adapter_rows_scratch,
     dropped_dx_rows_scratch, dx_rows_scratch, few_output_scratch, few_serves, output_rows_scratch,
@@ -22,7 +22,7 @@ use hydra_kernels::q8::{product, product_scratch};
 use hydra_kernels::{self as kernels, Scratch};
 use std::ops::Range;
 
-/// The HydraLoRA operator on this CPU's threads and in its [`Precision`], for programs with layers of their own.
+/// The HydraLoRA operator on this CPU's threads and in its [`Precision`](super::Precision), for programs with layers of their own.
 ///
 /// Arguments, results and errors are those of [`hydra_kernels::hydra::forward`] and [`hydra_kernels::hydra::backward`],
 /// without the instruction set and the workspace, which the CPU has.
@@ -38,12 +38,8 @@ impl Cpu {
     ) -> Result<()> {
         let (y, bias) = (y.into(), None);
         layer.check_outputs(args.tokens, &y, adapter_state)?;
-        match self.precision {
-            Precision::F32 | Precision::Q8 => {
-                Exec::<f32>::new(self).forward(layer, args, bias, Outputs { y, adapter_state })
-            }
-            Precision::Bf16 => Exec::<bf16>::new(self).forward(layer, args, bias, Outputs { y, adapter_state }),
-        }
+        let outputs = Outputs { y, adapter_state };
+        with_element!(self.precision, E => Exec::<E>::new(self).forward(layer, args, bias, outputs))
     }
 
     /// The gradients for `args.dy`. Without `adapter_state`, the one that [`Cpu::layer_forward`] left is computed again.
@@ -56,10 +52,7 @@ impl Cpu {
     ) -> Result<()> {
         self.trains()?;
         gradients.check(&layer.shape(), args.tokens)?;
-        match self.precision {
-            Precision::F32 | Precision::Q8 => Exec::<f32>::new(self).backward(layer, args, adapter_state, gradients),
-            Precision::Bf16 => Exec::<bf16>::new(self).backward(layer, args, adapter_state, gradients),
-        }
+        with_element!(self.precision, E => Exec::<E>::new(self).backward(layer, args, adapter_state, gradients))
     }
 }
 
@@ -137,21 +130,6 @@ fn recompute<E: Element>(exec: Exec<'_, E>, layer: HydraLayer<'_>, args: &Backwa
     Ok(states)
 }
 
-/// A part whose [A; R] has been packed.
-struct Packed<'a, E: Element> {
-    forward: Forward<'a, E>,
-    stacked: [Panels<'a, E>; 2],
-    dropout: bool,
-}
-
-/// A part's results beside y.
-struct States<'a> {
-    shape: HydraShape,
-    tokens: usize,
-    adapter_state: &'a mut [f32],
-    mixed: &'a mut [f32],
-}
-
 /// For many tokens: each thread computes some rows of `y`, which belong to one part each. All parts have the same
 /// weight.
 pub(super) fn many<E: Element>(
@@ -166,24 +144,8 @@ pub(super) fn many<E: Element>(
     }
     let (d_in, d_out) = (weight.cols(), weight.rows());
     let Workspace { panels, parts: areas, mixed, .. } = &mut *cpu.workspaces.take();
-    if areas.len() < parts.len() {
-        areas.resize_with(parts.len(), PartPanels::default);
-    }
-    let mixed_len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
-    let mut mixed = mixed.take::<f32>(parts.iter().map(mixed_len).sum());
     let rows = cpu.row_chunk(parts.iter().map(|part| part.args.tokens).sum());
-    let (mut packed, mut states, mut lora_up) = (Vec::new(), Vec::new(), Vec::new());
-    for (part, areas) in parts.into_iter().zip(areas) {
-        let (own, rest) = std::mem::take(&mut mixed).split_at_mut(mixed_len(&part));
-        mixed = rest;
-        let Part { layer, args, adapter_state } = part;
-        let forward = Forward::<E>::new(exec.isa, layer, args)?;
-        let [a, router] = forward.stacked();
-        let stacked = [exec.pack_shared(a, &mut areas.stacked)?, exec.pack_shared(router, &mut areas.router)?];
-        packed.push(Packed { forward, stacked, dropout: args.dropouts.input.is_some() });
-        states.push(States { shape: layer.shape(), tokens: args.tokens, adapter_state, mixed: own });
-        lora_up.push(&mut areas.lora_up);
-    }
+    let PackedParts { packed, mut states, mut lora_up } = PackedParts::new(exec, parts, areas, mixed)?;
     for columns in blocks(cpu, d_out, d_in) {
         let (first, last) = (columns.start == 0, columns.end == d_out);
         let frozen = exec.pack_shared(packed[0].forward.block(columns.clone())?.frozen, panels)?;
@@ -192,21 +154,15 @@ pub(super) fn many<E: Element>(
             let block = part.forward.block(columns.clone())?;
             blocks.push(block.packed(frozen.data, exec.pack_shared(block.adapter, lora_up)?.data)?);
         }
-        let ranges: Vec<_> = states.iter().enumerate().flat_map(|(i, part)| row_ranges(i, part.tokens, rows)).collect();
-        let y = pieces(y.reborrow(), ranges.iter().map(|(_, range)| range.len() * d_out));
-        let states = states.iter_mut().flat_map(|part| {
-            let States { shape, tokens, adapter_state, mixed } = part;
-            state_parts(shape, [*tokens, rows], adapter_state, mixed)
-        });
-        let tasks: Vec<_> = ranges.into_iter().zip(y).zip(states).collect();
-        cpu.threads.each(tasks.into_iter(), |_, (((part, rows), mut y), (adapter_state, mixed))| {
-            let (Packed { forward, stacked, dropout }, block) = (&packed[part], &blocks[part]);
+        cpu.threads.each(row_tasks(&mut states, rows, y.reborrow(), d_out).into_iter(), |_, task| {
+            let RowTask { part, rows, mut y, adapter_state, mixed, .. } = task;
+            let (Packed { forward, args, stacked }, block) = (&packed[part], &blocks[part]);
             let (shape, n) = (forward.shape(), columns.len());
             let scratch = match y {
                 ValuesMut::F32(_) => output_rows_scratch::<f32>(&shape, rows.len(), n),
                 ValuesMut::Bf16(_) => output_rows_scratch::<bf16>(&shape, rows.len(), n),
             };
-            let scratch = scratch.or(adapter_rows_scratch::<E>(&shape, rows.len(), *dropout));
+            let scratch = scratch.or(adapter_rows_scratch::<E>(&shape, rows.len(), args.dropouts.input.is_some()));
             cpu.with_workspace(scratch, |workspace| {
                 if first {
                     forward.adapter_rows(rows.clone(), stacked, adapter_state, mixed, workspace)?;

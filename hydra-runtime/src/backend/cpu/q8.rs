@@ -1,14 +1,14 @@
 //! Frozen products of activations in eight bits ([`Precision::Q8`]). Adapters, bias and residual are added in f32.
 
-use super::buffer::{Element, chunks, convert, pieces};
+use super::buffer::{Element, chunks, convert};
 use super::exec::Exec;
-use super::parts::{Part, add_bias, blocks, row_ranges, state_parts};
-use super::workspace::{Area, PartPanels, Workspace};
+use super::parts::{Packed, PackedParts, Part, RowTask, add_bias, blocks, row_tasks};
+use super::workspace::{Area, Workspace};
 use super::{Cpu, Precision};
 use crate::Result;
-use crate::backend::{HydraShape, Weight};
-use hydra_kernels::gemm::{Accumulate, MatRef, Panels, Term, Values, ValuesMut, gemm};
-use hydra_kernels::hydra::{Forward, adapter_rows_scratch, row_step};
+use crate::backend::Weight;
+use hydra_kernels::gemm::{Accumulate, MatRef, Term, Values, ValuesMut, gemm};
+use hydra_kernels::hydra::{adapter_rows_scratch, row_step};
 use hydra_kernels::q8::{self, Block, PANEL_ROWS, PanelGroup, panel_groups};
 use hydra_kernels::{Float, Scratch};
 use std::ops::Range;
@@ -63,24 +63,6 @@ pub(super) fn unpacked<'a>(
     Ok(q8::Panels::new(out, weight, rows.len())?)
 }
 
-/// A part whose [A; R] has been packed.
-struct Packed<'a, E: Element> {
-    forward: Forward<'a, E>,
-    residual: Option<Values<'a>>,
-    stacked: [Panels<'a, E>; 2],
-    /// The part's first row.
-    first: usize,
-    dropout: bool,
-}
-
-/// A part's results beside y.
-struct States<'a> {
-    shape: HydraShape,
-    tokens: usize,
-    adapter_state: &'a mut [f32],
-    mixed: &'a mut [f32],
-}
-
 /// For many tokens: each thread computes some rows of `y`, which belong to one part each. All parts have the same
 /// weight.
 pub(super) fn many<E: Element>(
@@ -93,28 +75,15 @@ pub(super) fn many<E: Element>(
     let (d_in, d_out, width) = (weight.cols(), weight.rows(), q8::blocks(weight.cols()));
     let tokens: usize = parts.iter().map(|part| part.args.tokens).sum();
     let Workspace { panels, parts: areas, mixed, quantized, .. } = &mut *cpu.workspaces.take();
-    if areas.len() < parts.len() {
-        areas.resize_with(parts.len(), PartPanels::default);
-    }
     let quantized = quantized.take::<Block>(tokens * width);
-    let mixed_len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
-    let mut mixed = mixed.take::<f32>(parts.iter().map(mixed_len).sum());
-    let rows = cpu.row_chunk(tokens);
-    let (mut packed, mut states, mut lora_up, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    for (part, areas) in parts.into_iter().zip(areas) {
-        let (own, rest) = std::mem::take(&mut mixed).split_at_mut(mixed_len(&part));
-        mixed = rest;
-        let Part { layer, args, adapter_state } = part;
-        quantize(cpu, &mut quantized[first * width..(first + args.tokens) * width], args.x, d_in)?;
-        let forward = Forward::<E>::new(exec.isa, layer, args)?;
-        let [a, router] = forward.stacked();
-        let stacked = [exec.pack_shared(a, &mut areas.stacked)?, exec.pack_shared(router, &mut areas.router)?];
-        let dropout = args.dropouts.input.is_some();
-        packed.push(Packed { forward, residual: args.residual, stacked, first, dropout });
-        states.push(States { shape: layer.shape(), tokens: args.tokens, adapter_state, mixed: own });
-        lora_up.push(&mut areas.lora_up);
-        first += args.tokens;
+    let mut rest = &mut *quantized;
+    for part in &parts {
+        let (own, others) = rest.split_at_mut(part.args.tokens * width);
+        quantize(cpu, own, part.args.x, d_in)?;
+        rest = others;
     }
+    let rows = cpu.row_chunk(tokens);
+    let PackedParts { packed, mut states, mut lora_up } = PackedParts::new(exec, parts, areas, mixed)?;
     let quantized = &*quantized;
     for columns in blocks(cpu, d_out, d_in) {
         let w = unpacked(cpu, weight, columns.clone(), panels)?;
@@ -122,17 +91,11 @@ pub(super) fn many<E: Element>(
         for (part, lora_up) in packed.iter().zip(&mut lora_up) {
             adapters.push(exec.pack_shared(part.forward.block(columns.clone())?.adapter, lora_up)?);
         }
-        let ranges: Vec<_> = states.iter().enumerate().flat_map(|(i, part)| row_ranges(i, part.tokens, rows)).collect();
-        let y = pieces(y.reborrow(), ranges.iter().map(|(_, range)| range.len() * d_out));
-        let states = states.iter_mut().flat_map(|part| {
-            let States { shape, tokens, adapter_state, mixed } = part;
-            state_parts(shape, [*tokens, rows], adapter_state, mixed)
-        });
-        let tasks: Vec<_> = ranges.into_iter().zip(y).zip(states).collect();
-        cpu.threads.each(tasks.into_iter(), |_, (((part, rows), y), (adapter_state, mixed))| {
-            let (Packed { forward, residual, stacked, first, dropout }, lora_up) = (&packed[part], adapters[part]);
+        cpu.threads.each(row_tasks(&mut states, rows, y.reborrow(), d_out).into_iter(), |_, task| {
+            let RowTask { part, rows, first, y, adapter_state, mixed } = task;
+            let (Packed { forward, args, stacked }, lora_up) = (&packed[part], adapters[part]);
             let (shape, m, n) = (forward.shape(), rows.len(), columns.len());
-            let adapter_scratch = adapter_rows_scratch::<E>(&shape, m, *dropout);
+            let adapter_scratch = adapter_rows_scratch::<E>(&shape, m, args.dropouts.input.is_some());
             let step = row_step::<f32>();
             cpu.with_workspace(adapter_scratch.or(Scratch::lines::<f32>(step * n)), |workspace| {
                 if columns.start == 0 {
@@ -142,7 +105,7 @@ pub(super) fn many<E: Element>(
                 for (i, y) in chunks(y, step * d_out).into_iter().enumerate() {
                     let (start, end) = (i * step, m.min((i + 1) * step));
                     let sums = &mut sums[..(end - start) * n];
-                    let x = &quantized[(first + rows.start + start) * width..(first + rows.start + end) * width];
+                    let x = &quantized[(first + start) * width..(first + end) * width];
                     q8::multiply(cpu.q8_isa, sums, n, w, x)?;
                     if lora_up.k > 0 {
                         let a = MatRef::row_major(&mixed[start * lora_up.k..end * lora_up.k], lora_up.k);
@@ -152,7 +115,7 @@ pub(super) fn many<E: Element>(
                     if let Some(bias) = bias {
                         add_bias(cpu, ValuesMut::F32(sums), &bias[columns.clone()]);
                     }
-                    let residual = residual.map(|residual| residual.skip((rows.start + start) * d_out));
+                    let residual = args.residual.map(|residual| residual.skip((rows.start + start) * d_out));
                     finish(cpu, y, sums, (residual, d_out), columns.clone())?;
                 }
                 Ok(())

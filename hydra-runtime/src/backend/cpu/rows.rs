@@ -5,7 +5,7 @@
 
 use super::buffer::{Element, chunks, convert};
 use super::exec::Exec;
-use super::parts::{Part, TASK_BYTES, add_bias};
+use super::parts::{Part, TASK_BYTES, add_bias, mixed_of};
 use super::q8::quantized;
 use super::workspace::Workspace;
 use crate::Result;
@@ -46,15 +46,12 @@ pub(super) fn decode<E: Element>(
     };
     let in_eight_bits = cpu.in_eight_bits(weight).then(|| quantized(cpu, Values::F32(x), d_in, area)).transpose()?;
     let rows: usize = parts.iter().map(|part| part.args.tokens).sum();
-    let mixed_len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
-    let mut mixed = mixed.take::<f32>(parts.iter().map(mixed_len).sum());
+    let mixed = mixed_of(&parts, mixed);
     let (mut tasks, mut adapted, mut first) = (Vec::new(), Vec::new(), 0);
-    for part in parts {
-        let (own, rest) = std::mem::take(&mut mixed).split_at_mut(mixed_len(&part));
-        mixed = rest;
+    for (part, mixed) in parts.into_iter().zip(mixed) {
         let rows = first..first + part.args.tokens;
         let args = ForwardArgs { x: Values::F32(&x[rows.start * d_in..rows.end * d_in]), ..part.args };
-        tasks.push((Few::batch(cpu.isa, part.layer, args, &mut [])?, part.adapter_state, own));
+        tasks.push((Few::batch(cpu.isa, part.layer, args, &mut [])?, part.adapter_state, mixed));
         first = rows.end;
     }
     cpu.threads.each(tasks.iter_mut(), |_, (few, adapter_state, mixed)| Ok(few.adapter_rows(adapter_state, mixed)?))?;
