@@ -41,7 +41,7 @@ pub trait Backend: Send + Sync + 'static {
     type Matrix: Send + Sync;
 
     /// Keeps the calling thread where it runs best until the guard is dropped: called once for each step or pass.
-    fn bind_caller(&self) -> Option<cpu::Bound<'_>> {
+    fn bind_caller(&self) -> Option<cpu::Bound> {
         None
     }
     /// A zeroed buffer of `len` values.

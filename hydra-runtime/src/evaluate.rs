@@ -120,8 +120,7 @@ impl<B: Backend> Evaluator<B> {
         }
         self.reserve_positions(prompt.len())?;
         let mut cache = KvCache::new(&self.model.0, prompt.len())?;
-        let model = self.model.clone();
-        let _bound = model.backend().bind_caller();
+        let _bound = self.model.backend().bind_caller();
         // A prompt longer than a pass goes in by parts, each continuing the ones before.
         for part in prompt.chunks(self.activations.tokens) {
             let packed = Packed::new([&Sequence::prompt(part)], cache.len, self.model.config().vocab)?;
@@ -213,8 +212,7 @@ impl<B: Backend> Evaluator<B> {
         let start = self.prefix.as_ref().map_or(0, |prefix| prefix.len);
         self.reserve_positions(start + lengths.iter().copied().max().unwrap_or(0))?;
         let (mut done, total) = (0, lengths.iter().sum());
-        let model = self.model.clone();
-        let _bound = model.backend().bind_caller();
+        let _bound = self.model.backend().bind_caller();
         for group in batch::groups(&lengths, self.activations.tokens)? {
             let sequences = &sequences[group];
             let packed = Packed::new(sequences, start, self.model.config().vocab)?;

@@ -210,8 +210,7 @@ impl<B: Backend> Trainer<B> {
         if let Some(rate) = [rates.lr, rates.router].into_iter().find(wrong) {
             return Err(Error::LearningRate(rate));
         }
-        let model = self.model.clone();
-        let _bound = model.backend().bind_caller();
+        let _bound = self.model.backend().bind_caller();
         let seed = mix(self.options.seed ^ mix(self.steps));
         let mut report = self.accumulate(sequences, Some(seed))?;
         report.grad_norm = self.grad_norm()?;

@@ -1,6 +1,7 @@
 //! A backend that measures how long each operation of another one takes.
 
 use hydra_runtime::Result;
+use hydra_runtime::backend::cpu::Bound;
 use hydra_runtime::backend::{
     AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm,
     HeadNormBackward, HydraShape, Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope,
@@ -218,6 +219,9 @@ impl<B: Backend> Backend for Timed<B> {
     }
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+    fn bind_caller(&self) -> Option<Bound> {
+        self.inner.bind_caller()
     }
     fn trains(&self) -> Result<()> {
         self.inner.trains()

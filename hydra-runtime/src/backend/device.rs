@@ -242,7 +242,7 @@ impl Backend for Device {
         on!(self, backend => backend.activations(len).map(Activations::from))
     }
 
-    fn bind_caller(&self) -> Option<cpu::Bound<'_>> {
+    fn bind_caller(&self) -> Option<cpu::Bound> {
         on!(self, backend => backend.bind_caller())
     }
 

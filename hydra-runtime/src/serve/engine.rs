@@ -133,8 +133,7 @@ impl<B: Backend> Engine<B> {
         self.admit();
         if !self.running.is_empty() {
             self.stats.steps += 1;
-            let model = self.model.clone();
-            let _bound = model.backend().bind_caller();
+            let _bound = self.model.backend().bind_caller();
             self.generate()?;
             self.read_prompts()?;
         }

@@ -5,6 +5,7 @@
 //! threads don't move, so the other program gets no more than its share.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The CPUs of a pool's threads.
@@ -28,23 +29,23 @@ impl Binding {
     }
 
     /// Binds the calling thread until the guard is dropped. Of several threads that call at once only the first is bound.
-    pub fn bind_caller(&self) -> Option<Bound<'_>> {
+    pub fn bind_caller(self: &Arc<Self>) -> Option<Bound> {
         if self.caller.swap(true, Ordering::Acquire) {
             return None;
         }
         let before = system::bind(self.cpus[0]);
-        Some(Bound { binding: self, before, this_thread: PhantomData })
+        Some(Bound { binding: self.clone(), before, this_thread: PhantomData })
     }
 }
 
 /// While it lives, the thread that it was made on stays on one CPU.
-pub struct Bound<'a> {
-    binding: &'a Binding,
+pub struct Bound {
+    binding: Arc<Binding>,
     before: Option<system::Cpus>,
     this_thread: PhantomData<*const ()>,
 }
 
-impl Drop for Bound<'_> {
+impl Drop for Bound {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             system::restore(before);

@@ -32,7 +32,7 @@ impl Backend for Cpu {
         }
     }
 
-    fn bind_caller(&self) -> Option<Bound<'_>> {
+    fn bind_caller(&self) -> Option<Bound> {
         self.threads.bind_caller()
     }
 

@@ -104,7 +104,7 @@ impl Threads {
     }
 
     /// Binds the calling thread, too, until the guard is dropped.
-    pub fn bind_caller(&self) -> Option<Bound<'_>> {
+    pub fn bind_caller(&self) -> Option<Bound> {
         self.binding.as_ref()?.bind_caller()
     }
 
