@@ -27,6 +27,7 @@ mod report;
 mod run;
 mod sampling;
 mod serve;
+mod sha256;
 mod statistics;
 
 use clap::error::ErrorKind;

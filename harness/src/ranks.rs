@@ -7,16 +7,17 @@
 #[cfg(feature = "mpi")]
 mod mpi;
 
-use crate::{interrupt, output};
+use crate::{interrupt, output, sha256};
 #[cfg(not(feature = "mpi"))]
 use anyhow::bail;
 use anyhow::{Result, anyhow};
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::communicator::{self, Alone, Communicator};
+use hydra_runtime::model::Model;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
@@ -119,6 +120,11 @@ impl Ranks {
         communicator::share(items, self.size(), self.messages.rank())
     }
 
+    /// How many of `all` items are done where this rank has done `own`: the others are about as far.
+    pub fn about_done(&self, own: usize, all: usize) -> usize {
+        (own * self.size()).min(all)
+    }
+
     /// Each rank's value, in the order of the ranks.
     fn exchange<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>> {
         if self.size() == 1 {
@@ -176,13 +182,7 @@ impl Ranks {
 
     /// Whether a flag is set on any rank.
     pub fn any(&self, flag: bool) -> Result<bool> {
-        if self.size() == 1 {
-            return Ok(flag);
-        }
-        self.agreed.store(false, Ordering::SeqCst);
-        let mut flags = vec![0; self.size()];
-        self.messages.all_gather(&[flag.into()], &mut flags)?;
-        Ok(flags.contains(&1))
+        Ok(self.exchange(flag)?.contains(&true))
     }
 
     /// An error that every rank has at the same place, for what they compute is the same.
@@ -229,6 +229,18 @@ impl Ranks {
         Ok(())
     }
 
+    /// The model on `device`. Fails, on every rank, unless all have the same facts, which are its inputs.
+    pub fn load<B: Backend>(
+        &self,
+        device: B,
+        checkpoint: &Checkpoint,
+        facts: impl FnOnce() -> Result<Vec<(String, String)>>,
+    ) -> Result<Model<B>> {
+        self.same(facts)?;
+        self.warn_unless_alike(&device)?;
+        self.agree(Model::load(device, checkpoint).map_err(Into::into))
+    }
+
     /// Ends this rank's part. An error that the others don't know of ends them, too.
     fn leave(self, result: Result<()>) -> Result<()> {
         let Err(error) = result else { return Ok(()) };
@@ -258,15 +270,5 @@ pub fn fact(name: &str, value: impl ToString) -> (String, String) {
 pub fn digest_of(adapter: Option<&Adapter>) -> String {
     let Some(adapter) = adapter else { return "none".into() };
     let values: Vec<u8> = adapter.tensors().flat_map(|(_, _, values)| values).flat_map(f32::to_le_bytes).collect();
-    digest([format!("{:?}", adapter.config).as_bytes(), &values])
-}
-
-/// A digest of some bytes, for [`Ranks::same`].
-pub fn digest<'b>(parts: impl IntoIterator<Item = &'b [u8]>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256::of_parts([format!("{:?}", adapter.config).as_bytes(), &values])
 }

@@ -8,12 +8,12 @@ use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::Plan;
 use crate::experiment::share::ShareArgs;
-use crate::experiment::stage::{Asked, Corpus, Questions, Stage, check_folder, digest, open_folder, raw_records};
+use crate::experiment::stage::{Asked, Corpus, Questions, Stage, check_folder, open_folder, raw_records};
 use crate::experiment::tune;
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::run::start::Start;
-use crate::{interrupt, output};
+use crate::{interrupt, output, sha256};
 use anyhow::{Context, Result};
 use clap::Args;
 use hydra_runtime::backend::Backend;
@@ -120,6 +120,6 @@ fn ask(dir: &Path, plan: &Plan) -> Result<Questions> {
     let (limit, subjects) = (mmlu.limit.map(Count::get), mmlu.subjects.clone());
     let selection = Selection { shots: mmlu.shots, limit, subjects, style: None };
     let subjects = questions::read(dir, &selection)?;
-    let digest = digest(&format!("{subjects:?} {:?}", mmlu.scoring));
+    let digest = sha256::of_text(&format!("{subjects:?} {:?}", mmlu.scoring));
     Ok(Questions { subjects, scoring: mmlu.scoring, digest })
 }

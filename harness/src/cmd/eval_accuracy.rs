@@ -15,7 +15,6 @@ use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
-use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
@@ -87,7 +86,7 @@ impl Ready {
 
 fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<()> {
     let Ready { checkpoint, adapter, tokenizer, answers } = ranks.agree(Ready::read(&arguments))?;
-    ranks.same(|| {
+    let model = ranks.load(device, &checkpoint, || {
         let Arguments { questions, template, chat_template, data_format, .. } = &arguments;
         Ok(vec![
             fact("--model", weights(&checkpoint)),
@@ -96,8 +95,6 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
             fact("form of prompts", format!("{template:?} {chat_template:?} {data_format:?}")),
         ])
     })?;
-    ranks.warn_unless_alike(&device)?;
-    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
     let outcome = answers.of(&model, adapter.as_ref(), &tokenizer, ranks)?;
     if !ranks.is_first() {
         return Ok(());

@@ -16,7 +16,6 @@ use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
-use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
 /// Options of `eval loss`.
@@ -80,12 +79,10 @@ impl Ready {
 
 fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<()> {
     let Ready { checkpoint, adapter, data } = ranks.agree(Ready::read(&arguments))?;
-    ranks.same(|| {
+    let model = ranks.load(device, &checkpoint, || {
         let (model, adapter) = (weights(&checkpoint), digest_of(adapter.as_ref()));
         Ok(vec![fact("--model", model), fact("--adapter", adapter), fact("--data", data.digest())])
     })?;
-    ranks.warn_unless_alike(&device)?;
-    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
     let mut progress = Progress::new("records", data.sequences.len() as u64, 0);
     let found = loss::measure(&model, adapter.as_ref(), &data, ranks, |done| progress.update(done as u64, ""))?;
     drop(progress);

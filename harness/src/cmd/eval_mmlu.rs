@@ -9,15 +9,15 @@ use crate::eval::mmlu::table::Report;
 use crate::eval::mmlu::{Asking, Scoring, Style};
 use crate::options::Count;
 use crate::output::{self, writable};
-use crate::ranks::{self, Ranks, digest, digest_of, fact};
+use crate::ranks::{self, Ranks, digest_of, fact};
 use crate::run::manifest::weights;
+use crate::sha256;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::NewFolder;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
-use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
@@ -107,14 +107,11 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     let Ready { subjects, checkpoint, adapter, tokenizer } = ranks.agree(Ready::read(&arguments))?;
     let Arguments { model: ModelArgs { model: name, .. }, shots, scoring, style, json, predictions, .. } = arguments;
     let asking = Asking { scoring, style };
-    ranks.same(|| {
-        let questions = format!("{subjects:?} {asking:?}");
+    let model = ranks.load(device, &checkpoint, || {
         let (model, adapter) = (weights(&checkpoint), digest_of(adapter.as_ref()));
-        let questions = digest([questions.as_bytes()]);
+        let questions = sha256::of_text(&format!("{subjects:?} {asking:?}"));
         Ok(vec![fact("--model", model), fact("--adapter", adapter), fact("question or option", questions)])
     })?;
-    ranks.warn_unless_alike(&device)?;
-    let model = ranks.agree(Model::load(device, &checkpoint).map_err(Into::into))?;
     let outcome = score(&model, adapter.as_ref(), &tokenizer, &subjects, asking, ranks)?;
     if !ranks.is_first() {
         return Ok(());

@@ -7,7 +7,7 @@
 use super::records::Record;
 use super::template::Template;
 use crate::progress::Progress;
-use crate::ranks::digest;
+use crate::sha256;
 use anyhow::{Context, Result, bail};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::chat::MaskedTokens;
@@ -42,7 +42,7 @@ impl Encoded {
         let words = |s: &Sequence| [s.tokens.as_slice(), &s.targets, s.lora_head.as_slice()].concat();
         let bytes: Vec<u8> = self.sequences.iter().flat_map(words).flat_map(u32::to_le_bytes).collect();
         let lengths: Vec<u8> = self.sequences.iter().flat_map(|s| (s.tokens.len() as u64).to_le_bytes()).collect();
-        digest([bytes.as_slice(), &lengths])
+        sha256::of_parts([bytes.as_slice(), &lengths])
     }
 
     /// In words, if anything was cut or dropped.

@@ -92,7 +92,7 @@ fn own_losses<B: Backend>(
     ranks: &Ranks,
     mut tick: impl FnMut(usize),
 ) -> Result<Vec<SequenceLoss>> {
-    let (pass, records) = (pass_tokens(sequences), sequences.len());
+    let pass = pass_tokens(sequences);
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
     let passes = batch::groups(&lengths, pass)?;
     let mut evaluator = Evaluator::new(model, adapter, pass)?;
@@ -100,8 +100,7 @@ fn own_losses<B: Backend>(
     for own in &passes[ranks.share_of(passes.len())] {
         interrupt::check()?;
         found.extend(evaluator.losses(&sequences[own.clone()])?);
-        // The others are about as far.
-        tick((found.len() * ranks.size()).min(records));
+        tick(ranks.about_done(found.len(), sequences.len()));
     }
     Ok(found)
 }

@@ -10,7 +10,7 @@
 
 use super::measure::{Accuracy, Details, Measured, measure};
 use super::plan::settings;
-use super::stage::{Corpus, Stage, compact, digest};
+use super::stage::{Corpus, Stage, compact};
 use crate::data::encode::Encoder;
 use crate::data::records::Reading;
 use crate::data::template::Template;
@@ -25,7 +25,7 @@ use crate::run::folder::{self, Lock};
 use crate::run::manifest::{describe, started, weights};
 use crate::run::prepare::Prepared;
 use crate::run::spec::RunSpec;
-use crate::{interrupt, memory};
+use crate::{interrupt, memory, sha256};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::Error;
 use hydra_runtime::atomic::write_all_atomically;
@@ -285,7 +285,7 @@ fn keep(dir: &Path, inputs: Settings, finished: Finished) -> Result<Finished> {
 fn hash(inputs: &Settings) -> Result<String> {
     let mut inputs = Value::Object(inputs.clone());
     inputs.sort_all_objects();
-    Ok(digest(&serde_json::to_string(&inputs)?))
+    Ok(sha256::of_text(&serde_json::to_string(&inputs)?))
 }
 
 /// What `dir` keeps, if it is finished. Fails if it was made with other inputs.

@@ -18,7 +18,6 @@ use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// What all runs share. The model is loaded once.
@@ -100,11 +99,6 @@ pub fn raw_records(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
 pub fn write_records(path: &Path, records: &[&[u8]]) -> Result<()> {
     let text: Vec<u8> = records.iter().flat_map(|record| [record, b"\n".as_slice()].concat()).collect();
     Ok(write_atomically(path, &text)?)
-}
-
-/// SHA-256 in hexadecimal.
-pub fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which has `config_copy` in it. Whether

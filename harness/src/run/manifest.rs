@@ -10,7 +10,7 @@ use crate::data::records::{CATEGORY, readable_twice};
 use crate::eval::accuracy::AccuracyArgs;
 use crate::hub::locate_file;
 use crate::options::{Count, Finite, NonNegative, Seed};
-use crate::output;
+use crate::{output, sha256};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::checkpoint::Checkpoint;
@@ -285,8 +285,7 @@ pub fn describe(path: &Path) -> Result<Value> {
         hash.update(&buffer[..read]);
         bytes += read;
     }
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(json!({"path": path, "bytes": bytes, "sha256": digest}))
+    Ok(json!({"path": path, "bytes": bytes, "sha256": sha256::hex(hash)}))
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ impl Prepared {
         warn_about(&config, &adapter);
         let eval_set = eval_data.as_ref().map(|data| EvalSet { data, every: None });
         let training = Training { adapter: &adapter, data: &data, config: &config, eval_set };
-        memory::require_on(device, training.bytes(device, model, ranks)?, "training")?;
+        memory::require_on(device, training.bytes(&training.plan()?, device, model, ranks)?, "training")?;
         let manifest = Manifest::new(&Parts {
             spec: &spec,
             checkpoint,

@@ -51,32 +51,44 @@ pub struct Training<'a> {
     pub eval_set: Option<EvalSet<'a>>,
 }
 
+/// What follows from the options and the data of a run.
+pub struct Plan {
+    /// Indices of the run's records.
+    stream: Vec<usize>,
+    /// The trainer's options.
+    options: TrainOptions,
+    /// Passes of the step that has the most.
+    passes: usize,
+}
+
 impl Training<'_> {
-    /// Indices of the run's records, the trainer's options, and the passes of the step that has the most.
-    pub fn plan(&self) -> Result<(Vec<usize>, TrainOptions, usize)> {
+    /// The plan of the run.
+    pub fn plan(&self) -> Result<Plan> {
         let stream = self.config.stream(self.data);
         let options = self.config.options(&stream, self.data);
         let passes = self.config.passes(&stream, self.data, &options)?;
-        Ok((stream, options, passes))
+        Ok(Plan { stream, options, passes })
     }
 
     /// The most bytes that training takes besides the weights.
-    pub fn bytes<B: Backend>(&self, device: &B, model: &Config, ranks: &Ranks) -> Result<u64> {
-        let (_, options, passes) = self.plan()?;
+    pub fn bytes<B: Backend>(&self, plan: &Plan, device: &B, model: &Config, ranks: &Ranks) -> Result<u64> {
+        let &Plan { ref options, passes, .. } = plan;
         let eval_tokens = self.eval_set.map(|set| loss::pass_tokens(&set.data.sequences));
-        let (adapter, options, shared) = (&self.adapter.config, &options, ranks.size() > 1);
+        let (adapter, shared) = (&self.adapter.config, ranks.size() > 1);
         memory::of_training(device, model, &memory::Training { adapter, options, passes, shared, eval_tokens })
     }
 }
 
 /// Trains an adapter on `model`, and keeps all of it in `dir`. If a step fails, the last good adapter is saved first.
 pub fn train<B: Backend>(model: &Model<B>, training: Training<'_>, dir: &RunDir, ranks: &Ranks) -> Result<Trained> {
-    let (stream, options, passes) = training.plan()?;
+    let plan = training.plan()?;
+    let bytes = training.bytes(&plan, model.backend(), model.config(), ranks)?;
+    let Plan { stream, options, passes } = plan;
     let Training { data, config, eval_set, .. } = training;
     output::say(format_args!(
         "at most {} tokens per pass; training needs {:.1} MiB besides the weights",
         options.max_tokens,
-        mib(training.bytes(model.backend(), model.config(), ranks)?)
+        mib(bytes)
     ));
     if ranks.size() > 1 {
         describe_share(ranks.size(), passes);

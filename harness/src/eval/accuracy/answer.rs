@@ -170,8 +170,8 @@ impl<B: Backend> Setting<'_, B> {
                     engine.cancel(id);
                 }
             }
-            let done = texts.done.iter().flatten().count() * self.ranks.size();
-            progress.update(done.min(all) as u64, "");
+            let done = texts.done.iter().flatten().count();
+            progress.update(self.ranks.about_done(done, all) as u64, "");
         }
         let text = |(question, text): (&Question, Option<Text>)| {
             text.with_context(|| format!("{}: no answer was generated", question.at))

@@ -10,8 +10,8 @@ use super::questions::{Question, Subject};
 use super::score::{Outcome, Prediction};
 use super::table::{GROUPS, Report, group};
 use super::{Asking, LETTERS};
+use crate::sha256::of_text;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// lm-evaluation-harness's versions of the task of a subject, and of a group of subjects.
@@ -115,8 +115,8 @@ impl Results<'_> {
             "arguments": asked.collect::<Map<_, _>>(),
             "resps": (0..4).map(|i| json!([response(i)])).collect::<Vec<_>>(),
             "filtered_resps": (0..4).map(response).collect::<Vec<_>>(),
-            "filter": "none", "metrics": ["acc"], "doc_hash": hash(&written), "prompt_hash": hash(&prompt),
-            "target_hash": hash(&answer.to_string()), "acc": f64::from(prediction.answer == prediction.prediction),
+            "filter": "none", "metrics": ["acc"], "doc_hash": of_text(&written), "prompt_hash": of_text(&prompt),
+            "target_hash": of_text(&answer.to_string()), "acc": f64::from(prediction.answer == prediction.prediction),
         })
     }
 }
@@ -147,8 +147,4 @@ fn pooled(name: &str, alias: &str, tasks: &[&Task]) -> Task {
     let degrees = (count - tasks.len() as f64).max(1.0);
     let stderr = (tasks.iter().map(variance).sum::<f64>() / degrees / count.max(1.0)).sqrt();
     Task { name: name.into(), alias: alias.into(), questions, accuracy, stderr }
-}
-
-fn hash(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

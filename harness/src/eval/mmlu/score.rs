@@ -108,9 +108,10 @@ fn own_scores<B: Backend>(
             found.push(Scores { subject: *subject, index, scores, best, greedy });
         }
         let share = 100.0 * correct as f64 / found.len() as f64;
-        // The others are about as far.
-        let done = (found.len() * ranks.size()).min(all);
-        progress.update(done as u64, &format!("{share:.1} % correct, {}", asked.subject.name));
+        progress.update(
+            ranks.about_done(found.len(), all) as u64,
+            &format!("{share:.1} % correct, {}", asked.subject.name),
+        );
     }
     Ok(found)
 }
