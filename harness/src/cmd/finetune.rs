@@ -14,8 +14,8 @@ use std::path::PathBuf;
 #[command(
     override_usage = "hydra finetune --model <PATH> --data <FILE>... --out <DIR> [OPTIONS]\n       \
     hydra finetune --config <FILE> [OPTIONS]",
-    after_help = "Under mpirun or srun, all ranks share the work, and the result has the bits of one process. That needs a build with \
-    the feature `mpi`."
+    after_help = "Under mpirun or srun, all ranks share the work, and the result is bit-identical to that of one process. This needs a build \
+    with the feature `mpi`."
 )]
 pub struct Arguments {
     /// Read options from a TOML file, or from the run.json of an earlier run to repeat it; the command line takes precedence

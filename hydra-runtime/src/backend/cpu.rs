@@ -79,8 +79,8 @@ pub struct CpuOptions {
     pub bf16_isa: Option<Bf16Isa>,
     /// That of integer products under [`Precision::Q8`], which `isa` doesn't limit; `None` takes the machine's best.
     pub q8_isa: Option<Q8Isa>,
-    /// Keep each thread on a CPU of its own if the process may use as many CPUs as there are threads; the calling thread for
-    /// the time of each step. Only Linux has this. It helps beside other busy programs and costs nothing alone.
+    /// Keep each thread on a CPU of its own if the process may use as many CPUs as there are threads; the calling thread
+    /// during each step. This helps beside other busy programs, and makes no difference alone. Only on Linux.
     pub bind_threads: bool,
 }
 
