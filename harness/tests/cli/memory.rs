@@ -29,7 +29,7 @@ fn peak_memory_is_within_a_tenth_of_what_is_announced() {
     // What a process takes that trains next to nothing: the program, the model, its tokenizer, threads.
     let (announced, peak) = announced_and_peak(&scratch.path("least"), "--rank 1 --heads 1 --targets q --batch 1");
     let program = peak - announced;
-    assert!(program < 40.0, "{program} MiB");
+    assert!(program < 64.0, "{program} MiB");
     let eval = format!("--eval-data {} --eval-every 1", assets("corpus/test.jsonl"));
     for (name, options) in [
         ("parameters", "--targets all --rank 256 --heads 4 --batch 1".to_string()),
@@ -42,9 +42,10 @@ fn peak_memory_is_within_a_tenth_of_what_is_announced() {
     ] {
         let (announced, peak) = announced_and_peak(&scratch.path(name), &options);
         println!("{program:.1} MiB for the program, {options}: announced {announced} MiB, peak {peak} MiB");
-        let share = peak / (announced + program);
+        // How much of the program's own memory is resident in the end depends on the machine.
         // A run that is complete is read and written, and takes no step.
-        let least = if options.ends_with("--resume") { 0.0 } else { 0.9 };
-        assert!((least..1.1).contains(&share), "{options}: {share} of what was expected");
+        let least = if options.ends_with("--resume") { 0.0 } else { 0.9 * announced };
+        let most = 1.1 * announced + program;
+        assert!((least..most).contains(&peak), "{options}: {peak} MiB, expected {least:.0} to {most:.0}");
     }
 }

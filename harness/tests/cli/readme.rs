@@ -140,6 +140,56 @@ fn commands_of_the_harness_readme() {
     assert!(run("harness/README.md") >= 20);
 }
 
+/// What the script of the experiments has, and what the test puts in its place: a few records, one step per run.
+const SMALLER: [(&str, &str); 8] = [
+    ("seeds = [1, 2, 3]", "seeds = [1]\nbootstrap.samples = 20"),
+    ("seeds = [1]\n\n", "seeds = [1]\nbootstrap.samples = 20\n\n"),
+    ("seq-len = 512", "seq-len = 64"),
+    ("limit = 5\n", "limit = 1\n"),
+    ("max-tokens = 160", "max-tokens = 4"),
+    ("--steps 60", "--steps 1"),
+    ("--records 200 --counts 1,4,16", "--records 4 --counts 1,2"),
+    ("awk 'NR % ", "awk 'NR % 4"),
+];
+
+#[test]
+fn the_experiments_are_repeated() {
+    let scratch = Scratch::new("experiments");
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml" || extension == "sh") {
+            let text = fs::read_to_string(&path).unwrap();
+            let text = SMALLER.iter().fold(text, |text, (shown, run)| text.replace(shown, run));
+            let line = |line: &str| format!("{}\n", if line.starts_with("steps = ") { "steps = 1" } else { line });
+            let text: String = text.lines().map(line).collect();
+            scratch.write(path.file_name().unwrap().to_str().unwrap(), text);
+        }
+    }
+    // The demo's records, under the categories that the script selects.
+    let categories = ["math", "code", "summarization", "brainstorming", "bbh_snarks", "bbh_navigate", "open_qa"];
+    for (name, records) in [("train.jsonl", 140), ("test.jsonl", 70)] {
+        let text = fs::read_to_string(assets(&format!("corpus/{name}"))).unwrap();
+        let lines = text.lines().take(records).zip(categories.iter().cycle()).map(|(line, category)| {
+            let (start, rest) = line.split_once("\"category\": \"").expect("a category");
+            format!("{start}\"category\": \"{category}\"{}\n", rest.split_once('"').unwrap().1)
+        });
+        scratch.write(&format!("corpus/{name}"), lines.collect::<String>());
+    }
+    copy(Path::new(&assets("model")), Path::new(&scratch.path("smollm2")));
+    copy(Path::new(&assets("mmlu")), Path::new(&scratch.path("mmlu")));
+    scratch.write("bin/hydra", format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_hydra")));
+    let mut script = Command::new("sh");
+    script.args(["-c", "chmod +x bin/hydra && PATH=$PWD/bin:$PATH exec bash ./repeat.sh corpus corpus"]);
+    let output = script.current_dir(scratch.path("")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for made in ["corpus", "dolly", "corpus-long", "dolly-long", "answers"] {
+        assert!(Path::new(&scratch.path(&format!("compare-{made}"))).join("compare.json").exists(), "{made}");
+    }
+    for made in ["heterogeneity", "analysis-11", "analysis-14"] {
+        assert!(Path::new(&scratch.path(made)).join("report.html").exists(), "{made}");
+    }
+}
+
 #[test]
 fn every_command_is_shown() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
