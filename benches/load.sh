@@ -19,7 +19,11 @@ stop() { [ -z "$busy" ] || kill "$busy" 2>/dev/null || true; busy=; }
 trap 'stop; rm -rf "$results"' EXIT
 
 # The first number before "tokens/s" in a command's output.
-speed() { "$@" 2>&1 | grep -oE '[0-9][0-9,.]* tokens/s' | head -1 | tr -d ', a-z/'; }
+speed() {
+    local said
+    said=$("$@" 2>&1) || { echo "$said" >&2; return 1; }
+    grep -oE '[0-9][0-9,.]* tokens/s' <<<"$said" | head -1 | tr -d ', a-z/' || { echo "no tokens/s in: $said" >&2; return 1; }
+}
 
 # measure LOAD NAME COMMAND...: one speed, appended to the file LOAD.NAME.
 measure() {

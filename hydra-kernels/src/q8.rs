@@ -61,6 +61,7 @@ use crate::isa::{Isa, Q8Isa};
 use crate::quant::{Format, GROUP, Weight, by_block_format};
 use crate::simd::reduce::sum;
 use crate::workspace::{Scratch, Workspace};
+use core::array::from_fn;
 use core::ops::Range;
 use panel::NR;
 
@@ -88,7 +89,7 @@ pub const fn product_scratch(cols: usize) -> Scratch {
 
 /// `y` [tokens, rows] = x Wᵀ for the rows `rows` of W; `x` [tokens, [`blocks`]`(cols)`].
 ///
-/// One row of x is multiplied by the stored blocks, which memory bounds; for more, W is unpacked.
+/// A few rows of x are multiplied by the stored blocks; for more, W is unpacked.
 ///
 /// Returns an error, and writes nothing, if the format isn't a block format ([`serves`]), if the rows do not exist, or
 /// if x and y don't fit together. Scratch: [`product_scratch`].
@@ -105,10 +106,11 @@ pub fn product(
     let tokens = tokens(x, cols)?;
     exact("y", times(tokens, n)?, y.len())?;
     workspace.require(product_scratch(cols))?;
-    if tokens == 0 {
+    if tokens == 0 || n == 0 {
         return Ok(());
     }
-    if tokens == 1 && one_row(isa, y, weight, rows.start, x) {
+    if tokens <= few_tokens(isa) {
+        few_rows(isa, y, weight, rows, x);
         return Ok(());
     }
     let memory = workspace.reborrow().take_lines::<PanelGroup>(panel_groups(PANELS * NR, cols))?;
@@ -211,26 +213,49 @@ fn tokens(x: &[Block], cols: usize) -> Result<usize, Error> {
     if len.is_multiple_of(width) { Ok(len / width) } else { Err(Error::Block { operand: "x", block: width, got: len }) }
 }
 
-/// `y[i]` = row `first + i` of W times the only row of x, straight from the stored blocks. Returns `false`, and writes
-/// nothing, if the instruction set has no way that is faster than a panel.
-#[cfg_attr(
-    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))),
-    allow(unused_variables, clippy::needless_return)
-)]
-fn one_row(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Block]) -> bool {
-    match isa {
-        Q8Isa::Portable => return false,
-        #[cfg(target_arch = "x86_64")]
-        Q8Isa::Avx2(isa) => row256::products(isa, y, weight, first, x),
-        #[cfg(target_arch = "x86_64")]
-        Q8Isa::AvxVnni(isa) => row256::products(isa, y, weight, first, x),
-        #[cfg(target_arch = "x86_64")]
-        Q8Isa::Avx512Vnni(isa) => row256::products(isa, y, weight, first, x),
-        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-        Q8Isa::NeonDotProd(isa) => row_neon::products(isa, y, weight, first, x),
+/// Rows of x that are multiplied by the stored blocks; for more, a panel pays.
+const fn few_tokens(isa: Q8Isa) -> usize {
+    if matches!(isa, Q8Isa::Portable) { 0 } else { 4 }
+}
+
+/// `y` [tokens, rows] = x times the rows `rows` of W, straight from the stored blocks; `tokens` is at most [`few_tokens`].
+fn few_rows(isa: Q8Isa, mut y: &mut [f32], weight: Weight<'_>, rows: Range<usize>, mut x: &[Block]) {
+    let (n, width) = (rows.len(), blocks(weight.cols()));
+    while !x.is_empty() {
+        let tokens = match x.len() / width {
+            1 => 1,
+            2 | 3 => 2,
+            _ => 4,
+        };
+        let (now, later) = core::mem::take(&mut y).split_at_mut(tokens * n);
+        let (some, others) = x.split_at(tokens * width);
+        match tokens {
+            1 => rows_at_once::<1>(isa, now, weight, rows.clone(), some),
+            2 => rows_at_once::<2>(isa, now, weight, rows.clone(), some),
+            _ => rows_at_once::<4>(isa, now, weight, rows.clone(), some),
+        }
+        (y, x) = (later, others);
     }
-    #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
-    true
+}
+
+/// [`few_rows`] for `T` rows of x.
+fn rows_at_once<const T: usize>(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, rows: Range<usize>, x: &[Block]) {
+    let (n, width) = (rows.len(), blocks(weight.cols()));
+    let (mut y, mut x) = (y.chunks_exact_mut(n), x.chunks_exact(width));
+    // y and x have T rows each.
+    let y: [&mut [f32]; T] = from_fn(|_| y.next().unwrap_or_default());
+    let x: [&[Block]; T] = from_fn(|_| x.next().unwrap_or_default());
+    match isa {
+        Q8Isa::Portable => unreachable!("few_tokens is 0"),
+        #[cfg(target_arch = "x86_64")]
+        Q8Isa::Avx2(isa) => row256::products(isa, y, weight, rows.start, x),
+        #[cfg(target_arch = "x86_64")]
+        Q8Isa::AvxVnni(isa) => row256::products(isa, y, weight, rows.start, x),
+        #[cfg(target_arch = "x86_64")]
+        Q8Isa::Avx512Vnni(isa) => row256::products(isa, y, weight, rows.start, x),
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        Q8Isa::NeonDotProd(isa) => row_neon::products(isa, y, weight, rows.start, x),
+    }
 }
 
 /// The lanes of some rows of x, `width` blocks each and at most [`TOKENS`] of them, times a panel.

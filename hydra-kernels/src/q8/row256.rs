@@ -1,4 +1,4 @@
-//! One row of x times rows of W as they are stored, in 256 bits: eight groups at a time, whose sums are the eight lanes.
+//! A few rows of x times rows of W as they are stored, in 256 bits: eight groups at a time, whose sums are the eight lanes.
 
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
@@ -10,11 +10,20 @@ use crate::quant::{GROUP, Weight, by_block_format};
 use crate::simd::reduce::sum;
 use core::arch::x86_64::*;
 
+/// How many bytes ahead W is prefetched: what is multiplied while memory answers.
+const AHEAD: usize = 4096;
+
 /// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves.
 type Groups = ([__m256i; LANES], [__m256; 2]);
 
-/// `y[i]` = row `first + i` of W times x.
-pub(super) fn products<I: Bytes256>(isa: I, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Block]) {
+/// `y[t][i]` = row `first + i` of W times the row `x[t]`. A row of W is taken apart once for all rows of x.
+pub(super) fn products<I: Bytes256, const T: usize>(
+    isa: I,
+    mut y: [&mut [f32]; T],
+    weight: Weight<'_>,
+    first: usize,
+    x: [&[Block]; T],
+) {
     macro_rules! rows {
         ($take_apart:ident, $bytes:literal, 1, $bits:literal, $minimum:literal) => {
             rows!(blocks, $take_apart, $bytes, $bits, $minimum)
@@ -26,14 +35,15 @@ pub(super) fn products<I: Bytes256>(isa: I, y: &mut [f32], weight: Weight<'_>, f
             isa.vectorize(
                 #[inline(always)]
                 || {
-                    for (i, y) in y.iter_mut().enumerate() {
-                        *y = $way::<I, $bytes, $bits, $minimum>(
+                    for i in 0..y.first().map_or(0, |y| y.len()) {
+                        let sums = $way::<I, T, $bytes, $bits, $minimum>(
                             isa,
                             weight.stored(first + i),
                             x,
                             #[inline(always)]
                             |isa, block| $take_apart(isa, block),
                         );
+                        y.iter_mut().zip(sums).for_each(|(y, sum)| y[i] = sum);
                     }
                 },
             )
@@ -44,21 +54,25 @@ pub(super) fn products<I: Bytes256>(isa: I, y: &mut [f32], weight: Weight<'_>, f
 
 /// A row of blocks of 32 columns, whose scale comes first and then, if there is one, their minimum.
 #[inline(always)]
-fn blocks<I: Bytes256, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+fn blocks<I: Bytes256, const T: usize, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
     isa: I,
     row: &[u8],
-    x: &[Block],
+    x: [&[Block]; T],
     codes: impl Fn(I, &[u8; BYTES]) -> __m256i,
-) -> f32 {
+) -> [f32; T] {
     let (eights, rest) = row.as_chunks::<BYTES>().0.as_chunks::<LANES>();
     // SAFETY: `isa` proves AVX.
-    let (none, mut lanes) = unsafe { (_mm256_setzero_si256(), _mm256_setzero_ps()) };
+    let (none, mut lanes) = unsafe { (_mm256_setzero_si256(), [_mm256_setzero_ps(); T]) };
     let mut groups = [none; LANES];
-    for (eight, x) in eights.iter().zip(x) {
+    for (at, eight) in eights.iter().enumerate() {
+        prefetch(eight.as_flattened());
         for i in 0..LANES {
             groups[i] = codes(isa, &eight[i]);
         }
-        lanes = add::<I, BITS, MINIMUM>(isa, (groups, heads(isa, eight)), x, lanes);
+        let groups = (groups, heads::<I, BYTES, MINIMUM>(isa, eight));
+        for t in 0..T {
+            lanes[t] = add::<I, BITS, MINIMUM>(isa, &groups, &x[t][at], lanes[t]);
+        }
     }
     if !rest.is_empty() {
         let mut groups = [none; LANES];
@@ -67,25 +81,47 @@ fn blocks<I: Bytes256, const BYTES: usize, const BITS: u32, const MINIMUM: bool>
                 groups[i] = codes(isa, &rest[i]);
             }
         }
-        lanes = add::<I, BITS, MINIMUM>(isa, (groups, heads(isa, rest)), &x[eights.len()], lanes);
+        let groups = (groups, heads::<I, BYTES, MINIMUM>(isa, rest));
+        for t in 0..T {
+            lanes[t] = add::<I, BITS, MINIMUM>(isa, &groups, &x[t][eights.len()], lanes[t]);
+        }
     }
-    total(isa, lanes)
+    lanes.map(
+        #[inline(always)]
+        |lanes| total(isa, lanes),
+    )
 }
 
 /// A row of blocks of 256 columns.
 #[inline(always)]
-fn super_blocks<I: Bytes256, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+fn super_blocks<I: Bytes256, const T: usize, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
     isa: I,
     row: &[u8],
-    x: &[Block],
+    x: [&[Block]; T],
     groups: impl Fn(I, &[u8; BYTES]) -> Groups,
-) -> f32 {
+) -> [f32; T] {
     // SAFETY: `isa` proves AVX.
-    let mut lanes = unsafe { _mm256_setzero_ps() };
-    for (block, x) in row.as_chunks::<BYTES>().0.iter().zip(x) {
-        lanes = add::<I, BITS, MINIMUM>(isa, groups(isa, block), x, lanes);
+    let mut lanes = unsafe { [_mm256_setzero_ps(); T] };
+    for (at, block) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+        prefetch(block);
+        let groups = groups(isa, block);
+        for t in 0..T {
+            lanes[t] = add::<I, BITS, MINIMUM>(isa, &groups, &x[t][at], lanes[t]);
+        }
     }
-    total(isa, lanes)
+    lanes.map(
+        #[inline(always)]
+        |lanes| total(isa, lanes),
+    )
+}
+
+/// Prefetches as many bytes as `read` has, from [`AHEAD`] bytes behind its start on: of this row of W, or of the next ones.
+#[inline(always)]
+fn prefetch(read: &[u8]) {
+    for line in (0..read.len()).step_by(64) {
+        // SAFETY: x86-64 includes SSE; a prefetch of any address is allowed and reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(read.as_ptr().wrapping_add(AHEAD + line).cast()) }
+    }
 }
 
 /// The sum of the lanes.
@@ -97,18 +133,21 @@ fn total<I: Bytes256>(_isa: I, lanes: __m256) -> f32 {
     sum(out)
 }
 
-/// The first f16 of each of at most eight blocks, widened, and the second.
+/// The first f16 of each of at most eight blocks, widened, and the second, which counts only if there are minima.
 #[inline(always)]
-fn heads<I: Bytes256, const BYTES: usize>(_isa: I, blocks: &[[u8; BYTES]]) -> [__m256; 2] {
-    let mut halves = [[0u16; LANES]; 2];
-    for (i, block) in blocks.iter().enumerate().take(LANES) {
-        halves[0][i] = u16::from_le_bytes([block[0], block[1]]);
-        halves[1][i] = u16::from_le_bytes([block[2], block[3]]);
-    }
-    // SAFETY: the token proves F16C; each array is the 16 bytes that are loaded.
+fn heads<I: Bytes256, const BYTES: usize, const MINIMUM: bool>(_isa: I, blocks: &[[u8; BYTES]]) -> [__m256; 2] {
+    // Both at once, as 32 bits: an array of 16 bits would go through memory, and its load would wait for all stores.
+    let head = |i: usize| blocks.get(i).map_or(0, |block| i32::from_le_bytes([block[0], block[1], block[2], block[3]]));
+    // SAFETY: the token proves AVX2 and F16C.
     unsafe {
-        let [first, second] = [halves[0].as_ptr().cast(), halves[1].as_ptr().cast()];
-        [_mm256_cvtph_ps(_mm_loadu_si128(first)), _mm256_cvtph_ps(_mm_loadu_si128(second))]
+        let heads = _mm256_setr_epi32(head(0), head(1), head(2), head(3), head(4), head(5), head(6), head(7));
+        let first = _mm256_and_si256(heads, _mm256_set1_epi32(0xffff));
+        // Four first, four second; the other four first, the other four second.
+        let halves = _mm256_packus_epi32(first, _mm256_srli_epi32::<16>(heads));
+        let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(halves);
+        let seconds =
+            if MINIMUM { _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves)) } else { _mm256_setzero_ps() };
+        [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), seconds]
     }
 }
 
@@ -116,7 +155,7 @@ fn heads<I: Bytes256, const BYTES: usize>(_isa: I, blocks: &[[u8; BYTES]]) -> [_
 #[inline(always)]
 fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
     isa: I,
-    (codes, [scales, seconds]): Groups,
+    &(codes, [scales, seconds]): &Groups,
     x: &Block,
     lanes: __m256,
 ) -> __m256 {

@@ -1,4 +1,4 @@
-//! One row of x times rows of W as they are stored, with SDOT: eight groups at a time, whose sums are the eight lanes.
+//! A few rows of x times rows of W as they are stored, with SDOT: eight groups at a time, whose sums are the eight lanes.
 
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
@@ -23,8 +23,14 @@ type Groups = ([Codes; LANES], [[f32; LANES]; 2]);
 /// Eight lanes.
 type Lanes = [float32x4_t; 2];
 
-/// `y[i]` = row `first + i` of W times x.
-pub(super) fn products(isa: NeonDotProd, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[Block]) {
+/// `y[t][i]` = row `first + i` of W times the row `x[t]`. A row of W is taken apart once for all rows of x.
+pub(super) fn products<const T: usize>(
+    isa: NeonDotProd,
+    mut y: [&mut [f32]; T],
+    weight: Weight<'_>,
+    first: usize,
+    x: [&[Block]; T],
+) {
     macro_rules! rows {
         ($take_apart:ident, $bytes:literal, 1, $bits:literal, $minimum:literal) => {
             rows!(blocks, $take_apart, $bytes, $bits, $minimum)
@@ -36,14 +42,15 @@ pub(super) fn products(isa: NeonDotProd, y: &mut [f32], weight: Weight<'_>, firs
             isa.vectorize(
                 #[inline(always)]
                 || {
-                    for (i, y) in y.iter_mut().enumerate() {
-                        *y = $way::<$bytes, $bits, $minimum>(
+                    for i in 0..y.first().map_or(0, |y| y.len()) {
+                        let sums = $way::<T, $bytes, $bits, $minimum>(
                             isa,
                             weight.stored(first + i),
                             x,
                             #[inline(always)]
                             |block| $take_apart(isa, block),
                         );
+                        y.iter_mut().zip(sums).for_each(|(y, sum)| y[i] = sum);
                     }
                 },
             )
@@ -54,38 +61,43 @@ pub(super) fn products(isa: NeonDotProd, y: &mut [f32], weight: Weight<'_>, firs
 
 /// A row of blocks of 32 columns, whose scale comes first and then, if there is one, their minimum.
 #[inline(always)]
-fn blocks<const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+fn blocks<const T: usize, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
     isa: NeonDotProd,
     row: &[u8],
-    x: &[Block],
+    x: [&[Block]; T],
     codes: impl Fn(&[u8; BYTES]) -> Codes,
-) -> f32 {
-    let mut lanes = zeros();
-    for (blocks, x) in row.as_chunks::<BYTES>().0.chunks(LANES).zip(x) {
+) -> [f32; T] {
+    let mut lanes = [zeros(); T];
+    for (at, blocks) in row.as_chunks::<BYTES>().0.chunks(LANES).enumerate() {
         let mut groups: Groups = ([[Bytes::splat(0); 2]; LANES], [[0.0; LANES]; 2]);
         for (i, block) in blocks.iter().enumerate() {
             groups.0[i] = codes(block);
             groups.1[0][i] = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
             groups.1[1][i] = f16_to_f32(u16::from_le_bytes([block[2], block[3]]));
         }
-        lanes = add::<BITS, MINIMUM>(isa, &groups, x, lanes);
+        for t in 0..T {
+            lanes[t] = add::<BITS, MINIMUM>(isa, &groups, &x[t][at], lanes[t]);
+        }
     }
-    total(lanes)
+    lanes.map(total)
 }
 
 /// A row of blocks of 256 columns.
 #[inline(always)]
-fn super_blocks<const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+fn super_blocks<const T: usize, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
     isa: NeonDotProd,
     row: &[u8],
-    x: &[Block],
+    x: [&[Block]; T],
     groups: impl Fn(&[u8; BYTES]) -> Groups,
-) -> f32 {
-    let mut lanes = zeros();
-    for (block, x) in row.as_chunks::<BYTES>().0.iter().zip(x) {
-        lanes = add::<BITS, MINIMUM>(isa, &groups(block), x, lanes);
+) -> [f32; T] {
+    let mut lanes = [zeros(); T];
+    for (at, block) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+        let groups = groups(block);
+        for t in 0..T {
+            lanes[t] = add::<BITS, MINIMUM>(isa, &groups, &x[t][at], lanes[t]);
+        }
     }
-    total(lanes)
+    lanes.map(total)
 }
 
 #[inline(always)]
