@@ -55,7 +55,8 @@ fn ranges(total: usize, len: usize) -> impl ExactSizeIterator<Item = Range<usize
 /// A matrix [rows, width] in parts of `share` rows; `width` may be 0.
 fn row_parts(mut data: &mut [f32], rows: usize, share: usize, width: usize) -> impl Iterator<Item = &mut [f32]> {
     (0..rows).step_by(share).map(move |_| {
-        let (part, rest) = std::mem::take(&mut data).split_at_mut(data.len().min(share * width));
+        let end = data.len().min(share * width);
+        let (part, rest) = std::mem::take(&mut data).split_at_mut(end);
         data = rest;
         part
     })

@@ -17,8 +17,9 @@ use hydra_runtime::model::Model;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Records for a run's report. More would take longer than a short run.
+/// Records for a run's report, if they are short, and tokens. More would take longer than a short run.
 const REPORTED: usize = 200;
+const REPORTED_TOKENS: usize = 16_384;
 /// Seed of their choice: one for all runs, so that routers are observed on the same records.
 const REPORTED_SEED: u64 = 0;
 
@@ -142,7 +143,9 @@ pub fn for_report<B: Backend>(
     if adapter.config.gate != GateKind::Router {
         return Ok(None);
     }
-    let sample = Sample::spread(data, REPORTED, REPORTED_SEED);
+    let tokens: usize = data.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+    let records = (REPORTED_TOKENS * data.sequences.len() / tokens.max(1)).clamp(1, REPORTED);
+    let sample = Sample::spread(data, records, REPORTED_SEED);
     let watched = router::watch(model, adapter, &sample)?;
     if !router::finite(&watched) {
         return Err(Error::NotFinite { what: "router's weight", value: f64::NAN, step: step as u64 }.into());
