@@ -239,6 +239,10 @@ fn few_rows(isa: Q8Isa, mut y: &mut [f32], weight: Weight<'_>, rows: Range<usize
 }
 
 /// [`few_rows`] for `T` rows of x.
+#[cfg_attr(
+    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))),
+    allow(unused_variables)
+)]
 fn rows_at_once<const T: usize>(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, rows: Range<usize>, x: &[Block]) {
     let (n, width) = (rows.len(), blocks(weight.cols()));
     let (mut y, mut x) = (y.chunks_exact_mut(n), x.chunks_exact(width));
@@ -263,6 +267,7 @@ fn rows_at_once<const T: usize>(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, r
 /// A tile function has the constants `BITS`, the width of the format's codes, and `MINIMUM`, whether its groups have a
 /// minimum. Without one, codes have the offset 2^(BITS − 1). Codes of six bits have a scale for each half of a group.
 fn tile(isa: Q8Isa, sums: &mut Sums, format: Format, panel: &[PanelGroup], (x, width): (&[Block], usize)) {
+    #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
     macro_rules! vectorized {
         ($isa:ident, $tile:path) => {
             $isa.vectorize(
