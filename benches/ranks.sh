@@ -5,8 +5,8 @@
 #     benches/ranks.sh MODEL DATA RANKS RATE ...
 #
 # For example `benches/ranks.sh smollm2 train.jsonl 2 100mbit 1gbit`: two ranks of one thread each, one pass of at most 512
-# tokens each in a step, without a limit and at each rate. Prints the median tokens/s over the steps after the first, as a
-# share of that without a limit, and what the formula of benches/README.md says.
+# tokens each in a step, without a limit and at each rate. Prints the seconds of the median step after the first, the share of
+# it that a step without a limit takes, and that share by the formula of benches/README.md, with the time on the network alone.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ $# -ge 3 ] || { sed -n '5s/^# *//p' "$0" >&2; exit 2; }

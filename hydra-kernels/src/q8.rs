@@ -218,7 +218,7 @@ const fn few_tokens(isa: Q8Isa) -> usize {
     if matches!(isa, Q8Isa::Portable) { 0 } else { 4 }
 }
 
-/// `y` [tokens, rows] = x times the rows `rows` of W, straight from the stored blocks; `tokens` is at most [`few_tokens`].
+/// `y` [tokens, rows] = x times the rows `rows` of W, straight from the stored blocks, for at most [`few_tokens`].
 fn few_rows(isa: Q8Isa, mut y: &mut [f32], weight: Weight<'_>, rows: Range<usize>, mut x: &[Block]) {
     let (n, width) = (rows.len(), blocks(weight.cols()));
     while !x.is_empty() {

@@ -8,57 +8,34 @@
 //! Prompts are random tokens. All requests are submitted at once; time to first token counts from there. Each row is
 //! the median of three runs by tokens a second, after one that isn't counted.
 
+mod settings;
+
 use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::backend::Device;
-use hydra_runtime::backend::cpu::{CpuOptions, Precision};
+use hydra_runtime::backend::cpu::CpuOptions;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::generate::Sampler;
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::projection::Projection;
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request};
+use settings::Settings;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-struct Settings(HashMap<String, String>);
+/// What may be set.
+const KEYS: [&str; 8] = ["requests", "adapters", "prompt", "generated", "precision", "threads", "prefix", "device"];
 
-impl Settings {
-    fn new(arguments: &[String]) -> Result<Self> {
-        let pair = |text: &String| text.split_once('=').map(|(key, value)| (key.to_string(), value.to_string()));
-        let pairs: Option<HashMap<_, _>> = arguments.iter().map(pair).collect();
-        let pairs = pairs.ok_or("expected key=value")?;
-        let known = ["requests", "adapters", "prompt", "generated", "precision", "threads", "prefix", "device"];
-        match pairs.keys().find(|key| !known.contains(&key.as_str())) {
-            Some(key) => Err(format!("{key}: expected one of {}", known.join(", ")).into()),
-            None => Ok(Self(pairs)),
-        }
-    }
-
-    fn get<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
-        self.0.get(key).map_or(default, String::as_str)
-    }
-
-    fn number(&self, key: &str, default: &str) -> Result<usize> {
-        let text = self.get(key, default);
-        text.parse().map_err(|_| format!("{key}={text}: expected a number").into())
-    }
-
-    fn device(&self) -> Result<Device> {
+fn device(settings: &Settings) -> Result<Device> {
+    match settings.gpu()? {
         #[cfg(feature = "cuda")]
-        if let Some(ordinal) = self.get("device", "cpu").strip_prefix("cuda:") {
-            return Ok(Device::cuda(ordinal.parse()?)?);
-        }
-        if self.get("device", "cpu") != "cpu" {
-            return Err("device: expected cpu, or cuda:0 in a build with --features cuda".into());
-        }
-        let precision = self.get("precision", "f32");
-        Ok(Device::cpu(CpuOptions {
-            threads: Some(self.number("threads", "0")?).filter(|&threads| threads > 0),
-            precision: Precision::parse(precision)
-                .ok_or_else(|| format!("precision={precision}: expected f32, bf16 or q8"))?,
+        Some(ordinal) => Ok(Device::cuda(ordinal.parse()?)?),
+        _ => Ok(Device::cpu(CpuOptions {
+            threads: settings.threads()?,
+            precision: settings.precision("f32")?,
             ..CpuOptions::default()
-        })?)
+        })?),
     }
 }
 
@@ -91,11 +68,11 @@ fn random_adapter(model: &Model, seed: u64) -> Result<AttachedAdapter> {
 }
 
 fn run(model: &Model, adapters: &[AttachedAdapter], count: usize, settings: &Settings) -> Result<Run> {
-    let (prompt, generated) = (settings.number("prompt", "128")?, settings.number("generated", "64")?);
+    let (prompt, generated) = (settings.number("prompt", 128)?, settings.number("generated", 64)?);
     let options = EngineOptions {
         slots: count,
         context: Some(prompt + generated),
-        prefix_tokens: settings.number("prefix", "0")?,
+        prefix_tokens: settings.number("prefix", 0)?,
         ..EngineOptions::default()
     };
     let mut engine = Engine::new(model, options)?;
@@ -129,9 +106,9 @@ fn main() -> Result<()> {
     let [model, rest @ ..] = arguments.as_slice() else {
         return Err("usage: serve_throughput MODEL [key=value ...]".into());
     };
-    let settings = Settings::new(rest)?;
-    let model = Model::load(settings.device()?, &Checkpoint::open(model)?)?;
-    let count = settings.number("adapters", "0")? as u64;
+    let settings = Settings::new(rest, &KEYS)?;
+    let model = Model::load(device(&settings)?, &Checkpoint::open(model)?)?;
+    let count = settings.number("adapters", 0)? as u64;
     let adapters = (0..count).map(|seed| random_adapter(&model, seed)).collect::<Result<Vec<_>>>()?;
     println!("requests  tokens/s  first token: median     95 %");
     for count in settings.get("requests", "1,4,16").split(',') {

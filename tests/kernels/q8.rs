@@ -88,7 +88,7 @@ fn every_format_at_boundary_sizes() {
             let mut data = vec![0u8];
             data.extend(crate::quant::blocks(format, rows * cols / block));
             let weight = Weight::new(format, rows, cols, &data[1..], RowOrder::Natural).unwrap();
-            for tokens in [1, 2, 3, 4, 5, 16, 17, 33] {
+            for tokens in [1, 2, 3, 4, 5, 15, 16, 17, 33] {
                 let x = values(tokens * cols, 21);
                 let blocks = quantized(cols, &x);
                 let wanted = multiply(Q8Isa::Portable, weight, 0..rows, &blocks, tokens);

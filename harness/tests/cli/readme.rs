@@ -6,6 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+/// What a text shows, and what is run in its place.
+type Substitutions = [(&'static str, &'static str)];
+
 /// What a README names, and what the test puts in its place.
 const SUBSTITUTIONS: [(&str, &str); 8] = [
     // A tenth of a second per run instead of hours.
@@ -49,8 +52,8 @@ fn configurations(text: &str) -> Vec<(String, String)> {
     blocks.filter_map(named).collect()
 }
 
-fn substitute(text: &str) -> String {
-    SUBSTITUTIONS.iter().fold(text.to_string(), |text, (shown, run)| text.replace(shown, run))
+fn substitute(text: &str, substitutions: &Substitutions) -> String {
+    substitutions.iter().fold(text.to_string(), |text, (shown, run)| text.replace(shown, run))
 }
 
 /// Words as a shell has them; the READMEs quote with "..".
@@ -99,7 +102,7 @@ fn run(readme: &str) -> usize {
         copy(Path::new(&assets(asset)), Path::new(&scratch.path(name)));
     }
     for (name, text) in configurations(&text) {
-        scratch.write(&name, substitute(&text));
+        scratch.write(&name, substitute(&text, &SUBSTITUTIONS));
     }
     scratch.write("smollm2/chat_template.jinja", TEMPLATE);
     let is_command = |line: &String| line.starts_with("hydra ") || line.starts_with("curl ");
@@ -110,7 +113,7 @@ fn run(readme: &str) -> usize {
             request(shown, server.as_ref().expect("a server before the request"), &scratch.path(""));
             continue;
         }
-        let words = words(&substitute(shown));
+        let words = words(&substitute(shown, &SUBSTITUTIONS));
         let mut child = command("");
         child.args(&words[1..]).current_dir(scratch.path(""));
         if words[1] == "fetch" {
@@ -158,8 +161,7 @@ fn the_experiments_are_repeated() {
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "toml" || extension == "sh") {
-            let text = fs::read_to_string(&path).unwrap();
-            let text = SMALLER.iter().fold(text, |text, (shown, run)| text.replace(shown, run));
+            let text = substitute(&fs::read_to_string(&path).unwrap(), &SMALLER);
             let line = |line: &str| format!("{}\n", if line.starts_with("steps = ") { "steps = 1" } else { line });
             let text: String = text.lines().map(line).collect();
             scratch.write(path.file_name().unwrap().to_str().unwrap(), text);

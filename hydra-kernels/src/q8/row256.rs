@@ -1,4 +1,5 @@
-//! A few rows of x times rows of W as they are stored, in 256 bits: eight groups at a time, whose sums are the eight lanes.
+//! A few rows of x times rows of W as they are stored, in 256 bits: eight groups at a time, whose sums are the eight
+//! lanes.
 
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
@@ -62,34 +63,41 @@ fn blocks<I: Bytes256, const T: usize, const BYTES: usize, const BITS: u32, cons
 ) -> [f32; T] {
     let (eights, rest) = row.as_chunks::<BYTES>().0.as_chunks::<LANES>();
     // SAFETY: `isa` proves AVX.
-    let (none, mut lanes) = unsafe { (_mm256_setzero_si256(), [_mm256_setzero_ps(); T]) };
-    let mut groups = [none; LANES];
+    let mut lanes = unsafe { [_mm256_setzero_ps(); T] };
+    // Inlined twice: for eight blocks, whose number is then known, and for the rest.
     for (at, eight) in eights.iter().enumerate() {
-        prefetch(eight.as_flattened());
-        for i in 0..LANES {
-            groups[i] = codes(isa, &eight[i]);
-        }
-        let groups = (groups, heads::<I, BYTES, MINIMUM>(isa, eight));
-        for t in 0..T {
-            lanes[t] = add::<I, BITS, MINIMUM>(isa, &groups, &x[t][at], lanes[t]);
-        }
+        add_blocks::<I, T, BYTES, BITS, MINIMUM>(isa, eight, &codes, (x, at), &mut lanes);
     }
     if !rest.is_empty() {
-        let mut groups = [none; LANES];
-        for i in 0..LANES {
-            if i < rest.len() {
-                groups[i] = codes(isa, &rest[i]);
-            }
-        }
-        let groups = (groups, heads::<I, BYTES, MINIMUM>(isa, rest));
-        for t in 0..T {
-            lanes[t] = add::<I, BITS, MINIMUM>(isa, &groups, &x[t][eights.len()], lanes[t]);
-        }
+        add_blocks::<I, T, BYTES, BITS, MINIMUM>(isa, rest, &codes, (x, eights.len()), &mut lanes);
     }
     lanes.map(
         #[inline(always)]
         |lanes| total(isa, lanes),
     )
+}
+
+/// Adds the products of at most eight blocks of 32 columns with block `at` of each row of x.
+#[inline(always)]
+fn add_blocks<I: Bytes256, const T: usize, const BYTES: usize, const BITS: u32, const MINIMUM: bool>(
+    isa: I,
+    blocks: &[[u8; BYTES]],
+    codes: impl Fn(I, &[u8; BYTES]) -> __m256i,
+    (x, at): ([&[Block]; T], usize),
+    lanes: &mut [__m256; T],
+) {
+    prefetch(blocks.as_flattened());
+    // SAFETY: `isa` proves AVX.
+    let mut groups = [unsafe { _mm256_setzero_si256() }; LANES];
+    for i in 0..LANES {
+        if i < blocks.len() {
+            groups[i] = codes(isa, &blocks[i]);
+        }
+    }
+    let groups = (groups, heads::<I, BYTES, MINIMUM>(isa, blocks));
+    for t in 0..T {
+        lanes[t] = add::<I, BITS, MINIMUM>(isa, &groups, &x[t][at], lanes[t]);
+    }
 }
 
 /// A row of blocks of 256 columns.
@@ -115,7 +123,7 @@ fn super_blocks<I: Bytes256, const T: usize, const BYTES: usize, const BITS: u32
     )
 }
 
-/// Prefetches as many bytes as `read` has, from [`AHEAD`] bytes behind its start on: of this row of W, or of the next ones.
+/// Prefetches as many bytes as `read` has, [`AHEAD`] bytes further on: of this row of W, or of the next ones.
 #[inline(always)]
 fn prefetch(read: &[u8]) {
     for line in (0..read.len()).step_by(64) {

@@ -1,4 +1,5 @@
-//! A few rows of x times rows of W as they are stored, with SDOT: eight groups at a time, whose sums are the eight lanes.
+//! A few rows of x times rows of W as they are stored, with SDOT: eight groups at a time, whose sums are the eight
+//! lanes.
 
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]

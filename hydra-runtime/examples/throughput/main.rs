@@ -8,13 +8,15 @@
 //! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time. On a GPU there are
 //! neither precision, isa, threads nor profile (operations are queued there, not done), and the memory is the host's.
 
+#[path = "../settings/mod.rs"]
+mod settings;
 mod timed;
 
 use hydra_kernels::{Bf16Isa, Isa, Q8Isa};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
@@ -22,7 +24,7 @@ use hydra_runtime::generate::Generator;
 use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
 use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
-use std::collections::HashMap;
+use settings::Settings;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,56 +32,48 @@ use timed::{Timed, Times};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-struct Settings(HashMap<String, String>);
-
-impl Settings {
-    fn get<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
-        self.0.get(key).map_or(default, String::as_str)
-    }
-
-    fn number(&self, key: &str, default: usize) -> Result<usize> {
-        let Some(text) = self.0.get(key) else { return Ok(default) };
-        text.parse().map_err(|_| format!("{key}={text}: wanted a number").into())
-    }
-
-    fn precision(&self, default: &str) -> Result<Precision> {
-        let name = self.get("precision", default);
-        Precision::parse(name).ok_or_else(|| format!("precision={name}: wanted f32, bf16 or q8").into())
-    }
-}
+/// What may be set.
+const KEYS: [&str; 13] = [
+    "adapter",
+    "rank",
+    "heads",
+    "precision",
+    "isa",
+    "device",
+    "threads",
+    "batch",
+    "seq",
+    "pass",
+    "keep",
+    "steps",
+    "profile",
+];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, mode, rest @ ..] = arguments.as_slice() else {
         return Err("usage: throughput MODEL train|forward|decode [key=value ...]".into());
     };
-    let pair = |text: &String| text.split_once('=').map(|(k, v)| (k.to_string(), v.to_string()));
-    let settings = Settings(rest.iter().map(pair).collect::<Option<_>>().ok_or("wanted key=value")?);
+    let settings = &Settings::new(rest, &KEYS)?;
     let isa = settings.get("isa", "best");
     let known = Isa::by_name(isa).is_some() || Bf16Isa::by_name(isa).is_some() || Q8Isa::by_name(isa).is_some();
     if isa != "best" && !known {
         return Err(format!("isa={isa}: this machine has no such instruction set").into());
     }
-    let settings = &settings;
     #[cfg(feature = "cuda")]
-    if let Some(ordinal) = settings.get("device", "cpu").strip_prefix("cuda:") {
+    if let Some(ordinal) = settings.gpu()? {
+        use hydra_runtime::backend::cuda::{Cuda, Gpu};
         if let Some(key) =
             ["precision", "isa", "threads", "profile"].into_iter().find(|key| settings.0.contains_key(*key))
         {
             return Err(format!("{key}: not with a GPU").into());
         }
-        let gpu = hydra_runtime::backend::cuda::Gpu::open(ordinal.parse()?)?;
-        return run(hydra_runtime::backend::cuda::Cuda::new(gpu), model, mode, settings);
+        return run(Cuda::new(Gpu::open(ordinal.parse()?)?), model, mode, settings);
     }
-    if settings.get("device", "cpu") != "cpu" {
-        return Err(format!(
-            "device={}: wanted cpu, or cuda:0 in a build with --features cuda",
-            settings.get("device", "")
-        )
-        .into());
-    }
+    #[cfg(not(feature = "cuda"))]
+    settings.gpu()?;
     let options = CpuOptions {
-        threads: Some(settings.number("threads", 0)?).filter(|&n| n > 0),
+        threads: settings.threads()?,
         precision: settings.precision("bf16")?,
         isa: Isa::by_name(isa),
         bf16_isa: Bf16Isa::by_name(isa),
@@ -128,13 +122,14 @@ fn run<B: Backend>(backend: B, model: &str, mode: &str, settings: &Settings) -> 
             (tokens, time(steps, &measured, &mut || evaluator.last_logits(&prompts, &[0, 1, 2, 3]).map(drop))?)
         }
         "decode" => {
-            let mut generator = Generator::new(&model, adapter.as_ref(), 192)?;
+            let tokens = sequence(0, 192, model.config().vocab).tokens;
+            let mut generator = Generator::new(&model, adapter.as_ref(), tokens.len())?;
             let run = &mut || {
                 generator.truncate(0);
-                generator.feed(&sequences[0].tokens[..128])?;
+                generator.feed(&tokens[..128])?;
                 measured.reset();
                 let start = Instant::now();
-                for token in &sequences[0].tokens[128..192] {
+                for token in &tokens[128..] {
                     generator.feed(&[*token])?;
                 }
                 Ok(start.elapsed().as_secs_f64())
