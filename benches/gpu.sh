@@ -2,10 +2,11 @@
 # Everything that is to be run on a GPU, in one script of at most ten minutes: correctness first, then speed, then NVIDIA's tools.
 #
 #   benches/gpu.sh pack DIR [--debug]   where cargo is: builds everything, and collects in DIR what `run` needs
-#   benches/gpu.sh run DIR [OUT]        on the machine with the GPU: needs DIR, bash and a driver; no cargo, no network
+#   benches/gpu.sh run DIR [OUT [PART..]]   on the machine with the GPU: needs DIR, bash and a driver; no cargo, no network
 #
 # `run` does one step after the other, each with a time limit, goes on after a failure, keeps each step's output as OUT/STEP.log
-# (DIR/out without OUT) and ends with OUT/summary.txt, a line a step. Steps that need Python with PyTorch, compute-sanitizer or ncu
+# (DIR/out without OUT) and ends with OUT/summary.txt, a line a step. Its parts, all of them unless some are named: correctness,
+# golden, mmlu, finetune, products, training_step, tools. Steps that need Python with PyTorch, compute-sanitizer or ncu
 # are skipped where these are missing. It fails if a step fails.
 #
 # A model for MMLU and the fine-tune is taken along if HYDRA_GPU_MODEL (a GGUF file), HYDRA_GPU_MMLU (a folder, see `hydra fetch mmlu`)
@@ -14,7 +15,7 @@
 #
 # HYDRA_GPU_DRY=1 runs the same steps at small sizes, on a driver that is emulated (hydra-ptx/README.md).
 set -euo pipefail
-most_seconds=580
+most_seconds=${HYDRA_GPU_SECONDS:-580}
 root=$(cd "$(dirname "$0")/.." && pwd)
 
 fail() {
@@ -84,7 +85,6 @@ correctness() {
 }
 
 golden() {
-    export HYDRA_GOLDEN=$dir/golden
     local trained="golden_cases_on_a_gpu generation_on_a_gpu"
     # Its ten steps are what the other tests run on the emulator.
     [ -z "$dry" ] || trained=generation_on_a_gpu
@@ -134,15 +134,23 @@ finetune() {
     step finetune.compared 5 bash -euo pipefail -c compare_losses
 }
 
-speed() {
-    local sizes=() shapes=() steps=(batch=2 seq=2048)
-    if [ -n "$dry" ]; then
-        sizes=(--tokens 40 --shrink 64 --calls 1)
-        shapes=(d_model=64 d_ffn=96 layers=2 heads=4 kv_heads=2 vocab=300 context=128)
-        steps=(batch=2 seq=24 steps=1)
-    fi
+# A projection with and without an adapter at the shapes of LLaMA-2-7B.
+products() {
+    local sizes=()
+    [ -z "$dry" ] || sizes=(--tokens 40 --shrink 64 --calls 1)
     step bench 90 env -u HYDRA_PYTHON "$dir/gpu" "${sizes[@]}"
     if has_torch; then step bench.torch 60 python3 "$dir/gpu.py"; else skip bench.torch "no PyTorch with CUDA"; fi
+}
+
+# What makes a model of random weights small enough for an emulator.
+tiny=(d_model=64 d_ffn=96 heads=4 kv_heads=2 vocab=300 context=128)
+
+training_step() {
+    local shapes=() steps=(batch=2 seq=2048)
+    if [ -n "$dry" ]; then
+        shapes=("${tiny[@]}" layers=2)
+        steps=(batch=2 seq=24 steps=1)
+    fi
     step random_7b 90 "$dir/random_model" "$scratch/7b" "${shapes[@]}"
     step step_7b 60 "$dir/throughput" "$scratch/7b" train device=cuda:0 "${steps[@]}"
     if has_torch; then step step_7b.torch 90 python3 "$dir/gpu.py" --step; else skip step_7b.torch "no PyTorch with CUDA"; fi
@@ -159,11 +167,12 @@ tools() {
             skip $name "no compute-sanitizer"
         fi
     done
-    # Where a step of the 7B spends its time.
+    # Where a step of the 7B spends its time: two of its layers.
     local hottest='regex:^(wgmma_(rows|columns)_bf16|gemm_(rows|columns)_bf16|lora_down|lora_up_backward|weight_grad|attention_.*)$'
     if command -v ncu >/dev/null; then
+        step random_7b_layers 30 "$dir/random_model" "$scratch/7b_layers" layers=2
         HYDRA_CUBLASLT=off step ncu 60 ncu --set basic --kernel-name "$hottest" --launch-skip 40 --launch-count 24 \
-            "$dir/throughput" "$scratch/7b" train device=cuda:0 batch=1 seq=2048 steps=1
+            "$dir/throughput" "$scratch/7b_layers" train device=cuda:0 batch=1 seq=2048 steps=1
     else
         skip ncu "no ncu"
     fi
@@ -172,6 +181,11 @@ tools() {
 run() {
     dir=$(cd "$1" && pwd)
     out=$(mkdir -p "${2:-$dir/out}" && cd "${2:-$dir/out}" && pwd)
+    local part known=(correctness golden mmlu finetune products training_step tools) parts=("${@:3}")
+    [ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
+    for part in "${parts[@]}"; do
+        [[ " ${known[*]} " == *" $part "* ]] || fail "$part: no such part; there are ${known[*]}"
+    done
     dry=${HYDRA_GPU_DRY:-}
     failures=0
     scratch=$(mktemp -d)
@@ -185,14 +199,11 @@ run() {
     [ -z "$dry" ] || model=$dir/golden/hydra/model
     : >"$out/summary.txt"
     export -f compare_predictions compare_losses
-    export out
+    export out HYDRA_GOLDEN=$dir/golden
     { nvidia-smi || true; } >"$out/device.txt" 2>&1
-    correctness
-    golden
-    mmlu
-    finetune
-    speed
-    tools
+    for part in "${parts[@]}"; do
+        $part
+    done
     printf '\n== summary: %s\n' "$out/summary.txt"
     cat "$out/summary.txt"
     [ $failures = 0 ] || fail "$failures steps failed"
@@ -200,6 +211,6 @@ run() {
 
 case "${1:-}" in
     pack) [ $# -ge 2 ] || fail "usage: gpu.sh pack DIR [--debug]" && pack "${@:2}" ;;
-    run) [ $# -ge 2 ] || fail "usage: gpu.sh run DIR [OUT]" && run "${@:2}" ;;
-    *) fail "usage: gpu.sh pack DIR [--debug] | gpu.sh run DIR [OUT]" ;;
+    run) [ $# -ge 2 ] || fail "usage: gpu.sh run DIR [OUT [PART..]]" && run "${@:2}" ;;
+    *) fail "usage: gpu.sh pack DIR [--debug] | gpu.sh run DIR [OUT [PART..]]" ;;
 esac
