@@ -19,6 +19,8 @@ pub(super) const NAMES: &[&str] = if cfg!(windows) {
 
 /// Bytes of device memory for its workspace: what NVIDIA recommends for Hopper.
 pub(in crate::backend::cuda) const WORKSPACE: usize = 32 << 20;
+/// The most algorithms that are compared for a product.
+const MOST_ALGORITHMS: usize = 8;
 /// The alignment of addresses that its heuristics assume.
 const ALIGNMENT: u64 = 256;
 
@@ -38,14 +40,14 @@ type CreateLayout = unsafe extern "C" fn(*mut Object, c_int, u64, u64, i64) -> c
 type Set = unsafe extern "C" fn(Object, c_int, *const c_void, usize) -> c_int;
 type Destroy = unsafe extern "C" fn(Object) -> c_int;
 
-/// cublasLtMatmulAlgo_t, which is opaque.
+/// cublasLtMatmulAlgo_t, which is opaque: a way to compute a product.
 #[repr(C)]
-#[derive(Default)]
-struct Algorithm([u64; 8]);
+#[derive(Clone, Copy, Default)]
+pub(super) struct Algorithm([u64; 8]);
 
 /// cublasLtMatmulHeuristicResult_t.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Found {
     algorithm: Algorithm,
     workspace: usize,
@@ -203,15 +205,11 @@ impl Blas {
         Ok(Layout { of: self, layout })
     }
 
-    /// Queues `product`, whose matrix is bf16 and which has no second product.
+    /// How the library sees `product`.
     ///
     /// # Errors
-    /// If the library has no algorithm for it.
-    ///
-    /// # Safety
-    /// As for a launch of the same product; `workspace` is the address of [`WORKSPACE`] bytes that nothing else uses,
-    /// and the context is current.
-    pub unsafe fn multiply(&self, product: &Product<'_>, workspace: Ptr, stream: Object) -> Result<(), String> {
+    /// If it can't compute it.
+    fn call(&self, product: &Product<'_>) -> Result<Call<'_>, String> {
         let refused = |status: Status| format!("cuBLASLt: {status}");
         let &Product { c, addend, m, form, a, w, .. } = product;
         let (n, k) = product.sizes();
@@ -224,21 +222,55 @@ impl Blas {
             Form::Rows => (self.layout(TYPE_BF16, k, n, w.pitch()), self.products[0]),
             Form::Columns => (self.layout(TYPE_BF16, n, k, w.pitch()), self.products[1]),
         };
-        let left = left.map_err(refused)?;
         let right = self.layout(TYPE_BF16, k, m, padded(k)).map_err(refused)?;
         let result_type = if c.bf16 { TYPE_BF16 } else { TYPE_F32 };
         let out = self.layout(result_type, n, m, n).map_err(refused)?;
-        let (mut found, mut count) = (Found::default(), 0);
-        let (a_lies, b_lies, c_lies) = (left.layout, right.layout, out.layout);
-        let (find, preference) = (self.functions.find, self.preference);
-        // SAFETY: all objects are alive, and one result is asked for, which may be written.
-        let status =
-            unsafe { find(self.handle, of, a_lies, b_lies, c_lies, c_lies, preference, 1, &mut found, &mut count) };
-        result(status).map_err(refused)?;
-        if count == 0 {
-            return Err("cuBLASLt: no algorithm for this product".into());
-        }
-        result(found.state).map_err(refused)?;
+        Ok(Call { of, left: left.map_err(refused)?, right, out, beta, addend })
+    }
+
+    /// Algorithms for `product`, whose matrix is bf16 and which has no second product; the library's favourite first.
+    ///
+    /// # Errors
+    /// If it can't compute it.
+    pub fn algorithms(&self, product: &Product<'_>) -> Result<Vec<Algorithm>, String> {
+        let Call { of, left, right, out, .. } = self.call(product)?;
+        let (mut found, mut count) = ([Found::default(); MOST_ALGORITHMS], 0);
+        // SAFETY: all objects are alive, and so many results may be written.
+        let status = unsafe {
+            (self.functions.find)(
+                self.handle,
+                of,
+                left.layout,
+                right.layout,
+                out.layout,
+                out.layout,
+                self.preference,
+                MOST_ALGORITHMS as c_int,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+        };
+        result(status).map_err(|status| format!("cuBLASLt: {status}"))?;
+        let found = found[..count as usize].iter().filter(|found| found.state == 0);
+        Ok(found.map(|found| found.algorithm).collect())
+    }
+
+    /// Queues `product` by an algorithm from [`Blas::algorithms`].
+    ///
+    /// # Errors
+    /// If the algorithm, which may have been found for another number of rows, can't compute it.
+    ///
+    /// # Safety
+    /// As for a launch of the same product; `workspace` is the address of [`WORKSPACE`] bytes that nothing else uses,
+    /// and the context is current.
+    pub unsafe fn multiply(
+        &self,
+        product: &Product<'_>,
+        algorithm: &Algorithm,
+        workspace: Ptr,
+        stream: Object,
+    ) -> Result<(), String> {
+        let Call { of, left, right, out, beta, addend } = self.call(product)?;
         let alpha: f32 = 1.0;
         // SAFETY: alpha and beta are read before it returns; the rest is this function's contract.
         result(unsafe {
@@ -246,23 +278,33 @@ impl Blas {
                 self.handle,
                 of,
                 from_ref(&alpha).cast(),
-                w.data.0,
+                product.w.data.0,
                 left.layout,
-                a.0,
+                product.a.0,
                 right.layout,
                 from_ref(&beta).cast(),
                 addend.0,
                 out.layout,
-                c.at.0,
+                product.c.at.0,
                 out.layout,
-                &found.algorithm,
+                algorithm,
                 workspace.0,
                 WORKSPACE,
                 stream,
             )
         })
-        .map_err(refused)
+        .map_err(|status| format!("cuBLASLt: {status}"))
     }
+}
+
+/// A product in the library's terms: `out` = `left` · `right` + beta · the addend.
+struct Call<'b> {
+    of: Object,
+    left: Layout<'b>,
+    right: Layout<'b>,
+    out: Layout<'b>,
+    beta: f32,
+    addend: Ptr,
 }
 
 /// The layout of a matrix.

@@ -1,10 +1,10 @@
 //! cuBLASLt for the products that it computes faster than the kernels, on this device and in this process.
 //!
-//! A product of a new kind is computed in both ways and timed, if it may be computed twice because it overwrites its
-//! result. The library can't add the adapter's product, so that one is launched first, and the library accumulates onto
-//! it.
+//! A product of a new kind is computed by the kernel and by several of the library's algorithms, and timed, if it may be
+//! computed more than once because it overwrites its result. The library can't add the adapter's product, so that one is
+//! launched first, and the library accumulates onto it.
 
-use super::blas::{Blas, NAMES, WORKSPACE};
+use super::blas::{Algorithm, Blas, NAMES, WORKSPACE};
 use super::device::{Allocation, Device};
 use crate::Result;
 use half::bf16;
@@ -12,9 +12,9 @@ use hydra_ptx::launch::{Form, Launch, Product, Ptr, Values};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// The library is used below this part of the kernel's time, so that ways of about the same speed are chosen alike in
-/// every run.
-const FASTER: f32 = 0.95;
+/// A way replaces the best one before it below this part of its time, so that ways of about the same speed are chosen
+/// alike in every run.
+const FASTER: f32 = 0.96;
 /// The largest difference between two ways to sum bf16 products, relative to the largest result.
 const TOLERANCE: f32 = 0.02;
 
@@ -25,7 +25,8 @@ type Kind = (Form, u32, u32, bool, bool);
 pub(super) struct Library {
     blas: Blas,
     workspace: Allocation,
-    faster: Mutex<HashMap<Kind, bool>>,
+    /// The library's algorithm, or none where the kernel is faster.
+    best: Mutex<HashMap<Kind, Option<Algorithm>>>,
 }
 
 impl Library {
@@ -44,7 +45,7 @@ impl Library {
             None => NAMES.iter().find_map(|name| Blas::open(name.as_ref()).ok()),
         };
         let Some(blas) = blas else { return Ok(None) };
-        Ok(Some(Self { blas, workspace: device.allocate(WORKSPACE)?, faster: Mutex::default() }))
+        Ok(Some(Self { blas, workspace: device.allocate(WORKSPACE)?, best: Mutex::default() }))
     }
 
     /// Queues `product` in one way or the other; `kernel` is its launch.
@@ -54,55 +55,83 @@ impl Library {
     pub unsafe fn multiply(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<()> {
         let (n, k) = product.sizes();
         let kind = (product.form, n, k, product.c.bf16, product.second.is_some());
-        let mut faster = self.faster.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut best = self.best.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = product.addend == product.c.at;
         // SAFETY: the caller's contract.
         unsafe {
-            let faster = match faster.get(&kind) {
+            let best = match best.get(&kind) {
                 Some(&known) => known,
-                None if in_place => false,
-                None => *faster.entry(kind).insert_entry(self.is_faster(device, product, kernel)?).get(),
+                None if in_place => None,
+                None => *best.entry(kind).insert_entry(self.fastest(device, product, kernel)?).get(),
             };
-            if !faster {
-                return device.launch(kernel);
-            }
-            self.by_library(device, product)?.map_err(|why| device.error(why))
+            let Some(algorithm) = best else { return device.launch(kernel) };
+            let frozen = self.second(device, product)?;
+            let done = self.queue(device, &frozen, &algorithm).or_else(|_| {
+                // The algorithm was found for another number of rows.
+                let first = self.blas.algorithms(&frozen)?.first().copied();
+                self.queue(device, &frozen, &first.ok_or("cuBLASLt: no algorithm for this product")?)
+            });
+            done.map_err(|why| device.error(why))
         }
     }
 
-    /// Queues `product` by the library. The inner error says that the library can't compute such a product.
+    /// Queues the second product, if there is one, and returns what is left for the library.
     ///
     /// # Safety
     /// As for a launch of the product.
-    unsafe fn by_library(&self, device: &Device, product: &Product<'_>) -> Result<Result<(), String>> {
+    unsafe fn second<'p>(&self, device: &Device, product: &Product<'p>) -> Result<Product<'p>> {
         let (second, frozen) = product.apart();
-        // SAFETY: the caller's contract; the second product writes only C.
-        unsafe {
-            if let Some(second) = second {
-                device.launch(&second)?;
-            }
-            Ok(self.blas.multiply(&frozen, Ptr(self.workspace.address()), device.stream()))
+        if let Some(second) = second {
+            // SAFETY: the caller's contract; it writes only C.
+            unsafe { device.launch(&second)? };
         }
+        Ok(frozen)
     }
 
-    /// Whether the library is faster, and its result is right.
+    /// Queues a product without a second one by the library.
+    ///
+    /// # Errors
+    /// If the algorithm can't compute it; then nothing was queued.
+    ///
+    /// # Safety
+    /// As for a launch of the product.
+    unsafe fn queue(
+        &self,
+        device: &Device,
+        frozen: &Product<'_>,
+        algorithm: &Algorithm,
+    ) -> std::result::Result<(), String> {
+        // SAFETY: the caller's contract; the workspace is only used by the work of one stream, in order.
+        unsafe { self.blas.multiply(frozen, algorithm, Ptr(self.workspace.address()), device.stream()) }
+    }
+
+    /// The library's fastest algorithm, if it is faster than the kernel and its result is right.
     ///
     /// # Safety
     /// As for a launch of the product, which overwrites C.
-    unsafe fn is_faster(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<bool> {
+    unsafe fn fastest(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<Option<Algorithm>> {
+        let Ok(algorithms) = self.blas.algorithms(&product.apart().1) else { return Ok(None) };
         // SAFETY: the caller's contract; each time C is overwritten.
         unsafe {
-            let by_kernel = device.milliseconds(|| device.launch(kernel))?;
+            let (mut best, mut least) = (None, device.milliseconds(|| device.launch(kernel))?);
             let expected = rows(device, product)?;
-            if self.by_library(device, product)?.is_err() {
-                return Ok(false);
-            }
-            let close = |(a, b): (&f32, &f32), largest: f32| (a - b).abs() <= TOLERANCE * largest;
             let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let same = rows(device, product)?.iter().zip(&expected).all(|pair| close(pair, largest));
-            let by_library =
-                device.milliseconds(|| self.by_library(device, product)?.map_err(|why| device.error(why)))?;
-            Ok(same && by_library < FASTER * by_kernel)
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE * largest;
+            for algorithm in algorithms {
+                let by_library = || {
+                    let frozen = self.second(device, product)?;
+                    self.queue(device, &frozen, &algorithm).map_err(|why| device.error(why))
+                };
+                if by_library().is_err() {
+                    continue;
+                }
+                let same = rows(device, product)?.iter().zip(&expected).all(close);
+                let time = device.milliseconds(by_library)?;
+                if same && time < FASTER * least {
+                    (best, least) = (Some(algorithm), time);
+                }
+            }
+            Ok(best)
         }
     }
 }
