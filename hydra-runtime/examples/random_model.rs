@@ -33,22 +33,38 @@ impl View for Random {
         if self.shape.len() == 1 {
             return half::bf16::ONE.to_le_bytes().repeat(len).into();
         }
-        // Evenly in ±√3/√columns, so that a product keeps its input's variance.
-        let size = (3.0 / self.shape[1] as f32).sqrt();
-        let mut state = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut bytes = Vec::with_capacity(2 * len);
-        for _ in 0..len {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let value = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-            bytes.extend(half::bf16::from_f32(size * value).to_le_bytes());
-        }
+        let columns = self.shape[1];
+        let mut bytes = vec![0; 2 * len];
+        // Some rows for each processor.
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        let part = self.shape[0].div_ceil(threads);
+        std::thread::scope(|scope| {
+            for (first, bytes) in (0..).step_by(part).zip(bytes.chunks_mut(2 * part * columns)) {
+                scope.spawn(move || {
+                    (first..).zip(bytes.chunks_exact_mut(2 * columns)).for_each(|(row, bytes)| self.fill(row, bytes));
+                });
+            }
+        });
         bytes.into()
     }
 
     fn data_len(&self) -> usize {
         2 * self.shape.iter().product::<usize>()
+    }
+}
+
+impl Random {
+    /// A row's values: evenly in ±√3/√columns, so that a product keeps its input's variance.
+    fn fill(&self, row: u64, bytes: &mut [u8]) {
+        let size = (3.0 / self.shape[1] as f32).sqrt();
+        let mut state = ((self.seed << 32) + row).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for bytes in bytes.chunks_exact_mut(2) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let value = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            bytes.copy_from_slice(&half::bf16::from_f32(size * value).to_le_bytes());
+        }
     }
 }
 
