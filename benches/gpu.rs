@@ -84,6 +84,13 @@ fn put_activations(device: &Device, values: &[f32]) -> Activations {
     activations
 }
 
+/// What a linear layer reads, [rows, width].
+fn put_rows(device: &Device, width: usize, values: &[f32]) -> Activations {
+    let mut activations = device.operand(values.len() / width, width).expect("memory");
+    device.upload_activations(&mut activations, values).expect("an upload");
+    activations
+}
+
 /// A device, and what its times are measured with.
 struct Bench {
     device: Device,
@@ -131,7 +138,7 @@ impl Bench {
         }
         let weight = &device.matrix(stored.clone()).expect("memory");
         let (host_x, host_dy) = (values(tokens * d_in, 1, 1.0), values(tokens * d_out, 2, 1.0));
-        let (x, dy) = (&put_activations(device, &host_x), put_activations(device, &host_dy));
+        let (x, dy) = (&put_rows(device, d_in, &host_x), put_rows(device, d_out, &host_dy));
         let (mut y, mut dx) = (put_activations(device, &host_dy), put_activations(device, &host_x));
         let forward = self.seconds(|| {
             let output = LinearOutput::Activations { y: &mut y, residual: None };
@@ -160,7 +167,7 @@ impl Bench {
         let (d_out, d_in) = (stored.weight().rows(), stored.weight().cols());
         let weight = &device.matrix(stored.clone()).expect("memory");
         let (host_x, host_dy) = (values(tokens * d_in, 1, 1.0), values(tokens * d_out, 2, 1.0));
-        let (x, dy) = (&put_activations(device, &host_x), put_activations(device, &host_dy));
+        let (x, dy) = (&put_rows(device, d_in, &host_x), put_rows(device, d_out, &host_dy));
         let (mut y, mut dx) = (put_activations(device, &host_dy), put_activations(device, &host_x));
         let shape = HydraShape { d_in, d_out, rank, lora_heads, per_head_a: false, router: true };
         let (a, b) = (shape.stacked_rows() * d_in, d_out * shape.mixed_width());

@@ -123,6 +123,12 @@ fn tall_products() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn joined_products() {
+    linear::joined(&support::gpu());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn golden_cases_on_a_gpu() {
     model::golden(support::gpu);
 }

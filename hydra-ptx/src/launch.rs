@@ -7,11 +7,13 @@
 use crate::sizes::*;
 
 mod adapter;
+mod adapter_backward;
 mod attention;
 mod dense;
 mod model;
 
 pub use adapter::*;
+pub use adapter_backward::*;
 pub use attention::*;
 pub use dense::*;
 pub use model::*;
@@ -48,6 +50,30 @@ pub struct Operand {
     pub rows: u32,
     /// Columns, without padding.
     pub columns: u32,
+    /// Elements from a row to the next: a multiple of 8, at least the padded columns.
+    pub pitch: u32,
+}
+
+impl Operand {
+    /// An operand without anything between its rows.
+    pub fn new(at: Ptr, rows: u32, columns: u32) -> Self {
+        Self { at, rows, columns, pitch: padded(columns) }
+    }
+
+    /// The operand of so many columns behind each of the rows, if there is room for it.
+    pub fn behind(&self, columns: u32) -> Option<Self> {
+        let at = Ptr(self.at.0 + 2 * u64::from(padded(self.columns)));
+        (self.pitch >= padded(self.columns) + padded(columns)).then_some(Self { at, columns, ..*self })
+    }
+}
+
+/// Where the rows of a matrix lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The address of the first value.
+    pub at: Ptr,
+    /// Elements from a row to the next.
+    pub pitch: u32,
 }
 
 impl Values {
@@ -210,24 +236,43 @@ pub struct Matrix {
     pub rows: u32,
     /// Columns.
     pub columns: u32,
+    /// Elements from a row to the next: for bf16 a multiple of 8, at least the padded columns; else the columns.
+    pub pitch: u32,
+    /// Free rows below a bf16 matrix, after its rows have been padded with zeros to a multiple of 8.
+    pub room: u32,
 }
 
 impl Matrix {
-    /// Elements from a row to the next.
-    pub fn pitch(&self) -> u32 {
-        padded(self.columns)
+    /// A bf16 matrix.
+    pub fn bf16(operand: Operand) -> Self {
+        let Operand { at: data, rows, columns, pitch } = operand;
+        Self { format: Format::Bf16, data, scales: Ptr::NULL, rows, columns, pitch, room: 0 }
+    }
+
+    /// The operand of so many columns behind each of the rows, if there is room for it.
+    pub fn behind(&self, columns: u32) -> Option<Operand> {
+        let &Self { format, data: at, rows, columns: own, pitch, .. } = self;
+        if format == Format::Bf16 { Operand { at, rows, columns: own, pitch }.behind(columns) } else { None }
+    }
+
+    /// The operand of so many rows below the matrix, if there is room for it and for rows of zeros up to a multiple of 8.
+    pub fn below(&self, rows: u32) -> Option<Operand> {
+        let &Self { format, data, rows: own, columns, pitch, room, .. } = self;
+        let at = Ptr(data.0 + 2 * u64::from(padded(own)) * u64::from(pitch));
+        (format == Format::Bf16 && room >= padded(rows)).then_some(Operand { at, rows, columns, pitch })
     }
 
     /// The matrix from row `first` on, `rows` of them.
     pub fn from_row(&self, first: u32, rows: u32) -> Self {
-        let elements = u64::from(first) * u64::from(self.pitch());
+        let elements = u64::from(first) * u64::from(self.pitch);
         let (data, scales) = match self.format {
             Format::Bf16 => (2 * elements, 0),
             Format::Q8_0 => (elements, elements / 32 * 2),
             Format::Q4_0 => (elements / 2, elements / 32 * 2),
             Format::Q4_1 => (elements / 2, elements / 32 * 4),
         };
-        Self { data: Ptr(self.data.0 + data), scales: Ptr(self.scales.0 + scales), rows, ..*self }
+        let (data, scales) = (Ptr(self.data.0 + data), Ptr(self.scales.0 + scales));
+        Self { data, scales, rows, room: 0, ..*self }
     }
 }
 

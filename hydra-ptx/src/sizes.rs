@@ -44,21 +44,65 @@ pub const WGMMA_MIN_TILES: u32 = 66;
 /// long as multiplying 256 tokens; decoded inside the product, the matrix is decoded again for each 128 tokens.
 pub const DECODED_TOKENS: u32 = 512;
 
-/// Rows and columns of a skinny product's tile: 8 warps of 16 x 8.
-pub const SKINNY: u32 = 32;
-/// Its depth.
-pub const SKINNY_DEPTH: u32 = 128;
-/// Tiles of both operands in shared memory at once.
-pub const SKINNY_STAGES: u32 = 4;
-/// Bytes of one operand's tile.
-pub const SKINNY_TILE_BYTES: u32 = SKINNY * SKINNY_DEPTH * 2;
-/// Blocks of a weight gradient at least: where it has fewer tiles, its sum over tokens is cut into parts. About the
-/// number of multiprocessors of large devices; the same on all devices, so that sums have the same order everywhere.
-pub const WEIGHT_GRAD_BLOCKS: u32 = 132;
-/// Shared memory of a skinny product: the stages.
-pub const SKINNY_SHARED: u32 = SKINNY_STAGES * 2 * SKINNY_TILE_BYTES;
-/// The same with dropout: two tiles of x after dropout are added.
-pub const SKINNY_DROPPED_SHARED: u32 = SKINNY_SHARED + 2 * SKINNY_TILE_BYTES;
+/// Columns of x or dy in a block of the adapter's gradients: 64 for each warp.
+pub const WIDE: u32 = 256;
+/// Threads of such a block.
+pub const WIDE_THREADS: u32 = 128;
+/// Tokens of a tile.
+pub const WIDE_TOKENS: u32 = 32;
+/// Tiles in shared memory at once.
+pub const WIDE_STAGES: u32 = 4;
+/// Bytes of a tile.
+pub const WIDE_TILE_BYTES: u32 = WIDE_TOKENS * WIDE * 2;
+/// Columns of the narrow operand in a block.
+pub const NARROW: u32 = 32;
+/// Bytes of its tile.
+pub const NARROW_TILE_BYTES: u32 = WIDE_TOKENS * NARROW * 2;
+/// Blocks wanted: the sum over tokens is cut into groups, so that there are about two blocks for each multiprocessor of
+/// large devices. The same on all devices, so that sums have the same order everywhere.
+pub const WIDE_BLOCKS: u32 = 264;
+/// Tokens of a group at least: with fewer than 64, a block would write more than it reads.
+pub const GROUP_TOKENS: u32 = 160;
+/// Where warps exchange sums over columns: behind the stages and two tiles of `mixed`.
+pub const WIDE_EXCHANGE: u32 = WIDE_STAGES * WIDE_TILE_BYTES + 2 * NARROW_TILE_BYTES;
+/// Bytes that they exchange for a tile: a half of its sums.
+pub const WIDE_EXCHANGE_BYTES: u32 = WIDE_TOKENS * NARROW * 4;
+/// Shared memory of dy's products.
+pub const LORA_UP_BACKWARD_SHARED: u32 = WIDE_EXCHANGE + 2 * WIDE_EXCHANGE_BYTES;
+/// Shared memory of a weight gradient: the stages of both operands.
+pub const WEIGHT_GRAD_SHARED: u32 = WIDE_STAGES * (WIDE_TILE_BYTES + NARROW_TILE_BYTES);
+/// The same with dropout: a tile of x after dropout is added.
+pub const WEIGHT_GRAD_DROPPED_SHARED: u32 = WEIGHT_GRAD_SHARED + WIDE_TILE_BYTES;
+/// Threads that share a token in the gate's gradient.
+pub const GATE_SHARE: u32 = 16;
+/// Tokens of its block.
+pub const GATE_TOKENS: u32 = THREADS / GATE_SHARE;
+/// Floats of its token in shared memory: `adapter_state`, its gradient and d_mixed. An odd number, so that tokens start
+/// in different banks.
+pub const fn gate_backward_row(width: u32, mixed_width: u32) -> u32 {
+    (2 * width + mixed_width.next_multiple_of(8)) | 1
+}
+/// Bytes of its tokens; 0 if they don't fit, and so are in the device's memory.
+pub const fn gate_backward_shared(width: u32, mixed_width: u32) -> u32 {
+    let bytes = GATE_TOKENS * gate_backward_row(width, mixed_width) * 4;
+    if bytes <= MAX_SHARED { bytes } else { 0 }
+}
+/// Tokens of a block of the adapter's first product: four matrix instructions of 8.
+pub const LORA_DOWN_TOKENS: u32 = 32;
+/// Rows of [A; R] that it multiplies at once: two matrix instructions of 16.
+pub const LORA_DOWN_ROWS: u32 = 32;
+/// From a row of sums in shared memory to the next: so padded, a matrix instruction's rows lie in different banks.
+pub const LORA_DOWN_PITCH: u32 = LORA_DOWN_TOKENS + 8;
+/// Bytes of all warps' sums.
+pub const LORA_DOWN_SUMS: u32 = THREADS / 32 * LORA_DOWN_ROWS * LORA_DOWN_PITCH * 4;
+/// How often each thread of the blocks behind the product rounds eight values of B. Such a block has a multiprocessor
+/// to itself, and with 128 blocks of the product there are few left.
+pub const LORA_DOWN_ROUNDED: u32 = 8;
+/// Bytes of its tokens' rows of `adapter_state` in shared memory; 0 if they don't fit, and so are in the device's.
+pub const fn lora_down_state(width: u32) -> u32 {
+    let bytes = LORA_DOWN_TOKENS * (width | 1) * 4;
+    if LORA_DOWN_SUMS + bytes <= MAX_SHARED { bytes } else { 0 }
+}
 
 /// Tokens that one warp of a matrix-vector product multiplies at once.
 pub const MATVEC_TOKENS: u32 = 4;
@@ -75,23 +119,31 @@ pub const fn lora_matvec_shared(rows: u32) -> u32 {
 /// Tokens of a block that adds the part of dx that went through dropout.
 pub const DROPPED_TOKENS: u32 = 8;
 
-/// Queries and keys of an attention tile: 16 rows for each warp.
-pub const ATTENTION_TILE: u32 = 64;
 /// Threads of an attention block.
 pub const ATTENTION_THREADS: u32 = 128;
-/// Queries of a tile where the backward pass loops over queries.
-pub const BACKWARD_QUERIES: u32 = 32;
-/// Shared memory of the forward pass, by padded head width: q; k and v twice.
+/// Queries of a block of attention and of dq: 32 rows for each warp, so that what a warp reads of the keys serves two
+/// products.
+pub const ATTENTION_QUERIES: u32 = 128;
+/// Keys that the forward pass takes at a time.
+pub const ATTENTION_KEYS: u32 = 64;
+/// Keys that dq takes at a time: its sums leave registers for two products of 32 x 32.
+pub const DQ_KEYS: u32 = 32;
+/// Keys of a block of dk and dv: 32 for each pair of warps.
+pub const DKV_KEYS: u32 = 64;
+/// Queries that dk and dv take at a time.
+pub const DKV_QUERIES: u32 = 32;
+/// Shared memory of the forward pass, by padded head width: q; k and v twice; the block's four numbers.
 pub const fn attention_shared(width: u32) -> u32 {
-    5 * ATTENTION_TILE * width * 2
+    (ATTENTION_QUERIES + 4 * ATTENTION_KEYS) * width * 2 + 16
 }
-/// Shared memory of dq: q and d o; k and v twice.
+/// Shared memory of dq: q and d o; k and v twice; the block's four numbers.
 pub const fn attention_dq_shared(width: u32) -> u32 {
-    6 * ATTENTION_TILE * width * 2
+    (2 * ATTENTION_QUERIES + 4 * DQ_KEYS) * width * 2 + 16
 }
-/// Shared memory of dk and dv: k and v; q, d o, lse and delta of a tile of queries, twice.
+/// Shared memory of dk and dv: k and v; q, d o, lse and delta of a block of queries, three times; probabilities twice;
+/// the block's numbers.
 pub const fn attention_dkv_shared(width: u32) -> u32 {
-    2 * (ATTENTION_TILE + 2 * BACKWARD_QUERIES) * width * 2 + 4 * BACKWARD_QUERIES * 4
+    2 * (DKV_KEYS + 3 * DKV_QUERIES) * width * 2 + 3 * 2 * DKV_QUERIES * 4 + 2 * DKV_KEYS * DKV_QUERIES * 4 + 32
 }
 
 /// Values that one block of a sum of squares adds.

@@ -1,7 +1,7 @@
 //! The PTX text, the sources and the launch table belong together.
 
 use hydra_ptx::launch::*;
-use hydra_ptx::sizes::ATTENTION_THREADS;
+use hydra_ptx::sizes::{ATTENTION_THREADS, WIDE_THREADS};
 use hydra_ptx::{HOPPER_PTX, PTX, launch};
 use hydra_ptx_device::emulator::Kind;
 use sha2::{Digest, Sha256};
@@ -46,20 +46,23 @@ fn adapter_launches() -> Vec<Launch> {
         head_dropout: Mask::default(),
     };
     let dropping = Adapter { dropout: Mask { threshold: 1, ..Mask::default() }, ..adapter };
-    let out = LoraDown { adapter_state: p, mixed: p };
-    let operand = |rows, columns| Operand { at: p, rows, columns };
-    let up = LoraUpBackward { d_adapter_state: p, d_adapter_state_bf16: p, d_router_bf16: p, mixed: p, d_mixed: p };
-    let inputs = LoraUpInputs { b: p, adapter_state: p, balance_loss_grad: p };
+    let operand = |rows, columns| Operand::new(p, rows, columns);
+    let out = LoraDown { adapter_state: p, mixed: operand(40, 24) };
+    let up = LoraUpBackward { dy: operand(40, 64), adapter_state: p, adapter: &adapter };
+    let d_adapter_state_bf16 = operand(40, 8);
+    let d_router_bf16 = Some(d_adapter_state_bf16);
+    let gate = GateGradient { d_adapter_state: p, d_adapter_state_bf16, d_router_bf16, db: p };
+    let parts = LoraUpParts { d_mixed: p, db: p };
     vec![
-        split(p, p, 8, 96),
-        lora_down(out, operand(40, 96), p, &dropping),
+        pad(p, p, 8, 93),
+        lora_down(out, operand(40, 96), p, &dropping, (operand(64, 24), p)),
         lora_down_matvec(out, operand(2, 96), p, &adapter),
         balance_loss_grad(p, p, 40, &adapter, 0.5),
-        lora_up_backward(&up, operand(40, 64), &inputs, &adapter),
-        db(p, operand(40, 64), p, &adapter).sum(p),
-        da(p, operand(400, 96), p, &adapter).total(p),
-        da(p, operand(400, 96), p, &dropping).sum(p),
-        dropped_dx(Values { at: p, bf16: true }, [40, 96], p, p, &adapter),
+        up.products(parts, p),
+        up.gate(&gate, parts, p),
+        da(p, operand(400, 96), operand(400, 8), &adapter).total(p),
+        da(p, operand(400, 96), operand(400, 8), &dropping).sum(p),
+        dropped_dx((Values { at: p, bf16: true }, 96), [40, 96], p, p, &adapter),
     ]
 }
 
@@ -67,19 +70,20 @@ fn adapter_launches() -> Vec<Launch> {
 fn product_launches() -> Vec<Launch> {
     let p = Ptr(256);
     let values = Values { at: p, bf16: true };
-    let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
-    let mut all = vec![operand(Operand { at: p, rows: 3, columns: 9 }, values), decode(p, &w(Format::Q4_0))];
+    let w = |format| Matrix { format, scales: p, ..Matrix::bf16(Operand::new(p, 64, 96)) };
+    let mut all = vec![operand(Operand::new(p, 3, 9), values, 2), decode(Operand::new(p, 64, 96), &w(Format::Q4_0))];
     for format in Format::ALL {
         for form in [Form::Rows, Form::Columns] {
-            let (w, second) = (&w(format), Some(SecondProduct { a: p, k: 24, b: p }));
-            let product = Product { c: values, addend: p, m: 40, form, a: p, w, second };
+            let (w, a) = (&w(format), Operand::new(p, 40, 96));
+            let second = Some(SecondProduct { a: Operand::new(p, 40, 24), b: Operand::new(p, 64, 24) });
+            let product = Product { c: values, c_pitch: 64, addend: p, form, a, w, second };
             all.push(gemm(Instructions::Mma, &product));
             if format == Format::Bf16 {
                 all.push(gemm(Instructions::Wgmma, &product));
             }
         }
-        let (output, x) = (Output { y: values, pitch: 64, addend: p }, Operand { at: p, rows: 2, columns: 96 });
-        let second = SecondMatvec { x: p, w: p, columns: 24 };
+        let (output, x) = (Output { y: values, pitch: 64, addend: p }, Operand::new(p, 2, 96));
+        let second = SecondMatvec { x: Operand::new(p, 2, 24), w: p };
         all.push(matvec(output, x, &w(format), MatrixRows::Ids { at: p, count: 4 }, Some(second)));
     }
     all
@@ -90,19 +94,20 @@ fn launches() -> Vec<Launch> {
     let p = Ptr(256);
     let saved = Saved { d_o: p, lse: p, delta: p };
     let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
-    let w = |format| Matrix { format, data: p, scales: p, rows: 64, columns: 96 };
+    let w = |format| Matrix { format, scales: p, ..Matrix::bf16(Operand::new(p, 64, 96)) };
+    let rows = Rows { at: p, pitch: 96 };
     let loss = RunningLoss { rows: 40, d: 96, targets: p, state: p, dx: p };
     let mut all = vec![
-        rms_norm(p, p, 40, p, p, 96, 1e-5),
+        rms_norm(rows, p, 40, p, p, 96, 1e-5),
         rms_norm_backward(p, 40, p, p, p, p, 96),
         head_norm(p, p, p, [160, 24], 1e-5),
-        head_norm_backward(p, p, p, [160, 24], 1e-5),
+        head_norm_backward(rows, p, p, [40, 4, 24], 1e-5),
         add_bias(Values { at: p, bf16: true }, 40, p, 96),
-        rope(p, 40, 4, 24, p, p, false),
-        swiglu(p, 1000, p, p),
-        swiglu_backward(p, p, 1000, p, p),
+        rope(rows, 40, 4, 24, p, p, false),
+        swiglu(rows, [40, 96], p, p),
+        swiglu_backward(rows, rows, [40, 96], p, p),
         embed(p, 40, &w(Format::Bf16), p),
-        gather(p, p, p, 4, 96),
+        gather(p, rows, p, 4, 96),
         scatter(p, p, p, 4, 96),
         online_softmax(p, &LogitsBlock { logits: p, first: 0, count: 512 }, &loss),
         finish_loss(p, &loss, &w(Format::Q4_0), 1.0),
@@ -112,10 +117,10 @@ fn launches() -> Vec<Launch> {
     ];
     for d in [64, 128] {
         let shape = Attention { n_heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3, window: launch::NO_WINDOW };
-        all.push(launch::attention(p, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
-        all.push(attention_delta(p, 40, &shape, p, p));
-        all.push(attention_dq(p, &shape, &saved, [p; 3]));
-        all.push(attention_dkv([p; 2], &shape, &saved, [p; 3]));
+        all.push(launch::attention(rows, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
+        all.push(attention_delta(p, 40, &shape, p, rows));
+        all.push(attention_dq(rows, &shape, &saved, [p; 3]));
+        all.push(attention_dkv([rows; 2], &shape, &saved, [p; 3]));
     }
     all.extend(adapter_launches());
     all.extend(product_launches());
@@ -198,7 +203,7 @@ fn shared_memory_is_asked_for_where_it_is_used() {
         let copies = launch.threads == ATTENTION_THREADS
             || launch.entry.contains("gemm")
             || launch.entry.contains("wgmma")
-            || ["lora_down", "lora_up_backward", "weight_grad"].contains(&launch.entry);
+            || launch.threads == WIDE_THREADS;
         assert_eq!(entries[launch.entry].body.contains("cp.async"), copies, "{}", launch.entry);
     }
 }
@@ -207,28 +212,29 @@ fn shared_memory_is_asked_for_where_it_is_used() {
 /// unrolled. More would mean that the compiler has cloned one into a branch.
 fn collectives(name: &str) -> [usize; 4] {
     let widths = |name: &str| if name.ends_with("_128") { 16 } else { 8 };
-    // Chunks of a row, fragments and products of the two kinds of products in attention.
+    // Chunks of a row, fragments and products of the two kinds of products in attention, each of 32 rows.
     let chunks = widths(name);
-    let rows_by_rows = |n: usize| (chunks / 2 * (1 + n / 2), chunks / 2 * n);
-    let by_tile = |k: usize| (k / 2 * (chunks / 2), k / 2 * chunks);
+    let rows_by_rows = |n: usize| (chunks / 2 * (2 + n / 2), chunks / 2 * 2 * n);
+    let by_tile = |k: usize| (k / 2 * (chunks / 2), k / 2 * 2 * chunks);
     let sum = |parts: &[(usize, usize)]| parts.iter().fold((0, 0), |all, part| (all.0 + part.0, all.1 + part.1));
     match name {
         // Two steps of 16: four fragments of A and two pairs of B, 4 x 4 products. C is written in two halves.
         _ if name.starts_with("gemm") => [1 + 2 * 2, 0, 2 * (4 + 2), 2 * 16],
         // C is written in one piece.
         _ if name.starts_with("wgmma") => [1 + 2, 0, 0, 0],
-        // Two sums at the end.
+        // Maxima of four rows, and their sums at the end.
         "attention_64" | "attention_128" => {
             let (fragments, products) = sum(&[rows_by_rows(8), by_tile(8)]);
-            [1, 4 + 4, fragments, products]
+            [1, 2 * 4 + 2 * 4, fragments, products]
         }
         "attention_dq_64" | "attention_dq_128" => {
-            let (fragments, products) = sum(&[rows_by_rows(8), rows_by_rows(8), by_tile(8)]);
-            [1, 0, fragments, products]
+            let (fragments, products) = sum(&[rows_by_rows(4), rows_by_rows(4), by_tile(4)]);
+            [2, 0, fragments, products]
         }
+        // Two of the four products: each warp computes either dk or dv.
         "attention_dkv_64" | "attention_dkv_128" => {
-            let (fragments, products) = sum(&[rows_by_rows(4), rows_by_rows(4), by_tile(4), by_tile(4)]);
-            [1, 0, fragments, products]
+            let (fragments, products) = sum(&[rows_by_rows(4), by_tile(4)]);
+            [2, 0, fragments, products]
         }
         "attention_delta" | "head_norm" => [0, 5, 0, 0],
         // A sum of squares and one of products.
@@ -240,11 +246,18 @@ fn collectives(name: &str) -> [usize; 4] {
         "squares" | "squares_total" | "balance_loss_grad" => [8, 0, 0, 0],
         // A sum a row.
         "lora_down_matvec" => [3, 4 * 5, 0, 0],
+        // Two steps of 16 tokens: two fragments of the narrow operand, four of the wide one, 4 x 4 products. Twice,
+        // where dropout may be before A.
+        "weight_grad" => [2, 0, 2 * 2 * (2 + 4), 2 * 2 * 4 * 4],
+        // The same, and eight steps of 16 columns, whose fragments of B are loaded before.
+        "lora_up_backward" => [3, 0, 2 * (2 + 4) + 8 * (2 + 1), 2 * 4 * 4 + 8 * 4],
+        // Of rows in shared memory, and in the device's.
+        "gate_backward" => [2 * 2, 2 * 4, 0, 0],
         // Four parts of 32: a fragment of the right operand for two of the left one, two products. Twice, but for the
         // right one, where dropout may be before A.
-        "weight_grad" => [2, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],
-        "lora_down" => [2 + 1 + 1, 0, 4 * (1 + 2 + 2), 4 * (2 + 2)],
-        "lora_up_backward" => [2 + 1 + 1 + 1, 0, 4 * (1 + 2), 4 * 2],
+        // Two chunks of 32 products; one or two tiles of rows; without dropout, and with it once for A and once for the
+        // router. The gate reads shared memory or the device's.
+        "lora_down" => [2 + 1 + 2, 0, 0, 2 * 32 * 2 * (1 + 2)],
         _ => [0; 4],
     }
 }
@@ -260,11 +273,12 @@ fn no_collective_is_cloned() {
         assert_eq!(count("wgmma."), asynchronous, "{name}: asynchronous products");
         let all = count(".sync") - count("bar.warp.sync");
         assert_eq!(all, found.iter().sum::<usize>() + asynchronous, "{name}: other collectives");
-        // What keeps inline collectives in their place stands right before them.
+        // What keeps inline collectives in their place stands right before them, or before the first of two.
         let instructions: Vec<_> = entry.body.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
         let inline = ["ldmatrix", "wgmma.fence", "wgmma.wait_group"];
         for pair in instructions.windows(2).filter(|pair| inline.iter().any(|name| pair[1].starts_with(name))) {
-            assert!(pair[0].starts_with("bar.warp.sync"), "{name}: {pair:?}");
+            let second = pair.iter().all(|line| line.starts_with("ldmatrix"));
+            assert!(second || pair[0].starts_with("bar.warp.sync"), "{name}: {pair:?}");
         }
     }
 }
@@ -318,7 +332,8 @@ fn it_assembles_without_spills() {
                 let registers: u32 = rest.1.split(' ').next().unwrap().parse().unwrap();
                 println!("{architecture} {name:<20} {registers} registers");
                 // Two blocks of a product on a multiprocessor, so that one multiplies while the other waits.
-                let blocks = if name.starts_with("gemm") { 2 } else { 1 };
+                let two = name.starts_with("gemm") || ["lora_up_backward", "weight_grad"].contains(&name);
+                let blocks = if two { 2 } else { 1 };
                 assert!(blocks * registers * threads[name] <= 65_536, "{name}: {registers} registers");
                 assembled += 1;
             }

@@ -48,6 +48,15 @@ pub trait Backend: Send + Sync + 'static {
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
     /// Zeroed activations, `len` values.
     fn activations(&self, len: usize) -> Result<Self::Activations>;
+    /// Zeroed activations [rows, width] that linear layers read, as x or as dy. A device may keep room behind each row for
+    /// what the layer's adapter multiplies.
+    fn operand(&self, rows: usize, width: usize) -> Result<Self::Activations> {
+        self.activations(rows * width)
+    }
+    /// Bytes of [`Backend::operand`].
+    fn operand_bytes(&self, rows: usize, width: usize) -> u64 {
+        (rows as u64).saturating_mul(width as u64).saturating_mul(self.activation_bytes() as u64)
+    }
     /// Bytes of one value of [`Backend::Activations`].
     fn activation_bytes(&self) -> usize;
     /// Takes a frozen weight to the device.

@@ -44,6 +44,11 @@ impl<B: Backend> Matrix<B> {
         if activations { Self::Activations(put_activations(b, values)) } else { Self::Buffer(put(b, values)) }
     }
 
+    /// What a layer may leave room behind, if it is of the kind for that.
+    fn put_rows(b: &B, activations: bool, width: usize, values: &[f32]) -> Self {
+        if activations { Self::Activations(put_rows(b, width, values)) } else { Self::Buffer(put(b, values)) }
+    }
+
     fn get(&self, b: &B, len: usize) -> Vec<f32> {
         match self {
             Self::Buffer(buffer) => get(b, buffer, len),
@@ -69,7 +74,8 @@ impl<B: Backend> Matrix<B> {
 fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let (weight, tokens) = (&b.matrix(case.stored.weight()).unwrap(), case.tokens);
     let stream = |values: &[f32]| Matrix::put(b, case.activations, values);
-    let (x, params) = (&put_activations(b, &case.x), put(b, &case.params));
+    let [d_in, d_out] = [&case.x, &case.y].map(|values| values.len() / tokens);
+    let (x, params) = (&put_rows(b, d_in, &case.x), put(b, &case.params));
     let (mut y, residual) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
     let adds = case.accumulate == Accumulate::Add;
     let args = case.slot.as_ref().map(|slot| AdapterArgs {
@@ -93,7 +99,8 @@ fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let bias = case.bias.as_ref().map(|bias| put(b, bias));
     b.linear(Linear { output, tokens, x, weight, bias: bias.as_ref(), adapter }).unwrap();
     let mut results = vec![("y", y.get(b, case.y.len())), ("adapter_state", get(b, &adapter_state, width))];
-    let (dy, mut dx, mut dparams) = (stream(&case.y), stream(&case.old_dx), put(b, &case.params));
+    let rows = |width, values: &[f32]| Matrix::put_rows(b, case.activations, width, values);
+    let (dy, mut dx, mut dparams) = (rows(d_out, &case.y), rows(d_in, &case.old_dx), put(b, &case.params));
     b.linear_backward(LinearBackward {
         dx: case.dx.then_some((dx.write(), case.accumulate)),
         dparams: Some(&mut dparams),
@@ -203,6 +210,16 @@ pub fn tall<D: Driver>(cuda: &Cuda<D>) {
     for accumulate in [Accumulate::Overwrite, Accumulate::Add] {
         let case = case(random, tokens, [40, 24], true);
         check(cuda, &Case { accumulate, dx: true, dropout: None, head_dropout: None, activations: true, ..case });
+    }
+}
+
+/// So large that a device multiplies an adapter's operands together with the frozen ones, if it has a library for that.
+pub fn joined<D: Driver>(cuda: &Cuda<D>) {
+    let random = &mut Random::new(4);
+    for seed in 0..8 {
+        let mut case = case(random, 2800 + 13 * seed, [[600, 700], [700, 600], [520, 1031]][seed % 3], true);
+        case.stored = Stored::bf16(random, case.y.len() / case.tokens, case.x.len() / case.tokens);
+        check(cuda, &Case { dx: true, ..case });
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whole models: PyTorch's losses and trajectories (`tests/golden`), and generation against the CPU's.
 
 use crate::emulated;
+use crate::support::golden_case;
 use crate::support::{assert_close, cpu};
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::cuda::{Cuda, Driver};
@@ -13,14 +14,8 @@ use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request};
 use hydra_runtime::train::{ActivationCheckpointing, TrainOptions, Trainer};
 use safetensors::SafeTensors;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
-
-/// A case's folder, in `HYDRA_GOLDEN` where the tests run on another machine than the one that built them.
-fn case(name: &str) -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    std::env::var_os("HYDRA_GOLDEN").map_or(here, PathBuf::from).join(name)
-}
 
 /// A case's sequences. A record's category decides its head.
 fn sequences(golden: &SafeTensors<'_>, dir: &Path, adapter: &Adapter) -> Vec<Sequence> {
@@ -44,7 +39,7 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
     let adapters = ["hydra", "lora", "split"].map(|name| (name, 10));
     let architectures = ["qwen2", "qwen3", "mistral"].map(|name| (name, 3));
     for (name, steps) in adapters.into_iter().chain(architectures) {
-        let dir = case(name);
+        let dir = golden_case(name);
         let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
@@ -69,7 +64,7 @@ pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>) {
 /// A step waits only for the loss of each pass, once all of the pass is queued, for the gradient's norm and for the
 /// adapter's. After the first step nothing is allocated.
 pub fn a_step_waits_for_what_it_reads() {
-    let dir = case("hydra");
+    let dir = golden_case("hydra");
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
     let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
     let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
@@ -115,7 +110,7 @@ pub fn generation<D: Driver>(open: impl Fn() -> Cuda<D>) {
 }
 
 fn generated<D: Driver>(open: &impl Fn() -> Cuda<D>, name: &str) {
-    let dir = case(name);
+    let dir = golden_case(name);
     let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
     let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
     let prompt: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 512).collect();
@@ -145,7 +140,7 @@ fn generated<D: Driver>(open: &impl Fn() -> Cuda<D>, name: &str) {
 /// Requests one by one, and together with prompts that begin in the same way: the same tokens and log-probabilities,
 /// and the CPU's but for rounding.
 pub fn served<D: Driver>(open: impl Fn() -> Cuda<D>) {
-    let dir = case("qwen2");
+    let dir = golden_case("qwen2");
     let checkpoint = Checkpoint::open(dir.join("model")).unwrap();
     let adapter = Adapter::load(dir.join("adapter"), checkpoint.config()).unwrap();
     let prompt: Vec<u32> = (0..66).map(|i| i * i * 7 % 512).collect();

@@ -57,6 +57,11 @@ impl Stored {
         Self { format, rows, columns, bytes, order }
     }
 
+    pub fn bf16(random: &mut Random, rows: usize, columns: usize) -> Self {
+        let bytes = random.values(rows * columns).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+        Self { format: Format::Bf16, rows, columns, bytes, order: RowOrder::Natural }
+    }
+
     pub fn weight(&self) -> StoredWeight {
         StoredWeight::new(self.format, self.rows, self.columns, self.bytes.clone(), self.order).unwrap()
     }
@@ -91,8 +96,7 @@ pub fn memory<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     cuda.copy_activations(&mut activations, len + 7, &filled, 0..0).unwrap();
     cuda.copy_activations(&mut activations, 3, &filled, len / 3..len).unwrap();
     assert_eq!(get_activations(cuda, &activations, 3 + len - len / 3)[3..], values[len / 3..]);
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3/model");
-    let config = Config::open(golden).unwrap();
+    let config = Config::open(golden_case("qwen3/model")).unwrap();
     assert!(cuda.supports(&config).is_ok());
     let said = cuda.supports(&Config { head_dim: 256, ..config.clone() }).unwrap_err().to_string();
     assert!(said.contains("qwen3") && said.contains("256"), "{said}");
@@ -148,7 +152,7 @@ pub fn norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let inputs: Vec<_> = [tokens * d, d, tokens * d, tokens * d].iter().map(|&len| random.values(len)).collect();
     fn run<B: Backend>(b: &B, tokens: usize, d: usize, inputs: &[Vec<f32>]) -> Results {
         let [x, weight, dy, mut dx] = [0, 1, 2, 3].map(|i| put(b, &inputs[i]));
-        let (mut y, mut inv_rms) = (b.activations(tokens * d).unwrap(), b.buffer(tokens).unwrap());
+        let (mut y, mut inv_rms) = (b.operand(tokens, d).unwrap(), b.buffer(tokens).unwrap());
         let (x, weight) = (&x, &weight);
         b.rms_norm(RmsNorm { y: &mut y, inv_rms: &mut inv_rms, tokens, x, weight, eps: 1e-5 }).unwrap();
         b.rms_norm_backward(RmsNormBackward { dx: &mut dx, tokens, dy: &dy, x, inv_rms: &inv_rms, weight }).unwrap();
@@ -163,18 +167,20 @@ pub fn norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 
 pub fn head_norms<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     let d = [64, 128, 2 * random.within(1, 80)][random.within(0, 2)];
-    let (heads, eps) = (random.within(1, 30 * size), 1e-5);
+    let (rows, n_heads, eps) = (random.within(1, 10 * size), random.within(1, 4), 1e-5);
+    let heads = rows * n_heads;
     let inputs: Vec<_> = [heads * d, d, heads * d].iter().map(|&len| random.rounded(len)).collect();
-    fn run<B: Backend>(b: &B, [heads, eps]: [f32; 2], inputs: &[Vec<f32>]) -> Results {
-        let (heads, len) = (heads as usize, inputs[0].len());
+    fn run<B: Backend>(b: &B, rows: usize, eps: f32, inputs: &[Vec<f32>]) -> Results {
+        let len = inputs[0].len();
+        let heads = len / inputs[1].len();
         let (x, weight) = (&put_activations(b, &inputs[0]), &put(b, &inputs[1]));
-        let (mut y, mut dx) = (b.activations(len).unwrap(), put_activations(b, &inputs[2]));
+        let (mut y, mut dx) = (b.activations(len).unwrap(), put_rows(b, len / rows, &inputs[2]));
         b.head_norm(HeadNorm { y: &mut y, heads, x, weight, eps }).unwrap();
         b.head_norm_backward(HeadNormBackward { dx: &mut dx, heads, x, weight, eps }).unwrap();
         vec![("y", get_activations(b, &y, len)), ("dx", get_activations(b, &dx, len))]
     }
-    let sizes = [heads as f32, eps];
-    assert_same(&format!("{heads} heads of {d}"), run(cuda, sizes, &inputs), run(&cpu(), sizes, &inputs), BF16);
+    let case = format!("{rows} rows of {n_heads} heads of {d}");
+    assert_same(&case, run(cuda, rows, eps, &inputs), run(&cpu(), rows, eps, &inputs), BF16);
 }
 
 pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
@@ -190,7 +196,7 @@ pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         x: &[f32],
         table: &[f32],
     ) -> Results {
-        let (mut rotated, table) = (put_activations(b, x), put(b, table));
+        let (mut rotated, table) = (put_rows(b, heads * d, x), put(b, table));
         b.rope(Rope { x: &mut rotated, n_heads: heads, head_dim: d, table: &table, positions, inverse }).unwrap();
         vec![("x", get_activations(b, &rotated, x.len()))]
     }
@@ -200,17 +206,26 @@ pub fn rotations<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 }
 
 pub fn swiglu<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
-    let len = random.within(1, 900 * size);
+    let (rows, d) = (random.within(1, 9 * size), random.within(1, 200 * size));
+    let len = rows * d;
     let inputs: Vec<Vec<f32>> = (0..3).map(|_| random.rounded(len).iter().map(|x| 8.0 * x).collect()).collect();
-    fn run<B: Backend>(b: &B, inputs: &[Vec<f32>]) -> Results {
+    // In rows, or one after the other.
+    let rows = random.coin().then_some(rows);
+    fn run<B: Backend>(b: &B, rows: Option<usize>, inputs: &[Vec<f32>]) -> Results {
         let len = inputs[0].len();
         let [gate, up, mut dgate] = [0, 1, 2].map(|i| put_activations(b, &inputs[i]));
-        let [mut out, mut dup] = [(); 2].map(|()| b.activations(len).unwrap());
+        let [mut out, mut dup] = [(); 2].map(|()| match rows {
+            Some(rows) => b.operand(rows, len / rows).unwrap(),
+            None => b.activations(len).unwrap(),
+        });
+        if let Some(rows) = rows {
+            dgate = put_rows(b, len / rows, &inputs[2]);
+        }
         b.swiglu(&mut out, len, &gate, &up).unwrap();
         b.swiglu_backward(&mut dgate, &mut dup, len, &gate, &up).unwrap();
         [("out", &out), ("dgate", &dgate), ("dup", &dup)].map(|(name, x)| (name, get_activations(b, x, len))).into()
     }
-    assert_same(&format!("{len} values"), run(cuda, &inputs), run(&cpu(), &inputs), BF16);
+    assert_same(&format!("{rows:?} rows of {len} values"), run(cuda, rows, &inputs), run(&cpu(), rows, &inputs), BF16);
 }
 
 pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
@@ -223,7 +238,7 @@ pub fn gather_and_scatter<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: 
         let mut scattered = put(b, old);
         b.scatter(&mut scattered, x.len() / d, &gathered, rows, d).unwrap();
         let mut activations = b.activations(rows.len() * d).unwrap();
-        b.gather_activations(&mut activations, &put_activations(b, x), rows, d).unwrap();
+        b.gather_activations(&mut activations, &put_rows(b, d, x), rows, d).unwrap();
         vec![
             ("gathered", get(b, &gathered, rows.len() * d)),
             ("scattered", get(b, &scattered, x.len())),
@@ -261,7 +276,8 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
         let (rows, window) = (wide / shape.head_dim, NonZeroUsize::new(window));
         let [q, k, v, d_o, prefix_k, prefix_v] = [0, 1, 2, 3, 4, 5].map(|i| put_activations(b, &inputs[i]));
         let (q, k, v) = (&q, &k, &v);
-        let (mut o, mut lse) = (b.activations(wide).unwrap(), b.buffer(rows).unwrap());
+        let tokens = wide / shape.q_width();
+        let (mut o, mut lse) = (b.operand(tokens, shape.q_width()).unwrap(), b.buffer(rows).unwrap());
         let mut results = Vec::new();
         if prefix > 0 {
             let prefix = Some(Prefix { k: &prefix_k, v: &prefix_v, len: prefix });
@@ -269,7 +285,8 @@ pub fn attention<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
             results.extend([("o after a prefix", get_activations(b, &o, wide)), ("its lse", get(b, &lse, rows))]);
         }
         b.attention(Attention { o: &mut o, lse: &mut lse, shape, segments, window, q, k, v, prefix: None }).unwrap();
-        let [mut dq, mut dk, mut dv] = [wide, narrow, narrow].map(|len| put_activations(b, &vec![f32::NAN; len]));
+        let [mut dq, mut dk, mut dv] =
+            [wide, narrow, narrow].map(|len| put_rows(b, len / tokens, &vec![f32::NAN; len]));
         let (o, lse, d_o) = (&o, &lse, &d_o);
         let (dqs, dks, dvs) = (&mut dq, &mut dk, &mut dv);
         b.attention_backward(AttentionBackward {

@@ -6,6 +6,13 @@ mod close;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::backend::cuda::{Cuda, Gpu};
+use std::path::{Path, PathBuf};
+
+/// A golden case's folder, in `HYDRA_GOLDEN` where the tests run on another machine than the one that built them.
+pub fn golden_case(name: &str) -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    std::env::var_os("HYDRA_GOLDEN").map_or(here, PathBuf::from).join(name)
+}
 
 /// Tolerance for bf16 operands or results, relative to the largest value.
 pub const BF16: f32 = 1e-2;
@@ -76,6 +83,13 @@ pub fn put<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
 /// Activations with these values.
 pub fn put_activations<B: Backend>(backend: &B, values: &[f32]) -> B::Activations {
     let mut activations = backend.activations(values.len()).unwrap();
+    backend.upload_activations(&mut activations, values).unwrap();
+    activations
+}
+
+/// Activations with these values in rows, which a device may leave room behind.
+pub fn put_rows<B: Backend>(backend: &B, width: usize, values: &[f32]) -> B::Activations {
+    let mut activations = backend.operand(values.len() / width, width).unwrap();
     backend.upload_activations(&mut activations, values).unwrap();
     activations
 }

@@ -3,12 +3,49 @@
 //! The mathematics is that of `hydra_kernels::gate`. A token's row of `adapter_state` is [lora_down | gate], its
 //! gradient [d lora_down | d logits].
 
-use crate::kernels::adapter::{BalanceLossGradParams, LoraUpBackwardParams};
+use crate::kernels::adapter::BalanceLossGradParams;
 use crate::mask::Mask;
 use crate::math;
 use crate::optimizer::block_total;
 use crate::prelude::*;
 use crate::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, THREADS};
+
+/// A token's row of `adapter_state`.
+pub trait Row: Copy {
+    /// A value.
+    unsafe fn get(self, column: u32) -> f32;
+    /// Replaces a value.
+    unsafe fn put(self, column: u32, value: f32);
+}
+
+/// In the device's memory.
+impl Row for *mut f32 {
+    #[inline(always)]
+    unsafe fn get(self, column: u32) -> f32 {
+        load(self.add(column as usize))
+    }
+
+    #[inline(always)]
+    unsafe fn put(self, column: u32, value: f32) {
+        store(self.add(column as usize), value);
+    }
+}
+
+/// The address of a row in shared memory.
+#[derive(Clone, Copy)]
+pub struct SharedRow(pub u32);
+
+impl Row for SharedRow {
+    #[inline(always)]
+    unsafe fn get(self, column: u32) -> f32 {
+        ld_f32(self.0 + 4 * column)
+    }
+
+    #[inline(always)]
+    unsafe fn put(self, column: u32, value: f32) {
+        st_f32(self.0 + 4 * column, value);
+    }
+}
 
 /// An adapter's shape and its gate.
 #[derive(Clone, Copy)]
@@ -34,6 +71,24 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// For gradients, which read the gate itself and so need neither labels nor K. `shape` is `a_rows`, `lora_heads`,
+    /// `rank` and `per_head_a`.
+    #[inline(always)]
+    pub fn of_gradient(shape: (u32, u32, u32, u32), gate: u32, inverse_temperature: f32, head_dropout: Mask) -> Self {
+        let ((a_rows, lora_heads, rank, per_head_a), labels) = (shape, core::ptr::null());
+        Self {
+            a_rows,
+            lora_heads,
+            rank,
+            per_head_a,
+            gate,
+            labels,
+            inverse_temperature,
+            top_k: lora_heads,
+            head_dropout,
+        }
+    }
+
     /// Columns of `adapter_state`.
     #[inline(always)]
     pub fn state_width(self) -> u32 {
@@ -61,13 +116,13 @@ impl Adapter {
     /// Sets all but the `top_k` largest logits of a row to −∞. Of equal logits the first is kept. A NaN stays, and then
     /// the other logits don't matter.
     #[inline(always)]
-    unsafe fn keep_largest(self, row: *mut f32) {
+    unsafe fn keep_largest(self, row: impl Row) {
         if self.top_k >= self.lora_heads {
             return;
         }
         let (mut left, mut e) = (0, 0);
         while e < self.lora_heads {
-            left += (load(row.add(e as usize)) > f32::NEG_INFINITY) as u32;
+            left += (row.get(self.a_rows + e) > f32::NEG_INFINITY) as u32;
             e += 1;
         }
         while left > self.top_k {
@@ -75,14 +130,14 @@ impl Adapter {
             let (mut least, mut at) = (f32::INFINITY, u32::MAX);
             e = 0;
             while e < self.lora_heads {
-                let logit = load(row.add(e as usize));
+                let logit = row.get(self.a_rows + e);
                 if logit > f32::NEG_INFINITY && logit <= least {
                     (least, at) = (logit, e);
                 }
                 e += 1;
             }
             if at < self.lora_heads {
-                store(row.add(at as usize), f32::NEG_INFINITY);
+                row.put(self.a_rows + at, f32::NEG_INFINITY);
             }
             left -= 1;
         }
@@ -90,8 +145,7 @@ impl Adapter {
 
     /// Replaces token `t`'s logits by its gate.
     #[inline(always)]
-    unsafe fn activate(self, adapter_state: *mut f32, t: u32) {
-        let row = adapter_state.add(t as usize * self.state_width() as usize + self.a_rows as usize);
+    unsafe fn activate(self, row: impl Row, t: u32) {
         if self.gate == GATE_ROUTER {
             self.keep_largest(row);
             self.softmax(row);
@@ -102,15 +156,15 @@ impl Adapter {
         let mut e = 0;
         while e < self.lora_heads {
             let one_hot = if e == label { 1.0 } else { 0.0 };
-            store(row.add(e as usize), if label < self.lora_heads { one_hot } else { same });
+            row.put(self.a_rows + e, if label < self.lora_heads { one_hot } else { same });
             e += 1;
         }
     }
 
     /// Replaces a row of logits by their softmax at the router's temperature.
     #[inline(always)]
-    unsafe fn softmax(self, row: *mut f32) {
-        let logit = |e: u32| self.inverse_temperature * load(row.add(e as usize));
+    unsafe fn softmax(self, row: impl Row) {
+        let logit = |e: u32| self.inverse_temperature * row.get(self.a_rows + e);
         let (mut max, mut sum, mut e) = (f32::NEG_INFINITY, 0.0, 0);
         while e < self.lora_heads {
             max = max.max(logit(e));
@@ -118,166 +172,55 @@ impl Adapter {
         }
         e = 0;
         while e < self.lora_heads {
-            sum += math::exp(logit(e) - max);
+            let power = math::exp(logit(e) - max);
+            row.put(self.a_rows + e, power);
+            sum += power;
             e += 1;
         }
         e = 0;
         while e < self.lora_heads {
-            store(row.add(e as usize), math::exp(logit(e) - max) / sum);
+            row.put(self.a_rows + e, row.get(self.a_rows + e) / sum);
             e += 1;
         }
     }
+
+    /// A value of `mixed` of token `t`, which has this row.
+    #[inline(always)]
+    unsafe fn mixed(self, row: impl Row, t: u32, column: u32) -> f32 {
+        if column >= self.mixed_width() {
+            return 0.0;
+        }
+        let gate = row.get(self.a_rows + column / self.rank);
+        self.dropped(gate * row.get(self.lora_down_column(column)), t, column)
+    }
 }
 
-/// Activates the gates of tokens `first .. end` and writes `scale` · gate ∘ lora_down to the operand `mixed`. A whole
-/// block calls it, which sees its own stores to `adapter_state`.
+/// Activates the gates of tokens `first .. first + count`, which have these rows, and writes `scale` · gate ∘ lora_down
+/// to the operand `mixed`. A whole block calls it, after a barrier; the rows may be read after it.
 #[inline(always)]
-pub unsafe fn mix(adapter: Adapter, adapter_state: *mut f32, mixed: *mut u16, scale: f32, first: u32, end: u32) {
-    let mut t = first + thread();
-    while t < end {
-        adapter.activate(adapter_state, t);
+pub unsafe fn mix<R: Row>(
+    adapter: Adapter,
+    row: impl Fn(u32) -> R,
+    (mixed, mixed_pitch): (*mut u16, u32),
+    scale: f32,
+    first: u32,
+    count: u32,
+) {
+    let mut t = thread();
+    while t < count {
+        adapter.activate(row(t), first + t);
         t += threads();
     }
     barrier();
-    let pitch = padded(adapter.mixed_width());
-    assume(pitch > 0 && adapter.rank > 0);
+    let pairs = padded(adapter.mixed_width()) / 2;
+    assume(pairs > 0 && adapter.rank > 0);
     let mut i = thread();
-    while i < (end - first) * pitch {
-        let (t, column) = ((first + i / pitch) as usize, i % pitch);
-        let mut value = 0.0;
-        if column < adapter.mixed_width() {
-            let row = adapter_state.add(t * adapter.state_width() as usize);
-            let gate = load(row.add((adapter.a_rows + column / adapter.rank) as usize));
-            value = adapter.dropped(gate * load(row.add(adapter.lora_down_column(column) as usize)), t as u32, column);
-        }
-        store(mixed.add(t * pitch as usize + column as usize), to_bf16(scale * value));
+    while i < count * pairs {
+        let (t, column) = (i / pairs, i % pairs * 2);
+        let value = |column: u32| scale * adapter.mixed(row(t), first + t, column);
+        let at = mixed.add((first + t) as usize * mixed_pitch as usize + column as usize);
+        store(at.cast::<u32>(), pack_bf16(value(column), value(column + 1)));
         i += threads();
-    }
-}
-
-/// A token's rows in the gate's gradient, and which of the eight threads that share them this one is.
-struct Token {
-    adapter: Adapter,
-    /// The token's number.
-    t: u32,
-    part: u32,
-    adapter_state: *const f32,
-    d_adapter_state: *mut f32,
-    mixed: *mut u16,
-    d_mixed: *const f32,
-    balance_loss_grad: *const f32,
-}
-
-impl Token {
-    /// The column of head `e`'s gate.
-    #[inline(always)]
-    fn gate(&self, e: u32) -> usize {
-        (self.adapter.a_rows + e) as usize
-    }
-
-    /// The operand `mixed` again, for dB.
-    #[inline(always)]
-    unsafe fn mixed(&self) {
-        let (adapter, state) = (self.adapter, self.adapter_state);
-        let mut column = self.part;
-        while column < padded(adapter.mixed_width()) {
-            let mut value = 0.0;
-            if column < adapter.mixed_width() {
-                let gate = load(state.add(self.gate(column / adapter.rank)));
-                value = gate * load(state.add(adapter.lora_down_column(column) as usize));
-                value = adapter.dropped(value, self.t, column);
-            }
-            store(self.mixed.add(column as usize), to_bf16(value));
-            column += 8;
-        }
-    }
-
-    /// d lora_down.
-    #[inline(always)]
-    unsafe fn d_lora_down(&self) {
-        let (adapter, state, rank) = (self.adapter, self.adapter_state, self.adapter.rank);
-        let mut j = self.part;
-        while j < adapter.a_rows {
-            let mut sum = 0.0;
-            if adapter.per_head_a != 0 {
-                sum = load(state.add(self.gate(j / rank))) * load(self.d_mixed.add(j as usize));
-            } else {
-                let mut e = 0;
-                while e < adapter.lora_heads {
-                    sum += load(state.add(self.gate(e))) * load(self.d_mixed.add((e * rank + j) as usize));
-                    e += 1;
-                }
-            }
-            store(self.d_adapter_state.add(j as usize), sum);
-            j += 8;
-        }
-    }
-
-    /// d gate, in place of d logits.
-    #[inline(always)]
-    unsafe fn d_gate(&self) {
-        let (adapter, state, rank) = (self.adapter, self.adapter_state, self.adapter.rank);
-        let mut e = self.part;
-        while e < adapter.lora_heads {
-            let balance = self.balance_loss_grad;
-            let mut dot = if balance.is_null() { 0.0 } else { load(balance.add(e as usize)) };
-            let mut j = 0;
-            while j < rank && adapter.gate == GATE_ROUTER {
-                let column = e * rank + j;
-                let lora_down = load(state.add(adapter.lora_down_column(column) as usize));
-                dot += load(self.d_mixed.add(column as usize)) * lora_down;
-                j += 1;
-            }
-            store(self.d_adapter_state.add(self.gate(e)), dot);
-            e += 8;
-        }
-    }
-
-    /// d logits = gate ∘ (d gate − Σ gate ∘ d gate) / temperature, in place of d gate.
-    #[inline(always)]
-    unsafe fn d_logits(&self) {
-        let (adapter, state) = (self.adapter, self.adapter_state);
-        let (mut dot, mut e) = (0.0, 0);
-        while e < adapter.lora_heads {
-            dot += load(state.add(self.gate(e))) * load(self.d_adapter_state.add(self.gate(e)));
-            e += 1;
-        }
-        e = 0;
-        while e < adapter.lora_heads {
-            let at = self.d_adapter_state.add(self.gate(e));
-            let gate = load(state.add(self.gate(e)));
-            store(at, adapter.inverse_temperature * (gate * (load(at) - dot)));
-            e += 1;
-        }
-    }
-}
-
-/// From `d_mixed` (already scaled, and after dropout) and `adapter_state` of tokens `first .. first + count`, at most
-/// 32 of them: `d_adapter_state`, and the operand `mixed`. Eight threads have a token.
-#[inline(always)]
-pub unsafe fn mix_backward(adapter: Adapter, p: &LoraUpBackwardParams, first: u32, count: u32) {
-    let (t, part) = (thread() / 8, thread() % 8);
-    let width = adapter.state_width() as usize;
-    assume(adapter.rank > 0);
-    let at = (first + t) as usize;
-    let token = Token {
-        adapter,
-        t: first + t,
-        part,
-        adapter_state: p.adapter_state.add(at * width),
-        d_adapter_state: p.d_adapter_state.add(at * width),
-        mixed: p.mixed.add(at * padded(adapter.mixed_width()) as usize),
-        d_mixed: p.d_mixed.add(at * adapter.mixed_width() as usize),
-        balance_loss_grad: p.balance_loss_grad,
-    };
-    if t < count {
-        token.mixed();
-        token.d_lora_down();
-        token.d_gate();
-    }
-    barrier();
-    if t < count && part == 0 && adapter.gate == GATE_ROUTER {
-        token.d_logits();
     }
 }
 

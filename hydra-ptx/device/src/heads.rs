@@ -20,6 +20,15 @@ impl Head {
         (head < heads).then_some(Self { first: head as usize * d as usize, d })
     }
 
+    /// The same head in a matrix with `n_heads` heads in a row, and `pitch` elements from a row to the next.
+    #[inline(always)]
+    unsafe fn in_rows(self, n_heads: u32, pitch: u32) -> Self {
+        assume(n_heads > 0);
+        let number = block_x() * (THREADS / WARP) + warp();
+        let (row, head) = ((number / n_heads) as usize, (number % n_heads) as usize);
+        Self { first: row * pitch as usize + head * self.d as usize, ..self }
+    }
+
     /// Columns 2i and 2i + 1.
     #[inline(always)]
     unsafe fn two(self, x: *const u16, i: u32) -> [f32; 2] {
@@ -81,9 +90,10 @@ pub unsafe fn head_norm(p: HeadNormParams) {
 #[inline(always)]
 pub unsafe fn head_norm_backward(p: HeadNormBackwardParams) {
     let Some(head) = Head::of_warp(p.heads, p.d) else { return };
+    let dx_head = head.in_rows(p.n_heads, p.pitch);
     let inverse = head.inverse_rms(p.x, p.eps);
     let scaled = |i: u32| {
-        let ([d0, d1], [w0, w1]) = (head.two(p.dx, i), weights(p.weight, i));
+        let ([d0, d1], [w0, w1]) = (dx_head.two(p.dx, i), weights(p.weight, i));
         [d0 * w0, d1 * w1]
     };
     let products = head.sum(
@@ -97,7 +107,7 @@ pub unsafe fn head_norm_backward(p: HeadNormBackwardParams) {
     let mut i = lane();
     while 2 * i < p.d {
         let ([d0, d1], [x0, x1]) = (scaled(i), head.two(p.x, i));
-        head.put(p.dx, i, [inverse * (d0 - x0 * along), inverse * (d1 - x1 * along)]);
+        dx_head.put(p.dx, i, [inverse * (d0 - x0 * along), inverse * (d1 - x1 * along)]);
         i += WARP;
     }
 }

@@ -72,33 +72,39 @@ macro_rules! kernels {
     };
 }
 
-pub mod adapter;
+pub mod adapter_backward;
 pub mod attention;
 pub mod attention_backward;
+pub mod attention_dkv;
+pub mod attention_tiles;
+pub mod dropped_dx;
 pub mod elementwise;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emulator;
 pub mod format;
 pub mod gate;
+pub mod gate_backward;
 pub mod gemm;
 pub mod heads;
 #[path = "../../src/kernels/mod.rs"]
 pub mod kernels;
+pub mod lora_down;
 pub mod lora_matvec;
 pub mod loss;
 pub mod mask;
 #[path = "../../../hydra-kernels/src/math.rs"]
 pub mod math;
 pub mod matvec;
+pub mod mixed;
 pub mod optimizer;
 pub mod prelude;
 pub mod product;
 pub mod rows;
 #[path = "../../src/sizes.rs"]
 pub mod sizes;
-pub mod skinny;
 pub mod tile;
 pub mod wgmma;
+pub mod wide;
 
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

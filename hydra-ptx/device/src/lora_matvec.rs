@@ -1,4 +1,4 @@
-//! The adapter's first product and its gate for a few tokens; [`crate::skinny`] has those for many. A block computes
+//! The adapter's first product and its gate for a few tokens; [`crate::lora_down`] has those for many. A block computes
 //! one token and reads the adapter's f32 parameters directly: converting them first would take longer than the product.
 
 use crate::gate::{Adapter, mix};
@@ -17,7 +17,7 @@ impl LoraDownMatvecParams {
     }
 }
 
-/// [`crate::skinny::lora_down`] without dropout for a few tokens. Grid: [tokens], 256 threads.
+/// [`crate::lora_down::lora_down`] without dropout for a few tokens. Grid: [tokens], 256 threads.
 #[inline(always)]
 pub unsafe fn lora_down_matvec(p: LoraDownMatvecParams) {
     let (adapter, rows) = (p.adapter(), p.stacked_rows);
@@ -29,7 +29,7 @@ pub unsafe fn lora_down_matvec(p: LoraDownMatvecParams) {
         let mut acc = [0.0; LORA_MATVEC_ROWS as usize];
         let mut group = thread();
         while 8 * group < p.d_in {
-            let values = unpack8(load_chunk(p.x, padded(p.d_in), token, p.tokens, 8 * group));
+            let values = unpack8(load_chunk(p.x, p.x_pitch, token, p.d_in, 8 * group));
             for i in 0..LORA_MATVEC_ROWS {
                 // Beyond the last row the last one is loaded again, so that the load has no branch.
                 let weights = load_eight(p.a, (first + i).min(rows - 1), 8 * group, p.d_in);
@@ -56,5 +56,6 @@ pub unsafe fn lora_down_matvec(p: LoraDownMatvecParams) {
         row += THREADS;
     }
     barrier();
-    mix(adapter, p.adapter_state, p.mixed, p.scale, token, token + 1);
+    let row = p.adapter_state.add(token as usize * adapter.state_width() as usize);
+    mix(adapter, |_| row, (p.mixed, p.mixed_pitch), p.scale, token, 1);
 }

@@ -20,23 +20,27 @@ unsafe fn matvec<F: Format>(p: MatvecParams) {
     let first = block_y() * MATVEC_TOKENS;
     let stored = if p.ids.is_null() { row } else { load(p.ids.add(row as usize)) };
     let mut acc = [0.0; MATVEC_TOKENS as usize];
-    let add = |acc: &mut [f32; MATVEC_TOKENS as usize], weights: Eight, x: *const u16, columns: u32, group: u32| {
+    let add = |acc: &mut [f32; MATVEC_TOKENS as usize],
+               weights: Eight,
+               (x, pitch): (*const u16, u32),
+               columns: u32,
+               group: u32| {
         for t in 0..MATVEC_TOKENS {
             if first + t < p.tokens {
-                let values = unpack8(load_chunk(x, padded(columns), first + t, p.tokens, 8 * group));
+                let values = unpack8(load_chunk(x, pitch, first + t, columns, 8 * group));
                 acc[t as usize] = dot(values, weights, acc[t as usize]);
             }
         }
     };
     let mut group = lane();
     while 8 * group < p.columns {
-        add(&mut acc, F::eight(p.w, p.scales, stored, group, p.pitch), p.x, p.columns, group);
+        add(&mut acc, F::eight(p.w, p.scales, stored, group, p.pitch), (p.x, p.x_pitch), p.columns, group);
         group += WARP;
     }
     group = lane();
     while 8 * group < p.columns2 {
         let weights = load_eight(p.w2, row, 8 * group, p.columns2);
-        add(&mut acc, weights, p.x2, p.columns2, group);
+        add(&mut acc, weights, (p.x2, p.x2_pitch), p.columns2, group);
         group += WARP;
     }
     for t in 0..MATVEC_TOKENS {

@@ -73,10 +73,10 @@ impl<At: Fn(u32, u32) -> u32> Place<At> {
 }
 
 impl Operand {
-    /// An operand [rows, columns].
+    /// An operand [rows, columns], `pitch` elements from a row to the next.
     #[inline(always)]
-    pub fn new(at: *const u16, rows: u32, columns: u32) -> Self {
-        Self { at: at.cast(), pitch: padded(columns), rows, columns: padded(columns) }
+    pub fn new(at: *const u16, pitch: u32, rows: u32, columns: u32) -> Self {
+        Self { at: at.cast(), pitch, rows, columns: padded(columns) }
     }
 
     /// Starts copying the tile whose first element is (`row`, `column`).
@@ -139,6 +139,8 @@ pub struct Product<F, T, const ROWS: bool> {
     pub m: u32,
     /// Its columns.
     pub n: u32,
+    /// Elements from a row of it to the next.
+    c_pitch: u32,
     /// The tile's first row.
     pub m0: u32,
     /// Its first column.
@@ -162,7 +164,7 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
     /// Of a kernel's parameters.
     #[inline(always)]
     pub unsafe fn new(p: &ProductParams) -> Self {
-        let &ProductParams { m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2, .. } = p;
+        let &ProductParams { c_pitch, m, n, a, a_pitch, k, w, scales, pitch, a2, a2_pitch, k2, b2, b2_pitch, .. } = p;
         let right = |at: *const u8, pitch: u32, k: u32| {
             if ROWS {
                 Operand { at, pitch, rows: n, columns: padded(k) }
@@ -175,13 +177,14 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
         Self {
             m,
             n,
+            c_pitch,
             m0,
             n0,
-            a: Operand::new(a, m, k),
+            a: Operand::new(a, a_pitch, m, k),
             w: right(w, pitch, k),
             scales,
-            a2: Operand::new(a2, m, k2),
-            b2: right(b2.cast(), pitch2, k2),
+            a2: Operand::new(a2, a2_pitch, m, k2),
+            b2: right(b2.cast(), b2_pitch, k2),
             first_tiles,
             all_tiles: first_tiles + k2.div_ceil(T::K),
             of: PhantomData,
@@ -254,8 +257,9 @@ impl<F: Format, T: Tiling, const ROWS: bool> Product<F, T, ROWS> {
             let (row, column) = (self.m0 + row + r, self.n0 + 8 * chunk);
             if row < self.m && column < self.n {
                 let at = from + (r * Self::PITCH + 8 * chunk) * 4;
-                let index = row as usize * self.n as usize + column as usize;
-                c.put_row(index, floats(ld_u4(at), ld_u4(at + 16)), self.n - column, self.n.is_multiple_of(8));
+                let index = row as usize * self.c_pitch as usize + column as usize;
+                let aligned = self.n.is_multiple_of(8) && self.c_pitch.is_multiple_of(8);
+                c.put_row(index, floats(ld_u4(at), ld_u4(at + 16)), self.n - column, aligned);
             }
             i += THREADS;
         }

@@ -44,10 +44,10 @@ pub unsafe fn load_bf16(from: *const u16, index: usize, len: u32, aligned: bool)
     values
 }
 
-/// Eight values of a row of a bf16 operand [rows, pitch] from `column` on, a multiple of 8; zero outside of it.
+/// Eight values of row `row` of a bf16 operand [_, columns] from `column` on, a multiple of 8; zero behind its end.
 #[inline(always)]
-pub unsafe fn load_chunk(from: *const u16, pitch: u32, row: u32, rows: u32, column: u32) -> [u32; 4] {
-    if row >= rows || column >= pitch {
+pub unsafe fn load_chunk(from: *const u16, pitch: u32, row: u32, columns: u32, column: u32) -> [u32; 4] {
+    if column >= columns {
         return [0; 4];
     }
     load(from.add(row as usize * pitch as usize + column as usize).cast::<U4>()).0
@@ -159,7 +159,8 @@ pub unsafe fn rms_norm(p: RmsNormParams) {
         for i in 0..8 {
             values[i] = values[i] * inverse * weights[i];
         }
-        y.put_row(row as usize * d as usize + 8 * group as usize, values, d - 8 * group, d.is_multiple_of(8));
+        let aligned = d.is_multiple_of(8) && p.y_pitch.is_multiple_of(8);
+        y.put_row(row as usize * p.y_pitch as usize + 8 * group as usize, values, d - 8 * group, aligned);
         group += THREADS;
     }
 }
@@ -240,7 +241,7 @@ unsafe fn copy_row(to: *mut f32, from: *const f32, d: u32) {
 /// out[i] = x[rows[i]]. Grid: [rows], 256 threads.
 #[inline(always)]
 pub unsafe fn gather(p: MoveRowsParams) {
-    let from = p.x.add(load(p.rows.add(block_x() as usize)) as usize * p.d as usize);
+    let from = p.x.add(load(p.rows.add(block_x() as usize)) as usize * p.x_pitch as usize);
     copy_row(p.out.add(block_x() as usize * p.d as usize), from, p.d);
 }
 
@@ -248,20 +249,23 @@ pub unsafe fn gather(p: MoveRowsParams) {
 #[inline(always)]
 pub unsafe fn scatter(p: MoveRowsParams) {
     let to = p.out.add(load(p.rows.add(block_x() as usize)) as usize * p.d as usize);
-    copy_row(to, p.x.add(block_x() as usize * p.d as usize), p.d);
+    copy_row(to, p.x.add(block_x() as usize * p.x_pitch as usize), p.d);
 }
 
-/// `out` = w as bf16. Rows of blocks have no padding, so all rows are one long row of `chunks` times eight values.
-/// Grid: [chunks / 256], 256 threads.
+/// `out` = w as bf16. Rows of blocks have no padding, so w is one long row of `chunks` times eight values. Grid:
+/// [chunks / 256], 256 threads.
 #[inline(always)]
 pub unsafe fn decode(p: DecodeParams) {
     let i = block_x() * THREADS + thread();
     if i < p.chunks {
-        store(p.out.cast::<U4>().add(i as usize), U4(pack8(eight_of(p.format, p.w, p.scales, 0, i, 0))));
+        let of_row = p.columns / 8;
+        assume(of_row > 0);
+        let to = p.out.add((i / of_row) as usize * p.pitch as usize + 8 * (i % of_row) as usize);
+        store(to.cast(), U4(pack8(eight_of(p.format, p.w, p.scales, 0, i, 0))));
     }
 }
 
-/// `out` [rows, padded width] = x [rows, width] as bf16, with zeros in the padding. Grid: [rows · padded width / 8 /
+/// `out` [rows, padded width] = x [x_rows, width] as bf16, with zeros in the padding and in further rows. Grid: [rows · padded width / 8 /
 /// 256], 256 threads.
 #[inline(always)]
 pub unsafe fn operand(p: OperandParams) {
@@ -273,11 +277,14 @@ pub unsafe fn operand(p: OperandParams) {
         return;
     }
     let (row, column) = ((i / chunks as u64) as u32, (i % chunks as u64) as u32 * 8);
-    let values = if p.bf16 == 0 {
+    let values = if row >= p.x_rows {
+        [0.0; 8]
+    } else if p.bf16 == 0 {
         load_eight(p.x.cast(), row, column, width)
     } else {
         let index = row as usize * width as usize + column as usize;
         load_bf16(p.x.cast(), index, width - column, width.is_multiple_of(8))
     };
-    store(p.out.cast::<U4>().add(i as usize), U4(pack8(values)));
+    let to = p.out.add(row as usize * p.pitch as usize + column as usize);
+    store(to.cast(), U4(pack8(values)));
 }

@@ -37,38 +37,100 @@ pub unsafe fn b_fragments_transposed<const CHUNKS: u32>(base: u32, row: u32, chu
     ldmatrix_transposed(at::<CHUNKS>(base, row + lane / 8 % 2 * 8 + lane % 8, chunk + lane / 16))
 }
 
-/// acc [16, 8 N] += rows `row .. row + 16` of the tile `a` · (the tile `b`)ᵀ, over the tiles' whole width.
+/// Fragments of 16 rows of a warp in attention.
+pub const M: usize = 2;
+
+/// The left operand of a product of attention: 16 M rows of a tile, by 16 columns. Addresses are computed again for each
+/// product: registers are scarce.
+#[derive(Clone, Copy)]
+pub struct Left<const CHUNKS: u32> {
+    /// Of the first columns.
+    address: u32,
+}
+
+impl<const CHUNKS: u32> Left<CHUNKS> {
+    /// Rows from `base` on. A tile begins at a multiple of its row's length, so that a step changes bits of the address
+    /// that no row changes.
+    #[inline(always)]
+    pub fn new(base: u32) -> Self {
+        let lane = opaque(lane());
+        Self { address: at::<CHUNKS>(base, lane % 16, lane / 16) }
+    }
+
+    /// Columns 16 · `step` and on.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn fragments(self, step: u32) -> [[u32; 4]; M] {
+        let at = self.address ^ (step * 32);
+        ldmatrix_twice([at, at + 16 * CHUNKS * 16])
+    }
+}
+
+/// Columns 32 · `four` and on of acc [16 M, 8 N] += left [16 M, 16] · right [16, 32].
 #[inline(always)]
-pub unsafe fn rows_by_rows<const CHUNKS: u32, const N: usize>(acc: &mut [[f32; 4]; N], a: u32, row: u32, b: u32) {
-    for step in 0..CHUNKS / 2 {
-        let left = a_fragment::<CHUNKS>(a, row, 2 * step);
-        for pair in 0..N / 2 {
-            let [b0, b1, b2, b3] = b_fragments::<CHUNKS>(b, 16 * pair as u32, 2 * step);
-            mma_bf16(&mut acc[2 * pair], left, [b0, b1]);
-            mma_bf16(&mut acc[2 * pair + 1], left, [b2, b3]);
+fn products_of_four<const N: usize>(
+    acc: &mut [[[f32; 4]; N]; M],
+    left: [[u32; 4]; M],
+    right: [[u32; 4]; 2],
+    four: usize,
+) {
+    for pair in 0..2 {
+        let [b0, b1, b2, b3] = right[pair];
+        for m in 0..M {
+            mma_bf16(&mut acc[m][4 * four + 2 * pair], left[m], [b0, b1]);
+            mma_bf16(&mut acc[m][4 * four + 2 * pair + 1], left[m], [b2, b3]);
         }
     }
 }
 
-/// acc [16, 8 N] += p [16, 8 K] · the tile `b` [8 K, 8 N]; p is what another product left in registers.
+/// acc [16 M, 8 N] += a [16 M, 8 CHUNKS] · (the tile `b`)ᵀ. `kept` are a's fragments of the first columns.
 #[inline(always)]
-pub unsafe fn registers_by_tile<const CHUNKS: u32, const K: usize, const N: usize>(
-    acc: &mut [[f32; 4]; N],
-    p: &[[f32; 4]; K],
+pub unsafe fn rows_by_rows<const CHUNKS: u32, const KEPT: usize, const N: usize>(
+    acc: &mut [[[f32; 4]; N]; M],
+    kept: &[[[u32; 4]; M]; KEPT],
+    a: Left<CHUNKS>,
     b: u32,
 ) {
-    for step in 0..K / 2 {
-        let (low, high) = (p[2 * step], p[2 * step + 1]);
-        let left = [
-            pack_bf16(low[0], low[1]),
-            pack_bf16(low[2], low[3]),
-            pack_bf16(high[0], high[1]),
-            pack_bf16(high[2], high[3]),
-        ];
-        for pair in 0..N / 2 {
-            let [b0, b1, b2, b3] = b_fragments_transposed::<CHUNKS>(b, 16 * step as u32, 2 * pair as u32);
-            mma_bf16(&mut acc[2 * pair], left, [b0, b1]);
-            mma_bf16(&mut acc[2 * pair + 1], left, [b2, b3]);
+    let lane = opaque(lane());
+    let b = at::<CHUNKS>(b, lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    for step in 0..CHUNKS / 2 {
+        let left = if (step as usize) < KEPT { kept[step as usize] } else { a.fragments(step) };
+        for four in 0..N / 4 {
+            let b = (b ^ (step * 32)) + four as u32 * 32 * CHUNKS * 16;
+            let right = ldmatrix_twice([b, b + 16 * CHUNKS * 16]);
+            products_of_four(acc, left, right, four);
+        }
+    }
+}
+
+/// p [16 M, 8 N], which another product left in registers, as a left operand.
+#[inline(always)]
+pub fn packed<const N: usize, const K: usize>(p: &[[[f32; 4]; N]; M]) -> [[[u32; 4]; K]; M] {
+    let mut left = [[[0; 4]; K]; M];
+    for m in 0..M {
+        for step in 0..K {
+            let [a, b, c, d] = p[m][2 * step];
+            let [e, f, g, h] = p[m][2 * step + 1];
+            left[m][step] = [pack_bf16(a, b), pack_bf16(c, d), pack_bf16(e, f), pack_bf16(g, h)];
+        }
+    }
+    left
+}
+
+/// acc [16 M, 8 N] += left [16 M, 16 K] · the tile `b` [16 K, 8 N].
+#[inline(always)]
+pub unsafe fn registers_by_tile<const CHUNKS: u32, const K: usize, const N: usize>(
+    acc: &mut [[[f32; 4]; N]; M],
+    left: &[[[u32; 4]; K]; M],
+    b: u32,
+) {
+    let lane = opaque(lane());
+    let b = at::<CHUNKS>(b, lane / 8 % 2 * 8 + lane % 8, lane / 16);
+    for step in 0..K {
+        for four in 0..N / 4 {
+            let at = |pair: u32| (b ^ ((2 * four as u32 + pair) * 32)) + step as u32 * 16 * CHUNKS * 16;
+            let right = ldmatrix_transposed_twice([at(0), at(1)]);
+            products_of_four(acc, left.map(|steps| steps[step]), right, four);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The adapter's products, its gate and its gradients.
 
 kernels! {
-    /// [A; R] to be split into two parts of bf16.
-    struct SplitParams for adapter::[split] {
-        /// [rows, 2 half]; half is the width, rounded up to a multiple of 128.
-        out: *mut u16,
+    /// [A; R] whose rows `lora_down` can't load as they are.
+    struct PadParams for lora_down::[pad] {
+        /// [rows, padded]; padded is the width, rounded up to a multiple of 8.
+        out: *mut f32,
         /// [rows, width].
         x: *const f32,
         /// Rows.
@@ -13,20 +13,24 @@ kernels! {
         width: u32,
     }
 
-    /// The adapter's first product and its gate.
-    struct LoraDownParams for adapter::[lora_down] {
+    /// The adapter's first product, its gate, and B as an operand.
+    struct LoraDownParams for lora_down::[lora_down] {
         /// [tokens, a_rows + lora_heads] = [lora_down | gate].
         adapter_state: *mut f32,
         /// The operand [tokens, lora_heads · rank] = scale · gate ∘ lora_down.
         mixed: *mut u16,
+        /// Elements from a row of `mixed` to the next.
+        mixed_pitch: u32,
         /// Rows of x.
         tokens: u32,
         /// The operand x [tokens, d_in].
         x: *const u16,
+        /// Elements from a row of x to the next.
+        x_pitch: u32,
         /// Columns of x.
         d_in: u32,
-        /// [A; R] as `split` writes it.
-        a: *const u16,
+        /// [A; R], or what `pad` made of it: rows of 16-byte aligned values, padded to a multiple of 8.
+        a: *const f32,
         /// Rows of [A; R].
         stacked_rows: u32,
         /// α / rank.
@@ -59,6 +63,14 @@ kernels! {
         threshold: u32,
         /// Its 1 / (1 − p).
         keep_scale: f32,
+        /// B [d_out, lora_heads · rank].
+        b: *const f32,
+        /// The operand that it becomes.
+        b_bf16: *mut u16,
+        /// Elements from a row of it to the next.
+        b_bf16_pitch: u32,
+        /// Rows of B.
+        d_out: u32,
     }
 
     /// The adapter's first product and its gate for a few tokens, without dropout. Fields are those of `lora_down`.
@@ -67,10 +79,14 @@ kernels! {
         adapter_state: *mut f32,
         /// The operand [tokens, lora_heads · rank].
         mixed: *mut u16,
+        /// Elements from a row of `mixed` to the next.
+        mixed_pitch: u32,
         /// Rows of x.
         tokens: u32,
         /// The operand x [tokens, d_in].
         x: *const u16,
+        /// Elements from a row of x to the next.
+        x_pitch: u32,
         /// Columns of x.
         d_in: u32,
         /// [A; R] itself, [stacked_rows, d_in].
@@ -113,26 +129,68 @@ kernels! {
         scale: f32,
     }
 
-    /// The gradient of everything between dY and [A; R]'s product.
-    struct LoraUpBackwardParams for adapter::[lora_up_backward] {
-        /// [tokens, a_rows + lora_heads] = [d lora_down | d logits].
-        d_adapter_state: *mut f32,
-        /// Its first stacked_rows columns as an operand.
-        d_adapter_state_bf16: *mut u16,
-        /// The same with zeros in A's columns, or null.
-        d_router_bf16: *mut u16,
-        /// The operand gate ∘ lora_down, [tokens, lora_heads · rank].
-        mixed: *mut u16,
-        /// Its gradient, [tokens, lora_heads · rank].
+    /// dy's two products, d_mixed = dy B and dB = dyᵀ mixed, in parts.
+    struct LoraUpBackwardParams for adapter_backward::[lora_up_backward] {
+        /// [d_out / 256, tokens, pitch]: d_mixed's parts, with the pitch of an operand of lora_heads · rank columns.
         d_mixed: *mut f32,
+        /// [groups, d_out, pitch]: dB's parts; or null, if it isn't wanted.
+        db: *mut f32,
         /// Rows of dy.
         tokens: u32,
         /// The operand dy [tokens, d_out].
         dy: *const u16,
+        /// Elements from a row of dy to the next.
+        dy_pitch: u32,
         /// Columns of dy.
         d_out: u32,
-        /// B as an operand, [d_out, lora_heads · rank].
-        b: *const u16,
+        /// B [d_out, lora_heads · rank].
+        b: *const f32,
+        /// From the forward pass, [tokens, a_rows + lora_heads].
+        adapter_state: *const f32,
+        /// Tokens of a group, a multiple of 32.
+        group_tokens: u32,
+        /// Rows of A.
+        a_rows: u32,
+        /// Heads: the number of B's.
+        lora_heads: u32,
+        /// Rank of a head.
+        rank: u32,
+        /// Whether each head has an A of its own.
+        per_head_a: u32,
+        /// Seed of the dropout of `mixed`.
+        head_seed: u64,
+        /// Its p · 2¹⁶.
+        head_threshold: u32,
+        /// Its 1 / (1 − p).
+        head_keep_scale: f32,
+    }
+
+    /// The gate's gradient, and the end of dB.
+    struct GateBackwardParams for gate_backward::[gate_backward] {
+        /// [tokens, a_rows + lora_heads] = [d lora_down | d logits].
+        d_adapter_state: *mut f32,
+        /// Its first stacked_rows columns as an operand.
+        d_adapter_state_bf16: *mut u16,
+        /// Elements from a row of it to the next.
+        d_adapter_state_pitch: u32,
+        /// The same with zeros in A's columns, or null.
+        d_router_bf16: *mut u16,
+        /// Elements from a row of it to the next.
+        d_router_pitch: u32,
+        /// [d_mixed_count, tokens, pitch] of `lora_up_backward`; wide rows leave their sum in the first part.
+        d_mixed: *mut f32,
+        /// Parts of `d_mixed`.
+        d_mixed_count: u32,
+        /// [d_out, lora_heads · rank], to which it is added.
+        db: *mut f32,
+        /// [db_count, d_out, pitch] of `lora_up_backward`.
+        db_parts: *const f32,
+        /// Parts of dB.
+        db_count: u32,
+        /// Rows of B.
+        d_out: u32,
+        /// Tokens.
+        tokens: u32,
         /// From the forward pass, [tokens, a_rows + lora_heads].
         adapter_state: *const f32,
         /// What the load-balancing loss adds to each token's d gate, [lora_heads]; or null.
@@ -161,26 +219,24 @@ kernels! {
         head_keep_scale: f32,
     }
 
-    /// A weight gradient of the adapter: out(c, j) += scale · Σ_t D(wide)(t, c) · narrow(t, j).
-    struct WeightGradParams for adapter::[weight_grad] {
-        /// Element (c, j) lies at c · c_stride + j · j_stride.
+    /// d[A; R]: out(j, c) += Σ_t narrow(t, j) · D(wide)(t, c).
+    struct WeightGradParams for adapter_backward::[weight_grad] {
+        /// [rows, columns].
         out: *mut f32,
-        /// See `out`.
-        c_stride: u32,
-        /// See `out`.
-        j_stride: u32,
         /// What the sum goes over.
         tokens: u32,
-        /// The operand x or dy, [tokens, columns].
+        /// The operand x [tokens, columns].
         wide: *const u16,
+        /// Elements from a row of `wide` to the next.
+        wide_pitch: u32,
         /// Columns of `wide`.
         columns: u32,
         /// The operand [tokens, rows].
         narrow: *const u16,
+        /// Elements from a row of `narrow` to the next.
+        narrow_pitch: u32,
         /// Columns of `narrow`.
         rows: u32,
-        /// Factor of the sum.
-        scale: f32,
         /// Rows j < a_rows read `wide` after dropout.
         a_rows: u32,
         /// Seed of the dropout of `wide`.
@@ -189,36 +245,32 @@ kernels! {
         threshold: u32,
         /// Its 1 / (1 − p).
         keep_scale: f32,
-        /// Tokens of one part of the sum, a multiple of 128.
+        /// Tokens of one part of the sum, a multiple of 32.
         part_tokens: u32,
-        /// [parts, columns, rows]: the parts' sums, if there is more than one.
+        /// [parts, rows, pitch]: the parts' sums, if there is more than one; the pitch is that of `wide`.
         parts: *mut f32,
     }
 
-    /// The end of a weight gradient in parts: out(c, j) += scale · Σ parts.
-    struct WeightGradTotalParams for adapter::[weight_grad_total] {
-        /// Element (c, j) lies at c · c_stride + j · j_stride.
+    /// The end of a weight gradient in parts: out += Σ parts.
+    struct WeightGradTotalParams for adapter_backward::[weight_grad_total] {
+        /// [rows, columns].
         out: *mut f32,
-        /// See `out`.
-        c_stride: u32,
-        /// See `out`.
-        j_stride: u32,
-        /// [count, columns, rows].
+        /// [count, rows, pitch].
         parts: *const f32,
         /// Parts.
         count: u32,
-        /// Columns of the wide operand.
-        columns: u32,
-        /// Columns of the narrow one.
+        /// Rows.
         rows: u32,
-        /// Factor of the sum.
-        scale: f32,
+        /// Columns.
+        columns: u32,
     }
 
     /// The adapter's part of dx that went through dropout.
-    struct DroppedDxParams for adapter::[dropped_dx] {
+    struct DroppedDxParams for dropped_dx::[dropped_dx] {
         /// [tokens, d_in], f32 or bf16, to which it is added.
         dx: *mut u8,
+        /// Elements from a row of dx to the next.
+        pitch: u32,
         /// Whether `dx` is bf16.
         bf16: u32,
         /// Rows of dx.

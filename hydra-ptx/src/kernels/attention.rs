@@ -5,6 +5,8 @@ kernels! {
     struct AttentionParams for attention::[attention_64 attention_128] {
         /// [tokens, n_heads · d], bf16.
         o: *mut u16,
+        /// Elements from a row of o to the next.
+        o_pitch: u32,
         /// Logarithm of each softmax's sum, [tokens, n_heads].
         lse: *mut f32,
         /// [tokens, n_heads · d], bf16.
@@ -39,8 +41,12 @@ kernels! {
         delta: *mut f32,
         /// [rows, d], bf16.
         d_o: *const u16,
-        /// [rows, d], bf16.
+        /// [tokens, n_heads · d], bf16.
         o: *const u16,
+        /// Elements from a row of o to the next.
+        o_pitch: u32,
+        /// Query heads.
+        n_heads: u32,
         /// Tokens · query heads.
         rows: u32,
         /// Columns of a head.
@@ -51,6 +57,8 @@ kernels! {
     struct AttentionDqParams for attention_backward::[attention_dq_64 attention_dq_128] {
         /// [tokens, n_heads · d], bf16.
         dq: *mut u16,
+        /// Elements from a row of dq to the next.
+        dq_pitch: u32,
         /// The output's gradient, [tokens, n_heads · d], bf16.
         d_o: *const u16,
         /// From the forward pass, [tokens, n_heads].
@@ -78,11 +86,15 @@ kernels! {
     }
 
     /// The gradients of attention's keys and values. Fields are those of [`AttentionDqParams`].
-    struct AttentionDkvParams for attention_backward::[attention_dkv_64 attention_dkv_128] {
+    struct AttentionDkvParams for attention_dkv::[attention_dkv_64 attention_dkv_128] {
         /// [tokens, kv_heads · d], bf16.
         dk: *mut u16,
+        /// Elements from a row of dk to the next.
+        dk_pitch: u32,
         /// [tokens, kv_heads · d], bf16.
         dv: *mut u16,
+        /// Elements from a row of dv to the next.
+        dv_pitch: u32,
         /// The output's gradient, [tokens, n_heads · d], bf16.
         d_o: *const u16,
         /// From the forward pass, [tokens, n_heads].
@@ -97,6 +109,8 @@ kernels! {
         v: *const u16,
         /// See [`AttentionParams`].
         tiles: *const u32,
+        /// Entries of `tiles`.
+        tile_count: u32,
         /// Keys that a query sees, its own and those just before it.
         window: u32,
         /// Query heads.

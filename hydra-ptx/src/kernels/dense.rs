@@ -5,26 +5,34 @@ kernels! {
     struct OperandParams for rows::[operand] {
         /// The operand, [rows, width].
         out: *mut u16,
+        /// Elements from a row of it to the next.
+        pitch: u32,
         /// [rows, width], f32 or bf16.
         x: *const u8,
         /// Whether `x` is bf16.
         bf16: u32,
         /// Rows.
         rows: u32,
+        /// Rows of `x`; those that follow are zero.
+        x_rows: u32,
         /// Columns, without padding.
         width: u32,
     }
 
     /// A quantised matrix to be decoded to bf16.
     struct DecodeParams for rows::[decode] {
-        /// Eight bf16 values for each chunk.
+        /// [rows, columns].
         out: *mut u16,
+        /// Elements from a row of it to the next.
+        pitch: u32,
         /// One of `sizes::FORMAT_*`.
         format: u32,
         /// The quants.
         w: *const u8,
         /// The blocks' scales.
         scales: *const u8,
+        /// Columns.
+        columns: u32,
         /// Values / 8.
         chunks: u32,
     }
@@ -37,6 +45,8 @@ kernels! {
     ] {
         /// C [m, n], f32 or bf16.
         c: *mut u8,
+        /// Elements from a row of C, and of `addend`, to the next.
+        c_pitch: u32,
         /// What is added to the products: null, C, or a matrix like C.
         addend: *const u8,
         /// Whether C and `addend` are bf16.
@@ -47,6 +57,8 @@ kernels! {
         n: u32,
         /// The operand A [m, k].
         a: *const u16,
+        /// Elements from a row of A to the next.
+        a_pitch: u32,
         /// Columns of A.
         k: u32,
         /// The frozen matrix: values or quants.
@@ -57,12 +69,14 @@ kernels! {
         pitch: u32,
         /// The operand A₂ [m, k₂].
         a2: *const u16,
+        /// Elements from a row of A₂ to the next.
+        a2_pitch: u32,
         /// Columns of A₂; 0 for no second product.
         k2: u32,
         /// The operand B₂ [n, k₂] or [k₂, n].
         b2: *const u16,
         /// Elements from a row of B₂ to the next.
-        pitch2: u32,
+        b2_pitch: u32,
     }
 
     /// A product of a few tokens with a frozen matrix: y = addend + x Wᵀ + x₂ W₂ᵀ.
@@ -79,6 +93,8 @@ kernels! {
         tokens: u32,
         /// The operand x [tokens, columns].
         x: *const u16,
+        /// Elements from a row of x to the next.
+        x_pitch: u32,
         /// Columns of x and W.
         columns: u32,
         /// W: values or quants.
@@ -93,6 +109,8 @@ kernels! {
         ids: *const u32,
         /// The operand x₂ [tokens, columns₂].
         x2: *const u16,
+        /// Elements from a row of x₂ to the next.
+        x2_pitch: u32,
         /// Columns of x₂ and W₂; 0 for no second product.
         columns2: u32,
         /// W₂ [rows, columns₂].

@@ -5,6 +5,8 @@ kernels! {
     struct RmsNormParams for rows::[rms_norm] {
         /// [rows, d], bf16.
         y: *mut u16,
+        /// Elements from a row of y to the next.
+        y_pitch: u32,
         /// 1 / √(mean x² + eps), [rows].
         inv_rms: *mut f32,
         /// [rows, d].
@@ -51,8 +53,12 @@ kernels! {
 
     /// The gradient of the norm of each head.
     struct HeadNormBackwardParams for heads::[head_norm_backward] {
-        /// The gradient of y, replaced by that of x; [heads, d], bf16.
+        /// The gradient of y, replaced by that of x; [rows, n_heads · d], bf16.
         dx: *mut u16,
+        /// Elements from a row of dx to the next.
+        pitch: u32,
+        /// Heads of a row.
+        n_heads: u32,
         /// [heads, d], bf16.
         x: *const u16,
         /// [d].
@@ -103,6 +109,8 @@ kernels! {
         out: *mut f32,
         /// Rows of width d.
         x: *const f32,
+        /// Words from a row of x to the next.
+        x_pitch: u32,
         /// The row of `x` (gather) or of `out` (scatter) for each row that moves.
         rows: *const u32,
         /// Columns, as words of 32 bits.
@@ -113,6 +121,8 @@ kernels! {
     struct RopeParams for elementwise::[rope] {
         /// [tokens, n_heads · d], bf16, changed in place.
         x: *mut u16,
+        /// Elements from a row of x to the next.
+        pitch: u32,
         /// [positions, d]: cosines, then sines.
         table: *const f32,
         /// [tokens].
@@ -129,28 +139,38 @@ kernels! {
 
     /// SwiGLU.
     struct SwigluParams for elementwise::[swiglu] {
-        /// [len], bf16.
+        /// [rows, d], bf16.
         out: *mut u16,
-        /// [len], bf16.
+        /// Elements from a row of `out` to the next.
+        pitch: u32,
+        /// [rows, d], bf16.
         gate: *const u16,
-        /// [len], bf16.
+        /// [rows, d], bf16.
         up: *const u16,
-        /// Values.
-        len: u64,
+        /// Rows.
+        rows: u32,
+        /// Columns.
+        d: u32,
     }
 
     /// SwiGLU's gradient.
     struct SwigluBackwardParams for elementwise::[swiglu_backward] {
-        /// The output's gradient, replaced by the gate's; [len], bf16.
+        /// The output's gradient, replaced by the gate's; [rows, d], bf16.
         dgate: *mut u16,
-        /// The gradient of `up`, [len], bf16.
+        /// Elements from a row of `dgate` to the next.
+        dgate_pitch: u32,
+        /// The gradient of `up`, [rows, d], bf16.
         dup: *mut u16,
-        /// [len], bf16.
+        /// Elements from a row of `dup` to the next.
+        dup_pitch: u32,
+        /// [rows, d], bf16.
         gate: *const u16,
-        /// [len], bf16.
+        /// [rows, d], bf16.
         up: *const u16,
-        /// Values.
-        len: u64,
+        /// Rows.
+        rows: u32,
+        /// Columns.
+        d: u32,
     }
 
     /// A block of the vocabulary in the loss's running softmax. See `loss.rs`.

@@ -27,13 +27,15 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// The blocks of rows of segments (start, len), in the kernels' format.
+    /// The blocks of rows of segments (start, len), in the kernels' format and order.
     pub fn tiles(segments: impl IntoIterator<Item = (u32, u32)>) -> Vec<u32> {
         let blocks = |(start, len)| {
-            let firsts = (0..len).step_by(ATTENTION_TILE as usize);
-            firsts.flat_map(move |first| [start, first, len])
+            let firsts = (0..len).step_by(ATTENTION_QUERIES as usize);
+            firsts.map(move |first| [start, first, len])
         };
-        segments.into_iter().flat_map(blocks).collect()
+        let mut tiles: Vec<[u32; 3]> = segments.into_iter().flat_map(blocks).collect();
+        tiles.sort_by_key(|&[_, first, _]| std::cmp::Reverse(first));
+        tiles.concat()
     }
 
     fn scale(&self) -> f32 {
@@ -59,20 +61,37 @@ pub struct Prefix {
 }
 
 /// o [tokens, n_heads · d] and lse [tokens, n_heads].
-pub fn attention(o: Ptr, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefix: Option<Prefix>) -> Launch {
+pub fn attention(o: Rows, lse: Ptr, shape: &Attention, [q, k, v]: [Ptr; 3], prefix: Option<Prefix>) -> Launch {
     let (width, entry) = shape.width(["attention_64", "attention_128"]);
     let Prefix { k: prefix_k, v: prefix_v, len: prefix } = prefix.unwrap_or(Prefix { k, v, len: 0 });
     let (&Attention { n_heads, kv_heads, d, tiles, tile_count, window }, scale) = (shape, shape.scale());
-    let params =
-        AttentionParams { o, lse, q, k, v, prefix_k, prefix_v, prefix, tiles, window, n_heads, kv_heads, d, scale };
-    let launch = Launch::new(entry, [tile_count, n_heads], attention_shared(width), params.args());
+    let Rows { at: o, pitch: o_pitch } = o;
+    let params = AttentionParams {
+        o,
+        o_pitch,
+        lse,
+        q,
+        k,
+        v,
+        prefix_k,
+        prefix_v,
+        prefix,
+        tiles,
+        window,
+        n_heads,
+        kv_heads,
+        d,
+        scale,
+    };
+    let launch = Launch::new(entry, [tile_count * n_heads, 1], attention_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
 
 /// `delta` [tokens, n_heads] = Σ d o ∘ o.
-pub fn attention_delta(delta: Ptr, tokens: u32, shape: &Attention, d_o: Ptr, o: Ptr) -> Launch {
-    let (rows, d) = (tokens * shape.n_heads, shape.d);
-    let params = AttentionDeltaParams { delta, d_o, o, rows, d };
+pub fn attention_delta(delta: Ptr, tokens: u32, shape: &Attention, d_o: Ptr, o: Rows) -> Launch {
+    let (&Attention { n_heads, d, .. }, Rows { at: o, pitch: o_pitch }) = (shape, o);
+    let rows = tokens * n_heads;
+    let params = AttentionDeltaParams { delta, d_o, o, o_pitch, n_heads, rows, d };
     Launch::new("attention_delta", [rows.div_ceil(THREADS / 32), 1], 0, params.args())
 }
 
@@ -88,21 +107,42 @@ pub struct Saved {
 }
 
 /// `dq` [tokens, n_heads · d].
-pub fn attention_dq(dq: Ptr, shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
+pub fn attention_dq(dq: Rows, shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dq_64", "attention_dq_128"]);
     let (&Attention { n_heads, kv_heads, d, tiles, tile_count, window }, scale) = (shape, shape.scale());
     let &Saved { d_o, lse, delta } = saved;
-    let params = AttentionDqParams { dq, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale };
-    let launch = Launch::new(entry, [tile_count, n_heads], attention_dq_shared(width), params.args());
+    let Rows { at: dq, pitch: dq_pitch } = dq;
+    let params =
+        AttentionDqParams { dq, dq_pitch, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale };
+    let launch = Launch::new(entry, [tile_count * n_heads, 1], attention_dq_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }
 
 /// `dk`, `dv` [tokens, kv_heads · d].
-pub fn attention_dkv([dk, dv]: [Ptr; 2], shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
+pub fn attention_dkv([dk, dv]: [Rows; 2], shape: &Attention, saved: &Saved, [q, k, v]: [Ptr; 3]) -> Launch {
     let (width, entry) = shape.width(["attention_dkv_64", "attention_dkv_128"]);
     let (&Attention { n_heads, kv_heads, d, tiles, tile_count, window }, scale) = (shape, shape.scale());
     let &Saved { d_o, lse, delta } = saved;
-    let params = AttentionDkvParams { dk, dv, d_o, lse, delta, q, k, v, tiles, window, n_heads, kv_heads, d, scale };
-    let launch = Launch::new(entry, [tile_count, kv_heads], attention_dkv_shared(width), params.args());
+    let (Rows { at: dk, pitch: dk_pitch }, Rows { at: dv, pitch: dv_pitch }) = (dk, dv);
+    let params = AttentionDkvParams {
+        dk,
+        dk_pitch,
+        dv,
+        dv_pitch,
+        d_o,
+        lse,
+        delta,
+        q,
+        k,
+        v,
+        tiles,
+        tile_count,
+        window,
+        n_heads,
+        kv_heads,
+        d,
+        scale,
+    };
+    let launch = Launch::new(entry, [2 * tile_count * kv_heads, 1], attention_dkv_shared(width), params.args());
     Launch { threads: ATTENTION_THREADS, ..launch }
 }

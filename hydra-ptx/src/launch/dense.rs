@@ -17,16 +17,14 @@ pub fn is_large(rows: usize, columns: usize) -> bool {
     rows.div_ceil(WGMMA_M as usize) * columns.div_ceil(WGMMA_N as usize) >= WGMMA_MIN_TILES as usize
 }
 
-/// A product that is added to another one: A₂ [m, k] times B₂, [n, k] or [k, n] depending on the form. Both are
-/// operands.
+/// A product that is added to another one: A₂ [m, k] times B₂, [n, k] or [k, n] depending on the form. Where B₂ lies
+/// below W, its rows are padded with zeros to a multiple of 8 ([`Matrix::below`]).
 #[derive(Clone, Copy, Debug)]
 pub struct SecondProduct {
     /// A₂.
-    pub a: Ptr,
-    /// Columns of A₂.
-    pub k: u32,
+    pub a: Operand,
     /// B₂.
-    pub b: Ptr,
+    pub b: Operand,
 }
 
 /// C [m, n] = addend + A · W + A₂ · B₂, with the operand A [m, k] and a frozen matrix W.
@@ -34,14 +32,14 @@ pub struct SecondProduct {
 pub struct Product<'a> {
     /// C.
     pub c: Values,
+    /// Elements from a row of C to the next.
+    pub c_pitch: u32,
     /// What is added to the products: null, C itself, or a matrix like C.
     pub addend: Ptr,
-    /// Rows of C.
-    pub m: u32,
     /// Which side of W is summed over.
     pub form: Form,
     /// A.
-    pub a: Ptr,
+    pub a: Operand,
     /// W.
     pub w: &'a Matrix,
     /// A₂ · B₂.
@@ -49,6 +47,11 @@ pub struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// Rows of C.
+    pub fn m(&self) -> u32 {
+        self.a.rows
+    }
+
     /// n, the columns of C, and k.
     pub fn sizes(&self) -> (u32, u32) {
         match self.form {
@@ -59,26 +62,38 @@ impl Product<'_> {
 
     /// Whether C has no elements.
     pub fn is_empty(&self) -> bool {
-        self.m == 0 || self.sizes().0 == 0
+        self.m() == 0 || self.sizes().0 == 0
     }
 
     /// Whether W is bf16, and C has enough of the largest tiles to keep a large device busy.
     pub fn is_large(&self) -> bool {
-        self.w.format == Format::Bf16 && is_large(self.m as usize, self.sizes().0 as usize)
+        self.w.format == Format::Bf16 && is_large(self.m() as usize, self.sizes().0 as usize)
     }
 
-    /// Splits the product for a library that multiplies two matrices: a launch that writes addend + A₂ · B₂ to C, and
-    /// the product A · W that is added to it. Without a second product there is no launch, and the product stays as it
-    /// is.
-    pub fn apart(&self) -> (Option<Launch>, Self) {
-        let Some(SecondProduct { a, k, b }) = self.second else { return (None, *self) };
-        let (rows, columns) = match self.form {
-            Form::Rows => (self.w.rows, k),
-            Form::Columns => (k, self.w.columns),
+    /// The product as one of two matrices, if A₂ lies behind the rows of A, and B₂ behind W: behind its rows
+    /// ([`Form::Rows`]) or below it ([`Form::Columns`]). Then k is a multiple of 8, which is faster, because what pads
+    /// the operands is zero.
+    fn joined(&self, second: SecondProduct) -> Option<Matrix> {
+        let (w, all) = (self.w, padded(self.a.columns) + padded(second.a.columns));
+        let (b, joined) = match self.form {
+            Form::Rows => (w.behind(second.b.columns), Matrix { columns: all, ..*w }),
+            Form::Columns => (w.below(second.b.rows), Matrix { rows: all, ..*w }),
         };
-        let w = &Matrix { format: Format::Bf16, data: b, scales: Ptr::NULL, rows, columns };
-        let first = gemm(Instructions::Mma, &Product { a, w, second: None, ..*self });
-        (Some(first), Self { addend: self.c.at, second: None, ..*self })
+        let lie_so = self.a.behind(second.a.columns) == Some(second.a) && b == Some(second.b);
+        lie_so.then_some(joined)
+    }
+
+    /// The product for a library that multiplies two matrices, `multiply`: the two products as one where they lie so,
+    /// else a launch that writes addend + A₂ · B₂ to C, and the product A · W that is added to it.
+    pub fn apart<T>(&self, multiply: impl FnOnce(Option<Launch>, Product<'_>) -> T) -> T {
+        let Some(second) = self.second else { return multiply(None, *self) };
+        if let Some(w) = &self.joined(second) {
+            let columns = padded(self.a.columns) + padded(second.a.columns);
+            return multiply(None, Product { a: Operand { columns, ..self.a }, w, second: None, ..*self });
+        }
+        let w = &Matrix::bf16(second.b);
+        let first = gemm(Instructions::Mma, &Product { a: second.a, w, second: None, ..*self });
+        multiply(Some(first), Self { addend: self.c.at, second: None, ..*self })
     }
 }
 
@@ -119,22 +134,34 @@ fn gemm_entry(by: Instructions, form: Form, format: Format) -> &'static str {
 /// A product with these instructions; `wgmma` multiplies bf16 alone.
 pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
     use Instructions::{Mma, Wgmma};
-    let &Product { c, addend, m, form, a, w, second } = product;
+    let &Product { c, c_pitch, addend, form, a, w, second } = product;
     let entry = gemm_entry(by, form, w.format);
-    let (n, k) = product.sizes();
-    let no_second = SecondProduct { a: Ptr::NULL, k: 0, b: Ptr::NULL };
-    let SecondProduct { a: a2, k: k2, b: b2 } = second.unwrap_or(no_second);
-    let pitch2 = match form {
-        Form::Rows => padded(k2),
-        Form::Columns => padded(n),
-    };
+    let ((n, k), m) = (product.sizes(), a.rows);
+    let nothing = Operand::new(Ptr::NULL, 0, 0);
+    let SecondProduct { a: a2, b: b2 } = second.unwrap_or(SecondProduct { a: nothing, b: nothing });
     let (grid, shared) = match by {
         Mma => ([n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)], GEMM_SHARED),
         Wgmma => ([n.div_ceil(WGMMA_N), m.div_ceil(WGMMA_M)], WGMMA_SHARED),
     };
-    let (pitch, bf16, c) = (w.pitch(), c.bf16.into(), c.at);
-    let &Matrix { data: w, scales, .. } = w;
-    let params = ProductParams { c, addend, bf16, m, n, a, k, w, scales, pitch, a2, k2, b2, pitch2 };
+    let params = ProductParams {
+        c: c.at,
+        c_pitch,
+        addend,
+        bf16: c.bf16.into(),
+        m,
+        n,
+        a: a.at,
+        a_pitch: a.pitch,
+        k,
+        w: w.data,
+        scales: w.scales,
+        pitch: w.pitch,
+        a2: a2.at,
+        a2_pitch: a2.pitch,
+        k2: a2.columns,
+        b2: b2.at,
+        b2_pitch: b2.pitch,
+    };
     Launch::new(entry, grid, shared, params.args())
 }
 
@@ -168,11 +195,9 @@ pub enum MatrixRows {
 #[derive(Clone, Copy, Debug)]
 pub struct SecondMatvec {
     /// x₂.
-    pub x: Ptr,
+    pub x: Operand,
     /// W₂.
     pub w: Ptr,
-    /// Columns of both.
-    pub columns: u32,
 }
 
 /// y [tokens, rows] = addend + x Wᵀ + x₂ W₂ᵀ for the operand x [tokens, columns], with f32 sums.
@@ -184,13 +209,13 @@ pub fn matvec(output: Output, x: Operand, w: &Matrix, rows: MatrixRows, second: 
         Format::Q4_1 => "matvec_q4_1",
     };
     let Output { y: Values { at: y, bf16 }, pitch: y_pitch, addend } = output;
-    let Operand { at: x, rows: tokens, columns } = x;
+    let Operand { at: x, rows: tokens, columns, pitch: x_pitch } = x;
     let (ids, rows) = match rows {
         MatrixRows::All => (Ptr::NULL, w.rows),
         MatrixRows::Ids { at, count } => (at, count),
     };
-    let no_second = SecondMatvec { x: Ptr::NULL, w: Ptr::NULL, columns: 0 };
-    let SecondMatvec { x: x2, w: w2, columns: columns2 } = second.unwrap_or(no_second);
+    let nothing = SecondMatvec { x: Operand::new(Ptr::NULL, 0, 0), w: Ptr::NULL };
+    let SecondMatvec { x: x2, w: w2 } = second.unwrap_or(nothing);
     let params = MatvecParams {
         y,
         addend,
@@ -198,31 +223,34 @@ pub fn matvec(output: Output, x: Operand, w: &Matrix, rows: MatrixRows, second: 
         y_pitch,
         tokens,
         x,
+        x_pitch,
         columns,
         w: w.data,
         scales: w.scales,
-        pitch: w.pitch(),
+        pitch: w.pitch,
         rows,
         ids,
-        x2,
-        columns2,
+        x2: x2.at,
+        x2_pitch: x2.pitch,
+        columns2: x2.columns,
         w2,
     };
     Launch::new(entry, [rows.div_ceil(THREADS / 32), tokens.div_ceil(MATVEC_TOKENS)], 0, params.args())
 }
 
-/// `out` = the quantised matrix `w` as a bf16 matrix.
-pub fn decode(out: Ptr, w: &Matrix) -> Launch {
+/// `out` = the quantised matrix `w`, of the same size.
+pub fn decode(out: Operand, w: &Matrix) -> Launch {
     let values = u64::from(w.rows) * u64::from(w.columns);
     let chunks = u32::try_from(values / 8).expect("a matrix of less than 2^35 values");
-    let params = DecodeParams { out, format: w.format.code(), w: w.data, scales: w.scales, chunks };
+    let Operand { at: out, pitch, columns, .. } = out;
+    let params = DecodeParams { out, pitch, format: w.format.code(), w: w.data, scales: w.scales, columns, chunks };
     Launch::new("decode", [chunks.div_ceil(THREADS), 1], 0, params.args())
 }
 
-/// `out` = `x` as an operand.
-pub fn operand(out: Operand, x: Values) -> Launch {
-    let Operand { at: out, rows, columns: width } = out;
+/// `out` = `x` [x_rows, columns] as an operand; its further rows are zero.
+pub fn operand(out: Operand, x: Values, x_rows: u32) -> Launch {
+    let Operand { at: out, rows, columns: width, pitch } = out;
     let chunks = u64::from(rows) * u64::from(padded(width) / 8);
-    let params = OperandParams { out, x: x.at, bf16: x.bf16.into(), rows, width };
+    let params = OperandParams { out, pitch, x: x.at, bf16: x.bf16.into(), rows, x_rows, width };
     Launch::new("operand", [blocks(chunks), 1], 0, params.args())
 }

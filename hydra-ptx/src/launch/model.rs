@@ -4,8 +4,9 @@ use super::*;
 use crate::kernels::model::*;
 
 /// y [rows, d] and inv_rms `[rows]`.
-pub fn rms_norm(y: Ptr, inv_rms: Ptr, rows: u32, x: Ptr, weight: Ptr, d: u32, eps: f32) -> Launch {
-    let params = RmsNormParams { y, inv_rms, x, weight, d, eps };
+pub fn rms_norm(y: Rows, inv_rms: Ptr, rows: u32, x: Ptr, weight: Ptr, d: u32, eps: f32) -> Launch {
+    let Rows { at: y, pitch: y_pitch } = y;
+    let params = RmsNormParams { y, y_pitch, inv_rms, x, weight, d, eps };
     Launch::new("rms_norm", [rows, 1], REDUCE_SHARED, params.args())
 }
 
@@ -21,9 +22,10 @@ pub fn head_norm(y: Ptr, x: Ptr, weight: Ptr, [heads, d]: [u32; 2], eps: f32) ->
     Launch::new("head_norm", [heads.div_ceil(THREADS / 32), 1], 0, params.args())
 }
 
-/// dx [heads, d] holds the gradient of y and becomes that of x; d is even.
-pub fn head_norm_backward(dx: Ptr, x: Ptr, weight: Ptr, [heads, d]: [u32; 2], eps: f32) -> Launch {
-    let params = HeadNormBackwardParams { dx, x, weight, heads, d, eps };
+/// dx [rows, n_heads · d] holds the gradient of y and becomes that of x; d is even.
+pub fn head_norm_backward(dx: Rows, x: Ptr, weight: Ptr, [rows, n_heads, d]: [u32; 3], eps: f32) -> Launch {
+    let (Rows { at: dx, pitch }, heads) = (dx, rows * n_heads);
+    let params = HeadNormBackwardParams { dx, pitch, n_heads, x, weight, heads, d, eps };
     Launch::new("head_norm_backward", [heads.div_ceil(THREADS / 32), 1], 0, params.args())
 }
 
@@ -35,40 +37,50 @@ pub fn add_bias(y: Values, rows: u32, bias: Ptr, d: u32) -> Launch {
 }
 
 /// Rotates x [tokens, n_heads · d] by `positions` `[tokens]`, or back.
-pub fn rope(x: Ptr, tokens: u32, n_heads: u32, d: u32, table: Ptr, positions: Ptr, inverse: bool) -> Launch {
+pub fn rope(x: Rows, tokens: u32, n_heads: u32, d: u32, table: Ptr, positions: Ptr, inverse: bool) -> Launch {
     let groups = u64::from(tokens) * u64::from(n_heads) * u64::from((d / 2).div_ceil(8));
     let sign = if inverse { -1.0 } else { 1.0 };
-    let params = RopeParams { x, table, positions, tokens, n_heads, d, sign };
+    let Rows { at: x, pitch } = x;
+    let params = RopeParams { x, pitch, table, positions, tokens, n_heads, d, sign };
     Launch::new("rope", [blocks(groups), 1], 0, params.args())
 }
 
-/// out = silu(gate) ∘ up.
-pub fn swiglu(out: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    let params = SwigluParams { out, gate, up, len };
-    Launch::new("swiglu", [blocks(len.div_ceil(8)), 1], 0, params.args())
+/// Blocks of threads that have eight neighbours each of a matrix [rows, d].
+fn eights(rows: u32, d: u32) -> u32 {
+    let count = u64::from(rows) * u64::from(d.div_ceil(8));
+    u32::try_from(count).expect("a matrix of less than 2^35 values").div_ceil(THREADS)
 }
 
-/// `dgate` holds the output's gradient and becomes the gate's; `dup` is overwritten.
-pub fn swiglu_backward(dgate: Ptr, dup: Ptr, len: u64, gate: Ptr, up: Ptr) -> Launch {
-    let params = SwigluBackwardParams { dgate, dup, gate, up, len };
-    Launch::new("swiglu_backward", [blocks(len.div_ceil(8)), 1], 0, params.args())
+/// out [rows, d] = silu(gate) ∘ up.
+pub fn swiglu(out: Rows, [rows, d]: [u32; 2], gate: Ptr, up: Ptr) -> Launch {
+    let Rows { at: out, pitch } = out;
+    let params = SwigluParams { out, pitch, gate, up, rows, d };
+    Launch::new("swiglu", [eights(rows, d), 1], 0, params.args())
+}
+
+/// `dgate` [rows, d] holds the output's gradient and becomes the gate's; `dup` is overwritten.
+pub fn swiglu_backward(dgate: Rows, dup: Rows, [rows, d]: [u32; 2], gate: Ptr, up: Ptr) -> Launch {
+    let (Rows { at: dgate, pitch: dgate_pitch }, Rows { at: dup, pitch: dup_pitch }) = (dgate, dup);
+    let params = SwigluBackwardParams { dgate, dgate_pitch, dup, dup_pitch, gate, up, rows, d };
+    Launch::new("swiglu_backward", [eights(rows, d), 1], 0, params.args())
 }
 
 /// `out[t]` = `table[ids[t]]`.
 pub fn embed(out: Ptr, tokens: u32, table: &Matrix, ids: Ptr) -> Launch {
-    let (format, pitch, d) = (table.format.code(), table.pitch(), table.columns);
+    let (format, pitch, d) = (table.format.code(), table.pitch, table.columns);
     let params = EmbedParams { out, table: table.data, scales: table.scales, format, pitch, d, ids };
     Launch::new("embed", [tokens, 1], 0, params.args())
 }
 
-/// `out[i]` = `x[rows[i]]`, rows of `d` words of 32 bits.
-pub fn gather(out: Ptr, x: Ptr, rows: Ptr, count: u32, d: u32) -> Launch {
-    Launch::new("gather", [count, 1], 0, MoveRowsParams { out, x, rows, d }.args())
+/// `out[i]` = `x[rows[i]]`, rows of `d` words of 32 bits; x's pitch is in such words.
+pub fn gather(out: Ptr, x: Rows, rows: Ptr, count: u32, d: u32) -> Launch {
+    let Rows { at: x, pitch: x_pitch } = x;
+    Launch::new("gather", [count, 1], 0, MoveRowsParams { out, x, x_pitch, rows, d }.args())
 }
 
 /// `out[rows[i]]` = `x[i]`, rows of `d` words of 32 bits.
 pub fn scatter(out: Ptr, x: Ptr, rows: Ptr, count: u32, d: u32) -> Launch {
-    Launch::new("scatter", [count, 1], 0, MoveRowsParams { out, x, rows, d }.args())
+    Launch::new("scatter", [count, 1], 0, MoveRowsParams { out, x, x_pitch: d, rows, d }.args())
 }
 
 /// The cross-entropy of some rows, while blocks of the vocabulary pass by.
@@ -109,7 +121,7 @@ pub fn online_softmax(p: Ptr, block: &LogitsBlock, loss: &RunningLoss) -> Launch
 pub fn finish_loss(nll: Ptr, loss: &RunningLoss, lm_head: &Matrix, scale: f32) -> Launch {
     let &RunningLoss { rows, d, targets, state, dx } = loss;
     let &Matrix { format, data, scales, .. } = lm_head;
-    let (format, pitch) = (format.code(), lm_head.pitch());
+    let (format, pitch) = (format.code(), lm_head.pitch);
     let params = FinishLossParams { nll, dx, state, lm_head: data, scales, format, pitch, targets, d, scale };
     Launch::new("finish_loss", [rows, 1], 0, params.args())
 }

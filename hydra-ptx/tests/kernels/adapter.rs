@@ -6,8 +6,8 @@ use hydra_kernels::gate::{Gate, Routing};
 use hydra_kernels::reference::{self, Gradients, Parameters};
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{
-    Adapter, LoraDown, LoraUpBackward, LoraUpInputs, Mask, Operand, Ptr, Values, WeightGrad, balance_loss_grad, da, db,
-    dropped_dx, lora_down, lora_down_matvec, lora_up_backward, padded, split, split_len,
+    Adapter, GateGradient, LoraDown, LoraUpBackward, LoraUpParts, Mask, Operand, Ptr, Values, balance_loss_grad, da,
+    dropped_dx, is_padded, lora_down, lora_down_matvec, pad, pad_len, padded,
 };
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER, GATE_UNIFORM};
 use hydra_ptx_device::emulator::Global;
@@ -31,18 +31,9 @@ struct Case {
     seed: u64,
 }
 
-/// The values of a bf16 operand, without padding.
-fn from_bf16(values: &Global<u16>, columns: usize) -> Vec<f32> {
-    let widen = |&bits: &u16| half::bf16::from_bits(bits).to_f32();
-    values.values().chunks(pitch(columns)).flat_map(|row| row[..columns].iter().map(widen)).collect()
-}
-
+/// Elements from a row of an operand to the next.
 fn pitch(columns: usize) -> usize {
     padded(columns as u32) as usize
-}
-
-fn nan16(rows: usize, columns: usize) -> Global<u16> {
-    Global::new(&vec![0x7fc0u16; rows * pitch(columns)])
 }
 
 fn nan32(len: usize) -> Global<f32> {
@@ -79,6 +70,8 @@ struct Expected {
     head_mask: Mask,
     /// The factors of x's dropout.
     factors: Vec<f64>,
+    /// Those of the heads'.
+    head_factors: Vec<f64>,
     x: Vec<f32>,
     dy: Vec<f32>,
     a: Vec<f32>,
@@ -148,6 +141,7 @@ impl Expected {
             mask,
             head_mask,
             factors: factors.clone(),
+            head_factors: head_factors.clone(),
             x,
             dy,
             a,
@@ -203,33 +197,62 @@ struct Inputs {
     x: Global<u16>,
     dy: Global<u16>,
     a: Global<f32>,
-    split_a: Global<u16>,
-    b: Global<u16>,
+    padded_a: Global<f32>,
+    b: Global<f32>,
     labels: Global<u32>,
+    /// Columns behind each row of an operand.
+    room: usize,
 }
 
 impl Inputs {
     fn new(expected: &Expected, seed: u64) -> Self {
         let Expected { shape, x, dy, a, b, labels, .. } = expected;
         let (rows, d_in) = (shape.stacked_rows() as u32, shape.d_in as u32);
-        let (a, split_a) = (Global::new(a), Global::new(&vec![0x7fc0u16; split_len(rows, d_in)]));
-        run(split(ptr(&split_a), ptr(&a), rows, d_in), seed);
+        let (a, padded_a) = (Global::new(a), nan32(pad_len(rows, d_in)));
+        let room = 8 * (seed % 3) as usize;
+        run(pad(ptr(&padded_a), ptr(&a), rows, d_in), seed);
         Self {
-            x: Global::new(&operand(x, shape.d_in)),
-            dy: Global::new(&operand(dy, shape.d_out)),
+            x: Global::new(&spaced(x, shape.d_in, room)),
+            dy: Global::new(&spaced(dy, shape.d_out, room)),
+            room,
             a,
-            split_a,
-            b: Global::new(&operand(b, shape.mixed_width())),
+            padded_a,
+            b: Global::new(b),
             labels: Global::new(labels),
         }
     }
 
+    /// The operand at `values`, with room behind its rows.
+    fn operand(&self, values: &Global<u16>, rows: usize, columns: usize) -> Operand {
+        let pitch = (pitch(columns) + self.room) as u32;
+        Operand { at: ptr(values), rows: rows as u32, columns: columns as u32, pitch }
+    }
+
     fn x(&self, expected: &Expected) -> Operand {
-        Operand { at: ptr(&self.x), rows: expected.tokens as u32, columns: expected.shape.d_in as u32 }
+        self.operand(&self.x, expected.tokens, expected.shape.d_in)
     }
 
     fn dy(&self, expected: &Expected) -> Operand {
-        Operand { at: ptr(&self.dy), rows: expected.tokens as u32, columns: expected.shape.d_out as u32 }
+        self.operand(&self.dy, expected.tokens, expected.shape.d_out)
+    }
+
+    /// Memory for such an operand.
+    fn nan16(&self, rows: usize, columns: usize) -> Global<u16> {
+        Global::new(&spaced(&vec![f32::NAN; rows * columns], columns, self.room))
+    }
+
+    /// The values of such an operand, whose padding has to be zero, and what is behind it untouched.
+    #[track_caller]
+    fn values(&self, of: &Global<u16>, columns: usize) -> Vec<f32> {
+        let mut all = Vec::new();
+        for row in of.values().chunks(pitch(columns) + self.room) {
+            let (values, behind) = row.split_at(columns);
+            let (padding, room) = behind.split_at(pitch(columns) - columns);
+            assert!(padding.iter().all(|&x| x == 0), "padding: {padding:?}");
+            assert!(room.iter().all(|&x| x == 0x7fc0), "behind the row: {room:?}");
+            all.extend(values.iter().map(|&bits| half::bf16::from_bits(bits).to_f32()));
+        }
+        all
     }
 
     fn adapter(&self, case: &Case, expected: &Expected) -> Adapter {
@@ -256,102 +279,129 @@ fn forward(inputs: &Inputs, adapter: &Adapter, expected: &Expected, seed: u64) -
     let (tokens, shape) = (expected.tokens, &expected.shape);
     let (width, columns) = (shape.state_width(), shape.mixed_width());
     let scaled: Vec<f64> = expected.mixed.iter().map(|x| x * f64::from(SCALE)).collect();
-    let (adapter_state, mixed) = (nan32(tokens * width), nan16(tokens, columns));
-    let out = LoraDown { adapter_state: ptr(&adapter_state), mixed: ptr(&mixed) };
-    run(lora_down(out, inputs.x(expected), ptr(&inputs.split_a), adapter), seed);
+    let (adapter_state, mixed) = (nan32(tokens * width), inputs.nan16(tokens, columns));
+    let out = LoraDown { adapter_state: ptr(&adapter_state), mixed: inputs.operand(&mixed, tokens, columns) };
+    let in_place = is_padded(ptr(&inputs.a), shape.d_in as u32);
+    let a = if in_place { ptr(&inputs.a) } else { ptr(&inputs.padded_a) };
+    // B is aligned or not, and its values are not rounded yet.
+    let (first, b) = ((seed / 8 % 5) as usize, Random::new(seed).values(shape.d_out * columns));
+    let memory = Global::new(&[vec![f32::NAN; first], b.clone()].concat());
+    let b_bf16 = inputs.nan16(shape.d_out, columns);
+    let b_operand = (inputs.operand(&b_bf16, shape.d_out, columns), ptr(&memory).f32(first));
+    run(lora_down(out, inputs.x(expected), a, adapter, b_operand), seed);
+    assert_eq!(inputs.values(&b_bf16, columns), rounded(&b), "B");
     assert_close("adapter_state", adapter_state.values(), &expected.adapter_state, EXACT);
-    assert_close("mixed", &from_bf16(&mixed, columns), &scaled, ROUNDED);
-    assert!(mixed.values().chunks(pitch(columns)).all(|row| row[columns..].iter().all(|&x| x == 0)), "padding");
+    assert_close("mixed", &inputs.values(&mixed, columns), &scaled, ROUNDED);
     if !adapter.dropout.drops() && !adapter.head_dropout.drops() {
-        let (again, mixed) = (nan32(tokens * width), nan16(tokens, columns));
-        let out = LoraDown { adapter_state: ptr(&again), mixed: ptr(&mixed) };
+        let (again, mixed) = (nan32(tokens * width), inputs.nan16(tokens, columns));
+        let out = LoraDown { adapter_state: ptr(&again), mixed: inputs.operand(&mixed, tokens, columns) };
         run(lora_down_matvec(out, inputs.x(expected), ptr(&inputs.a), adapter), seed);
         assert_close("adapter_state by matvec", again.values(), &expected.adapter_state, EXACT);
-        assert_close("mixed by matvec", &from_bf16(&mixed, columns), &scaled, ROUNDED);
+        assert_close("mixed by matvec", &inputs.values(&mixed, columns), &scaled, ROUNDED);
     }
     adapter_state
 }
 
 /// What the gate's gradient leaves for the products behind it.
-struct GateGradient {
+struct Gradient {
     d_adapter_state: Global<f32>,
     d_adapter_state_bf16: Global<u16>,
-    mixed: Global<u16>,
 }
 
-fn gate_gradient(
+/// dB and the gradient of `adapter_state`. dB isn't touched where its parts aren't wanted.
+fn up_gradient(
     inputs: &Inputs,
     adapter: &Adapter,
     adapter_state: &Global<f32>,
     expected: &Expected,
     seed: u64,
-) -> GateGradient {
+) -> Gradient {
     let (tokens, shape, balance) = (expected.tokens, &expected.shape, expected.load_balance);
-    let (rows, columns) = (shape.stacked_rows(), shape.mixed_width());
-    let (mixed, d_mixed) = (nan16(tokens, columns), nan32(tokens * columns));
-    let d_adapter_state = nan32(tokens * shape.state_width());
-    let (d_adapter_state_bf16, d_router) = (nan16(tokens, rows), nan16(tokens, rows));
-    let out = LoraUpBackward {
+    let rows = shape.stacked_rows();
+    let up = LoraUpBackward { dy: inputs.dy(expected), adapter_state: ptr(adapter_state), adapter };
+    let (d_mixed, db_parts) = (nan32(up.d_mixed_len()), nan32(up.db_len()));
+    let (d_adapter_state, db) = (nan32(tokens * shape.state_width()), Global::new(&expected.b));
+    let (d_adapter_state_bf16, d_router) = (inputs.nan16(tokens, rows), inputs.nan16(tokens, rows));
+    let out = GateGradient {
         d_adapter_state: ptr(&d_adapter_state),
-        d_adapter_state_bf16: ptr(&d_adapter_state_bf16),
-        d_router_bf16: ptr(&d_router),
-        mixed: ptr(&mixed),
-        d_mixed: ptr(&d_mixed),
+        d_adapter_state_bf16: inputs.operand(&d_adapter_state_bf16, tokens, rows),
+        d_router_bf16: Some(inputs.operand(&d_router, tokens, rows)),
+        db: ptr(&db),
     };
     let (per_head, mut balance_grad) = (nan32(shape.lora_heads), Ptr::NULL);
     if shape.router && balance > 0.0 {
         balance_grad = ptr(&per_head);
         run(balance_loss_grad(balance_grad, ptr(adapter_state), tokens as u32, adapter, balance), seed);
     }
-    let b = ptr(&inputs.b);
-    let saved = LoraUpInputs { b, adapter_state: ptr(adapter_state), balance_loss_grad: balance_grad };
-    run(lora_up_backward(&out, inputs.dy(expected), &saved, adapter), seed);
-    assert_close("d_adapter_state", d_adapter_state.values(), &expected.d_adapter_state, EXACT);
-    assert_close("mixed", &from_bf16(&mixed, columns), &expected.mixed, ROUNDED);
-    let bf16 = from_bf16(&d_adapter_state_bf16, rows);
-    assert_close("d_adapter_state as bf16", &bf16, &expected.stacked_gradient(false), ROUNDED);
-    assert_close("d_router", &from_bf16(&d_router, rows), &expected.stacked_gradient(true), ROUNDED);
-    GateGradient { d_adapter_state, d_adapter_state_bf16, mixed }
+    for (db_parts, want) in [(Ptr::NULL, f64s(&expected.b)), (ptr(&db_parts), db_of(adapter_state, adapter, expected))]
+    {
+        let parts = LoraUpParts { d_mixed: ptr(&d_mixed), db: db_parts };
+        run(up.products(parts, ptr(&inputs.b)), seed);
+        run(up.gate(&out, parts, balance_grad), seed);
+        assert_close("db", db.values(), &want, EXACT);
+        assert_close("d_adapter_state", d_adapter_state.values(), &expected.d_adapter_state, EXACT);
+        let bf16 = inputs.values(&d_adapter_state_bf16, rows);
+        assert_close("d_adapter_state as bf16", &bf16, &expected.stacked_gradient(false), ROUNDED);
+        assert_close("d_router", &inputs.values(&d_router, rows), &expected.stacked_gradient(true), ROUNDED);
+    }
+    Gradient { d_adapter_state, d_adapter_state_bf16 }
 }
 
-fn run_weight_grad(grad: &WeightGrad, seed: u64) {
+/// dB of what the device rounds, because sums of rounded values are exact but for their own rounding, however much
+/// cancels.
+fn db_of(adapter_state: &Global<f32>, adapter: &Adapter, expected: &Expected) -> Vec<f64> {
+    let (state, shape, width) = (adapter_state.values(), &expected.shape, expected.shape.state_width());
+    let columns = shape.mixed_width();
+    let mixed = |i: usize| {
+        let (row, column) = (&state[i / columns * width..], i % columns);
+        let lora_down = row[if shape.per_head_a { column } else { column % shape.rank }];
+        let value = row[shape.a_rows() + column / shape.rank] * lora_down;
+        match (adapter.head_dropout.drops(), expected.head_factors[i] == 0.0) {
+            (false, _) => value,
+            (true, false) => value * adapter.head_dropout.scale,
+            (true, true) => 0.0,
+        }
+    };
+    let mixed: Vec<f32> = (0..expected.tokens * columns).map(mixed).collect();
+    let [_, db] = expected.weight_grads(&expected.stacked_gradient(false), &f64s(&rounded(&mixed)));
+    db
+}
+
+/// d[A; R] of what the device rounded.
+fn weight_grad(inputs: &Inputs, adapter: &Adapter, gradient: &Gradient, expected: &Expected, seed: u64) {
+    let rows = expected.shape.stacked_rows();
+    let d_adapter_state = f64s(&inputs.values(&gradient.d_adapter_state_bf16, rows));
+    let [want, _] = expected.weight_grads(&d_adapter_state, &expected.mixed);
+    let got = Global::new(&expected.a);
+    let narrow = inputs.operand(&gradient.d_adapter_state_bf16, expected.tokens, rows);
+    let grad = da(ptr(&got), inputs.x(expected), narrow, adapter);
     let parts = nan32(grad.parts_len());
     run(grad.sum(ptr(&parts)), seed);
     if grad.parts_len() > 0 {
         run(grad.total(ptr(&parts)), seed);
     }
-}
-
-/// Sums of rounded values are exact but for their own rounding, however much cancels: so they are compared with sums of
-/// what the device rounded.
-fn weight_grads(inputs: &Inputs, adapter: &Adapter, gradient: &GateGradient, expected: &Expected, seed: u64) {
-    let shape = &expected.shape;
-    let rounded = |values: &Global<u16>, columns| f64s(&from_bf16(values, columns));
-    let [want_da, want_db] = expected.weight_grads(
-        &rounded(&gradient.d_adapter_state_bf16, shape.stacked_rows()),
-        &rounded(&gradient.mixed, shape.mixed_width()),
-    );
-    let (got_da, got_db) = (Global::new(&expected.a), Global::new(&expected.b));
-    run_weight_grad(&db(ptr(&got_db), inputs.dy(expected), ptr(&gradient.mixed), adapter), seed);
-    assert_close("db", got_db.values(), &want_db, EXACT);
-    run_weight_grad(&da(ptr(&got_da), inputs.x(expected), ptr(&gradient.d_adapter_state_bf16), adapter), seed);
-    assert_close("da", got_da.values(), &want_da, EXACT);
+    assert_close("da", got.values(), &want, EXACT);
 }
 
 /// A's part of dx, after dropout, is added to what dx was.
-fn dx_after_dropout(inputs: &Inputs, adapter: &Adapter, gradient: &GateGradient, expected: &Expected, seed: u64) {
+fn dx_after_dropout(inputs: &Inputs, adapter: &Adapter, gradient: &Gradient, expected: &Expected, seed: u64) {
     let (tokens, d_in) = (expected.tokens, expected.shape.d_in);
     let (rows, a_rows, width) = (expected.shape.stacked_rows(), expected.shape.a_rows(), expected.shape.state_width());
-    let dx = Global::new(&expected.x);
+    // Two columns behind each row stay as they are.
+    let pitch = d_in + 2;
+    let dx = Global::new(&expected.x.chunks(d_in).flat_map(|row| [row, &[7.0; 2]].concat()).collect::<Vec<_>>());
     let (size, d_adapter_state) = ([tokens as u32, d_in as u32], ptr(&gradient.d_adapter_state));
-    run(dropped_dx(Values::f32(ptr(&dx)), size, d_adapter_state, ptr(&inputs.a), adapter), seed);
+    run(dropped_dx((Values::f32(ptr(&dx)), pitch as u32), size, d_adapter_state, ptr(&inputs.a), adapter), seed);
     let router = |t: usize, c: usize| {
         let term = |row: usize| expected.d_adapter_state[t * width + row] * f64::from(expected.a[row * d_in + c]);
         (a_rows..rows).map(term).sum::<f64>()
     };
     let want = |i: usize| f64::from(expected.x[i]) + expected.dx[i] - router(i / d_in, i % d_in);
     let want: Vec<f64> = (0..tokens * d_in).map(want).collect();
-    assert_close("dx after dropout", dx.values(), &want, EXACT);
+    let rows = dx.values().chunks(pitch);
+    let got: Vec<f32> = rows.clone().flat_map(|row| row[..d_in].to_vec()).collect();
+    assert_close("dx after dropout", &got, &want, EXACT);
+    assert!(rows.into_iter().all(|row| row[d_in..] == [7.0; 2]), "behind the rows");
 }
 
 fn check(case: &Case) {
@@ -359,8 +409,8 @@ fn check(case: &Case) {
     let inputs = Inputs::new(&expected, seed);
     let adapter = inputs.adapter(case, &expected);
     let adapter_state = forward(&inputs, &adapter, &expected, seed);
-    let gradient = gate_gradient(&inputs, &adapter, &adapter_state, &expected, seed);
-    weight_grads(&inputs, &adapter, &gradient, &expected, seed);
+    let gradient = up_gradient(&inputs, &adapter, &adapter_state, &expected, seed);
+    weight_grad(&inputs, &adapter, &gradient, &expected, seed);
     if adapter.dropout.drops() {
         dx_after_dropout(&inputs, &adapter, &gradient, &expected, seed);
     }
@@ -405,7 +455,32 @@ fn whole_tiles_and_one_more() {
     }
 }
 
-/// More tiles along k than there are stages; weight gradients in parts of different lengths, or of several tiles.
+/// Columns, rows of [A; R] and tokens at and beside the ends of the first product's tiles; rows of both kinds in a tile;
+/// more rows, and wider ones in the gate's gradient, than shared memory has room for.
+#[test]
+fn edges_of_the_first_product() {
+    for (tokens, d_in, rank, lora_heads, router) in [
+        (1, 64, 8, 4, true),
+        (3, 512, 12, 4, true),
+        (31, 520, 13, 4, true),
+        (33, 1028, 16, 1, false),
+        (2, 1031, 28, 4, true),
+        (5, 57, 30, 3, true),
+        (1, 1096, 60, 5, true),
+        (3, 8, 60, 8, false),
+        (2, 8, 75, 8, false),
+        (1, 8, 30, 60, true),
+    ] {
+        let shape = HydraShape { d_in, d_out: 24, rank, lora_heads, per_head_a: !router, router };
+        let (gate, routing) = (if router { GATE_ROUTER } else { GATE_LABEL }, Routing::default());
+        for dropout in [0.0, 0.3] {
+            check(&Case { tokens, shape, gate, routing, load_balance: 0.0, head_dropout: 0.0, dropout, seed: 7 });
+        }
+    }
+}
+
+/// More tiles than there are stages; tokens in groups of different lengths, and columns of several blocks, of more than
+/// are added at once.
 #[test]
 fn through_all_the_stages() {
     for (tokens, d_in, d_out, dropout) in [
@@ -415,9 +490,39 @@ fn through_all_the_stages() {
         (40, 700, 650, 0.2),
         (300, 2100, 40, 0.1),
         (2, 2100, 40, 0.0),
+        (2, 40, 4700, 0.0),
     ] {
         let shape = HydraShape { d_in, d_out, rank: 4, lora_heads: 3, per_head_a: false, router: true };
         let (gate, routing) = (GATE_ROUTER, Routing::default());
         check(&Case { tokens, shape, gate, routing, load_balance: 0.0, head_dropout: 0.0, dropout, seed: 5 });
+    }
+}
+
+/// Rectangles of dy and x that end in the middle of a tile on both sides, or with it; more columns of `mixed` and rows
+/// of [A; R] than a block has.
+#[test]
+fn rectangles_and_their_edges() {
+    for (tokens, d_in, d_out, rank, lora_heads) in [
+        (257, 300, 520, 11, 4),
+        (1, 257, 255, 3, 2),
+        (128, 256, 256, 8, 4),
+        (129, 264, 248, 16, 2),
+        (31, 9, 520, 33, 1),
+    ] {
+        let shape = HydraShape { d_in, d_out, rank, lora_heads, per_head_a: true, router: false };
+        let plain = Case {
+            tokens,
+            shape,
+            gate: GATE_LABEL,
+            routing: Routing::default(),
+            load_balance: 0.0,
+            head_dropout: 0.0,
+            dropout: 0.0,
+            seed: 7,
+        };
+        check(&plain);
+        check(&Case { head_dropout: 0.2, dropout: 0.1, ..plain });
+        let shape = HydraShape { per_head_a: false, router: true, ..shape };
+        check(&Case { shape, gate: GATE_ROUTER, dropout: 0.1, ..plain });
     }
 }

@@ -4,7 +4,7 @@ use crate::support::*;
 use hydra_kernels::reference;
 use hydra_ptx::launch::{
     Form, Format, Instructions, Launch, Matrix, MatrixRows, Operand, Output, Product, Ptr, SecondMatvec, SecondProduct,
-    Values, decode, gemm, matvec, operand as operand_launch,
+    Values, decode, gemm, matvec, operand as operand_launch, padded,
 };
 use hydra_ptx_device::emulator::Global;
 use proptest::prelude::*;
@@ -52,8 +52,9 @@ impl Stored {
     }
 
     fn matrix(&self, format: Format, rows: usize, columns: usize) -> Matrix {
-        let (data, scales) = (ptr(&self.data), ptr(&self.scales));
-        Matrix { format, data, scales, rows: rows as u32, columns: columns as u32 }
+        let (data, scales, rows, columns) = (ptr(&self.data), ptr(&self.scales), rows as u32, columns as u32);
+        let pitch = if format == Format::Bf16 { padded(columns) } else { columns };
+        Matrix { format, data, scales, rows, columns, pitch, room: 0 }
     }
 }
 
@@ -116,9 +117,9 @@ fn check_gemm_by(run: fn(Launch, u64), by: Instructions, case: Case) {
     let mut random = Random::new(seed);
     let stored = Stored::new(format, rows, columns, &mut random);
     let (n, k) = if form == Form::Rows { (rows, columns) } else { (columns, rows) };
-    let a = random.values(m * k);
+    let a_values = random.values(m * k);
     let (a2, b2, addend) = (random.values(m * k2), random.values(n * k2), random.values(m * n));
-    let device_a = Global::new(&operand(&a, k));
+    let device_a = Global::new(&operand(&a_values, k));
     let device_a2 = Global::new(&operand(&a2, k2));
     let device_b2 = Global::new(&operand(&b2, if form == Form::Rows { k2 } else { n }));
     let bf16 = seed % 2 == 1;
@@ -131,18 +132,26 @@ fn check_gemm_by(run: fn(Launch, u64), by: Instructions, case: Case) {
         (true, true) => c.at().at,
         (true, false) => residual.at().at,
     };
-    let second = (k2 > 0).then_some(SecondProduct { a: ptr(&device_a2), k: k2 as u32, b: ptr(&device_b2) });
+    let placed = |at, rows: usize, columns: usize| Operand::new(at, rows as u32, columns as u32);
+    let (b2_rows, b2_columns) = if form == Form::Rows { (n, k2) } else { (k2, n) };
+    let second = (k2 > 0).then_some(SecondProduct {
+        a: placed(ptr(&device_a2), m, k2),
+        b: placed(ptr(&device_b2), b2_rows, b2_columns),
+    });
     let (w, c) = (stored.matrix(format, rows, columns), new_c());
-    let product = Product { c: c.at(), addend: added_to(&c), m: m as u32, form, a: ptr(&device_a), w: &w, second };
+    let a = placed(ptr(&device_a), m, k);
+    let product = Product { c: c.at(), c_pitch: n as u32, addend: added_to(&c), form, a, w: &w, second };
     run(gemm(by, &product), seed);
     // The same in two launches, of which the first never uses Hopper's instructions.
     let parts = new_c();
-    let (first, frozen) = Product { c: parts.at(), addend: added_to(&parts), ..product }.apart();
-    first.into_iter().for_each(|launch| crate::support::run(launch, seed));
-    run(gemm(by, &frozen), seed);
+    Product { c: parts.at(), addend: added_to(&parts), ..product }.apart(|first, frozen| {
+        assert_eq!(first.is_some(), k2 > 0);
+        first.into_iter().for_each(|launch| crate::support::run(launch, seed));
+        run(gemm(by, &frozen), seed);
+    });
 
     let mut want = if adds { f64s(&addend) } else { vec![0.0; m * n] };
-    let (a, a2, b2) = (f64s(&rounded(&a)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
+    let (a, a2, b2) = (f64s(&rounded(&a_values)), f64s(&rounded(&a2)), f64s(&rounded(&b2)));
     // A block's values are rounded to bf16 for the product.
     let weights = f64s(&rounded(&stored.values.iter().map(|&value| value as f32).collect::<Vec<_>>()));
     let weight = |p: usize, j: usize| weights[if form == Form::Rows { j * columns + p } else { p * columns + j }];
@@ -153,6 +162,98 @@ fn check_gemm_by(run: fn(Launch, u64), by: Instructions, case: Case) {
     c.assert_close(&what, &want, 1e-5);
     // The result of the first launch is rounded, too.
     parts.assert_close(&format!("{what}, apart"), &want, if bf16 { 4e-3 } else { 1e-5 });
+}
+
+/// Writes rows of `columns` values to the beginnings of rows of `pitch`.
+fn place(to: &mut [u16], pitch: usize, rows: &[u16], columns: usize) {
+    for (to, row) in to.chunks_mut(pitch).zip(rows.chunks(columns)) {
+        to[..columns].copy_from_slice(row);
+    }
+}
+
+/// Both pairs of operands in the same memory, C with room behind its rows: in one product of four matrices, and in one
+/// of two.
+#[test]
+fn operands_that_lie_together() {
+    for (form, [m, rows, columns, k2], seed) in
+        [(Form::Rows, [70, 40, 50, 12], 1), (Form::Columns, [70, 45, 50, 5], 2), (Form::Columns, [33, 64, 56, 16], 3)]
+    {
+        let mut random = Random::new(seed);
+        let (n, k) = if form == Form::Rows { (rows, columns) } else { (columns, rows) };
+        let mut values = |len: usize| rounded(&random.values(len));
+        let (a, a2, w, b2) = (values(m * k), values(m * k2), values(rows * columns), values(n * k2));
+        let up = |x: usize| x.next_multiple_of(8);
+        // What nobody may read is NaN.
+        let a_pitch = up(k) + up(k2) + 8;
+        let mut all_a = vec![0x7fc0u16; m * a_pitch];
+        place(&mut all_a, a_pitch, &operand(&a, k), up(k));
+        place(&mut all_a[up(k)..], a_pitch, &operand(&a2, k2), up(k2));
+        let w_pitch = up(columns) + up(k2) + 16;
+        let mut all_w = vec![0x7fc0u16; (up(rows) + up(k2)) * w_pitch];
+        place(&mut all_w, w_pitch, &operand(&w, columns), up(columns));
+        // Rows that pad W are zero.
+        place(&mut all_w[rows * w_pitch..], w_pitch, &vec![0; (up(rows) - rows) * up(columns)], up(columns));
+        let (b2_rows, b2_columns) = if form == Form::Rows { (n, k2) } else { (k2, n) };
+        let start = if form == Form::Rows { up(columns) } else { up(rows) * w_pitch };
+        place(&mut all_w[start..], w_pitch, &operand(&b2, b2_columns), up(b2_columns));
+        if form == Form::Columns {
+            let zeros = vec![0; (up(k2) - k2) * up(columns)];
+            place(&mut all_w[start + k2 * w_pitch..], w_pitch, &zeros, up(columns));
+        }
+        let (all_a, all_w) = (Global::new(&all_a), Global::new(&all_w));
+
+        let of = |at, rows: usize, columns: usize, pitch: usize| Operand {
+            at,
+            rows: rows as u32,
+            columns: columns as u32,
+            pitch: pitch as u32,
+        };
+        let a_operand = of(ptr(&all_a), m, k, a_pitch);
+        let w_matrix = Matrix { room: up(k2) as u32, ..Matrix::bf16(of(ptr(&all_w), rows, columns, w_pitch)) };
+        let b2_operand = if form == Form::Rows { w_matrix.behind(k2 as u32) } else { w_matrix.below(b2_rows as u32) };
+        let second = SecondProduct { a: a_operand.behind(k2 as u32).unwrap(), b: b2_operand.unwrap() };
+        assert_eq!(second.b.at.0, all_w.address() + 2 * start as u64);
+
+        let mut want = vec![0.0; m * n];
+        let [a, a2, w, b2] = [a, a2, w, b2].map(|values| f64s(&values));
+        let weight = |p: usize, j: usize| w[if form == Form::Rows { j * columns + p } else { p * columns + j }];
+        reference::gemm(&mut want, m, k, n, |i, p| a[i * k + p], weight);
+        let right = |p: usize, j: usize| b2[if form == Form::Rows { j * k2 + p } else { p * n + j }];
+        reference::gemm(&mut want, m, k2, n, |i, p| a2[i * k2 + p], right);
+        let c_pitch = n + 3;
+        for by in [Instructions::Mma, Instructions::Wgmma] {
+            let c = [(); 2].map(|()| Global::new(&vec![7.0f32; m * c_pitch]));
+            let product = |c| {
+                let c = Values::f32(ptr(c));
+                let (c_pitch, second) = (c_pitch as u32, Some(second));
+                Product { c, c_pitch, addend: Ptr::NULL, form, a: a_operand, w: &w_matrix, second }
+            };
+            run(gemm(by, &product(&c[0])), seed);
+            product(&c[1]).apart(|first, joined| {
+                assert!(first.is_none() && joined.second.is_none());
+                run(gemm(by, &joined), seed);
+            });
+            for c in &c {
+                let rows = c.values().chunks(c_pitch);
+                let got: Vec<f32> = rows.clone().flat_map(|row| row[..n].to_vec()).collect();
+                assert_close(&format!("{by:?} {form:?}"), &got, &want, 1e-5);
+                assert!(rows.into_iter().all(|row| row[n..] == [7.0; 3]), "room is written");
+            }
+        }
+        // Where one of the operands lies elsewhere there are two launches.
+        let c = Values::f32(ptr(&all_a));
+        let elsewhere = SecondProduct { a: Operand::new(ptr(&all_w), m as u32, k2 as u32), ..second };
+        let product = Product {
+            c,
+            c_pitch: n as u32,
+            addend: Ptr::NULL,
+            form,
+            a: a_operand,
+            w: &w_matrix,
+            second: Some(elsewhere),
+        };
+        assert!(product.apart(|first, _| first.is_some()));
+    }
 }
 
 #[test]
@@ -223,8 +324,9 @@ proptest! {
         let used = if some_ids { MatrixRows::Ids { at: ptr(&device_ids), count: 5 } } else { MatrixRows::All };
         let (x2, w2) = (rounded(&random.values(tokens * columns2)), random.values(wanted.len() * columns2));
         let (device_x2, device_w2) = (Global::new(&operand(&x2, columns2)), Global::new(&w2));
-        let second = SecondMatvec { x: ptr(&device_x2), w: ptr(&device_w2), columns: columns2 as u32 };
-        let device_x = Operand { at: ptr(&device_x), rows: tokens as u32, columns: columns as u32 };
+        let second = Operand::new(ptr(&device_x2), tokens as u32, columns2 as u32);
+        let second = SecondMatvec { x: second, w: ptr(&device_w2) };
+        let device_x = Operand::new(ptr(&device_x), tokens as u32, columns as u32);
         run(matvec(output, device_x, &w, used, (columns2 > 0).then_some(second)), seed);
         let (mut want, x) = (vec![0.0; addend.len()], f64s(&x));
         let weight = |p: usize, j: usize| stored.values[wanted[j] as usize * columns + p];
@@ -239,24 +341,34 @@ proptest! {
     }
 
     #[test]
-    fn blocks_decode(rows in 1usize..40, blocks in 1usize..20, format in 1usize..4, seed: u64) {
+    fn blocks_decode(
+        rows in 1usize..40, blocks in 1usize..20, format in 1usize..4, room in 0usize..3, seed: u64,
+    ) {
         let (format, columns) = (Format::ALL[format], 32 * blocks);
         let stored = Stored::new(format, rows, columns, &mut Random::new(seed));
         let want: Vec<f32> = stored.values.iter().map(|&value| value as f32).collect();
-        let out = Global::new(&vec![0x7fc0u16; rows * columns + 3]);
-        run(decode(ptr(&out), &stored.matrix(format, rows, columns)), seed);
-        prop_assert_eq!(&out.values()[..rows * columns], &operand(&want, columns));
-        prop_assert_eq!(&out.values()[rows * columns..], &[0x7fc0; 3], "and nothing behind them");
+        let pitch = columns + 8 * room;
+        let out = Global::new(&vec![0x7fc0u16; rows * pitch + 3]);
+        let to = Operand { at: ptr(&out), rows: rows as u32, columns: columns as u32, pitch: pitch as u32 };
+        run(decode(to, &stored.matrix(format, rows, columns)), seed);
+        let mut all = vec![0x7fc0; rows * pitch + 3];
+        place(&mut all, pitch, &operand(&want, columns), columns);
+        prop_assert_eq!(out.values(), &all, "and nothing else is written");
     }
 
     #[test]
-    fn operands_are_padded(rows in 1usize..20, width in 1usize..70, seed: u64) {
+    fn operands_are_padded(rows in 1usize..20, width in 1usize..70, room in 0usize..3, seed: u64) {
         let x = Random::new(seed).values(rows * width);
+        let zeros = seed as usize % rows.min(3);
+        let pitch = width.next_multiple_of(8) + 8 * room;
         for bf16 in [false, true] {
-            let (x, out) = (C::new(&x, bf16), Global::new(&vec![0x7fc0u16; operand(&x, width).len()]));
-            let to = Operand { at: ptr(&out), rows: rows as u32, columns: width as u32 };
-            run(operand_launch(to, x.at()), seed);
-            prop_assert_eq!(out.values(), operand(x.f32s.values(), width));
+            let (mut x, out) = (C::new(&x, bf16), Global::new(&vec![0x7fc0u16; rows * pitch]));
+            let to = Operand { at: ptr(&out), rows: rows as u32, columns: width as u32, pitch: pitch as u32 };
+            run(operand_launch(to, x.at(), rows as u32 - zeros as u32), seed);
+            let mut want = vec![0x7fc0; rows * pitch];
+            x.f32s.values_mut()[(rows - zeros) * width..].fill(0.0);
+            place(&mut want, pitch, &operand(x.f32s.values(), width), width.next_multiple_of(8));
+            prop_assert_eq!(out.values(), &want);
         }
     }
 }
@@ -264,9 +376,12 @@ proptest! {
 #[test]
 fn hopper_has_its_own_for_many_tiles() {
     use Instructions::{Mma, Wgmma};
-    let w = Matrix { format: Format::Bf16, data: Ptr(256), scales: Ptr::NULL, rows: 4096, columns: 100 };
-    let (c, addend, a) = (Values::f32(Ptr(256)), Ptr::NULL, Ptr(256));
-    let best = |by: Instructions, m, form| by.best_for(&Product { c, addend, m, form, a, w: &w, second: None });
+    let w = Matrix::bf16(Operand::new(Ptr(256), 4096, 100));
+    let (c, addend, c_pitch) = (Values::f32(Ptr(256)), Ptr::NULL, 4096);
+    let best = |by: Instructions, m, form| {
+        let a = Operand::new(Ptr(256), m, if form == Form::Rows { 100 } else { 4096 });
+        by.best_for(&Product { c, c_pitch, addend, form, a, w: &w, second: None })
+    };
     assert_eq!(best(Mma, 4096, Form::Rows), Mma);
     assert_eq!(best(Wgmma, 4096, Form::Rows), Wgmma);
     // 4 x 16 tiles, 5 x 16 and 1 x 1.
@@ -274,16 +389,17 @@ fn hopper_has_its_own_for_many_tiles() {
     assert_eq!(best(Wgmma, 513, Form::Rows), Wgmma);
     assert_eq!(best(Wgmma, 100, Form::Columns), Mma);
     let w = Matrix { format: Format::Q8_0, scales: Ptr(256), ..w };
-    let blocks = Product { c, addend, m: 4096, form: Form::Rows, a, w: &w, second: None };
+    let a = Operand::new(Ptr(256), 4096, 100);
+    let blocks = Product { c, c_pitch, addend, form: Form::Rows, a, w: &w, second: None };
     assert_eq!(Wgmma.best_for(&blocks), Mma);
 }
 
 #[test]
 fn nothing_to_do() {
     let (a, c) = (Global::new(&[0u16; 8]), C::new(&[1.0; 4], false));
-    let w = Matrix { format: Format::Bf16, data: ptr(&a), scales: Ptr::NULL, rows: 4, columns: 8 };
-    let (form, addend) = (Form::Rows, Ptr::NULL);
-    let product = Product { c: c.at(), addend, m: 0, form, a: ptr(&a), w: &w, second: None };
+    let w = Matrix::bf16(Operand::new(ptr(&a), 4, 8));
+    let (form, addend, a) = (Form::Rows, Ptr::NULL, Operand::new(ptr(&a), 0, 8));
+    let product = Product { c: c.at(), c_pitch: 4, addend, form, a, w: &w, second: None };
     for by in [Instructions::Mma, Instructions::Wgmma] {
         assert!(gemm(by, &product).is_empty());
     }

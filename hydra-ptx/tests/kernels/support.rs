@@ -88,6 +88,13 @@ pub fn operand(values: &[f32], columns: usize) -> Vec<u16> {
     values.chunks(columns.max(1)).flat_map(row).collect()
 }
 
+/// As an operand with so many columns behind each row, which hold NaN.
+pub fn spaced(values: &[f32], columns: usize, room: usize) -> Vec<u16> {
+    let rows = operand(values, columns);
+    let spaced = |row: &[u16]| [row.to_vec(), vec![0x7fc0; room]].concat();
+    rows.chunks(padded(columns as u32) as usize).flat_map(spaced).collect()
+}
+
 /// Asserts that each element of `got` is within `tolerance` of `want`, relative to the largest `want`.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {

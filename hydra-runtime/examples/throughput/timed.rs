@@ -82,6 +82,12 @@ impl<B: Backend> Backend for Timed<B> {
     fn activations(&self, len: usize) -> Result<B::Activations> {
         self.inner.activations(len)
     }
+    fn operand(&self, rows: usize, width: usize) -> Result<B::Activations> {
+        self.inner.operand(rows, width)
+    }
+    fn operand_bytes(&self, rows: usize, width: usize) -> u64 {
+        self.inner.operand_bytes(rows, width)
+    }
     fn activation_bytes(&self) -> usize {
         self.inner.activation_bytes()
     }

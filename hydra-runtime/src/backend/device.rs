@@ -246,6 +246,14 @@ impl Backend for Device {
         on!(self, backend => backend.bind_caller())
     }
 
+    fn operand(&self, rows: usize, width: usize) -> Result<Activations> {
+        on!(self, backend => backend.operand(rows, width).map(Activations::from))
+    }
+
+    fn operand_bytes(&self, rows: usize, width: usize) -> u64 {
+        on!(self, backend => backend.operand_bytes(rows, width))
+    }
+
     fn activation_bytes(&self) -> usize {
         on!(self, backend => backend.activation_bytes())
     }

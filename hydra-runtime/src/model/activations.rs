@@ -165,7 +165,7 @@ impl<'a> Plan<'a> {
 
     /// What [`Plan::allocate`] will take of this backend, `u64::MAX` at most.
     pub fn bytes<B: Backend>(self, backend: &B) -> u64 {
-        let mut counter = Counter { activation_bytes: backend.activation_bytes(), bytes: 0 };
+        let mut counter = Counter { backend, bytes: 0 };
         let counted = self.build(&mut counter);
         debug_assert!(counted.is_ok());
         counter.bytes
@@ -187,9 +187,9 @@ impl<'a> Plan<'a> {
             inputs: (0..inputs).map(|_| source.buffer(stream)).collect::<Result<_>>()?,
             layers: (0..sets).map(|_| self.layer(source)).collect::<Result<_>>()?,
             work: Work {
-                normed: source.activations(stream)?,
+                normed: source.operand(tokens, config.d_model)?,
                 inv_rms: source.buffer(tokens)?,
-                act: source.activations(tokens * config.d_ffn)?,
+                act: source.operand(tokens, config.d_ffn)?,
             },
             read: Read {
                 x: source.buffer(stream)?,
@@ -225,7 +225,7 @@ impl<'a> Plan<'a> {
             q: source.activations(tokens * attention.q_width())?,
             k: source.activations(tokens * attention.kv_width())?,
             v: source.activations(tokens * attention.kv_width())?,
-            o: source.activations(tokens * attention.q_width())?,
+            o: source.operand(tokens, attention.q_width())?,
             lse: source.buffer(tokens * config.n_heads)?,
             middle: source.buffer(tokens * config.d_model)?,
             ffn_inv_rms: source.buffer(tokens)?,
@@ -242,10 +242,10 @@ impl<'a> Plan<'a> {
             dx: source.buffer(tokens * config.d_model)?,
             dnormed: source.buffer(tokens * config.d_model)?,
             d_o: source.activations(tokens * attention.q_width())?,
-            dq: source.activations(tokens * attention.q_width())?,
-            dk: source.activations(tokens * attention.kv_width())?,
-            dv: source.activations(tokens * attention.kv_width())?,
-            dact: source.activations(tokens * config.d_ffn)?,
+            dq: source.operand(tokens, attention.q_width())?,
+            dk: source.operand(tokens, attention.kv_width())?,
+            dv: source.operand(tokens, attention.kv_width())?,
+            dact: source.operand(tokens, config.d_ffn)?,
         })
     }
 }
@@ -254,6 +254,8 @@ impl<'a> Plan<'a> {
 trait Source<M: Memory> {
     fn buffer(&mut self, len: usize) -> Result<M::Buffer>;
     fn activations(&mut self, len: usize) -> Result<M::Activations>;
+    /// See [`Backend::operand`].
+    fn operand(&mut self, rows: usize, width: usize) -> Result<M::Activations>;
 }
 
 struct Allocator<'a, B>(&'a B);
@@ -266,15 +268,19 @@ impl<B: Backend> Source<B> for Allocator<'_, B> {
     fn activations(&mut self, len: usize) -> Result<B::Activations> {
         self.0.activations(len)
     }
+
+    fn operand(&mut self, rows: usize, width: usize) -> Result<B::Activations> {
+        self.0.operand(rows, width)
+    }
 }
 
 /// Nothing is allocated, and what would be is added up.
-struct Counter {
-    activation_bytes: usize,
+struct Counter<'a, B> {
+    backend: &'a B,
     bytes: u64,
 }
 
-impl Counter {
+impl<B> Counter<'_, B> {
     fn add(&mut self, len: usize, bytes: usize) {
         self.bytes = self.bytes.saturating_add((len as u64).saturating_mul(bytes as u64));
     }
@@ -287,14 +293,19 @@ impl Memory for Counted {
     type Activations = ();
 }
 
-impl Source<Counted> for Counter {
+impl<B: Backend> Source<Counted> for Counter<'_, B> {
     fn buffer(&mut self, len: usize) -> Result<()> {
         self.add(len, size_of::<f32>());
         Ok(())
     }
 
     fn activations(&mut self, len: usize) -> Result<()> {
-        self.add(len, self.activation_bytes);
+        self.add(len, self.backend.activation_bytes());
+        Ok(())
+    }
+
+    fn operand(&mut self, rows: usize, width: usize) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(self.backend.operand_bytes(rows, width));
         Ok(())
     }
 }

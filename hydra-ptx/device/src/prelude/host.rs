@@ -11,6 +11,10 @@ pub fn thread() -> u32 {
     with_block(|block| block.current)
 }
 
+pub fn pin(value: u32) -> u32 {
+    value
+}
+
 pub fn threads() -> u32 {
     with_block(|block| block.threads)
 }
@@ -28,6 +32,8 @@ pub fn barrier() {
     ask(Request::Barrier, Place::Source(Location::caller()));
 }
 
+pub fn keep_order() {}
+
 #[track_caller]
 pub fn shuffle_xor(value: f32, lanes: u32) -> f32 {
     f32::from_bits(ask(Request::Shuffle { value: value.to_bits(), lanes }, Place::Source(Location::caller()))[0])
@@ -40,6 +46,10 @@ pub fn shared() -> u32 {
     SHARED_BASE
 }
 
+pub fn opaque(x: u32) -> u32 {
+    x
+}
+
 #[track_caller]
 pub unsafe fn ld_f32(address: u32) -> f32 {
     f32::from_le_bytes(with_block(|block| block.shared_load(address)))
@@ -47,6 +57,11 @@ pub unsafe fn ld_f32(address: u32) -> f32 {
 
 #[track_caller]
 pub unsafe fn st_f32(address: u32, value: f32) {
+    with_block(|block| block.shared_store(address, &value.to_le_bytes()))
+}
+
+#[track_caller]
+pub unsafe fn st_u32(address: u32, value: u32) {
     with_block(|block| block.shared_store(address, &value.to_le_bytes()))
 }
 
@@ -64,6 +79,12 @@ pub unsafe fn st_f64(address: u32, value: f64) {
 pub unsafe fn st_f2(address: u32, [first, second]: [f32; 2]) {
     let bits = u64::from(first.to_bits()) | u64::from(second.to_bits()) << 32;
     with_block(|block| block.shared_store(address, &bits.to_le_bytes()))
+}
+
+#[track_caller]
+pub unsafe fn ld_f2(address: u32) -> [f32; 2] {
+    let bits = u64::from_le_bytes(with_block(|block| block.shared_load(address)));
+    [bits as u32, (bits >> 32) as u32].map(f32::from_bits)
 }
 
 #[track_caller]
@@ -87,6 +108,16 @@ pub unsafe fn ldmatrix(address: u32) -> [u32; 4] {
 #[track_caller]
 pub unsafe fn ldmatrix_transposed(address: u32) -> [u32; 4] {
     ask(Request::Ldmatrix { address, transposed: true }, Place::Source(Location::caller()))
+}
+
+#[track_caller]
+pub unsafe fn ldmatrix_twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
+    [ldmatrix(first), ldmatrix(second)]
+}
+
+#[track_caller]
+pub unsafe fn ldmatrix_transposed_twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
+    [ldmatrix_transposed(first), ldmatrix_transposed(second)]
 }
 
 #[track_caller]

@@ -26,6 +26,14 @@ pub fn thread() -> u32 {
     unsafe { nvptx::_thread_idx_x() as u32 }
 }
 
+/// The value. What is computed from it can't be moved before this.
+#[inline(always)]
+pub fn pin(value: u32) -> u32 {
+    let same: u32;
+    unsafe { asm!("mov.u32 {}, {};", out(reg32) same, in(reg32) value, options(nomem, nostack)) }
+    same
+}
+
 /// Threads of a block.
 #[inline(always)]
 pub fn threads() -> u32 {
@@ -50,6 +58,12 @@ pub fn barrier() {
     unsafe { nvptx::_syncthreads() }
 }
 
+/// Keeps the compilers from moving loads, stores and copies across it, where all threads of a warp pass.
+#[inline(always)]
+pub fn keep_order() {
+    unsafe { bar_warp_sync(!0) }
+}
+
 /// The value of the thread whose lane number differs in the bits of `lanes`.
 #[inline(always)]
 pub fn shuffle_xor(value: f32, lanes: u32) -> f32 {
@@ -64,6 +78,15 @@ pub fn shared() -> u32 {
     address
 }
 
+/// The same number, of which the compiler knows nothing. What is computed from it in a loop stays there, where it would
+/// otherwise occupy registers during the whole loop.
+#[inline(always)]
+pub fn opaque(x: u32) -> u32 {
+    let y: u32;
+    unsafe { asm!("mov.b32 {}, {};", out(reg32) y, in(reg32) x, options(nomem, nostack)) }
+    y
+}
+
 /// Loads from shared memory.
 #[inline(always)]
 pub unsafe fn ld_f32(address: u32) -> f32 {
@@ -76,6 +99,12 @@ pub unsafe fn ld_f32(address: u32) -> f32 {
 #[inline(always)]
 pub unsafe fn st_f32(address: u32, value: f32) {
     asm!("st.shared.f32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
+}
+
+/// Stores to shared memory.
+#[inline(always)]
+pub unsafe fn st_u32(address: u32, value: u32) {
+    asm!("st.shared.u32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
 }
 
 /// Loads from shared memory.
@@ -96,6 +125,14 @@ pub unsafe fn st_f64(address: u32, value: f64) {
 #[inline(always)]
 pub unsafe fn st_f2(address: u32, value: [f32; 2]) {
     asm!("st.shared.v2.f32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) value[0], in(reg32) value[1], options(nostack));
+}
+
+/// Loads two neighbours from shared memory, 8-byte aligned.
+#[inline(always)]
+pub unsafe fn ld_f2(address: u32) -> [f32; 2] {
+    let (a, b): (f32, f32);
+    asm!("ld.shared.v2.f32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg32) address, options(nostack));
+    [a, b]
 }
 
 /// Loads 16 bytes from shared memory, 16-byte aligned.
@@ -133,6 +170,30 @@ pub unsafe fn ldmatrix_transposed(address: u32) -> [u32; 4] {
     asm!("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];",
         out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
     [a, b, c, d]
+}
+
+/// Two of [`ldmatrix`].
+#[inline(always)]
+pub unsafe fn ldmatrix_twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
+    let (a, b, c, d, e, f, g, h): (u32, u32, u32, u32, u32, u32, u32, u32);
+    bar_warp_sync(!0);
+    asm!("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{}, {}, {}, {}}}, [{}];",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{}, {}, {}, {}}}, [{}];",
+        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) first,
+        out(reg32) e, out(reg32) f, out(reg32) g, out(reg32) h, in(reg32) second, options(nostack));
+    [[a, b, c, d], [e, f, g, h]]
+}
+
+/// Two of [`ldmatrix_transposed`].
+#[inline(always)]
+pub unsafe fn ldmatrix_transposed_twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
+    let (a, b, c, d, e, f, g, h): (u32, u32, u32, u32, u32, u32, u32, u32);
+    bar_warp_sync(!0);
+    asm!("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];",
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];",
+        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) first,
+        out(reg32) e, out(reg32) f, out(reg32) g, out(reg32) h, in(reg32) second, options(nostack));
+    [[a, b, c, d], [e, f, g, h]]
 }
 
 /// acc [16, 8] += a [16, 16] · b [16, 8] in bf16 with f32 sums, laid out over the warp as PTX's `mma.m16n8k16` says.

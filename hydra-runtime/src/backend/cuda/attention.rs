@@ -1,8 +1,8 @@
 //! Attention, forward and backward.
 
-use super::buffer::Activations;
+use super::buffer::{Activations, size};
 use super::driver::Driver;
-use super::launcher::{Cuda, size};
+use super::launcher::Cuda;
 use super::state::State;
 use crate::backend::{Attention, AttentionBackward, AttentionShape, Prefix};
 use crate::batch::Segment;
@@ -65,7 +65,7 @@ impl<D: Driver> Cuda<D> {
                 Some(launch::Prefix { k: self.bf16(k, values), v: self.bf16(v, values), len: size(len)? })
             }
         };
-        let o = self.bf16(o, inputs.tokens * shape.q_width());
+        let o = self.rows(o, inputs.tokens, shape.q_width())?;
         let lse = self.f32(lse, inputs.tokens * shape.n_heads);
         self.run(&launch::attention(o, lse, &inputs.shape, inputs.qkv, prefix))
     }
@@ -75,18 +75,19 @@ impl<D: Driver> Cuda<D> {
         let state = &mut *self.state();
         let Inputs { shape: launched, tokens, qkv } =
             self.attention_inputs(state, shape, segments, window, [q, k, v])?;
-        let (q_len, kv_len) = (tokens * shape.q_width(), tokens * shape.kv_width());
-        let (d_o, o) = (self.bf16(d_o, q_len), self.bf16(o, q_len));
+        let q_len = tokens * shape.q_width();
+        let (d_o, o) = (self.bf16(d_o, q_len), self.rows(o, tokens, shape.q_width())?);
         let delta = state.partial.f32(&self.driver, tokens * shape.n_heads)?;
         let saved = Saved { d_o, lse: self.f32(lse, tokens * shape.n_heads), delta };
-        let (dq_at, dk_at, dv_at) = (self.bf16(dq, q_len), self.bf16(dk, kv_len), self.bf16(dv, kv_len));
+        let dq_at = self.rows(dq, tokens, shape.q_width())?;
+        let (dk_at, dv_at) = (self.rows(dk, tokens, shape.kv_width())?, self.rows(dv, tokens, shape.kv_width())?);
         self.run(&launch::attention_delta(delta, size(tokens)?, &launched, d_o, o))?;
         self.run(&launch::attention_dq(dq_at, &launched, &saved, qkv))?;
         self.run(&launch::attention_dkv([dk_at, dv_at], &launched, &saved, qkv))?;
         if window.is_some_and(|window| window.get() == 1) {
             // The softmax over a single key is constant. Rounding would leave a gradient that AdamW makes into steps.
-            dq.0.zero(&self.driver, q_len)?;
-            dk.0.zero(&self.driver, kv_len)?;
+            dq.0.zero(&self.driver, tokens, shape.q_width())?;
+            dk.0.zero(&self.driver, tokens, shape.kv_width())?;
         }
         Ok(())
     }

@@ -1,10 +1,15 @@
 //! Memory of the device, f32 or bf16, and its copies to and from the host's f32.
 
 use super::driver::Driver;
-use crate::Result;
+use crate::{Error, Result};
 use half::bf16;
 use hydra_ptx::launch::{Ptr, Values};
 use std::ops::Range;
+
+/// A size in the kernels' type.
+pub(super) fn size(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::Invalid(format!("a size of {n}: the device takes less than 2^32")))
+}
 
 /// f32 on the device.
 pub struct Buffer<D: Driver>(pub(super) Memory<D>);
@@ -19,41 +24,88 @@ impl<D: Driver> Buffer<D> {
     }
 }
 
-/// Values on the device.
+/// Values on the device, one after the other or in rows.
 pub(super) struct Memory<D: Driver> {
     memory: D::Memory,
     len: usize,
     /// Whether they are bf16, else f32.
     bf16: bool,
+    /// Of values in rows with room behind them.
+    rows: Option<Spaced>,
+}
+
+/// Rows of values with room behind each.
+#[derive(Clone, Copy)]
+struct Spaced {
+    width: usize,
+    pitch: usize,
+}
+
+/// The elements from a row of bf16 to the next, where there is `room` behind each.
+pub(super) fn pitch(width: usize, room: usize) -> usize {
+    width.next_multiple_of(8) + room
 }
 
 impl<D: Driver> Memory<D> {
     pub(super) fn zeroed(driver: &D, len: usize, bf16: bool) -> Result<Self> {
         let bytes = if bf16 { size_of::<bf16>() } else { size_of::<f32>() };
-        Ok(Self { memory: driver.allocate(bytes * len.max(1))?, len, bf16 })
+        Ok(Self { memory: driver.allocate(bytes * len.max(1))?, len, bf16, rows: None })
     }
 
-    /// Bytes of the first `len` values.
+    /// Activations [rows, width] with so many free columns behind each row.
+    pub(super) fn spaced(driver: &D, rows: usize, width: usize, room: usize) -> Result<Self> {
+        let pitch = pitch(width, room);
+        let memory = driver.allocate(size_of::<bf16>() * (rows * pitch).max(1))?;
+        Ok(Self { memory, len: rows * width, bf16: true, rows: Some(Spaced { width, pitch }) })
+    }
+
+    /// Values in a row, if they lie in rows with room behind them.
+    pub(super) fn width(&self) -> Option<usize> {
+        self.rows.map(|rows| rows.width)
+    }
+
+    /// Bytes of the first `len` values, which lie one after the other.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If there are fewer, or they lie in rows.
     #[track_caller]
     fn bytes(&self, len: usize) -> usize {
         assert!(len <= self.len, "{len} values of a buffer of {}", self.len);
+        assert!(self.rows.is_none(), "rows with room behind them");
         if self.bf16 { size_of::<bf16>() * len } else { size_of::<f32>() * len }
     }
 
-    /// The address, for a launch that uses `len` values.
+    /// The address, for a launch that uses `len` values, which lie one after the other.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If there are fewer, or they lie in rows.
     #[track_caller]
     pub(super) fn values(&self, driver: &D, len: usize) -> Values {
         self.bytes(len);
         Values { at: Ptr(driver.address(&self.memory)), bf16: self.bf16 }
     }
 
+    /// The values and their pitch, for a launch that uses them as a matrix [rows, width].
+    ///
+    /// # Panics
+    /// If there are fewer, or their rows have another width.
+    #[track_caller]
+    pub(super) fn matrix(&self, driver: &D, rows: usize, width: usize) -> (Values, usize) {
+        assert!(rows * width <= self.len, "{rows} rows of {width} values of a buffer of {}", self.len);
+        let Spaced { width: own, pitch } = self.rows.unwrap_or(Spaced { width, pitch: width });
+        assert_eq!(own, width, "the width of a row");
+        (Values { at: Ptr(driver.address(&self.memory)), bf16: self.bf16 }, pitch)
+    }
+
     pub(super) fn upload(&mut self, driver: &D, from: &[f32]) -> Result<()> {
+        if let Some(Spaced { width, pitch }) = self.rows {
+            assert!(from.len() <= self.len, "{} values of a buffer of {}", from.len(), self.len);
+            for (row, from) in from.chunks(width).enumerate() {
+                let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+                driver.upload(&mut self.memory, size_of::<bf16>() * row * pitch, bytemuck::cast_slice(&rounded))?;
+            }
+            return Ok(());
+        }
         self.bytes(from.len());
         if !self.bf16 {
             return driver.upload(&mut self.memory, 0, bytemuck::cast_slice(from));
@@ -63,13 +115,16 @@ impl<D: Driver> Memory<D> {
     }
 
     pub(super) fn download(&self, driver: &D, to: &mut [f32]) -> Result<()> {
-        self.bytes(to.len());
+        assert!(to.len() <= self.len, "{} values of a buffer of {}", to.len(), self.len);
         if !self.bf16 {
             return driver.download(bytemuck::cast_slice_mut(to), &self.memory);
         }
-        let mut values = vec![bf16::ZERO; to.len()];
+        let Spaced { width, pitch } = self.rows.unwrap_or(Spaced { width: to.len(), pitch: to.len() });
+        let mut values = vec![bf16::ZERO; to.len().div_ceil(width.max(1)) * pitch];
         driver.download(bytemuck::cast_slice_mut(&mut values), &self.memory)?;
-        to.iter_mut().zip(values).for_each(|(to, x)| *to = x.to_f32());
+        for (to, values) in to.chunks_mut(width.max(1)).zip(values.chunks(pitch.max(1))) {
+            to.iter_mut().zip(values).for_each(|(to, x)| *to = x.to_f32());
+        }
         Ok(())
     }
 
@@ -80,8 +135,10 @@ impl<D: Driver> Memory<D> {
         driver.copy(&mut self.memory, at, &from.memory, bytes)
     }
 
-    pub(super) fn zero(&mut self, driver: &D, len: usize) -> Result<()> {
-        let bytes = self.bytes(len);
-        driver.zero(&mut self.memory, bytes)
+    /// Sets the first `rows` rows of `width` values to zero.
+    pub(super) fn zero(&mut self, driver: &D, rows: usize, width: usize) -> Result<()> {
+        let (_, pitch) = self.matrix(driver, rows, width);
+        let bytes = if self.bf16 { size_of::<bf16>() } else { size_of::<f32>() };
+        driver.zero(&mut self.memory, bytes * rows * pitch)
     }
 }

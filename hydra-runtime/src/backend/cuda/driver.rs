@@ -40,6 +40,12 @@ pub trait Driver: Send + Sync + 'static {
         // SAFETY: the caller's contract.
         unsafe { self.launch(&gemm(self.instructions().best_for(product), product)) }
     }
+    /// The columns that are to be kept free behind the rows of an operand [rows, columns], or behind and below those
+    /// of a frozen matrix, so that the second product of [`Driver::multiply`] can lie there: a multiple of 8; 0 where
+    /// that isn't faster.
+    fn room(&self, _rows: usize, _columns: usize) -> Result<usize> {
+        Ok(0)
+    }
     /// The device's matrix instructions.
     fn instructions(&self) -> Instructions;
     /// Bytes that can still be allocated.

@@ -11,10 +11,13 @@ mod start;
 use super::driver::Driver;
 use crate::{Error, Result};
 use device::{Allocation, Device};
-use hydra_ptx::launch::{Instructions, Launch, Product, Ptr, gemm};
+use hydra_ptx::launch::{self, Instructions, Launch, Product, Ptr, gemm};
 use library::Library;
 use std::ops::Range;
 use std::sync::OnceLock;
+
+/// Free columns behind an operand, and free rows below a matrix: the sum of an adapter's ranks, or the rows of [A; R].
+const ROOM: usize = 64;
 
 /// One NVIDIA GPU.
 pub struct Gpu {
@@ -105,6 +108,12 @@ impl Driver for Gpu {
                 None => self.device.launch(&kernel),
             }
         }
+    }
+
+    fn room(&self, rows: usize, columns: usize) -> Result<usize> {
+        // cuBLASLt multiplies two pairs of matrices only where they lie as one.
+        let joins = launch::is_large(rows, columns) && self.library()?.is_some();
+        Ok(if joins { ROOM } else { 0 })
     }
 
     fn instructions(&self) -> Instructions {

@@ -1,9 +1,9 @@
 //! The backend itself, and what its operations share: checked addresses, operands, and launches.
 
-use super::buffer::{Activations, Buffer, Memory};
+use super::buffer::{Activations, Buffer, Memory, size};
 use super::driver::Driver;
 use super::state::{Area, State};
-use crate::{Error, Result};
+use crate::Result;
 use hydra_ptx::launch::{self, Launch, Operand, Product, Ptr};
 use hydra_ptx::sizes::DECODED_TOKENS;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,11 +12,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Cuda<D: Driver> {
     pub(super) driver: D,
     state: Mutex<State<D>>,
-}
-
-/// A size in the kernels' type.
-pub(super) fn size(n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| Error::Invalid(format!("a size of {n}: the device takes less than 2^32")))
 }
 
 impl<D: Driver> Cuda<D> {
@@ -44,24 +39,30 @@ impl<D: Driver> Cuda<D> {
         activations.0.values(&self.driver, len).at
     }
 
+    /// The address and pitch of activations, which must have at least `rows` rows of `width` values.
+    #[track_caller]
+    pub(super) fn rows(&self, activations: &Activations<D>, rows: usize, width: usize) -> Result<launch::Rows> {
+        let (values, pitch) = activations.0.matrix(&self.driver, rows, width);
+        Ok(launch::Rows { at: values.at, pitch: size(pitch)? })
+    }
+
     /// The first `rows` rows of a matrix as an operand: as they are stored where that is one, else copied to `area`.
     #[track_caller]
     pub(super) fn operand(&self, area: &mut Area<D>, memory: &Memory<D>, rows: usize, columns: u32) -> Result<Operand> {
-        let values = memory.values(&self.driver, rows * columns as usize);
-        let rows = size(rows)?;
-        if values.bf16 && columns == launch::padded(columns) {
-            return Ok(Operand { at: values.at, rows, columns });
+        let (values, pitch) = memory.matrix(&self.driver, rows, columns as usize);
+        if values.bf16 && pitch.is_multiple_of(8) {
+            return Ok(Operand { at: values.at, rows: size(rows)?, columns, pitch: size(pitch)? });
         }
-        let operand = area.operand(&self.driver, rows, columns)?;
-        self.run(&launch::operand(operand, values))?;
+        let room = self.driver.room(rows, columns as usize)?;
+        let operand = area.spaced(&self.driver, size(rows)?, columns, room)?;
+        self.run(&launch::operand(operand, values, operand.rows))?;
         Ok(operand)
     }
 
-    /// A f32 matrix as an operand in `area`.
-    pub(super) fn rounded(&self, area: &mut Area<D>, from: Ptr, rows: u32, columns: u32) -> Result<Operand> {
-        let operand = area.operand(&self.driver, rows, columns)?;
-        self.run(&launch::operand(operand, launch::Values::f32(from)))?;
-        Ok(operand)
+    /// Rounds a f32 matrix to the operand `to`, and writes rows of zeros behind it until there are `rows`.
+    pub(super) fn round(&self, to: Operand, from: Ptr, rows: u32) -> Result<Operand> {
+        self.run(&launch::operand(Operand { rows, ..to }, launch::Values::f32(from), to.rows))?;
+        Ok(to)
     }
 
     /// A frozen matrix for products with `tokens` rows: as it is stored, or decoded to bf16 in `area`.
@@ -69,9 +70,12 @@ impl<D: Driver> Cuda<D> {
         if w.format == launch::Format::Bf16 || tokens < DECODED_TOKENS {
             return Ok(w);
         }
-        let data = area.operand(&self.driver, w.rows, w.columns)?.at;
-        self.run(&launch::decode(data, &w))?;
-        Ok(launch::Matrix { format: launch::Format::Bf16, data, scales: Ptr::NULL, ..w })
+        let room = self.driver.room(tokens as usize, w.rows.min(w.columns) as usize)?;
+        // Rows that pad the matrix would have to be zero.
+        let below = if w.rows == launch::padded(w.rows) { size(room)? } else { 0 };
+        let all = area.spaced(&self.driver, w.rows + below, w.columns, room)?;
+        self.run(&launch::decode(all, &w))?;
+        Ok(launch::Matrix { room: below, ..launch::Matrix::bf16(Operand { rows: w.rows, ..all }) })
     }
 
     /// Queues a launch.

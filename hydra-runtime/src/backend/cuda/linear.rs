@@ -1,8 +1,8 @@
 //! A frozen linear layer and its adapter, forward: which launches, in which order.
 
-use super::buffer::Memory;
+use super::buffer::{Memory, size};
 use super::driver::Driver;
-use super::launcher::{Cuda, size};
+use super::launcher::Cuda;
 use super::state::State;
 use crate::Result;
 use crate::backend::{AdapterArgs, DropoutKey, GateKind, Linear, LinearOutput};
@@ -63,6 +63,7 @@ fn mask(key: Option<DropoutKey>) -> Mask {
 
 /// The frozen product, once its operands are on the device.
 struct Frozen {
+    /// [tokens, d_out].
     y: Values,
     /// The residual, or null.
     addend: Ptr,
@@ -109,9 +110,9 @@ impl<D: Driver> Cuda<D> {
             None => None,
             Some((Adapter { launched, a, b, .. }, adapter_state)) => {
                 let columns = launched.mixed_width();
-                let mixed = state.adapter_rows.operand(&self.driver, x.rows, columns)?.at;
+                let mixed = state.adapter_rows.operand(&self.driver, x.rows, columns)?;
                 self.run(&launch::lora_down_matvec(LoraDown { adapter_state, mixed }, x, a, &launched))?;
-                Some(SecondMatvec { x: mixed, w: b, columns })
+                Some(SecondMatvec { x: mixed, w: b })
             }
         };
         let output = Output { y, pitch: weight.rows, addend };
@@ -121,19 +122,27 @@ impl<D: Driver> Cuda<D> {
     /// For many tokens: matrices become operands of matrix instructions.
     fn linear_product(&self, state: &mut State<D>, frozen: &Frozen, adapter: Option<(Adapter, Ptr)>) -> Result<()> {
         let &Frozen { y, addend, x, weight } = frozen;
+        let w = &self.decoded(&mut state.decoded, weight, x.rows)?;
         let second = match adapter {
             None => None,
-            Some((Adapter { launched, a, b, .. }, adapter_state)) => {
-                let (rows, d_in, k) = (launched.stacked_rows, weight.columns, launched.mixed_width());
-                let mixed = state.adapter_rows.operand(&self.driver, x.rows, k)?.at;
-                let split = state.adapter_weight.take(&self.driver, 2 * launch::split_len(rows, d_in))?;
-                self.run(&launch::split(split, a, rows, d_in))?;
-                self.run(&launch::lora_down(LoraDown { adapter_state, mixed }, x, split, &launched))?;
-                let b = self.rounded(&mut state.adapter_weight, b, weight.rows, k)?.at;
-                Some(SecondProduct { a: mixed, k, b })
+            Some((Adapter { launched, mut a, b, .. }, adapter_state)) => {
+                let (rows, d_in, k) = (launched.stacked_rows, w.columns, launched.mixed_width());
+                let (mixed, b_bf16) = match x.behind(k).zip(w.behind(k)) {
+                    Some(joined) => joined,
+                    None => (
+                        state.adapter_rows.operand(&self.driver, x.rows, k)?,
+                        state.adapter_b.operand(&self.driver, w.rows, k)?,
+                    ),
+                };
+                if !launch::is_padded(a, d_in) {
+                    let padded = state.adapter_weight.take(&self.driver, 4 * launch::pad_len(rows, d_in))?;
+                    self.run(&launch::pad(padded, a, rows, d_in))?;
+                    a = padded;
+                }
+                self.run(&launch::lora_down(LoraDown { adapter_state, mixed }, x, a, &launched, (b_bf16, b)))?;
+                Some(SecondProduct { a: mixed, b: b_bf16 })
             }
         };
-        let w = &self.decoded(&mut state.decoded, weight, x.rows)?;
-        self.multiply(&Product { c: y, addend, m: x.rows, form: Form::Rows, a: x.at, w, second })
+        self.multiply(&Product { c: y, c_pitch: w.rows, addend, form: Form::Rows, a: x, w, second })
     }
 }

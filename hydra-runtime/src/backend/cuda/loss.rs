@@ -1,8 +1,8 @@
 //! The cross-entropy of the vocabulary's logits by blocks of ids, and the logits of a few ids.
 
-use super::buffer::Activations;
+use super::buffer::{Activations, size};
 use super::driver::Driver;
-use super::launcher::{Cuda, size};
+use super::launcher::Cuda;
 use super::matrix::Matrix;
 use crate::Result;
 use crate::backend::HeadLoss;
@@ -40,21 +40,21 @@ impl<D: Driver> Cuda<D> {
             state: state.partial.f32(driver, rows * LOSS_STATE)?,
             dx: dx.map_or(Ptr::NULL, |dx| self.f32(dx, rows * d as usize)),
         };
-        let x = self.operand(&mut state.x, &x.0, rows, d)?.at;
+        let x = self.operand(&mut state.x, &x.0, rows, d)?;
         let block = size(block_ids(rows))?;
         for first in (0..lm_head.rows).step_by(block as usize) {
             let count = block.min(lm_head.rows - first);
             let w = &self.decoded(&mut state.decoded, lm_head.from_row(first, count), loss.rows)?;
             let logits = state.logits.f32(driver, rows * count as usize)?;
-            let p = state.weights.operand(driver, loss.rows, count)?.at;
-            let multiply = |c, addend, form, a| {
-                self.multiply(&Product { c: Values::f32(c), addend, m: loss.rows, form, a, w, second: None })
+            let p = state.weights.operand(driver, loss.rows, count)?;
+            let multiply = |c, c_pitch, addend, form, a| {
+                self.multiply(&Product { c: Values::f32(c), c_pitch, addend, form, a, w, second: None })
             };
-            multiply(logits, Ptr::NULL, Form::Rows, x)?;
-            self.run(&launch::online_softmax(p, &LogitsBlock { logits, first, count }, &loss))?;
+            multiply(logits, count, Ptr::NULL, Form::Rows, x)?;
+            self.run(&launch::online_softmax(p.at, &LogitsBlock { logits, first, count }, &loss))?;
             if loss.dx != Ptr::NULL {
                 let addend = if first > 0 { loss.dx } else { Ptr::NULL };
-                multiply(loss.dx, addend, Form::Columns, p)?;
+                multiply(loss.dx, d, addend, Form::Columns, p)?;
             }
         }
         self.run(&launch::finish_loss(nll, &loss, &lm_head, scale))

@@ -1,12 +1,12 @@
 //! Frozen weights on the device: bf16 or a block format that the kernels decode. Any other format is converted to bf16.
 
+use super::buffer::{pitch, size};
 use super::driver::Driver;
-use super::launcher::size;
 use crate::Result;
 use half::bf16;
 use hydra_kernels::isa::Isa;
 use hydra_kernels::quant::{Format, Weight};
-use hydra_ptx::launch::{self, Ptr, padded};
+use hydra_ptx::launch::{self, Ptr};
 
 /// A frozen matrix.
 pub struct Matrix<D: Driver> {
@@ -15,7 +15,15 @@ pub struct Matrix<D: Driver> {
     format: launch::Format,
     rows: u32,
     columns: u32,
+    pitch: u32,
+    /// Free rows below.
+    room: u32,
 }
+
+/// The number of tokens for which it is decided whether a matrix has room for an adapter.
+const MANY_TOKENS: usize = 4096;
+/// Rows that are converted and uploaded together.
+const UPLOADED_ROWS: usize = 256;
 
 impl<D: Driver> Matrix<D> {
     /// Uploads `weight`, its rows in logical order.
@@ -30,15 +38,7 @@ impl<D: Driver> Matrix<D> {
             Format::Q8_0 => (launch::Format::Q8_0, 2),
             Format::Q4_0 => (launch::Format::Q4_0, 2),
             Format::Q4_1 => (launch::Format::Q4_1, 4),
-            _ => {
-                return Ok(Self {
-                    data: put(&as_bf16(weight))?,
-                    scales: None,
-                    format: launch::Format::Bf16,
-                    rows,
-                    columns,
-                });
-            }
+            _ => return Self::upload_bf16(driver, weight),
         };
         let block_bytes = weight.format().block_bytes();
         let blocks = weight.rows() * (weight.cols() / weight.format().block_len());
@@ -50,7 +50,36 @@ impl<D: Driver> Matrix<D> {
                 quants.extend_from_slice(&block[scale_bytes..]);
             }
         }
-        Ok(Self { data: put(&quants)?, scales: Some(put(&scales)?), format, rows, columns })
+        let (data, scales) = (put(&quants)?, Some(put(&scales)?));
+        Ok(Self { data, scales, format, rows, columns, pitch: columns, room: 0 })
+    }
+
+    /// Uploads `weight` as bf16: its rows padded with zeros to a multiple of 8, and room for an adapter where that is
+    /// of use.
+    fn upload_bf16(driver: &D, weight: Weight<'_>) -> Result<Self> {
+        let (rows, columns) = (weight.rows(), weight.cols());
+        let room = driver.room(MANY_TOKENS, rows.min(columns))?;
+        let pitch = pitch(columns, room);
+        let below = if room > 0 { rows.next_multiple_of(8) - rows + room } else { 0 };
+        let mut data = driver.allocate((size_of::<bf16>() * (rows + below) * pitch).max(1))?;
+        let mut values = vec![0.0; columns];
+        let mut bytes = Vec::new();
+        let isa = Isa::detect();
+        for first in (0..rows).step_by(UPLOADED_ROWS) {
+            bytes.clear();
+            for row in first..rows.min(first + UPLOADED_ROWS) {
+                if weight.format() == Format::Bf16 {
+                    bytes.extend_from_slice(weight.stored(row));
+                } else {
+                    weight.decode_row(isa, row, 0, &mut values);
+                    bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()));
+                }
+                bytes.resize(bytes.len() + size_of::<bf16>() * (pitch - columns), 0);
+            }
+            driver.upload(&mut data, size_of::<bf16>() * first * pitch, &bytes)?;
+        }
+        let (format, room) = (launch::Format::Bf16, size(room)?);
+        Ok(Self { data, scales: None, format, rows: size(rows)?, columns: size(columns)?, pitch: size(pitch)?, room })
     }
 
     /// The matrix as launches take it.
@@ -61,25 +90,8 @@ impl<D: Driver> Matrix<D> {
             scales: self.scales.as_ref().map_or(Ptr::NULL, |scales| Ptr(driver.address(scales))),
             rows: self.rows,
             columns: self.columns,
+            pitch: self.pitch,
+            room: self.room,
         }
     }
-}
-
-/// The values as bf16, rows padded to a multiple of 8.
-fn as_bf16(weight: Weight<'_>) -> Vec<u8> {
-    let (columns, pitch) = (weight.cols(), padded(weight.cols() as u32) as usize);
-    let isa = Isa::detect();
-    let as_it_is = weight.format() == Format::Bf16;
-    let mut bytes = Vec::with_capacity(2 * weight.rows() * pitch);
-    let mut values = vec![0.0; columns];
-    for row in 0..weight.rows() {
-        if as_it_is {
-            bytes.extend_from_slice(weight.stored(row));
-        } else {
-            weight.decode_row(isa, row, 0, &mut values);
-            bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()));
-        }
-        bytes.extend(std::iter::repeat_n(0, 2 * (pitch - columns)));
-    }
-    bytes
 }

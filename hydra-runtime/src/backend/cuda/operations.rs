@@ -1,9 +1,9 @@
 //! The backend's operations. Products, attention and the loss have files of their own.
 
-use super::buffer::{Activations, Buffer, Memory};
+use super::buffer::{Activations, Buffer, Memory, pitch, size};
 use super::driver::Driver;
 use super::gpu::blas;
-use super::launcher::{Cuda, size};
+use super::launcher::Cuda;
 use super::loss;
 use super::matrix::Matrix;
 use crate::backend::{
@@ -26,17 +26,23 @@ fn even(head_dim: usize) -> Result<u32> {
     }
 }
 
+/// A width of rows for `len` values that lie one after the other.
+fn any_width(len: usize) -> usize {
+    if len.is_multiple_of(8) { 8 } else { len }
+}
+
 impl<D: Driver> Cuda<D> {
     /// `out[i] = x[rows[i]]`, rows of `d` values.
     fn gather_words(&self, out: &Memory<D>, x: &Memory<D>, rows: &[u32], d: usize) -> Result<()> {
         let end = rows.iter().max().map_or(0, |&last| last as usize + 1);
-        let (out, x) = (out.values(&self.driver, rows.len() * d), x.values(&self.driver, end * d));
+        let (out, (x, pitch)) = (out.values(&self.driver, rows.len() * d), x.matrix(&self.driver, end, d));
         // The kernel copies words of 32 bits, which hold two bf16.
         assert!(!x.bf16 || d.is_multiple_of(2), "rows of {d} bf16");
-        let words = if x.bf16 { d / 2 } else { d };
+        let in_words = |values: usize| size(if x.bf16 { values / 2 } else { values });
+        let (words, x) = (in_words(d)?, launch::Rows { at: x.at, pitch: in_words(pitch)? });
         let state = &mut *self.state();
         let (count, rows) = (size(rows.len())?, state.ids.on_device(&self.driver, rows)?);
-        self.run(&launch::gather(out.at, x.at, rows, count, size(words)?))
+        self.run(&launch::gather(out.at, x, rows, count, words))
     }
 }
 
@@ -51,6 +57,22 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn activations(&self, len: usize) -> Result<Activations<D>> {
         Memory::zeroed(&self.driver, len, true).map(Activations)
+    }
+
+    fn operand(&self, rows: usize, width: usize) -> Result<Activations<D>> {
+        match self.driver.room(rows, width)? {
+            0 => self.activations(rows * width),
+            room => Memory::spaced(&self.driver, rows, width, room).map(Activations),
+        }
+    }
+
+    fn operand_bytes(&self, rows: usize, width: usize) -> u64 {
+        // Without an answer there will be no memory, either.
+        let width = match self.driver.room(rows, width) {
+            Ok(0) | Err(_) => width as u64,
+            Ok(room) => pitch(width, room) as u64,
+        };
+        (rows as u64).saturating_mul(width).saturating_mul(size_of::<bf16>() as u64)
     }
 
     fn activation_bytes(&self) -> usize {
@@ -92,7 +114,7 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn zero(&self, buffer: &mut Buffer<D>, len: usize) -> Result<()> {
-        buffer.0.zero(&self.driver, len)
+        buffer.0.zero(&self.driver, 1, len)
     }
 
     fn add(&self, y: &mut Buffer<D>, x: &Buffer<D>, len: usize) -> Result<()> {
@@ -111,7 +133,7 @@ impl<D: Driver> Backend for Cuda<D> {
     fn rms_norm(&self, args: RmsNorm<'_, Self>) -> Result<()> {
         let RmsNorm { y, inv_rms, tokens, x, weight, eps } = args;
         let (d, values) = (size(weight.len())?, tokens * weight.len());
-        let (y, inv_rms) = (self.bf16(y, values), self.f32(inv_rms, tokens));
+        let (y, inv_rms) = (self.rows(y, tokens, weight.len())?, self.f32(inv_rms, tokens));
         let (x, weight) = (self.f32(x, values), self.f32(weight, weight.len()));
         self.run(&launch::rms_norm(y, inv_rms, size(tokens)?, x, weight, d, eps))
     }
@@ -133,16 +155,19 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn head_norm_backward(&self, args: HeadNormBackward<'_, Self>) -> Result<()> {
         let HeadNormBackward { dx, heads, x, weight, eps } = args;
-        let (d, values) = (even(weight.len())?, heads * weight.len());
-        let (dx, x, weight) = (self.bf16(dx, values), self.bf16(x, values), self.f32(weight, weight.len()));
-        self.run(&launch::head_norm_backward(dx, x, weight, [size(heads)?, d], eps))
+        let (d, head_dim) = (even(weight.len())?, weight.len());
+        let width = dx.0.width().unwrap_or(head_dim);
+        let (rows, n_heads) = (heads * head_dim / width, width / head_dim);
+        let dx = self.rows(dx, rows, width)?;
+        let (x, weight) = (self.bf16(x, heads * head_dim), self.f32(weight, head_dim));
+        self.run(&launch::head_norm_backward(dx, x, weight, [size(rows)?, size(n_heads)?, d], eps))
     }
 
     fn rope(&self, args: Rope<'_, Self>) -> Result<()> {
         let Rope { x, n_heads, head_dim, table, positions, inverse } = args;
         let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let (tokens, table) = (positions.len(), self.f32(table, end * head_dim));
-        let x = self.bf16(x, tokens * n_heads * head_dim);
+        let x = self.rows(x, tokens, n_heads * head_dim)?;
         let state = &mut *self.state();
         let positions = state.ids.on_device(&self.driver, positions)?;
         self.run(&launch::rope(x, size(tokens)?, size(n_heads)?, size(head_dim)?, table, positions, inverse))
@@ -165,8 +190,10 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn swiglu(&self, out: &mut Activations<D>, len: usize, gate: &Activations<D>, up: &Activations<D>) -> Result<()> {
-        let (out, gate, up) = (self.bf16(out, len), self.bf16(gate, len), self.bf16(up, len));
-        self.run(&launch::swiglu(out, len as u64, gate, up))
+        let width = out.0.width().unwrap_or(any_width(len));
+        let rows = len / width.max(1);
+        let (out, gate, up) = (self.rows(out, rows, width)?, self.bf16(gate, len), self.bf16(up, len));
+        self.run(&launch::swiglu(out, [size(rows)?, size(width)?], gate, up))
     }
 
     fn swiglu_backward(
@@ -177,9 +204,11 @@ impl<D: Driver> Backend for Cuda<D> {
         gate: &Activations<D>,
         up: &Activations<D>,
     ) -> Result<()> {
-        let (dgate, dup) = (self.bf16(dgate, len), self.bf16(dup, len));
+        let width = dgate.0.width().or(dup.0.width()).unwrap_or(any_width(len));
+        let rows = len / width.max(1);
+        let (dgate, dup) = (self.rows(dgate, rows, width)?, self.rows(dup, rows, width)?);
         let (gate, up) = (self.bf16(gate, len), self.bf16(up, len));
-        self.run(&launch::swiglu_backward(dgate, dup, len as u64, gate, up))
+        self.run(&launch::swiglu_backward(dgate, dup, [size(rows)?, size(width)?], gate, up))
     }
 
     fn gather(&self, out: &mut Buffer<D>, x: &Buffer<D>, rows: &[u32], d: usize) -> Result<()> {
@@ -263,11 +292,15 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
         let (d, widest) = (config.d_model, config.d_ffn.max(config.d_model));
-        // An f32 gradient as an operand, and as much again for the adapter's narrow matrices; the blocks of logits; the
-        // largest quantised weight, or a block's rows of the vocabulary's matrix, decoded; cuBLASLt's workspace.
+        // An f32 gradient as an operand, and as much again for the adapter's narrow matrices and the parts of their
+        // gradients; the parts of a weight gradient; the blocks of logits; the largest quantised weight, or a block's
+        // rows of the vocabulary's matrix, decoded; cuBLASLt's workspace.
         let wide = widest.max(loss::MAX_IDS);
         let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { 2 * d * wide };
         let library = if launch::is_large(tokens, wide) { blas::WORKSPACE } else { 0 };
-        (4 * tokens * widest + decoded + library) as u64 + loss::bytes(tokens)
+        let parts = launch::weight_grad_bytes(tokens, widest);
+        // An operand may have room behind its rows.
+        let room = self.driver.room(tokens, widest).unwrap_or(0);
+        (4 * tokens * (widest + room) + parts + decoded + library) as u64 + loss::bytes(tokens)
     }
 }

@@ -1,8 +1,9 @@
 //! The backend's own memory: operands, intermediate results, and arrays of ids.
 
+use super::buffer::{pitch, size};
 use super::driver::Driver;
 use crate::Result;
-use hydra_ptx::launch::{Operand, Ptr, padded};
+use hydra_ptx::launch::{Operand, Ptr};
 
 /// Memory that grows to the largest size that was asked for.
 pub(super) struct Area<D: Driver>(Option<(D::Memory, usize)>);
@@ -36,8 +37,14 @@ impl<D: Driver> Area<D> {
 
     /// An operand [rows, columns] with unspecified contents.
     pub fn operand(&mut self, driver: &D, rows: u32, columns: u32) -> Result<Operand> {
-        let at = self.take(driver, 2 * rows as usize * padded(columns) as usize)?;
-        Ok(Operand { at, rows, columns })
+        self.spaced(driver, rows, columns, 0)
+    }
+
+    /// An operand [rows, columns] with unspecified contents and so many free columns behind each row.
+    pub fn spaced(&mut self, driver: &D, rows: u32, columns: u32, room: usize) -> Result<Operand> {
+        let pitch = size(pitch(columns as usize, room))?;
+        let at = self.take(driver, 2 * rows as usize * pitch as usize)?;
+        Ok(Operand { at, rows, columns, pitch })
     }
 
     /// Copies the first bytes to the host.
@@ -102,14 +109,12 @@ pub(super) struct State<D: Driver> {
     pub dy: Area<D>,
     /// `mixed` (forward) or `adapter_state`'s gradient (backward) as an operand.
     pub adapter_rows: Area<D>,
-    /// B or [A; R] as an operand, or [A; R] in two parts.
+    /// [A; R] with padded rows.
     pub adapter_weight: Area<D>,
+    /// B or [A; R] as an operand.
+    pub adapter_b: Area<D>,
     /// `adapter_state`'s gradient without A's columns, as an operand.
     pub d_router: Area<D>,
-    /// `mixed` as an operand, in the backward pass.
-    pub mixed: Area<D>,
-    /// The gradient of `mixed`.
-    pub d_mixed: Area<D>,
     /// `adapter_state`'s gradient.
     pub d_adapter_state: Area<D>,
     /// What the load-balancing loss adds to each token's d gate, `[lora_heads]`.
@@ -120,7 +125,7 @@ pub(super) struct State<D: Driver> {
     pub logits: Area<D>,
     /// The block's unnormalised probabilities, as an operand.
     pub weights: Area<D>,
-    /// The running softmax, partial sums, attention's delta.
+    /// The running softmax, attention's delta, and parts of sums.
     pub partial: Area<D>,
     /// What the host downloads.
     pub result: Area<D>,
@@ -135,9 +140,8 @@ impl<D: Driver> Default for State<D> {
             dy: Area::default(),
             adapter_rows: Area::default(),
             adapter_weight: Area::default(),
+            adapter_b: Area::default(),
             d_router: Area::default(),
-            mixed: Area::default(),
-            d_mixed: Area::default(),
             d_adapter_state: Area::default(),
             balance_loss_grad: Area::default(),
             decoded: Area::default(),

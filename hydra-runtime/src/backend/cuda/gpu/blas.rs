@@ -6,7 +6,7 @@
 use core::ffi::{c_int, c_void};
 use core::fmt;
 use core::ptr::{from_ref, null_mut};
-use hydra_ptx::launch::{Form, Product, Ptr, padded};
+use hydra_ptx::launch::{Form, Product, Ptr};
 use libloading::Library;
 use std::ffi::OsStr;
 
@@ -211,20 +211,20 @@ impl Blas {
     /// If it can't compute it.
     fn call(&self, product: &Product<'_>) -> Result<Call<'_>, String> {
         let refused = |status: Status| format!("cuBLASLt: {status}");
-        let &Product { c, addend, m, form, a, w, .. } = product;
+        let &Product { c, c_pitch, addend, form, a, w, .. } = product;
         let (n, k) = product.sizes();
         let beta: f32 = if addend == Ptr::NULL { 0.0 } else { 1.0 };
         let addend = if addend == Ptr::NULL { c.at } else { addend };
-        if [c.at, addend, a, w.data].iter().any(|at| !at.0.is_multiple_of(ALIGNMENT)) {
+        if [c.at, addend, a.at, w.data].iter().any(|at| !at.0.is_multiple_of(ALIGNMENT)) {
             return Err("cuBLASLt: an operand that isn't aligned".into());
         }
         let (left, of) = match form {
-            Form::Rows => (self.layout(TYPE_BF16, k, n, w.pitch()), self.products[0]),
-            Form::Columns => (self.layout(TYPE_BF16, n, k, w.pitch()), self.products[1]),
+            Form::Rows => (self.layout(TYPE_BF16, k, n, w.pitch), self.products[0]),
+            Form::Columns => (self.layout(TYPE_BF16, n, k, w.pitch), self.products[1]),
         };
-        let right = self.layout(TYPE_BF16, k, m, padded(k)).map_err(refused)?;
+        let right = self.layout(TYPE_BF16, k, a.rows, a.pitch).map_err(refused)?;
         let result_type = if c.bf16 { TYPE_BF16 } else { TYPE_F32 };
-        let out = self.layout(result_type, n, m, n).map_err(refused)?;
+        let out = self.layout(result_type, n, a.rows, c_pitch).map_err(refused)?;
         Ok(Call { of, left: left.map_err(refused)?, right, out, beta, addend })
     }
 
@@ -280,7 +280,7 @@ impl Blas {
                 from_ref(&alpha).cast(),
                 product.w.data.0,
                 left.layout,
-                product.a.0,
+                product.a.at.0,
                 right.layout,
                 from_ref(&beta).cast(),
                 addend.0,

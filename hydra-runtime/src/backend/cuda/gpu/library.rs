@@ -18,7 +18,8 @@ const FASTER: f32 = 0.96;
 /// The largest difference between two ways to sum bf16 products, relative to the largest result.
 const TOLERANCE: f32 = 0.02;
 
-/// What decides how long a product takes: form, n, k, whether C is bf16, whether there is a second product.
+/// What decides how long a product takes: form, n, k with that of a second product, whether C is bf16, whether it is
+/// multiplied in two parts.
 type Kind = (Form, u32, u32, bool, bool);
 
 /// cuBLASLt, and the products for which it is used.
@@ -53,8 +54,10 @@ impl Library {
     /// # Safety
     /// As for the launch.
     pub unsafe fn multiply(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<()> {
-        let (n, k) = product.sizes();
-        let kind = (product.form, n, k, product.c.bf16, product.second.is_some());
+        let (n, _) = product.sizes();
+        let k = product.a.columns + product.second.map_or(0, |second| second.a.columns);
+        let in_parts = product.apart(|second, _| second.is_some());
+        let kind = (product.form, n, k, product.c.bf16, in_parts);
         let mut best = self.best.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = product.addend == product.c.at;
         // SAFETY: the caller's contract.
@@ -65,27 +68,34 @@ impl Library {
                 None => *best.entry(kind).insert_entry(self.fastest(device, product, kernel)?).get(),
             };
             let Some(algorithm) = best else { return device.launch(kernel) };
-            let frozen = self.second(device, product)?;
-            let done = self.queue(device, &frozen, &algorithm).or_else(|_| {
-                // The algorithm was found for another number of rows.
-                let first = self.blas.algorithms(&frozen)?.first().copied();
-                self.queue(device, &frozen, &first.ok_or("cuBLASLt: no algorithm for this product")?)
-            });
-            done.map_err(|why| device.error(why))
+            self.split(device, product, |frozen| {
+                let done = self.queue(device, frozen, &algorithm).or_else(|_| {
+                    // The algorithm was found for another number of rows.
+                    let first = self.blas.algorithms(frozen)?.first().copied();
+                    self.queue(device, frozen, &first.ok_or("cuBLASLt: no algorithm for this product")?)
+                });
+                done.map_err(|why| device.error(why))
+            })
         }
     }
 
-    /// Queues the second product, if there is one, and returns what is left for the library.
+    /// Queues what the library can't multiply together with the rest, and calls `rest`.
     ///
     /// # Safety
     /// As for a launch of the product.
-    unsafe fn second<'p>(&self, device: &Device, product: &Product<'p>) -> Result<Product<'p>> {
-        let (second, frozen) = product.apart();
-        if let Some(second) = second {
-            // SAFETY: the caller's contract; it writes only C.
-            unsafe { device.launch(&second)? };
-        }
-        Ok(frozen)
+    unsafe fn split<T>(
+        &self,
+        device: &Device,
+        product: &Product<'_>,
+        rest: impl FnOnce(&Product<'_>) -> Result<T>,
+    ) -> Result<T> {
+        product.apart(|second, frozen| {
+            if let Some(second) = second {
+                // SAFETY: the caller's contract; it writes only C.
+                unsafe { device.launch(&second)? };
+            }
+            rest(&frozen)
+        })
     }
 
     /// Queues a product without a second one by the library.
@@ -110,7 +120,7 @@ impl Library {
     /// # Safety
     /// As for a launch of the product, which overwrites C.
     unsafe fn fastest(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<Option<Algorithm>> {
-        let Ok(algorithms) = self.blas.algorithms(&product.apart().1) else { return Ok(None) };
+        let Ok(algorithms) = product.apart(|_, frozen| self.blas.algorithms(&frozen)) else { return Ok(None) };
         // SAFETY: the caller's contract; each time C is overwritten.
         unsafe {
             let (mut best, mut least) = (None, device.milliseconds(|| device.launch(kernel))?);
@@ -119,8 +129,9 @@ impl Library {
             let close = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE * largest;
             for algorithm in algorithms {
                 let by_library = || {
-                    let frozen = self.second(device, product)?;
-                    self.queue(device, &frozen, &algorithm).map_err(|why| device.error(why))
+                    self.split(device, product, |frozen| {
+                        self.queue(device, frozen, &algorithm).map_err(|why| device.error(why))
+                    })
                 };
                 if by_library().is_err() {
                     continue;
@@ -141,9 +152,10 @@ fn rows(device: &Device, product: &Product<'_>) -> Result<Vec<f32>> {
     let (Values { at, bf16 }, n) = (product.c, product.sizes().0 as usize);
     let width = if bf16 { 2 } else { 4 };
     let mut bytes = vec![0; 2 * n * width];
-    for (row, bytes) in [0, product.m as usize - 1].into_iter().zip(bytes.chunks_exact_mut(n * width)) {
+    let last = (product.m() as usize - 1) * product.c_pitch as usize;
+    for (first, bytes) in [0, last].into_iter().zip(bytes.chunks_exact_mut(n * width)) {
         // SAFETY: C has m rows of n values.
-        unsafe { device.read(bytes, Ptr(at.0 + (row * n * width) as u64))? };
+        unsafe { device.read(bytes, Ptr(at.0 + (first * width) as u64))? };
     }
     Ok(match bf16 {
         true => bytes.chunks_exact(2).map(|x| bf16::from_le_bytes([x[0], x[1]]).to_f32()).collect(),
