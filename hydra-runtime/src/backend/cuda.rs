@@ -6,6 +6,9 @@
 //! downloads wait for the device: a training step downloads its loss, the gradient's norm and the adapter's, and
 //! otherwise only queues work. Sums have a fixed order, so a step has the same bits each time.
 //!
+//! What linear layers read, and bf16 weights, have room behind their rows where cuBLASLt is used ([`Driver::room`]):
+//! the adapter's operands are written there, and the library computes `[x | mixed] · [W | B]ᵀ` as one product.
+//!
 //! [`Cuda`] decides which launches make an operation; a [`Driver`] starts them.
 
 mod attention;
