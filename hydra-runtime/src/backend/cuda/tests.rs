@@ -55,7 +55,7 @@ impl Driver for Uploads {
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
-        let Arg::U64(rows) = launch.args[2] else { panic!("{launch:?}") };
+        let Arg::U64(rows) = launch.args[3] else { panic!("{launch:?}") };
         let there: Vec<u32> = bytemuck::pod_collect_to_vec(&self.at.lock().unwrap()[&rows]);
         ROWS.with_borrow(|rows| assert_eq!(there, *rows));
         Ok(())

@@ -18,8 +18,8 @@ const FASTER: f32 = 0.96;
 /// The largest difference between two ways to sum bf16 products, relative to the largest result.
 const TOLERANCE: f32 = 0.02;
 
-/// What decides how long a product takes: form, n, k with that of a second product, whether C is bf16, whether it is
-/// multiplied in two parts.
+/// What decides how long a product takes: form, n, k (with that of a second product, if they are joined), whether C is
+/// bf16, whether it is multiplied in two parts.
 type Kind = (Form, u32, u32, bool, bool);
 
 /// cuBLASLt, and the products for which it is used.
@@ -55,8 +55,7 @@ impl Library {
     /// As for the launch.
     pub unsafe fn multiply(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<()> {
         let (n, _) = product.sizes();
-        let k = product.a.columns + product.second.map_or(0, |second| second.a.columns);
-        let in_parts = product.apart(|second, _| second.is_some());
+        let (k, in_parts) = product.apart(|second, rest| (rest.a.columns, second.is_some()));
         let kind = (product.form, n, k, product.c.bf16, in_parts);
         let mut best = self.best.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = product.addend == product.c.at;
