@@ -63,7 +63,7 @@ pub unsafe fn lora_down(p: LoraDownParams) {
     while row0 < rows {
         // Other threads may still add the sums of the rows before.
         barrier();
-        let turn = Turn { first, row0, thread: pin(thread()) };
+        let turn = Turn { first, row0, thread: opaque(thread()) };
         match (p.threshold > 0, rows - row0 <= 16) {
             (false, true) => Tiles::<1, 2, false>::new(&p, turn).run(),
             (false, false) => Tiles::<2, 1, false>::new(&p, turn).run(),

@@ -11,10 +11,6 @@ pub fn thread() -> u32 {
     with_block(|block| block.current)
 }
 
-pub fn pin(value: u32) -> u32 {
-    value
-}
-
 pub fn threads() -> u32 {
     with_block(|block| block.threads)
 }

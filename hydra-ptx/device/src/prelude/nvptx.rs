@@ -26,14 +26,6 @@ pub fn thread() -> u32 {
     unsafe { nvptx::_thread_idx_x() as u32 }
 }
 
-/// The value. What is computed from it can't be moved before this.
-#[inline(always)]
-pub fn pin(value: u32) -> u32 {
-    let same: u32;
-    unsafe { asm!("mov.u32 {}, {};", out(reg32) same, in(reg32) value, options(nomem, nostack)) }
-    same
-}
-
 /// Threads of a block.
 #[inline(always)]
 pub fn threads() -> u32 {
@@ -79,7 +71,7 @@ pub fn shared() -> u32 {
 }
 
 /// The same number, of which the compiler knows nothing. What is computed from it in a loop stays there, where it would
-/// otherwise occupy registers during the whole loop.
+/// otherwise occupy registers during the whole loop; nothing that is computed from it is moved before this.
 #[inline(always)]
 pub fn opaque(x: u32) -> u32 {
     let y: u32;
@@ -151,49 +143,42 @@ pub unsafe fn st_u4(address: u32, value: [u32; 4]) {
         in(reg32) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
 }
 
-/// Four 8x8 matrices of bf16 from shared memory. Lane l gives the address of row l % 8 of matrix l / 8; it receives, of
-/// each matrix, row l / 4, columns 2 (l % 4) and the next.
-#[inline(always)]
-pub unsafe fn ldmatrix(address: u32) -> [u32; 4] {
-    let (a, b, c, d): (u32, u32, u32, u32);
-    bar_warp_sync(!0);
-    asm!("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{}, {}, {}, {}}}, [{}];",
-        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
-    [a, b, c, d]
+/// A way to load matrices: four, and twice four.
+macro_rules! load_matrices {
+    ($($(#[$doc:meta])* $name:ident, $(#[$twice_doc:meta])* $twice:ident: $instruction:literal;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub unsafe fn $name(address: u32) -> [u32; 4] {
+            let (a, b, c, d): (u32, u32, u32, u32);
+            bar_warp_sync(!0);
+            asm!(concat!($instruction, " {{{}, {}, {}, {}}}, [{}];"),
+                out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
+            [a, b, c, d]
+        }
+
+        $(#[$twice_doc])*
+        #[inline(always)]
+        pub unsafe fn $twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
+            let (a, b, c, d, e, f, g, h): (u32, u32, u32, u32, u32, u32, u32, u32);
+            bar_warp_sync(!0);
+            asm!(concat!($instruction, " {{{}, {}, {}, {}}}, [{}];"), concat!($instruction, " {{{}, {}, {}, {}}}, [{}];"),
+                out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) first,
+                out(reg32) e, out(reg32) f, out(reg32) g, out(reg32) h, in(reg32) second, options(nostack));
+            [[a, b, c, d], [e, f, g, h]]
+        }
+    )*};
 }
 
-/// [`ldmatrix`] with each matrix transposed: rows 2 (l % 4) and the next, column l / 4.
-#[inline(always)]
-pub unsafe fn ldmatrix_transposed(address: u32) -> [u32; 4] {
-    let (a, b, c, d): (u32, u32, u32, u32);
-    bar_warp_sync(!0);
-    asm!("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];",
-        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
-    [a, b, c, d]
-}
-
-/// Two of [`ldmatrix`].
-#[inline(always)]
-pub unsafe fn ldmatrix_twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
-    let (a, b, c, d, e, f, g, h): (u32, u32, u32, u32, u32, u32, u32, u32);
-    bar_warp_sync(!0);
-    asm!("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{}, {}, {}, {}}}, [{}];",
-        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{}, {}, {}, {}}}, [{}];",
-        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) first,
-        out(reg32) e, out(reg32) f, out(reg32) g, out(reg32) h, in(reg32) second, options(nostack));
-    [[a, b, c, d], [e, f, g, h]]
-}
-
-/// Two of [`ldmatrix_transposed`].
-#[inline(always)]
-pub unsafe fn ldmatrix_transposed_twice([first, second]: [u32; 2]) -> [[u32; 4]; 2] {
-    let (a, b, c, d, e, f, g, h): (u32, u32, u32, u32, u32, u32, u32, u32);
-    bar_warp_sync(!0);
-    asm!("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];",
-        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];",
-        out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) first,
-        out(reg32) e, out(reg32) f, out(reg32) g, out(reg32) h, in(reg32) second, options(nostack));
-    [[a, b, c, d], [e, f, g, h]]
+load_matrices! {
+    /// Four 8x8 matrices of bf16 from shared memory. Lane l gives the address of row l % 8 of matrix l / 8; it receives, of
+    /// each matrix, row l / 4, columns 2 (l % 4) and the next.
+    ldmatrix,
+    /// Two of [`ldmatrix`].
+    ldmatrix_twice: "ldmatrix.sync.aligned.m8n8.x4.shared.b16";
+    /// [`ldmatrix`] with each matrix transposed: rows 2 (l % 4) and the next, column l / 4.
+    ldmatrix_transposed,
+    /// Two of [`ldmatrix_transposed`].
+    ldmatrix_transposed_twice: "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16";
 }
 
 /// acc [16, 8] += a [16, 16] · b [16, 8] in bf16 with f32 sums, laid out over the warp as PTX's `mma.m16n8k16` says.
