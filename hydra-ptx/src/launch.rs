@@ -55,6 +55,9 @@ pub struct Operand {
 }
 
 impl Operand {
+    /// No operand: a kernel reads nothing of it.
+    pub const NONE: Self = Self { at: Ptr::NULL, rows: 0, columns: 0, pitch: 0 };
+
     /// An operand without anything between its rows.
     pub fn new(at: Ptr, rows: u32, columns: u32) -> Self {
         Self { at, rows, columns, pitch: padded(columns) }

@@ -109,8 +109,7 @@ impl LoraUpBackward<'_> {
         let &Self { dy: Operand { rows: tokens, columns: d_out, .. }, adapter_state, adapter } = self;
         let &GateGradient { d_adapter_state, d_adapter_state_bf16, d_router_bf16, db } = out;
         let Operand { at: d_adapter_state_bf16, pitch: d_adapter_state_pitch, .. } = d_adapter_state_bf16;
-        let no_router = Operand::new(Ptr::NULL, 0, 0);
-        let Operand { at: d_router_bf16, pitch: d_router_pitch, .. } = d_router_bf16.unwrap_or(no_router);
+        let Operand { at: d_router_bf16, pitch: d_router_pitch, .. } = d_router_bf16.unwrap_or(Operand::NONE);
         let db_count = if parts.db == Ptr::NULL { 0 } else { self.groups().1 };
         let params = GateBackwardParams {
             d_adapter_state,

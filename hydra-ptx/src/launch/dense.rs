@@ -137,8 +137,8 @@ pub fn gemm(by: Instructions, product: &Product<'_>) -> Launch {
     let &Product { c, c_pitch, addend, form, a, w, second } = product;
     let entry = gemm_entry(by, form, w.format);
     let ((n, k), m) = (product.sizes(), a.rows);
-    let nothing = Operand::new(Ptr::NULL, 0, 0);
-    let SecondProduct { a: a2, b: b2 } = second.unwrap_or(SecondProduct { a: nothing, b: nothing });
+    let no_second = SecondProduct { a: Operand::NONE, b: Operand::NONE };
+    let SecondProduct { a: a2, b: b2 } = second.unwrap_or(no_second);
     let (grid, shared) = match by {
         Mma => ([n.div_ceil(GEMM_N), m.div_ceil(GEMM_M)], GEMM_SHARED),
         Wgmma => ([n.div_ceil(WGMMA_N), m.div_ceil(WGMMA_M)], WGMMA_SHARED),
@@ -214,8 +214,8 @@ pub fn matvec(output: Output, x: Operand, w: &Matrix, rows: MatrixRows, second: 
         MatrixRows::All => (Ptr::NULL, w.rows),
         MatrixRows::Ids { at, count } => (at, count),
     };
-    let nothing = SecondMatvec { x: Operand::new(Ptr::NULL, 0, 0), w: Ptr::NULL };
-    let SecondMatvec { x: x2, w: w2 } = second.unwrap_or(nothing);
+    let no_second = SecondMatvec { x: Operand::NONE, w: Ptr::NULL };
+    let SecondMatvec { x: x2, w: w2 } = second.unwrap_or(no_second);
     let params = MatvecParams {
         y,
         addend,

@@ -41,6 +41,11 @@ struct Spaced {
     pitch: usize,
 }
 
+/// Bytes of a bf16 value, or of f32.
+fn value_bytes(bf16: bool) -> usize {
+    if bf16 { size_of::<bf16>() } else { size_of::<f32>() }
+}
+
 /// The elements from a row of bf16 to the next, where there is `room` behind each.
 pub(super) fn pitch(width: usize, room: usize) -> usize {
     width.next_multiple_of(8) + room
@@ -48,8 +53,7 @@ pub(super) fn pitch(width: usize, room: usize) -> usize {
 
 impl<D: Driver> Memory<D> {
     pub(super) fn zeroed(driver: &D, len: usize, bf16: bool) -> Result<Self> {
-        let bytes = if bf16 { size_of::<bf16>() } else { size_of::<f32>() };
-        Ok(Self { memory: driver.allocate(bytes * len.max(1))?, len, bf16, rows: None })
+        Ok(Self { memory: driver.allocate(value_bytes(bf16) * len.max(1))?, len, bf16, rows: None })
     }
 
     /// Activations [rows, width] with so many free columns behind each row.
@@ -70,9 +74,19 @@ impl<D: Driver> Memory<D> {
     /// If there are fewer, or they lie in rows.
     #[track_caller]
     fn bytes(&self, len: usize) -> usize {
-        assert!(len <= self.len, "{len} values of a buffer of {}", self.len);
+        self.check(len);
         assert!(self.rows.is_none(), "rows with room behind them");
-        if self.bf16 { size_of::<bf16>() * len } else { size_of::<f32>() * len }
+        value_bytes(self.bf16) * len
+    }
+
+    #[track_caller]
+    fn check(&self, len: usize) {
+        assert!(len <= self.len, "{len} values of a buffer of {}", self.len);
+    }
+
+    /// How the values lie; those that have no rows are taken as rows of `width`.
+    fn spacing(&self, width: usize) -> Spaced {
+        self.rows.unwrap_or(Spaced { width, pitch: width })
     }
 
     /// The address, for a launch that uses `len` values, which lie one after the other.
@@ -91,35 +105,31 @@ impl<D: Driver> Memory<D> {
     /// If there are fewer, or their rows have another width.
     #[track_caller]
     pub(super) fn matrix(&self, driver: &D, rows: usize, width: usize) -> (Values, usize) {
-        assert!(rows * width <= self.len, "{rows} rows of {width} values of a buffer of {}", self.len);
-        let Spaced { width: own, pitch } = self.rows.unwrap_or(Spaced { width, pitch: width });
+        self.check(rows * width);
+        let Spaced { width: own, pitch } = self.spacing(width);
         assert_eq!(own, width, "the width of a row");
         (Values { at: Ptr(driver.address(&self.memory)), bf16: self.bf16 }, pitch)
     }
 
     pub(super) fn upload(&mut self, driver: &D, from: &[f32]) -> Result<()> {
-        if let Some(Spaced { width, pitch }) = self.rows {
-            assert!(from.len() <= self.len, "{} values of a buffer of {}", from.len(), self.len);
-            for (row, from) in from.chunks(width).enumerate() {
-                let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
-                driver.upload(&mut self.memory, size_of::<bf16>() * row * pitch, bytemuck::cast_slice(&rounded))?;
-            }
-            return Ok(());
-        }
-        self.bytes(from.len());
+        self.check(from.len());
         if !self.bf16 {
             return driver.upload(&mut self.memory, 0, bytemuck::cast_slice(from));
         }
-        let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
-        driver.upload(&mut self.memory, 0, bytemuck::cast_slice(&rounded))
+        let Spaced { width, pitch } = self.spacing(from.len());
+        for (row, from) in from.chunks(width.max(1)).enumerate() {
+            let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+            driver.upload(&mut self.memory, size_of::<bf16>() * row * pitch, bytemuck::cast_slice(&rounded))?;
+        }
+        Ok(())
     }
 
     pub(super) fn download(&self, driver: &D, to: &mut [f32]) -> Result<()> {
-        assert!(to.len() <= self.len, "{} values of a buffer of {}", to.len(), self.len);
+        self.check(to.len());
         if !self.bf16 {
             return driver.download(bytemuck::cast_slice_mut(to), &self.memory);
         }
-        let Spaced { width, pitch } = self.rows.unwrap_or(Spaced { width: to.len(), pitch: to.len() });
+        let Spaced { width, pitch } = self.spacing(to.len());
         let mut values = vec![bf16::ZERO; to.len().div_ceil(width.max(1)) * pitch];
         driver.download(bytemuck::cast_slice_mut(&mut values), &self.memory)?;
         for (to, values) in to.chunks_mut(width.max(1)).zip(values.chunks(pitch.max(1))) {
@@ -138,7 +148,6 @@ impl<D: Driver> Memory<D> {
     /// Sets the first `rows` rows of `width` values to zero.
     pub(super) fn zero(&mut self, driver: &D, rows: usize, width: usize) -> Result<()> {
         let (_, pitch) = self.matrix(driver, rows, width);
-        let bytes = if self.bf16 { size_of::<bf16>() } else { size_of::<f32>() };
-        driver.zero(&mut self.memory, bytes * rows * pitch)
+        driver.zero(&mut self.memory, value_bytes(self.bf16) * rows * pitch)
     }
 }

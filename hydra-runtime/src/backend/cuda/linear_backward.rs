@@ -61,34 +61,34 @@ impl<D: Driver> Cuda<D> {
         let rows = adapter.launched.stacked_rows;
         // Where the second product's operands lie if they can be multiplied together with the first one's.
         let joined = frozen.as_ref().and_then(|frozen| dy.behind(rows).zip(frozen.w.below(rows)));
-        let (second, a) = joined.unzip();
+        let (joined_rows, joined_weight) = joined.unzip();
         let dparams = dparams.map(|dparams| self.f32(dparams, args.slot.a.end.max(args.slot.b.end)));
         let db = dparams.map_or(Ptr::NULL, |dparams| dparams.f32(args.slot.b.start));
         let up = LoraUpBackward { dy, adapter_state, adapter: &adapter.launched };
-        let gradient = self.gate_gradient(state, &adapter, &up, (db, second), args.balance)?;
+        let gradient = self.gate_gradient(state, &adapter, &up, (db, joined_rows), args.balance)?;
         if let Some(dparams) = dparams {
             let x = self.operand(&mut state.x, &x.0, tokens, weight.columns)?;
             let (da, rows) = (dparams.f32(args.slot.a.start), gradient.d_adapter_state_bf16);
             self.weight_grad(&mut state.partial, &launch::da(da, x, rows, &adapter.launched))?;
         }
-        frozen.map_or(Ok(()), |frozen| self.adapted_dx(state, &frozen, &adapter, (&gradient, a)))
+        frozen.map_or(Ok(()), |frozen| self.adapted_dx(state, &frozen, &adapter, (&gradient, joined_weight)))
     }
 
-    /// The gradient of `adapter_state`, with the load-balancing loss of this coefficient; and `db`, unless it is null.
-    /// `second` is where [`second`]'s operand has to be, if not anywhere.
+    /// The gradient of `adapter_state`, with the load-balancing loss of this coefficient; and `db`, unless it is null. What
+    /// [`second`] returns is written to `joined`, or, if that is none, to memory of the backend's.
     fn gate_gradient(
         &self,
         state: &mut State<D>,
         adapter: &Adapter,
         up: &LoraUpBackward<'_>,
-        (db, second): (Ptr, Option<Operand>),
+        (db, joined): (Ptr, Option<Operand>),
         balance: f32,
     ) -> Result<GateGradient> {
         let (driver, &Adapter { ref shape, ref launched, b, .. }) = (&self.driver, adapter);
         let (tokens, rows) = (up.dy.rows, launched.stacked_rows);
         let drops = launched.dropout.drops();
-        let place = |area: &mut Area<D>, takes: bool| match second.filter(|_| takes) {
-            Some(second) => Ok(second),
+        let place = |area: &mut Area<D>, is_second: bool| match joined.filter(|_| is_second) {
+            Some(joined) => Ok(joined),
             None => area.operand(driver, tokens, rows),
         };
         let out = GateGradient {
@@ -120,8 +120,8 @@ impl<D: Driver> Cuda<D> {
         self.run(&grad.total(parts))
     }
 
-    /// dx with the adapter's part, where `joined` is the place of the operand [A; R] if not anywhere. With dropout, A's
-    /// part of it is added last, after dropout; the router's is not dropped.
+    /// dx with the adapter's part. [A; R] is written to `joined` as an operand, or, if that is none, to memory of the
+    /// backend's. With dropout, A's part of dx is added last, after dropout; the router's is not dropped.
     fn adapted_dx(
         &self,
         state: &mut State<D>,

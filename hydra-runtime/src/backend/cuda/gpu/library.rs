@@ -54,46 +54,27 @@ impl Library {
     /// # Safety
     /// As for the launch.
     pub unsafe fn multiply(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<()> {
-        let (n, _) = product.sizes();
-        let (k, in_parts) = product.apart(|second, rest| (rest.a.columns, second.is_some()));
-        let kind = (product.form, n, k, product.c.bf16, in_parts);
-        let mut best = self.best.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_place = product.addend == product.c.at;
-        // SAFETY: the caller's contract.
-        unsafe {
-            let best = match best.get(&kind) {
-                Some(&known) => known,
-                None if in_place => None,
-                None => *best.entry(kind).insert_entry(self.fastest(device, product, kernel)?).get(),
-            };
-            let Some(algorithm) = best else { return device.launch(kernel) };
-            self.split(device, product, |frozen| {
-                let done = self.queue(device, frozen, &algorithm).or_else(|_| {
+        let (n, in_place) = (product.sizes().0, product.addend == product.c.at);
+        product.apart(|first, rest| {
+            let ways = Ways { kernel, first, rest };
+            let kind = (product.form, n, ways.rest.a.columns, product.c.bf16, ways.first.is_some());
+            let mut best = self.best.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the caller's contract.
+            unsafe {
+                let best = match best.get(&kind) {
+                    Some(&known) => known,
+                    None if in_place => None,
+                    None => *best.entry(kind).insert_entry(self.fastest(device, &ways)?).get(),
+                };
+                let Some(algorithm) = best else { return device.launch(kernel) };
+                ways.launch_first(device)?;
+                let done = self.queue(device, &ways.rest, &algorithm).or_else(|_| {
                     // The algorithm was found for another number of rows.
-                    let first = self.blas.algorithms(frozen)?.first().copied();
-                    self.queue(device, frozen, &first.ok_or("cuBLASLt: no algorithm for this product")?)
+                    let favourite = self.blas.algorithms(&ways.rest)?.first().copied();
+                    self.queue(device, &ways.rest, &favourite.ok_or("cuBLASLt: no algorithm for this product")?)
                 });
                 done.map_err(|why| device.error(why))
-            })
-        }
-    }
-
-    /// Queues what the library can't multiply together with the rest, and calls `rest`.
-    ///
-    /// # Safety
-    /// As for a launch of the product.
-    unsafe fn split<T>(
-        &self,
-        device: &Device,
-        product: &Product<'_>,
-        rest: impl FnOnce(&Product<'_>) -> Result<T>,
-    ) -> Result<T> {
-        product.apart(|second, frozen| {
-            if let Some(second) = second {
-                // SAFETY: the caller's contract; it writes only C.
-                unsafe { device.launch(&second)? };
             }
-            rest(&frozen)
         })
     }
 
@@ -118,24 +99,23 @@ impl Library {
     ///
     /// # Safety
     /// As for a launch of the product, which overwrites C.
-    unsafe fn fastest(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<Option<Algorithm>> {
-        let Ok(algorithms) = product.apart(|_, frozen| self.blas.algorithms(&frozen)) else { return Ok(None) };
+    unsafe fn fastest(&self, device: &Device, ways: &Ways<'_>) -> Result<Option<Algorithm>> {
+        let Ok(algorithms) = self.blas.algorithms(&ways.rest) else { return Ok(None) };
         // SAFETY: the caller's contract; each time C is overwritten.
         unsafe {
-            let (mut best, mut least) = (None, device.milliseconds(|| device.launch(kernel))?);
-            let expected = rows(device, product)?;
+            let (mut best, mut least) = (None, device.milliseconds(|| device.launch(ways.kernel))?);
+            let expected = rows(device, &ways.rest)?;
             let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
             let close = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE * largest;
             for algorithm in algorithms {
                 let by_library = || {
-                    self.split(device, product, |frozen| {
-                        self.queue(device, frozen, &algorithm).map_err(|why| device.error(why))
-                    })
+                    ways.launch_first(device)?;
+                    self.queue(device, &ways.rest, &algorithm).map_err(|why| device.error(why))
                 };
                 if by_library().is_err() {
                     continue;
                 }
-                let same = rows(device, product)?.iter().zip(&expected).all(close);
+                let same = rows(device, &ways.rest)?.iter().zip(&expected).all(close);
                 let time = device.milliseconds(by_library)?;
                 if same && time < FASTER * least {
                     (best, least) = (Some(algorithm), time);
@@ -143,6 +123,27 @@ impl Library {
             }
             Ok(best)
         }
+    }
+}
+
+/// The ways to compute a product.
+struct Ways<'p> {
+    /// By the kernel.
+    kernel: &'p Launch,
+    /// By the library: what it can't multiply together with the rest, if there is anything,
+    first: Option<Launch>,
+    /// and the rest.
+    rest: Product<'p>,
+}
+
+impl Ways<'_> {
+    /// Queues what comes before the library's part.
+    ///
+    /// # Safety
+    /// As for a launch of the product.
+    unsafe fn launch_first(&self, device: &Device) -> Result<()> {
+        // SAFETY: the caller's contract; it writes only C.
+        self.first.as_ref().map_or(Ok(()), |first| unsafe { device.launch(first) })
     }
 }
 
