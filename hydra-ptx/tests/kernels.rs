@@ -4,6 +4,8 @@
 mod adapter;
 #[path = "kernels/emulator.rs"]
 mod emulator;
+#[path = "kernels/expected.rs"]
+mod expected;
 #[path = "kernels/gemm.rs"]
 mod gemm;
 #[path = "kernels/support.rs"]
