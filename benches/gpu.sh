@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be run on a GPU, in one script of at most ten minutes: correctness first, then speed, then NVIDIA's tools.
 #
-#   benches/gpu.sh pack DIR [--debug]   where cargo is: builds everything, and collects in DIR what `run` needs
+#   benches/gpu.sh pack DIR [--debug]       where cargo is: builds everything, and collects in DIR what `run` needs
 #   benches/gpu.sh run DIR [OUT [PART..]]   on the machine with the GPU: needs DIR, bash and a driver; no cargo, no network
 #
 # `run` does one step after the other, each with a time limit, goes on after a failure, keeps each step's output as OUT/STEP.log
