@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{Builder, NamedTempFile, TempDir, TempPath};
 
 /// What temporary names begin with; the process's id and a hyphen follow.
 pub const PREFIX: &str = ".hydra-tmp-";
@@ -44,14 +44,11 @@ pub fn write_all_atomically(files: &[(PathBuf, &[u8])]) -> Result<()> {
 /// Replaces one file with what `fill` writes at the path that it is given, for what should not be in memory as a whole.
 pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let at = |source| io(path, source);
-    let temporary = temporary(path)?;
-    let permissions = temporary.as_file().metadata().map_err(at)?.permissions();
-    let temporary = temporary.into_temp_path();
-    fill(&temporary)?;
-    // `fill` may have made another file of it.
-    fs::set_permissions(&temporary, permissions).map_err(at)?;
-    File::open(&temporary).and_then(|file| file.sync_all()).map_err(at)?;
-    temporary.persist(path).map_err(|error| at(error.error))?;
+    let folder = TemporaryFolder::new(path, &Builder::new())?;
+    let filled = folder.path().join("file");
+    fill(&filled)?;
+    File::open(&filled).and_then(|file| file.sync_all()).map_err(at)?;
+    fs::rename(&filled, path).map_err(at)?;
     flush_parent(path);
     Ok(())
 }
@@ -80,12 +77,37 @@ pub fn try_beside(path: &Path) -> Result<()> {
     temporary(path).map(drop)
 }
 
+/// A folder with a temporary name, which is locked until it is dropped, and then removed with all that is in it.
+struct TemporaryFolder {
+    folder: TempDir,
+    /// Where folders can be locked.
+    _lock: Option<File>,
+}
+
+impl TemporaryFolder {
+    /// In the folder of `path`.
+    fn new(path: &Path, builder: &Builder<'_, '_>) -> Result<Self> {
+        let (parent, prefix) = (parent(path)?, prefix());
+        let mut builder = builder.clone();
+        builder.prefix(&prefix);
+        loop {
+            let folder = builder.tempdir_in(parent).map_err(|source| io(path, source))?;
+            let lock = File::open(&folder).ok().filter(|folder| folder.lock().is_ok());
+            if folder.path().exists() {
+                return Ok(Self { folder, _lock: lock });
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
 /// A folder that is not there until it is complete. Nothing of it stays if it is dropped before that.
 pub struct NewFolder {
-    temporary: TempDir,
+    temporary: TemporaryFolder,
     destination: PathBuf,
-    /// Where folders can be locked, and until it is complete.
-    _lock: Option<File>,
 }
 
 impl NewFolder {
@@ -104,18 +126,10 @@ impl NewFolder {
         let parent = parent(destination)?;
         fs::create_dir_all(parent).map_err(at)?;
         remove_leftovers(parent);
-        let prefix = prefix();
         let mut builder = Builder::new();
-        builder.prefix(&prefix);
         #[cfg(unix)]
         builder.permissions(unix_mode(0o777));
-        loop {
-            let temporary = builder.tempdir_in(parent).map_err(at)?;
-            let lock = File::open(&temporary).ok().filter(|folder| folder.lock().is_ok());
-            if temporary.path().exists() {
-                return Ok(Self { temporary, destination: destination.into(), _lock: lock });
-            }
-        }
+        Ok(Self { temporary: TemporaryFolder::new(destination, &builder)?, destination: destination.into() })
     }
 
     /// Where to write its files.
@@ -133,7 +147,7 @@ impl NewFolder {
         };
         keep().map_err(|source| io(&self.destination, source))?;
         // It is no longer where it would be removed.
-        let _ = self.temporary.keep();
+        let _ = self.temporary.folder.keep();
         flush_parent(&self.destination);
         Ok(())
     }
@@ -141,7 +155,8 @@ impl NewFolder {
 
 /// A file that is not there until it is complete; nothing is replaced by it, and nothing of it stays if it is dropped before that.
 pub struct NewFile {
-    temporary: NamedTempFile,
+    temporary: TemporaryFolder,
+    path: PathBuf,
     destination: PathBuf,
 }
 
@@ -157,22 +172,28 @@ impl NewFile {
         let folder = parent(destination)?;
         fs::create_dir_all(folder).map_err(|source| io(destination, source))?;
         remove_leftovers(folder);
-        Ok(Self { temporary: temporary(destination)?, destination: destination.into() })
+        let temporary = TemporaryFolder::new(destination, &Builder::new())?;
+        let path = temporary.path().join("file");
+        Ok(Self { temporary, path, destination: destination.into() })
     }
 
     /// Where to write it.
     pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What to remove if the process ends before it is complete.
+    pub fn temporary(&self) -> &Path {
         self.temporary.path()
     }
 
     /// Flushes it and puts it at its destination.
     pub fn keep(self) -> Result<()> {
-        let Self { temporary, destination } = self;
-        let path = temporary.into_temp_path();
-        let kept = File::open(&path).and_then(|file| file.sync_all());
-        let kept = kept.and_then(|()| path.persist_noclobber(&destination).map_err(|error| error.error));
-        kept.map_err(|source| io(&destination, source))?;
-        flush_parent(&destination);
+        let kept = File::open(&self.path).and_then(|file| file.sync_all());
+        let keep =
+            |()| TempPath::try_from_path(&self.path)?.persist_noclobber(&self.destination).map_err(|error| error.error);
+        kept.and_then(keep).map_err(|source| io(&self.destination, source))?;
+        flush_parent(&self.destination);
         Ok(())
     }
 }
@@ -255,7 +276,8 @@ mod tests {
         let dir = tempdir().unwrap();
         let path = dir.path().join("new/a");
         let file = NewFile::begin(&path).unwrap();
-        fs::write(file.path(), "1").unwrap();
+        write_atomically(file.path(), b"1").unwrap();
+        remove_leftovers(&dir.path().join("new"));
         assert!(!path.exists());
         file.keep().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"1");
@@ -271,9 +293,15 @@ mod tests {
         let fill = |text: &'static str| {
             move |path: &Path| fs::write(path, text).map_err(|source| Error::Io { path: path.into(), source })
         };
-        fill_atomically(&path, fill("1")).unwrap();
+        let beside_another = |path: &Path| {
+            // Another process tidies up meanwhile.
+            remove_leftovers(dir.path());
+            fill("1")(path)
+        };
+        fill_atomically(&path, beside_another).unwrap();
         let seen = fill_atomically(&path, |path| {
-            let name = path.file_name().unwrap().to_str().unwrap();
+            let folder = path.parent().unwrap();
+            let name = folder.file_name().unwrap().to_str().unwrap();
             assert!(name.starts_with(&format!("{PREFIX}{}-", std::process::id())), "{name}");
             fill("2")(path)?;
             Err(Error::Invalid("stopped".into()))

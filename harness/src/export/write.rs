@@ -39,7 +39,7 @@ impl Source {
     /// The merged model as a GGUF file.
     pub fn gguf(&self, out: &Path, format: Format) -> Result<()> {
         let file = NewFile::begin(out).context("--out")?;
-        interrupt::discard(file.path())?;
+        interrupt::discard(file.temporary())?;
         let description = self.description();
         let options = GgufOptions { format, description: description.as_deref() };
         let merged = merge::write_gguf(&self.checkpoint, &self.adapter, self.gate, file.path(), options)?;
@@ -54,7 +54,7 @@ impl Source {
     /// The adapter as a LoRA in a GGUF file.
     pub fn gguf_lora(&self, out: &Path) -> Result<()> {
         let file = NewFile::begin(out).context("--out")?;
-        interrupt::discard(file.path())?;
+        interrupt::discard(file.temporary())?;
         let (lora, config) = (self.adapter.as_lora(self.gate)?, self.checkpoint.config());
         lora.save_gguf(file.path(), config, self.description().as_deref())?;
         let (found, effect) = self.check_adapter(out, file.path())?;
