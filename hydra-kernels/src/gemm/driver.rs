@@ -51,7 +51,7 @@ impl APanel {
 
 fn blocking<K: MicroKernel>() -> KBlocking {
     let size = size_of::<K::A>();
-    KBlocking { k_step: K::K_STEP, kc: KC_BYTES / size, joined: JOINED_BYTES / size }
+    KBlocking { k_step: K::K_STEP, kc: K::KC_BYTES / size, joined: JOINED_BYTES / size }
 }
 
 /// NC: the columns whose panels, `depth` rows deep, stay in L2.
@@ -61,7 +61,7 @@ fn nc<K: MicroKernel>(depth: usize) -> usize {
 
 /// C = or += Σ terms.
 pub(super) fn multiply<K: MicroKernel>(kernel: K, c: &mut [f32], product: &Product<'_, '_, K::B>) {
-    const { assert!(K::MR <= MR_MAX) };
+    const { assert!(K::MR <= MR_MAX && K::KC_BYTES <= KC_BYTES) };
     let &Product { c_stride, m, n, mut accumulate, terms } = product;
     let mut a = APanel::ZEROED;
     for pass in blocking::<K>().passes(terms) {

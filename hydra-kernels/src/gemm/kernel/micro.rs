@@ -1,7 +1,7 @@
 //! The interface between the driver and a micro-kernel: MR × NR of C from a micro-panel of A and a panel of B.
 
 use crate::gemm::bf16::{PackedA, round_rows};
-use crate::gemm::blocking::{A_ROW_BYTES, KBlock};
+use crate::gemm::blocking::{A_ROW_BYTES, KBlock, KC_BYTES};
 use crate::gemm::view::{Accumulate, Values};
 use crate::isa::Isa;
 use half::bf16;
@@ -18,6 +18,8 @@ pub(in crate::gemm) trait MicroKernel: Copy {
     const NR: usize;
     /// Panels are padded to a multiple of this many rows of k.
     const K_STEP: usize;
+    /// The most bytes of a row of A in one block of k; at most the default.
+    const KC_BYTES: usize = KC_BYTES;
 
     /// The f32 instruction set that this one contains.
     fn isa(self) -> Isa;
