@@ -36,12 +36,15 @@ pub fn exp(x: f32) -> f32 {
     e * power(half) * power(n.wrapping_sub(half))
 }
 
-/// eˣ where the result will be rounded to bf16: half the work of [`exp`]. Relative error 2·10⁻⁵ at most (in x, 10⁻⁷ of its size); x below −87.3 is
-/// taken for −87.3, above 88 for 88; NaN for NaN.
+/// eˣ where the result will be rounded to bf16: half the work of [`exp`]. Relative error 2·10⁻⁵ at most (in x, 10⁻⁷ of
+/// its size); 0 below −87.3, where eˣ is subnormal; x above 88 is taken for 88; NaN for NaN.
 #[inline(always)]
 pub fn exp_coarse(x: f32) -> f32 {
     let t = x * core::f32::consts::LOG2_E;
-    let t = if t < -126.0 { -126.0 } else { t };
+    // A masked score's probability is 0. The least normal number would have subnormal gradients, and products of these are
+    // slow.
+    let subnormal = t < -126.0;
+    let t = if subnormal { -126.0 } else { t };
     let t = if t > 127.0 { 127.0 } else { t };
     const MAGIC: f32 = 12_582_912.0;
     let shifted = t + MAGIC;
@@ -53,7 +56,8 @@ pub fn exp_coarse(x: f32) -> f32 {
     let p = p * f + 0.693_121_8;
     let p = p * f + 0.999_999_3;
     // The integer is in the low bits of `shifted`; into the exponent with it.
-    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+    let e = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if subnormal { 0.0 } else { e }
 }
 
 /// 1 / (1 + e⁻ˣ).

@@ -28,6 +28,20 @@ fn exp_over_its_range() {
 }
 
 #[test]
+fn coarse_exp_over_its_range() {
+    for i in 0..500_000 {
+        let x = -87.3 + i as f32 * (175.3 / 500_000.0);
+        let error = (f64::from(math::exp_coarse(x)) / f64::from(x).exp() - 1.0).abs();
+        assert!(error <= tolerance::EXP_COARSE + 1e-7 * f64::from(x.abs()), "{x}: {error}");
+    }
+    // Of a masked score, or one far below the largest: 0, and nothing subnormal.
+    for x in [-87.4, -88.0, -105.0, f32::MIN, f32::NEG_INFINITY] {
+        assert_eq!(math::exp_coarse(x), 0.0, "{x}");
+    }
+    assert!(math::exp_coarse(f32::NAN).is_nan());
+}
+
+#[test]
 fn ln_and_roots_over_their_range() {
     for bits in (1..0x7f80_0000u32).step_by(997) {
         let x = f32::from_bits(bits);

@@ -41,6 +41,7 @@ pub mod tolerance {
     pub const SILU_DERIVATIVE: f64 = 2e-6;
     /// The reference's exp, relative.
     pub const REFERENCE_EXP: f64 = 1e-14;
+    pub const EXP_COARSE: f64 = 2e-5;
     /// The reference's ln, absolute.
     pub const REFERENCE_LN: f64 = 1e-12;
     /// One f32 operation on values of about 1, absolute.
