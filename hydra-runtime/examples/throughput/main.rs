@@ -5,13 +5,20 @@
 //! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32, q8), isa=best (or a name such
 //! as avx512bf16), device=cpu (or cuda:0, with `--features cuda`), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
 //! inputs), steps=5, profile=0 (1: each operation's share of the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
-//! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time. On a GPU there are
-//! neither precision, isa, threads nor profile (operations are queued there, not done), and the memory is the host's.
+//! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time.
+//!
+//! At the end the machine's own rates are measured (products in registers, reading and writing memory, on all threads at once),
+//! and the speed is printed as a share of what they allow. Elementwise operations on values that stay in a cache can be above
+//! that floor. On a GPU there are neither precision, isa, threads, floor nor profile (operations are queued there, not done), and
+//! the memory is the host's.
 
+mod floor;
+mod peak;
 #[path = "../settings/mod.rs"]
 mod settings;
 mod timed;
 
+use floor::Machine;
 use hydra_kernels::{Bf16Isa, Isa, Q8Isa};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
 use hydra_runtime::backend::AdamW;
@@ -31,6 +38,12 @@ use std::time::{Duration, Instant};
 use timed::{Timed, Times};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Tokens before those that `decode` times.
+const PROMPT: usize = 128;
+
+/// Tokens that `decode` times.
+const DECODED: usize = 64;
 
 /// What may be set.
 const KEYS: [&str; 13] = [
@@ -68,7 +81,7 @@ fn main() -> Result<()> {
         {
             return Err(format!("{key}: not with a GPU").into());
         }
-        return run(Cuda::new(Gpu::open(ordinal.parse()?)?), model, mode, settings);
+        return run(Cuda::new(Gpu::open(ordinal.parse()?)?), model, mode, settings, None);
     }
     #[cfg(not(feature = "cuda"))]
     settings.gpu()?;
@@ -80,94 +93,138 @@ fn main() -> Result<()> {
         q8_isa: Q8Isa::by_name(isa),
         ..CpuOptions::default()
     };
-    run(Cpu::new(options)?, model, mode, settings)
+    let cpu = Cpu::new(options)?;
+    let threads = cpu.threads();
+    run(cpu, model, mode, settings, Some(&|| Machine::measure(options, threads)))
 }
 
-fn run<B: Backend>(backend: B, model: &str, mode: &str, settings: &Settings) -> Result<()> {
+/// `machine` measures the machine, where that is possible.
+fn run<B: Backend>(
+    backend: B,
+    model: &str,
+    mode: &str,
+    settings: &Settings,
+    machine: Option<&dyn Fn() -> Machine>,
+) -> Result<()> {
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let measured = Arc::new(Times::default());
-    let profile = settings.number("profile", 0)? > 0;
-    let backend = Timed { inner: backend, times: profile.then(|| Arc::clone(&measured)) };
+    let backend = Timed { inner: backend, times: Arc::clone(&measured), hidden: checkpoint.config().d_model };
     let model = Model::load(backend, &checkpoint)?;
     let adapter = match settings.get("adapter", "hydra") {
         "none" => None,
         kind => Some(Adapter::init(model.config(), config(settings, kind == "lora")?, 0)?),
     };
     let (batch, seq) = (settings.number("batch", 4)?, settings.number("seq", 512)?);
-    let tokens = batch * seq;
-    let pass = match settings.number("pass", 0)? {
-        0 => tokens,
-        pass => pass,
+    let job = Job {
+        model: &model,
+        adapter: adapter.as_ref(),
+        sequences: (0..batch).map(|n| sequence(n, seq, model.config().vocab)).collect(),
+        pass: Some(settings.number("pass", 0)?).filter(|&pass| pass > 0).unwrap_or(batch * seq),
+        checkpointing: match settings.get("keep", "all") {
+            "inputs" => ActivationCheckpointing::EveryLayer,
+            _ => ActivationCheckpointing::Off,
+        },
+        steps: settings.number("steps", 5)?.max(1),
+        profile: settings.number("profile", 0)? > 0,
     };
-    let sequences: Vec<Sequence> = (0..batch).map(|n| sequence(n, seq, model.config().vocab)).collect();
-    let steps = settings.number("steps", 5)?;
-    let (counted, times) = match mode {
-        "train" => {
-            let checkpointing = if settings.get("keep", "all") == "inputs" {
-                ActivationCheckpointing::EveryLayer
-            } else {
-                ActivationCheckpointing::Off
-            };
-            let options = TrainOptions { checkpointing, max_tokens: pass, clip: None, adam: AdamW::default(), seed: 0 };
-            let adapter = adapter.ok_or("adapter=none can't be trained")?;
-            let planned = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
-            println!("planned: {} MiB beside the weights", planned >> 20);
-            let mut trainer = Trainer::new(&model, &adapter, options)?;
-            let mut step = || trainer.step(&sequences, 2e-4).map(|report| println!("loss {:.4}", report.loss));
-            (tokens, time(steps, &measured, &mut step)?)
-        }
-        "forward" => {
-            let mut evaluator = Evaluator::new(&model, adapter.as_ref(), pass)?;
-            let prompts: Vec<Sequence> = sequences.iter().map(|s| Sequence::prompt(&s.tokens)).collect();
-            (tokens, time(steps, &measured, &mut || evaluator.last_logits(&prompts, &[0, 1, 2, 3]).map(drop))?)
-        }
-        "decode" => {
-            let tokens = sequence(0, 192, model.config().vocab).tokens;
-            let mut generator = Generator::new(&model, adapter.as_ref(), tokens.len())?;
-            let run = &mut || {
-                generator.truncate(0);
-                generator.feed(&tokens[..128])?;
-                measured.reset();
-                let start = Instant::now();
-                for token in &tokens[128..] {
-                    generator.feed(&[*token])?;
-                }
-                Ok(start.elapsed().as_secs_f64())
-            };
-            let times = (0..=steps).map(|_| run()).collect::<hydra_runtime::Result<Vec<f64>>>()?;
-            (64, times)
-        }
-        other => return Err(format!("{other}: wanted train, forward or decode").into()),
+    let (tokens, mut times) = match mode {
+        "train" => (batch * seq, job.train()?),
+        "forward" => (batch * seq, job.forward()?),
+        "decode" => (DECODED, job.decode()?),
+        other => return Err(format!("{other}: expected train, forward or decode").into()),
     };
-    let mut times = times[1..].to_vec();
     let last = Duration::from_secs_f64(times[times.len() - 1]);
     times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+    let [rate, slowest, fastest] = [times.len() / 2, times.len() - 1, 0].map(|i| tokens as f64 / times[i]);
+    let (device, count, memory) = (model.backend().describe(), times.len(), peak_memory_mib());
     println!(
-        "{}, {mode}: {:.1} tokens/s (median of {}; {:.1} to {:.1}), peak memory {} MiB",
-        model.backend().describe(),
-        counted as f64 / median,
-        times.len(),
-        counted as f64 / times[times.len() - 1],
-        counted as f64 / times[0],
-        peak_memory_mib()
+        "{device}, {mode}: {rate:.1} tokens/s (median of {count}; {slowest:.1} to {fastest:.1}), peak memory {memory} MiB"
     );
-    if profile {
-        measured.print(last);
+    let Some(machine) = machine.map(|measure| measure()) else { return Ok(()) };
+    println!("{}", machine.describe());
+    if let Some(floor) = measured.floor(&machine) {
+        let (share, most) = (100.0 * floor * rate / tokens as f64, tokens as f64 / floor);
+        println!("{share:.0} % of this machine's floor, {most:.0} tokens/s");
+    }
+    if job.profile {
+        measured.print(&machine, last);
     }
     Ok(())
 }
 
-/// Seconds of each step, the first of which isn't counted; `measured` is left with the last one's.
-fn time<R>(steps: usize, measured: &Times, op: &mut impl FnMut() -> hydra_runtime::Result<R>) -> Result<Vec<f64>> {
-    let mut times = Vec::new();
-    for _ in 0..=steps.max(1) {
-        measured.reset();
-        let start = Instant::now();
-        op()?;
-        times.push(start.elapsed().as_secs_f64());
+/// What is measured, and on what.
+struct Job<'a, B: Backend> {
+    model: &'a Model<Timed<B>>,
+    adapter: Option<&'a Adapter>,
+    sequences: Vec<Sequence>,
+    /// Tokens in one pass over the model.
+    pass: usize,
+    checkpointing: ActivationCheckpointing,
+    /// Those that are counted.
+    steps: usize,
+    profile: bool,
+}
+
+impl<B: Backend> Job<'_, B> {
+    /// Seconds of each step of training.
+    fn train(&self) -> Result<Vec<f64>> {
+        let (model, checkpointing) = (self.model, self.checkpointing);
+        let options =
+            TrainOptions { checkpointing, max_tokens: self.pass, clip: None, adam: AdamW::default(), seed: 0 };
+        let adapter = self.adapter.ok_or("adapter=none can't be trained")?;
+        let planned = Trainer::plan_bytes(model.backend(), model.config(), &adapter.config, &options)?;
+        println!("planned: {} MiB beside the weights", planned >> 20);
+        let mut trainer = Trainer::new(model, adapter, options)?;
+        self.time(|| {
+            let start = self.start();
+            let report = trainer.step(&self.sequences, 2e-4)?;
+            let seconds = start.elapsed().as_secs_f64();
+            println!("loss {:.4}", report.loss);
+            Ok(seconds)
+        })
     }
-    Ok(times)
+
+    /// Seconds of each pass over all sequences.
+    fn forward(&self) -> Result<Vec<f64>> {
+        let mut evaluator = Evaluator::new(self.model, self.adapter, self.pass)?;
+        let prompts: Vec<Sequence> = self.sequences.iter().map(|s| Sequence::prompt(&s.tokens)).collect();
+        self.time(|| {
+            let start = self.start();
+            evaluator.last_logits(&prompts, &[0, 1, 2, 3])?;
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
+    /// Seconds of each [`DECODED`] tokens, one at a time.
+    fn decode(&self) -> Result<Vec<f64>> {
+        let tokens = sequence(0, PROMPT + DECODED, self.model.config().vocab).tokens;
+        let (prompt, decoded) = tokens.split_at(PROMPT);
+        let mut generator = Generator::new(self.model, self.adapter, tokens.len())?;
+        self.time(|| {
+            generator.truncate(0);
+            generator.feed(prompt)?;
+            let start = self.start();
+            for token in decoded {
+                generator.feed(&[*token])?;
+            }
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
+    /// The time from which a step counts; what was measured before is forgotten.
+    fn start(&self) -> Instant {
+        self.model.backend().times.reset();
+        Instant::now()
+    }
+
+    /// Seconds of each step but the first, in which work is counted. With a profile, the last step's times are left.
+    fn time(&self, mut step: impl FnMut() -> hydra_runtime::Result<f64>) -> Result<Vec<f64>> {
+        let times = &self.model.backend().times;
+        times.switch(true);
+        step()?;
+        times.switch(self.profile);
+        Ok((0..self.steps).map(|_| step()).collect::<hydra_runtime::Result<_>>()?)
+    }
 }
 
 fn sequence(n: usize, len: usize, vocab: usize) -> Sequence {
