@@ -10,7 +10,7 @@
 use crate::{Error, Result};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::{Builder, NamedTempFile, TempDir, TempPath};
 
@@ -32,7 +32,7 @@ pub fn write_all_atomically(files: &[(PathBuf, &[u8])]) -> Result<()> {
         written.push((path, temporary));
     }
     if let Some((folder, _)) = files.iter().find(|(path, _)| path.is_dir()) {
-        return Err(io(folder, std::io::ErrorKind::IsADirectory.into()));
+        return Err(io(folder, ErrorKind::IsADirectory.into()));
     }
     for (path, temporary) in written {
         temporary.persist(path).map_err(|error| io(path, error.error))?;
@@ -118,9 +118,13 @@ impl NewFolder {
         if fs::symlink_metadata(destination).is_ok_and(|there| there.is_symlink()) {
             return Self::begin(&fs::canonicalize(destination).map_err(at)?);
         }
+        let occupied = |found: &str| {
+            Err(Error::Invalid(format!("{}: {found}: expected a new or empty folder", destination.display())))
+        };
         match fs::read_dir(destination).map(|mut entries| entries.next().is_some()) {
-            Ok(true) => return Err(Error::Invalid(format!("{} is not empty", destination.display()))),
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(error)),
+            Ok(true) => return occupied("not empty"),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return occupied("a file"),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(error)),
             _ => {}
         }
         let parent = parent(destination)?;

@@ -17,7 +17,7 @@ use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, State, context};
 
 /// What errors call it.
-const OWN: &str = "the model's chat template";
+const OWN: &str = "the chat template";
 /// Its name in the environment.
 const NAME: &str = "chat";
 

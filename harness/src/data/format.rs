@@ -230,7 +230,9 @@ fn conversation(values: &[Value], read: impl Fn(&Map<String, Value>) -> Result<M
         messages.push(message);
     }
     if !messages.iter().any(|message| message.role == "assistant") {
-        bail!("expected a message of the assistant to learn, found none in {}", messages.len());
+        let count = messages.len();
+        let messages = if count == 1 { "message" } else { "messages" };
+        bail!("expected a message of the assistant to learn, found none in {count} {messages}");
     }
     Ok(messages)
 }
@@ -343,8 +345,11 @@ mod tests {
         let messages = |list: &str| wrong(&format!(r#"{{"messages":{list}}}"#));
         let [user, assistant] = ["user", "assistant"].map(|role| format!(r#"{{"role":"{role}","content":"x"}}"#));
         assert_eq!(messages("3"), r#""messages": expected a list, found a number"#);
-        assert_eq!(messages("[]"), "expected a message of the assistant to learn, found none in 0");
-        assert_eq!(messages(&format!("[{user}]")), "expected a message of the assistant to learn, found none in 1");
+        assert_eq!(messages("[]"), "expected a message of the assistant to learn, found none in 0 messages");
+        assert_eq!(
+            messages(&format!("[{user}]")),
+            "expected a message of the assistant to learn, found none in 1 message"
+        );
         assert_eq!(messages("[3]"), "message 1: expected an object, found a number");
         assert_eq!(messages(r#"[{"content":"x"}]"#), r#"message 1: no "role""#);
         let order =

@@ -4,7 +4,7 @@
 use super::format::Content;
 use super::options::EncodingArgs;
 use super::records::Record;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hydra_runtime::chat::{ChatTemplate, InstructionTemplate, MaskedTokens, Texts};
 use hydra_runtime::tokenizer::Tokenizer;
 use std::cell::OnceCell;
@@ -99,9 +99,8 @@ impl Template {
         }
         let chat = match &self.chat_source {
             Some(text) => ChatTemplate::new(text, &self.tokenizer)?,
-            None => {
-                ChatTemplate::of(&self.tokenizer).context("give one for conversations with --chat-template FILE")?
-            }
+            None => ChatTemplate::of(&self.tokenizer)
+                .map_err(|error| anyhow!("{error}; give one for conversations with --chat-template FILE"))?,
         };
         Ok(self.chat.get_or_init(|| chat))
     }

@@ -111,7 +111,11 @@ fn conversations_that_are_refused() {
     };
     let more = format!("--chat-template {template}");
     let messages = |list: &str| format!(r#"{{"messages": [{list}]}}"#);
-    refused(&messages(&user), &more, &["d.jsonl:2: expected a message of the assistant to learn, found none in 1"]);
+    refused(
+        &messages(&user),
+        &more,
+        &["d.jsonl:2: expected a message of the assistant to learn, found none in 1 message"],
+    );
     refused(&messages(&format!("{answer}, {user}")), &more, &["d.jsonl:2: message 1: role: expected system", "user"]);
     refused(
         &messages(&format!("{user}, {user}, {answer}")),
@@ -126,7 +130,7 @@ fn conversations_that_are_refused() {
     refused(
         &good,
         "",
-        &["d.jsonl:1: give one for conversations with --chat-template FILE", "the model has no chat template"],
+        &["d.jsonl:1: the model has no chat template; give one for conversations with --chat-template FILE"],
     );
     refused(&good, &format!("{more} --template alpaca"), &["--template alpaca: expected instructions", "d.jsonl:1"]);
     let raises = scratch.write(
@@ -137,7 +141,7 @@ fn conversations_that_are_refused() {
     refused(
         &messages(&format!("{user}, {answer}, {user}, {answer}")),
         &format!("--chat-template {raises}"),
-        &["d.jsonl:2: the model's chat template in line 1: ", "no"],
+        &["d.jsonl:2: the chat template in line 1: ", "no"],
     );
     let hides = scratch.write("hides.jinja", "{% for m in messages %}{{ m.role }}{% endfor %}");
     refused(&good, &format!("--chat-template {hides}"), &["d.jsonl:1: ", "does not show message 2 (assistant)"]);

@@ -77,7 +77,13 @@ fn what_is_not_exported() {
     for format in ["gguf", "gguf-lora"] {
         fails(1, &export("lora", format, &there, ""), &["there.gguf", "already there", "a new file's name"]);
     }
+    let folder = scratch.path("");
+    for format in ["peft", "hf"] {
+        fails(1, &export("lora", format, &there, ""), &["there.gguf: a file: expected a new or empty folder"]);
+        fails(1, &export("lora", format, &folder, ""), &[&folder, ": not empty: expected a new or empty folder"]);
+    }
     assert_eq!(fs::read_to_string(&there).unwrap(), "mine");
+    assert_eq!(scratch.names(""), ["there.gguf"]);
     let out = scratch.path("out");
     fails(2, &export("lora", "gguf-lora", &out, "--dtype q8_0"), &["--dtype", "f32"]);
     fails(2, &export("lora", "hf", &out, "--dtype q4_k"), &["--dtype", "f32, f16 or bf16"]);

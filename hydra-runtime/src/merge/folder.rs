@@ -61,7 +61,7 @@ pub fn write(
     let merging = Merging::new(checkpoint, adapter, gate)?;
     let mut there = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     if there.next().is_some() {
-        return Err(Error::Invalid(format!("{} is not empty", folder.display())));
+        return Err(Error::Invalid(format!("{}: not empty: expected an empty folder", folder.display())));
     }
     let format = match options.format {
         None if checkpoint.files().is_some() => None,
