@@ -1,7 +1,7 @@
 //! What goes to stdout and stderr, and into the files that options name.
 
 use anyhow::{Context, Result, bail};
-use hydra_runtime::atomic::{remove_leftovers, try_beside, write_atomically};
+use hydra_runtime::atomic::{try_beside, write_atomically};
 pub use hydra_runtime::printable;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -119,7 +119,6 @@ pub fn writable(path: Option<&PathBuf>) -> Result<()> {
     if path.exists() && !path.is_file() {
         return Ok(());
     }
-    remove_leftovers(parent);
     try_beside(path).context("can't write")
 }
 

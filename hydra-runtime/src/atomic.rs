@@ -5,7 +5,8 @@
 //! a temporary name and renamed when it is complete.
 //!
 //! Temporary names begin with [`PREFIX`] and the process's id and are made exclusively. Each is locked while its process lives,
-//! so [`remove_leftovers`] can tell what a killed process left from what another one is writing.
+//! so [`remove_leftovers`] can tell what a killed process left from what another one is writing. It is called before anything is
+//! written.
 
 use crate::{Error, Result};
 use std::ffi::OsStr;
@@ -58,11 +59,16 @@ pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
 pub fn remove_leftovers(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name())) {
+        // A link isn't followed, and a pipe isn't opened, which would wait for its writer.
+        let Ok(kind) = entry.file_type() else { continue };
+        if !kind.is_file() && !kind.is_dir() {
+            continue;
+        }
         let path = entry.path();
         // The lock is held until the entry is gone: whoever has just made it sees that, and makes another.
         let Ok(lock) = File::open(&path) else { continue };
         if lock.try_lock().is_ok() {
-            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let _ = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
 }
@@ -90,6 +96,7 @@ impl TemporaryFolder {
         let (parent, prefix) = (parent(path)?, prefix());
         let mut builder = builder.clone();
         builder.prefix(&prefix);
+        remove_leftovers(parent);
         loop {
             let folder = builder.tempdir_in(parent).map_err(|source| io(path, source))?;
             let lock = File::open(&folder).ok().filter(|folder| folder.lock().is_ok());
@@ -129,7 +136,6 @@ impl NewFolder {
         }
         let parent = parent(destination)?;
         fs::create_dir_all(parent).map_err(at)?;
-        remove_leftovers(parent);
         let mut builder = Builder::new();
         #[cfg(unix)]
         builder.permissions(unix_mode(0o777));
@@ -175,7 +181,6 @@ impl NewFile {
         }
         let folder = parent(destination)?;
         fs::create_dir_all(folder).map_err(|source| io(destination, source))?;
-        remove_leftovers(folder);
         let temporary = TemporaryFolder::new(destination, &Builder::new())?;
         let path = temporary.path().join("file");
         Ok(Self { temporary, path, destination: destination.into() })
@@ -221,13 +226,14 @@ fn parent(path: &Path) -> Result<&Path> {
 
 /// An empty file in the folder of `path`, locked as long as it is open.
 fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let prefix = prefix();
+    let (parent, prefix) = (parent(path)?, prefix());
     let mut builder = Builder::new();
     builder.prefix(&prefix);
     #[cfg(unix)]
     builder.permissions(unix_mode(0o666));
+    remove_leftovers(parent);
     loop {
-        let file = builder.tempfile_in(parent(path)?).map_err(|source| io(path, source))?;
+        let file = builder.tempfile_in(parent).map_err(|source| io(path, source))?;
         // Some file systems have no locks; nothing is removed there, either.
         let _ = file.as_file().lock();
         if file.path().exists() {
@@ -335,6 +341,26 @@ mod tests {
         merging.keep().unwrap();
         writing.persist(path("other")).unwrap();
         assert_eq!(names(dir.path()), ["merged", "mine", "other"]);
+        let fill = |path: &Path| fs::write(path, "2").map_err(|source| io(path, source));
+        let writes: [&dyn Fn() -> Result<()>; 2] =
+            [&|| write_atomically(&path("mine"), b"2"), &|| fill_atomically(&path("mine"), fill)];
+        for write in writes {
+            fs::create_dir(path(".hydra-tmp-1-dead")).unwrap();
+            write().unwrap();
+            assert_eq!(names(dir.path()), ["merged", "mine", "other"]);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_files_and_folders_are_leftovers() {
+        let dir = tempdir().unwrap();
+        let [pipe, link] = [".hydra-tmp-1-pipe", ".hydra-tmp-1-link"].map(|name| dir.path().join(name));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        std::os::unix::fs::symlink("..", &link).unwrap();
+        // Opening the pipe would wait for its writer.
+        remove_leftovers(dir.path());
+        assert_eq!(names(dir.path()), [".hydra-tmp-1-link", ".hydra-tmp-1-pipe"]);
     }
 
     #[cfg(unix)]

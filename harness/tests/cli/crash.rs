@@ -153,19 +153,18 @@ fn traced(line: &str, kill_at: Option<usize>) -> Traced {
     }
 }
 
-/// All files in a folder and in those in it, by their paths there.
+/// All files in a folder and in those in it, by their paths there. A folder is there, too, as a name without bytes.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(next) = folders.pop() {
         for entry in fs::read_dir(next).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => {
-                    let name = path.strip_prefix(folder).unwrap().display().to_string();
-                    found.insert(name, fs::read(&path).unwrap());
-                }
+            let name = path.strip_prefix(folder).unwrap().display().to_string();
+            let bytes = if path.is_dir() { Vec::new() } else { fs::read(&path).unwrap() };
+            found.insert(name, bytes);
+            if path.is_dir() {
+                folders.push(path);
             }
         }
     }
@@ -290,11 +289,15 @@ fn merge_export_and_cluster_killed_anywhere() {
         super::support::succeeds(&format!("{line} --out {whole}{file}"));
         let whole = files(Path::new(&whole));
         let (parent, out) = (scratch.path(name), scratch.path(&format!("{name}/new")));
-        let line = format!("{line} --out {out}{file}");
-        // If it is there, it is complete.
-        let again = || (!Path::new(&format!("{out}{file}")).exists()).then(|| line.clone());
+        let (line, other) = (format!("{line} --out {out}{file}"), format!("{line} --out {out}/other.gguf"));
+        // If it is there, it is complete. Beside a file lies the folder in which it was written, until the next command there.
+        let again = || match Path::new(&format!("{out}{file}")).exists() {
+            true => (!file.is_empty()).then(|| other.clone()),
+            false => Some(line.clone()),
+        };
         sweep(name, &line, &parent, again, |when| {
             assert_eq!(scratch.names(name), ["new"], "{when}");
+            let _ = fs::remove_file(Path::new(&out).join("other.gguf"));
             let found = files(Path::new(&out));
             no_litter(&found, when);
             let differs = found.keys().chain(whole.keys()).find(|name| found.get(*name) != whole.get(*name));
