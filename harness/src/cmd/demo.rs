@@ -62,7 +62,7 @@ const SCORING: Scoring = Scoring::Cloze;
 pub fn run(arguments: Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
-    assets::write(out, &METHODS.map(|method| method.folder))?;
+    let _lock = assets::write(out, &METHODS.map(|method| method.folder))?;
     let subjects = questions::read(&out.join("mmlu"), &Selection::default())?;
     let questions = subjects.iter().map(|subject| subject.test.len()).sum();
     let mut outcome = Outcome { steps: arguments.steps.get(), questions, ..Outcome::default() };

@@ -386,6 +386,10 @@ fn the_demo_compares_three_methods_and_replaces_an_earlier_one() {
             assert!(table.contains(method), "{table}");
         }
     }
+    let other = fs::File::open(format!("{out}/.lock")).unwrap();
+    other.lock().unwrap();
+    let output = command("demo --steps 2 --out").arg(&out).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another process is working there"));
     let page = fs::read_to_string(format!("{out}/report.html")).unwrap();
     assert!(page.contains("polyline") && page.contains("Head 3") && !page.contains("http"));
     // The picture of the README.

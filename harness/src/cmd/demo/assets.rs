@@ -1,6 +1,6 @@
 //! The files that the binary carries; `assets/README.md` says how they were made.
 
-use crate::run::folder::vacant;
+use crate::run::folder::{Lock, claim, vacant};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
@@ -31,8 +31,12 @@ const FILES: [(&str, &[u8]); 13] = assets! {
     "mmlu/test/words_test.csv"
 };
 
-/// Writes all of them into `out`, in place of an earlier demo with its `runs`.
-pub fn write(out: &Path, runs: &[&str]) -> Result<()> {
+/// Writes all of them into `out`, in place of an earlier demo with its `runs`. The lock keeps another demo from replacing this one.
+pub fn write(out: &Path, runs: &[&str]) -> Result<Lock> {
+    if !vacant(out)? && !out.join(MARK).is_file() {
+        bail!("--out {} holds files that no demo wrote: give another folder", out.display());
+    }
+    let lock = claim(out)?;
     clear(out, runs)?;
     let mark = (MARK, b"Written by `hydra demo`, which replaces this folder when it runs again.\n".as_slice());
     for (path, bytes) in [mark].into_iter().chain(FILES) {
@@ -41,17 +45,11 @@ pub fn write(out: &Path, runs: &[&str]) -> Result<()> {
         fs::create_dir_all(path.parent().unwrap_or(out)).with_context(at)?;
         fs::write(&path, bytes).with_context(at)?;
     }
-    Ok(())
+    Ok(lock)
 }
 
-/// Removes what an earlier demo wrote; a folder with anything else in it is refused.
+/// Removes what an earlier demo wrote.
 fn clear(out: &Path, runs: &[&str]) -> Result<()> {
-    if vacant(out)? {
-        return Ok(());
-    }
-    if !out.join(MARK).is_file() {
-        bail!("--out {} holds files that no demo wrote: give another folder", out.display());
-    }
     for folder in ["model", "corpus", "mmlu"].iter().chain(runs) {
         let folder = out.join(folder);
         if folder.is_dir() {
