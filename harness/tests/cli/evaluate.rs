@@ -68,6 +68,16 @@ fn mmlu_reports_and_predictions() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_folder_of_results() {
+    let scratch = Scratch::new("mmlu-ctrl-c");
+    scratch.write("data/test/anatomy_test.csv", QUESTIONS.repeat(4000));
+    let (data, out) = (scratch.path("data"), scratch.path("folder/out"));
+    let line = format!("eval mmlu {} --data {data} --style lm-eval --threads 1 --lm-eval {out}", case("hydra"));
+    super::support::stopped_leaves_nothing(&scratch, &line);
+}
+
 #[test]
 fn mmlu_in_parquet_is_mmlu() {
     let scratch = Scratch::new("mmlu-parquet");

@@ -76,6 +76,27 @@ pub fn fails(code: i32, arguments: &str, wanted: &[&str]) {
     }
 }
 
+/// Ctrl-C and SIGTERM end `line`, which works for seconds on what it writes into the scratch folder's `folder`; nothing is left there.
+#[cfg(unix)]
+#[track_caller]
+pub fn stopped_leaves_nothing(scratch: &Scratch, line: &str) {
+    use std::process::Stdio;
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut child = command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let inside = || std::fs::read_dir(scratch.path("folder")).map_or(0, Iterator::count);
+        while inside() == 0 {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        // It listens from a moment later on.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        // SAFETY: kill(2) has no memory to get wrong; the child has not been waited for, so the id is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.len(), inside()), (Some(130), 0, 0), "{line}");
+    }
+}
+
 /// A fine-tune of a golden case as PyTorch did it.
 pub fn finetune(method: &str, out: &str, more: &str) -> String {
     let case = golden(method);
