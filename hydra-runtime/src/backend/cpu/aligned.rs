@@ -50,8 +50,8 @@ impl<T: Pod> Aligned<T> {
             Memory::Heap(bytemuck::allocation::try_zeroed_slice_box(bytes.div_ceil(LINE)).ok()?)
         } else {
             let map = MmapMut::map_anon(bytes).ok()?;
-            // Only advice: without huge pages all works the same.
-            #[cfg(target_os = "linux")]
+            // Only advice: without huge pages all works the same, as it does under Miri, which knows no `madvise`.
+            #[cfg(all(target_os = "linux", not(miri)))]
             let _ = map.advise(memmap2::Advice::HugePage);
             Memory::Mapped(map)
         };
