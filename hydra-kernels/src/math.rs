@@ -41,8 +41,7 @@ pub fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub fn exp_coarse(x: f32) -> f32 {
     let t = x * core::f32::consts::LOG2_E;
-    // A masked score's probability is 0. The least normal number would have subnormal gradients, and products of these are
-    // slow.
+    // A masked score's probability is 0. The least normal number would have subnormal gradients, whose products are slow.
     let subnormal = t < -126.0;
     let t = if subnormal { -126.0 } else { t };
     let t = if t > 127.0 { 127.0 } else { t };

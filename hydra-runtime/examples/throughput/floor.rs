@@ -1,10 +1,11 @@
-//! How long an operation takes at least: its arithmetic at the rate of products in registers, and its bytes at that of memory.
+//! How long an operation takes at least: its arithmetic at the rate of products in registers, its bytes at memory's.
 
-use crate::peak::{Pick, bf16_peak, f32_peak, memory_rates, q8_peak, together};
+use crate::peak::{Pick, bf16_peak, f32_peak, fastest, q8_peak};
 use hydra_kernels::{Bf16Isa, Isa, Q8Isa};
 use hydra_runtime::backend::cpu::{CpuOptions, Precision};
 use hydra_runtime::backend::{AttentionShape, HydraShape};
 use hydra_runtime::batch::Segment;
+use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::ops::AddAssign;
 
@@ -73,10 +74,12 @@ pub struct Machine {
 impl Machine {
     /// Measures it, for some seconds.
     pub fn measure(options: CpuOptions, threads: usize) -> Self {
+        // Not the fastest: others may share the cores, in the run, too.
+        let median: Pick = |times| times[times.len() / 2];
         let peak = || match options.precision {
-            Precision::F32 => f32_peak(options.isa.unwrap_or_else(Isa::detect), Pick::Median),
-            Precision::Bf16 => bf16_peak(options.bf16_isa.unwrap_or_else(Bf16Isa::detect), Pick::Median),
-            Precision::Q8 => q8_peak(options.q8_isa.unwrap_or_else(Q8Isa::detect), Pick::Median),
+            Precision::F32 => f32_peak(options.isa.unwrap_or_else(Isa::detect), median),
+            Precision::Bf16 => bf16_peak(options.bf16_isa.unwrap_or_else(Bf16Isa::detect), median),
+            Precision::Q8 => q8_peak(options.q8_isa.unwrap_or_else(Q8Isa::detect), median),
         };
         let [operations, read, update] = together(threads, || {
             let (read, update) = memory_rates();
@@ -98,8 +101,31 @@ impl Machine {
     pub fn describe(&self) -> String {
         let Self { threads, operations, read, update } = self;
         let [operations, read, update] = [operations, read, update].map(|rate| rate * 1e-9);
-        format!(
-            "{threads} threads: {operations:.0} GFLOP/s in registers, {read:.0} GB/s read, {update:.0} GB/s read and written"
-        )
+        let memory = format!("{read:.0} GB/s read, {update:.0} GB/s read and written");
+        format!("{threads} threads: {operations:.0} GFLOP/s in registers, {memory}")
     }
+}
+
+/// Bytes a second that one core reads from memory, and that it reads and writes in `y += x`.
+fn memory_rates() -> (f64, f64) {
+    const LEN: usize = 16 << 20; // larger than a core's share of any cache
+    let (mut y, x) = (vec![1f32; LEN], vec![1f32; LEN]);
+    let read = || x.chunks_exact(16).fold([0f32; 16], |sums, x| std::array::from_fn(|i| sums[i] + x[i]));
+    let read = (4 * LEN) as f64 / fastest(5, read);
+    let update = || y.iter_mut().zip(black_box(&x)).for_each(|(y, x)| *y += x);
+    (read, (12 * LEN) as f64 / fastest(5, update))
+}
+
+/// What `threads` threads reach together if each does `op`, which returns one's rates, at the same time.
+fn together(threads: usize, op: impl Fn() -> [f64; 3] + Sync) -> [f64; 3] {
+    let start = std::sync::Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let run = || {
+            start.wait();
+            op()
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let rates = running.into_iter().map(|thread| thread.join().expect("measuring doesn't panic"));
+        rates.fold([0.0; 3], |sums, rates| std::array::from_fn(|i| sums[i] + rates[i]))
+    })
 }

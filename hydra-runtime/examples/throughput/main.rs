@@ -2,15 +2,16 @@
 //!
 //!     cargo run --release -p hydra-runtime --example throughput -- MODEL train|forward|decode [key=value ...]
 //!
-//! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32, q8), isa=best (or a name such
-//! as avx512bf16), device=cpu (or cuda:0, with `--features cuda`), threads=all, batch=4, seq=512, pass=0 (tokens in one pass over the model; 0: the whole batch), keep=all (or
-//! inputs), steps=5, profile=0 (1: each operation's share of the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
+//! Keys and their defaults: adapter=hydra (or lora, none), rank=8, heads=4, precision=bf16 (or f32, q8), isa=best (or a
+//! name such as avx512bf16), device=cpu (or cuda:0, with `--features cuda`), threads=all, batch=4, seq=512, pass=0 (tokens
+//! in one pass over the model; 0: the whole batch), keep=all (or inputs), steps=5, profile=0 (1: each operation's share of
+//! the time). Random tokens, all seven projections, no dropout; every position has a target. The first step is not
 //! counted; the median of the others is. `decode` feeds 128 tokens and then times 64, one at a time.
 //!
-//! At the end the machine's own rates are measured (products in registers, reading and writing memory, on all threads at once),
-//! and the speed is printed as a share of what they allow. Elementwise operations on values that stay in a cache can be above
-//! that floor. On a GPU there are neither precision, isa, threads, floor nor profile (operations are queued there, not done), and
-//! the memory is the host's.
+//! At the end the machine's own rates are measured (products in registers, reading and writing memory, on all threads at
+//! once), and the speed is printed as a share of what they allow. Elementwise operations on values that stay in a cache can
+//! be above that floor. On a GPU there are neither precision, isa, threads, floor nor profile (operations are queued there,
+//! not done), and the memory is the host's.
 
 mod floor;
 mod peak;

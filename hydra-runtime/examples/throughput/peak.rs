@@ -1,4 +1,6 @@
-//! What the machine can do at best, measured: products in registers, and bytes to and from memory.
+//! Products in registers: what one core of this machine can do at best, measured.
+
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_variables))] // elsewhere no rate is known
 
 use hydra_kernels::{Bf16Isa, Isa, Q8Isa};
 use std::hint::black_box;
@@ -21,16 +23,8 @@ pub fn fastest<R>(tries: usize, op: impl FnMut() -> R) -> f64 {
     times(tries, op)[0]
 }
 
-/// Which of several times counts.
-#[derive(Clone, Copy)]
-pub enum Pick {
-    /// The machine undisturbed.
-    #[allow(dead_code)] // for the benches that share this file
-    Fastest,
-    /// The machine as it is, which may share its cores with others.
-    #[allow(dead_code)] // for the example
-    Median,
-}
+/// Which of several times counts; the shortest comes first.
+pub type Pick = fn(&[f64]) -> f64;
 
 /// Floating-point operations a second of one core with f32; 0 where this isn't known.
 pub fn f32_peak(isa: Isa, pick: Pick) -> f64 {
@@ -76,12 +70,7 @@ const ROUNDS: u64 = 200_000;
 /// Operations a second of a function that takes [`ROUNDS`] of twelve instructions of `operations` each.
 fn rate(operations: u64, pick: Pick, op: impl FnMut()) -> f64 {
     // Many short tries: on a busy machine some of them run undisturbed.
-    let times = times(500, op);
-    let seconds = match pick {
-        Pick::Fastest => times[0],
-        Pick::Median => times[times.len() / 2],
-    };
-    (12 * ROUNDS * operations) as f64 / seconds
+    (12 * ROUNDS * operations) as f64 / pick(&times(500, op))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -89,8 +78,8 @@ mod x86_64 {
     use super::ROUNDS;
     use std::arch::x86_64::*;
 
-    /// A loop of `$instruction`s, twelve independent sums of `$one`s in registers: enough for four cycles on two ports. Written
-    /// out, since a compiler may keep the sums of such a loop in memory.
+    /// A loop of `$instruction`s, twelve independent sums of `$one`s in registers: enough for four cycles on two
+    /// ports. Written out, since a compiler may keep the sums of such a loop in memory.
     macro_rules! chains {
         ($name:ident, $features:literal, $instruction:literal, $class:ident, $one:expr) => {
             #[target_feature(enable = $features)]
@@ -137,7 +126,7 @@ mod x86_64 {
             config.0[16 + 2 * tile] = 64; // bytes a row
             config.0[48 + tile] = 16; // rows
         }
-        // SAFETY: the caller vouches for AMX; the block reads the configuration and changes nothing but the named registers.
+        // SAFETY: the caller vouches for AMX; the block reads the configuration and changes only the named registers.
         unsafe {
             std::arch::asm!(
                 "ldtilecfg [{config}]",
@@ -159,30 +148,4 @@ mod x86_64 {
             );
         }
     }
-}
-
-/// Bytes a second that one core reads from memory, and that it reads and writes in `y += x`.
-#[allow(dead_code)] // as above
-pub fn memory_rates() -> (f64, f64) {
-    const LEN: usize = 16 << 20; // larger than a core's share of any cache
-    let (mut y, x) = (vec![1f32; LEN], vec![1f32; LEN]);
-    let read = || x.chunks_exact(16).fold([0f32; 16], |sums, x| std::array::from_fn(|i| sums[i] + x[i]));
-    let read = (4 * LEN) as f64 / fastest(5, read);
-    let update = || y.iter_mut().zip(black_box(&x)).for_each(|(y, x)| *y += x);
-    (read, (12 * LEN) as f64 / fastest(5, update))
-}
-
-/// What `threads` threads reach together if each does `op`, which returns one's rates, at the same time.
-#[allow(dead_code)] // as above
-pub fn together(threads: usize, op: impl Fn() -> [f64; 3] + Sync) -> [f64; 3] {
-    let start = std::sync::Barrier::new(threads);
-    std::thread::scope(|scope| {
-        let run = || {
-            start.wait();
-            op()
-        };
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-        let rates = running.into_iter().map(|thread| thread.join().expect("measuring doesn't panic"));
-        rates.fold([0.0; 3], |sums, rates| std::array::from_fn(|i| sums[i] + rates[i]))
-    })
 }

@@ -52,7 +52,8 @@ impl Times {
         times.values().map(|(_, work)| machine.floor(*work)).sum()
     }
 
-    /// Prints each operation's share of `total` and how near it is to its floor, the largest first, and what no operation took.
+    /// Prints each operation's share of `total` and how near it is to its floor, the largest first, and what no
+    /// operation took.
     pub fn print(&self, machine: &Machine, total: Duration) {
         let times = self.done.lock().expect("no operation panicked");
         let line = |(name, (time, work)): (&String, &(Duration, Work))| {
