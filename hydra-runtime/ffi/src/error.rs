@@ -96,8 +96,10 @@ pub(crate) fn door(work: impl FnOnce() -> Result<()>) -> hydra_status {
             let text = payload.downcast_ref::<String>().map(String::as_str);
             let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
             let text = format!("a mistake inside Hydra, please report it: {text}");
-            // A payload of an unknown type could panic again when it is dropped.
-            std::mem::forget(payload);
+            // A payload may panic again when it is dropped; what that panic carries is not dropped.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(again);
+            }
             Failure { status: hydra_status::Panic, text }
         }
     };
@@ -131,12 +133,23 @@ mod tests {
         unsafe { CStr::from_ptr(hydra_last_error()) }.to_str().unwrap().into()
     }
 
+    /// Panics when it is dropped.
+    struct PanicOnDrop;
+
+    impl Drop for PanicOnDrop {
+        fn drop(&mut self) {
+            std::panic::panic_any(()); // of no size: to forget it leaks nothing
+        }
+    }
+
     #[test]
     fn panics_end_at_the_door() {
         assert_eq!(last(), "");
         assert_eq!(door(|| panic!("number {}", 7)), hydra_status::Panic);
         assert_eq!(last(), "a mistake inside Hydra, please report it: number 7");
         assert_eq!(door(|| std::panic::panic_any(7)), hydra_status::Panic);
+        assert_eq!(last(), "a mistake inside Hydra, please report it: no message");
+        assert_eq!(door(|| std::panic::panic_any(PanicOnDrop)), hydra_status::Panic);
         assert_eq!(last(), "a mistake inside Hydra, please report it: no message");
         assert_eq!(door(|| Ok(())), hydra_status::Ok);
         assert!(last().ends_with("no message"), "a call that succeeds leaves the text as it is");
