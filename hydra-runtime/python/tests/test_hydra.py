@@ -185,7 +185,8 @@ def test_the_stubs_name_what_there_is():
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_long_work(golden):
     program = f"""
-import hydra
+import hydra, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
 model = hydra.Model({str(golden / "model")!r})
 examples = [(list(range(2, 250)), 0)] * 4000
 examples = [(tokens, __import__("numpy").array(tokens)) for tokens, _ in examples]
