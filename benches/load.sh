@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { sed -n '4s/^# *//p' "$0" >&2; exit 2; }
 model=$1 pairs=${2:-5}
 cargo build --quiet --release -p hydra-runtime --example throughput
-ours=(target/release/examples/throughput "$model" train steps=5 ${KEYS:-})
+ours=("${CARGO_TARGET_DIR:-target}/release/examples/throughput" "$model" train steps=5 ${KEYS:-})
 results=$(mktemp -d)
 busy=
 stop() { [ -z "$busy" ] || kill "$busy" 2>/dev/null || true; busy=; }
