@@ -45,13 +45,8 @@ impl MicroKernel for Avx2F32 {
     fn multiply(self, panels: &[PanelPair<'_, Self>], c: CTile<'_>) {
         const TILES: [Tile<f32>; TILE_ROWS] =
             [f32_tile::<1>, f32_tile::<2>, f32_tile::<3>, f32_tile::<4>, f32_tile::<5>, f32_tile::<6>];
-        c.check(panels);
-        one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
-            tiles(c, |first, c| {
-                // SAFETY: the token `self.0` proves AVX2 and FMA; `check` asserted the tile's bounds for all its rows.
-                unsafe { TILES[c.rows - 1](k, a.as_ptr().add(first * a_stride::<f32>()), b.as_ptr(), c) }
-            });
-        });
+        // SAFETY: the token `self.0` proves AVX2 and FMA; each tile is for one row more than the one before.
+        unsafe { multiply(panels, c, TILES) }
     }
 }
 
@@ -75,28 +70,31 @@ impl MicroKernel for Avx2Bf16 {
     fn multiply(self, panels: &[PanelPair<'_, Self>], c: CTile<'_>) {
         const TILES: [Tile<bf16>; TILE_ROWS] =
             [bf16_tile::<1>, bf16_tile::<2>, bf16_tile::<3>, bf16_tile::<4>, bf16_tile::<5>, bf16_tile::<6>];
-        c.check(panels);
-        one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
-            tiles(c, |first, c| {
-                // SAFETY: the token `self.0` proves AVX2 and FMA; `check` asserted the tile's bounds for all its rows.
-                unsafe { TILES[c.rows - 1](k, a.as_ptr().add(first * a_stride::<f32>()), b.as_ptr(), c) }
-            });
-        });
-    }
-}
-
-/// Calls `tile` for each [`TILE_ROWS`] rows of C, with the first row's number.
-#[inline(always)]
-fn tiles(c: CTile<'_>, tile: impl Fn(usize, CTile<'_>)) {
-    let CTile { data, stride, rows, cols, accumulate } = c;
-    for first in (0..rows).step_by(TILE_ROWS) {
-        let data = &mut data[first * stride..];
-        tile(first, CTile { data, stride, rows: TILE_ROWS.min(rows - first), cols, accumulate });
+        // SAFETY: the token `self.0` proves AVX2 and FMA; each tile is for one row more than the one before.
+        unsafe { multiply(panels, c, TILES) }
     }
 }
 
 /// A tile function for a fixed number of rows.
 type Tile<E> = unsafe fn(usize, *const f32, *const E, CTile<'_>);
+
+/// [`MicroKernel::multiply`] by tiles of at most [`TILE_ROWS`] rows.
+///
+/// # Safety
+/// The CPU has AVX2 and FMA; `tiles[rows - 1]` is for `rows` rows.
+#[inline(always)]
+unsafe fn multiply<K: MicroKernel<A = f32>>(panels: &[PanelPair<'_, K>], c: CTile<'_>, tiles: [Tile<K::B>; TILE_ROWS]) {
+    c.check(panels);
+    one_by_one(panels, c, |&PanelPair { k, a, b }, c| {
+        let CTile { data, stride, rows, cols, accumulate } = c;
+        for first in (0..rows).step_by(TILE_ROWS) {
+            let (data, rows) = (&mut data[first * stride..], TILE_ROWS.min(rows - first));
+            let c = CTile { data, stride, rows, cols, accumulate };
+            // SAFETY: this function's contract; `check` asserted the bounds for all rows.
+            unsafe { tiles[rows - 1](k, a.as_ptr().add(first * a_stride::<f32>()), b.as_ptr(), c) }
+        }
+    });
+}
 
 /// Prefetches a tile of C while its sums are computed.
 ///
