@@ -36,10 +36,16 @@
 //! ```
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod groups256;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
 mod panel;
+#[cfg(target_arch = "x86_64")]
+mod panel256;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod quantize256;
 #[cfg(target_arch = "x86_64")]
 mod row256;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
@@ -59,7 +65,6 @@ pub use panel::{NR as PANEL_ROWS, PanelGroup};
 use crate::error::{Error, at_least, exact, extent, product as times};
 use crate::isa::{Isa, Q8Isa};
 use crate::quant::{Format, GROUP, Weight, by_block_format};
-use crate::simd::reduce::sum;
 use crate::workspace::{Scratch, Workspace};
 use core::array::from_fn;
 use core::ops::Range;
@@ -180,17 +185,17 @@ pub fn multiply(isa: Q8Isa, y: &mut [f32], stride: usize, w: Panels<'_>, x: &[Bl
     at_least("row stride of y", w.rows, stride)?;
     at_least("y", extent(tokens, w.rows, stride, 1)?, y.len())?;
     let (groups, width) = (w.cols / GROUP, blocks(w.cols));
-    let mut sums = [[[0.0; NR]; TOKENS]; LANES];
+    let mut sums = [[[[0.0; NR]; TOKENS]; LANES]; 2];
     for token in (0..tokens).step_by(TOKENS) {
         let x = &x[token * width..tokens.min(token + TOKENS) * width];
-        for (panel, first) in w.data.chunks_exact(groups.max(1)).zip((0..).step_by(NR)) {
-            tile(isa, &mut sums, w.format, panel, (x, width));
-            let columns = first..w.rows.min(first + NR);
-            let y = y[token * stride..].chunks_mut(stride).take(x.len() / width);
-            isa.widened().vectorize(
-                #[inline(always)]
-                || store(y.map(|y| &mut y[columns.clone()]), &sums),
-            );
+        for (panels, first) in w.data.chunks(2 * groups).zip((0..).step_by(2 * NR)) {
+            let (panel, next) = panels.split_at(groups);
+            tiles(isa, &mut sums, w.format, [panel, next], (x, width));
+            for (sums, first) in sums.iter().zip((first..w.rows).step_by(NR)) {
+                let columns = first..w.rows.min(first + NR);
+                let y = y[token * stride..].chunks_mut(stride).take(x.len() / width);
+                store(isa.widened(), y.map(|y| &mut y[columns.clone()]), sums);
+            }
         }
     }
     Ok(())
@@ -262,50 +267,95 @@ fn rows_at_once<const T: usize>(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, r
     }
 }
 
-/// The lanes of some rows of x, `width` blocks each and at most [`TOKENS`] of them, times a panel.
+/// The lanes of some rows of x, `width` blocks each and at most [`TOKENS`] of them, times a panel and the next one, if
+/// that is not empty.
 ///
 /// A tile function has the constants `BITS`, the width of the format's codes, and `MINIMUM`, whether its groups have a
 /// minimum. Without one, codes have the offset 2^(BITS − 1). Codes of six bits have a scale for each half of a group.
-fn tile(isa: Q8Isa, sums: &mut Sums, format: Format, panel: &[PanelGroup], (x, width): (&[Block], usize)) {
-    #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+fn tiles(isa: Q8Isa, sums: &mut [Sums; 2], format: Format, panels: [&[PanelGroup]; 2], (x, width): (&[Block], usize)) {
     macro_rules! vectorized {
-        ($isa:ident, $tile:path) => {
+        ($isa:ident, $op:expr) => {
             $isa.vectorize(
                 #[inline(always)]
-                || $tile($isa, sums, panel, x, width),
+                || $op,
             )
         };
     }
-    macro_rules! tile {
+    macro_rules! tiles {
         ($name:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
             match isa {
-                Q8Isa::Portable => portable::tile::<$bits, $minimum>(sums, panel, x, width),
+                Q8Isa::Portable => sums
+                    .iter_mut()
+                    .zip(panels)
+                    .for_each(|(sums, panel)| portable::tile::<$bits, $minimum>(sums, panel, x, width)),
                 #[cfg(target_arch = "x86_64")]
-                Q8Isa::Avx2(isa) => vectorized!(isa, tile256::tile::<$bits, $minimum>),
+                Q8Isa::Avx2(isa) => sums.iter_mut().zip(panels).for_each(|(sums, panel)| {
+                    vectorized!(isa, tile256::tile::<$bits, $minimum>(isa, sums, panel, x, width))
+                }),
                 #[cfg(target_arch = "x86_64")]
-                Q8Isa::AvxVnni(isa) => vectorized!(isa, tile256::tile::<$bits, $minimum>),
+                Q8Isa::AvxVnni(isa) => sums.iter_mut().zip(panels).for_each(|(sums, panel)| {
+                    vectorized!(isa, tile256::tile::<$bits, $minimum>(isa, sums, panel, x, width))
+                }),
                 #[cfg(target_arch = "x86_64")]
-                Q8Isa::Avx512Vnni(isa) => vectorized!(isa, tile512::tile::<$bits, $minimum>),
+                Q8Isa::Avx512Vnni(isa) => {
+                    let [first, second] = sums;
+                    if panels[1].is_empty() {
+                        vectorized!(isa, tile512::tiles::<$bits, $minimum, 1>(isa, [first], [panels[0]], x, width))
+                    } else {
+                        vectorized!(isa, tile512::tiles::<$bits, $minimum, 2>(isa, [first, second], panels, x, width))
+                    }
+                }
                 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-                Q8Isa::NeonDotProd(isa) => vectorized!(isa, tile_neon::tile::<$bits, $minimum>),
+                Q8Isa::NeonDotProd(isa) => sums.iter_mut().zip(panels).for_each(|(sums, panel)| {
+                    vectorized!(isa, tile_neon::tile::<$bits, $minimum>(isa, sums, panel, x, width))
+                }),
             }
         };
     }
-    by_block_format!(format, tile);
+    by_block_format!(format, tiles);
 }
 
-/// The sums of a tile's lanes, into rows of y.
-#[inline(always)]
-fn store<'a>(y: impl Iterator<Item = &'a mut [f32]>, sums: &Sums) {
-    for (token, y) in y.enumerate() {
-        let mut totals = [0.0; NR];
-        for (column, total) in totals.iter_mut().enumerate() {
-            let mut lanes = [0.0; LANES];
-            for (lane, sums) in lanes.iter_mut().zip(sums) {
-                *lane = sums[token][column];
+/// Rows of y, of the columns of a tile, from the sums of its lanes.
+fn store<'a>(isa: Isa, y: impl Iterator<Item = &'a mut [f32]>, sums: &Sums) {
+    #[inline(always)]
+    fn rows<'a>(y: impl Iterator<Item = &'a mut [f32]>, totals: impl Fn(usize) -> [f32; NR]) {
+        for (token, y) in y.enumerate() {
+            let totals = totals(token);
+            match y.first_chunk_mut::<NR>() {
+                Some(y) => *y = totals,
+                None => y.copy_from_slice(&totals[..y.len()]),
             }
-            *total = sum(lanes);
         }
-        y.copy_from_slice(&totals[..y.len()]);
+    }
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! vectorized {
+        ($isa:ident, $totals:path) => {
+            $isa.vectorize(
+                #[inline(always)]
+                || {
+                    rows(
+                        y,
+                        #[inline(always)]
+                        |token| $totals($isa, sums, token),
+                    )
+                },
+            )
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => vectorized!(isa, tile256::totals),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => vectorized!(isa, tile512::totals),
+        _ => isa.vectorize(
+            #[inline(always)]
+            || {
+                rows(
+                    y,
+                    #[inline(always)]
+                    |token| portable::totals(sums, token),
+                )
+            },
+        ),
     }
 }

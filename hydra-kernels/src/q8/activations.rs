@@ -1,5 +1,7 @@
 //! Rows of activations in eight bits.
 
+#[cfg(target_arch = "x86_64")]
+use super::quantize256;
 use crate::error::{Error, exact, product};
 use crate::isa::Isa;
 use crate::quant::GROUP;
@@ -50,20 +52,27 @@ pub fn quantize(isa: Isa, out: &mut [Block], cols: usize, x: &[f32]) -> Result<(
     exact("x", product(tokens, cols)?, x.len())?;
     exact("quantized x", product(tokens, blocks(cols))?, out.len())?;
     if cols > 0 {
-        isa.vectorize(
-            #[inline(always)]
-            || {
-                for (out, x) in out.chunks_exact_mut(blocks(cols)).zip(x.chunks_exact(cols)) {
-                    quantize_row(out, x);
-                }
-            },
-        );
+        let rows = out.chunks_exact_mut(blocks(cols)).zip(x.chunks_exact(cols));
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => quantize256::rows(isa, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(isa) => quantize256::rows(isa, rows),
+            _ => isa.vectorize(
+                #[inline(always)]
+                || rows.for_each(|(out, x)| quantize_row(out, x, quantize_group)),
+            ),
+        }
     }
     Ok(())
 }
 
+/// A group's scale, and the sums of its first half and of all of it.
+pub(super) type Summary = (f32, [i32; 2]);
+
+/// Quantizes a row, each group by `group`.
 #[inline(always)]
-fn quantize_row(out: &mut [Block], x: &[f32]) {
+pub(super) fn quantize_row(out: &mut [Block], x: &[f32], group: impl Fn(&mut [i8; GROUP], &[f32; GROUP]) -> Summary) {
     let (groups, _) = x.as_chunks::<GROUP>();
     for (out, groups) in out.iter_mut().zip(groups.chunks(GROUPS)) {
         if groups.len() < GROUPS {
@@ -71,35 +80,43 @@ fn quantize_row(out: &mut [Block], x: &[f32]) {
         }
         let (codes, _) = out.codes.as_chunks_mut::<GROUP>();
         for (i, (codes, x)) in codes.iter_mut().zip(groups).enumerate() {
-            out.scales[i] = quantize_group(codes, x);
-            let [mut first, mut second] = [0; 2];
-            for j in 0..GROUP / 2 {
-                first += i32::from(codes[j]);
-                second += i32::from(codes[GROUP / 2 + j]);
-            }
-            (out.sums[i], out.first_halves[i]) = ((first + second) as f32, first as f32);
+            let (scale, [first, all]) = group(codes, x);
+            (out.scales[i], out.sums[i], out.first_halves[i]) = (scale, all as f32, first as f32);
         }
     }
 }
 
-/// Writes q = round(x / d), and returns d. After a NaN or an infinity d is NaN.
+/// The scale of a group that is not quantized, by the bits of its largest magnitude: magnitudes as integers are in the
+/// order of their values, and NaN is above all. Zero if 127 divided by it may be infinite, NaN after a NaN or an infinity.
 #[inline(always)]
-fn quantize_group(codes: &mut [i8; GROUP], x: &[f32; GROUP]) -> f32 {
+pub(super) fn degenerate(largest: u32) -> Option<f32> {
     const INFINITY: u32 = f32::INFINITY.to_bits();
-    /// 2⁻¹⁰⁰: 127 divided by less may be infinite.
+    /// 2⁻¹⁰⁰
     const LEAST: u32 = (127 - 100) << 23;
+    match largest {
+        ..LEAST => Some(0.0),
+        LEAST..INFINITY => None,
+        _ => Some(f32::NAN),
+    }
+}
+
+/// Writes q = round(x / d), in plain Rust.
+#[inline(always)]
+fn quantize_group(codes: &mut [i8; GROUP], x: &[f32; GROUP]) -> Summary {
     /// Adding 1.5·2²³ leaves the nearest integer, ties to even, in the low bits of the mantissa.
     const MAGIC: f32 = 12_582_912.0;
-    // As integers, magnitudes are in the order of their values, and NaN is above all.
     let largest = x.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
-    if !(LEAST..INFINITY).contains(&largest) {
+    if let Some(scale) = degenerate(largest) {
         codes.fill(0);
-        return if largest < LEAST { 0.0 } else { f32::NAN };
+        return (scale, [0; 2]);
     }
     let largest = f32::from_bits(largest);
     let inverse = 127.0 / largest;
     for (code, x) in codes.iter_mut().zip(x) {
         *code = ((x * inverse + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8;
     }
-    largest / 127.0
+    let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+    let (first, second) = codes.split_at(GROUP / 2);
+    let first = sum(first);
+    (largest / 127.0, [first, first + sum(second)])
 }

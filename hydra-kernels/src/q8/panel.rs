@@ -3,6 +3,8 @@
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
+#[cfg(target_arch = "x86_64")]
+use super::panel256;
 use crate::isa::Isa;
 use crate::quant::codes::{self, Group};
 use crate::quant::{GROUP, Weight, by_block_format};
@@ -35,6 +37,13 @@ const _: () = assert!(size_of::<PanelGroup>() == NR * (GROUP + 2 * size_of::<f32
 
 /// Unpacks the rows `rows` of W, at most [`NR`], into a panel of all their groups. Rows that there are not are zeros.
 pub(super) fn unpack(isa: Isa, panel: &mut [PanelGroup], weight: Weight<'_>, rows: Range<usize>) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => return panel256::unpack(isa, panel, weight, rows),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => return panel256::unpack(isa, panel, weight, rows),
+        _ => {}
+    }
     macro_rules! groups {
         ($group:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
             isa.vectorize(

@@ -3,6 +3,7 @@
 use super::panel::{NR, PanelGroup};
 use super::{Block, LANES, Sums};
 use crate::quant::GROUP;
+use crate::simd::reduce::sum;
 
 /// See [`super::tile`].
 pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
@@ -34,6 +35,20 @@ pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
             }
         }
     }
+}
+
+/// The sums over a row's lanes.
+#[inline(always)]
+pub(super) fn totals(sums: &Sums, token: usize) -> [f32; NR] {
+    let mut totals = [0.0; NR];
+    for (row, total) in totals.iter_mut().enumerate() {
+        let mut lanes = [0.0; LANES];
+        for (lane, sums) in lanes.iter_mut().zip(sums) {
+            *lane = sums[token][row];
+        }
+        *total = sum(lanes);
+    }
+    totals
 }
 
 /// Σ code · q of both halves of a group, for one row.

@@ -3,6 +3,7 @@
 use super::panel::{NR, PanelGroup};
 use super::x86_64::Bytes256;
 use super::{Block, LANES, Sums, TOKENS};
+use crate::isa::Avx2;
 use crate::quant::GROUP;
 use core::arch::x86_64::*;
 
@@ -94,4 +95,26 @@ impl Weights {
             _mm256_storeu_ps(sums.as_mut_ptr(), sum);
         }
     }
+}
+
+/// The sums over a row's lanes, in the order of [`crate::simd::reduce::sum`].
+#[inline(always)]
+pub(super) fn totals(_isa: Avx2, sums: &Sums, token: usize) -> [f32; NR] {
+    let mut totals = [0.0; NR];
+    for (part, totals) in totals.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+        // SAFETY: the token proves AVX; each array is the 32 bytes that are loaded or written.
+        unsafe {
+            let mut lanes = [_mm256_setzero_ps(); LANES];
+            for (lane, sums) in lanes.iter_mut().zip(sums) {
+                *lane = _mm256_loadu_ps(sums[token].as_chunks::<ROWS>().0[part].as_ptr());
+            }
+            for half in [4, 2, 1] {
+                for i in 0..half {
+                    lanes[i] = _mm256_add_ps(lanes[i], lanes[i + half]);
+                }
+            }
+            _mm256_storeu_ps(totals.as_mut_ptr(), lanes[0]);
+        }
+    }
+    totals
 }

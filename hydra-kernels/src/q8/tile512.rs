@@ -1,85 +1,153 @@
-//! A tile on AVX-512 VNNI: a register has the lanes of all sixteen rows of W.
+//! Tiles on AVX-512 VNNI: a register has the lanes of all sixteen rows of a panel.
 
 use super::panel::{NR, PanelGroup};
 use super::{Block, LANES, Sums, TOKENS};
-use crate::isa::Avx512Vnni;
+use crate::isa::{Avx512, Avx512Vnni};
 use crate::quant::GROUP;
 use core::arch::x86_64::*;
+use core::ops::Range;
 
-/// See [`super::tile`].
+/// Registers of a group's codes.
+const QUADS: usize = GROUP / 4;
+
+/// See [`super::tiles`]. What is read of x serves `P` panels; the codes of two fill half of the registers.
 #[inline(always)]
-pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
+pub(super) fn tiles<const BITS: u32, const MINIMUM: bool, const P: usize>(
     isa: Avx512Vnni,
-    sums: &mut Sums,
-    panel: &[PanelGroup],
+    mut sums: [&mut Sums; P],
+    panels: [&[PanelGroup]; P],
     x: &[Block],
     width: usize,
 ) {
-    *sums = [[[0.0; NR]; TOKENS]; LANES];
-    let tokens = x.len() / width;
-    for (g, group) in panel.iter().enumerate() {
-        // SAFETY: `isa` proves AVX-512F.
-        let mut codes = [unsafe { _mm512_setzero_si512() }; GROUP / 4];
-        for (codes, stored) in codes.iter_mut().zip(&group.codes) {
-            // SAFETY: `isa` proves AVX-512F; the array is the 64 bytes that are loaded.
-            *codes = unsafe { _mm512_loadu_si512(stored.as_ptr().cast()) };
+    let (tokens, groups) = (x.len() / width, panels[0].len());
+    for lane in groups..LANES {
+        sums.iter_mut().for_each(|sums| sums[lane] = [[0.0; NR]; TOKENS]);
+    }
+    for g in 0..groups {
+        let mut weights = [Weights::load(isa, &panels[0][g]); P];
+        for p in 1..P {
+            weights[p] = Weights::load(isa, &panels[p][g]);
         }
-        for (token, sums) in sums[g % LANES].iter_mut().enumerate().take(tokens) {
+        // Nothing is read of a lane before its first products.
+        let before = if g < LANES { 0 } else { !0 };
+        for token in 0..tokens.min(TOKENS) {
             let x = &x[token * width + g / LANES];
-            add::<BITS, MINIMUM>(isa, sums, (&codes, group), x, g % LANES);
+            add::<BITS, MINIMUM, P>(isa, &mut sums, (g % LANES, token), before, &weights, x);
         }
     }
 }
 
-/// Adds the products with group `g` of `x` to the rows' lanes.
-#[inline(always)]
-fn add<const BITS: u32, const MINIMUM: bool>(
-    isa: Avx512Vnni,
-    sums: &mut [f32; NR],
-    (codes, group): (&[__m512i; GROUP / 4], &PanelGroup),
-    x: &Block,
-    g: usize,
-) {
-    let (q, _) = x.codes.as_chunks::<GROUP>().0[g].as_chunks::<4>();
-    // SAFETY: `isa` proves AVX-512F; each array is the 64 bytes that are loaded or written.
-    unsafe {
-        let (scales, seconds) = (_mm512_loadu_ps(group.scales.as_ptr()), _mm512_loadu_ps(group.seconds.as_ptr()));
-        let d = _mm512_set1_ps(x.scales[g]);
-        let (s, mut sum) = (_mm512_set1_ps(x.sums[g]), _mm512_loadu_ps(sums.as_ptr()));
-        let offset = _mm512_set1_ps((1 << (BITS - 1)) as f32);
-        if BITS == 6 {
-            let first = _mm512_set1_ps(x.first_halves[g]);
-            for (half, scales, s) in [(0, scales, first), (4, seconds, _mm512_sub_ps(s, first))] {
-                let products = _mm512_cvtepi32_ps(quads(isa, &codes[half..half + 4], &q[half..half + 4]));
-                let v = _mm512_mul_ps(scales, _mm512_fnmadd_ps(offset, s, products));
-                sum = _mm512_fmadd_ps(d, v, sum);
+/// One group of sixteen rows.
+#[derive(Clone, Copy)]
+struct Weights {
+    codes: [__m512i; QUADS],
+    scales: __m512,
+    seconds: __m512,
+}
+
+impl Weights {
+    #[inline(always)]
+    fn load(_isa: Avx512Vnni, group: &PanelGroup) -> Self {
+        // SAFETY: the token proves AVX-512F; each array is the 64 bytes that are loaded.
+        unsafe {
+            let mut codes = [_mm512_setzero_si512(); QUADS];
+            for (codes, stored) in codes.iter_mut().zip(&group.codes) {
+                *codes = _mm512_loadu_si512(stored.as_ptr().cast());
             }
-        } else {
-            let products = _mm512_cvtepi32_ps(quads(isa, codes, q));
-            let v = if MINIMUM {
-                _mm512_fmadd_ps(scales, products, _mm512_mul_ps(seconds, s))
-            } else {
-                _mm512_mul_ps(scales, _mm512_fnmadd_ps(offset, s, products))
-            };
-            sum = _mm512_fmadd_ps(d, v, sum);
+            let scales = _mm512_loadu_ps(group.scales.as_ptr());
+            Self { codes, scales, seconds: _mm512_loadu_ps(group.seconds.as_ptr()) }
         }
-        _mm512_storeu_ps(sums.as_mut_ptr(), sum);
     }
 }
 
-/// In each lane Σᵢ of four products of `codes[i]` with `q[i]`; the four of q are the same in all lanes.
+/// Adds the products with group `lane` of `x` to the panels' sums in that lane, of which only `before` counts.
 #[inline(always)]
-fn quads(_isa: Avx512Vnni, codes: &[__m512i], q: &[[i8; 4]]) -> __m512i {
+fn add<const BITS: u32, const MINIMUM: bool, const P: usize>(
+    isa: Avx512Vnni,
+    sums: &mut [&mut Sums; P],
+    (lane, token): (usize, usize),
+    before: __mmask16,
+    weights: &[Weights; P],
+    x: &Block,
+) {
+    let (s, first) = (x.sums[lane], x.first_halves[lane]);
+    let products = match (BITS, MINIMUM) {
+        (6, _) => quads::<BITS, P>(isa, first, weights, x, lane, 0..QUADS / 2),
+        (_, true) => quads::<BITS, P>(isa, 0.0, weights, x, lane, 0..QUADS),
+        (_, false) => quads::<BITS, P>(isa, s, weights, x, lane, 0..QUADS),
+    };
+    let others =
+        if BITS == 6 { quads::<BITS, P>(isa, s - first, weights, x, lane, QUADS / 2..QUADS) } else { products };
+    for p in 0..P {
+        let (sum, weights) = (&mut sums[p][lane][token], &weights[p]);
+        // SAFETY: `isa` proves AVX-512F; `sum` is the 64 bytes that are loaded and written.
+        unsafe {
+            let (d, s) = (_mm512_set1_ps(x.scales[lane]), _mm512_set1_ps(s));
+            let mut total = _mm512_maskz_loadu_ps(before, sum.as_ptr());
+            let v = if MINIMUM {
+                _mm512_fmadd_ps(weights.scales, products[p], _mm512_mul_ps(weights.seconds, s))
+            } else {
+                _mm512_mul_ps(weights.scales, products[p])
+            };
+            total = _mm512_fmadd_ps(d, v, total);
+            if BITS == 6 {
+                total = _mm512_fmadd_ps(d, _mm512_mul_ps(weights.seconds, others[p]), total);
+            }
+            _mm512_storeu_ps(sum.as_mut_ptr(), total);
+        }
+    }
+}
+
+/// In each lane of each panel, the sum of `code · q` over the quads `range` of group `lane` of x, less the codes' offset
+/// times `s`. It is an integer below 2²⁴, exact in f32.
+#[inline(always)]
+fn quads<const BITS: u32, const P: usize>(
+    _isa: Avx512Vnni,
+    s: f32,
+    weights: &[Weights; P],
+    x: &Block,
+    lane: usize,
+    range: Range<usize>,
+) -> [__m512; P] {
+    let q = x.codes.as_chunks::<GROUP>().0[lane].as_chunks::<4>().0;
     // SAFETY: the token proves AVX-512 VNNI.
     unsafe {
-        let mut sum = _mm512_setzero_si512();
-        for (&codes, q) in codes.iter().zip(q) {
-            sum = _mm512_dpbusd_epi32(
-                sum,
-                codes,
-                _mm512_set1_epi32(i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8])),
-            );
+        let offset = _mm512_set1_ps(-((1 << (BITS - 1)) as f32));
+        // Two sums for each panel: each instruction waits for the one before it.
+        let start = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_set1_ps(s), offset));
+        let mut sums = [[start, _mm512_setzero_si512()]; P];
+        for i in range {
+            let q = q[i];
+            let q = i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8]);
+            let q = _mm512_set1_epi32(q);
+            for p in 0..P {
+                sums[p][i % 2] = _mm512_dpbusd_epi32(sums[p][i % 2], weights[p].codes[i], q);
+            }
         }
-        sum
+        let mut products = [_mm512_setzero_ps(); P];
+        for p in 0..P {
+            products[p] = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[p][0], sums[p][1]));
+        }
+        products
     }
+}
+
+/// The sums over a row's lanes, in the order of [`crate::simd::reduce::sum`].
+#[inline(always)]
+pub(super) fn totals(_isa: Avx512, sums: &Sums, token: usize) -> [f32; NR] {
+    let mut totals = [0.0; NR];
+    // SAFETY: the token proves AVX-512F; each array is the 64 bytes that are loaded or written.
+    unsafe {
+        let mut lanes = [_mm512_setzero_ps(); LANES];
+        for (lane, sums) in lanes.iter_mut().zip(sums) {
+            *lane = _mm512_loadu_ps(sums[token].as_ptr());
+        }
+        for half in [4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = _mm512_add_ps(lanes[i], lanes[i + half]);
+            }
+        }
+        _mm512_storeu_ps(totals.as_mut_ptr(), lanes[0]);
+    }
+    totals
 }

@@ -4,20 +4,23 @@ use crate::isa::{Avx2, Avx512, Avx512Vnni, AvxVnni};
 use crate::simd::lanes::Lanes;
 use core::arch::x86_64::*;
 
-/// A value that implements this proves that the CPU has AVX2, FMA and F16C, and the instructions of its methods. They
-/// are used only where the methods are inlined into a closure of [`Bytes256::vectorize`].
-pub(super) trait Bytes256: Copy {
+/// A value that implements this proves that the CPU has AVX2, FMA and F16C. They are used only where a function is
+/// inlined into a closure of [`Vectors256::vectorize`].
+pub(super) trait Vectors256: Copy {
     /// The f32 vectors that this one contains.
     type Floats: Lanes;
-
-    /// Whether [`Bytes256::quads`] takes codes of eight bits for signed bytes, with their sign bit turned.
-    const SIGNED_BYTES: bool;
 
     /// See [`crate::Isa::vectorize`].
     fn vectorize<R>(self, op: impl FnOnce() -> R) -> R;
 
     /// The proof of f32 vectors.
     fn floats(self) -> Self::Floats;
+}
+
+/// A value that implements this proves that the CPU has the instructions of its methods, too.
+pub(super) trait Bytes256: Vectors256 {
+    /// Whether [`Bytes256::quads`] takes codes of eight bits for signed bytes, with their sign bit turned.
+    const SIGNED_BYTES: bool;
 
     /// In each lane, the sum of four products of an unsigned code, below 128, with a q.
     fn unsigned(self, codes: __m256i, q: __m256i) -> __m256i;
@@ -37,19 +40,32 @@ fn splat(q: &[i8; 4]) -> __m256i {
     unsafe { _mm256_set1_epi32(i32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8])) }
 }
 
+macro_rules! vectors {
+    ($token:ty, $floats:ty, |$isa:ident| $proof:expr) => {
+        impl Vectors256 for $token {
+            type Floats = $floats;
+
+            #[inline(always)]
+            fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+                <$token>::vectorize(self, op)
+            }
+
+            #[inline(always)]
+            fn floats(self) -> $floats {
+                let $isa = self;
+                $proof
+            }
+        }
+    };
+}
+
+vectors!(Avx2, Avx2, |isa| isa);
+vectors!(Avx512, Avx512, |isa| isa);
+vectors!(AvxVnni, Avx2, |isa| isa.avx2());
+vectors!(Avx512Vnni, Avx512, |isa| isa.avx512());
+
 impl Bytes256 for Avx2 {
-    type Floats = Avx2;
     const SIGNED_BYTES: bool = true;
-
-    #[inline(always)]
-    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
-        Avx2::vectorize(self, op)
-    }
-
-    #[inline(always)]
-    fn floats(self) -> Avx2 {
-        self
-    }
 
     #[inline(always)]
     fn unsigned(self, codes: __m256i, q: __m256i) -> __m256i {
@@ -101,21 +117,9 @@ impl Bytes256 for Avx2 {
 
 /// VPDPBUSD adds four products to each lane, without saturation.
 macro_rules! vnni {
-    ($token:ty, $floats:ty, $dot:ident, |$isa:ident| $proof:expr) => {
+    ($token:ty, $dot:ident) => {
         impl Bytes256 for $token {
-            type Floats = $floats;
             const SIGNED_BYTES: bool = false;
-
-            #[inline(always)]
-            fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
-                <$token>::vectorize(self, op)
-            }
-
-            #[inline(always)]
-            fn floats(self) -> $floats {
-                let $isa = self;
-                $proof
-            }
 
             #[inline(always)]
             fn unsigned(self, codes: __m256i, q: __m256i) -> __m256i {
@@ -145,5 +149,5 @@ macro_rules! vnni {
     };
 }
 
-vnni!(AvxVnni, Avx2, _mm256_dpbusd_avx_epi32, |isa| isa.avx2());
-vnni!(Avx512Vnni, Avx512, _mm256_dpbusd_epi32, |isa| isa.avx512());
+vnni!(AvxVnni, _mm256_dpbusd_avx_epi32);
+vnni!(Avx512Vnni, _mm256_dpbusd_epi32);
