@@ -1,7 +1,7 @@
 //! y = W x against an f64 sum over the decoded row, for every format, instruction set and row order, at boundary sizes.
 
 use crate::support::{assert_within, bits, dot, isas, tolerance, values};
-use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec, matvec_batch};
+use hydra_kernels::{Error, Format, Isa, RowOrder, Weight, matvec, matvec_batch};
 
 fn product(isa: Isa, weight: Weight<'_>, first: usize, rows: usize, x: &[f32]) -> Vec<f32> {
     let mut y = vec![f32::NAN; rows];
@@ -84,6 +84,38 @@ fn rows_in_another_order() {
             let y = product(isa, weight, 0, rows, &x);
             check(isa, weight, &x, &y);
             assert_eq!(bits(&product(isa, weight, 3, 9, &x)), bits(&y[3..12]), "{format:?} {isa:?}");
+        }
+    }
+}
+
+/// Some columns of a matrix: the bits of a matrix that has only those.
+#[test]
+fn columns_of_a_matrix() {
+    for format in Format::ALL {
+        let block = format.block_len();
+        let (rows, cols, range) = if block == 1 { (9, 70, 3..37) } else { (9, 5 * block, block..4 * block) };
+        let data = crate::quant::blocks(format, rows * cols / block);
+        let whole = Weight::new(format, rows, cols, &data, RowOrder::Natural).unwrap();
+        let some = whole.slice_columns(range.start, range.len()).unwrap();
+        assert_eq!((some.rows(), some.cols()), (rows, range.len()));
+        let stride = format.row_bytes(cols).unwrap();
+        let bytes = |columns: usize| format.row_bytes(columns).unwrap();
+        let packed: Vec<u8> =
+            data.chunks(stride).flat_map(|row| &row[bytes(range.start)..bytes(range.end)]).copied().collect();
+        let packed = Weight::new(format, rows, range.len(), &packed, RowOrder::Natural).unwrap();
+        let x = values(range.len(), 13);
+        for isa in isas() {
+            assert_eq!(bits(&product(isa, some, 0, rows, &x)), bits(&product(isa, packed, 0, rows, &x)), "{format:?}");
+            let (first, rows) = (2, 5);
+            let few = some.slice_rows(first, rows).unwrap();
+            assert_eq!(bits(&product(isa, few, 0, rows, &x)), bits(&product(isa, packed, first, rows, &x)));
+        }
+        assert_eq!(some.slice_columns(0, 0).unwrap().stored(8), &[0u8; 0]);
+        let beyond = some.slice_columns(0, range.len() + 1).unwrap_err();
+        assert_eq!(beyond, Error::Range { operand: "columns", limit: range.len(), got: range.len() + 1 });
+        if block > 1 {
+            let cut = whole.slice_columns(0, block - 1).unwrap_err();
+            assert_eq!(cut, Error::Block { operand: "columns", block, got: block - 1 });
         }
     }
 }

@@ -54,6 +54,13 @@ pub(super) fn dots<L: Lanes, const R: usize, const T: usize>(
     }
 }
 
+/// From a byte to the one at its place in the next R rows, if rows follow each other.
+#[inline(always)]
+fn ahead<const R: usize>(rows: &[&[u8]; R]) -> usize {
+    let row = if R == 1 { rows[0].len() } else { rows[1].as_ptr().addr().wrapping_sub(rows[0].as_ptr().addr()) };
+    row.wrapping_mul(R)
+}
+
 /// Plain elements, sixteen in `BYTES` bytes. Zeros pad the last few to a whole vector.
 #[inline(always)]
 fn plain<L: Lanes, const BYTES: usize, const R: usize, const T: usize>(
@@ -74,7 +81,7 @@ fn plain<L: Lanes, const BYTES: usize, const R: usize, const T: usize>(
     for (vectors, row) in vectors.iter_mut().zip(rows) {
         *vectors = &row.as_chunks().0[..len];
     }
-    let ahead = len * BYTES * R;
+    let ahead = ahead(&rows);
     for (i, _) in whole[0].iter().enumerate() {
         for r in 0..R {
             l.prefetch(vectors[r][i].as_ptr().wrapping_add(ahead));
@@ -110,8 +117,7 @@ fn blocks<L: Lanes, const BYTES: usize, const VECTORS: usize, const R: usize, co
     for (blocks, row) in blocks.iter_mut().zip(rows) {
         *blocks = &row.as_chunks().0[..len];
     }
-    // From a block to the one at its place in the next R rows.
-    let ahead = len * BYTES * R;
+    let ahead = ahead(&rows);
     for (i, _) in whole[0].iter().enumerate() {
         for r in 0..R {
             l.prefetch(blocks[r][i].as_ptr().wrapping_add(ahead));

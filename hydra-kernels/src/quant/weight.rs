@@ -14,6 +14,9 @@ pub struct Weight<'a> {
     rows: usize,
     cols: usize,
     row_bytes: usize,
+    /// From one row to the next, in bytes.
+    stride: usize,
+    /// It ends with the last row.
     data: &'a [u8],
     order: RowOrder,
 }
@@ -37,7 +40,7 @@ impl<'a> Weight<'a> {
                 return Err(Error::Block { operand: "weight rows", block: head_dim, got: rows });
             }
         }
-        Ok(Weight { format, rows, cols, row_bytes, data, order })
+        Ok(Weight { format, rows, cols, row_bytes, stride: row_bytes, data, order })
     }
 
     /// A row-major f32 matrix.
@@ -57,8 +60,31 @@ impl<'a> Weight<'a> {
         if end > self.rows {
             return Err(Error::Range { operand: "rows", limit: self.rows, got: end });
         }
-        let data = &self.data[first * self.row_bytes..end * self.row_bytes];
+        let data = match rows {
+            0 => &[],
+            _ => &self.data[first * self.stride..(end - 1) * self.stride + self.row_bytes],
+        };
         Ok(Self { rows, data, ..*self })
+    }
+
+    /// Columns `first .. first + cols` as a weight of their own.
+    ///
+    /// Returns an error if the columns do not exist or are not whole blocks.
+    pub fn slice_columns(&self, first: usize, cols: usize) -> Result<Self, Error> {
+        let end = first.saturating_add(cols);
+        if end > self.cols {
+            return Err(Error::Range { operand: "columns", limit: self.cols, got: end });
+        }
+        let bytes = |columns| {
+            let block = Error::Block { operand: "columns", block: self.format.block_len(), got: columns };
+            self.format.row_bytes(columns).filter(|_| columns.is_multiple_of(self.format.block_len())).ok_or(block)
+        };
+        let (offset, row_bytes) = (bytes(first)?, bytes(cols)?);
+        let data = match self.rows {
+            0 => &[],
+            rows => &self.data[offset..(rows - 1) * self.stride + offset + row_bytes],
+        };
+        Ok(Self { cols, row_bytes, data, ..*self })
     }
 
     /// Rows: output features.
@@ -120,7 +146,7 @@ impl<'a> Weight<'a> {
     /// If there is no such row.
     #[inline(always)]
     pub fn stored(&self, row: usize) -> &'a [u8] {
-        let start = self.order.stored_row(row) * self.row_bytes;
+        let start = self.order.stored_row(row) * self.stride;
         &self.data[start..start + self.row_bytes]
     }
 }

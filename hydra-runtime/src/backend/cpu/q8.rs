@@ -97,26 +97,37 @@ pub(super) fn many<E: Element>(
             let (shape, m, n) = (forward.shape(), rows.len(), columns.len());
             let adapter_scratch = adapter_rows_scratch::<E>(&shape, m, args.dropouts.input.is_some());
             let step = row_step::<f32>();
-            cpu.with_workspace(adapter_scratch.or(Scratch::lines::<f32>(step * n)), |workspace| {
+            // Results in f32 are summed where they belong; others in memory of their own, and then rounded.
+            let own = if matches!(y, ValuesMut::F32(_)) { 0 } else { step * n };
+            cpu.with_workspace(adapter_scratch.or(Scratch::lines::<f32>(own)), |workspace| {
                 if columns.start == 0 {
                     forward.adapter_rows(rows.clone(), stacked, adapter_state, mixed, workspace)?;
                 }
-                let sums = workspace.take_lines::<f32>(step * n)?;
-                for (i, y) in chunks(y, step * d_out).into_iter().enumerate() {
+                let own = workspace.take_lines::<f32>(own)?;
+                for (i, mut y) in chunks(y, step * d_out).into_iter().enumerate() {
                     let (start, end) = (i * step, m.min((i + 1) * step));
-                    let sums = &mut sums[..(end - start) * n];
+                    let (sums, stride) = match y.reborrow() {
+                        ValuesMut::F32(y) => (&mut y[columns.start..], d_out),
+                        ValuesMut::Bf16(_) => (&mut own[..(end - start) * n], n),
+                    };
                     let x = &quantized[(first + start) * width..(first + end) * width];
-                    q8::multiply(cpu.q8_isa, sums, n, w, x)?;
+                    q8::multiply(cpu.q8_isa, sums, stride, w, x)?;
                     if lora_up.k > 0 {
                         let a = MatRef::row_major(&mixed[start * lora_up.k..end * lora_up.k], lora_up.k);
                         let term = Term { a, b: lora_up };
-                        gemm(exec.isa, &mut *sums, n, end - start, n, Accumulate::Add, &[term])?;
-                    }
-                    if let Some(bias) = bias {
-                        add_bias(cpu, ValuesMut::F32(sums), &bias[columns.clone()]);
+                        gemm(exec.isa, &mut *sums, stride, end - start, n, Accumulate::Add, &[term])?;
                     }
                     let residual = args.residual.map(|residual| residual.skip((rows.start + start) * d_out));
-                    finish(cpu, y, sums, (residual, d_out), columns.clone())?;
+                    let bias = bias.map(|bias| &bias[columns.clone()]);
+                    for (row, sums) in sums.chunks_mut(stride).take(end - start).enumerate() {
+                        let residual = residual.map(|residual| residual.skip(row * d_out + columns.start).first(n));
+                        add(cpu, &mut sums[..n], bias, residual);
+                    }
+                    if let ValuesMut::Bf16(_) = y {
+                        for (y, sums) in chunks(y, d_out).into_iter().zip(own.chunks_exact(n)) {
+                            convert(cpu.bf16_isa, y.skip(columns.start).first(n), Values::F32(sums))?;
+                        }
+                    }
                 }
                 Ok(())
             })
@@ -125,32 +136,23 @@ pub(super) fn many<E: Element>(
     Ok(())
 }
 
-/// The columns `columns` of `y` [rows, d_out] = `sums` [rows, columns] + residual.
-fn finish(
-    cpu: &Cpu,
-    y: ValuesMut<'_>,
-    sums: &mut [f32],
-    (residual, d_out): (Option<Values<'_>>, usize),
-    columns: Range<usize>,
-) -> Result<()> {
+/// Adds a bias and a residual to a row of sums.
+fn add(cpu: &Cpu, sums: &mut [f32], bias: Option<&[f32]>, residual: Option<Values<'_>>) {
     #[inline(always)]
     fn add<T: Float>(sums: &mut [f32], residual: &[T]) {
         sums.iter_mut().zip(residual).for_each(|(sum, residual)| *sum += residual.widen());
     }
-    let n = columns.len();
-    for (row, (y, sums)) in chunks(y, d_out).into_iter().zip(sums.chunks_exact_mut(n)).enumerate() {
-        let residual = residual.map(|residual| residual.skip(row * d_out + columns.start).first(n));
-        cpu.isa.vectorize(
-            #[inline(always)]
-            || match residual {
-                Some(Values::F32(residual)) => add(sums, residual),
-                Some(Values::Bf16(residual)) => add(sums, residual),
-                None => {}
-            },
-        );
-        convert(cpu.bf16_isa, y.skip(columns.start).first(n), Values::F32(sums))?;
+    if let Some(bias) = bias {
+        add_bias(cpu, ValuesMut::F32(sums), bias);
     }
-    Ok(())
+    cpu.isa.vectorize(
+        #[inline(always)]
+        || match residual {
+            Some(Values::F32(residual)) => add(sums, residual),
+            Some(Values::Bf16(residual)) => add(sums, residual),
+            None => {}
+        },
+    );
 }
 
 /// `out` [tokens, ids] = `x` [tokens, d] times the rows `ids` of the head.

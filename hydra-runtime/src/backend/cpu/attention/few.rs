@@ -3,16 +3,18 @@
 
 use super::super::Cpu;
 use super::super::buffer::Element;
-use super::super::lanes::{dot, exponentials, lanes, larger};
+use super::super::lanes::{exponentials, lanes, larger};
 use super::{Inputs, Past, QueryTask, score_scale};
 use crate::Result;
 use crate::backend::AttentionShape;
+use hydra_kernels::gemm::Values;
+use hydra_kernels::{Format, Isa, RowOrder, Weight, matvec_batch};
 
 /// The most queries of a segment that are a handful.
 pub(super) const FEW: usize = 4;
 
-/// Values of a head's keys from which on heads are handed to other threads; at a quarter of it that was a loss.
-const TASK: usize = 16 * 1024;
+/// Values of a head's keys from which on heads are handed to other threads, which takes as long as a hundred reads from L3.
+const TASK: usize = 4 * 1024;
 
 /// The rows of `task`, which are the end of their segment.
 pub(super) fn few<E: Element>(
@@ -33,11 +35,7 @@ pub(super) fn few<E: Element>(
         let head = |kv_head: usize, (o, lse): (&mut [E], &mut [f32])| {
             cpu.with_scratch(group * (keys + 2 * d), |scratch| {
                 let group = Group { shape, kv_head, q: &q[kv_head * group * d..][..group * d], past };
-                cpu.isa.vectorize(
-                    #[inline(always)]
-                    || attend(o, lse, scratch, group),
-                );
-                Ok(())
+                attend(cpu.isa, o, lse, scratch, group)
             })
         };
         let heads = o.chunks_exact_mut(group * d).zip(lse.chunks_exact_mut(group));
@@ -66,11 +64,7 @@ pub(super) fn decode<E: Element>(
         let past = pasts[row];
         cpu.with_scratch(shape.group() * (past[0].len + 2 * shape.head_dim), |scratch| {
             let group = Group { shape, kv_head, q: &q[row * width + kv_head * part..][..part], past };
-            cpu.isa.vectorize(
-                #[inline(always)]
-                || attend(o, lse, scratch, group),
-            );
-            Ok(())
+            attend(cpu.isa, o, lse, scratch, group)
         })
     };
     let heads = o[..pasts.len() * width].chunks_exact_mut(part).zip(lse.chunks_exact_mut(shape.group()));
@@ -100,47 +94,60 @@ struct Group<'a, E> {
     past: [Past<'a, E>; 2],
 }
 
-/// The key head's columns of the rows of `x` that are attended to; `x` is `past`'s keys or its values.
+/// The key head's columns of the values that are attended to.
 #[inline(always)]
-fn columns<'a, E>(group: Group<'_, E>, past: Past<'_, E>, x: &'a [E]) -> impl Iterator<Item = &'a [E]> {
+fn values<'a, E>(group: Group<'_, E>, past: Past<'a, E>) -> impl Iterator<Item = &'a [E]> {
     let (width, d) = (group.shape.kv_width(), group.shape.head_dim);
-    let rows = x[past.start * width..].chunks_exact(width).take(past.len);
+    let rows = past.v[past.start * width..].chunks_exact(width).take(past.len);
     rows.map(move |row| &row[group.kv_head * d..][..d])
 }
 
-/// `o` [group, d] and `lse` `[group]`.
-#[inline(always)]
-fn attend<E: Element>(o: &mut [E], lse: &mut [f32], scratch: &mut [f32], group: Group<'_, E>) {
-    let (heads, d, keys) = (lse.len(), group.shape.head_dim, group.past[0].len + group.past[1].len);
-    let (scores, rest) = scratch.split_at_mut(heads * keys);
-    let (q, sums) = rest.split_at_mut(heads * d);
+/// The key head's columns of the keys that are attended to, as a matrix [keys, d].
+fn keys<'a, E: Element>(group: Group<'a, E>, past: Past<'a, E>) -> Result<Weight<'a>> {
+    let (width, d) = (group.shape.kv_width(), group.shape.head_dim);
+    let (format, bytes) = match E::values(&past.k[past.start * width..][..past.len * width]) {
+        Values::F32(k) => (Format::F32, bytemuck::cast_slice(k)),
+        Values::Bf16(k) => (Format::Bf16, bytemuck::cast_slice(k)),
+    };
+    Ok(Weight::new(format, past.len, width, bytes, RowOrder::Natural)?.slice_columns(group.kv_head * d, d)?)
+}
+
+/// `o` [group, d] and `lse` `[group]`. `scratch` is [group, keys + 2 d].
+fn attend<E: Element>(isa: Isa, o: &mut [E], lse: &mut [f32], scratch: &mut [f32], group: Group<'_, E>) -> Result<()> {
+    let (heads, d) = (lse.len(), group.shape.head_dim);
+    let (q, rest) = scratch.split_at_mut(heads * d);
+    let (sums, scores) = rest.split_at_mut(heads * d);
     let scale = score_scale(group.shape);
     q.iter_mut().zip(group.q).for_each(|(scaled, q)| *scaled = q.widen() * scale);
-    let mut key = 0;
-    for past in group.past {
-        for k in columns(group, past, past.k) {
-            for (scores, q) in scores.chunks_exact_mut(keys).zip(q.chunks_exact(d)) {
-                scores[key] = dot(q, k);
+    // The scores of the prefix, [group, keys], then those of the query's own segment.
+    let lens = group.past.map(|past| past.len);
+    let (first, second) = scores.split_at_mut(heads * lens[0]);
+    let mut scores = [first, second];
+    for (scores, past) in scores.iter_mut().zip(group.past) {
+        matvec_batch(isa, scores, heads, keys(group, past)?, 0, q)?;
+    }
+    isa.vectorize(
+        #[inline(always)]
+        || {
+            for (head, lse) in lse.iter_mut().enumerate() {
+                let [first, second] = &mut scores;
+                let mut parts = [&mut first[head * lens[0]..][..lens[0]], &mut second[head * lens[1]..][..lens[1]]];
+                let max = parts.iter().fold(f32::NEG_INFINITY, |max, part| lanes(part, max, larger));
+                let sum = parts.iter_mut().map(|part| exponentials::<E>(part, max)).sum::<f32>();
+                parts.iter_mut().flat_map(|part| part.iter_mut()).for_each(|p| *p /= sum);
+                *lse = max + sum.ln();
             }
-            key += 1;
-        }
-    }
-    for (lse, scores) in lse.iter_mut().zip(scores.chunks_exact_mut(keys)) {
-        let max = lanes(scores, f32::NEG_INFINITY, larger);
-        let sum = exponentials::<E>(scores, max);
-        scores.iter_mut().for_each(|p| *p /= sum);
-        *lse = max + sum.ln();
-    }
-    sums.fill(0.0);
-    key = 0;
-    for past in group.past {
-        for v in columns(group, past, past.v) {
-            for (scores, sums) in scores.chunks_exact(keys).zip(sums.chunks_exact_mut(d)) {
-                let p = scores[key];
-                sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v.widen());
+            sums.fill(0.0);
+            for (scores, past) in scores.iter().zip(group.past) {
+                for (key, v) in values(group, past).enumerate() {
+                    for (scores, sums) in scores.chunks_exact(past.len).zip(sums.chunks_exact_mut(d)) {
+                        let p = scores[key];
+                        sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v.widen());
+                    }
+                }
             }
-            key += 1;
-        }
-    }
-    o.iter_mut().zip(&*sums).for_each(|(o, sum)| *o = E::round(*sum));
+            o.iter_mut().zip(&*sums).for_each(|(o, sum)| *o = E::round(*sum));
+        },
+    );
+    Ok(())
 }
