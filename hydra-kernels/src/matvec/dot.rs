@@ -7,7 +7,7 @@
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
-use crate::quant::simd::{self, fifth_bits, head, scales_and_minima};
+use crate::quant::simd::{self, head, scales_and_minima};
 use crate::quant::{Format, by_block_format};
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
@@ -179,28 +179,18 @@ fn q4_1<L: Lanes, const T: usize>(l: L, block: &[u8; 20], x: [&[X; 2]; T], sums:
     add_products(l, high, vector(x, 1), sums);
 }
 
-/// The weights d·q + m of 32 columns, whose low four bits are the nibbles of `packed` and whose fifth bits are `fives`.
-#[inline(always)]
-fn five_bits<L: Lanes>(l: L, (d, m): (L::V, L::V), packed: Bytes, fives: [Bytes; 2]) -> [L::V; 2] {
-    let low = l.unsigned(packed.low_nibbles().or(fives[0]));
-    let high = l.unsigned(packed.high_nibbles().or(fives[1]));
-    [l.fma(low, d, m), l.fma(high, d, m)]
-}
-
 #[inline(always)]
 fn q5_0<L: Lanes, const T: usize>(l: L, block: &[u8; 22], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
-    let d = l.half(head(block));
-    let fives = [fifth_bits([block[2], block[3]]), fifth_bits([block[4], block[5]])];
-    let [low, high] = five_bits(l, (d, l.mul(d, l.splat(-16.0))), Bytes::load(block, 6), fives);
+    let (d, fifths) = (l.half(head(block)), [block[2], block[3], block[4], block[5]]);
+    let (low, high) = l.fives((d, l.mul(d, l.splat(-16.0))), Bytes::load(block, 6), fifths);
     add_products(l, low, vector(x, 0), sums);
     add_products(l, high, vector(x, 1), sums);
 }
 
 #[inline(always)]
 fn q5_1<L: Lanes, const T: usize>(l: L, block: &[u8; 24], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
-    let scales = l.halves(head(block));
-    let fives = [fifth_bits([block[4], block[5]]), fifth_bits([block[6], block[7]])];
-    let [low, high] = five_bits(l, scales, Bytes::load(block, 8), fives);
+    let (scales, fifths) = (l.halves(head(block)), [block[4], block[5], block[6], block[7]]);
+    let (low, high) = l.fives(scales, Bytes::load(block, 8), fifths);
     add_products(l, low, vector(x, 0), sums);
     add_products(l, high, vector(x, 1), sums);
 }

@@ -8,7 +8,7 @@ use super::neon::dot;
 use super::{Block, LANES};
 use crate::isa::NeonDotProd;
 use crate::quant::scalar::f16_to_f32;
-use crate::quant::simd::{fifth_bits, half_at, head, scales_and_minima};
+use crate::quant::simd::{half_at, head, scales_and_minima};
 use crate::quant::{GROUP, Weight, by_block_format};
 use crate::simd::bytes::Bytes;
 use crate::simd::reduce::sum;
@@ -192,7 +192,7 @@ fn nibbles(block: &[u8], at: usize) -> Codes {
 #[inline(always)]
 fn fives(block: &[u8], at: usize) -> Codes {
     let [low, high] = nibbles(block, at + 4);
-    let fifths = [fifth_bits([block[at], block[at + 1]]), fifth_bits([block[at + 2], block[at + 3]])];
+    let fifths = [Bytes::fifth_bits([block[at], block[at + 1]]), Bytes::fifth_bits([block[at + 2], block[at + 3]])];
     [low.or(fifths[0]), high.or(fifths[1])]
 }
 

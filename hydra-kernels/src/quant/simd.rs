@@ -80,14 +80,6 @@ pub(crate) fn q8_0<L: Lanes>(l: L, block: &[u8; 34]) -> (L::V, L::V) {
     (l.mul(l.signed(Bytes::load(block, 2)), d), l.mul(l.signed(Bytes::load(block, 18)), d))
 }
 
-/// The fifth bits of sixteen columns: byte i is 16 if bit i is set, and 0 otherwise.
-#[inline(always)]
-pub(crate) fn fifth_bits(bits: [u8; 2]) -> Bytes {
-    let eight = |byte: u8| u64::from(byte) * 0x0101_0101_0101_0101;
-    let bit = 0x8040_2010_0804_0201;
-    Bytes::words(eight(bits[0]), eight(bits[1])).sixteen_where(Bytes::words(bit, bit))
-}
-
 /// The eight scales of Q4_K and Q5_K times d, then the eight minima times −dmin. `scalar` describes their packing.
 #[inline(always)]
 pub(crate) fn scales_and_minima<L: Lanes>(l: L, head: &[u8; 16]) -> [f32; LANES] {

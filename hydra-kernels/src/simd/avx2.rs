@@ -122,6 +122,37 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn fives(self, (d, m): ([__m256; 2], [__m256; 2]), packed: Bytes, fifths: [u8; 4]) -> ([__m256; 2], [__m256; 2]) {
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe {
+            let wide = [_mm256_cvtepu8_epi32(packed.0), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(packed.0))];
+            let fifths = _mm256_set1_epi32(i32::from_le_bytes(fifths));
+            // Bit i of eight comes to bit 4 of lane i.
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let bits = [
+                _mm256_srlv_epi32(_mm256_slli_epi32::<4>(fifths), lanes),
+                _mm256_srlv_epi32(fifths, _mm256_add_epi32(lanes, _mm256_set1_epi32(4))),
+                _mm256_srlv_epi32(fifths, _mm256_add_epi32(lanes, _mm256_set1_epi32(12))),
+                _mm256_srlv_epi32(fifths, _mm256_add_epi32(lanes, _mm256_set1_epi32(20))),
+            ];
+            let low = _mm256_set1_epi32(15);
+            let nibbles = [
+                _mm256_and_si256(wide[0], low),
+                _mm256_and_si256(wide[1], low),
+                _mm256_srli_epi32::<4>(wide[0]),
+                _mm256_srli_epi32::<4>(wide[1]),
+            ];
+            let mut out = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                let fifth = _mm256_and_si256(bits[i], _mm256_set1_epi32(16));
+                let code = _mm256_cvtepi32_ps(_mm256_or_si256(nibbles[i], fifth));
+                out[i] = _mm256_fmadd_ps(code, d[i % 2], m[i % 2]);
+            }
+            ([out[0], out[1]], [out[2], out[3]])
+        }
+    }
+
+    #[inline(always)]
     fn nibbles(self, low: Self::Table, high: Self::Table, packed: Bytes) -> (Self::V, Self::V) {
         let (low_q, high_q) = (packed.low_nibbles(), packed.high_nibbles());
         (self.fma(self.unsigned(low_q), low.0, low.1), self.fma(self.unsigned(high_q), high.0, high.1))

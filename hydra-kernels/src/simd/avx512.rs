@@ -118,6 +118,20 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn fives(self, (d, m): (__m512, __m512), packed: Bytes, fifths: [u8; 4]) -> (__m512, __m512) {
+        let [a, b, c, e] = fifths;
+        // SAFETY: `self` proves AVX-512F.
+        unsafe {
+            let (wide, sixteen) = (_mm512_cvtepu8_epi32(packed.0), _mm512_set1_epi32(16));
+            let low = _mm512_and_si512(wide, _mm512_set1_epi32(15));
+            let high = _mm512_srli_epi32::<4>(wide);
+            let low = _mm512_mask_or_epi32(low, u16::from_le_bytes([a, b]), low, sixteen);
+            let high = _mm512_mask_or_epi32(high, u16::from_le_bytes([c, e]), high, sixteen);
+            (_mm512_fmadd_ps(_mm512_cvtepi32_ps(low), d, m), _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), d, m))
+        }
+    }
+
+    #[inline(always)]
     fn nibbles(self, low: __m512, high: __m512, packed: Bytes) -> (__m512, __m512) {
         // SAFETY: `self` proves AVX-512F.
         unsafe {

@@ -45,6 +45,9 @@ pub(crate) trait Lanes: Copy {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The map q ↦ d·q + m.
     fn table(self, d: Self::V, m: Self::V) -> Self::Table;
+    /// d·q + m for 32 codes of five bits: their lower four are the low nibbles of `packed` and then its high ones, and
+    /// their fifth bits are those of `fifths`, in order.
+    fn fives(self, scale: (Self::V, Self::V), packed: Bytes, fifths: [u8; 4]) -> (Self::V, Self::V);
     /// Each byte's low nibble mapped by `low`, and its high nibble by `high`.
     fn nibbles(self, low: Self::Table, high: Self::Table, packed: Bytes) -> (Self::V, Self::V);
 }

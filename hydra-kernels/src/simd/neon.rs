@@ -152,6 +152,13 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn fives(self, (d, m): (Self::V, Self::V), packed: Bytes, [a, b, c, e]: [u8; 4]) -> (Self::V, Self::V) {
+        let low = self.unsigned(packed.low_nibbles().or(Bytes::fifth_bits([a, b])));
+        let high = self.unsigned(packed.high_nibbles().or(Bytes::fifth_bits([c, e])));
+        (self.fma(low, d, m), self.fma(high, d, m))
+    }
+
+    #[inline(always)]
     fn nibbles(self, low: Self::Table, high: Self::Table, packed: Bytes) -> (Self::V, Self::V) {
         let (low_q, high_q) = (packed.low_nibbles(), packed.high_nibbles());
         (self.fma(self.unsigned(low_q), low.0, low.1), self.fma(self.unsigned(high_q), high.0, high.1))

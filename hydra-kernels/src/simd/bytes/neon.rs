@@ -70,4 +70,12 @@ impl Bytes {
         // SAFETY: the target includes NEON.
         Bytes(unsafe { vshrq_n_u8::<BITS>(self.0) })
     }
+
+    /// The fifth bits of sixteen columns: byte i is 16 if bit i is set, and 0 otherwise.
+    #[inline(always)]
+    pub fn fifth_bits(bits: [u8; 2]) -> Self {
+        let eight = |byte: u8| u64::from(byte) * 0x0101_0101_0101_0101;
+        let bit = 0x8040_2010_0804_0201;
+        Bytes::words(eight(bits[0]), eight(bits[1])).sixteen_where(Bytes::words(bit, bit))
+    }
 }
