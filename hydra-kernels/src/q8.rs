@@ -273,6 +273,7 @@ fn rows_at_once<const T: usize>(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, r
 /// A tile function has the constants `BITS`, the width of the format's codes, and `MINIMUM`, whether its groups have a
 /// minimum. Without one, codes have the offset 2^(BITS − 1). Codes of six bits have a scale for each half of a group.
 fn tiles(isa: Q8Isa, sums: &mut [Sums; 2], format: Format, panels: [&[PanelGroup]; 2], (x, width): (&[Block], usize)) {
+    #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
     macro_rules! vectorized {
         ($isa:ident, $op:expr) => {
             $isa.vectorize(
