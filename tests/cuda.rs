@@ -75,12 +75,13 @@ all! {
 
 #[test]
 fn golden_cases_on_the_emulator() {
-    model::golden(emulated::backend);
+    model::golden(emulated::backend, 10);
 }
 
 #[test]
 fn golden_cases_compiled() {
-    model::golden(emulated::compiled);
+    // An interpreter takes seconds for a step. What ten of them add is the source's, and a GPU's.
+    model::golden(emulated::compiled, 3);
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn joined_products() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn golden_cases_on_a_gpu() {
-    model::golden(support::gpu);
+    model::golden(support::gpu, 10);
 }
 
 #[test]
