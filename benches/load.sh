@@ -5,14 +5,15 @@
 #
 # Runs the example `throughput` (MODEL train, and whatever KEYS holds) alone, beside one busy loop at nice 10, beside one
 # busy loop at nice 0, and beside a second run of itself, in turn, PAIRS times (5), and prints the median of each as a share of
-# the median alone. With PEER set to a command that prints `... tokens/s ...`, the same for that command under the same loads.
+# the median alone. With PEER set to a command that prints `... tokens/s ...`, the same for that command under the same loads. With
+# THROUGHPUT set to a program, that one instead of a new release build.
 # Run it on two cores: `taskset -c 0,1 benches/load.sh MODEL`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { sed -n '4s/^# *//p' "$0" >&2; exit 2; }
 model=$1 pairs=${2:-5}
-cargo build --quiet --release -p hydra-runtime --example throughput
-ours=("${CARGO_TARGET_DIR:-target}/release/examples/throughput" "$model" train steps=5 ${KEYS:-})
+[ -n "${THROUGHPUT:-}" ] || cargo build --quiet --release -p hydra-runtime --example throughput
+ours=("${THROUGHPUT:-${CARGO_TARGET_DIR:-target}/release/examples/throughput}" "$model" train steps=5 ${KEYS:-})
 results=$(mktemp -d)
 busy=
 stop() { [ -z "$busy" ] || kill "$busy" 2>/dev/null || true; busy=; }
