@@ -282,6 +282,12 @@ fn tiles(isa: Q8Isa, sums: &mut [Sums; 2], format: Format, panels: [&[PanelGroup
             )
         };
     }
+    #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+    macro_rules! one_by_one {
+        ($isa:ident, $tile:path) => {
+            sums.iter_mut().zip(panels).for_each(|(sums, panel)| vectorized!($isa, $tile($isa, sums, panel, x, width)))
+        };
+    }
     macro_rules! tiles {
         ($name:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
             match isa {
@@ -290,13 +296,9 @@ fn tiles(isa: Q8Isa, sums: &mut [Sums; 2], format: Format, panels: [&[PanelGroup
                     .zip(panels)
                     .for_each(|(sums, panel)| portable::tile::<$bits, $minimum>(sums, panel, x, width)),
                 #[cfg(target_arch = "x86_64")]
-                Q8Isa::Avx2(isa) => sums.iter_mut().zip(panels).for_each(|(sums, panel)| {
-                    vectorized!(isa, tile256::tile::<$bits, $minimum>(isa, sums, panel, x, width))
-                }),
+                Q8Isa::Avx2(isa) => one_by_one!(isa, tile256::tile::<$bits, $minimum>),
                 #[cfg(target_arch = "x86_64")]
-                Q8Isa::AvxVnni(isa) => sums.iter_mut().zip(panels).for_each(|(sums, panel)| {
-                    vectorized!(isa, tile256::tile::<$bits, $minimum>(isa, sums, panel, x, width))
-                }),
+                Q8Isa::AvxVnni(isa) => one_by_one!(isa, tile256::tile::<$bits, $minimum>),
                 #[cfg(target_arch = "x86_64")]
                 Q8Isa::Avx512Vnni(isa) => {
                     let [first, second] = sums;
@@ -307,9 +309,7 @@ fn tiles(isa: Q8Isa, sums: &mut [Sums; 2], format: Format, panels: [&[PanelGroup
                     }
                 }
                 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-                Q8Isa::NeonDotProd(isa) => sums.iter_mut().zip(panels).for_each(|(sums, panel)| {
-                    vectorized!(isa, tile_neon::tile::<$bits, $minimum>(isa, sums, panel, x, width))
-                }),
+                Q8Isa::NeonDotProd(isa) => one_by_one!(isa, tile_neon::tile::<$bits, $minimum>),
             }
         };
     }
