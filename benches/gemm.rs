@@ -72,7 +72,7 @@ fn by_chunks<E: Element>(
     for first in (0..n).step_by(chunk(k)) {
         let columns = chunk(k).min(n - first);
         pack(isa, panels, k, columns, Source::WeightRows { weight, first }, 1.0).unwrap();
-        multiply(first, Term { a: MatRef::row_major(x, k), b: Panels { data: &*panels, k, n: columns } });
+        multiply(first, Term { a: MatRef::row_major(x, k), b: Panels::new(&*panels, k, columns) });
     }
 }
 

@@ -39,7 +39,7 @@ fn multiply(c: &mut [f32], stride: usize, m: usize, accumulate: Accumulate, a: M
             Source::WeightCols { weight, .. } => Source::WeightCols { weight, first },
         };
         pack(isa, &mut panels, b.k, n, source, b.scale).unwrap();
-        let term = Term { a, b: Panels { data: &panels, k: b.k, n } };
+        let term = Term { a, b: Panels::new(&panels, b.k, n) };
         gemm(isa, &mut c[first..], stride, m, n, accumulate, &[term]).unwrap();
     }
 }

@@ -23,7 +23,7 @@
 //! let (isa, a, b, mut c) = (Isa::detect(), [1.0f32; 2 * 4], [0.5f32; 4 * 3], [0.0f32; 2 * 3]);
 //! let mut panels = vec![0.0f32; panels_len::<f32>(isa, 4, 3)];
 //! pack(isa, &mut panels, 4, 3, Source::Dense { data: Values::F32(&b), k_stride: 3, n_stride: 1 }, 1.0)?;
-//! let term = Term { a: MatRef::row_major(&a[..], 4), b: Panels { data: &panels[..], k: 4, n: 3 } };
+//! let term = Term { a: MatRef::row_major(&a[..], 4), b: Panels::new(&panels[..], 4, 3) };
 //! gemm(isa, &mut c[..], 3, 2, 3, Accumulate::Overwrite, &[term])?;
 //! assert_eq!(c, [2.0; 6]);
 //! # Ok::<(), hydra_kernels::Error>(())

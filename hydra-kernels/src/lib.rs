@@ -62,8 +62,8 @@ struct Readme;
 
 pub use error::Error;
 pub use gemm::{
-    Accumulate, Element, Float, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut, gemm, pack, panels_len,
-    to_bf16,
+    Accumulate, Element, Float, K_ALIGN, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, ValuesMut, gemm, pack,
+    panels_len, to_bf16,
 };
 pub use hydra::dropout::{self, Dropout, dropout, dropout_accumulate, dropout_in_place, dropout_unscaled};
 pub use hydra::gate::{self, Gate, Routing, activate, balance_loss_grad, mix, mix_backward};

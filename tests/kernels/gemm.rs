@@ -4,8 +4,8 @@
 use crate::support::{TestElement, assert_within, bits, cases, dot, isas, tolerance, values};
 use half::bf16;
 use hydra_kernels::{
-    Accumulate, Bf16Isa, Error, Format, MatRef, PANEL_ALIGN, Panels, RowOrder, Source, Term, Values, Weight, gemm,
-    matvec, pack, panels_len, to_bf16,
+    Accumulate, Bf16Isa, Error, Format, K_ALIGN, MatRef, PANEL_ALIGN, Panels, RowOrder, Source, Term, Values, Weight,
+    gemm, matvec, pack, panels_len, to_bf16,
 };
 use proptest::prelude::*;
 
@@ -136,7 +136,7 @@ fn check<E: TestElement>(isa: E::Isa, case: Case) {
         .map(|(t, (((a, _), (k, ..)), panels))| {
             let (row_stride, col_stride) = a.strides;
             let a = MatRef { data: a.values(seed >> t & 1 == 0), row_stride, col_stride };
-            Term { a, b: Panels { data: panels, k, n } }
+            Term { a, b: Panels::new(panels, k, n) }
         })
         .collect();
     let c_stride = n + gap;
@@ -174,7 +174,7 @@ fn f32_operands_are_rounded() {
         let panels = packed::<bf16>(isa, k, k, row_major(&identity(k), k), 1.0);
         for a in [MatRef::row_major(&x[..], k), MatRef::transposed(&transposed[..], m)] {
             let mut c = vec![f32::NAN; m * k];
-            let term = Term { a, b: Panels { data: &panels, k, n: k } };
+            let term = Term { a, b: Panels::new(&panels, k, k) };
             gemm(isa, &mut c[..], k, m, k, Accumulate::Overwrite, &[term]).unwrap();
             assert!(c.iter().zip(&x).all(|(&c, &x)| c == bf16::from_f32(x).to_f32()), "{isa:?}");
         }
@@ -200,7 +200,7 @@ fn an_operands_alignment_changes_nothing() {
                 room[first..first + m * k].copy_from_slice(&x);
                 let mut c = vec![f32::NAN; m * n];
                 let a = MatRef::row_major(&room[first..first + m * k], k);
-                let term = Term { a, b: Panels { data: &panels, k, n } };
+                let term = Term { a, b: Panels::new(&panels, k, n) };
                 gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[term]).unwrap();
                 c
             });
@@ -209,6 +209,53 @@ fn an_operands_alignment_changes_nothing() {
             assert_eq!(bits(&results[0]), bits(&results[2]), "{isa:?}");
         }
     }
+}
+
+/// A product with some rows and columns of what was packed is that with a matrix of them.
+fn parts<E: TestElement>() {
+    let (m, k, n) = (29, 3 * K_ALIGN + 5, 2 * PANEL_ALIGN + 9);
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    for isa in E::isas() {
+        let whole = packed::<E>(isa, k, n, row_major(&b, n), 1.0);
+        let whole = Panels::new(&whole, k, n);
+        for rows in [0..k, 0..K_ALIGN, K_ALIGN..3 * K_ALIGN, 2 * K_ALIGN..k, K_ALIGN..K_ALIGN] {
+            for columns in [0..n, 0..PANEL_ALIGN, PANEL_ALIGN..2 * PANEL_ALIGN, 2 * PANEL_ALIGN..n] {
+                let (part_k, part_n) = (rows.len(), columns.len());
+                let source =
+                    Source::Dense { data: Values::F32(&b[rows.start * n + columns.start..]), k_stride: n, n_stride: 1 };
+                let alone = packed::<E>(isa, part_k, part_n, source, 1.0);
+                let part = whole.part(isa, rows.clone(), columns).unwrap();
+                let multiply = |b| {
+                    let (mut c, mut narrow_c) = (vec![0.5; m * part_n], vec![bf16::ONE; m * part_n]);
+                    let term =
+                        Term { a: MatRef { data: Values::F32(&a[rows.start..]), row_stride: k, col_stride: 1 }, b };
+                    gemm(isa, &mut c[..], part_n, m, part_n, Accumulate::Add, &[term]).unwrap();
+                    gemm(isa, &mut narrow_c[..], part_n, m, part_n, Accumulate::Overwrite, &[term]).unwrap();
+                    (bits(&c), narrow_c)
+                };
+                assert_eq!(multiply(part), multiply(Panels::new(&alone, part_k, part_n)), "{isa:?}");
+            }
+        }
+        let block = |operand, block, got| Some(Error::Block { operand, block, got });
+        let range = |operand, limit, got| Some(Error::Range { operand, limit, got });
+        assert_eq!(whole.part(isa, 1..k, 0..n).err(), block("rows of b", K_ALIGN, 1), "{isa:?}");
+        assert_eq!(whole.part(isa, 0..k, 0..n - 1).err(), block("columns of b", PANEL_ALIGN, n - 1), "{isa:?}");
+        assert_eq!(whole.part(isa, 0..k + 1, 0..n).err(), range("rows of b", k, k + 1), "{isa:?}");
+        let short = Panels { data: &whole.data[..1], ..whole };
+        assert!(matches!(short.part(isa, 0..k, PANEL_ALIGN..n), Err(Error::Length { operand: "b", .. })), "{isa:?}");
+        for wrong in [Panels { packed_k: k - 1, ..whole }, Panels { packed_k: usize::MAX, ..whole }, short] {
+            let mut c = vec![7.0; m * n];
+            let term = Term { a: MatRef::row_major(&a[..], k), b: wrong };
+            assert!(gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[term]).is_err(), "{isa:?}");
+            assert!(c.iter().all(|&c| c == 7.0));
+        }
+    }
+}
+
+#[test]
+fn parts_of_panels() {
+    parts::<f32>();
+    parts::<bf16>();
 }
 
 proptest! {
@@ -241,7 +288,7 @@ fn cut_anywhere<E: TestElement>() {
             let panels = packed::<E>(isa, k, n, Source::WeightRows { weight, first: columns.start }, 1.0);
             let mut c = vec![f32::NAN; m * n];
             let a = MatRef::row_major(&a[rows.start * k..rows.end * k], k);
-            let b = Panels { data: &panels, k, n };
+            let b = Panels::new(&panels, k, n);
             gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[Term { a, b }]).unwrap();
             c
         };
@@ -308,7 +355,7 @@ fn assert_panels<E: TestElement>(
     let panels = packed::<E>(isa, k, n, source, 2.0);
     let mut c = vec![f32::NAN; k * n];
     let identity = identity(k);
-    let term = Term { a: MatRef::row_major(&identity[..], k), b: Panels { data: &panels, k, n } };
+    let term = Term { a: MatRef::row_major(&identity[..], k), b: Panels::new(&panels, k, n) };
     gemm(isa, &mut c[..], n, k, n, Accumulate::Overwrite, &[term]).unwrap();
     for p in 0..k {
         for j in 0..n {
@@ -337,7 +384,7 @@ fn errors_write_nothing() {
     assert_eq!(pack(isa, &mut panels, 2, 2, huge, 1.0), Err(Error::Overflow));
     assert!(panels.iter().all(|&x| x == 7.0));
 
-    let b = Panels { data: &panels[..], k: 64, n: 2 };
+    let b = Panels::new(&panels[..], 64, 2);
     let a = values(3 * 64, 1);
     let mut c = vec![7.0; 6];
     for (m, c_stride, len) in [(4, 2, 6), (3, 1, 6), (3, 2, 5), (2, usize::MAX, 6)] {

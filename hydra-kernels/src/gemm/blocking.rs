@@ -58,7 +58,7 @@ pub(super) struct KBlock<'t, 'a, E> {
     pub(super) len: usize,
     /// `len`, rounded up to whole steps.
     pub(super) depth: usize,
-    /// B's rows, rounded up to whole steps.
+    /// The rows of a panel in memory, rounded up to whole steps.
     k_padded: usize,
 }
 
@@ -125,7 +125,7 @@ impl KBlocking {
         let kc = k.div_ceil(k.div_ceil(self.kc)).next_multiple_of(self.k_step);
         (0..k).step_by(kc).map(move |first| {
             let len = kc.min(k - first);
-            let k_padded = k.next_multiple_of(self.k_step);
+            let k_padded = term.b.packed_k.next_multiple_of(self.k_step);
             KBlock { term, first, len, depth: len.next_multiple_of(self.k_step), k_padded }
         })
     }

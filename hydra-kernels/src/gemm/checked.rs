@@ -67,7 +67,8 @@ fn check<E: Element>(
             return Err(Error::Length { operand: "columns of b", want: n, got: b.n });
         }
         at_least("a", extent(m, b.k, a.row_stride, a.col_stride)?, a.data.len())?;
-        at_least("b", panels_len::<E>(isa, b.k, n), b.data.len())?;
+        at_least("packed rows of b", b.k, b.packed_k)?;
+        at_least("b", b.extent(isa), b.data.len())?;
     }
     Ok(())
 }
@@ -92,11 +93,11 @@ fn multiply_by_tiles<E: Element>(isa: E::Isa, c: &mut [bf16], product: &Product<
         let columns = TILE_COLUMNS.min(n - j);
         for i in (0..m).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(m - i);
-            let no_term = Term { a: MatRef::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n: columns } };
+            let no_term = Term { a: MatRef::row_major(&[] as &[f32], 0), b: Panels::new(&[], 0, columns) };
             let mut tile_terms = [no_term; BF16_TERMS];
             for (tile_term, Term { a, b }) in tile_terms.iter_mut().zip(terms) {
                 let a = MatRef { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
-                let b = Panels { data: &b.data[panels_len::<E>(isa, b.k, j)..], k: b.k, n: columns };
+                let b = Panels { data: &b.data[panels_len::<E>(isa, b.packed_k, j)..], n: columns, ..*b };
                 *tile_term = Term { a, b };
             }
             let sums = &mut sums[..rows * columns];

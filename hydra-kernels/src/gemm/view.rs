@@ -1,6 +1,10 @@
 //! Views of the operands: elements in f32 or bf16, strided matrices, packed panels.
 
 use super::bf16::Float;
+use super::blocking::{K_ALIGN, PANEL_ALIGN};
+use super::element::{Element, panels_len};
+use crate::error::{Error, at_least};
+use core::ops::Range;
 use half::bf16;
 
 /// Elements that are read in place. A bf16 product rounds f32 elements to nearest, ties to even, as it copies them; an
@@ -183,12 +187,57 @@ impl<'a> MatRef<'a> {
 /// B [k, n] as [`pack`](crate::gemm::pack) stored it.
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a, E> {
-    /// At least [`panels_len`](crate::gemm::panels_len) elements.
+    /// At least [`panels_len`](crate::gemm::panels_len) elements; of a [`part`](Self::part), from its first one on.
     pub data: &'a [E],
     /// Rows of B.
     pub k: usize,
     /// Columns of B.
     pub n: usize,
+    /// Rows that were packed: `k`, or more if these are a [`part`](Self::part).
+    pub packed_k: usize,
+}
+
+impl<'a, E: Element> Panels<'a, E> {
+    /// All that was packed as [k, n].
+    pub fn new(data: &'a [E], k: usize, n: usize) -> Self {
+        Self { data, k, n, packed_k: k }
+    }
+
+    /// Some rows and columns: multiples of [`K_ALIGN`] and of [`PANEL_ALIGN`] to begin with, and to end with either such a
+    /// multiple or the last one.
+    ///
+    /// Returns an error if a range begins or ends elsewhere, or if `data` is too short.
+    pub fn part(self, isa: E::Isa, rows: Range<usize>, columns: Range<usize>) -> Result<Self, Error> {
+        aligned("rows of b", &rows, self.k, K_ALIGN)?;
+        aligned("columns of b", &columns, self.n, PANEL_ALIGN)?;
+        let first = panels_len::<E>(isa, self.packed_k, columns.start)
+            .saturating_add(rows.start.saturating_mul(E::panel_shape(isa).nr));
+        at_least("b", first, self.data.len())?;
+        Ok(Self { data: &self.data[first..], k: rows.len(), n: columns.len(), packed_k: self.packed_k })
+    }
+
+    /// Elements that `data` has at least.
+    pub(super) fn extent(&self, isa: E::Isa) -> usize {
+        let whole = panels_len::<E>(isa, self.packed_k, self.n);
+        if self.k == 0 || self.n == 0 || whole == usize::MAX {
+            return if self.k == 0 { 0 } else { whole };
+        }
+        let nr = E::panel_shape(isa).nr;
+        // The last panel ends where its last row does.
+        whole - panels_len::<E>(isa, self.packed_k, nr) + panels_len::<E>(isa, self.k, nr)
+    }
+}
+
+/// `Ok` if `range` lies in 0 .. `limit` and begins and ends at multiples of `block`, or ends with the last.
+fn aligned(operand: &'static str, range: &Range<usize>, limit: usize, block: usize) -> Result<(), Error> {
+    if range.end > limit || range.start > range.end {
+        return Err(Error::Range { operand, limit, got: range.start.max(range.end) });
+    }
+    let end = if range.end == limit { 0 } else { range.end };
+    match [range.start, end].into_iter().find(|at| !at.is_multiple_of(block)) {
+        Some(got) => Err(Error::Block { operand, block, got }),
+        None => Ok(()),
+    }
 }
 
 /// One product A · B of the sum.

@@ -130,7 +130,7 @@ impl<E: Element> Backward<'_, E> {
             let data = x.data.skip((t * x.width + x.columns.start).min(x.data.len()));
             pack(isa, panels, k, n, Source::Dense { data, k_stride: x.width, n_stride: 1 }, 1.0)?;
             let a = MatRef { data: rows.data.skip(t * rows.col_stride), ..rows };
-            let term = Term { a, b: Panels { data: &*panels, k, n } };
+            let term = Term { a, b: Panels::new(&*panels, k, n) };
             gemm(isa, &mut *sums, n, height, n, Accumulate::Add, &[term])?;
         }
         Ok(())

@@ -90,7 +90,7 @@ impl<'a, E: Element> Operand<'a, E> {
     /// The operand as products read it, after all its columns have been packed into `data`.
     pub fn panels<'p>(&self, data: &'p [E]) -> Result<Panels<'p, E>, Error> {
         exact("panels", self.panels_len(self.n), data.len())?;
-        Ok(Panels { data, k: self.k, n: self.n })
+        Ok(Panels::new(data, self.k, self.n))
     }
 
     /// Packs all columns into the workspace.
@@ -103,6 +103,7 @@ impl<'a, E: Element> Operand<'a, E> {
     /// An error unless `panels` have this operand's size.
     pub(super) fn check(&self, panels: &Panels<'_, E>) -> Result<(), Error> {
         exact("rows of panels", self.k, panels.k)?;
+        exact("rows of panels", self.k, panels.packed_k)?;
         exact("columns of panels", self.n, panels.n)?;
         exact("panels", self.panels_len(self.n), panels.data.len())
     }

@@ -84,7 +84,7 @@ fn products<E: Element>(isa: E::Isa) -> Result<(), Error> {
         for (k_stride, n_stride) in [(n, 1), (1, k)] {
             pack(isa, &mut panels, k, n, Source::Dense { data: Values::F32(&b), k_stride, n_stride }, 1.0)?;
         }
-        let b = Panels { data: &panels[..], k, n };
+        let b = Panels::new(&panels[..], k, n);
         let operands = [MatRef::row_major(&a[..], k), MatRef::transposed(&a[..], m)];
         let narrow_operands = [MatRef::row_major(&narrow_a[..], k), MatRef::transposed(&narrow_a[..], m)];
         for a in operands.into_iter().chain(narrow_operands) {

@@ -15,7 +15,7 @@ use super::lanes::{LANES, exponentials, lanes, larger};
 use crate::Result;
 use crate::backend::{Accumulate, Attention, AttentionRows, AttentionShape, CachedRows, RowKind};
 use crate::batch::Segment;
-use hydra_kernels::gemm::{self, MatRef, Panels, Source, Values};
+use hydra_kernels::gemm::{self, K_ALIGN, MatRef, PANEL_ALIGN, Panels, Source, Values};
 use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::math;
 use std::num::NonZeroUsize;
@@ -296,6 +296,12 @@ fn within(range: Range<usize>, first: usize, n: usize) -> Range<usize> {
     inside(range.start)..inside(range.end)
 }
 
+/// The whole panels, and steps along k, that hold the columns or rows `range` of `n`; none if it is empty.
+fn panels_around(range: Range<usize>, n: usize) -> Range<usize> {
+    const { assert!(PANEL_ALIGN == K_ALIGN) };
+    if range.is_empty() { 0..0 } else { range.start / K_ALIGN * K_ALIGN..range.end.next_multiple_of(K_ALIGN).min(n) }
+}
+
 /// Adds what the task's queries see in `keys` to the sums of a group's heads.
 fn attend<E: Element>(
     exec: Exec<'_, E>,
@@ -320,13 +326,19 @@ fn attend<E: Element>(
                 let (end, in_segment) = (rows.min(row + STRIP), task.first + row);
                 let q = Block::new(E::values(inputs.q), shape.q_width(), task.segment.start + in_segment, q_head * d);
                 let visible = |i: usize| within(keys.seen(window, in_segment + i), key, n);
-                if visible(0).start == n {
-                    // The window of all these queries begins behind the block.
+                let seen = panels_around(visible(0).start..visible(end - row - 1).end, n);
+                if seen.is_empty() {
                     continue;
                 }
-                let len = (end - row) * n;
-                let strip = Strip { q: q.rows(), k, v, p: &mut blocks.p[..len], scores: &mut blocks.scores[..len] };
-                attend_strip(exec, strip, sums.rows(row..end), visible)?;
+                let len = (end - row) * seen.len();
+                let strip = Strip {
+                    q: q.rows(),
+                    k: k.part(exec.isa, 0..d, seen.clone())?,
+                    v: v.part(exec.isa, seen.clone(), 0..d)?,
+                    p: &mut blocks.p[..len],
+                    scores: &mut blocks.scores[..len],
+                };
+                attend_strip(exec, strip, sums.rows(row..end), |i| within(visible(i), seen.start, seen.len()))?;
             }
         }
     }

@@ -54,7 +54,7 @@ impl<'a, E: Element> Exec<'a, E> {
     ) -> Result<Panels<'p, E>> {
         let out = &mut out[..gemm::panels_len::<E>(self.isa, k, n)];
         gemm::pack(self.isa, out, k, n, source, scale)?;
-        Ok(Panels { data: out, k, n })
+        Ok(Panels::new(out, k, n))
     }
 
     /// Packs all columns of an operand, each thread some whole panels.
@@ -80,7 +80,20 @@ impl<'a, E: Element> Exec<'a, E> {
 
     /// c [m, n] = or += a b; n is the panels'.
     pub fn multiply(self, c: &mut [f32], m: usize, store: Accumulate, a: MatRef<'_>, b: Panels<'_, E>) -> Result<()> {
-        Ok(gemm::gemm(self.isa, c, b.n, m, b.n, store, &[Term { a, b }])?)
+        self.multiply_strided(c, b.n, m, store, a, b)
+    }
+
+    /// The same with the rows of c `c_stride` apart.
+    pub fn multiply_strided(
+        self,
+        c: &mut [f32],
+        c_stride: usize,
+        m: usize,
+        store: Accumulate,
+        a: MatRef<'_>,
+        b: Panels<'_, E>,
+    ) -> Result<()> {
+        Ok(gemm::gemm(self.isa, c, c_stride, m, b.n, store, &[Term { a, b }])?)
     }
 
     /// `out` = `x`, rounded.

@@ -14,7 +14,7 @@ use super::super::Cpu;
 use super::super::buffer::{Element, carve, floats};
 use super::super::exec::Exec;
 use super::super::lanes::{LANES, dot};
-use super::{Block, STRIP, in_keys, score_scale, within};
+use super::{Block, STRIP, in_keys, panels_around, score_scale, within};
 use crate::Result;
 use crate::backend::{Accumulate, AttentionBackward, AttentionShape};
 use crate::batch::Segment;
@@ -116,7 +116,7 @@ fn key_task<E: Element>(exec: Exec<'_, E>, task: KeyTask<'_, E>, saved: Saved<'_
                         First { of_keys: i == 0 && query_block == key_block, of_queries: key_block == first_key_block };
                     let pair = Pair { segment, kv_head, key_block, query_block, first };
                     scratch.score_gradients(exec, saved, pair)?;
-                    scratch.accumulate(exec, pair)?;
+                    scratch.accumulate(exec, saved.window, pair)?;
                 }
             }
             for (out, sums) in dq.iter_mut().zip(scratch.dq.chunks_exact(d)) {
@@ -140,6 +140,25 @@ struct Pair {
     key_block: usize,
     query_block: usize,
     first: First,
+}
+
+impl Pair {
+    /// The queries that see a key, counted from the first of their block of `queries`.
+    fn queries_of(self, window: usize, key: usize, queries: usize) -> Range<usize> {
+        let key = self.key_block * BLOCK + key;
+        within(key..key.saturating_add(window), self.query_block * BLOCK, queries)
+    }
+
+    /// Whether all `queries` see all `keys`.
+    fn all_seen(self, window: usize, keys: usize, queries: usize) -> bool {
+        self.queries_of(window, keys - 1, queries).start == 0 && self.queries_of(window, 0, queries).end == queries
+    }
+
+    /// The keys that a query sees, counted from the first of their block of `keys`.
+    fn keys_of(self, window: usize, query: usize, keys: usize) -> Range<usize> {
+        let end = self.query_block * BLOCK + query + 1;
+        within(end.saturating_sub(window)..end, self.key_block * BLOCK, keys)
+    }
 }
 
 /// Whose sums a pair of blocks begins; it adds to the others.
@@ -288,8 +307,8 @@ impl<'a, E: Element> Scratch<'a, E> {
         let (key, row) = (pair.key_block * BLOCK, pair.query_block * BLOCK);
         let (n, queries) = (self.rows(pair.key_block), self.rows(pair.query_block));
         let at = pair.query_block * self.by_rows;
-        let q = Panels { data: &self.q_transposed[at..], k: d, n: queries };
-        let d_o = Panels { data: &self.d_o_transposed[at..], k: d, n: queries };
+        let q = Panels::new(&self.q_transposed[at..], d, queries);
+        let d_o = Panels::new(&self.d_o_transposed[at..], d, queries);
         for first in (0..n).step_by(STRIP) {
             let strip = STRIP.min(n - first);
             let scores = &mut self.scores[..strip * queries];
@@ -297,12 +316,14 @@ impl<'a, E: Element> Scratch<'a, E> {
             let rows = |x| {
                 Block::new(E::values(x), shape.kv_width(), pair.segment.start + key + first, pair.kv_head * d).rows()
             };
-            exec.multiply(scores, strip, Accumulate::Overwrite, rows(saved.k), q)?;
-            exec.multiply(dscores, strip, Accumulate::Overwrite, rows(saved.v), d_o)?;
-            let visible = |strip_row: usize| {
-                let key = key + first + strip_row;
-                within(key..key.saturating_add(saved.window), row, queries)
-            };
+            let visible = |strip_row: usize| pair.queries_of(saved.window, first + strip_row, queries);
+            let seen = panels_around(visible(0).start..visible(strip - 1).end, queries);
+            if !seen.is_empty() {
+                let store = Accumulate::Overwrite;
+                let (q, d_o) = (q.part(exec.isa, 0..d, seen.clone())?, d_o.part(exec.isa, 0..d, seen.clone())?);
+                exec.multiply_strided(&mut scores[seen.start..], queries, strip, store, rows(saved.k), q)?;
+                exec.multiply_strided(&mut dscores[seen.start..], queries, strip, store, rows(saved.v), d_o)?;
+            }
             let (lse, delta) = (&self.lse[row..row + queries], &self.delta[row..row + queries]);
             exec.cpu.isa.vectorize(
                 #[inline(always)]
@@ -320,20 +341,36 @@ impl<'a, E: Element> Scratch<'a, E> {
     }
 
     /// Adds what a pair of blocks contributes to dq, dk and dv.
-    fn accumulate(&mut self, exec: Exec<'_, E>, pair: Pair) -> Result<()> {
+    fn accumulate(&mut self, exec: Exec<'_, E>, window: usize, pair: Pair) -> Result<()> {
         let d = self.d;
         let (key, row) = (pair.key_block * BLOCK, pair.query_block * BLOCK);
         let (n, queries) = (self.rows(pair.key_block), self.rows(pair.query_block));
         let (at_k, at_q) = (pair.key_block * self.by_d, pair.query_block * self.by_d);
-        let k = Panels { data: &self.k[at_k..], k: n, n: d };
-        let q = Panels { data: &self.q[at_q..], k: queries, n: d };
-        let d_o = Panels { data: &self.d_o[at_q..], k: queries, n: d };
-        let (p, ds) = (E::values(&self.p[..n * queries]), E::values(&self.ds[..n * queries]));
+        let k = Panels::new(&self.k[at_k..], n, d);
+        let q = Panels::new(&self.q[at_q..], queries, d);
+        let d_o = Panels::new(&self.d_o[at_q..], queries, d);
         let store = |first| if first { Accumulate::Overwrite } else { Accumulate::Add };
         let (of_keys, of_queries) = (store(pair.first.of_keys), store(pair.first.of_queries));
-        exec.multiply(&mut self.dv[key * d..], n, of_keys, MatRef::row_major(p, queries), d_o)?;
-        exec.multiply(&mut self.dk[key * d..], n, of_keys, MatRef::row_major(ds, queries), q)?;
-        exec.multiply(&mut self.dq[row * d..], queries, of_queries, MatRef::transposed(ds, queries), k)
+        let step = if pair.all_seen(window, n, queries) { BLOCK } else { STRIP };
+        for first in (0..n).step_by(step) {
+            let end = n.min(first + step);
+            let seen = pair.queries_of(window, first, queries).start..pair.queries_of(window, end - 1, queries).end;
+            let seen = panels_around(seen, queries);
+            let (at, rows) = (first * queries + seen.start, (key + first) * d..(key + end) * d);
+            for (out, x, b) in [(&mut self.dv, &self.p, d_o), (&mut self.dk, &self.ds, q)] {
+                let a = MatRef::row_major(E::values(&x[at..n * queries]), queries);
+                exec.multiply(&mut out[rows.clone()], end - first, of_keys, a, b.part(exec.isa, seen.clone(), 0..d)?)?;
+            }
+        }
+        for first in (0..queries).step_by(step) {
+            let end = queries.min(first + step);
+            let seen = pair.keys_of(window, first, n).start..pair.keys_of(window, end - 1, n).end;
+            let seen = panels_around(seen, n);
+            let a = MatRef::transposed(E::values(&self.ds[seen.start * queries + first..n * queries]), queries);
+            let out = &mut self.dq[(row + first) * d..(row + end) * d];
+            exec.multiply(out, end - first, of_queries, a, k.part(exec.isa, seen, 0..d)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -350,7 +387,9 @@ fn softmax_gradients<E: Element>(
     let n = lse.len();
     for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
         let Range { start, end } = visible(row);
-        // Whole vectors around the visible queries; the other queries among them have probability exp(−∞).
+        // Whole vectors around the visible queries; the other queries among them have probability exp(−∞). Beyond them, nothing
+        // was computed.
+        let (start, end) = if start < end { (start, end) } else { (0, 0) };
         let (first, last) = (start / LANES * LANES, end.next_multiple_of(LANES).min(n));
         p[..first].fill(0.0);
         ds[..first].fill(0.0);
