@@ -154,6 +154,8 @@ fn pack_panels<E: Element, const NR: usize>(isa: E::Isa, plain: Isa, panels: Pan
             panels,
             #[inline(always)]
             |p, j, row| source.read(plain, p, j, row),
+            #[inline(always)]
+            |p, j, len| source.prefetch_row(p, j, len),
         );
     } else {
         pack_column_stored::<E, NR>(
@@ -169,6 +171,14 @@ impl Source<'_> {
     /// Whether neighbours in a row of B are neighbours in memory, or share a block.
     fn is_row_stored(&self) -> bool {
         matches!(self, Source::Dense { n_stride: 1, .. } | Source::WeightCols { .. })
+    }
+
+    /// Prefetches `len` elements of a row of B, which need not exist, where they are stored as they are.
+    #[inline(always)]
+    fn prefetch_row(&self, p: usize, j: usize, len: usize) {
+        if let Source::Dense { data, k_stride, .. } = self {
+            data.prefetch(p.wrapping_mul(*k_stride).wrapping_add(j), len);
+        }
     }
 
     /// Fills `out` with B from element (p, j) on, along its row or its column: in the direction in which B is stored.

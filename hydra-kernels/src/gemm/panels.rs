@@ -13,6 +13,9 @@ use super::kernel::pack512::{pack_columns, pack_pair_of_rows};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Avx512Bf16;
 
+/// How many rows ahead a row-stored matrix is prefetched.
+pub(super) const ROWS_AHEAD: usize = 12;
+
 /// Elements that are decoded at a time.
 const STRETCH: usize = 256;
 
@@ -34,12 +37,14 @@ pub(super) struct PanelsMut<'a> {
     pub scale: f32,
 }
 
-/// Packs a row-stored B in panels of NR columns: `read(p, j, row)` fills `row` with B[p, j ..].
+/// Packs a row-stored B in panels of NR columns: `read(p, j, row)` fills `row` with B[p, j ..], and `prefetch(p, j, len)` asks
+/// memory for `len` elements from there on, of rows that need not exist.
 #[inline(always)]
 pub(super) fn pack_row_stored<E: Element, const NR: usize>(
     isa: E::Isa,
     panels: PanelsMut<'_>,
     read: impl Fn(usize, usize, &mut [f32]),
+    prefetch: impl Fn(usize, usize, usize),
 ) {
     let PanelsMut { units, shape: PanelShape { nr, k_step }, k, n, scale } = panels;
     assert_eq!(nr, NR);
@@ -53,6 +58,8 @@ pub(super) fn pack_row_stored<E: Element, const NR: usize>(
         for step in 0..steps {
             for (q, row) in rows.iter_mut().enumerate().take(E::ADJACENT) {
                 let p = step * E::ADJACENT + q;
+                // The pieces of rows are too short for the hardware prefetcher.
+                prefetch(p + ROWS_AHEAD, first, len);
                 if p < k {
                     read(p, first, &mut row[..len]);
                 } else {

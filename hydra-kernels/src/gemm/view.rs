@@ -62,6 +62,25 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// Prefetches `len` elements from `first` on, which need not exist.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, first: usize, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let (at, bytes) = match self {
+                Values::F32(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 4 * len),
+                Values::Bf16(data) => (data.as_ptr().wrapping_add(first).cast(), 2 * len),
+            };
+            for line in (0..bytes).step_by(64) {
+                // SAFETY: x86-64 includes SSE; a prefetch of any address is allowed and reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (first, len);
+    }
+
     /// Element `i`, widened.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! Panels of bf16 pairs, packed with AVX-512 BF16. In a panel, step s holds (B[2s, j], B[2s + 1, j]) for 32 columns j.
 
 use super::tile512::NR;
+use crate::gemm::panels::ROWS_AHEAD;
 use crate::gemm::view::Values;
 use crate::isa::Avx512Bf16;
 use crate::simd::round::round;
@@ -13,9 +14,6 @@ type Step = [u8; 4 * NR];
 
 /// Columns of a row that are read before those of the next: eight panels' worth.
 const STRETCH: usize = 8 * NR;
-
-/// How many rows ahead a row-stored matrix is prefetched.
-const ROWS_AHEAD: usize = 12;
 
 /// How many bytes ahead a column-stored matrix is prefetched.
 const BYTES_AHEAD: usize = 512;
@@ -52,7 +50,7 @@ pub(in crate::gemm) fn pack_row_stored(_isa: Avx512Bf16, panels: PairPanels<'_>,
             for step in 0..steps {
                 // The pieces of rows are too short for the hardware prefetcher.
                 for p in [2 * step + ROWS_AHEAD, 2 * step + ROWS_AHEAD + 1] {
-                    prefetch(data, p.wrapping_mul(stride).wrapping_add(first), STRETCH.min(n - first));
+                    data.prefetch(p.wrapping_mul(stride).wrapping_add(first), STRETCH.min(n - first));
                 }
                 for j in (first..n.min(first + STRETCH)).step_by(NR) {
                     let row = |p: usize| {
@@ -241,17 +239,4 @@ fn loaded(x: &[f32; NR]) -> [__m512; 2] {
 fn widened(x: __m512i) -> [__m512; 2] {
     let wide = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
     [wide(_mm512_castsi512_si256(x)), wide(_mm512_extracti64x4_epi64::<1>(x))]
-}
-
-/// Prefetches `len` elements from index `first` on, which need not exist.
-#[inline]
-fn prefetch(data: Values<'_>, first: usize, len: usize) {
-    let (at, bytes) = match data {
-        Values::F32(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 4 * len),
-        Values::Bf16(data) => (data.as_ptr().wrapping_add(first).cast::<i8>(), 2 * len),
-    };
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: x86-64 includes SSE; a prefetch of any address is allowed and reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) }
-    }
 }
