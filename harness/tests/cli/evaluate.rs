@@ -152,13 +152,15 @@ fn styles_of_mmlu() {
 fn a_shared_prefix_changes_no_score() {
     let scratch = Scratch::new("prefix");
     let (data, lines) = (questions(&scratch), scratch.path("p.jsonl"));
+    // Enough of them for a prefix to be worth a pass.
+    scratch.write("data/test/anatomy_test.csv", QUESTIONS.repeat(40));
     let run = |limit: &str| {
         succeeds(&format!("eval mmlu {} --data {data} --shots 1 --predictions {lines} {limit}", case("hydra")));
         let text = fs::read_to_string(&lines).unwrap();
         let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         first["scores"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect::<Vec<_>>()
     };
-    // A subject of one question has nothing to share.
+    // With one question, nothing is shared.
     for (alone, shared) in run("--limit 1").iter().zip(run("")) {
         assert!((alone - shared).abs() < 1e-4, "{alone} {shared}");
     }

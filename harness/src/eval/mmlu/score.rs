@@ -1,5 +1,5 @@
-//! A model's scores for questions. The shared prefix of a subject's prompts is computed once; the rests are packed into
-//! passes.
+//! A model's scores for questions. The shared prefix of a subject's prompts is computed once, where that saves enough; the rests
+//! are packed into passes.
 
 use super::prompts::{Prompts, letter_ids};
 use super::questions::{Question, Subject};
@@ -15,12 +15,15 @@ use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 use std::thread;
 use std::time::Instant;
 
 /// Tokens per pass, unless a question is longer.
 const PASS_TOKENS: usize = 4096;
+
+/// Tokens that a shared prefix has to save before it is computed by itself: a pass, however short, reads all weights, and takes about
+/// as long as so many tokens more in another one.
+const SHARED_TOKENS: usize = 256;
 
 /// The outcome of one question: a line of `--predictions`.
 #[derive(Clone, Debug, Serialize)]
@@ -66,7 +69,8 @@ pub fn score<B: Backend>(
     let started = Instant::now();
     let asked: Vec<_> = subjects.iter().zip(&prompts).map(|(subject, p)| Asked::new(subject, p, adapter)).collect();
     let own = || own_scores(model, adapter, &asked, asking, &Letters::new(tokenizer, asking)?, ranks);
-    let found = ranks.gather(own())?;
+    let mut found = ranks.gather(own())?;
+    found.sort_by_key(|scores| (scores.subject, scores.index));
     let predictions = found.into_iter().map(|scores| scores.prediction(subjects)).collect();
     let tokens = prompts.iter().map(Prompts::tokens).sum();
     Ok(Outcome { predictions, tokens, seconds: started.elapsed().as_secs_f64() })
@@ -87,31 +91,29 @@ fn own_scores<B: Backend>(
     let passes = passes(asked, pass_tokens)?;
     let mut evaluator = Evaluator::new(model, adapter, pass_tokens)?;
     let (mut found, mut prefix) = (Vec::new(), None);
-    for (subject, questions) in &passes[ranks.share_of(passes.len())] {
+    for pass in &passes[ranks.share_of(passes.len())] {
         interrupt::check()?;
-        let asked = &asked[*subject];
-        if prefix.replace(*subject) != Some(*subject) {
-            evaluator.set_prefix(asked.shared_prefix())?;
+        if prefix.replace(pass.shared) != Some(pass.shared) {
+            evaluator.set_prefix(pass.shared.map_or(&[], |subject| &asked[subject].prompts.prefix))?;
         }
         let scores = match asking.scoring {
-            Scoring::Letter => letter_scores(&mut evaluator, asked, questions.clone(), letters)?,
-            Scoring::Cloze => cloze_scores(&mut evaluator, asked, questions.clone())?,
+            Scoring::Letter => letter_scores(&mut evaluator, asked, &pass.questions, letters)?,
+            Scoring::Cloze => cloze_scores(&mut evaluator, asked, &pass.questions)?,
         };
-        for (index, Found { scores, best, greedy }) in questions.clone().zip(scores) {
+        for (&(subject, index), Found { scores, best, greedy }) in pass.questions.iter().zip(scores) {
+            let asked = asked[subject].subject;
             if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
                 let why = "the model or the adapter has values that are not finite";
-                bail!("{} {index}: a score is {score}: {why}", asked.subject.name);
+                bail!("{} {index}: a score is {score}: {why}", asked.name);
             }
-            let question = &asked.subject.test[index];
+            let question = &asked.test[index];
             let best = best.map(|best| taken_for(best, question, asking.style));
             correct += usize::from(best == Some(question.answer));
-            found.push(Scores { subject: *subject, index, scores, best, greedy });
+            found.push(Scores { subject, index, scores, best, greedy });
         }
         let share = 100.0 * correct as f64 / found.len() as f64;
-        progress.update(
-            ranks.about_done(found.len(), all) as u64,
-            &format!("{share:.1} % correct, {}", asked.subject.name),
-        );
+        let subject = pass.questions.last().map_or("", |&(subject, _)| &asked[subject].subject.name);
+        progress.update(ranks.about_done(found.len(), all) as u64, &format!("{share:.1} % correct, {subject}"));
     }
     Ok(found)
 }
@@ -152,25 +154,47 @@ impl<'a> Asked<'a> {
         Self { subject, prompts, head: head.map(|head| head as u32) }
     }
 
-    /// What is computed once for all questions. A prefix's tokens get the mean of the heads; with a head of their own
-    /// they can't be shared.
-    fn shared_prefix(&self) -> &[u32] {
-        if self.head.is_none() { &self.prompts.prefix } else { &[] }
+    /// Whether the prefix is computed once for all questions. Its tokens then get the mean of the heads; with a head of their own they
+    /// can't be shared.
+    fn shares_prefix(&self) -> bool {
+        let sequences = self.subject.test.len() + 3 * self.prompts.continuations.len();
+        self.head.is_none() && self.prompts.prefix.len() * sequences.saturating_sub(1) >= SHARED_TOKENS
     }
 
     /// What each question begins with.
     fn own_prefix(&self) -> &[u32] {
-        if self.head.is_none() { &[] } else { &self.prompts.prefix }
+        if self.shares_prefix() { &[] } else { &self.prompts.prefix }
+    }
+
+    /// A question's prompt, behind the shared prefix.
+    fn prompt(&self, index: usize) -> Vec<u32> {
+        [self.own_prefix(), &self.prompts.rests[index]].concat()
     }
 }
 
-/// The passes that take all questions: each is for some of one subject.
-fn passes(asked: &[Asked<'_>], pass_tokens: usize) -> Result<Vec<(usize, Range<usize>)>> {
+/// What goes through the model at once.
+struct Pass {
+    /// The subject whose prefix the questions continue, if they do.
+    shared: Option<usize>,
+    /// Subject and index of each.
+    questions: Vec<(usize, usize)>,
+}
+
+/// The passes that take all questions: those with a shared prefix by subject, all others together.
+fn passes(asked: &[Asked<'_>], pass_tokens: usize) -> Result<Vec<Pass>> {
+    let (sharing, alone): (Vec<_>, Vec<_>) = (0..asked.len()).partition(|&subject| asked[subject].shares_prefix());
+    let together = sharing.into_iter().map(|subject| (Some(subject), vec![subject])).chain([(None, alone)]);
     let mut passes = Vec::new();
-    for (subject, asked) in asked.iter().enumerate() {
-        let length = |i| asked.prompts.scored(i, asked.own_prefix().len()).min(pass_tokens);
-        let lengths: Vec<usize> = (0..asked.subject.test.len()).map(length).collect();
-        passes.extend(batch::groups(&lengths, pass_tokens)?.into_iter().map(|questions| (subject, questions)));
+    for (shared, subjects) in together {
+        let of = |&subject: &usize| (0..asked[subject].subject.test.len()).map(move |index| (subject, index));
+        let questions: Vec<_> = subjects.iter().flat_map(of).collect();
+        let length = |&(subject, index): &(usize, usize)| {
+            let asked = &asked[subject];
+            asked.prompts.scored(index, asked.own_prefix().len()).min(pass_tokens)
+        };
+        let lengths: Vec<usize> = questions.iter().map(length).collect();
+        let groups = batch::groups(&lengths, pass_tokens)?;
+        passes.extend(groups.into_iter().map(|group| Pass { shared, questions: questions[group].to_vec() }));
     }
     Ok(passes)
 }
@@ -264,27 +288,30 @@ impl Letters {
 
 fn letter_scores<B: Backend>(
     evaluator: &mut Evaluator<B>,
-    asked: &Asked<'_>,
-    questions: Range<usize>,
+    asked: &[Asked<'_>],
+    questions: &[(usize, usize)],
     letters: &Letters,
 ) -> Result<Vec<Found>> {
-    let prompt = |i: usize| Sequence::prompt(&[asked.own_prefix(), &asked.prompts.rests[i]].concat());
-    let sequences: Vec<_> = questions.map(|i| Sequence { lora_head: asked.head, ..prompt(i) }).collect();
+    let sequence = |&(subject, index): &(usize, usize)| {
+        let asked = &asked[subject];
+        Sequence { lora_head: asked.head, ..Sequence::prompt(&asked.prompt(index)) }
+    };
+    let sequences: Vec<_> = questions.iter().map(sequence).collect();
     let logits = evaluator.last_logits(&sequences, &letters.ids)?;
     Ok(logits.iter().map(|row| letters.found(row)).collect())
 }
 
 fn cloze_scores<B: Backend>(
     evaluator: &mut Evaluator<B>,
-    asked: &Asked<'_>,
-    questions: Range<usize>,
+    asked: &[Asked<'_>],
+    questions: &[(usize, usize)],
 ) -> Result<Vec<Found>> {
-    let continued = |i: usize, choice: &Vec<u32>| Sequence {
-        lora_head: asked.head,
-        ..Sequence::answer(&[asked.own_prefix(), &asked.prompts.rests[i]].concat(), choice)
-    };
-    let choices = |i: usize| asked.prompts.continuations[i].iter().map(move |choice| continued(i, choice));
-    let sequences: Vec<_> = questions.flat_map(choices).collect();
+    let mut sequences = Vec::with_capacity(4 * questions.len());
+    for &(subject, index) in questions {
+        let (asked, prompt) = (&asked[subject], asked[subject].prompt(index));
+        let answer = |choice: &Vec<u32>| Sequence { lora_head: asked.head, ..Sequence::answer(&prompt, choice) };
+        sequences.extend(asked.prompts.continuations[index].iter().map(answer));
+    }
     let losses = evaluator.losses(&sequences)?;
     let mean = |loss: &hydra_runtime::evaluate::SequenceLoss| -loss.nll / loss.targets as f64;
     let scores = losses.chunks_exact(4).map(|four| std::array::from_fn(|i| mean(&four[i])));
@@ -293,4 +320,28 @@ fn cloze_scores<B: Backend>(
 
 fn first_largest(scores: &[f64; 4]) -> usize {
     (1..4).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(name: &str, questions: usize) -> Subject {
+        let question = Question { question: "?".into(), choices: ["1", "2", "3", "4"].map(String::from), answer: 1 };
+        Subject { name: name.into(), dev: Vec::new(), test: vec![question; questions] }
+    }
+
+    #[test]
+    fn a_prefix_is_shared_where_that_saves_a_pass() {
+        let subjects = [subject("a", 3), subject("b", 30), subject("c", 2)];
+        let tokens =
+            |questions| Prompts { prefix: vec![7; 20], rests: vec![vec![8; 10]; questions], continuations: Vec::new() };
+        let prompts = subjects.each_ref().map(|subject| tokens(subject.test.len()));
+        let asked: Vec<_> = subjects.iter().zip(&prompts).map(|(subject, p)| Asked::new(subject, p, None)).collect();
+        assert_eq!(asked.iter().map(|asked| asked.prompt(0).len()).collect::<Vec<_>>(), [30, 10, 30]);
+        let passes = passes(&asked, 200).unwrap();
+        let found: Vec<_> = passes.iter().map(|pass| (pass.shared, pass.questions.len(), pass.questions[0])).collect();
+        // Of "b" 200 tokens are 20 questions; the five of the others go together.
+        assert_eq!(found, [(Some(1), 20, (1, 0)), (Some(1), 10, (1, 20)), (None, 5, (0, 0))]);
+    }
 }
