@@ -9,7 +9,7 @@ mod gradients;
 use approx::{abs_diff_eq, assert_relative_eq};
 use hydra_runtime::Error;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
-use hydra_runtime::backend::AdamW;
+use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::checkpoint::Checkpoint;
@@ -265,6 +265,8 @@ fn what_does_not_fit_is_refused() {
     assert!(Evaluator::new(&model, None, usize::MAX).is_err());
     assert!(Generator::new(&model, None, usize::MAX).is_err());
     let (backend, config) = (model.backend(), model.config());
+    // More than an address space.
+    assert!(matches!(backend.buffer(usize::MAX / 8).err(), Some(Error::OutOfMemory { .. })));
     let huge = TrainOptions { max_tokens: usize::MAX, ..options };
     assert!(Trainer::plan_bytes(backend, config, &adapter.config, &huge).is_err());
     let huge = AdapterConfig { rank: usize::MAX, ..adapter.config.clone() };

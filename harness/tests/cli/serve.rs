@@ -266,10 +266,13 @@ fn an_answer_that_takes_too_long_is_cut_off() {
     let late = server.request("POST", "/v1/completions", &[], &long_request(false));
     assert_eq!((late.status, &late.json()["error"]["code"]), (408, &"timeout".into()), "{late:?}");
     assert_eq!(late.headers["x-should-retry"], "false");
-    server.until("nothing runs", |server| server.metric("hydra_requests_running") == 0.0);
+    let idle = |server: &Server| {
+        server.metric("hydra_requests_running") == 0.0 && server.metric("hydra_requests_queued") == 0.0
+    };
+    server.until("nothing runs", idle);
     let events = server.request("POST", "/v1/completions", &[], &long_request(true)).events();
     assert_eq!(events.last().unwrap()["error"]["code"], "timeout");
-    server.until("nothing runs", |server| server.metric("hydra_requests_running") == 0.0);
+    server.until("nothing runs", idle);
 }
 
 #[test]
@@ -292,7 +295,7 @@ fn a_key_opens_all_but_the_health_check() {
 #[test]
 fn sigterm_drains() {
     let mut server = Server::start(&format!("--model {} --parallel 1", assets("model")));
-    let body = json!({ "model": "model", "prompt": "Once", "n": 8, "max_tokens": 300, "temperature": 2, "seed": 1,
+    let body = json!({ "model": "model", "prompt": "Once", "n": 8, "max_tokens": 100, "temperature": 2, "seed": 1,
                        "stream": true });
     let mut connection = server.send("POST", "/v1/completions", &[], &body.to_string());
     let mut bytes = vec![0; 64];

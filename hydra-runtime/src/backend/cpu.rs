@@ -137,20 +137,24 @@ impl Cpu {
     }
 
     /// `len` floats of this thread's scratch; what they hold is not specified.
-    fn with_scratch<R>(&self, len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
+    fn with_scratch<R>(&self, len: usize, body: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
         // A worker keeps its own, which stays in its core's cache. Callers, of which there may be several, take turns.
         if let Some(worker) = self.threads.worker() {
             let mut scratch = lock(&self.worker_scratch[worker]);
-            return body(&mut scratch.reserve(len)[..len]);
+            return body(&mut scratch.reserve(len)?[..len]);
         }
         let mut scratch = lock(&self.caller_scratch).pop().unwrap_or_default();
-        let result = body(&mut scratch.reserve(len)[..len]);
+        let result = body(&mut scratch.reserve(len)?[..len]);
         lock(&self.caller_scratch).push(scratch);
         result
     }
 
     /// The same, as kernels take it.
-    fn with_workspace<R>(&self, need: Scratch, body: impl FnOnce(&mut hydra_kernels::Workspace<'_>) -> R) -> R {
+    fn with_workspace<R>(
+        &self,
+        need: Scratch,
+        body: impl FnOnce(&mut hydra_kernels::Workspace<'_>) -> Result<R>,
+    ) -> Result<R> {
         self.with_scratch(need.0, |scratch| body(&mut hydra_kernels::Workspace::new(scratch)))
     }
 

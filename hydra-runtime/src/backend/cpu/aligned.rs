@@ -1,6 +1,8 @@
 //! Zeroed memory that begins at a cache line: tiles and vectors that straddle two lines take twice the loads. Large pieces
 //! are mapped and ask for huge pages: activations are read in strides that miss the TLB.
 
+use crate::Result;
+use crate::error::out_of_memory;
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 use std::marker::PhantomData;
@@ -58,15 +60,14 @@ impl<T: Pod> Aligned<T> {
         Some(Self { memory, len, of: PhantomData })
     }
 
-    /// At least `len` values of any content: what was there, or zeros.
-    pub fn reserve(&mut self, len: usize) -> &mut [T] {
+    /// At least `len` values of any content: what was there, or zeros. After an error, none.
+    pub fn reserve(&mut self, len: usize) -> Result<&mut [T]> {
         if self.len < len {
             // A fresh allocation, so that growing does not copy what nobody will read.
-            self.memory = Memory::default();
-            *self = Self::zeroed(len)
-                .unwrap_or_else(|| panic!("out of memory: {} MiB asked for", (len * size_of::<T>()) >> 20));
+            *self = Self::default();
+            *self = Self::zeroed(len).ok_or_else(|| out_of_memory(len.saturating_mul(size_of::<T>())))?;
         }
-        self
+        Ok(self)
     }
 }
 
@@ -100,8 +101,8 @@ impl<T: Pod> DerefMut for Aligned<T> {
 
 impl<T: Pod> From<&[T]> for Aligned<T> {
     fn from(values: &[T]) -> Self {
-        let mut aligned = Self::default();
-        aligned.reserve(values.len()).copy_from_slice(values);
+        let mut aligned = Self::zeroed(values.len()).expect("as much memory as the values take");
+        aligned.copy_from_slice(values);
         aligned
     }
 }
@@ -117,10 +118,13 @@ mod tests {
         assert_eq!(values.as_ptr().align_offset(LINE), 0);
         let large = Aligned::<f32>::zeroed(MAPPED / 4 + 3).unwrap();
         assert_eq!((large.len(), large[MAPPED / 4 + 2], large.as_ptr().align_offset(LINE)), (MAPPED / 4 + 3, 0.0, 0));
-        values.reserve(100)[99] = 5.0;
+        values.reserve(100).unwrap()[99] = 5.0;
         assert_eq!((values.len(), values[99]), (100, 5.0));
         assert_eq!(values.as_ptr().align_offset(LINE), 0);
         assert!(Aligned::<f32>::zeroed(usize::MAX).is_none());
+        let refused = values.reserve(usize::MAX).unwrap_err();
+        assert!(matches!(refused, crate::Error::OutOfMemory { bytes: u64::MAX, .. }), "{refused}");
+        assert!(values.is_empty());
         assert!(Aligned::<u8>::default().is_empty());
     }
 }

@@ -60,7 +60,7 @@ impl<'a, E: Element> Exec<'a, E> {
     /// Packs all columns of an operand, each thread some whole panels.
     pub fn pack_shared<'p>(self, operand: Operand<'_, E>, area: &'p mut Area) -> Result<Panels<'p, E>> {
         let columns = operand.columns();
-        let out = area.take::<E>(operand.panels_len(columns));
+        let out = area.take::<E>(operand.panels_len(columns))?;
         let share = self.cpu.column_share(columns, usize::MAX);
         self.cpu.threads.each(out.chunks_mut(operand.panels_len(share).max(1)), |i, out| {
             Ok(operand.pack(i * share..columns.min((i + 1) * share), out)?)

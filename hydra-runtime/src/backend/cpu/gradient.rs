@@ -24,7 +24,7 @@ pub(super) fn adapter_gradients<E: Element>(
 ) -> Result<()> {
     let (cpu, shape, tokens) = (exec.cpu, backward.shape(), args.tokens);
     let (d_in, d_out, width) = (shape.d_in, shape.d_out, shape.mixed_width());
-    let mixed = &*workspace.mixed.take::<f32>(tokens * width);
+    let mixed = &*workspace.mixed.take::<f32>(tokens * width)?;
     let columns = cpu.column_share(d_out, PANELS);
     let scratch = db_columns_scratch::<E>(&shape, tokens, columns);
     cpu.threads.each(row_parts(db, d_out, columns, width), |i, db| {
@@ -32,16 +32,16 @@ pub(super) fn adapter_gradients<E: Element>(
         cpu.with_workspace(scratch, |workspace| Ok(backward.db_columns(columns, mixed, db, workspace)?))
     })?;
     let dropping = args.dropouts.input.is_some();
-    let dropped = workspace.dropped.take::<E>(if dropping { tokens * d_in } else { 0 });
+    let dropped = workspace.dropped.take::<E>(if dropping { tokens * d_in } else { 0 })?;
     if dropping {
         let rows = cpu.row_chunk(tokens);
         cpu.threads.each(row_parts(dropped, tokens, rows, d_in), |i, dropped| {
             Ok(backward.dropped_rows(i * rows..tokens.min((i + 1) * rows), dropped)?)
         })?;
     }
-    let d_adapter_state = &*workspace.d_adapter_state.take::<f32>(tokens * shape.state_width());
+    let d_adapter_state = &*workspace.d_adapter_state.take::<f32>(tokens * shape.state_width())?;
     for part in backward.stacked_parts() {
-        let sums = workspace.gradient.take::<f32>(part.rows() * d_in);
+        let sums = workspace.gradient.take::<f32>(part.rows() * d_in)?;
         add_part(exec, backward, args, (&part, da), (d_adapter_state, dropped), sums)?;
     }
     Ok(())

@@ -99,7 +99,7 @@ pub(super) fn head_loss<E: Element>(exec: Exec<'_, E>, args: HeadLoss<'_, Cpu>) 
     let Some(dx) = dx else { return Ok(()) };
     let rows = dx.chunks_mut(share * d).zip(states.chunks(share)).zip(targets.chunks(share));
     cpu.threads.each(rows, |_, ((dx, states), targets)| {
-        finish_gradient(cpu, dx, states, targets, (&head, scale));
+        finish_gradient(cpu, dx, states, targets, (&head, scale))?;
         Ok(())
     })
 }
@@ -201,14 +201,21 @@ fn online_softmax<E: Element>(
 }
 
 /// dx [rows, d] = scale · (dx / Σ e − w_target).
-fn finish_gradient(cpu: &Cpu, dx: &mut [f32], states: &[State], targets: &[u32], (head, scale): (&Weight<'_>, f32)) {
+fn finish_gradient(
+    cpu: &Cpu,
+    dx: &mut [f32],
+    states: &[State],
+    targets: &[u32],
+    (head, scale): (&Weight<'_>, f32),
+) -> Result<()> {
     let d = head.cols();
     cpu.with_scratch(d, |wanted| {
         for ((dx, state), &target) in dx.chunks_exact_mut(d).zip(states).zip(targets) {
             head.decode_row(cpu.isa, target as usize, 0, wanted);
             dx.iter_mut().zip(&*wanted).for_each(|(dx, w)| *dx = scale * (*dx / state.sum - *w));
         }
-    });
+        Ok(())
+    })
 }
 
 /// See [`crate::backend::Backend::head_rows`].

@@ -114,9 +114,9 @@ fn recompute<E: Element>(exec: Exec<'_, E>, layer: HydraLayer<'_>, args: &Backwa
     let forward = Forward::<E>::new(exec.isa, layer, args)?;
     let mut states = vec![0.0; tokens * shape.state_width()];
     let Workspace { lora_panels, dropout_panels, widened, mixed, .. } = &mut *cpu.workspaces.take();
-    let mixed = mixed.take::<f32>(tokens * shape.mixed_width());
+    let mixed = mixed.take::<f32>(tokens * shape.mixed_width())?;
     if few_serves(&args) {
-        Few::new(cpu.isa, layer, args, widened.take::<f32>(x.len()))?.adapter_rows(&mut states, mixed)?;
+        Few::new(cpu.isa, layer, args, widened.take::<f32>(x.len())?)?.adapter_rows(&mut states, mixed)?;
         return Ok(states);
     }
     let [a, router] = forward.stacked();
@@ -190,8 +190,8 @@ fn few<E: Element>(
     let (cpu, shape, weight) = (exec.cpu, layer.shape(), layer.weight);
     let Workspace { widened, mixed, quantized: area, .. } = &mut *cpu.workspaces.take();
     let in_eight_bits = cpu.in_eight_bits(weight).then(|| quantized(cpu, args.x, weight.cols(), area)).transpose()?;
-    let few = Few::new(cpu.isa, layer, args, widened.take::<f32>(args.x.len()))?;
-    let mixed = mixed.take::<f32>(args.tokens * shape.mixed_width());
+    let few = Few::new(cpu.isa, layer, args, widened.take::<f32>(args.x.len())?)?;
+    let mixed = mixed.take::<f32>(args.tokens * shape.mixed_width())?;
     few.adapter_rows(adapter_state, mixed)?;
     let bytes = weight.format().row_bytes(shape.d_in).unwrap_or(usize::MAX).saturating_mul(shape.d_out);
     let columns = shape.d_out.div_ceil((bytes / TASK_BYTES).clamp(1, cpu.threads()));
@@ -239,8 +239,8 @@ fn backward_rows<E: Element>(
     let (cpu, shape, tokens) = (exec.cpu, backward.shape(), args.tokens);
     let (d_in, dropping) = (shape.d_in, args.dropouts.input.is_some());
     let Workspace { panels, adapter_panels, lora_panels, dropout_panels, .. } = workspace;
-    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed_width());
-    let d_adapter_state = workspace.d_adapter_state.take::<f32>(tokens * shape.state_width());
+    let mixed = workspace.mixed.take::<f32>(tokens * shape.mixed_width())?;
+    let d_adapter_state = workspace.d_adapter_state.take::<f32>(tokens * shape.state_width())?;
     let lora_up = exec.pack_shared(backward.lora_up(), lora_panels)?;
     let rows = cpu.row_chunk(tokens);
     let range = |i: usize| i * rows..tokens.min((i + 1) * rows);

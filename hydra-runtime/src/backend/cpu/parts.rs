@@ -24,15 +24,15 @@ pub(super) struct Part<'a> {
 }
 
 /// Memory for each part's mixed heads [tokens, mixed_width].
-pub(super) fn mixed_of<'a>(parts: &[Part<'_>], area: &'a mut Area) -> Vec<&'a mut [f32]> {
+pub(super) fn mixed_of<'a>(parts: &[Part<'_>], area: &'a mut Area) -> Result<Vec<&'a mut [f32]>> {
     let len = |part: &Part<'_>| part.args.tokens * part.layer.shape().mixed_width();
-    let mut rest = area.take::<f32>(parts.iter().map(len).sum());
+    let mut rest = area.take::<f32>(parts.iter().map(len).sum())?;
     let own = |part| {
         let (own, others) = std::mem::take(&mut rest).split_at_mut(len(part));
         rest = others;
         own
     };
-    parts.iter().map(own).collect()
+    Ok(parts.iter().map(own).collect())
 }
 
 /// A part whose [A; R] has been packed.
@@ -67,7 +67,7 @@ impl<'a, E: Element> PackedParts<'a, E> {
         if areas.len() < parts.len() {
             areas.resize_with(parts.len(), PartPanels::default);
         }
-        let mixed = mixed_of(&parts, mixed);
+        let mixed = mixed_of(&parts, mixed)?;
         let mut all = Self { packed: Vec::new(), states: Vec::new(), lora_up: Vec::new() };
         for ((Part { layer, args, adapter_state }, areas), mixed) in parts.into_iter().zip(areas).zip(mixed) {
             let forward = Forward::<E>::new(exec.isa, layer, args)?;

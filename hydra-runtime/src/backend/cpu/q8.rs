@@ -26,7 +26,7 @@ impl Cpu {
 /// `x` [tokens, cols] in eight bits, in `area`.
 pub(super) fn quantized<'a>(cpu: &Cpu, x: Values<'_>, cols: usize, area: &'a mut Area) -> Result<&'a [Block]> {
     let (rows, width) = (x.len() / cols, q8::blocks(cols));
-    let out = area.take::<Block>(rows * width);
+    let out = area.take::<Block>(rows * width)?;
     quantize(cpu, out, x, cols)?;
     Ok(out)
 }
@@ -54,7 +54,7 @@ pub(super) fn unpacked<'a>(
     area: &'a mut Area,
 ) -> Result<q8::Panels<'a>> {
     let cols = weight.cols();
-    let out = area.take::<PanelGroup>(panel_groups(rows.len(), cols));
+    let out = area.take::<PanelGroup>(panel_groups(rows.len(), cols))?;
     let share = PANEL_ROWS * cpu.share(rows.len().div_ceil(PANEL_ROWS), usize::MAX);
     cpu.threads.each(out.chunks_mut(panel_groups(share, cols)), |i, out| {
         let first = rows.start + i * share;
@@ -75,7 +75,7 @@ pub(super) fn many<E: Element>(
     let (d_in, d_out, width) = (weight.cols(), weight.rows(), q8::blocks(weight.cols()));
     let tokens: usize = parts.iter().map(|part| part.args.tokens).sum();
     let Workspace { panels, parts: areas, mixed, quantized, .. } = &mut *cpu.workspaces.take();
-    let quantized = quantized.take::<Block>(tokens * width);
+    let quantized = quantized.take::<Block>(tokens * width)?;
     let mut rest = &mut *quantized;
     for part in &parts {
         let (own, others) = rest.split_at_mut(part.args.tokens * width);

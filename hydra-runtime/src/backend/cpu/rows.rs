@@ -39,14 +39,14 @@ pub(super) fn decode<E: Element>(
     let x = match x {
         Values::F32(x) => x,
         Values::Bf16(_) => {
-            let widened = widened.take::<f32>(x.len());
+            let widened = widened.take::<f32>(x.len())?;
             convert(cpu.bf16_isa, ValuesMut::F32(widened), x)?;
             widened
         }
     };
     let in_eight_bits = cpu.in_eight_bits(weight).then(|| quantized(cpu, Values::F32(x), d_in, area)).transpose()?;
     let rows: usize = parts.iter().map(|part| part.args.tokens).sum();
-    let mixed = mixed_of(&parts, mixed);
+    let mixed = mixed_of(&parts, mixed)?;
     let (mut tasks, mut adapted, mut first) = (Vec::new(), Vec::new(), 0);
     for (part, mixed) in parts.into_iter().zip(mixed) {
         let rows = first..first + part.args.tokens;

@@ -1,6 +1,7 @@
 //! Memory that the CPU backend reuses from one operation to the next.
 
 use super::aligned::Aligned;
+use crate::Result;
 use bytemuck::Pod;
 use hydra_kernels::hydra::{MIN_BLOCK, PANEL_VALUES};
 use std::ops::{Deref, DerefMut};
@@ -12,9 +13,9 @@ pub(super) struct Area(Aligned<u64>);
 
 impl Area {
     /// `len` values; what they hold is not specified.
-    pub fn take<T: Pod>(&mut self, len: usize) -> &mut [T] {
-        let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
-        &mut bytemuck::cast_slice_mut(&mut self.0.reserve(words)[..words])[..len]
+    pub fn take<T: Pod>(&mut self, len: usize) -> Result<&mut [T]> {
+        let words = len.saturating_mul(size_of::<T>()).div_ceil(size_of::<u64>());
+        Ok(&mut bytemuck::cast_slice_mut(&mut self.0.reserve(words)?[..words])[..len])
     }
 }
 
