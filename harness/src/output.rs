@@ -99,19 +99,34 @@ pub fn same_place(a: &Path, b: &Path) -> bool {
     a == b || matches!((whole(a), whole(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Fails if `--json` and `--predictions` name one file.
-pub fn different_files(json: Option<&PathBuf>, predictions: Option<&PathBuf>) -> Result<()> {
-    match (json, predictions) {
-        (Some(json), Some(predictions)) if same_place(json, predictions) => {
-            bail!("--json and --predictions are both {}: give two files", json.display())
+/// Fails if results can't be written to the files of `options`, if two are the same, or if one is read: checked before the work, so
+/// that it isn't done in vain. `inputs` are the files and folders that are read.
+pub fn writable(options: &[(&str, Option<&PathBuf>)], inputs: &[&Path]) -> Result<()> {
+    let given: Vec<_> = options.iter().filter_map(|&(option, path)| Some((option, path?))).collect();
+    for (i, &(option, path)) in given.iter().enumerate() {
+        if let Some((other, _)) = given[..i].iter().find(|(_, other)| same_place(other, path)) {
+            bail!("{other} and {option} are both {}: give two files", path.display());
         }
-        _ => Ok(()),
+        if inputs.iter().any(|input| reads(input, path)) {
+            bail!("{option} {}: this file is read; give another one", path.display());
+        }
+        can_write(path)?;
     }
+    Ok(())
 }
 
-/// Fails if a result can't be written to `path`: checked before the work, so that it isn't done in vain.
-pub fn writable(path: Option<&PathBuf>) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
+/// Whether `path` is `input`, or a file that a model, an adapter or a data set has in the folder `input`.
+fn reads(input: &Path, path: &Path) -> bool {
+    if same_place(input, path) {
+        return true;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let types = [".safetensors", ".gguf", ".csv", ".parquet", ".jinja", ".index.json", "config.json", "tokenizer.json"];
+    let inside = || Some(path.canonicalize().ok()?.starts_with(input.canonicalize().ok()?));
+    types.iter().any(|end| name.ends_with(end)) && inside().unwrap_or(false)
+}
+
+fn can_write(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if path.is_dir() || !parent.is_dir() {
         bail!("can't write {}: {}", path.display(), if path.is_dir() { "it is a folder" } else { "no such folder" });

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind};
 use hydra_runtime::config::Config;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Which adapter to attach to the model.
 #[derive(Args)]
@@ -21,6 +21,11 @@ pub struct AdapterArgs {
 }
 
 impl AdapterArgs {
+    /// The adapter's folder, if one was given.
+    pub fn folder(&self) -> Option<&Path> {
+        self.adapter.as_deref()
+    }
+
     /// The adapter for a model, if one was given.
     pub fn load(&self, model: &Config) -> Result<Option<Adapter>> {
         let Some(dir) = &self.adapter else { return Ok(None) };

@@ -16,7 +16,7 @@ use hydra_runtime::chat::MaskedTokens;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `data`.
 #[derive(Args)]
@@ -83,7 +83,8 @@ struct Shown {
 
 /// Reads, counts and shows.
 pub fn run(arguments: Arguments) -> Result<()> {
-    writable(arguments.json.as_ref())?;
+    let inputs = arguments.data.iter().map(PathBuf::as_path).chain([Path::new(&arguments.model)]);
+    writable(&[("--json", arguments.json.as_ref())], &inputs.collect::<Vec<_>>())?;
     let reading = Reading::new(arguments.encoding.data_format);
     let (mut files, mut records) = (Vec::new(), Vec::new());
     for path in &locate_data(&arguments.data)? {

@@ -16,7 +16,7 @@ use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::tokenizer::Tokenizer;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `eval accuracy`.
 #[derive(Args)]
@@ -49,11 +49,11 @@ pub struct Arguments {
 /// Asks the questions and shows the accuracy; on rank 0, with the work of all.
 pub fn run(arguments: Arguments) -> Result<()> {
     ranks::share(|ranks| {
-        ranks.on_first(|| {
-            output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
-            writable(arguments.json.as_ref())?;
-            writable(arguments.predictions.as_ref())
-        })?;
+        let results = [("--json", arguments.json.as_ref()), ("--predictions", arguments.predictions.as_ref())];
+        let inputs =
+            [Some(Path::new(&arguments.model.model)), Some(&*arguments.questions.data), arguments.adapter.folder()];
+        let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+        ranks.on_first(|| writable(&results, &inputs))?;
         on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
     })
 }

@@ -16,7 +16,7 @@ use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `eval loss`.
 #[derive(Args)]
@@ -43,7 +43,10 @@ pub struct Arguments {
 /// Measures the loss and shows it by category; on rank 0, with the work of all.
 pub fn run(arguments: Arguments) -> Result<()> {
     ranks::share(|ranks| {
-        ranks.on_first(|| writable(arguments.json.as_ref()))?;
+        let model = Path::new(&arguments.model.model);
+        let inputs = [Some(model), Some(&*arguments.data), arguments.adapter.as_deref()];
+        let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+        ranks.on_first(|| writable(&[("--json", arguments.json.as_ref())], &inputs))?;
         on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
     })
 }

@@ -20,7 +20,7 @@ use hydra_runtime::atomic::NewFolder;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::tokenizer::Tokenizer;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `eval mmlu`.
 #[derive(Args)]
@@ -68,15 +68,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 /// Fails if options exclude each other, or results can't be written.
 fn check(arguments: &Arguments) -> Result<()> {
-    output::different_files(arguments.json.as_ref(), arguments.predictions.as_ref())?;
     if arguments.style.is_some() && arguments.scoring == Scoring::Cloze {
         bail!("--style: expected --scoring letter, found cloze");
     }
     if arguments.lm_eval.is_some() && arguments.style != Some(Style::LmEval) {
         bail!("--lm-eval: expected --style lm-eval");
     }
-    writable(arguments.json.as_ref())?;
-    writable(arguments.predictions.as_ref())
+    let results = [("--json", arguments.json.as_ref()), ("--predictions", arguments.predictions.as_ref())];
+    let inputs = [Some(Path::new(&arguments.model.model)), Some(&*arguments.data), arguments.adapter.folder()];
+    writable(&results, &inputs.into_iter().flatten().collect::<Vec<_>>())
 }
 
 /// What is asked, and of whom.

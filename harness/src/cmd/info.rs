@@ -160,11 +160,13 @@ fn describe(page: &mut Page, adapter: &AdapterConfig) {
 
 /// Describes an adapter without its model, from its files.
 fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
-    let config_path = dir.join("adapter_config.json");
+    let (config_path, path) = (dir.join("adapter_config.json"), dir.join("adapter_model.safetensors"));
+    if !config_path.is_file() || !path.is_file() {
+        bail!("{}: not an adapter folder: expected adapter_config.json and adapter_model.safetensors", dir.display());
+    }
     let at = || config_path.display().to_string();
     let text = std::fs::read_to_string(&config_path).with_context(at)?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).with_context(at)?;
-    let path = dir.join("adapter_model.safetensors");
     let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
     let file = SafeTensors::deserialize(&bytes);
     let file = file.map_err(|error| anyhow!("{}: not a safetensors file: {error}", path.display()))?;

@@ -86,7 +86,7 @@ impl<'a> Inputs<'a> {
             let tuned = if trials.is_empty() { None } else { Some(tune::choose(stage, run, trials)?) };
             let task = self.task(run, with_rate(run, tuned.as_ref()), seed);
             if task.kept(stage)?.is_none() {
-                output::say(format_args!("\n{}, seed {seed}", run.name));
+                output::say(format_args!("\n{}, seed {seed}", output::printable(&run.name)));
             }
             share::attempt(task.finish(stage))
         })
@@ -163,7 +163,7 @@ impl<'a> Inputs<'a> {
             for &seed in seeds {
                 let place = all.len() * seeds.len() + of_run.len() + 1;
                 let total = runs.len() * seeds.len();
-                output::say(format_args!("\n{}, seed {seed} ({place} of {total})", run.name));
+                output::say(format_args!("\n{}, seed {seed} ({place} of {total})", output::printable(&run.name)));
                 of_run.push(self.task(run, spec.clone(), seed).finish(stage)?);
             }
             all.push(of_run);

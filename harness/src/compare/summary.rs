@@ -9,7 +9,7 @@ use crate::experiment::plan::{Mmlu, Plan, Tune};
 use crate::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
 use crate::experiment::tune::Tuned;
 use crate::memory::mib;
-use crate::output::{command_line, text_table};
+use crate::output::{command_line, printable, text_table};
 use crate::statistics::{Bootstrap, Estimate, Interval};
 use anyhow::Result;
 use serde::Serialize;
@@ -273,7 +273,7 @@ impl<'a> Summary<'a> {
         }
         for row in &self.rows {
             notes.extend(unlike(row.name, &row.trainable_by_seed));
-            notes.extend(row.diverged.iter().map(|(seed, why)| format!("{}, seed {seed}: {why}", row.name)));
+            notes.extend(row.diverged.iter().map(|(seed, why)| format!("{}, seed {seed}: {why}", printable(row.name))));
         }
         notes
     }

@@ -117,7 +117,7 @@ impl<'a> Inputs<'a> {
         let mut tasks = Vec::new();
         for (run, &count) in runs.iter().flat_map(|run| counts.iter().map(move |count| (run, count))) {
             for &seed in seeds {
-                let title = format!("{}, {count} categories, seed {seed}", run.name);
+                let title = format!("{}, {count} categories, seed {seed}", output::printable(&run.name));
                 tasks.push((title, self.task(run, count, seed, &files[&(seed, count)])));
             }
         }

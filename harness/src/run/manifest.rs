@@ -127,14 +127,17 @@ impl Manifest {
         // Earlier versions wrote no fingerprint; their runs can be resumed.
         if let Some(before) = earlier.facts.get(WEIGHTS).filter(|before| self.facts.get(WEIGHTS) != Some(before)) {
             bail!(
-                "{}: --model {} has other weights than when the run started: expected {WEIGHTS} {before}, found {}",
+                "{}: --model {} has other weights than when the run started: expected {WEIGHTS} {}, found {}",
                 path.display(),
                 now["model"],
+                output::printable(&before.to_string()),
                 self.facts[WEIGHTS],
             );
         }
         if !out.join(STATE_FILE).is_file() {
-            output::say(format_args!("{}: nothing saved yet; the run starts from the beginning", out.display()));
+            let saved = out.join("adapter_model.safetensors").exists();
+            let what = if saved { "no trainer_state.safetensors beside its adapter" } else { "nothing saved yet" };
+            output::say(format_args!("{}: {what}; the run starts from the beginning", out.display()));
             return Ok(false);
         }
         Ok(true)

@@ -1,6 +1,6 @@
 //! Whatever is wrong: one line on stderr, exit code 1 or 2, nothing written over.
 
-use super::support::{Scratch, assets, command, fails, finetune, golden, hydra, json};
+use super::support::{Scratch, assets, command, fails, finetune, golden, hydra, json, succeeds};
 use std::fs;
 
 #[test]
@@ -189,6 +189,24 @@ fn places_that_cannot_be_written() {
     if cfg!(target_os = "linux") {
         fails(1, &format!("{mmlu} --predictions /proc/x.jsonl"), &["can't write: /proc/x.jsonl"]);
     }
+    // What is read is not written over.
+    let (own, records) = (scratch.path("own"), scratch.write("d.jsonl", fs::read(&data).unwrap()));
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        scratch.write(&format!("own/{file}"), fs::read(model.join(file)).unwrap());
+    }
+    let loss = format!("eval loss --model {own} --data {records}");
+    for file in ["d.jsonl", "own/config.json", "own/model.safetensors"] {
+        let (path, before) = (scratch.path(file), fs::read(scratch.path(file)).unwrap());
+        fails(1, &format!("{loss} --json {path}"), &["--json", file, "this file is read"]);
+        assert!(fs::read(path).unwrap() == before, "{file}");
+    }
+    let show = format!("data {records} --model {own} --json {records}");
+    fails(1, &show, &["--json", "d.jsonl", "this file is read"]);
+    let result = scratch.path("own/loss.json");
+    succeeds(&format!("{loss} --json {result}"));
+    succeeds(&format!("{loss} --json {result}"));
+    scratch.write("part/adapter_config.json", "{}");
+    fails(1, &format!("info {}", scratch.path("part")), &["part: not an adapter folder: expected adapter_config.json"]);
     let adapter = case.join("adapter");
     fails(1, &format!("info {} --adapter {kept}", adapter.display()), &["file.txt needs a model"]);
     assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");

@@ -71,6 +71,11 @@ fn runs_may_have_any_option_of_the_heads() {
     losses.sort_by(f64::total_cmp);
     losses.dedup();
     assert_eq!(losses.len(), 7, "each option does something");
+    // A name on a terminal.
+    let named = defaults.replace("steps = 4", "steps = 1") + "[[run]]\nname = \"\\u001b[31mred\\nline\"\n";
+    let output = hydra(&compare(&scratch, &named, &scratch.path("named"), ""));
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success() && said.contains("[31mred") && !said.contains('\u{1b}'), "{said}");
     let wrong = format!("{defaults}[[run]]\nname = 'a'\nmethod = 'lora'\ntop-k = 2");
     fails(1, &compare(&scratch, &wrong, &scratch.path("wrong"), ""), &["top-k", "gate is one"]);
 }

@@ -71,6 +71,9 @@ fn relevant(name: &str) -> bool {
     of_model && !name.ends_with("rotary_emb.inv_freq")
 }
 
+/// The most bytes of a file's name on common file systems.
+const NAME: usize = 255;
+
 /// Which shard holds which tensor. A shard is a file of this folder and of no other.
 fn index(files: &Files) -> Result<BTreeMap<String, String>> {
     let file = files.object(INDEX)?;
@@ -79,7 +82,8 @@ fn index(files: &Files) -> Result<BTreeMap<String, String>> {
     for tensor in placed.map.keys() {
         let shard = placed.string(tensor)?.unwrap_or_default();
         let mut parts = Path::new(shard).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == shard) {
+        let own = matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == shard);
+        if !own || shard.len() > NAME {
             return Err(placed.refuse(&printable(tensor), "the name of a file in the same folder"));
         }
         shards.insert(tensor.clone(), shard.to_string());
