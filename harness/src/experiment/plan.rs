@@ -25,6 +25,7 @@ use crate::run::spec::RunSpec;
 use crate::statistics::Bootstrap;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::Path;
 use toml::Spanned;
 
@@ -221,7 +222,8 @@ fn check_seeds(seeds: &Spanned<Vec<u64>>) -> Result<()> {
     if all.is_empty() {
         bail!("seeds = []: expected at least one seed");
     }
-    if let Some((_, twice)) = all.iter().enumerate().find(|(i, seed)| all[..*i].contains(seed)) {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = all.iter().find(|seed| !seen.insert(**seed)) {
         bail!("seeds has {twice} twice");
     }
     Ok(())
