@@ -92,6 +92,18 @@ static void handles(hydra_model model, hydra_adapter adapter) {
     REFUSED(hydra_adapter_save(freed, "nowhere"), INVALID_HANDLE, "freed");
     REFUSED(hydra_generator_new(model, freed, 8, &generator), INVALID_HANDLE, "freed");
     REFUSED(hydra_trainer_new(model, freed, NULL, &trainer), INVALID_HANDLE, "freed");
+    REFUSED(hydra_adapter_attach(freed, model, &next), INVALID_HANDLE, "freed");
+    int pieces = 0;
+    hydra_generate_options options = hydra_generate_options_default();
+    options.adapter = freed;
+    const hydra_message message = {.role = "user", .content = "one"};
+    REFUSED(hydra_generate(model, "one", 3, &options, ignore, &pieces, NULL), INVALID_HANDLE, "freed");
+    REFUSED(hydra_chat(model, &message, 1, &options, ignore, &pieces, NULL), INVALID_HANDLE, "freed");
+    hydra_loss loss;
+    const hydra_sequence sequence = {
+        .tokens = (const uint32_t[]){1, 2}, .len = 2, .prompt_len = 1, .lora_head = HYDRA_NO_LORA_HEAD,
+    };
+    REFUSED(hydra_evaluate(model, freed, &sequence, 1, 8, &loss), INVALID_HANDLE, "freed");
     REFUSED(hydra_trainer_new(model, 0, NULL, &trainer), INVALID_HANDLE, "the handle is 0");
     DONE(hydra_adapter_parameters(next, &parameters));
     DONE(hydra_adapter_free(next));
@@ -122,6 +134,89 @@ static void adapters(hydra_model model, const char *folder) {
     REFUSED(hydra_adapter_init(model, NULL, 0, NULL), INVALID_ARGUMENT, "adapter is null");
 }
 
+// An adapter that is attached to another model, though to one of the same sizes.
+static void others(const char *path, hydra_model model, hydra_adapter adapter) {
+    hydra_model other;
+    hydra_generator generator;
+    hydra_loss loss;
+    int pieces = 0;
+    DONE(hydra_model_open(path, NULL, &other));
+    REFUSED(hydra_generator_new(other, adapter, 8, &generator), WRONG_ADAPTER, "another model");
+    hydra_generate_options options = hydra_generate_options_default();
+    options.adapter = adapter;
+    REFUSED(hydra_generate(other, "one", 3, &options, ignore, &pieces, NULL), WRONG_ADAPTER, "another model");
+    hydra_sequence sequence = {
+        .tokens = (const uint32_t[]){1, 2}, .len = 2, .prompt_len = 1, .lora_head = HYDRA_NO_LORA_HEAD,
+    };
+    REFUSED(hydra_evaluate(other, adapter, &sequence, 1, 8, &loss), WRONG_ADAPTER, "another model");
+    DONE(hydra_model_free(other));
+    // A head that an adapter with the label gate doesn't have.
+    hydra_adapter_options kind = hydra_adapter_options_default();
+    hydra_adapter labelled;
+    kind.gate = HYDRA_GATE_LABEL;
+    DONE(hydra_adapter_init(model, &kind, 0, &labelled));
+    DONE(hydra_evaluate(model, labelled, &sequence, 1, 8, &loss));
+    sequence.lora_head = (uint32_t)kind.lora_heads;
+    REFUSED(hydra_evaluate(model, labelled, &sequence, 1, 8, &loss), WRONG_ADAPTER, "head 4");
+    DONE(hydra_adapter_free(labelled));
+    if (pieces != 0) {
+        fprintf(stderr, "an error gave text\n");
+        failures++;
+    }
+}
+
+// A model whose weights are not numbers.
+static void not_numbers(const char *path) {
+    static const char *const names[] = {"config.json", "tokenizer.json", "model.safetensors"};
+    enum { COUNT = sizeof names / sizeof *names };
+    hydra_file files[COUNT];
+    uint8_t *bytes[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        char name[4096];
+        snprintf(name, sizeof name, "%s/%s", path, names[i]);
+        FILE *file = fopen(name, "rb");
+        if (file == NULL || fseek(file, 0, SEEK_END) != 0) {
+            perror(name);
+            exit(2);
+        }
+        size_t len = (size_t)ftell(file);
+        rewind(file);
+        bytes[i] = malloc(len);
+        if (fread(bytes[i], 1, len, file) != len) {
+            perror(name);
+            exit(2);
+        }
+        fclose(file);
+        files[i] = (hydra_file){.name = names[i], .bytes = bytes[i], .len = len};
+    }
+    // The tensors come after a header, whose length is in the first eight bytes.
+    uint64_t header;
+    memcpy(&header, bytes[COUNT - 1], 8);
+    memset(bytes[COUNT - 1] + 8 + header, 0xff, files[COUNT - 1].len - 8 - header);
+    hydra_model model;
+    DONE(hydra_model_open_files(files, COUNT, NULL, &model));
+    for (int i = 0; i < COUNT; i++) {
+        free(bytes[i]);
+    }
+    int pieces = 0;
+    REFUSED(hydra_generate(model, "one", 3, NULL, ignore, &pieces, NULL), NOT_FINITE, "NaN");
+    hydra_adapter adapter;
+    hydra_trainer trainer;
+    DONE(hydra_adapter_init(model, NULL, 0, &adapter));
+    DONE(hydra_trainer_new(model, adapter, NULL, &trainer));
+    const hydra_sequence sequence = {
+        .tokens = (const uint32_t[]){1, 2}, .len = 2, .prompt_len = 1, .lora_head = HYDRA_NO_LORA_HEAD,
+    };
+    REFUSED(hydra_trainer_step(trainer, &sequence, 1, 1e-3f, NULL), NOT_FINITE, "loss");
+    DONE(hydra_trainer_free(trainer));
+    DONE(hydra_adapter_free(adapter));
+    DONE(hydra_model_free(model));
+    if (pieces != 0) {
+        fprintf(stderr, "an error gave text\n");
+        failures++;
+    }
+}
+
 static void texts(hydra_model model, hydra_adapter adapter) {
     size_t count = 77;
     uint32_t tokens[64];
@@ -136,6 +231,16 @@ static void texts(hydra_model model, hydra_adapter adapter) {
     REFUSED(hydra_detokenize(model, tokens, count, back, 3, &needed), BUFFER_TOO_SMALL, "room for 3");
     DONE(hydra_detokenize(model, tokens, count, back, sizeof back, &needed));
     DONE(hydra_tokenize(model, NULL, 0, 0, NULL, 0, &count));
+    REFUSED(hydra_detokenize(model, tokens, 1, back, sizeof back, NULL), INVALID_ARGUMENT, "len is null");
+    REFUSED(hydra_detokenize(model, NULL, 1, back, sizeof back, &needed), INVALID_ARGUMENT, "tokens is null");
+    // An id that is no token's has no text.
+    DONE(hydra_detokenize(model, (const uint32_t[]){99999, UINT32_MAX}, 2, back, sizeof back, &needed));
+    if (needed != 1 || back[0] != 0) {
+        fprintf(stderr, "ids outside of the vocabulary have a text: %s\n", back);
+        failures++;
+    }
+    REFUSED(hydra_model_eos(model, NULL), INVALID_ARGUMENT, "token is null");
+    REFUSED(hydra_model_eos(0, tokens), INVALID_HANDLE, "the handle is 0");
 
     int pieces = 0;
     hydra_generation result;
@@ -163,7 +268,14 @@ static void texts(hydra_model model, hydra_adapter adapter) {
     free(prompt);
     hydra_message message = {.role = "user", .content = NULL};
     REFUSED(hydra_chat(model, &message, 1, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "message is null");
-    message.content = "one";
+    message.content = "caf\xe9";
+    REFUSED(hydra_chat(model, &message, 1, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "not UTF-8: see byte 3");
+    message = (hydra_message){.role = NULL, .content = "one"};
+    REFUSED(hydra_chat(model, &message, 1, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "role is null");
+    message.role = "us\xff";
+    REFUSED(hydra_chat(model, &message, 1, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "not UTF-8: see byte 2");
+    REFUSED(hydra_chat(model, NULL, 1, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "messages is null");
+    message.role = "user";
     REFUSED(hydra_chat(model, &message, 1, &options, ignore, &pieces, NULL), OTHER, "chat template");
     if (pieces != 0) {
         fprintf(stderr, "an error gave text\n");
@@ -244,6 +356,9 @@ static void trainers(hydra_model model, hydra_adapter adapter) {
     REFUSED(hydra_trainer_step(trainer, &bad, 1, 1e-3f, &report), INVALID_ARGUMENT, "99999");
     DONE(hydra_trainer_cancel(trainer));
     REFUSED(hydra_trainer_step(trainer, &good, 1, 1e-3f, &report), CANCELLED, "");
+    // The step that made the loss infinite is undone.
+    DONE(hydra_trainer_step(trainer, &good, 1, 1e30f, &report));
+    REFUSED(hydra_trainer_step(trainer, &good, 1, 1e-3f, &report), NOT_FINITE, "loss");
     DONE(hydra_trainer_step(trainer, &good, 1, 1e-3f, NULL));
     hydra_loss loss;
     REFUSED(hydra_evaluate(model, adapter, &good, 1, 0, &loss), INVALID_ARGUMENT, "max_tokens 0");
@@ -304,6 +419,15 @@ static void operators(void) {
     ARGS(element, HYDRA_TYPE_Q8_0, "element");
     ARGS(dropout, NAN, "dropout");
     ARGS(tokens, SIZE_MAX, "don't fit into memory");
+    // A label is a head, or none. This gate has no router, so A has fewer rows.
+    uint32_t heads[T] = {0, 1, HYDRA_NO_LORA_HEAD, 0, N};
+    bad = layer, bad.gate = HYDRA_GATE_LABEL, bad.a_len = R * IN;
+    wrong = args;
+    REFUSED(hydra_forward(&bad, &wrong, &thread), INVALID_ARGUMENT, "labels is null");
+    wrong.labels = heads;
+    REFUSED(hydra_forward(&bad, &wrong, &thread), INVALID_ARGUMENT, "token 4 is for head 2 of 2");
+    heads[4] = 1;
+    DONE(hydra_forward(&bad, &wrong, &thread));
     DONE(hydra_forward(&layer, &args, &thread));
     free(scratch);
 
@@ -353,6 +477,8 @@ int main(int argc, char **argv) {
     DONE(hydra_adapter_load(model, argv[2], &adapter));
     handles(model, adapter);
     adapters(model, argv[3]);
+    others(argv[1], model, adapter);
+    not_numbers(argv[1]);
     texts(model, adapter);
     generators(model);
     trainers(model, adapter);

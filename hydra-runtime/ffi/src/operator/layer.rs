@@ -5,6 +5,7 @@ use super::memory::{Span, count};
 use crate::adapter::hydra_gate;
 use crate::arguments::slice;
 use crate::error::{Result, invalid};
+use crate::train::HYDRA_NO_LORA_HEAD;
 use half::bf16;
 use hydra_runtime::hydra_kernels::hydra::HydraLayer;
 use hydra_runtime::hydra_kernels::{
@@ -123,12 +124,20 @@ pub(super) unsafe fn values<'a>(what: &str, plain: Plain, data: *const c_void, l
     }
 }
 
+/// The labels, if they are read: each of them a head, or none.
+///
 /// # Safety
 /// As for [`slice`].
 pub(super) unsafe fn labels<'a>(layer: &HydraLayer<'_>, data: *const u32, tokens: usize) -> Result<&'a [u32]> {
-    let read = layer.adapter.is_some_and(|adapter| adapter.gate == Gate::Label);
+    let Some(adapter) = layer.adapter.filter(|adapter| adapter.gate == Gate::Label) else { return Ok(&[]) };
     // SAFETY: the caller's word.
-    if read { unsafe { slice("labels", data, tokens) } } else { Ok(&[]) }
+    let labels = unsafe { slice("labels", data, tokens)? };
+    let heads = adapter.shape.lora_heads;
+    let wrong = |&(_, &label): &(usize, &u32)| label as usize >= heads && label != HYDRA_NO_LORA_HEAD;
+    match labels.iter().enumerate().find(wrong) {
+        Some((token, label)) => Err(invalid(format!("labels: token {token} is for head {label} of {heads}"))),
+        None => Ok(labels),
+    }
 }
 
 pub(super) fn dropouts(p: f32, seed: u64) -> Result<Dropouts> {
