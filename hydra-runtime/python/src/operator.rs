@@ -7,7 +7,7 @@ use hydra::{
     HYDRA_NO_LORA_HEAD, hydra_backward, hydra_backward_args, hydra_backward_scratch, hydra_forward, hydra_forward_args,
     hydra_forward_scratch, hydra_gate, hydra_last_error, hydra_layer, hydra_status, hydra_thread, hydra_type,
 };
-use numpy::{Element, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
+use numpy::{Element, PyArrayDyn, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use std::ffi::{CStr, c_void};
 use std::ptr::{null, null_mut};
@@ -80,19 +80,26 @@ type Parameters<'py> = (Values<'py>, PyReadonlyArrayDyn<'py, f32>, PyReadonlyArr
 /// Dropout on A's input: probability and seed.
 type Mask = (f32, u64);
 
-fn not_contiguous(what: &str) -> PyErr {
-    wrong(format!("{what}: expected a contiguous array"))
+/// An error unless the array's memory is its values in order, row by row: NumPy has columns first, too.
+fn contiguous<T: Element>(what: &str, array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
+    if array.is_c_contiguous() {
+        Ok(())
+    } else {
+        Err(wrong(format!("{what}: expected a contiguous array in C's order")))
+    }
 }
 
 /// The memory of an array of exactly `len` values.
 fn read<'a, T: Element>(what: &str, array: &'a PyReadonlyArrayDyn<'_, T>, len: usize) -> PyResult<&'a [T]> {
-    let values = array.as_slice().map_err(|_| not_contiguous(what))?;
+    contiguous(what, array)?;
+    let values = array.as_slice()?;
     length(what, values.len(), len)?;
     Ok(values)
 }
 
 fn write<'a, T: Element>(what: &str, array: &'a mut PyReadwriteArrayDyn<'_, T>, len: usize) -> PyResult<&'a mut [T]> {
-    let values = array.as_slice_mut().map_err(|_| not_contiguous(what))?;
+    contiguous(what, array)?;
+    let values = array.as_slice_mut()?;
     length(what, values.len(), len)?;
     Ok(values)
 }
