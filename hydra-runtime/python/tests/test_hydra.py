@@ -1,8 +1,10 @@
 """Models, adapters, training and evaluation, with NumPy alone."""
 
 import ast
+import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +136,56 @@ def test_wrong_arguments(model, adapter, tmp_path):
     ]:
         with pytest.raises(error, match=text):
             call()
+
+
+def test_text_that_is_not_unicode(model, adapter, tmp_path):
+    """A lone surrogate, which Python's strings may have, and UTF-8 has not."""
+    bad, wrong = "a\ud800", (TypeError, ValueError)  # UnicodeEncodeError is a ValueError
+    for call, error in [
+        (lambda: model.encode(bad), wrong),
+        (lambda: model.generate(bad), wrong),
+        (lambda: model.stream(bad), wrong),
+        (lambda: model.generate("a", stop=bad), wrong),
+        (lambda: model.generate("a", stop=["b", bad]), wrong),
+        (lambda: model.generate([{"role": "user", "content": bad}]), wrong),
+        (lambda: model.generate([{"role": bad, "content": "a"}]), wrong),
+        (lambda: model.generate([{bad: "user", "content": "a"}]), wrong),
+        (lambda: hydra.finetune(model, [(bad, "a")]), wrong),
+        (lambda: hydra.evaluate(model, [("a", bad)]), wrong),
+        (lambda: model.init_adapter(gate="label", labels=[bad]), wrong),
+        (lambda: model.init_adapter(targets=[bad]), wrong),
+        (lambda: hydra.Model(bad), wrong),
+        (lambda: hydra.Model({bad: b""}), wrong),
+        (lambda: hydra.Model(tmp_path, device=bad), wrong),
+        (lambda: hydra.Adapter.load(bad), wrong),
+        (lambda: model.load_adapter(bad), wrong),
+        (lambda: adapter.save(bad), wrong),
+        # Python's own way to write a byte that is not UTF-8: a path, and here one of nothing.
+        (lambda: hydra.Model("no-such-\udcff"), FileNotFoundError),
+    ]:
+        with pytest.raises(error, match="."):
+            call()
+
+
+def test_the_published_adapters_form(model, adapter, golden, tmp_path):
+    """The published implementation's files have none of the keys that are Hydra's own."""
+    config = json.loads((golden / "adapter" / "adapter_config.json").read_text())
+    for key in ("method", "gate", "labels"):
+        config.pop(key, None)
+    assert config["lora_nums"] == 2
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copy(golden / "adapter" / "adapter_model.safetensors", tmp_path)
+    alone, fitted = hydra.Adapter.load(tmp_path), model.load_adapter(tmp_path)
+    for loaded in (alone, fitted):
+        assert {**adapter.config, "labels": []} == loaded.config
+        for (name, one), (other_name, other) in zip(adapter.tensors(), loaded.tensors()):
+            assert name == other_name
+            np.testing.assert_array_equal(one, other)
+        for target in config["target_modules"]:
+            for one, other in zip(adapter.pair(1, target), loaded.pair(1, target)):
+                np.testing.assert_array_equal(one, other)
+        tokens = [0, 5, 9, 300]
+        np.testing.assert_array_equal(model.logits(tokens, adapter=loaded), model.logits(tokens, adapter=adapter))
 
 
 def test_other_threads_go_on(model):
