@@ -5,6 +5,7 @@ use crate::weight::FrozenWeight;
 use candle_core::{Device, Error, Module, Result, Tensor, Var};
 use hydra_runtime::adapter::{Adapter, AdapterConfig, AdapterPair};
 use hydra_runtime::backend::cpu::Cpu;
+use hydra_runtime::hydra_kernels::Gate;
 use hydra_runtime::projection::Projection;
 use std::sync::Arc;
 
@@ -82,10 +83,14 @@ impl HydraLinear {
         Ok(AdapterPair { d_in: shape.d_in, d_out: shape.d_out, a: values(&self.a)?, b: values(&self.b)? })
     }
 
-    /// [`Module::forward`] under the label gate: `labels` has each token's head.
+    /// [`Module::forward`] under the label gate: `labels` has each token's head, or `u32::MAX` for all heads alike.
     pub fn forward_labels(&self, x: &Tensor, labels: &[u32]) -> Result<Tensor> {
         let shape = self.operator.shape;
         let tokens = rows(x, shape.d_in)?;
+        let unknown = |&&label: &&u32| label as usize >= shape.lora_heads && label != u32::MAX;
+        if let (Gate::Label, Some(label)) = (self.operator.gate, labels.iter().find(unknown)) {
+            return Err(Error::msg(format!("a label for head {label}: the adapter has {} heads", shape.lora_heads)));
+        }
         let (a, b) = match self.trains {
             true => (self.a.as_tensor().clone(), self.b.as_tensor().clone()),
             false => (self.a.as_detached_tensor(), self.b.as_detached_tensor()),
@@ -105,7 +110,7 @@ impl HydraLinear {
 }
 
 impl Module for HydraLinear {
-    /// x [.., d_in], f32 or bf16, gives y [.., d_out] of its type.
+    /// x [.., d_in], f32 or bf16, gives y [.., d_out] of its type. A NaN is no error: what depends on it becomes NaN.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_labels(x, &[])
     }

@@ -4,8 +4,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::ops::softmax;
 use hydra_candle::{FrozenWeight, HydraLinear};
-use hydra_runtime::adapter::{AdapterConfig, AdapterPair, GateKind, HeadInit, Method};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, AdapterPair, GateKind, HeadInit, Method};
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
+use hydra_runtime::projection::{ByProjection, Projection};
 use std::sync::Arc;
 
 const D_IN: usize = 64;
@@ -225,7 +226,75 @@ fn what_does_not_fit_is_said() {
     assert!(FrozenWeight::try_from(Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap()).is_err());
     assert!(FrozenWeight::try_from(zeros((4, 4), DType::U32)).is_err());
     assert!(layer.with_bias(Tensor::zeros(47, DType::F32, &Device::Cpu).unwrap()).is_err());
-    let label = AdapterConfig { gate: GateKind::Label, ..config };
+    let label = AdapterConfig { gate: GateKind::Label, ..config.clone() };
     let layer = HydraLinear::new(cpu(), weight().try_into().unwrap(), &label, &pair(&label)).unwrap();
-    assert!(message(layer.forward(&zeros((2, 64), DType::F32))).contains("labels"));
+    let x = zeros((2, 64), DType::F32);
+    assert!(message(layer.forward(&x)).contains("labels"));
+    assert!(message(layer.forward_labels(&x, &[0, 1, 2])).contains("labels"));
+    let message = message(layer.forward_labels(&x, &[3, 4]));
+    assert!(message.contains("a label for head 4: the adapter has 4 heads"), "{message}");
+    layer.forward_labels(&x, &[3, u32::MAX]).unwrap();
+}
+
+/// Of an adapter: its layers, its sizes, its numbers.
+#[test]
+fn adapters_that_do_not_fit_are_refused() {
+    let config = config(Method::Hydra, GateKind::Router, 4);
+    let weight: FrozenWeight = weight().try_into().unwrap();
+    let message = |result: Result<HydraLinear>| result.map(|_| ()).unwrap_err().to_string();
+    let adapter = Adapter { config: config.clone(), layers: vec![ByProjection::default()] };
+    for layer in [0, 1] {
+        let found = message(HydraLinear::from_adapter(cpu(), weight.clone(), &adapter, layer, Projection::Q));
+        assert!(found.contains(&format!("the adapter has no q_proj in layer {layer}")), "{found}");
+    }
+    let changes: [fn(&mut AdapterPair); 3] =
+        [|pair| pair.a.truncate(3), |pair| pair.b.push(0.0), |pair| pair.a.clear()];
+    for change in changes {
+        let mut pair = pair(&config);
+        change(&mut pair);
+        message(HydraLinear::new(cpu(), weight.clone(), &config, &pair));
+    }
+    let x = Tensor::zeros((2, D_IN), DType::F32, &Device::Cpu).unwrap();
+    for temperature in [0.0, -1.0, f32::NAN] {
+        let config = AdapterConfig { temperature, ..config.clone() };
+        let layer = HydraLinear::new(cpu(), weight.clone(), &config, &pair(&config)).unwrap();
+        let message = layer.forward(&x).unwrap_err().to_string();
+        assert!(message.contains("temperature"), "{message}");
+    }
+}
+
+/// NaN in a row of x or of the weight is found in what depends on it, and nowhere else.
+#[test]
+fn numbers_that_are_not() {
+    let config = config(Method::Hydra, GateKind::Router, 4);
+    let rows = |y: &Tensor| y.to_vec2::<f32>().unwrap();
+    let (w, x) = (values(D_OUT * D_IN, 4), values(20 * D_IN, 3));
+    let layer = |weight: Vec<f32>| {
+        let weight = Tensor::from_vec(weight, (D_OUT, D_IN), &Device::Cpu).unwrap();
+        HydraLinear::new(cpu(), weight.try_into().unwrap(), &config, &pair(&config)).unwrap()
+    };
+    let forward = |layer: &HydraLinear, x: Vec<f32>| {
+        let x = Var::from_vec(x, (20, D_IN), &Device::Cpu).unwrap();
+        let y = layer.forward(&x).unwrap();
+        let gradients = y.sum_all().unwrap().backward().unwrap();
+        (rows(&y), rows(gradients.get(&x).unwrap()))
+    };
+    let (plain, plain_dx) = forward(&layer(w.clone()), x.clone());
+    let mut bad_x = x.clone();
+    bad_x[7 * D_IN + 5] = f32::NAN;
+    let (y, dx) = forward(&layer(w.clone()), bad_x);
+    let mut bad_w = w;
+    bad_w[11 * D_IN + 5] = f32::NAN;
+    let (y_w, dx_w) = forward(&layer(bad_w), x);
+    for t in 0..20 {
+        if t == 7 {
+            assert!(y[t].iter().all(|y| y.is_nan()));
+        } else {
+            assert_eq!((&y[t], &dx[t]), (&plain[t], &plain_dx[t]));
+        }
+        for o in 0..D_OUT {
+            assert!(if o == 11 { y_w[t][o].is_nan() } else { y_w[t][o] == plain[t][o] });
+        }
+        assert!(dx_w[t].iter().enumerate().all(|(i, dx)| dx.is_nan() == (i == 5)));
+    }
 }

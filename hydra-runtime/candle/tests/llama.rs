@@ -36,3 +36,19 @@ fn logits_are_those_of_hydra_and_of_pytorch() {
     }
     assert!(compared > 0, "no logits of PyTorch's");
 }
+
+#[test]
+fn what_is_not_there_or_of_another_model_is_said() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hydra");
+    let message = Adapter::open(golden.join("nowhere")).unwrap_err().to_string();
+    assert!(message.contains("nowhere"), "{message}");
+    let message = model::Llama::open(&golden.join("nowhere"), None).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("nowhere"), "{message}");
+
+    let cpu = Arc::new(Cpu::new(CpuOptions::default()).unwrap());
+    let mut adapter = Adapter::open(golden.join("adapter")).unwrap();
+    adapter.layers.pop();
+    let short = model::Llama::open(&golden.join("model"), Some((cpu, &adapter)));
+    let message = short.map(|_| ()).unwrap_err().to_string();
+    assert_eq!(message, "the adapter is for 1 layers, the model has 2");
+}

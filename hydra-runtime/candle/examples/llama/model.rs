@@ -32,13 +32,21 @@ impl Llama {
         dir: &Path,
         adapter: Option<(Arc<Cpu>, &Adapter)>,
     ) -> std::result::Result<Self, Box<dyn std::error::Error>> {
-        let config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
+        let path = dir.join("config.json");
+        let config = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let config: Value = serde_json::from_slice(&config)?;
         if !config["rope_scaling"].is_null() {
             return Err("this example has no RoPE scaling".into());
         }
         let size = |key: &str| config[key].as_u64().map(|n| n as usize).ok_or(format!("config.json has no {key}"));
         let number = |key: &str, default: f64| config[key].as_f64().unwrap_or(default);
         let heads = size("num_attention_heads")?;
+        let layers = size("num_hidden_layers")?;
+        if let Some((_, adapter)) = &adapter
+            && adapter.layers.len() != layers
+        {
+            return Err(format!("the adapter is for {} layers, the model has {layers}", adapter.layers.len()).into());
+        }
         let eps = number("rms_norm_eps", 1e-6);
         let tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu)?;
         let norm = |name: String| Ok::<_, String>(RmsNorm::new(tensor(&tensors, name)?, eps));
@@ -61,7 +69,7 @@ impl Llama {
         let embeddings = tensor(&tensors, "model.embed_tokens.weight".into())?;
         let lm_head = tensors.get("lm_head.weight").unwrap_or(&embeddings).clone();
         Ok(Self {
-            layers: (0..size("num_hidden_layers")?).map(layer).collect::<std::result::Result<_, _>>()?,
+            layers: (0..layers).map(layer).collect::<std::result::Result<_, _>>()?,
             embedding: Embedding::new(embeddings, size("hidden_size")?),
             norm: norm("model.norm.weight".into())?,
             lm_head: Linear::new(lm_head, None),
