@@ -22,8 +22,10 @@ pub(super) enum ATiles<'a> {
 }
 
 impl APanel {
-    pub(super) fn uninit() -> Self {
-        APanel([const { MaybeUninit::uninit() }; MR * K_MAX])
+    /// In the caller's room: returned by value, it would be on the stack twice in a debug build.
+    pub(super) fn of(room: &mut MaybeUninit<Self>) -> &mut Self {
+        // SAFETY: it consists of values that need not be initialised.
+        unsafe { room.assume_init_mut() }
     }
 
     /// The tiles from element `at` on.

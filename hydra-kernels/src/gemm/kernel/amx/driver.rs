@@ -114,7 +114,8 @@ fn nc(depth: usize, n: usize) -> usize {
 #[inline(never)]
 pub(in crate::gemm) fn multiply(isa: AmxBf16, c: &mut [f32], product: &Product<'_, '_, bf16>) {
     let &Product { c_stride, m, n, mut accumulate, terms } = product;
-    let mut a = APanel::uninit();
+    let mut a = MaybeUninit::uninit();
+    let a = APanel::of(&mut a);
     // One block of k at a time through all of C: more columns of fewer rows of B stay in L2, so A is read less often.
     for pass in BLOCKING.passes(terms) {
         let nc = nc(depth(&pass), n);
@@ -123,7 +124,7 @@ pub(in crate::gemm) fn multiply(isa: AmxBf16, c: &mut [f32], product: &Product<'
                 let region = Region { i, rows: MR.min(m - i), first, columns: nc.min(n - first) };
                 let data = &mut c[i * c_stride + first..];
                 let sums = Sums { data, row_stride: c_stride, panel_stride: NR, alternate: false };
-                multiply_pass(isa, &mut a, &pass, region, accumulate, (sums, None));
+                multiply_pass(isa, a, &pass, region, accumulate, (sums, None));
             }
         }
         accumulate = Accumulate::Add;
@@ -161,7 +162,8 @@ fn sum_and_round<const SUMS: usize>(
     alternate: bool,
 ) {
     let &Product { c_stride, m, n, accumulate, terms } = product;
-    let mut a = APanel::uninit();
+    let mut a = MaybeUninit::uninit();
+    let a = APanel::of(&mut a);
     let mut room = MaybeUninit::<SumsRoom<SUMS>>::uninit();
     let len = PANEL_SUMS * if alternate { 2 } else { nc.min(n).div_ceil(NR) };
     assert!(len <= SUMS);
@@ -186,7 +188,7 @@ fn sum_and_round<const SUMS: usize>(
                     Some(_) => None,
                     None => Some(Rounded { data: &mut *c, row_stride: c_stride }),
                 };
-                multiply_pass(isa, &mut a, &pass, region, accumulate, (sums, rounded));
+                multiply_pass(isa, a, &pass, region, accumulate, (sums, rounded));
                 accumulate = Accumulate::Add;
             }
         }
