@@ -154,9 +154,15 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     strftime(format, &jiff::Zoned::now())
 }
 
+/// Bytes of a format of a time.
+const MOST_TIME_FORMAT: usize = 1_000;
+
 fn strftime(format: &str, time: &jiff::Zoned) -> Result<String, minijinja::Error> {
-    let written = jiff::fmt::strtime::format(format, time);
-    written.map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
+    let refused = |why: String| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {why}"));
+    if format.len() > MOST_TIME_FORMAT {
+        return Err(refused(format!("a format of more than {MOST_TIME_FORMAT} bytes")));
+    }
+    jiff::fmt::strtime::format(format, time).map_err(|error| refused(error.to_string()))
 }
 
 #[cfg(test)]
@@ -225,8 +231,35 @@ mod tests {
             // Huge texts and lists.
             ("{{ 'a' | indent(91841048576) }}", "fuel"),
             ("{{ 'a' * 10000000000 }}", "fuel"),
-            ("{{ '%10000000000s' | format('a') }}", "fuel"),
+            ("{{ '%10000000000s' | format('a') }}", "a format of more than 4 digits"),
             ("{{ '{:>10000000000}'.format('a') }}", "a format of more than 4 digits"),
+            ("{{ ('{0:>9999}' * 1000000).format('a') }}", "a format that may write more than 64 MiB"),
+            ("{{ ('{0[0]:>9999}' * 300000).format(['a']) }}", "a format that may write more than 64 MiB"),
+            ("{{ ('{0}' * 100000).format('a' * 1000000) }}", "a format that may write more than 64 MiB"),
+            ("{{ ('%(a)s' * 1000) | format(a='a' * 1000000) }}", "a format that may write more than 64 MiB"),
+            // What takes longer than the text that it takes or makes.
+            ("{{ (['a' * 700] * 90000) | sum(start='') }}", "sum adds numbers only"),
+            ("{{ [[1]] | sum(start=[]) }}", "sum adds numbers only"),
+            ("{{ ('a' * 2000000).strip('b' * 100000 ~ 'a') }}", "fuel"),
+            ("{{ ('a' * 2000000) | trim('b' * 100000 ~ 'a') }}", "fuel"),
+            ("{{ ('a' * 40000000).split('') }}", "a text of more than 100000 parts"),
+            ("{{ ('a ' * 20000000) | split }}", "a text of more than 100000 parts"),
+            ("{{ ('\\n' * 40000000).splitlines() }}", "a text of more than 100000 parts"),
+            ("{{ ('\\n' * 40000000) | lines }}", "a text of more than 100000 parts"),
+            ("{{ strftime_now('%c' * 20000000) }}", "a format of more than 1000 bytes"),
+            // Calls within calls.
+            ("{{ 'a' | map(*(['map'] * 90000)) }}", "map of map"),
+            (&format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(20_000)), "more than 200 conditions"),
+            // A namespace of large values, and lists of lists that are read twice each.
+            (
+                "{% set ns = namespace() %}{% set ns.a = ['a' * 40000000] %}{% set ns.b = ns.a %}{{ ns ~ '' }}",
+                "a list or map of more than 100000 values or 64 MiB",
+            ),
+            (
+                &("{% set x = [1] %}".to_string() + &"{% set x = x|zip(x) %}".repeat(64) + "{{ x }}"),
+                "a list or map of more",
+            ),
+            ("{{ [] | chain(*([[]] * 1000)) }}", "at most 64 values"),
             ("{{ [1] * 10000000000 }}", "too large"),
             ("{{ ([1] * 200000) ~ '' }}", "a list or map of more than 100000 values"),
             ("{{ ([1] * 200000) | string }}", "a list or map of more than 100000 values"),
@@ -258,6 +291,40 @@ mod tests {
             let said = refusal(template);
             assert!(said.contains(wanted), "{said}");
         }
+    }
+
+    /// One upon another, values that go through others as they are read would never end, or end the stack.
+    #[test]
+    fn lists_made_of_lists_are_lists() {
+        let text = |template: &str| {
+            let chat = ChatTemplate::with_tokens(template, String::new(), String::new()).unwrap();
+            chat.prompt(&[Message::user("Hi")]).unwrap()
+        };
+        for more in ["x|chain(x)", "x|zip(x)", "x + x", "x[:]", "x|reverse", "x * 2"] {
+            let many = format!("{{% set x = {more} %}}").repeat(2000);
+            assert_eq!(text(&format!("{{% set x = [] %}}{many}{{{{ x }}}}")), "[]");
+            let (x, times) = (more.replace('x', "ns.x"), 20_000);
+            let template = format!("{{% for i in range({times}) %}}{{% set ns.x = {x} %}}{{% endfor %}}{{{{ ns.x }}}}");
+            assert_eq!(text(&format!("{{% set ns = namespace(x=[]) %}}{template}")), "[]");
+            let given = format!("{{% macro m(x, n) %}}{{{{ m({more}, n - 1) if n else x }}}}{{% endmacro %}}");
+            assert_eq!(text(&format!("{given}{{{{ m([], 25) }}}}")), "[]");
+        }
+        assert_eq!(
+            text("{{ {'a': 1}|chain({'b': 2, 'a': 3}) }}{{ [1]|chain((2, 3), 'ab') }}"),
+            "{'a': 3, 'b': 2}[1, 2, 3, 'a', 'b']"
+        );
+        assert_eq!(
+            text("{% set x = [1, 2, 3][1:] %}{{ x is sequence }}{{ x[-1] }}{{ {'a': 'b'}['a'] }}{{ (1, 2)[1] }}"),
+            "True3b2"
+        );
+        assert_eq!(
+            text("{{ '{} {:>5} {{x}}'.format(1, 'a') }}{{ '%s-%05d%%' | format('a', 3) }}"),
+            "1     a {x}a-00003%"
+        );
+        assert_eq!(
+            text("{{ ' a b '.split() }}{{ 'a,b,c'.split(',', 1)[-1] }}{{ 'xax'.strip('x') }}"),
+            "['a', 'b']b,ca"
+        );
     }
 
     #[test]

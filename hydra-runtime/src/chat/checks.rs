@@ -11,6 +11,9 @@ const MOST_SOURCE: usize = 1 << 20;
 /// Tokens between `{{` and `}}`, or `{%` and `%}`: they are parsed and compiled by functions that call themselves.
 const MOST_TOKENS: usize = 500;
 
+/// Conditions in which a place can be: `if`s around it, and before it in the `if` and `elif`s of each. Each nests in the one before.
+const MOST_CONDITIONS: usize = 200;
+
 /// The filter for values: its name is one that no template uses by accident.
 pub(super) const BOUNDED: &str = "hydra_bounded";
 /// The filter for values that become part of a namespace.
@@ -38,9 +41,29 @@ fn short(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
     if source.len() > MOST_SOURCE {
         return refused(format!("a template of {} bytes: expected at most {MOST_SOURCE}", source.len()));
     }
-    let mut tokens = 0;
+    let (mut tokens, mut begins) = (0, false);
+    // How many conditions each `if` that is open has.
+    let mut open: Vec<usize> = Vec::new();
+    let mut conditions = 0;
     for token in tokenize(source, false, syntax) {
         let (token, span) = token?;
+        match token {
+            Token::Ident("if") if begins => {
+                open.push(1);
+                conditions += 1;
+            }
+            Token::Ident("elif") if begins => {
+                conditions += 1;
+                open.iter_mut().last().into_iter().for_each(|of| *of += 1);
+            }
+            Token::Ident("endif") if begins => conditions -= open.pop().unwrap_or(0).min(conditions),
+            _ => {}
+        }
+        if conditions > MOST_CONDITIONS {
+            let what = format!("line {}: more than {MOST_CONDITIONS} conditions within each other", span.start_line);
+            return refused(what);
+        }
+        begins = matches!(token, Token::BlockStart);
         tokens = if matches!(token, Token::VariableStart | Token::BlockStart) { 0 } else { tokens + 1 };
         if tokens > MOST_TOKENS {
             return refused(format!("line {}: a tag of more than {MOST_TOKENS} words and signs", span.start_line));
@@ -59,6 +82,12 @@ impl Checks<'_> {
     fn check(&mut self, start: usize, end: usize, filter: &str) {
         self.inserted.push((start, true, "(".into()));
         self.inserted.push((end, false, format!(")|{filter}")));
+    }
+
+    /// With parentheses around all of it, for what may follow: `[1, 2][0]`.
+    fn closed(&mut self, start: usize, end: usize) {
+        self.inserted.push((start, true, "((".into()));
+        self.inserted.push((end, false, format!(")|{BOUNDED})")));
     }
 
     fn statements(&mut self, statements: &[Stmt<'_>]) -> Result<(), Error> {
@@ -85,7 +114,6 @@ impl Checks<'_> {
                 self.statements(&with.body)?;
             }
             Stmt::Set(set) => {
-                let filter = if matches!(set.target, Expr::GetAttr(_)) { PLAIN } else { BOUNDED };
                 match &set.expr {
                     // Its own span may begin behind its first part.
                     Expr::Tuple(tuple) => self.all(&tuple.items),
@@ -93,7 +121,14 @@ impl Checks<'_> {
                 }
                 let (start, end) = range(set.span());
                 let equals = self.source[start..end].find('=').expect("a target, \"=\" and a value");
-                self.check(start + equals + 1, end, filter);
+                let filter = match &set.target {
+                    Expr::GetAttr(target) => match &target.expr {
+                        Expr::Var(namespace) => format!("{PLAIN}({})", namespace.id),
+                        _ => PLAIN.into(),
+                    },
+                    _ => BOUNDED.into(),
+                };
+                self.check(start + equals + 1, end, &filter);
             }
             Stmt::SetBlock(set) => {
                 self.all(&set.filter);
@@ -150,6 +185,7 @@ impl Checks<'_> {
             Expr::Slice(slice) => {
                 self.expression(&slice.expr);
                 [&slice.start, &slice.stop, &slice.step].into_iter().for_each(|part| self.all(part));
+                self.closed(first(&slice.expr), range(slice.span()).1);
             }
             Expr::UnaryOp(operator) => self.expression(&operator.expr),
             Expr::BinOp(operator) => {
@@ -186,7 +222,7 @@ impl Checks<'_> {
             Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => {
                 self.parts(expression);
                 let (start, end) = range(expression.span());
-                self.check(start, end, BOUNDED);
+                self.closed(start, end);
             }
         }
     }
@@ -215,6 +251,23 @@ impl Checks<'_> {
     }
 }
 
+/// Where the first name or value of an expression begins. A parenthesis before it may belong to the expression, so that it makes
+/// no difference on which side of that another one is put.
+fn first(expression: &Expr<'_>) -> usize {
+    match expression {
+        Expr::Slice(slice) => first(&slice.expr),
+        Expr::BinOp(operator) => first(&operator.left),
+        Expr::Compare(compare) => first(&compare.expr),
+        Expr::IfExpr(either) => first(&either.true_expr),
+        Expr::Filter(filter) => filter.expr.as_ref().map_or(range(filter.span()).0, first),
+        Expr::Test(test) => first(&test.expr),
+        Expr::GetAttr(attribute) => first(&attribute.expr),
+        Expr::GetItem(item) => first(&item.expr),
+        Expr::Call(call) => first(&call.expr),
+        other => range(other.span()).0,
+    }
+}
+
 /// Where it begins and ends in the source.
 fn range(span: Span) -> (usize, usize) {
     (span.start_offset as usize, span.end_offset as usize)
@@ -233,17 +286,19 @@ mod tests {
     fn checks_are_around_what_makes_values() {
         assert_eq!(inserted("a {{ 'b' ~ c.d|trim }}"), "a {{ 'b' ~ c.d|trim }}");
         assert_eq!(inserted("{%- set x = 1 if y else 2 -%}"), "{%- set x =( 1 if y else 2)|b -%}");
-        assert_eq!(inserted("{% set n.x = 'é' ~ n.x %}ü"), "{% set n.x =( 'é' ~ n.x)|p %}ü");
-        assert_eq!(inserted("{% set a, b = 1, [c] %}"), "{% set a, b =( 1, ([c])|b)|b %}");
-        assert_eq!(inserted("{{ (a + b) + c * d ~ [] * 9|f }}"), "{{ ((a + b) + (c * d)|b ~ (([])|b * 9|f)|b)|b }}");
-        assert_eq!(inserted("{{ [[1], {'a': (b, [c + d])}] }}"), "{{ ([[1], {'a': (b, [(c + d)|b])}])|b }}");
+        assert_eq!(inserted("{% set n.x = 'é' ~ n.x %}ü"), "{% set n.x =( 'é' ~ n.x)|p(n) %}ü");
+        assert_eq!(inserted("{% set a, b = 1, [c] %}"), "{% set a, b =( 1, (([c])|b))|b %}");
+        assert_eq!(inserted("{{ (a + b) + c * d ~ [] * 9|f }}"), "{{ ((a + b) + (c * d)|b ~ ((([])|b) * 9|f)|b)|b }}");
+        assert_eq!(inserted("{{ [[1], {'a': (b, [c + d])}] }}"), "{{ (([[1], {'a': (b, [(c + d)|b])}])|b) }}");
+        assert_eq!(inserted("{{ a.b[1:][0] + (f(c)|d)[:2].e }}"), "{{ (((a.b[1:])|b)[0] + (((f(c)|d)[:2])|b).e)|b }}");
+        assert_eq!(inserted("{{ [1][0] ~ {'a': 1}.a }}"), "{{ (([1])|b)[0] ~ (({'a': 1})|b).a }}");
         assert_eq!(
             inserted("{% for x in (1, y) if x == x + 1 %}{% set x %}{{ -x * 2 }}{% endset %}{% endfor %}"),
-            "{% for x in ((1, y))|b if x == (x + 1)|b %}{% set x %}{{ (-x * 2)|b }}{% endset %}{% endfor %}"
+            "{% for x in (((1, y))|b) if x == (x + 1)|b %}{% set x %}{{ (-x * 2)|b }}{% endset %}{% endfor %}"
         );
         assert_eq!(
             inserted("{% macro m(a=[b]) %}{% endmacro %}{{ m(x=a+b, *c) }}{% call m([c]) %}{% endcall %}"),
-            "{% macro m(a=([b])|b) %}{% endmacro %}{{ m(x=(a+b)|b, *c) }}{% call m(([c])|b) %}{% endcall %}"
+            "{% macro m(a=(([b])|b)) %}{% endmacro %}{{ m(x=(a+b)|b, *c) }}{% call m((([c])|b)) %}{% endcall %}"
         );
     }
 
@@ -252,6 +307,12 @@ mod tests {
         let refused = |source: String| insert("test", &source, SyntaxConfig::default()).unwrap_err().to_string();
         assert!(refused(format!("{{{{ 1{} }}}}", "|abs".repeat(1000))).contains("a tag of more than 500"));
         assert!(refused(" ".repeat(MOST_SOURCE + 1)).contains("1048577 bytes"));
+        // Nested by `elif` as by `if`.
+        let elifs = |count| format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(count));
+        assert!(refused(elifs(20_000)).contains("more than 200 conditions"));
+        let within = format!("{}{}", "{% if 1 %}".repeat(100), elifs(100));
+        assert!(refused(within).contains("conditions"));
+        assert!(insert("test", &elifs(199).repeat(9), SyntaxConfig::default()).is_ok());
         assert!(insert("test", &"{{ 1 + 1 }}".repeat(9000), SyntaxConfig::default()).is_ok());
     }
 }

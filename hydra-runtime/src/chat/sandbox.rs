@@ -6,9 +6,11 @@
 
 use super::checks::{self, BOUNDED, PLAIN};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind, ValueOrKwargs};
+use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
+use std::borrow::Cow;
 use std::io;
+use std::sync::Arc;
 
 /// Instructions, and for each one 64 bytes of data: a conversation of a thousand turns needs some ten thousand.
 const FUEL: u64 = 4_000_000;
@@ -21,8 +23,11 @@ const MOST_VALUES: usize = 100_000;
 const MOST_BYTES: usize = 64 << 20;
 /// Lists in lists.
 const MOST_DEPTH: usize = 64;
-/// Digits of a width in a format.
+/// Values that `chain` joins to one.
+const MOST_CHAINED: usize = 64;
+/// Digits of a width in a format, and the bytes that a field with such a width takes besides what is put there.
 const MOST_DIGITS: usize = 4;
+const FIELD: usize = 1_000;
 /// Spaces by which `tojson` indents.
 const MOST_INDENT: usize = 16;
 
@@ -46,12 +51,36 @@ pub(super) fn environment(
     environment.add_filter("slice", |state: &State, value: Value, count: usize, fill: Option<Value>| {
         bounded(state, filters::slice(state, value, count, fill)?)
     });
+    environment.add_filter("map", map);
+    environment.add_filter("trim", |state: &State, value: StringInput<'_>, of: Option<Cow<'_, str>>| {
+        pay_for_trim(state, value.as_str(), of.as_deref())?;
+        Ok(filters::trim(value, of))
+    });
+    environment.add_filter("split", |state: &State, value: &Value, by: Option<Arc<str>>, most: Option<i64>| {
+        few_parts(value.as_str().unwrap_or(""), by.as_deref(), most)?;
+        bounded(state, filters::split(value, by, most)?)
+    });
+    environment.add_filter("lines", |state: &State, value: &Value| {
+        few_parts(value.as_str().unwrap_or(""), Some("\n"), None)?;
+        bounded(state, filters::lines(value)?)
+    });
+    environment.add_filter("reverse", |state: &State, value: Value| bounded(state, filters::reverse(&value)?));
+    environment.add_filter("chain", chain);
+    environment.add_filter("zip", |state: &State, value: Value, others: Rest<Value>| {
+        bounded(state, filters::zip(state, value, others)?)
+    });
+    environment.add_filter("sum", sum);
+    environment.add_filter("format", |state: &mut State, format: &Value, arguments: Rest<ValueOrKwargs>| {
+        let values: Vec<_> = arguments.iter().map(|argument| argument.clone().into_value()).collect();
+        pay_for_format(state, format.as_str().unwrap_or(""), '%', &values)?;
+        filters::format(state, format, arguments)
+    });
     environment.add_function("dict", |state: &State, value: Option<Value>, more: Kwargs| {
         bounded(state, functions::dict(value, more)?)
     });
     environment.add_function("namespace", |state: &State, defaults: Option<ValueOrKwargs>| {
         if let Some(defaults) = &defaults {
-            plain(state, defaults.clone().into_value())?;
+            plain(state, defaults.clone().into_value(), None)?;
         }
         functions::namespace(defaults)
     });
@@ -97,17 +126,92 @@ fn refused(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.into())
 }
 
-/// `value`, if it isn't too large or too deep.
+/// `value`, if it isn't too large or too deep; as a list if it only says how to go through other values.
 fn bounded(state: &State, value: Value) -> Result<Value, Error> {
-    if value.as_object().is_some() {
-        measure(state, &value)?;
+    match value.kind() {
+        ValueKind::Iterable => gathered(state, &value),
+        _ if value.as_object().is_some() => measure(state, &value).map(|()| value),
+        _ => Ok(value),
     }
-    Ok(value)
 }
 
-/// `value`, if in addition it is no namespace. So no namespace can be part of another or of itself.
-fn plain(state: &State, value: Value) -> Result<Value, Error> {
-    if is_namespace(&value) { Err(refused("a namespace in a namespace")) } else { bounded(state, value) }
+/// A list of what is in `value`. Values that go through others as they are read would be as deep as there are of them, and
+/// each could take twice as long as the one before.
+fn gathered(state: &State, value: &Value) -> Result<Value, Error> {
+    let (mut size, mut items) = (Size { values: 1, bytes: 0 }, Vec::new());
+    for item in value.try_iter()?.checked() {
+        let item = item?;
+        size.add(&item, 1)?;
+        items.push(item);
+    }
+    size.pay(state)?;
+    Ok(Value::from(items))
+}
+
+/// One map of several, or one list of several.
+fn chain(state: &State, value: Value, others: Rest<Value>) -> Result<Value, Error> {
+    if others.len() > MOST_CHAINED {
+        return Err(refused(format!("chain joins at most {MOST_CHAINED} values to one")));
+    }
+    let chained = filters::chain(state, value, others)?;
+    if chained.kind() == ValueKind::Map {
+        return bounded(state, functions::dict(Some(chained), Kwargs::from_iter([("", Value::UNDEFINED); 0]))?);
+    }
+    gathered(state, &chained)
+}
+
+/// What a filter makes of each value. Were it `map` in turn, each of its arguments could be a call within a call.
+fn map(state: &mut State, value: Value, arguments: Rest<ValueOrKwargs>) -> Result<Vec<Value>, Error> {
+    let named = arguments.first().map(|argument| argument.clone().into_value());
+    if named.is_some_and(|filter| filter.as_str() == Some("map")) {
+        return Err(refused("map of map"));
+    }
+    filters::map(state, value, arguments)
+}
+
+/// Looks at each character of a text for each of the characters to leave out.
+fn pay_for_trim(state: &State, text: &str, of: Option<&str>) -> Result<(), Error> {
+    state.consume_fuel((text.len() as u64).saturating_mul(of.map_or(1, str::len) as u64) / 256)
+}
+
+/// Fails if a text has too many parts.
+fn few_parts(text: &str, by: Option<&str>, most: Option<i64>) -> Result<(), Error> {
+    let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let parts = match by {
+        _ if most <= MOST_VALUES => 0,
+        Some(by) => text.split(by).take(MOST_VALUES + 1).count(),
+        None => text.split_whitespace().take(MOST_VALUES + 1).count(),
+    };
+    if parts > MOST_VALUES { Err(refused(format!("a text of more than {MOST_VALUES} parts"))) } else { Ok(()) }
+}
+
+/// The sum of numbers: texts and lists would be copied for each addition.
+fn sum(
+    state: &State,
+    values: Value,
+    attribute: Option<&str>,
+    start: Option<Value>,
+    more: Kwargs,
+) -> Result<Value, Error> {
+    let named = more.peek::<Option<Value>>("start")?;
+    if [&start, &named].into_iter().flatten().any(|start| !start.is_number()) {
+        return Err(refused("sum adds numbers only"));
+    }
+    filters::sum(state, values, attribute, start, more)
+}
+
+/// `value`, if in addition it is no namespace and all that is in `namespace` is not too large with it. So no namespace can be
+/// part of another or of itself.
+fn plain(state: &State, value: Value, namespace: Option<Value>) -> Result<Value, Error> {
+    if is_namespace(&value) {
+        return Err(refused("a namespace in a namespace"));
+    }
+    let value = bounded(state, value)?;
+    let mut size = Size::default();
+    size.add(&value, 1)?;
+    size.add(&namespace.unwrap_or_default(), 0)?;
+    size.pay(state)?;
+    Ok(value)
 }
 
 fn is_namespace(value: &Value) -> bool {
@@ -127,35 +231,69 @@ fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) 
     Ok(text)
 }
 
-/// Python's methods of strings, lists and dictionaries. The widths in a format are not covered by fuel.
+/// Python's methods of strings, lists and dictionaries. Fuel does not cover what these few make of a text.
 pub(super) fn python_method(
     state: &mut State,
     value: &Value,
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
-    if let Some(format) = value.as_str().filter(|_| method == "format") {
-        let longest = format.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
-        if longest > Some(MOST_DIGITS) {
-            return Err(refused(format!("a format of more than {MOST_DIGITS} digits")));
+    let text = |i: usize| arguments.get(i).and_then(Value::as_str);
+    match (value.as_str(), method) {
+        (Some(format), "format") => pay_for_format(state, format, '{', arguments)?,
+        (Some(value), "strip" | "lstrip" | "rstrip") => pay_for_trim(state, value, text(0))?,
+        (Some(value), "splitlines") => few_parts(value, Some("\n"), None)?,
+        (Some(value), "split") => {
+            let most = arguments.get(1).and_then(|most| i64::try_from(most.clone()).ok());
+            few_parts(value, text(0), most)?;
         }
+        _ => {}
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments)
 }
 
-/// Fails if a value is too large or too deep, and pays for looking at it.
-fn measure(state: &State, value: &Value) -> Result<(), Error> {
-    let mut size = Size { values: 0, bytes: 0 };
-    size.add(value, 0)?;
-    state.consume_fuel(size.values as u64 / 16)
+/// Fails if `format` may write too much, and pays for it: each of its fields, which begin with `sign`, as if it had the largest
+/// width and the longest argument.
+fn pay_for_format(state: &State, format: &str, sign: char, arguments: &[Value]) -> Result<(), Error> {
+    let numbers = || format.split(|c: char| !c.is_ascii_digit());
+    if numbers().any(|number| number.len() > MOST_DIGITS) {
+        return Err(refused(format!("a format of more than {MOST_DIGITS} digits")));
+    }
+    let width = numbers().filter_map(|number| number.parse::<usize>().ok()).max().unwrap_or(0);
+    let mut longest = 0;
+    for argument in arguments {
+        let mut size = Size::default();
+        size.add(argument, 0)?;
+        // Lists and maps are written with their texts in quotes.
+        let shown = if argument.as_object().is_some() { size.bytes * 8 + size.values * 64 } else { size.bytes };
+        longest = longest.max(shown);
+    }
+    let signs = format.matches(sign).count() - format.matches(&*format!("{sign}{sign}")).count();
+    let most = signs.saturating_mul(FIELD + 4 * width + longest).saturating_add(format.len());
+    if most > MOST_TEXT {
+        return Err(refused(format!("a format that may write more than {} MiB", MOST_TEXT >> 20)));
+    }
+    state.consume_fuel(most as u64 / 64)
 }
 
+/// Fails if a value is too large or too deep, and pays for looking at it.
+fn measure(state: &State, value: &Value) -> Result<(), Error> {
+    let mut size = Size::default();
+    size.add(value, 0)?;
+    size.pay(state)
+}
+
+#[derive(Default)]
 struct Size {
     values: usize,
     bytes: usize,
 }
 
 impl Size {
+    fn pay(&self, state: &State) -> Result<(), Error> {
+        state.consume_fuel(self.values as u64 / 16)
+    }
+
     fn add(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         self.values += 1;
         self.bytes = self.bytes.saturating_add(value.as_str().map_or(0, str::len));
@@ -166,9 +304,8 @@ impl Size {
         if depth > MOST_DEPTH {
             return Err(refused(format!("a list or map that is nested more than {MOST_DEPTH} times")));
         }
-        if is_namespace(value) {
-            // What is in it was looked at before.
-            return if depth == 0 { Ok(()) } else { Err(refused("a namespace in a list or map")) };
+        if depth > 0 && is_namespace(value) {
+            return Err(refused("a namespace in a list or map"));
         }
         match value.kind() {
             ValueKind::Map => value.try_iter()?.checked().try_for_each(|key| {
@@ -176,9 +313,7 @@ impl Size {
                 self.add(&key, depth + 1)?;
                 self.add(&value.get_item(&key)?, depth + 1)
             }),
-            ValueKind::Seq => value.try_iter()?.checked().try_for_each(|item| self.add(&item?, depth + 1)),
-            // Without a length it may be one that can be gone through only once, and is not written out.
-            ValueKind::Iterable if value.len().is_some() => {
+            ValueKind::Seq | ValueKind::Iterable => {
                 value.try_iter()?.checked().try_for_each(|item| self.add(&item?, depth + 1))
             }
             _ => Ok(()),
