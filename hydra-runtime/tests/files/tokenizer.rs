@@ -276,3 +276,39 @@ fn pipelines_that_exhaust_memory_are_refused() {
     });
     assert!(message.map(|_| ()).unwrap_err().to_string().contains("added_tokens of 196608 bytes"));
 }
+
+/// The one line that a changed tokenizer.json is refused with.
+fn refused(change: impl FnOnce(&mut serde_json::Value)) -> String {
+    let message = changed(change).map(|_| ()).expect_err("an error").to_string();
+    assert!(!message.contains('\n') && message.contains("tokenizer.json") && message.len() < 400, "{message}");
+    message
+}
+
+#[test]
+fn models_with_overlong_tokens_are_refused() {
+    let unigram = |pieces: Vec<String>| {
+        let pieces = pieces.into_iter().chain(["<s>".into(), "a".into()]).map(|piece| json!([piece, -1.0]));
+        json!({"type": "Unigram", "unk_id": 0, "vocab": pieces.collect::<Vec<_>>()})
+    };
+    let long = "a".repeat(200_000);
+    let word_piece = |most: u64, prefix: &str| {
+        json!({"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": prefix,
+            "max_input_chars_per_word": most, "vocab": {"a": 0}})
+    };
+    let many = (0..33_000).map(|n| format!("{n:0>256}")).collect();
+    let cases = [
+        ("a token of 200000 bytes: expected at most 256", unigram(vec![long.clone()])),
+        ("pieces of 8448004 bytes: expected at most 8388608", unigram(many)),
+        ("a token of 200000 bytes", json!({"type": "BPE", "vocab": {&long: 0, "a": 1}, "merges": []})),
+        ("a token of 200000 bytes", json!({"type": "WordLevel", "unk_token": "a", "vocab": {&long: 0, "a": 1}})),
+        ("max_input_chars_per_word is 1000000000000000: expected at most 256", word_piece(1_000_000_000_000_000, "##")),
+        ("continuing_subword_prefix of 200000 bytes", word_piece(100, &long)),
+    ];
+    for (wanted, model) in cases {
+        let message = refused(|file| file["model"] = model);
+        assert!(message.contains(wanted), "{wanted}: {message}");
+    }
+    for model in [unigram(vec!["a".repeat(256)]), word_piece(100, "##")] {
+        assert!(changed(|file| file["model"] = model).unwrap().encode("a").unwrap().len() < 3);
+    }
+}
