@@ -61,6 +61,7 @@ impl Tokenizer {
         let pipeline: limits::Pipeline = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
         pipeline.check().map_err(|why| invalid(&why))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| invalid(&e))?;
+        limits::check_space(&inner).map_err(|why| invalid(&why))?;
         // Both would change what a text means; a length is the caller's to choose.
         inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
         let mut eos = config.eos.first().copied();

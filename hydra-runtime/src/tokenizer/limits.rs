@@ -8,14 +8,23 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::Value;
 use std::fmt;
+use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 
 /// The most steps of a normalizer, a pre-tokenizer, a post-processor or a decoder; real ones have up to 10.
 const MOST_STEPS: usize = 64;
 /// The most by which they may lengthen a text.
 const MOST_GROWTH: f64 = 1024.0;
-/// The most bytes of the added tokens after the normalizer, which every one of them passes when the file is read.
-const MOST_ADDED: f64 = (1 << 26) as f64;
-
+/// The most added tokens: reading them takes the square of their number where each continues the one before, some 6 seconds
+/// for as many. Gemma 3 has 6,400, Llasa 66,000 (65,536 sounds and those of LLaMA 3).
+const MOST_ADDED: usize = 70_000;
+/// The most bytes of the added tokens after the normalizer, which those of them that are "normalized" pass when the file is
+/// read; each takes up to 60 of memory.
+const MOST_ADDED_BYTES: f64 = (1 << 22) as f64;
+/// Of so many patterns or less, the aho-corasick crate makes an automaton in a time that grows with the squares of their lengths.
+const FEW_ADDED: usize = 100;
+/// The most of the sum of these squares: 0.04 seconds for one token of as many equal bytes, some 4 when every byte occurs. It is
+/// 5,000 for Qwen, 20,000 for Phi-2, and may be some millions where a normalizer has a large table.
+const MOST_SQUARES: f64 = (1 << 24) as f64;
 /// The most bytes of a token; real ones have up to 256. Decoding gives them all back, whatever the ids.
 const MOST_TOKEN: usize = 1000;
 /// The most bytes of a piece of a Unigram model, whose time for a text grows with their square; real ones have up to 64. The
@@ -44,6 +53,8 @@ pub(super) struct Pipeline {
 struct Added {
     #[serde(default)]
     content: String,
+    #[serde(default)]
+    normalized: bool,
 }
 
 impl Pipeline {
@@ -58,9 +69,8 @@ impl Pipeline {
         ];
         for (name, part) in parts {
             growth = at_most(name, growth * grown(name, part.as_ref())?)?;
-            let added: usize = self.added_tokens.iter().map(|token| token.content.len()).sum();
-            if name == "normalizer" && growth * added as f64 > MOST_ADDED {
-                return Err(format!("added_tokens of {added} bytes: expected at most {:.0}", MOST_ADDED / growth));
+            if name == "normalizer" {
+                self.check_added(growth)?;
             }
         }
         at_most("decoder", grown("decoder", self.decoder.as_ref())?)?;
@@ -69,6 +79,50 @@ impl Pipeline {
             None => Ok(()),
         }
     }
+
+    /// `growth` is the normalizer's.
+    fn check_added(&self, growth: f64) -> Result<(), String> {
+        let count = self.added_tokens.len();
+        if count > MOST_ADDED {
+            return Err(format!("{count} added_tokens: expected at most {MOST_ADDED}"));
+        }
+        let longest = self.added_tokens.iter().map(|token| token.content.len()).max().unwrap_or_default();
+        if longest > MOST_TOKEN {
+            return Err(format!("an added token of {longest} bytes: expected at most {MOST_TOKEN}"));
+        }
+        // The two kinds have an automaton each.
+        for (normalized, growth) in [(false, 1.0), (true, growth)] {
+            let tokens = self.added_tokens.iter().filter(|token| token.normalized == normalized);
+            let lengths: Vec<f64> = tokens.map(|token| growth * token.content.len() as f64).collect();
+            let bytes: f64 = lengths.iter().sum();
+            if bytes > MOST_ADDED_BYTES {
+                return Err(format!("added_tokens may have {bytes:.0} bytes: expected at most {MOST_ADDED_BYTES}"));
+            }
+            let squares: f64 = lengths.iter().map(|length| length * length).sum();
+            if lengths.len() <= FEW_ADDED && squares > MOST_SQUARES {
+                let most = MOST_SQUARES.sqrt();
+                let found = squares.sqrt();
+                return Err(format!("added_tokens as slow as one of {found:.0} bytes: expected at most {most:.0}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error if an added token is white space and takes that beside it in: in a long run of it, each one takes in all. Called
+/// when the tokenizer is there, which tells what the normalizer makes of a token.
+pub(super) fn check_space(tokenizer: &Tokenizer) -> Result<(), String> {
+    for token in tokenizer.get_added_tokens_decoder().values().filter(|token| token.lstrip || token.rstrip) {
+        let mut text = NormalizedString::from(token.content.as_str());
+        if let Some(normalizer) = tokenizer.get_normalizer().filter(|_| token.normalized) {
+            normalizer.normalize(&mut text).map_err(|e| e.to_string())?;
+        }
+        if text.get().trim().is_empty() {
+            let shown = printable(&token.content);
+            return Err(format!("added token \"{shown}\" is white space: expected lstrip and rstrip to be false"));
+        }
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]

@@ -266,15 +266,6 @@ fn pipelines_that_exhaust_memory_are_refused() {
         let message = changed(|file| file[part] = value).map(|_| ()).unwrap_err().to_string();
         assert!(message.contains(wanted), "{wanted}: {message}");
     }
-    let message = changed(|file| {
-        let token = |id: usize| {
-            json!({"id": 5 + id, "content": "x".repeat(1 << 16), "special": true, "single_word": false,
-            "lstrip": false, "rstrip": false, "normalized": true})
-        };
-        file["added_tokens"] = (0..3).map(token).collect();
-        file["normalizer"] = json!({"type": "Replace", "pattern": {"String": "x"}, "content": "x".repeat(1000)});
-    });
-    assert!(message.map(|_| ()).unwrap_err().to_string().contains("added_tokens of 196608 bytes"));
 }
 
 /// The one line that a changed tokenizer.json is refused with.
@@ -311,4 +302,51 @@ fn models_with_overlong_tokens_are_refused() {
     for model in [unigram(vec!["a".repeat(256)]), word_piece(100, "##")] {
         assert!(changed(|file| file["model"] = model).unwrap().encode("a").unwrap().len() < 3);
     }
+}
+
+#[test]
+fn added_tokens_that_take_too_long_are_refused() {
+    let token = |id: usize, content: String| {
+        json!({"id": 5 + id, "content": content, "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    };
+    let normalized = |mut token: serde_json::Value| {
+        token["normalized"] = json!(true);
+        token
+    };
+    let x = |length: usize| token(0, "x".repeat(length));
+    let replace =
+        |content: &str| json!({"type": "Replace", "pattern": {"String": "x"}, "content": content.repeat(1000)});
+    let cases: [(&str, Change); 7] = [
+        ("added token of 20000 bytes: expected at most 1000", &|file| file["added_tokens"] = json!([x(20_000)])),
+        ("added token of 10000000 bytes", &|file| file["added_tokens"] = json!([x(10_000_000)])),
+        ("100000 added_tokens: expected at most 70000", &|file| {
+            file["added_tokens"] = (0..100_000).map(|id| token(id, format!("x{id}"))).collect();
+        }),
+        ("may have 5000000 bytes: expected at most 4194304", &|file| {
+            file["added_tokens"] = (0..5000).map(|id| token(id, format!("{id:x>1000}"))).collect();
+        }),
+        // What counts is what the normalizer makes of them.
+        ("as slow as one of 20000 bytes: expected at most 4096", &|file| {
+            file["added_tokens"] = json!([normalized(x(20))]);
+            file["normalizer"] = replace("x");
+        }),
+        ("\" \" is white space", &|file| {
+            file["added_tokens"] = json!([token(0, " ".into())]);
+            file["added_tokens"][0]["lstrip"] = json!(true);
+        }),
+        ("\"x\" is white space", &|file| {
+            file["added_tokens"] = json!([normalized(x(1))]);
+            file["added_tokens"][0]["rstrip"] = json!(true);
+            file["normalizer"] = replace(" ");
+        }),
+    ];
+    for (wanted, change) in cases {
+        let message = refused(|file| change(file));
+        assert!(message.contains(wanted), "{wanted}: {message}");
+    }
+    let sounds = |file: &mut serde_json::Value| {
+        file["added_tokens"] = (0..65_536).map(|id| token(id, format!("<|s_{id}|>"))).collect();
+    };
+    assert!(refused(sounds).contains("doesn't fit the model"));
 }
