@@ -7,6 +7,7 @@ use crate::error::printable;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::fmt;
 use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 
@@ -14,6 +15,8 @@ use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 const MOST_STEPS: usize = 64;
 /// The most by which they may lengthen a text.
 const MOST_GROWTH: f64 = 1024.0;
+/// The most bytes of the special tokens around a text; there are up to three of up to 17 bytes.
+const MOST_SPECIAL: f64 = (1 << 16) as f64;
 /// The most added tokens: reading them takes the square of their number where each continues the one before, some 6 seconds
 /// for as many. Gemma 3 has 6,400, Llasa 66,000 (65,536 sounds and those of LLaMA 3).
 const MOST_ADDED: usize = 70_000;
@@ -73,11 +76,24 @@ impl Pipeline {
                 self.check_added(growth)?;
             }
         }
+        self.check_special()?;
         at_most("decoder", grown("decoder", self.decoder.as_ref())?)?;
         match self.post_processor.as_ref().and_then(undeclared) {
             Some(token) => Err(format!("post_processor has {token}, which its special_tokens don't")),
             None => Ok(()),
         }
+    }
+
+    /// What the post-processor puts in, which later steps of it may repeat.
+    fn check_special(&self) -> Result<(), String> {
+        let mut steps = Vec::new();
+        self.post_processor.iter().for_each(|part| list(part, &mut steps));
+        let bytes =
+            steps.into_iter().map(special).sum::<f64>() * grown("post_processor", self.post_processor.as_ref())?;
+        if bytes > MOST_SPECIAL {
+            return Err(format!("post_processor may put in {bytes:.0} bytes: expected at most {MOST_SPECIAL}"));
+        }
+        Ok(())
     }
 
     /// `growth` is the normalizer's.
@@ -300,6 +316,20 @@ fn factor(step: &Value) -> f64 {
         // The format of old versions, where the fields say what a step is.
         None => 12.0 + length(&step["content"]) + length(&step["prepend"]),
     }
+}
+
+/// The special tokens that a template puts in, in bytes: those of their texts, and 4 an id.
+fn special(step: &Value) -> f64 {
+    let pieces = step["single"].as_array().into_iter().flatten();
+    let bytes = |id: &str| {
+        let token = &step["special_tokens"][id];
+        let texts = token["tokens"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::len).sum::<usize>() + 4 * token["ids"].as_array().map_or(0, Vec::len)
+    };
+    // Each is measured once: there may be many places, and many ids.
+    let mut known = HashMap::new();
+    let ids = pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    ids.map(|id| *known.entry(id).or_insert_with(|| bytes(id)) as f64).sum()
 }
 
 /// The length of the longest text that a SentencePiece normalizer puts in a character's place. Its table, in base 64: the

@@ -350,3 +350,23 @@ fn added_tokens_that_take_too_long_are_refused() {
     };
     assert!(refused(sounds).contains("doesn't fit the model"));
 }
+
+#[test]
+fn templates_with_too_many_special_tokens_are_refused() {
+    let place = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let template = |places: usize, ids: usize, text: &str| {
+        json!({"type": "TemplateProcessing", "single": vec![place.clone(); places], "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": vec![0; ids], "tokens": vec![text; ids]}}})
+    };
+    let sequence = json!({"type": "Sequence", "processors": vec![template(100, 10, "<s>"); 20]});
+    let cases = [
+        ("put in 70000000 bytes: expected at most 65536", template(10_000, 1000, "<s>")),
+        ("put in 1000040 bytes", template(10, 1, &"s".repeat(100_000))),
+        ("put in 140000 bytes", sequence),
+    ];
+    for (wanted, processor) in cases {
+        let message = refused(|file| file["post_processor"] = processor);
+        assert!(message.contains(wanted), "{wanted}: {message}");
+    }
+    assert!(changed(|file| file["post_processor"] = template(100, 10, "<s>")).is_ok());
+}
