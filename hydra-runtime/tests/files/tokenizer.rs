@@ -370,3 +370,27 @@ fn templates_with_too_many_special_tokens_are_refused() {
     }
     assert!(changed(|file| file["post_processor"] = template(100, 10, "<s>")).is_ok());
 }
+
+#[test]
+fn patterns_with_too_many_repetitions_are_refused() {
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let replace = |kind: &str, pattern: &str| json!({"type": "Replace", "pattern": {kind: pattern}, "content": "a"});
+    let repeated = "(?:((?=a)){1000}){1000}";
+    let long = "a".repeat(5000);
+    let cases = [
+        ("pre_tokenizer has a pattern of 50", "pre_tokenizer", split("(?:(?:((?=a)){1000}){1000}){1000}")),
+        ("pre_tokenizer has a pattern of 50", "pre_tokenizer", split(repeated)),
+        ("normalizer has a pattern of 50", "normalizer", replace("Regex", repeated)),
+        ("normalizer has a pattern of 5000 ", "normalizer", replace("String", &long)),
+        ("decoder has a pattern of 5000 ", "decoder", replace("Regex", &long)),
+        ("normalizer has a pattern of 1000000 ", "normalizer", replace("Regex", &"[{".repeat(500_000))),
+    ];
+    for (wanted, part, value) in cases {
+        let message = refused(|file| file[part] = value);
+        assert!(message.contains(wanted) && message.contains("expected at most 4096"), "{wanted}: {message}");
+    }
+    // Those of LLaMA 3 and of grouped digits.
+    for pattern in [r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)", r"\d{1,3}(?=(?:\d{3})*\b)"] {
+        assert_eq!(changed(|file| file["pre_tokenizer"] = split(pattern)).unwrap().encode("ab").unwrap(), [4]);
+    }
+}
