@@ -282,6 +282,7 @@ fn merge_export_and_cluster_killed_anywhere() {
         ("merge", format!("merge --model {model} --adapter {adapter}"), ""),
         ("cluster", format!("cluster --data {data} --k 2"), ""),
         ("peft", format!("{export} peft"), ""),
+        ("hf", format!("{export} hf"), ""),
         ("gguf", format!("{export} gguf"), "/m.gguf"),
         ("gguf-lora", format!("{export} gguf-lora"), "/lora.gguf"),
     ] {
