@@ -3,7 +3,7 @@
 
 pub(crate) mod bpe;
 mod door;
-mod limits;
+pub(crate) mod limits;
 pub(crate) mod spm;
 
 pub(crate) use door::guarded;

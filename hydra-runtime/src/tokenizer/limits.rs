@@ -102,14 +102,7 @@ impl Pipeline {
 
     /// `growth` is the normalizer's.
     fn check_added(&self, growth: f64) -> Result<(), String> {
-        let count = self.added_tokens.len();
-        if count > MOST_ADDED {
-            return Err(format!("{count} added_tokens: expected at most {MOST_ADDED}"));
-        }
-        let longest = self.added_tokens.iter().map(|token| token.content.len()).max().unwrap_or_default();
-        if longest > MOST_TOKEN {
-            return Err(format!("an added token of {longest} bytes: expected at most {MOST_TOKEN}"));
-        }
+        added(self.added_tokens.iter().map(|token| token.content.len()))?;
         // The two kinds have an automaton each.
         for (normalized, growth) in [(false, 1.0), (true, growth)] {
             let tokens = self.added_tokens.iter().filter(|token| token.normalized == normalized);
@@ -118,15 +111,33 @@ impl Pipeline {
             if bytes > MOST_ADDED_BYTES {
                 return Err(format!("added_tokens may have {bytes:.0} bytes: expected at most {MOST_ADDED_BYTES}"));
             }
-            let squares: f64 = lengths.iter().map(|length| length * length).sum();
-            if lengths.len() <= FEW_ADDED && squares > MOST_SQUARES {
-                let most = MOST_SQUARES.sqrt();
-                let found = squares.sqrt();
-                return Err(format!("added_tokens as slow as one of {found:.0} bytes: expected at most {most:.0}"));
-            }
+            few(&lengths)?;
         }
         Ok(())
     }
+}
+
+/// An error if added tokens of these lengths are too many or too long, wherever they are from.
+pub(crate) fn added(lengths: impl ExactSizeIterator<Item = usize>) -> Result<(), String> {
+    let count = lengths.len();
+    if count > MOST_ADDED {
+        return Err(format!("{count} added_tokens: expected at most {MOST_ADDED}"));
+    }
+    let longest = lengths.max().unwrap_or_default();
+    if longest > MOST_TOKEN {
+        return Err(format!("an added token of {longest} bytes: expected at most {MOST_TOKEN}"));
+    }
+    Ok(())
+}
+
+/// An error if an automaton for tokens of these lengths takes too long to make.
+fn few(lengths: &[f64]) -> Result<(), String> {
+    let squares: f64 = lengths.iter().map(|length| length * length).sum();
+    if lengths.len() <= FEW_ADDED && squares > MOST_SQUARES {
+        let (found, most) = (squares.sqrt(), MOST_SQUARES.sqrt());
+        return Err(format!("added_tokens as slow as one of {found:.0} bytes: expected at most {most:.0}"));
+    }
+    Ok(())
 }
 
 /// An error if an added token is white space and takes that beside it in: in a long run of it, each one takes in all. Called

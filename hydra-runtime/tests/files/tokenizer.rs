@@ -345,6 +345,11 @@ fn added_tokens_that_take_too_long_are_refused() {
         let message = refused(|file| change(file));
         assert!(message.contains(wanted), "{wanted}: {message}");
     }
+    let mut gguf = Gguf::model();
+    gguf.strings("tokenizer.ggml.tokens", &["<unk>", "</s>", "a", "b", "c", &"x".repeat(20_000)]);
+    gguf.i32s("tokenizer.ggml.token_type", &[2, 3, 1, 1, 1, 3]);
+    let message = of_gguf(&gguf).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("added token of 20000 bytes: expected at most 1000"), "{message}");
     let sounds = |file: &mut serde_json::Value| {
         file["added_tokens"] = (0..65_536).map(|id| token(id, format!("<|s_{id}|>"))).collect();
     };

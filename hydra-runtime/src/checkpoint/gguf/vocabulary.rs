@@ -2,7 +2,7 @@
 
 use super::container::{Container, Value};
 use crate::error::printable;
-use crate::tokenizer::{Tokenizer, bpe, spm};
+use crate::tokenizer::{Tokenizer, bpe, limits, spm};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use tokenizers::AddedToken;
@@ -60,8 +60,12 @@ pub(super) fn tokenizer(file: &Container) -> Result<Tokenizer> {
         let chosen = tokens.iter().zip(&kinds).filter(|(token, kind)| wanted.contains(kind) && !token.is_empty());
         chosen.map(|(token, _)| AddedToken::from(*token, special).normalized(false)).collect::<Vec<_>>()
     };
-    inner.add_special_tokens(&of_kind(&[UNKNOWN, CONTROL], true));
-    inner.add_tokens(&of_kind(&[USER_DEFINED], false));
+    let (special, others) = (of_kind(&[UNKNOWN, CONTROL], true), of_kind(&[USER_DEFINED], false));
+    for tokens in [&special, &others] {
+        limits::added(tokens.iter().map(|token| token.content.len())).map_err(Error::Tokenizer)?;
+    }
+    inner.add_special_tokens(&special);
+    inner.add_tokens(&others);
     let adds_bos = file.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
     let template = file.string("tokenizer.chat_template")?.map(str::to_owned);
     Ok(Tokenizer::new(inner, bos.filter(|_| adds_bos), eos, template))
