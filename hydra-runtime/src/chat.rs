@@ -219,6 +219,10 @@ mod tests {
 
     #[test]
     fn templates_that_would_never_end_or_take_all_memory() {
+        let looks = |what: &str| {
+            let texts = "{% set s = 'a' * 10000000 %}{% set t = 'a' * 9999999 ~ 'b' %}";
+            format!("{texts}{{% for i in range(100000) %}}{{% if {what} %}}{{% endif %}}{{% endfor %}}")
+        };
         let deep = format!("{{% set x = {}1{} %}}{{{{ x }}}}", "[".repeat(70), "]".repeat(70));
         for (template, wanted) in [
             // Recursion without an end.
@@ -247,6 +251,27 @@ mod tests {
             ("{{ ('\\n' * 40000000).splitlines() }}", "a text of more than 100000 parts"),
             ("{{ ('\\n' * 40000000) | lines }}", "a text of more than 100000 parts"),
             ("{{ strftime_now('%c' * 20000000) }}", "a format of more than 1000 bytes"),
+            // Many looks at a long text, which take no fuel by themselves.
+            (&looks("s == t"), "fuel"),
+            (&looks("[s] < [t]"), "fuel"),
+            (&looks("t in [s]"), "fuel"),
+            (&looks("t is in [s]"), "fuel"),
+            (&looks("t is eq s"), "fuel"),
+            (&looks("s is startingwith t"), "fuel"),
+            (&looks("s is endingwith s"), "fuel"),
+            (&looks("s is lower"), "fuel"),
+            (&looks("s.startswith([t])"), "fuel"),
+            (&looks("[s].count(t)"), "fuel"),
+            (&looks("s[-1]"), "fuel"),
+            (&looks("s[9999999:]"), "fuel"),
+            (&looks("{s: 1}"), "fuel"),
+            (&looks("messages[0][s]"), "fuel"),
+            (&looks("'a' | replace(s, t)"), "fuel"),
+            (&looks("[s, t] | sort"), "fuel"),
+            (&looks("[s, t] | unique"), "fuel"),
+            (&looks("[s, t] | max"), "fuel"),
+            (&looks("[{'x': s}, {'x': t}] | groupby('x')"), "fuel"),
+            (&looks("1 %}{% endif %}{% for c in s %}{% break %}{% endfor %}{% if 1"), "fuel"),
             // Calls within calls.
             ("{{ 'a' | map(*(['map'] * 90000)) }}", "map of map"),
             (&format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(20_000)), "more than 200 conditions"),

@@ -19,6 +19,13 @@ pub(super) const BOUNDED: &str = "hydra_bounded";
 /// The filter for values that become part of a namespace.
 pub(super) const PLAIN: &str = "hydra_plain";
 
+/// The filter for what is looked at in full.
+pub(super) const PAID: &str = "hydra_paid";
+/// The filter for what is looked at in full if it is a text.
+pub(super) const TEXT: &str = "hydra_text";
+/// Bytes of a text in a template's source that is compared without paying.
+const SHORT: usize = 64;
+
 /// The source with its checks.
 pub(super) fn insert(name: &'static str, source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     short(source, syntax.clone())?;
@@ -100,6 +107,7 @@ impl Checks<'_> {
             Stmt::EmitExpr(emit) => self.expression(&emit.expr),
             Stmt::ForLoop(each) => {
                 self.expression(&each.iter);
+                self.text(&each.iter);
                 self.all(&each.filter_expr);
                 self.statements(&each.body)?;
                 self.statements(&each.else_body)?;
@@ -173,7 +181,10 @@ impl Checks<'_> {
     fn arguments(&mut self, arguments: &[CallArg<'_>]) {
         for argument in arguments {
             match argument {
-                CallArg::Pos(value) | CallArg::Kwarg(_, value) => self.expression(value),
+                CallArg::Pos(value) | CallArg::Kwarg(_, value) => {
+                    self.expression(value);
+                    self.text(value);
+                }
                 CallArg::PosSplat(value) | CallArg::KwargSplat(value) => self.expression(value),
             }
         }
@@ -185,12 +196,14 @@ impl Checks<'_> {
             Expr::Slice(slice) => {
                 self.expression(&slice.expr);
                 [&slice.start, &slice.stop, &slice.step].into_iter().for_each(|part| self.all(part));
+                self.text(&slice.expr);
                 self.closed(first(&slice.expr), range(slice.span()).1);
             }
             Expr::UnaryOp(operator) => self.expression(&operator.expr),
             Expr::BinOp(operator) => {
                 self.operand(operator.op, &operator.left);
                 self.operand(operator.op, &operator.right);
+                self.compared(operator.op, &[&operator.left, &operator.right]);
                 if matches!(operator.op, BinOpKind::Add | BinOpKind::Mul) {
                     let (start, end) = range(operator.span());
                     self.check(start, end, BOUNDED);
@@ -199,6 +212,8 @@ impl Checks<'_> {
             Expr::Compare(compare) => {
                 self.expression(&compare.expr);
                 compare.ops.iter().for_each(|operator| self.expression(&operator.expr));
+                let operands = std::iter::once(&compare.expr).chain(compare.ops.iter().map(|operator| &operator.expr));
+                self.compared(BinOpKind::Eq, &operands.collect::<Vec<_>>());
             }
             Expr::IfExpr(either) => {
                 self.expression(&either.test_expr);
@@ -211,12 +226,21 @@ impl Checks<'_> {
             }
             Expr::Test(test) => {
                 self.expression(&test.expr);
-                self.arguments(&test.args);
+                // In parentheses what follows an argument would follow the test. They are paid for as they are compared.
+                for argument in &test.args {
+                    if let CallArg::Pos(value) | CallArg::Kwarg(_, value) = argument {
+                        self.expression(value);
+                    }
+                }
             }
             Expr::GetAttr(attribute) => self.expression(&attribute.expr),
             Expr::GetItem(item) => {
                 self.expression(&item.expr);
                 self.expression(&item.subscript_expr);
+                if !matches!(&item.subscript_expr, Expr::Const(name) if name.value.as_str().is_some()) {
+                    self.text(&item.expr);
+                }
+                self.text(&item.subscript_expr);
             }
             Expr::Call(call) => self.call(call),
             Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => {
@@ -224,6 +248,23 @@ impl Checks<'_> {
                 let (start, end) = range(expression.span());
                 self.closed(start, end);
             }
+        }
+    }
+
+    fn compared(&mut self, operator: BinOpKind, operands: &[&Expr<'_>]) {
+        use BinOpKind::{Eq, Gt, Gte, In, Lt, Lte, Ne};
+        // With something short there is little to compare.
+        let free = |operand: &&Expr<'_>| matches!(operand, Expr::Const(value) if value.value.as_str().is_none_or(|text| text.len() <= SHORT));
+        if matches!(operator, Eq | Ne | Lt | Lte | Gt | Gte | In) && !operands.iter().any(free) {
+            operands.iter().for_each(|operand| self.check(first(operand), range(operand.span()).1, PAID));
+        }
+    }
+
+    /// A text that is looked at in full, unless it is in the source.
+    fn text(&mut self, value: &Expr<'_>) {
+        if !matches!(value, Expr::Const(_)) {
+            self.inserted.push((first(value), true, "((".into()));
+            self.inserted.push((range(value.span()).1, false, format!(")|{TEXT})")));
         }
     }
 
@@ -279,7 +320,10 @@ mod tests {
 
     fn inserted(source: &str) -> String {
         let text = insert("test", source, SyntaxConfig::default()).unwrap();
-        text.replace("hydra_bounded", "b").replace("hydra_plain", "p")
+        text.replace("hydra_bounded", "b")
+            .replace("hydra_plain", "p")
+            .replace("hydra_paid", "c")
+            .replace("hydra_text", "t")
     }
 
     #[test]
@@ -290,15 +334,18 @@ mod tests {
         assert_eq!(inserted("{% set a, b = 1, [c] %}"), "{% set a, b =( 1, (([c])|b))|b %}");
         assert_eq!(inserted("{{ (a + b) + c * d ~ [] * 9|f }}"), "{{ ((a + b) + (c * d)|b ~ ((([])|b) * 9|f)|b)|b }}");
         assert_eq!(inserted("{{ [[1], {'a': (b, [c + d])}] }}"), "{{ (([[1], {'a': (b, [(c + d)|b])}])|b) }}");
-        assert_eq!(inserted("{{ a.b[1:][0] + (f(c)|d)[:2].e }}"), "{{ (((a.b[1:])|b)[0] + (((f(c)|d)[:2])|b).e)|b }}");
-        assert_eq!(inserted("{{ [1][0] ~ {'a': 1}.a }}"), "{{ (([1])|b)[0] ~ (({'a': 1})|b).a }}");
+        assert_eq!(
+            inserted("{{ a.b[1:][0] + (f(c)|d)[:2].e }}"),
+            "{{ (((((((a.b)|t)[1:])|b))|t)[0] + (((((f(((c)|t))|d)|t))[:2])|b).e)|b }}"
+        );
+        assert_eq!(inserted("{{ [1][0] ~ {'a': 1}.a }}"), "{{ (((([1])|b))|t)[0] ~ (({'a': 1})|b).a }}");
         assert_eq!(
             inserted("{% for x in (1, y) if x == x + 1 %}{% set x %}{{ -x * 2 }}{% endset %}{% endfor %}"),
-            "{% for x in (((1, y))|b) if x == (x + 1)|b %}{% set x %}{{ (-x * 2)|b }}{% endset %}{% endfor %}"
+            "{% for x in (((((1, y))|b))|t) if (x)|c == ((x + 1)|b)|c %}{% set x %}{{ (-x * 2)|b }}{% endset %}{% endfor %}"
         );
         assert_eq!(
             inserted("{% macro m(a=[b]) %}{% endmacro %}{{ m(x=a+b, *c) }}{% call m([c]) %}{% endcall %}"),
-            "{% macro m(a=(([b])|b)) %}{% endmacro %}{{ m(x=(a+b)|b, *c) }}{% call m((([c])|b)) %}{% endcall %}"
+            "{% macro m(a=(([b])|b)) %}{% endmacro %}{{ m(x=(((a+b)|b)|t), *c) }}{% call m((((([c])|b))|t)) %}{% endcall %}"
         );
     }
 

@@ -4,10 +4,10 @@
 //! (`[1] * 1000000000`) or recursively (a namespace in itself) and writes out afterwards. `chat/checks.rs` therefore puts one
 //! of the two filters of this file around every expression that can make such a value.
 
-use super::checks::{self, BOUNDED, PLAIN};
+use super::checks::{self, BOUNDED, PAID, PLAIN, TEXT};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
+use minijinja::{Environment, Error, ErrorKind, State, filters, functions, tests};
 use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
@@ -42,6 +42,10 @@ pub(super) fn environment(
     environment.set_recursion_limit(RECURSION);
     environment.add_filter(BOUNDED, bounded);
     environment.add_filter(PLAIN, plain);
+    environment.add_filter(PAID, |state: &State, value: Value| pay_for_looks(state, &value).map(|_| value));
+    // Fuel is taken for a text that a filter gets.
+    environment.add_filter(TEXT, |value: Value| value);
+    add_comparisons(&mut environment);
     environment.add_filter("string", |state: &State, value: Value| filters::string(state, &bounded(state, value)?));
     environment.add_filter("pprint", |state: &State, value: Value| Ok(filters::pprint(&bounded(state, value)?)));
     environment.add_filter("tojson", tojson);
@@ -169,6 +173,90 @@ fn map(state: &mut State, value: Value, arguments: Rest<ValueOrKwargs>) -> Resul
     filters::map(state, value, arguments)
 }
 
+/// Tests and filters that compare texts, which take no fuel for that by themselves.
+fn add_comparisons(environment: &mut Environment<'_>) {
+    type Compared = fn(&Value, &Value) -> bool;
+    let compared: [(&[&'static str], Compared); 7] = [
+        (&["eq", "equalto", "=="], tests::is_eq),
+        (&["ne", "!="], tests::is_ne),
+        (&["lt", "lessthan", "<"], tests::is_lt),
+        (&["le", "<="], tests::is_le),
+        (&["gt", "greaterthan", ">"], tests::is_gt),
+        (&["ge", ">="], tests::is_ge),
+        (&["sameas"], tests::is_sameas),
+    ];
+    for (names, compare) in compared {
+        for &name in names {
+            environment.add_test(name, move |state: &State, value: &Value, other: &Value| {
+                pay_for_either(state, value, other)?;
+                Ok(compare(value, other))
+            });
+        }
+    }
+    environment.add_test("in", |state: &State, value: &Value, other: &Value| {
+        pay_for_looks(state, other)?;
+        tests::is_in(state, value, other)
+    });
+    environment.add_test("startingwith", |state: &State, value: Cow<'_, str>, other: Cow<'_, str>| {
+        state.consume_fuel(other.len() as u64 / 64)?;
+        Ok(tests::is_startingwith(value, other))
+    });
+    environment.add_test("endingwith", |state: &State, value: Cow<'_, str>, other: Cow<'_, str>| {
+        state.consume_fuel(other.len() as u64 / 64)?;
+        Ok(tests::is_endingwith(value, other))
+    });
+    for (name, cased) in [("lower", tests::is_lower as fn(&Value) -> bool), ("upper", tests::is_upper)] {
+        environment.add_test(name, move |state: &State, value: &Value| {
+            pay_for_looks(state, value)?;
+            Ok(cased(value))
+        });
+    }
+    type Sorted = fn(&State, Value, Kwargs) -> Result<Value, Error>;
+    let sorted: [(&'static str, Sorted); 4] =
+        [("sort", filters::sort), ("unique", filters::unique), ("min", filters::min), ("max", filters::max)];
+    for (name, sort) in sorted {
+        environment.add_filter(name, move |state: &State, values: Value, more: Kwargs| {
+            pay_for_order(state, &values)?;
+            sort(state, values, more)
+        });
+    }
+    environment.add_filter("dictsort", |state: &State, value: &Value, more: Kwargs| {
+        pay_for_order(state, value)?;
+        filters::dictsort(value, more)
+    });
+    environment.add_filter("groupby", |state: &State, value: Value, attribute: Option<&str>, more: Kwargs| {
+        pay_for_order(state, &value)?;
+        filters::groupby(value, attribute, more)
+    });
+}
+
+/// Pays for looking at all of a value.
+fn pay_for_looks(state: &State, value: &Value) -> Result<(), Error> {
+    let mut size = Size::default();
+    size.add(value, 0)?;
+    size.pay(state)?;
+    state.consume_fuel(size.bytes as u64 / 64)
+}
+
+/// Pays for looking at two values until one ends.
+fn pay_for_either(state: &State, value: &Value, other: &Value) -> Result<(), Error> {
+    match (value.as_str(), other.as_str()) {
+        (Some(value), Some(other)) => state.consume_fuel(value.len().min(other.len()) as u64 / 64),
+        (None, None) if value.as_object().is_some() && other.as_object().is_some() => {
+            pay_for_looks(state, value)?;
+            pay_for_looks(state, other)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Pays for comparing each of some values with several others.
+fn pay_for_order(state: &State, values: &Value) -> Result<(), Error> {
+    let mut size = Size::default();
+    size.add(values, 0)?;
+    state.consume_fuel(size.values as u64 + size.bytes as u64 / 8)
+}
+
 /// Looks at each character of a text for each of the characters to leave out.
 fn pay_for_trim(state: &State, text: &str, of: Option<&str>) -> Result<(), Error> {
     state.consume_fuel((text.len() as u64).saturating_mul(of.map_or(1, str::len) as u64) / 256)
@@ -239,6 +327,16 @@ pub(super) fn python_method(
     arguments: &[Value],
 ) -> Result<Value, Error> {
     let text = |i: usize| arguments.get(i).and_then(Value::as_str);
+    if value.kind() == ValueKind::Seq {
+        pay_for_looks(state, value)?;
+    }
+    for argument in arguments {
+        let looks = argument.as_str().map_or(0, str::len) as u64;
+        state.consume_fuel(looks / 64)?;
+        if argument.kind() != ValueKind::Map && matches!(method, "startswith" | "endswith" | "join" | "count") {
+            pay_for_looks(state, argument)?;
+        }
+    }
     match (value.as_str(), method) {
         (Some(format), "format") => pay_for_format(state, format, '{', arguments)?,
         (Some(value), "strip" | "lstrip" | "rstrip") => pay_for_trim(state, value, text(0))?,
@@ -291,7 +389,7 @@ struct Size {
 
 impl Size {
     fn pay(&self, state: &State) -> Result<(), Error> {
-        state.consume_fuel(self.values as u64 / 16)
+        state.consume_fuel(self.values as u64 / 16 + self.bytes as u64 / 1024)
     }
 
     fn add(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
