@@ -3,12 +3,14 @@
 //! Each step can lengthen a text by a known factor at most, so the product over all steps bounds the memory that a text
 //! takes. It is 12 for LLaMA 2 (Prepend, Replace), 2 for LLaMA 3 (ByteLevel) and 6 for Qwen (NFC, ByteLevel).
 
+mod model;
+mod pattern;
+
 use crate::error::printable;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, de};
+use model::Model;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::fmt;
 use tokenizers::{NormalizedString, Normalizer, Tokenizer};
 
 /// The most steps of a normalizer, a pre-tokenizer, a post-processor or a decoder; real ones have up to 10.
@@ -30,19 +32,6 @@ const FEW_ADDED: usize = 100;
 const MOST_SQUARES: f64 = (1 << 24) as f64;
 /// The most bytes of a token; real ones have up to 256. Decoding gives them all back, whatever the ids.
 const MOST_TOKEN: usize = 1000;
-/// The most bytes of a piece of a Unigram model, whose time for a text grows with their square; real ones have up to 64. The
-/// crate frees them by recursion, one byte a level.
-const MOST_PIECE: usize = 256;
-/// The most bytes of all pieces of a Unigram model, each byte of which may take 350 of memory; XLM-R has 3 MB.
-const MOST_PIECES: usize = 8 << 20;
-/// The most bytes of what a model puts before or behind each part of a word: "##", "</w>".
-const MOST_AFFIX: usize = 64;
-/// The most characters of a word for WordPiece, whose time grows with their square; BERT says 100.
-const MOST_WORD: f64 = 256.0;
-
-/// The most characters of a pattern with its counted repetitions written out; GPT-4o's has 300. It bounds the time for a
-/// place in a text, but for what a pattern with look-around tries again: fancy-regex gives up after a million times.
-const MOST_PATTERN: f64 = 4096.0;
 
 /// What of `tokenizer.json` is looked at.
 #[derive(Deserialize)]
@@ -156,117 +145,6 @@ pub(super) fn check_space(tokenizer: &Tokenizer) -> Result<(), String> {
     Ok(())
 }
 
-#[derive(Deserialize)]
-struct Model {
-    #[serde(default)]
-    vocab: Texts,
-    #[serde(default)]
-    continuing_subword_prefix: Texts,
-    #[serde(default)]
-    end_of_word_suffix: Texts,
-    max_input_chars_per_word: Option<f64>,
-}
-
-impl Model {
-    fn check(&self) -> Result<(), String> {
-        let longest = if self.vocab.list { MOST_PIECE } else { MOST_TOKEN };
-        if self.vocab.longest > longest {
-            return Err(format!("model has a token of {} bytes: expected at most {longest}", self.vocab.longest));
-        }
-        if self.vocab.list && self.vocab.all > MOST_PIECES {
-            return Err(format!("model has pieces of {} bytes: expected at most {MOST_PIECES}", self.vocab.all));
-        }
-        let affixes = [
-            ("continuing_subword_prefix", &self.continuing_subword_prefix),
-            ("end_of_word_suffix", &self.end_of_word_suffix),
-        ];
-        for (name, text) in affixes {
-            if text.longest > MOST_AFFIX {
-                return Err(format!("{name} of {} bytes: expected at most {MOST_AFFIX}", text.longest));
-            }
-        }
-        match self.max_input_chars_per_word {
-            Some(most) if most > MOST_WORD => {
-                Err(format!("max_input_chars_per_word is {most}: expected at most {MOST_WORD}"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The texts in a value, which isn't kept: a vocabulary may be large.
-#[derive(Default)]
-struct Texts {
-    longest: usize,
-    all: usize,
-    /// Whether the value is a list, as only the vocabulary of a Unigram model is.
-    list: bool,
-}
-
-impl Texts {
-    fn add(&mut self, inner: Texts) {
-        self.longest = self.longest.max(inner.longest);
-        self.all += inner.all;
-    }
-}
-
-impl<'de> Deserialize<'de> for Texts {
-    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
-        value.deserialize_any(Measure)
-    }
-}
-
-struct Measure;
-
-impl<'de> Visitor<'de> for Measure {
-    type Value = Texts;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
-        Ok(Texts { longest: text.len(), all: text.len(), list: false })
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Texts, A::Error> {
-        let mut texts = Texts { list: true, ..Texts::default() };
-        while let Some(inner) = values.next_element()? {
-            texts.add(inner);
-        }
-        Ok(texts)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut values: A) -> Result<Texts, A::Error> {
-        let mut texts = Texts::default();
-        while let Some((key, inner)) = values.next_entry::<Texts, Texts>()? {
-            texts.add(key);
-            texts.add(inner);
-        }
-        Ok(texts)
-    }
-
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Texts, E> {
-        Ok(Texts::default())
-    }
-
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Texts, E> {
-        Ok(Texts::default())
-    }
-
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Texts, E> {
-        Ok(Texts::default())
-    }
-
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Texts, E> {
-        Ok(Texts::default())
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<Texts, E> {
-        Ok(Texts::default())
-    }
-}
-
 fn at_most(name: &str, growth: f64) -> Result<f64, String> {
     if growth > MOST_GROWTH {
         return Err(format!("{name} may lengthen a text {growth:.0} times: expected at most {MOST_GROWTH} times"));
@@ -281,15 +159,7 @@ fn grown(name: &str, part: Option<&Value>) -> Result<f64, String> {
     if steps.len() > MOST_STEPS {
         return Err(format!("{name} has {} steps: expected at most {MOST_STEPS}", steps.len()));
     }
-    for step in &steps {
-        let pattern = &step["pattern"];
-        let length =
-            [pattern["Regex"].as_str().map(written_out), pattern["String"].as_str().map(|text| text.len() as f64)];
-        if let Some(length) = length.into_iter().flatten().find(|&length| length > MOST_PATTERN) {
-            let found = format!("a pattern of {length:.0} characters with its repetitions written out");
-            return Err(format!("{name} has {found}: expected at most {MOST_PATTERN}"));
-        }
-    }
+    steps.iter().try_for_each(|step| pattern::check(name, &step["pattern"]))?;
     // Each of these has nothing left to do when it comes again.
     let mut seen = Vec::new();
     let factors = steps.into_iter().map(|step| match step["type"].as_str() {
@@ -300,94 +170,6 @@ fn grown(name: &str, part: Option<&Value>) -> Result<f64, String> {
         }
     });
     Ok(factors.product())
-}
-
-/// The length of a regular expression in which `a{2,5}` is `aaaaa`, at least: a repetition without an end counts as its beginning.
-/// What isn't an expression has some length, too.
-fn written_out(pattern: &str) -> f64 {
-    // Too long as it is, and the rest takes the square of the length where brackets aren't closed.
-    if pattern.len() as f64 > 4.0 * MOST_PATTERN {
-        return pattern.chars().count() as f64;
-    }
-    // The lengths of the groups that are open, and that of what stands before a repetition.
-    let (mut groups, mut length, mut last) = (Vec::new(), 0.0, 0.0);
-    let (mut rest, commented) = (pattern, pattern.contains('#'));
-    while let Some(c) = rest.chars().next() {
-        let width = match c {
-            '\\' => escape(rest),
-            '[' => class(rest),
-            '{' => rest.find('}').map_or(1, |end| end + 1),
-            _ => c.len_utf8(),
-        };
-        let (token, behind) = rest.split_at(width);
-        rest = behind;
-        match (c, counted(token)) {
-            ('(', _) => {
-                groups.push(length);
-                (length, last) = (0.0, 0.0);
-            }
-            (')', _) => {
-                last = length + 1.0;
-                length = groups.pop().unwrap_or(0.0) + last;
-            }
-            ('{', Some(most)) => {
-                length += last * (most - 1.0).max(0.0);
-                last *= most.max(1.0);
-            }
-            ('*' | '+' | '?', _) => length += 1.0,
-            _ => {
-                let own = token.chars().count() as f64;
-                // A space or a comment may stand between a group and its repetition.
-                last = if commented || c.is_whitespace() { own.max(last) } else { own };
-                length += own;
-            }
-        }
-    }
-    groups.into_iter().sum::<f64>() + length
-}
-
-/// How often `{2}`, `{2,}` or `{2,5}` repeats, at least or at most.
-fn counted(token: &str) -> Option<f64> {
-    let inner = token.strip_prefix('{')?.strip_suffix('}')?;
-    let numbers = inner.split(',').map(str::trim).filter(|number| !number.is_empty());
-    numbers
-        .map(|number| number.parse::<u32>().ok().map(f64::from))
-        .try_fold(0.0, |most, number| Some(number?.max(most)))
-}
-
-/// The bytes of an escape at the beginning of a pattern: `\n`, `\p{Han}`.
-fn escape(pattern: &str) -> usize {
-    let mut characters = pattern.char_indices().skip(1);
-    let escaped = characters.next().map(|(_, c)| c);
-    let next = characters.next();
-    let named = matches!(escaped, Some('p' | 'P' | 'x' | 'u' | 'U')) && next.is_some_and(|(_, c)| c == '{');
-    let end = named.then(|| pattern.find('}')).flatten().map(|end| end + 1);
-    end.unwrap_or(next.map_or(pattern.len(), |(at, _)| at))
-}
-
-/// The bytes of a class at the beginning of a pattern: `[^\s[a-c]]`.
-fn class(pattern: &str) -> usize {
-    let (mut depth, mut at) = (0usize, 0);
-    while let Some(c) = pattern[at..].chars().next() {
-        at += if c == '\\' { escape(&pattern[at..]) } else { c.len_utf8() };
-        match c {
-            '[' => {
-                depth += 1;
-                // A bracket in first place is a character.
-                let first = pattern[at..].strip_prefix('^').unwrap_or(&pattern[at..]);
-                if first.starts_with(']') {
-                    at += pattern[at..].len() - first.len() + 1;
-                }
-            }
-            ']' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return at;
-        }
-    }
-    // It is not one, and a pattern with it is refused.
-    1
 }
 
 /// A step and those in it. JSON's own limit on nesting holds here, too.
@@ -505,30 +287,6 @@ mod tests {
         // A trie of 4 bytes, "ab" and "c".
         assert_eq!(growth(json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAABhYgBjAA=="})), 2.0);
         assert_eq!(growth(json!({"type": "Precompiled", "precompiled_charsmap": "BA"})), 1.0);
-    }
-
-    #[test]
-    fn patterns_written_out() {
-        let cases = [
-            ("a{2,5}", 5.0),
-            ("(a{10}b){20,}", 240.0),
-            (r"\p{Han}{3}", 21.0),
-            ("[{9}]{2}", 10.0),
-            (r"[^]\]{9}]", 9.0),
-            (r"a\{9}", 5.0),
-            ("(?:(?:((?=a)){1000}){1000}){1000}", 5_003_003_000.0),
-            (r" ?[^\s\p{L}]+|\s+(?!\S)", 22.0),
-            ("a{", 2.0),
-            ("(ab) {9}", 28.0),
-            ("(ab)#c\n{9}", 30.0),
-            ("é{4294967295}", 4_294_967_295.0),
-            ("[", 1.0),
-            ("\\", 1.0),
-            ("))", 2.0),
-        ];
-        for (pattern, wanted) in cases {
-            assert_eq!(written_out(pattern), wanted, "{pattern}");
-        }
     }
 
     #[test]
