@@ -101,13 +101,13 @@ pub fn same_place(a: &Path, b: &Path) -> bool {
 
 /// Fails if results can't be written to the files of `options`, if two are the same, or if one is read: checked before the work, so
 /// that it isn't done in vain. `inputs` are the files and folders that are read.
-pub fn writable(options: &[(&str, Option<&PathBuf>)], inputs: &[&Path]) -> Result<()> {
+pub fn writable(options: &[(&str, Option<&PathBuf>)], inputs: &[Option<&Path>]) -> Result<()> {
     let given: Vec<_> = options.iter().filter_map(|&(option, path)| Some((option, path?))).collect();
     for (i, &(option, path)) in given.iter().enumerate() {
         if let Some((other, _)) = given[..i].iter().find(|(_, other)| same_place(other, path)) {
             bail!("{other} and {option} are both {}: give two files", path.display());
         }
-        if inputs.iter().any(|input| reads(input, path)) {
+        if inputs.iter().flatten().any(|input| reads(input, path)) {
             bail!("{option} {}: this file is read; give another one", path.display());
         }
         can_write(path)?;

@@ -84,7 +84,7 @@ struct Shown {
 /// Reads, counts and shows.
 pub fn run(arguments: Arguments) -> Result<()> {
     let inputs = arguments.data.iter().map(PathBuf::as_path).chain([Path::new(&arguments.model)]);
-    writable(&[("--json", arguments.json.as_ref())], &inputs.collect::<Vec<_>>())?;
+    writable(&[("--json", arguments.json.as_ref())], &inputs.map(Some).collect::<Vec<_>>())?;
     let reading = Reading::new(arguments.encoding.data_format);
     let (mut files, mut records) = (Vec::new(), Vec::new());
     for path in &locate_data(&arguments.data)? {

@@ -52,7 +52,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
         let results = [("--json", arguments.json.as_ref()), ("--predictions", arguments.predictions.as_ref())];
         let inputs =
             [Some(Path::new(&arguments.model.model)), Some(&*arguments.questions.data), arguments.adapter.folder()];
-        let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
         ranks.on_first(|| writable(&results, &inputs))?;
         on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
     })

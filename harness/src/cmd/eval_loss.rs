@@ -45,7 +45,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
     ranks::share(|ranks| {
         let model = Path::new(&arguments.model.model);
         let inputs = [Some(model), Some(&*arguments.data), arguments.adapter.as_deref()];
-        let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
         ranks.on_first(|| writable(&[("--json", arguments.json.as_ref())], &inputs))?;
         on_device!(arguments.model.device, ranks, device => run_on(device, arguments, ranks))
     })

@@ -76,7 +76,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
     let results = [("--json", arguments.json.as_ref()), ("--predictions", arguments.predictions.as_ref())];
     let inputs = [Some(Path::new(&arguments.model.model)), Some(&*arguments.data), arguments.adapter.folder()];
-    writable(&results, &inputs.into_iter().flatten().collect::<Vec<_>>())
+    writable(&results, &inputs)
 }
 
 /// What is asked, and of whom.

@@ -7,7 +7,7 @@ use crate::output::{self, escaped};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use hydra_runtime::adapter::AdapterConfig;
+use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::config::Architecture;
@@ -44,7 +44,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         page.line("");
         training(&mut page, &checkpoint, "the default adapter", &AdapterConfig::default(), &arguments.device)?;
         if let Some(dir) = arguments.adapter {
-            let adapter = hydra_runtime::adapter::Adapter::load(&dir, checkpoint.config())?;
+            let adapter = Adapter::load(&dir, checkpoint.config())?;
             page.line("");
             training(&mut page, &checkpoint, &dir.display().to_string(), &adapter.config, &arguments.device)?;
         }
@@ -160,10 +160,7 @@ fn describe(page: &mut Page, adapter: &AdapterConfig) {
 
 /// Describes an adapter without its model, from its files.
 fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
-    let (config_path, path) = (dir.join("adapter_config.json"), dir.join("adapter_model.safetensors"));
-    if !config_path.is_file() || !path.is_file() {
-        bail!("{}: not an adapter folder: expected adapter_config.json and adapter_model.safetensors", dir.display());
-    }
+    let [config_path, path] = Adapter::files(dir)?;
     let at = || config_path.display().to_string();
     let text = std::fs::read_to_string(&config_path).with_context(at)?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).with_context(at)?;

@@ -19,7 +19,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const TENSORS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
@@ -115,26 +115,34 @@ impl Adapter {
         Self::read(dir.as_ref(), layers, sizes)
     }
 
+    /// The files of an adapter's folder: its configuration and its tensors. A folder that lacks one is an error.
+    pub fn files(dir: impl AsRef<Path>) -> Result<[PathBuf; 2]> {
+        let dir = dir.as_ref();
+        let (config, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
+        if !tensors.is_file() && dir.join("adapter_model.bin").is_file() {
+            let how = "save it again with save_pretrained(.., safe_serialization=True)";
+            let message = format!("not there; adapter_model.bin is a pickle, which isn't read: {how}");
+            return Err(Error::Format { path: tensors, offset: None, message });
+        }
+        if !config.is_file() || !tensors.is_file() {
+            let message = format!("not an adapter folder: expected {CONFIG} and {TENSORS}");
+            return Err(Error::Format { path: dir.into(), offset: None, message });
+        }
+        Ok([config, tensors])
+    }
+
     /// `layers` and `sizes` (d_out and d_in of a projection of a layer) may go by the tensors.
     fn read(
         dir: &Path,
         layers: impl Fn(&Found<'_>, &AdapterConfig) -> usize,
         sizes: impl Fn(usize, Projection, &Found<'_>, &AdapterConfig) -> (usize, usize),
     ) -> Result<Self> {
-        let path = dir.join(TENSORS);
+        let [config, path] = Self::files(dir)?;
         let invalid = |message: String| Error::Format { path: path.clone(), offset: None, message };
-        if !path.is_file() && dir.join("adapter_model.bin").is_file() {
-            let how = "save it again with save_pretrained(.., safe_serialization=True)";
-            return Err(invalid(format!("not there; adapter_model.bin is a pickle, which isn't read: {how}")));
-        }
-        if !path.is_file() || !dir.join(CONFIG).is_file() {
-            let message = format!("not an adapter folder: expected {CONFIG} and {TENSORS}");
-            return Err(Error::Format { path: dir.into(), offset: None, message });
-        }
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let file = SafeTensors::deserialize(&bytes);
         let file = file.map_err(|e| invalid(not_safetensors(&e)))?;
-        let config = AdapterConfig::read(&dir.join(CONFIG), &file.names())?;
+        let config = AdapterConfig::read(&config, &file.names())?;
         let mut found = BTreeMap::new();
         for (name, view) in file.iter() {
             // PEFT's name of an adapter among several.
