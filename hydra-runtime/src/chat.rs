@@ -4,6 +4,7 @@
 mod checks;
 mod conversation;
 mod instruction;
+mod json;
 mod sandbox;
 
 pub use conversation::{Conversation, MaskedTokens};
@@ -76,7 +77,7 @@ impl ChatTemplate {
     /// Compiles a template; the special tokens are the tokenizer's.
     pub fn new(template: &str, tokenizer: &Tokenizer) -> Result<Self> {
         let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        Self::with_tokens(template, token(tokenizer.bos_to_add()), token(tokenizer.eos()))
+        Self::with_tokens(template, token(tokenizer.bos()), token(tokenizer.eos()))
     }
 
     fn with_tokens(template: &str, bos: String, eos: String) -> Result<Self> {
@@ -105,20 +106,13 @@ impl ChatTemplate {
     /// end), and whether the end-of-text token has still to follow it.
     pub fn exchange(&self, user: &str, assistant: &str) -> Result<Texts> {
         let [asked, answered] = [Message::user(user), Message::assistant(assistant)];
-        let prompt = self.prompt(std::slice::from_ref(&asked))?;
-        let whole = self.render(&[asked, answered], false)?;
-        // Templates may trim the text; and not every one's generation prompt is what it writes for a turn.
-        let text = assistant.trim();
-        let start = match whole.strip_prefix(&prompt).and_then(|rest| rest.find(text)) {
-            Some(gap) if whole[prompt.len()..][..gap].trim().is_empty() => prompt.len(),
-            _ => match whole.rfind(text).filter(|_| !text.is_empty()) {
-                Some(start) => start,
-                None => return Err(Error::Template(format!("{OWN} does not show the assistant's text"))),
-            },
-        };
-        let (source, target) = whole.split_at(start);
+        let messages = [asked, answered];
+        conversation::without_marks(&messages)?;
+        let whole = self.render(&messages, false)?;
+        let conversation::Part { place, ended } = self.part(&messages, 1, &whole)?;
+        let (source, target) = whole.split_at(place.start);
         let target = target.trim_end();
-        let target_end = target == text || target.is_empty();
+        let target_end = !ended;
         Ok(Texts { source: source.into(), source_end: false, target: target.into(), target_end })
     }
 
@@ -134,7 +128,10 @@ impl ChatTemplate {
     fn render_with(&self, messages: &[Message], add_generation_prompt: bool, hydra_marked: bool) -> Result<String> {
         let messages: Vec<_> = messages.iter().map(Message::value).collect();
         let (bos_token, eos_token) = (&self.bos, &self.eos);
-        let context = context! { messages, add_generation_prompt, bos_token, eos_token, hydra_marked };
+        // Templates ask whether these are none, which is another thing than undefined.
+        let [tools, documents] = [Value::from(()), Value::from(())];
+        let context =
+            context! { messages, tools, documents, add_generation_prompt, bos_token, eos_token, hydra_marked };
         sandbox::render(&self.environment, NAME, context).map_err(|error| refused(OWN, &error))
     }
 }
@@ -207,6 +204,25 @@ mod tests {
         let error = raises.prompt(&[Message::user("Hi")]).unwrap_err().to_string();
         assert!(error.starts_with(OWN) && error.ends_with("no system turn"), "{error}");
         assert!(ChatTemplate::with_tokens("{% if %}", String::new(), String::new()).is_err());
+    }
+
+    /// As transformers' `apply_chat_template` renders them.
+    #[test]
+    fn json_and_what_is_not_given() {
+        let text = |template: &str| {
+            let chat = ChatTemplate::with_tokens(template, String::new(), String::new()).unwrap();
+            chat.prompt(&[Message::user("Tom's é < b & \"c\"\n")]).unwrap()
+        };
+        assert_eq!(text("{{ messages[0].content | tojson }}"), r#""Tom's é < b & \"c\"\n""#);
+        assert_eq!(text("{{ messages[0].content | tojson(ensure_ascii=True) }}"), r#""Tom's \u00e9 < b & \"c\"\n""#);
+        let value = "{'b': [1, none, true], 'a': {}, 'c': 1.5}";
+        assert_eq!(text(&format!("{{{{ {value} | tojson }}}}")), r#"{"b": [1, null, true], "a": {}, "c": 1.5}"#);
+        let options = "sort_keys=True, separators=(',', ':')";
+        assert_eq!(text(&format!("{{{{ {value} | tojson({options}) }}}}")), r#"{"a":{},"b":[1,null,true],"c":1.5}"#);
+        let indented = "{\n  \"b\": [\n    1,\n    null,\n    true\n  ],\n  \"a\": {},\n  \"c\": 1.5\n}";
+        assert_eq!(text(&format!("{{{{ {value} | tojson(indent=2) }}}}")), indented);
+        assert_eq!(text("{% if tools is none and documents is none and not tools %}none{% endif %}"), "none");
+        assert_eq!(text("{% if tools is not defined %}undefined{% endif %}"), "");
     }
 
     /// What is said about a template when it is compiled or rendered.

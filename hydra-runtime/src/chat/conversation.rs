@@ -68,17 +68,14 @@ impl ChatTemplate {
     /// A message's part ends with what ends its turn, without whitespace after it; a template's own marks are taken as they are.
     /// Fails if the template does not show a message of the assistant, or not as it shows it at the end of a conversation.
     pub fn conversation(&self, messages: &[Message]) -> Result<Conversation> {
-        if messages.iter().any(|message| message.content.contains([BEGIN, END])) {
-            return Err(Error::Template(format!("a message contains U+{:X} or U+{:X}", BEGIN as u32, END as u32)));
-        }
+        without_marks(messages)?;
         if self.marks {
             return unmarked(&self.render_marked(messages)?);
         }
         let text = self.render(messages, false)?;
-        let (mut assistant, mut open) = (Vec::<Range<usize>>::new(), false);
+        let (mut assistant, mut open) = (Vec::new(), false);
         for (i, message) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
-            let after = assistant.last().map_or(0, |part| part.end);
-            let Part { place, ended } = self.part(messages, i, &text, after)?;
+            let Part { place, ended } = self.part(messages, i, &text)?;
             open = !ended && i + 1 == messages.len() && !message.content.is_empty();
             assistant.push(place);
         }
@@ -86,43 +83,56 @@ impl ChatTemplate {
         Ok(Conversation { text, assistant, open })
     }
 
-    /// The part of message `i` in the text of the whole conversation, behind the byte `after`.
-    fn part(&self, messages: &[Message], i: usize, whole: &str, after: usize) -> Result<Part> {
-        let prompt = self.prompt(&messages[..i])?;
+    /// The part of message `i` of the assistant in `whole`, the text of the whole conversation.
+    pub(super) fn part(&self, messages: &[Message], i: usize, whole: &str) -> Result<Part> {
         let until = self.render(&messages[..=i], false)?;
-        let until = until.trim_end();
-        // Templates may trim the message.
-        let own = messages[i].content.trim();
-        let gap = until.strip_prefix(&prompt).and_then(|rest| Some(&rest[..rest.find(own)?]));
-        let shown = match gap.filter(|gap| gap.trim().is_empty()) {
-            Some(gap) => Some(prompt.len() + gap.len()),
-            None => until.rfind(own).filter(|_| !own.is_empty()),
+        let Some((_, ending)) = self.around(&messages[..=i], i, &until)? else {
+            return Err(not_shown(i, "does not show"));
         };
-        let Some(shown) = shown else { return Err(not_shown(i, "does not show")) };
-        let ending = &until[shown + own.len()..];
-        let from = if whole.starts_with(&prompt) { prompt.len().max(after) } else { after };
-        let start = if whole.starts_with(until) && shown >= from {
-            shown
-        } else {
-            // What is written before the message may differ at the end of a conversation, such as an empty thinking block.
-            let ended = |&(at, _): &(usize, &str)| whole[from + at + own.len()..].starts_with(ending);
-            match whole[from..].match_indices(own).find(ended) {
-                Some((at, _)) => from + at,
-                None => return Err(not_shown(i, "shows differently in the whole conversation than at its end")),
-            }
+        let ending = ending.trim_end();
+        // What is written before the message may differ at the end of a conversation, such as an empty thinking block.
+        let Some((before, behind)) = self.around(messages, i, whole)?.filter(|(_, behind)| behind.starts_with(ending))
+        else {
+            return Err(not_shown(i, "shows differently in the whole conversation than at its end"));
         };
-        let end = start + own.len() + ending.len();
+        let end = whole.len() - behind.len() + ending.len();
         // Whitespace after the prompt is the assistant's; anything else there is the template's.
-        let start = if whole.starts_with(&prompt) && whole[from..start].trim().is_empty() { from } else { start };
+        let prompt = self.prompt(&messages[..i])?;
+        let only_space = before.strip_prefix(&prompt).is_some_and(|gap| gap.trim().is_empty());
+        let start = if only_space { prompt.len() } else { before.len() };
         Ok(Part { place: start..end, ended: !ending.is_empty() })
+    }
+
+    /// What stands before and behind the words of message `i` in the text of `messages`: as where a mark stands in their place, for
+    /// the same words may be elsewhere, too. `None` if they are not there.
+    fn around<'t>(&self, messages: &[Message], i: usize, text: &'t str) -> Result<Option<(&'t str, &'t str)>> {
+        let content = &messages[i].content;
+        // Templates may trim the message.
+        let own = content.trim();
+        let mut marked = messages.to_vec();
+        marked[i].content = content.replacen(own, &BEGIN.to_string(), 1);
+        let marked = self.render(&marked, false)?;
+        let Some((before, behind)) = marked.rsplit_once(BEGIN) else { return Ok(None) };
+        let head = text.strip_suffix(behind).and_then(|head| head.strip_suffix(own));
+        // A template may leave out a message without words.
+        let head = head.filter(|&head| !own.is_empty() || head == before);
+        Ok(head.map(|head| (head, &text[text.len() - behind.len()..])))
     }
 }
 
+/// An error if a message has a character that is a mark here.
+pub(super) fn without_marks(messages: &[Message]) -> Result<()> {
+    if messages.iter().any(|message| message.content.contains([BEGIN, END])) {
+        return Err(Error::Template(format!("a message contains U+{:X} or U+{:X}", BEGIN as u32, END as u32)));
+    }
+    Ok(())
+}
+
 /// Where a message of the assistant is.
-struct Part {
-    place: Range<usize>,
+pub(super) struct Part {
+    pub place: Range<usize>,
     /// Whether something ends its turn.
-    ended: bool,
+    pub ended: bool,
 }
 
 fn not_shown(i: usize, what: &str) -> Error {
@@ -232,6 +242,35 @@ mod tests {
         let error = parts(template, &thinking).unwrap_err().to_string();
         assert!(error.contains("message 3 (assistant)") && error.contains("differently"), "{error}");
         assert_eq!(parts(template, &thinking[..3]).unwrap().0, ["<think>x</think>b<|end|>"]);
+    }
+
+    /// A prompt that begins a thought which the last answer alone shows, closed.
+    #[test]
+    fn a_prompt_that_is_not_what_a_turn_begins_with() {
+        let template = "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' and loop.last %}<think></think>\
+            {% endif %}{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}assistant:<think>{% endif %}";
+        let user = |text: &str| Message::user(text);
+        let turns = [user("Fine, Paris"), Message::assistant("Paris"), user("Paris Fine"), Message::assistant("Fine")];
+        assert_eq!(parts(template, &turns).unwrap().0, ["Paris</s>", "Fine</s>"]);
+        let chat = ChatTemplate::with_tokens(template, String::new(), String::new()).unwrap();
+        let Conversation { text, assistant, .. } = chat.conversation(&turns).unwrap();
+        assert!(text[..assistant[0].start].ends_with("assistant:"), "{text}");
+    }
+
+    /// Words that are part of what ends a turn, of a role's name and of the text before.
+    #[test]
+    fn an_answer_is_found_at_its_place() {
+        for answer in ["s", "a", "</s>", "assistant", "i", "<|im_start|>", "u", "\n s \n", "b"] {
+            for template in ["{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}", CHATML] {
+                let turns = [Message::user("b s"), Message::assistant(answer), Message::user("s a")];
+                let end = if template == CHATML { "<|im_end|>" } else { "</s>" };
+                let found = parts(template, &turns).unwrap().0;
+                assert_eq!(found[0].trim_start(), format!("{}{end}", answer.trim_start()), "{template}");
+                let chat = ChatTemplate::with_tokens(template, String::new(), String::new()).unwrap();
+                let texts = chat.exchange("b s", answer).unwrap();
+                assert_eq!(texts.target.trim_start(), found[0].trim_start(), "{template}");
+            }
+        }
     }
 
     #[test]

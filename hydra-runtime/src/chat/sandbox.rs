@@ -5,6 +5,7 @@
 //! of the two filters of this file around every expression that can make such a value.
 
 use super::checks::{self, BOUNDED, PAID, PLAIN, TEXT};
+use super::json::Style;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions, tests};
@@ -28,8 +29,6 @@ const MOST_CHAINED: usize = 64;
 /// Digits of a width in a format, and the bytes that a field with such a width takes besides what is put there.
 const MOST_DIGITS: usize = 4;
 const FIELD: usize = 1_000;
-/// Spaces by which `tojson` indents.
-const MOST_INDENT: usize = 16;
 
 /// An environment with a template named `name`.
 pub(super) fn environment(
@@ -306,16 +305,15 @@ fn is_namespace(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("Namespace"))
 }
 
-fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
-    let asked = match &indent {
-        Some(indent) => Some(indent.clone()),
-        None => options.peek::<Option<Value>>("indent")?,
-    };
-    if asked.and_then(|indent| usize::try_from(indent).ok()).is_some_and(|spaces| spaces > MOST_INDENT) {
-        return Err(refused(format!("tojson indents by at most {MOST_INDENT} spaces")));
-    }
-    let text = filters::tojson(&bounded(state, value.clone())?, indent, options)?;
-    state.consume_fuel(text.as_str().map_or(0, str::len) as u64 / 8)?;
+fn tojson(
+    state: &State,
+    value: Value,
+    ensure_ascii: Option<bool>,
+    indent: Option<usize>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let text = Style::new(ensure_ascii, indent, &options)?.write(&bounded(state, value)?)?;
+    state.consume_fuel(text.len() as u64 / 8)?;
     Ok(text)
 }
 
