@@ -9,8 +9,8 @@ use hydra_kernels::RowOrder;
 use hydra_kernels::isa::{Bf16Isa, Isa};
 use hydra_runtime::backend::cpu::{Activations, Buffer, Cpu, CpuOptions, Precision};
 use hydra_runtime::backend::{
-    Attention, AttentionBackward, AttentionShape, Backend, Format, HeadNorm, HeadNormBackward, Linear, LinearOutput,
-    Prefix, StoredWeight,
+    Attention, AttentionBackward, AttentionShape, Backend, Format, HeadLoss, HeadNorm, HeadNormBackward, Linear,
+    LinearOutput, Prefix, StoredWeight,
 };
 use hydra_runtime::batch::Segment;
 use std::num::NonZeroUsize;
@@ -301,5 +301,28 @@ fn a_window_reaches_into_the_prefix() {
     for window in [3, 700] {
         // Enough values that a query's heads are shared among threads.
         Case::new(shape, &[1, 300], 600, window).hold();
+    }
+}
+
+/// Of a wide model, whose head is taken by blocks of few ids.
+#[test]
+fn the_loss_has_the_same_bits_for_any_number_of_threads() {
+    let [d, vocab, tokens] = [4096, 1000, 8];
+    let head = bytemuck::cast_slice(&values(vocab * d, 5)).to_vec();
+    let lm_head = StoredWeight::new(Format::F32, vocab, d, head, RowOrder::Natural).unwrap();
+    let (x, targets) = (values(tokens * d, 6), [7, 999, 500, 0, 31, 32, 640, 8]);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let results = |threads| {
+            let cpu = Cpu::new(CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() }).unwrap();
+            let (mut nll, mut dx) = (cpu.buffer(tokens).unwrap(), cpu.buffer(tokens * d).unwrap());
+            let (x, targets) = (&activations(&cpu, &x), &targets);
+            let args = HeadLoss { nll: &mut nll, dx: Some(&mut dx), x, lm_head: &lm_head, targets, scale: 1.0 };
+            cpu.head_loss(args).unwrap();
+            (nll.to_vec(), dx.to_vec())
+        };
+        let one = results(1);
+        for threads in [2, 6, 16] {
+            assert!(results(threads) == one, "{threads} threads in {precision:?}");
+        }
     }
 }

@@ -24,6 +24,9 @@ const TILES: usize = 8;
 /// Values of the head in a block: its logits and both its packed forms share L2 with a task's rows.
 const HEAD_VALUES: usize = 640 * 1024;
 
+/// Ids in a block, at least: threads share the packing of its panels.
+const FEWEST_IDS: usize = 256;
+
 /// Running softmax of one row.
 #[derive(Clone, Copy)]
 struct State {
@@ -84,7 +87,8 @@ pub(super) fn head_loss<E: Element>(exec: Exec<'_, E>, args: HeadLoss<'_, Cpu>) 
         dx.fill(0.0);
     }
     let share = cpu.row_share(targets.len(), TILES);
-    let ids = (HEAD_VALUES / d).max(PANEL_ALIGN * cpu.threads()).next_multiple_of(PANEL_ALIGN);
+    // The same for any number of threads: sums run over these blocks.
+    let ids = (HEAD_VALUES / d).max(FEWEST_IDS).next_multiple_of(PANEL_ALIGN);
     for first in (0..vocab).step_by(ids) {
         let rows = head.slice_rows(first, ids.min(vocab - first))?;
         let areas = [&mut *panels, &mut *adapter_panels];
