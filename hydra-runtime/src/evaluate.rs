@@ -1,7 +1,7 @@
 //! Scores: losses of whole sequences, and logits of a few tokens after a prompt that many sequences share.
 
 use crate::adapter::device::DeviceAdapter;
-use crate::adapter::{Adapter, AdapterConfig};
+use crate::adapter::{Adapter, AdapterConfig, GateKind};
 use crate::backend::{Backend, Device, Linear, LinearOutput};
 use crate::batch::{self, Packed, Sequence};
 use crate::config::Config;
@@ -112,10 +112,11 @@ impl<B: Backend> Evaluator<B> {
         Ok(losses)
     }
 
-    /// Computes `prompt` once: sequences given later continue it. An empty prompt takes the prefix away.
+    /// Computes `prompt` once: sequences given later continue it. An empty prompt takes the prefix away; after an error the earlier
+    /// prefix is there still. A prefix is no head's: under the gate "label", sequences with a [`Sequence::lora_head`] can't continue one.
     pub fn set_prefix(&mut self, prompt: &[u32]) -> Result<()> {
-        self.prefix = None;
         if prompt.is_empty() {
+            self.prefix = None;
             return Ok(());
         }
         self.reserve_positions(prompt.len())?;
@@ -208,6 +209,10 @@ impl<B: Backend> Evaluator<B> {
         mut run: impl FnMut(&Pass<'_, B>, &mut Activations<B>, Cached<'_, B>, &[Sequence]) -> Result<()>,
     ) -> Result<()> {
         self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.check_lora_heads(sequences))?;
+        let by_label = self.adapter.as_ref().is_some_and(|adapter| adapter.config.gate == GateKind::Label);
+        if by_label && self.prefix.is_some() && sequences.iter().any(|sequence| sequence.lora_head.is_some()) {
+            return Err(Error::Invalid("a sequence with a lora_head can't continue a prefix: expected none".into()));
+        }
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
         let start = self.prefix.as_ref().map_or(0, |prefix| prefix.len);
         self.reserve_positions(start + lengths.iter().copied().max().unwrap_or(0))?;

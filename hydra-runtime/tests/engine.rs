@@ -116,8 +116,29 @@ fn prefixed(name: &str) {
         assert_eq!(got.targets, want.targets);
         assert_relative_eq!(got.nll, want.nll, max_relative = 1e-4, epsilon = 1e-4);
     }
+    // One that can't be computed leaves the earlier one.
+    shared.set_prefix(&[u32::MAX]).unwrap_err();
+    assert_eq!(shared.losses(&tails[..1]).unwrap()[0].targets, want_losses[0].targets);
+    assert_close(&shared.last_logits(&tails[..1], &ids).unwrap()[0], &want[0], 1e-4);
     shared.set_prefix(&[]).unwrap();
     assert_eq!(shared.losses(&tails[1..3]).unwrap(), plain.losses(&tails[1..3]).unwrap());
+}
+
+/// Which is no head's.
+#[test]
+fn a_head_can_not_continue_a_prefix() {
+    let checkpoint = Checkpoint::open(case().join("model")).unwrap();
+    let config = AdapterConfig { method: Method::Split, gate: GateKind::Label, lora_heads: 2, ..Default::default() };
+    let adapter = Adapter::init(checkpoint.config(), config, 0).unwrap();
+    let model = Model::load(cpu(Precision::F32), &checkpoint).unwrap();
+    let mut evaluator = Evaluator::new(&model, Some(&adapter), 100).unwrap();
+    let (of_none, of_a_head) =
+        (Sequence { lora_head: None, ..sequence(9, 1) }, Sequence { lora_head: Some(0), ..sequence(9, 1) });
+    evaluator.losses(std::slice::from_ref(&of_a_head)).unwrap();
+    evaluator.set_prefix(&tokens(20, 3)).unwrap();
+    evaluator.losses(&[of_none]).unwrap();
+    let error = evaluator.losses(&[of_a_head]).unwrap_err().to_string();
+    assert!(error.contains("can't continue a prefix"), "{error}");
 }
 
 /// More at once than there are threads: each has the results that it has alone, and all come to an end.
