@@ -123,6 +123,10 @@ fn describe(checkpoint: &Checkpoint, folder: &Path, format: Option<Format>) -> R
             map.remove("dtype");
             map.insert("torch_dtype".into(), torch(format).into());
         }
+        // Such a head may be stored under the other name, or not at all.
+        if checkpoint.config().tied {
+            map.insert("tie_word_embeddings".into(), true.into());
+        }
         map.into()
     } else {
         checkpoint.tokenizer()?.save(folder, checkpoint.config())?;

@@ -111,7 +111,7 @@ fn a_tied_head_is_the_embedding() {
 }
 
 /// Writes the tiny model's tensors but `left_out`, with the metadata of `safetensors.torch.save_model`.
-fn write_shared(dir: &Path, tied: bool, left_out: &[&str], aliases: &[(&str, &str)]) {
+pub fn write_shared(dir: &Path, tied: bool, left_out: &[&str], aliases: &[(&str, &str)]) {
     let mut config = config_json();
     config["tie_word_embeddings"] = json!(tied);
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();

@@ -1,6 +1,7 @@
 //! Merged models: the same logits as the unmerged one's with the gate fixed, from both containers, in every type.
 
 use crate::builder::{Gguf, config_json, model_tensors, write_folder};
+use crate::checkpoint::write_shared;
 use half::bf16;
 use hydra_runtime::Error;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
@@ -107,6 +108,19 @@ fn every_weight_is_rounded_once() {
             assert_eq!(got[c], bf16::from_f32(got[c]).to_f32());
         }
     }
+}
+
+/// Its file has one tensor for both, and a note.
+#[test]
+fn a_model_that_is_tied_by_its_tensors_stays_so() {
+    let (dir, merged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    write_shared(dir.path(), false, &[head], &[(head, embedding)]);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let adapter = random_adapter(&checkpoint);
+    merge::write(&checkpoint, &adapter, MergeGate::Head(0), merged.path(), AS_STORED).unwrap();
+    let there = Checkpoint::open(merged.path()).unwrap();
+    assert!(apart(&logits(&there, None, None), &logits(&checkpoint, Some(&adapter), Some(0))) < 1e-5);
 }
 
 #[test]
