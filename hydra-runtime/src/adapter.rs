@@ -99,6 +99,7 @@ impl Adapter {
             AdapterConfig { method: Method::Lora, lora_heads: 1, ..self.config.without_router(GateKind::One) };
         alone.config.labels.clear();
         alone.config.label_field = None;
+        alone.config.head_dropout = 0.0;
         alone.config.extra.remove("lora_nums");
         for pair in alone.layers.iter_mut().flatten().flatten() {
             let first = if self.config.method == Method::Split { head * rank } else { 0 };

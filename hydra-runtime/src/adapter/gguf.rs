@@ -41,6 +41,9 @@ impl Adapter {
                 "llama.cpp's adapters are LoRAs: expected method lora, found {method}"
             )));
         }
+        if self.config.scale() == 0.0 {
+            return Err(Error::WrongAdapter("alpha 0: expected another, since llama.cpp takes 0 for no alpha".into()));
+        }
         let mut header = describe::lora(model, self.config.scale() * self.config.rank as f32);
         if let Some(description) = description {
             header.string("general.description", description);

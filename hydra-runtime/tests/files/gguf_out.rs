@@ -184,6 +184,11 @@ fn an_adapter_under_a_fixed_gate_is_one_lora() {
     let (checkpoint, adapter) = golden("hydra");
     let error = adapter.save_gguf("/nowhere", checkpoint.config(), None).unwrap_err().to_string();
     assert!(error.contains("expected method lora, found hydra"), "{error}");
+    // llama.cpp would give it full strength.
+    let mut silent = adapter.as_lora(MergeGate::Head(0)).unwrap();
+    silent.config.alpha = 0.0;
+    let error = silent.save_gguf("/nowhere", checkpoint.config(), None).unwrap_err().to_string();
+    assert!(error.contains("alpha 0"), "{error}");
 }
 
 /// The tiny model's LoRA on q as llama.cpp's converter would write it: rows of B in pairs.
