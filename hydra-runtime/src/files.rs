@@ -78,11 +78,11 @@ impl Files {
 /// Maps a file into memory.
 pub(crate) fn map(path: &Path) -> Result<Bytes> {
     let io = |source| Error::Io { path: path.into(), source };
-    let file = File::open(path).map_err(io)?;
-    // A folder, a pipe or a device can't be a checkpoint, and mapping one may do anything.
-    if !file.metadata().map_err(io)?.is_file() {
+    // A folder, a pipe or a device can't be a checkpoint: mapping one may do anything, and opening a pipe waits for its writer.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(Error::Format { path: path.into(), offset: None, message: "not a regular file".into() });
     }
+    let file = File::open(path).map_err(io)?;
     // SAFETY: the mapping is private and read-only; that nobody truncates the file under it is `Checkpoint::open`'s
     // documented contract, as it is of every engine that maps its weights.
     let mapped = unsafe { Mmap::map(&file) }.map_err(io)?;

@@ -197,7 +197,7 @@ impl<B: Backend> Trainer<B> {
     /// One optimiser step at these learning rates. The loss is the mean over all targets of `sequences`, however many
     /// passes they take.
     ///
-    /// With a load-balance coefficient C each router adds, for each pass, C · N · Σ f_e P_e over that pass's tokens
+    /// With a load-balance coefficient C each router adds, for each pass that has a target, C · N · Σ f_e P_e over that pass's tokens
     /// (see [`hydra_kernels::gate::Routing`]) times the pass's share of the step's tokens.
     ///
     /// # Errors

@@ -79,7 +79,8 @@ impl Sampler {
         if let Some(&logit) = logits.iter().find(|logit| logit.is_nan() || **logit == f32::INFINITY) {
             return Err(Error::LogitNotFinite(logit));
         }
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        // The first of equals, which comes last here.
+        let best = logits.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
         let Some((best, &max)) = best.filter(|(_, max)| max.is_finite()) else {
             return Err(Error::Invalid(format!(
                 "no token can be drawn: none of the {} logits is finite",
@@ -142,6 +143,7 @@ mod tests {
     fn greedy_takes_the_largest() {
         let mut sampler = Sampler::new(0.0, 1.0, 7).unwrap();
         assert_eq!(sampler.sample(&[0.1, 3.0, -1.0]).unwrap(), 1);
+        assert_eq!(sampler.sample(&[0.1, 3.0, 3.0]).unwrap(), 1, "the first of equals");
     }
 
     #[test]
