@@ -165,6 +165,7 @@ impl<B: Backend> Generate<B> {
         let stop = StopStrings::new(stop)?;
         let sampler = Sampler::new(self.temperature, self.top_p, self.seed)?;
         let tokenizer = model.tokenizer()?;
+        let answers = matches!(prompt, Prompt::Chat(_));
         let prompt = prompt.tokens(tokenizer)?;
         let context = model.config().context;
         if prompt.len() >= context {
@@ -179,7 +180,7 @@ impl<B: Backend> Generate<B> {
         let ends = model.config().eos.iter().copied().chain(tokenizer.eos()).collect();
         let finish = (max_tokens == 0).then_some(Finish::MaxTokens);
         Ok(Generated {
-            text: Some(tokenizer.stream()),
+            text: Some(if answers { tokenizer.stream() } else { tokenizer.stream_after(&prompt) }),
             generator,
             sampler,
             ends,

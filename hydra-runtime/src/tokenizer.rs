@@ -27,21 +27,25 @@ const TEMPLATE: &str = "chat_template.jinja";
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     vocab_size: usize,
-    bos_to_add: Option<u32>,
-    eos: Option<u32>,
+    special: Special,
     chat_template: Option<String>,
+}
+
+/// The tokens that begin and end a text, as far as there are any.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Special {
+    /// What the tokenizer itself begins a text with.
+    pub bos_to_add: Option<u32>,
+    /// What a chat template may begin a text with: the same, or one that the tokenizer leaves to the template.
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
 }
 
 impl Tokenizer {
     /// Around a pipeline.
-    pub(crate) fn new(
-        inner: tokenizers::Tokenizer,
-        bos_to_add: Option<u32>,
-        eos: Option<u32>,
-        chat_template: Option<String>,
-    ) -> Self {
+    pub(crate) fn new(inner: tokenizers::Tokenizer, special: Special, chat_template: Option<String>) -> Self {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Self { inner: Arc::new(inner), vocab_size, bos_to_add, eos, chat_template }
+        Self { inner: Arc::new(inner), vocab_size, special, chat_template }
     }
 
     /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
@@ -64,13 +68,15 @@ impl Tokenizer {
         limits::check_space(&inner).map_err(|why| invalid(&why))?;
         // Both would change what a text means; a length is the caller's to choose.
         inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
-        let mut eos = config.eos.first().copied();
+        let (mut bos, mut eos) = (None, config.eos.first().copied());
         let mut chat_template = None;
         if files.has(OPTIONS) {
             let options = files.object(OPTIONS)?;
-            let token =
-                options.get("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
-            eos = token.and_then(|text| inner.token_to_id(text)).or(eos);
+            let token = |name| {
+                let token = options.get(name)?;
+                inner.token_to_id(token.as_str().or_else(|| token.get("content")?.as_str())?)
+            };
+            (bos, eos) = (token("bos_token"), token("eos_token").or(eos));
             chat_template = options.get("chat_template").and_then(template);
         }
         if files.has(TEMPLATE) {
@@ -83,7 +89,7 @@ impl Tokenizer {
             chat_template = Some(text?);
         }
         let bos_to_add = leading_token(&inner)?;
-        Ok(Self::new(inner, bos_to_add, eos, chat_template))
+        Ok(Self::new(inner, Special { bos_to_add, bos: bos.or(bos_to_add), eos }, chat_template))
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json`, from which [`Tokenizer::read`] and Hugging Face's
@@ -91,7 +97,8 @@ impl Tokenizer {
     pub(crate) fn save(&self, folder: &Path, config: &Config) -> Result<()> {
         let mut inner = tokenizers::Tokenizer::clone(&self.inner);
         let text = |id: Option<u32>| id.and_then(|id| self.token(id));
-        if let Some((id, bos)) = self.bos_to_add.zip(text(self.bos_to_add)) {
+        let Special { bos_to_add, bos, eos } = self.special;
+        if let Some((id, bos)) = bos_to_add.zip(text(bos_to_add)) {
             let build = || {
                 let special = vec![(bos.clone(), id)];
                 let (single, pair) = (format!("{bos} $A"), format!("{bos} $A {bos}:1 $B:1"));
@@ -102,8 +109,8 @@ impl Tokenizer {
             inner.with_post_processor(Some(built));
         }
         let options = json!({
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text(self.bos_to_add.or(config.bos)),
-            "eos_token": text(self.eos), "chat_template": self.chat_template, "model_max_length": config.context,
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text(bos.or(config.bos)),
+            "eos_token": text(eos), "chat_template": self.chat_template, "model_max_length": config.context,
             "clean_up_tokenization_spaces": false,
         });
         let tokenizer = guarded(|| inner.to_string(true).map_err(refused))?;
@@ -144,23 +151,35 @@ impl Tokenizer {
     /// begin with it.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode(text)?;
-        let bos = self.bos_to_add.filter(|bos| ids.first() != Some(bos));
+        let bos = self.special.bos_to_add.filter(|bos| ids.first() != Some(bos));
         Ok(bos.into_iter().chain(ids).collect())
     }
 
-    /// Decodes ids one at a time, as they are generated.
+    /// Decodes ids one at a time, as they are generated: those of a text from its beginning, such as an answer.
     pub fn stream(&self) -> TextStream {
-        TextStream { tokenizer: self.clone(), ids: Vec::new(), emitted: 0 }
+        self.stream_after(&[])
+    }
+
+    /// The same for a text that continues the one of `before`. It may begin with a space that [`Tokenizer::stream`] leaves out, as
+    /// SentencePiece's decoder does at the beginning of a text.
+    pub fn stream_after(&self, before: &[u32]) -> TextStream {
+        let ids = before[before.len().saturating_sub(MAX_PENDING)..].to_vec();
+        TextStream { tokenizer: self.clone(), emitted: ids.len(), ids }
     }
 
     /// The token with which the tokenizer itself begins a text, if it does.
     pub fn bos_to_add(&self) -> Option<u32> {
-        self.bos_to_add
+        self.special.bos_to_add
+    }
+
+    /// The token that begins a text, which the tokenizer may leave to the chat template.
+    pub fn bos(&self) -> Option<u32> {
+        self.special.bos
     }
 
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
-        self.eos
+        self.special.eos
     }
 
     /// One more than the largest id.
@@ -185,7 +204,8 @@ impl Tokenizer {
 
     /// An error if a token has no row in an embedding of `vocab` rows.
     pub(crate) fn fits(&self, vocab: usize) -> Result<()> {
-        let special = [self.eos, self.bos_to_add].into_iter().flatten().max().map_or(0, |id| id as usize + 1);
+        let special =
+            [self.special.eos, self.special.bos_to_add].into_iter().flatten().max().map_or(0, |id| id as usize + 1);
         let size = self.vocab_size.max(special);
         if size > vocab {
             let message =
@@ -254,6 +274,10 @@ impl TextStream {
     fn pending(&self) -> Result<String> {
         let before = self.tokenizer.decode(&self.ids[..self.emitted])?;
         let now = self.tokenizer.decode(&self.ids)?;
-        Ok(now.strip_prefix(&before).unwrap_or(&now).to_string())
+        match now.strip_prefix(&before) {
+            Some(text) => Ok(text.into()),
+            // Bytes that are no character can turn those before them, which were one, into replacement characters.
+            None => self.tokenizer.decode(&self.ids[self.emitted..]),
+        }
     }
 }

@@ -184,7 +184,7 @@ impl<B: Backend> Session<B> {
             }
             other => other.into(),
         })?;
-        let (mut answer, mut text) = (Answer::new(&self.tokenizer, Vec::new(), Vec::new())?, String::new());
+        let (mut answer, mut text) = (Answer::new(self.tokenizer.stream(), Vec::new(), Vec::new())?, String::new());
         let mut colouring = self.router.map(Colouring::new);
         while !answer.is_finished() {
             if stop.load(Ordering::SeqCst) {

@@ -4,7 +4,7 @@
 use hydra_runtime::Result;
 use hydra_runtime::generate::{Finish, StopStrings};
 use hydra_runtime::serve::{TokenGates, TokenLogprob};
-use hydra_runtime::tokenizer::{TextStream, Tokenizer};
+use hydra_runtime::tokenizer::TextStream;
 use std::collections::VecDeque;
 
 /// A token of an answer, or of a prompt that is repeated.
@@ -63,10 +63,10 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An empty one.
-    pub fn new(tokenizer: &Tokenizer, stop: Vec<String>, ends: Vec<u32>) -> Result<Self> {
+    /// An empty one, whose text `stream` decodes.
+    pub fn new(stream: TextStream, stop: Vec<String>, ends: Vec<u32>) -> Result<Self> {
         Ok(Self {
-            text: Some(tokenizer.stream()),
+            text: Some(stream),
             stop: StopStrings::new(stop)?,
             ends,
             decoded: 0,
@@ -169,7 +169,7 @@ mod tests {
     fn deltas(text: &str, stop: &[&str]) -> Vec<Delta> {
         let tokenizer = tokenizer();
         let stop = stop.iter().map(|stop| stop.to_string()).collect();
-        let mut answer = Answer::new(&tokenizer, stop, Vec::new()).unwrap();
+        let mut answer = Answer::new(tokenizer.stream(), stop, Vec::new()).unwrap();
         let ids = tokenizer.encode(text).unwrap();
         let mut deltas: Vec<Delta> = ids.iter().map(|&id| answer.push(id, None, None).unwrap()).collect();
         deltas.push(answer.end(Finish::EndOfText).unwrap());
@@ -219,7 +219,7 @@ mod tests {
     fn an_echo_is_the_prompt_without_a_search_for_stop_strings() {
         let tokenizer = tokenizer();
         let prompt = tokenizer.encode_prompt("one two").unwrap();
-        let mut answer = Answer::new(&tokenizer, vec!["two".into()], vec![1]).unwrap();
+        let mut answer = Answer::new(tokenizer.stream(), vec!["two".into()], vec![1]).unwrap();
         let echo = answer.echo(&prompt, Vec::new()).unwrap();
         assert_eq!((echo.text.as_str(), echo.pieces.len()), ("one two", prompt.len()));
         let next = tokenizer.encode(" three").unwrap()[0];

@@ -64,7 +64,11 @@ impl Flow {
                 (Shape::Completion, Some(_)) => (server.ends.clone(), Vec::new()),
                 _ => (Vec::new(), server.ends.clone()),
             };
-            let mut answer = Answer::new(&server.tokenizer, common.stop.clone(), ends)?;
+            let stream = match shape {
+                Shape::Completion if !echo => server.tokenizer.stream_after(prompt),
+                _ => server.tokenizer.stream(),
+            };
+            let mut answer = Answer::new(stream, common.stop.clone(), ends)?;
             let echo_later = echo && logprobs.is_some();
             if echo && !echo_later {
                 ready.push_back((index, answer.echo(prompt, Vec::new())?));

@@ -2,6 +2,7 @@
 
 use crate::builder::{Gguf, config_json, model_tensors, write_folder};
 use hydra_runtime::Result;
+use hydra_runtime::chat::{ChatTemplate, Message};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde_json::json;
@@ -96,6 +97,29 @@ fn text_streams_whole_characters() {
     assert_eq!(cut.finish().unwrap(), "\u{FFFD}");
 }
 
+/// Bytes that are no character do not change the character before them.
+#[test]
+fn text_streams_a_character_once() {
+    let tokenizer = of_gguf(&sentencepiece()).unwrap();
+    let mut stream = tokenizer.stream();
+    let bytes = ["<0xC3>", "<0xA9>", "<0xC3>"];
+    let pieces = bytes.map(|byte| stream.push(tokenizer.token_id(byte).unwrap()).unwrap());
+    assert_eq!((pieces.concat(), stream.finish().unwrap()), ("é".into(), "\u{FFFD}".into()));
+}
+
+#[test]
+fn a_continuation_keeps_its_space() {
+    let tokenizer = of_gguf(&sentencepiece()).unwrap();
+    let ids = tokenizer.encode("he the a").unwrap();
+    for (cut, want) in [(2, " the a"), (3, " a"), (0, "he the a")] {
+        let mut stream = tokenizer.stream_after(&ids[..cut]);
+        let text: String = ids[cut..].iter().map(|&id| stream.push(id).unwrap()).collect();
+        assert_eq!(text + &stream.finish().unwrap(), want);
+    }
+    let mut answer = tokenizer.stream();
+    assert_eq!(answer.push(tokenizer.token_id("▁the").unwrap()).unwrap(), "the");
+}
+
 pub fn byte_level(pre: &str) -> Gguf {
     let tokens = ["<|end|>", "a", "b", "Ġ", "1", "2", "Ġa", "ab", "12", "\u{10A}"];
     let mut gguf = with_vocabulary(&tokens, &[3, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
@@ -169,12 +193,16 @@ fn tokenizer_json() {
     let tokenizer = open().unwrap();
     assert_eq!(tokenizer.encode("aba").unwrap(), [4, 2]);
     assert_eq!((tokenizer.bos_to_add(), tokenizer.eos(), tokenizer.vocab_size()), (Some(0), Some(1), 5));
-    let options = json!({"eos_token": {"content": "b"}, "chat_template": [{"name": "default", "template": "T"}]});
+    // A token that is left to the template is not added.
+    let options = json!({"bos_token": "<s>", "eos_token": {"content": "b"}, "chat_template": [{"name": "default", "template": "T"}]});
     std::fs::write(dir.path().join("tokenizer_config.json"), options.to_string()).unwrap();
     file["post_processor"] = json!(null);
     write(&file);
     let tokenizer = open().unwrap();
     assert_eq!((tokenizer.bos_to_add(), tokenizer.eos(), tokenizer.chat_template()), (None, Some(3), Some("T")));
+    let chat = ChatTemplate::new("{{ bos_token }}{{ messages[0].content }}", &tokenizer).unwrap();
+    let prompt = chat.prompt(&[Message::user("a")]).unwrap();
+    assert_eq!((tokenizer.bos(), &*prompt, tokenizer.encode_prompt(&prompt).unwrap()), (Some(0), "<s>a", vec![0, 2]));
     std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "a"}"#).unwrap();
     assert_eq!(open().unwrap().eos(), Some(2));
     file["model"]["vocab"]["ab"] = json!(6);

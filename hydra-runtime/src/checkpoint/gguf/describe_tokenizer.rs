@@ -46,7 +46,7 @@ pub(crate) fn write(header: &mut Header, tokenizer: &Tokenizer, config: &Config)
 }
 
 fn special_tokens(header: &mut Header, tokenizer: &Tokenizer, config: &Config, unknown: Option<u32>) {
-    let bos = tokenizer.bos_to_add().or(config.bos);
+    let bos = tokenizer.bos().or(config.bos);
     let eos = tokenizer.eos().into_iter().chain(config.eos.iter().copied());
     let mut ends: Vec<u32> = Vec::new();
     eos.for_each(|id| {

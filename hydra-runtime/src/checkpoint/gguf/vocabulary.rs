@@ -2,7 +2,7 @@
 
 use super::container::{Container, Value};
 use crate::error::printable;
-use crate::tokenizer::{Tokenizer, bpe, limits, spm};
+use crate::tokenizer::{Special, Tokenizer, bpe, limits, spm};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use tokenizers::AddedToken;
@@ -68,7 +68,8 @@ pub(super) fn tokenizer(file: &Container) -> Result<Tokenizer> {
     inner.add_tokens(&others);
     let adds_bos = file.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
     let template = file.string("tokenizer.chat_template")?.map(str::to_owned);
-    Ok(Tokenizer::new(inner, bos.filter(|_| adds_bos), eos, template))
+    let special = Special { bos_to_add: bos.filter(|_| adds_bos), bos, eos };
+    Ok(Tokenizer::new(inner, special, template))
 }
 
 /// Each token's type; without the key, the special ones are those that other keys name.
