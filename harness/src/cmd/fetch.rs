@@ -128,7 +128,8 @@ fn pip(requirement: &str, download: &Path) -> Result<()> {
             Ok(output) if output.status.success() => return Ok(()),
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stderr);
-                if said.contains("No module named pip") {
+                // A shim, such as pyenv's, ends with 127 where there is no program behind it.
+                if said.contains("No module named pip") || output.status.code() == Some(127) {
                     continue;
                 }
                 let last = said.lines().rev().find(|line| line.contains("ERROR")).unwrap_or("no reason given");
