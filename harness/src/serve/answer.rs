@@ -158,6 +158,7 @@ impl Answer {
 mod tests {
     use super::*;
     use hydra_runtime::checkpoint::Checkpoint;
+    use hydra_runtime::tokenizer::Tokenizer;
     use std::path::Path;
 
     fn tokenizer() -> Tokenizer {
