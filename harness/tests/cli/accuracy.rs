@@ -160,6 +160,18 @@ fn a_run_is_measured_by_its_answers() {
             (&expected["accuracy"], &expected["categories"])
         );
     }
+    // Where a run starts from an adapter, that is before.
+    let (second, start) = (scratch.path("second"), golden("hydra").join("adapter").display().to_string());
+    // "the", which is the likeliest for the model alone.
+    let all = each_choice(lines(&data));
+    let questions = scratch.write("q.jsonl", all.lines().skip(1).step_by(6).collect::<Vec<_>>().join("\n"));
+    succeeds(&line(&second, &format!("--init-adapter {start} --accuracy-data {questions}")));
+    let [bare, started] = [String::new(), format!("--adapter {start}")].map(|adapter| {
+        succeeds(&eval(&questions, &format!("{adapter} --json {file}")));
+        json(&file)["categories"].clone()
+    });
+    assert_eq!(json(&format!("{second}/accuracy.json"))["before"]["categories"], started);
+    assert_ne!(bare, started);
     let run = json(&format!("{out}/run.json"));
     assert_eq!(
         (run["running"]["accuracy"]["metric"].as_str(), run["spec"]["accuracy-max-tokens"].as_u64()),
