@@ -227,7 +227,9 @@ fn conversation(values: &[Value], read: impl Fn(&Map<String, Value>) -> Result<M
         if !expected.contains(&message.role.as_str()) {
             bail!("{}: role: expected {}, found \"{}\"", at(), expected.join(" or "), printable(&message.role));
         }
-        messages.push(message);
+        // As in a request to `hydra serve`, so that a conversation has the same tokens in both.
+        let role = if message.role == "developer" { "system".into() } else { message.role };
+        messages.push(Message { role, ..message });
     }
     if !messages.iter().any(|message| message.role == "assistant") {
         let count = messages.len();
@@ -328,7 +330,15 @@ mod tests {
                 {"role":"user","content":"c"}],"id":1}"#,
         )
         .unwrap();
-        assert_eq!((format, content), (Format::Conversations, Content::Conversation(turns.to_vec())));
+        assert_eq!((format, &content), (Format::Conversations, &Content::Conversation(turns.to_vec())));
+        for text in [
+            r#"{"messages":[{"role":"developer","content":"S"},{"role":"user","content":"a"},
+                {"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#,
+            r#"{"conversations":[{"role":"developer","content":"S"},{"role":"user","content":"a"},
+                {"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#,
+        ] {
+            assert_eq!(parse(text).unwrap().1, content);
+        }
     }
 
     #[test]
