@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The result's name in the folder.
@@ -68,19 +69,21 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
     let questions = arguments.mmlu.as_deref().map(|dir| ask(dir, &plan)).transpose()?;
-    let encoding = &plan.runs[0].spec.data.encoding;
-    let asked = plan.accuracy.as_ref().map(|options| Asked::read(options, encoding)).transpose()?;
-    if let Some(asked) = &asked {
-        asked.answers.check(&tokenizer, checkpoint.config().context)?;
-    }
     let data = Corpus::new(&arguments.data)?;
     let eval_data = Corpus::new(std::slice::from_ref(&arguments.eval_data))?;
     let inputs = Inputs { plan: &plan, data: &data, eval_data: &eval_data, out };
     // What can fail in any run fails now.
+    let mut fields = BTreeSet::new();
     for run in &plan.runs {
         let spec = inputs.task(run, run.spec.clone(), plan.seeds[0]).finetune(&arguments.model);
-        let check = Start::read(&spec, checkpoint.config()).and_then(|start| start.check(&start.records));
-        check.with_context(|| run.title())?;
+        let start = Start::read(&spec, checkpoint.config()).with_context(|| run.title())?;
+        start.check(&start.records).with_context(|| run.title())?;
+        fields.insert(start.field);
+    }
+    let encoding = &plan.runs[0].spec.data.encoding;
+    let asked = plan.accuracy.as_ref().map(|options| Asked::read(options, encoding, &fields)).transpose()?;
+    if let Some(asked) = &asked {
+        asked.check(&tokenizer, checkpoint.config().context)?;
     }
     // All records as tokens: this takes seconds, and a comparison that continues has done it before.
     if !started {

@@ -8,7 +8,8 @@
 //! conversations   {"conversations": [{"from", "value"}, ..]}   ShareGPT
 //! text            {"text"}
 //! ```
-//! Absent and null optional fields are empty. Other fields are ignored.
+//! Absent and null optional fields are empty. Other fields are ignored. Of context and input, and of response and output, the
+//! first that has text counts. The role developer is another name of system.
 
 use crate::output::printable;
 use anyhow::{Context, Result, bail};
@@ -152,14 +153,26 @@ fn instruction(object: &Map<String, Value>) -> Result<Content> {
         let (instruction, response) = (required(object, "prompt")?, required(object, "completion")?);
         return Ok(Content::Instruction { instruction, input: String::new(), response });
     }
-    let response = ["response", "output"].into_iter().find(|key| object.contains_key(*key));
-    let Some(response) = response else { bail!("expected \"response\" or \"output\" beside \"instruction\"") };
-    let input = ["context", "input"].into_iter().find(|key| object.contains_key(*key));
+    let present = ["response", "output"].into_iter().find(|key| object.contains_key(*key));
+    let Some(present) = present else { bail!("expected \"response\" or \"output\" beside \"instruction\"") };
+    let response = first_text(object, ["response", "output"])?;
     Ok(Content::Instruction {
         instruction: required(object, "instruction")?,
-        input: input.map(|key| optional(object, key)).transpose()?.flatten().unwrap_or_default(),
-        response: required(object, response)?,
+        input: first_text(object, ["context", "input"])?.unwrap_or_default(),
+        response: response.map_or_else(|| required(object, present), Ok)?,
     })
+}
+
+/// The first text of `keys` that isn't empty, or an empty one if there is no other.
+fn first_text(object: &Map<String, Value>, keys: [&str; 2]) -> Result<Option<String>> {
+    let mut found = None;
+    for key in keys {
+        match optional(object, key)? {
+            Some(text) if !text.is_empty() => return Ok(Some(text)),
+            text => found = found.or(text),
+        }
+    }
+    Ok(found)
 }
 
 fn messages(object: &Map<String, Value>) -> Result<Vec<Message>> {
@@ -227,7 +240,9 @@ fn conversation(values: &[Value], read: impl Fn(&Map<String, Value>) -> Result<M
         if !expected.contains(&message.role.as_str()) {
             bail!("{}: role: expected {}, found \"{}\"", at(), expected.join(" or "), printable(&message.role));
         }
-        messages.push(message);
+        // As in a request to `hydra serve`, so that a conversation has the same tokens in both.
+        let role = if message.role == "developer" { "system".into() } else { message.role };
+        messages.push(Message { role, ..message });
     }
     if !messages.iter().any(|message| message.role == "assistant") {
         let count = messages.len();
@@ -306,6 +321,18 @@ mod tests {
         let alpaca = r#"{"instruction":"i","input":null,"output":"o","text":"i o"}"#;
         assert_eq!(found(alpaca), content("i", "", "o"));
         assert_eq!(found(r#"{"prompt":"p","completion":"c","else":3}"#), content("p", "", "c"));
+        // The first that has text counts.
+        let both = r#"{"instruction":"i","context":CONTEXT,"input":"x","response":RESPONSE,"output":"o"}"#;
+        for nothing in ["null", "\"\""] {
+            let text = both.replace("CONTEXT", nothing).replace("RESPONSE", nothing);
+            assert_eq!(found(&text), content("i", "x", "o"));
+        }
+        let text = both.replace("CONTEXT", "\"c\"").replace("RESPONSE", "\"r\"");
+        assert_eq!(found(&text), content("i", "c", "r"));
+        assert_eq!(found(r#"{"instruction":"i","response":"","output":null}"#), content("i", "", ""));
+        let null = r#""response": expected a string, found null"#;
+        assert_eq!(wrong(r#"{"instruction":"i","response":null}"#), null);
+        assert_eq!(wrong(r#"{"instruction":"i","response":null,"output":null}"#), null);
         assert_eq!(wrong(r#"{"instruction":"i"}"#), r#"expected "response" or "output" beside "instruction""#);
         assert_eq!(wrong(r#"{"prompt":"i"}"#), r#"no "completion""#);
         assert_eq!(wrong(r#"{"instruction":"i","response":3}"#), r#""response": expected a string, found a number"#);
@@ -328,7 +355,15 @@ mod tests {
                 {"role":"user","content":"c"}],"id":1}"#,
         )
         .unwrap();
-        assert_eq!((format, content), (Format::Conversations, Content::Conversation(turns.to_vec())));
+        assert_eq!((format, &content), (Format::Conversations, &Content::Conversation(turns.to_vec())));
+        for text in [
+            r#"{"messages":[{"role":"developer","content":"S"},{"role":"user","content":"a"},
+                {"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#,
+            r#"{"conversations":[{"role":"developer","content":"S"},{"role":"user","content":"a"},
+                {"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#,
+        ] {
+            assert_eq!(parse(text).unwrap().1, content);
+        }
     }
 
     #[test]

@@ -120,10 +120,9 @@ impl Task<'_> {
         inputs.extend(settings(&self.spec).into_iter().filter(|(key, _)| key != "save-every"));
         // Of files that options name, the contents count.
         for (key, file) in [("template", ""), ("chat-template", ""), ("init-adapter", "adapter_model.safetensors")] {
-            let path = inputs.get(key).and_then(Value::as_str).map(|path| Path::new(path).join(file));
-            if let Some(path) = path.filter(|path| path.is_file()) {
-                inputs.insert(format!("{key}-file"), describe(&path)?["sha256"].take());
-            }
+            let Some(path) = inputs.get(key).and_then(Value::as_str).map(PathBuf::from) else { continue };
+            let path = if file.is_empty() { path } else { path.join(file) };
+            insert_digest(&mut inputs, &format!("{key}-file"), &path)?;
         }
         Ok(inputs)
     }
@@ -226,8 +225,9 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
     let mut inputs = shared_inputs(stage, eval_data, true);
     inputs.insert("template".into(), json!(encoding.template()));
     inputs.insert("seq-len".into(), json!(encoding.seq_len));
+    insert_digest(&mut inputs, "template-file", Path::new(encoding.template()))?;
     if let Some(path) = &encoding.chat_template {
-        inputs.insert("chat-template-file".into(), describe(path)?["sha256"].take());
+        insert_digest(&mut inputs, "chat-template-file", path)?;
     }
     if let Some(format) = encoding.data_format {
         inputs.insert("data-format".into(), json!(format));
@@ -272,6 +272,14 @@ fn shared_inputs<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, ask: bool
         inputs.insert("accuracy".into(), asked.inputs.clone());
     }
     inputs
+}
+
+/// The digest of a file, if there is one: a template may be a name.
+fn insert_digest(inputs: &mut Settings, key: &str, path: &Path) -> Result<()> {
+    if path.is_file() {
+        inputs.insert(key.into(), describe(path)?["sha256"].take());
+    }
+    Ok(())
 }
 
 fn keep(dir: &Path, inputs: Settings, finished: Finished) -> Result<Finished> {

@@ -1,6 +1,6 @@
 //! The loss and accuracy of one adapter, overall, and by record and question.
 
-use super::stage::{Asked, Stage};
+use super::stage::Stage;
 use crate::data::encode::Encoded;
 use crate::eval::accuracy;
 use crate::eval::loss::{self, EvalLoss};
@@ -95,7 +95,8 @@ pub fn measure<B: Backend>(
         details.correct = outcome.predictions.iter().map(|p| u8::from(p.answer == p.prediction)).collect();
     }
     let mut accuracy = None;
-    if let Some(Asked { answers, .. }) = stage.asked.as_ref().filter(|_| ask) {
+    if let Some(asked) = stage.asked.as_ref().filter(|_| ask) {
+        let answers = asked.answers(adapter)?;
         let outcome = answers.of(&stage.model, adapter, &stage.tokenizer, ranks)?;
         accuracy = Some(accuracy::report::Report::new(&outcome, answers.metric));
         details.answers = outcome.predictions.iter().map(|p| p.score).collect();

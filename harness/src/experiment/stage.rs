@@ -11,6 +11,7 @@ use crate::hub::locate_file;
 use crate::run::folder::{self, Lock, claim, vacant};
 use crate::run::manifest::{describe, inputs};
 use anyhow::{Context, Result};
+use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::checkpoint::Checkpoint;
@@ -18,6 +19,7 @@ use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What all runs share. The model is loaded once.
@@ -38,19 +40,32 @@ pub struct Stage<'a, B: Backend> {
 
 /// Records that every run answers.
 pub struct Asked {
-    /// The records.
-    pub answers: Answers,
+    /// The records, by the field that holds the label of a record's head.
+    by_field: BTreeMap<String, Answers>,
     /// The options, and the digest of the file: what the result depends on.
     pub inputs: Value,
 }
 
 impl Asked {
-    /// Reads the records of `[accuracy]`; `encoding` is that of the runs.
-    pub fn read(options: &AccuracyArgs, encoding: &EncodingArgs) -> Result<Self> {
+    /// Reads the records of `[accuracy]`; `encoding` is that of the runs, and `fields` are those of their labels.
+    pub fn read(options: &AccuracyArgs, encoding: &EncodingArgs, fields: &BTreeSet<String>) -> Result<Self> {
         let options = AccuracyArgs { data: locate_file(&options.data)?, ..options.clone() };
-        let answers = Answers::read(&options, encoding, CATEGORY)?;
-        let inputs = inputs(&options)?;
-        Ok(Self { answers, inputs })
+        let read = |field: &str| Ok((field.to_string(), Answers::read(&options, encoding, field)?));
+        // The model without an adapter has no labels, and any field will do.
+        let fields = fields.iter().map(String::as_str).chain([CATEGORY]);
+        let by_field = fields.map(read).collect::<Result<_>>()?;
+        Ok(Self { by_field, inputs: inputs(&options)? })
+    }
+
+    /// Fails if a record can't be asked: call it before the work.
+    pub fn check(&self, tokenizer: &Tokenizer, context: usize) -> Result<()> {
+        self.by_field.values().try_for_each(|answers| answers.check(tokenizer, context))
+    }
+
+    /// The records with the labels of an adapter's heads.
+    pub fn answers(&self, adapter: Option<&Adapter>) -> Result<&Answers> {
+        let field = adapter.and_then(|adapter| adapter.config.label_field.as_deref()).unwrap_or(CATEGORY);
+        self.by_field.get(field).with_context(|| format!("[accuracy]: the records were read without \"{field}\""))
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Run<'a> {
     pub trained: &'a Trained,
     /// What the router does, where there is one.
     pub router: Option<&'a Router>,
-    /// Accuracy on the records of `--accuracy-data`, without the adapter and with it.
+    /// Accuracy on the records of `--accuracy-data`, before and after training.
     pub accuracy: Option<&'a [Accuracy; 2]>,
 }
 

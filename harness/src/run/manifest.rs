@@ -113,11 +113,15 @@ impl Manifest {
         let earlier: Self = serde_json::from_str(&text).with_context(at)?;
         // Through text, so that both sides have numbers as they are written.
         let now: Map<String, Value> = serde_json::from_str(&serde_json::to_string(&self.options)?)?;
-        let same = |name: &String, value: &Value| {
-            contents(earlier.options.get(name).unwrap_or(&Value::Null)) == contents(value)
+        let options = now.iter().map(|(name, value)| (name.as_str(), earlier.options.get(name), value));
+        // A run's losses on an eval set are compared with each other; one that has measured none may begin to.
+        let measured = earlier.running.get("eval-data").filter(|data| !data.is_null());
+        let eval_data = measured.map(|before| ("eval-data", Some(before), &self.running["eval-data"]));
+        let differs = |(_, before, value): &(_, Option<&Value>, &Value)| {
+            contents(before.unwrap_or(&Value::Null)) != contents(value)
         };
-        if let Some((name, value)) = now.iter().find(|(name, value)| !same(name, value)) {
-            let before = earlier.options.get(name).unwrap_or(&Value::Null);
+        if let Some((name, before, value)) = options.chain(eval_data).find(differs) {
+            let before = before.unwrap_or(&Value::Null);
             let [before, value] = [before, value].map(|value| output::printable(&value.to_string()));
             bail!(
                 "{}: --resume needs the options of the run: expected --{name} {before}, found {value}",

@@ -34,7 +34,7 @@ pub struct Done {
     pub trainable: u64,
     /// What the router does, where there is one.
     pub router: Option<Router>,
-    /// Accuracy on the records of `--accuracy-data`, without the adapter and with it.
+    /// Accuracy on the records of `--accuracy-data`, with the adapter before the first step and after the last.
     pub accuracy: Option<[Report; 2]>,
 }
 
@@ -88,9 +88,9 @@ fn finetune_on<B: Backend>(device: B, spec: RunSpec, resume: bool, ranks: &Ranks
     let Some(answers) = answers.filter(|_| !stopped) else { return Ok(done) };
     let measured = || -> Result<[Report; 2]> {
         output::say("answering the records of --accuracy-data, before and after training");
-        let [before, after] = [None, Some(&done.trained.adapter)];
-        let before = answers.of(&model, before, &tokenizer, ranks)?;
-        let after = answers.of(&model, after, &tokenizer, ranks)?;
+        // As for the eval loss, "before" is with the adapter that training starts from.
+        let before = answers.of(&model, Some(&prepared.adapter), &tokenizer, ranks)?;
+        let after = answers.of(&model, Some(&done.trained.adapter), &tokenizer, ranks)?;
         Ok([before, after].map(|outcome| Report::new(&outcome, answers.metric)))
     };
     let accuracy = interrupt::unless_stopped(measured())?;

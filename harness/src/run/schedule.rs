@@ -62,7 +62,7 @@ impl TrainConfig {
         let Some(each) = batch.checked_mul(grad_accum) else { bail!("--batch times --grad-accum is too large") };
         let taken = match (training.steps, training.epochs) {
             (Some(steps), _) => steps.get().checked_mul(each).context("--steps is too large for such batches")?,
-            (None, epochs) => (epochs.map_or(1.0, NonNegative::get) * records as f64).ceil() as usize,
+            (None, epochs) => whole_records(epochs.map_or(1.0, NonNegative::get) * records as f64),
         };
         if taken == 0 {
             bail!("--epochs 0: expected a number above 0, as there would be nothing to train");
@@ -154,9 +154,34 @@ impl TrainConfig {
     }
 }
 
+/// A part of a record counts as one, unless it comes from rounding: 1.1 times 100 is 110.00000000000001.
+fn whole_records(records: f64) -> usize {
+    let nearest = records.round();
+    let rounded = (records - nearest).abs() <= 1e-12 * records;
+    (if rounded { nearest } else { records.ceil() }) as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn epochs_are_whole_records() {
+        let taken = |epochs: f64, records: usize| {
+            let mut spec = RunSpec::default();
+            spec.training.epochs = Some(NonNegative::new(epochs));
+            TrainConfig::new(&spec, records).map(|config| config.records).ok()
+        };
+        for (epochs, records, wanted) in
+            [(1.1, 100, 110), (0.07, 100, 7), (1.0, 3, 3), (0.5, 3, 2), (1.001, 100, 101), (1e-15, 7, 1)]
+        {
+            assert_eq!(taken(epochs, records), Some(wanted), "{epochs} of {records}");
+        }
+        // A record more where it was asked for, however many there are.
+        assert_eq!(taken(1.1, 200_000_000), Some(220_000_000));
+        assert_eq!(taken(1.100_000_001, 200_000_000), Some(220_000_001));
+        assert!(taken(0.0, 7).is_none() && taken(1e30, 7).is_none());
+    }
 
     fn config(schedule: LrSchedule) -> TrainConfig {
         TrainConfig {

@@ -19,7 +19,7 @@ pub struct Start<'a> {
     /// `--init-adapter`
     init: Option<Adapter>,
     /// The records' field that holds their label.
-    field: String,
+    pub field: String,
     /// `--data`
     pub records: Vec<Record>,
     /// `--eval-data`

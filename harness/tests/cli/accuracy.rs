@@ -12,6 +12,21 @@ fn lines(path: &str) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The records as questions, of which each choice is the right answer once: the scores tell which one is the likeliest.
+fn each_choice(records: impl IntoIterator<Item = Value>) -> String {
+    let choices = serde_json::json!(["a", "the", "to", "is", "in", "and"]);
+    let of = |record: Value| {
+        let choices = choices.clone();
+        (0..6).map(move |answer| {
+            let mut record = record.clone();
+            (record["question"], record["choices"]) = (record["instruction"].clone(), choices.clone());
+            record["answer"] = answer.into();
+            record.to_string() + "\n"
+        })
+    };
+    records.into_iter().flat_map(of).collect()
+}
+
 /// Answers that the model itself gives are right ones, whatever else is answered beside them.
 #[test]
 fn generated_answers() {
@@ -145,6 +160,18 @@ fn a_run_is_measured_by_its_answers() {
             (&expected["accuracy"], &expected["categories"])
         );
     }
+    // Where a run starts from an adapter, that is before.
+    let (second, start) = (scratch.path("second"), golden("hydra").join("adapter").display().to_string());
+    // "the", which is the likeliest for the model alone.
+    let all = each_choice(lines(&data));
+    let questions = scratch.write("q.jsonl", all.lines().skip(1).step_by(6).collect::<Vec<_>>().join("\n"));
+    succeeds(&line(&second, &format!("--init-adapter {start} --accuracy-data {questions}")));
+    let [bare, started] = [String::new(), format!("--adapter {start}")].map(|adapter| {
+        succeeds(&eval(&questions, &format!("{adapter} --json {file}")));
+        json(&file)["categories"].clone()
+    });
+    assert_eq!(json(&format!("{second}/accuracy.json"))["before"]["categories"], started);
+    assert_ne!(bare, started);
     let run = json(&format!("{out}/run.json"));
     assert_eq!(
         (run["running"]["accuracy"]["metric"].as_str(), run["spec"]["accuracy-max-tokens"].as_u64()),
@@ -194,6 +221,45 @@ fn runs_are_compared_by_their_answers() {
     fails(1, &compare(&config.replace("max-tokens = 4", "max-tokens = 5"), &out), &["accuracy"]);
     fails(1, &compare(&config.replace("'f1'", "'f2'"), &scratch.path("o")), &["c.toml:", "f2"]);
     fails(1, &compare(&config.replace(&format!("data = '{data}'\n"), ""), &scratch.path("o")), &["c.toml:", "data"]);
+}
+
+/// Under the label gate, the heads of a comparison are those of its runs' own fields.
+#[test]
+fn runs_are_compared_by_the_heads_of_their_own_labels() {
+    let scratch = Scratch::new("answers-of-labels");
+    let (model, golden) = (golden("split").join("model").display().to_string(), golden("split"));
+    // Its labels are in another field now, and in "category" there is another's.
+    let mut config = json(&golden.join("adapter/adapter_config.json").display().to_string());
+    config["label_field"] = "topic".into();
+    let weights = "adapter_model.safetensors";
+    scratch.write(&format!("adapter/{weights}"), fs::read(golden.join("adapter").join(weights)).unwrap());
+    scratch.write("adapter/adapter_config.json", config.to_string());
+    let records = lines(&golden.join("data.jsonl").display().to_string());
+    let labels: Vec<Value> = records.iter().map(|record| record["category"].clone()).collect();
+    let others = labels.iter().cycle().skip(1);
+    let with_topics = records.into_iter().zip(&labels).zip(others).map(|((mut record, topic), category)| {
+        (record["topic"], record["category"]) = (topic.clone(), category.clone());
+        record
+    });
+    let data = scratch.write("d.jsonl", each_choice(with_topics));
+    let (adapter, out) = (scratch.path("adapter"), scratch.path("out"));
+    let config = scratch.write(
+        "c.toml",
+        format!(
+            "seeds = [1]\n[defaults]\nsteps = 1\nbatch = 6\nlr = 1e-6\n[accuracy]\ndata = '{data}'\n\
+             [[run]]\nname = 'own'\ninit-adapter = '{adapter}'\n[[run]]\nname = 'router'\n"
+        ),
+    );
+    let files = format!("--data {data} --eval-data {data} --config {config}");
+    succeeds(&format!("compare --model {model} {files} --out {out}"));
+    let predictions = scratch.path("p.jsonl");
+    for run in ["own", "router"] {
+        let run = format!("{out}/runs/{run}/seed-1");
+        let more = format!("--data {data} --predictions {predictions}");
+        succeeds(&format!("eval accuracy --model {model} --adapter {run} {more}"));
+        let expected: Vec<Value> = lines(&predictions).into_iter().map(|line| line["score"].clone()).collect();
+        assert_eq!(json(&format!("{run}/records.json"))["answers"], Value::from(expected), "{run}");
+    }
 }
 
 #[test]

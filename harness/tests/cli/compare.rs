@@ -1,6 +1,6 @@
 //! Comparisons: the table's figures, going on, refusing what does not belong together.
 
-use super::support::{Scratch, assets, column, fails, hydra, json, succeeds};
+use super::support::{Scratch, assets, column, fails, golden, hydra, json, succeeds};
 use serde_json::Value;
 use std::fs;
 
@@ -204,6 +204,46 @@ fn the_configuration_may_be_the_one_in_the_folder() {
     let own = format!("{out}/compare.toml");
     assert_eq!(succeeds(&line.replace(&scratch.path("c.toml"), &own)), table);
     assert_eq!(fs::read_to_string(own).unwrap(), text);
+}
+
+/// Of a template, the file's contents count.
+#[test]
+fn a_template_that_has_changed_is_not_mixed_with_what_is_kept() {
+    let scratch = Scratch::new("compare-template");
+    let data = golden("hydra").join("data.jsonl").display().to_string();
+    let (template, chat) = (scratch.path("t.jinja"), scratch.path("c.jinja"));
+    let write = |template: &str, chat: &str| {
+        scratch.write("t.jinja", template);
+        scratch.write("c.jinja", chat);
+    };
+    let (one, other) = ("Q: {{ instruction }}\n", "{% for m in messages %}{{ m.content }}{% endfor %}");
+    let config = scratch.write(
+        "c.toml",
+        format!(
+            "seeds = [1]\n[defaults]\ntargets = 'q'\nsteps = 1\ntemplate = '{template}'\nchat-template = '{chat}'\n\
+             [bootstrap]\nsamples = 10\n[[run]]\nname = 'a'\n"
+        ),
+    );
+    let (model, out) = (golden("hydra").join("model"), scratch.path("out"));
+    let line =
+        format!("compare --model {} --data {data} --eval-data {data} --config {config} --out {out}", model.display());
+    write(one, other);
+    let table = succeeds(&line);
+    let again = |wanted: &[&str]| {
+        let output = hydra(&line);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && wanted.iter().all(|word| said.contains(word)), "{said}");
+    };
+    write("Question: {{ instruction }}\n", other);
+    again(&["seed-1/result.json: made with other options: template-file was "]);
+    write(one, &format!("{other} "));
+    again(&["seed-1/result.json: made with other options: chat-template-file was "]);
+    // The model without an adapter has had the same template.
+    fs::remove_dir_all(format!("{out}/runs")).unwrap();
+    write("Question: {{ instruction }}\n", other);
+    again(&["base/result.json: made with other options: template-file was "]);
+    write(one, other);
+    assert_eq!(succeeds(&line).lines().count(), table.lines().count());
 }
 
 #[cfg(unix)]

@@ -76,6 +76,32 @@ fn a_resumed_run_is_the_same_run() {
     assert_eq!(column(&format!("{broken}/metrics.jsonl"), "loss").len(), 8);
 }
 
+/// Losses before and after are of the same records.
+#[test]
+fn a_run_is_resumed_with_the_same_eval_set() {
+    let scratch = Scratch::new("resume-eval");
+    let (out, data) = (scratch.path("run"), fs::read(golden("hydra").join("data.jsonl")).unwrap());
+    let first = data.split_inclusive(|byte| *byte == b'\n').next().unwrap();
+    let (one, same, other) =
+        (scratch.write("e.jsonl", &data), scratch.write("s.jsonl", &data), scratch.write("o.jsonl", first));
+    let line = finetune("hydra", &out, "--targets q --batch 2 --steps 2");
+    succeeds(&format!("{line} --eval-data {one}"));
+    let [run, evals] = ["run.json", "evals.jsonl"].map(|name| format!("{out}/{name}"));
+    let kept = [&run, &evals].map(|path| fs::read(path).unwrap());
+    let refused = "run.json: --resume needs the options of the run: expected --eval-data ";
+    fails(1, &format!("{line} --eval-data {other} --resume"), &[refused, "e.jsonl", "o.jsonl"]);
+    fails(1, &format!("{line} --resume"), &[refused, "e.jsonl", "found null"]);
+    assert_eq!(kept, [&run, &evals].map(|path| fs::read(path).unwrap()));
+    // Where the file lies makes no difference.
+    succeeds(&format!("{line} --eval-data {same} --resume"));
+    assert_eq!(column(&evals, "step"), [0.0, 2.0]);
+    // A run that has measured none may begin to.
+    let blind = finetune("hydra", &scratch.path("blind"), "--targets q --batch 2 --steps 2");
+    succeeds(&blind);
+    succeeds(&format!("{blind} --eval-data {one} --resume"));
+    assert_eq!(column(&scratch.path("blind/evals.jsonl"), "step"), [2.0]);
+}
+
 #[test]
 fn a_model_that_has_changed_is_not_resumed_on() {
     let scratch = Scratch::new("swapped");
