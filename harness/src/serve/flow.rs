@@ -53,11 +53,14 @@ impl Flow {
         let sequences = prompts.len() * common.n;
         let mut places = server.take_places(sequences)?;
         let (channel, updates) = unbounded_channel();
-        let seed = common.sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(()));
+        let given = common.sampling.seed;
+        let seed = given.unwrap_or_else(|| RandomState::new().hash_one(()));
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let (mut choices, mut ready) = (Vec::with_capacity(sequences), VecDeque::new());
         for index in 0..sequences {
-            let (prompt, number) = (&prompts[index / common.n], (index % common.n) as u64);
+            let prompt = &prompts[index / common.n];
+            // With a seed of the client's, a prompt is answered alike wherever it stands in the request.
+            let number = if given.is_some() { index % common.n } else { index } as u64;
             let seed = if number == 0 { seed } else { mix(seed ^ mix(number)) };
             let (ends, unreported) = match (shape, logprobs) {
                 // The log-probability of the token that ends a completion is part of it, as of any other.

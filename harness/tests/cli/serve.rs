@@ -75,6 +75,15 @@ fn completions_are_those_of_the_command_line_alone_and_together() {
     assert_eq!(again["choices"].as_array().unwrap()[..], choices[..2], "a seed repeats them");
     let tokenizer = Checkpoint::open(&model).unwrap().tokenizer().unwrap();
     let ids = PROMPTS.map(|prompt| tokenizer.encode_prompt(prompt).unwrap());
+    // Equal prompts of one request are drawn apart, too, unless there is a seed.
+    let twice = |more| {
+        let all = completion(&server, "tiny", json!([PROMPTS[0], PROMPTS[0]]), more);
+        [0, 1].map(|i| text(&all["choices"][i]).to_string())
+    };
+    let [one, two] = twice(json!({ "temperature": 2 }));
+    assert_ne!(one, two);
+    let [one, two] = twice(json!({ "temperature": 2, "seed": 5 }));
+    assert_eq!(one, two);
     let by_ids = completion(&server, "tiny", json!(ids), json!({}));
     assert_eq!(by_ids["usage"]["prompt_tokens"], ids.iter().map(Vec::len).sum::<usize>());
     for ((choice, ids), (.., wanted)) in by_ids["choices"].as_array().unwrap().iter().zip(&ids).zip(&wanted) {
