@@ -53,13 +53,13 @@ pub struct Adapters {
     served: Mutex<BTreeMap<String, Served>>,
     worker: Worker,
     /// Held while an adapter is loaded or unloaded, so that names stay unique.
-    changing: tokio::sync::Mutex<()>,
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Adapters {
     /// None yet. `root` has to be a canonical path.
     pub fn new(model: String, config: Config, chat: bool, root: Option<PathBuf>, worker: Worker) -> Arc<Self> {
-        let (served, changing) = (Mutex::default(), tokio::sync::Mutex::default());
+        let (served, changing) = (Mutex::default(), Arc::default());
         Arc::new(Self { model, config, chat, since: now(), root, served, worker, changing })
     }
 
@@ -82,9 +82,9 @@ impl Adapters {
     }
 
     /// Serves an adapter under a name.
-    pub async fn add(&self, name: String, adapter: Adapter) -> Result<()> {
+    pub async fn add(self: &Arc<Self>, name: String, adapter: Adapter) -> Result<()> {
         check_name(&name)?;
-        let _alone = self.changing.lock().await;
+        let alone = self.changing.clone().lock_owned().await;
         if name == self.model || self.served().contains_key(&name) {
             return Err(ApiError::invalid(format!("the name {name:?} is taken: unload it, or choose another one")));
         }
@@ -92,13 +92,19 @@ impl Adapters {
             return Err(ApiError::invalid(format!("{MOST_ADAPTERS} adapters are loaded: unload one first")));
         }
         let served = Served::now(&adapter.config);
-        self.worker.attach(name.clone(), adapter).await?;
-        self.served().insert(name, served);
-        Ok(())
+        // A task of its own: hyper drops the caller when the client has gone, but what the engine has been given has to be listed.
+        let adapters = self.clone();
+        let adding = tokio::spawn(async move {
+            let _alone = alone;
+            adapters.worker.attach(name.clone(), adapter).await?;
+            adapters.served().insert(name, served);
+            Ok(())
+        });
+        adding.await.map_err(|_| ApiError::internal("adding the adapter has failed"))?
     }
 
     /// `POST /v1/load_lora_adapter`, with vLLM's fields.
-    pub async fn load(&self, body: &[u8]) -> Result<String> {
+    pub async fn load(self: &Arc<Self>, body: &[u8]) -> Result<String> {
         let root = self.root()?;
         let mut fields = Fields::parse(body)?;
         let (name, path) = (fields.required("lora_name")?, fields.required("lora_path")?);
@@ -220,6 +226,37 @@ mod tests {
         for wrong in ["", "a b", "a\nb", "ü", &"x".repeat(129), "<script>"] {
             assert!(check_name(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn an_adapter_is_listed_although_its_client_has_gone() {
+        use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
+        use hydra_runtime::checkpoint::Checkpoint;
+        use hydra_runtime::model::Model;
+        use hydra_runtime::serve::{Engine, EngineOptions};
+        use std::time::{Duration, Instant};
+
+        let checkpoint = Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model")).unwrap();
+        let config = checkpoint.config().clone();
+        let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let model = Model::load(cpu, &checkpoint).unwrap();
+        let engine = Engine::new(&model, EngineOptions::default()).unwrap();
+        let (worker, _end) = Worker::start(model, engine, Arc::default()).unwrap();
+        let adapter = Adapter::init(&config, AdapterConfig::default(), 0).unwrap();
+        let adapters = Adapters::new("m".into(), config, false, None, worker);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut adding = Box::pin(adapters.add("a".into(), adapter));
+            let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(adding.as_mut().poll(cx).is_pending())).await;
+            assert!(waits, "the engine's thread is asked");
+            drop(adding);
+            let started = Instant::now();
+            while adapters.count() == 0 {
+                assert!(started.elapsed() < Duration::from_secs(60), "it is not listed");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(adapters.find("a").unwrap().as_deref(), Some("a"));
+        });
     }
 
     #[cfg(unix)]
