@@ -109,7 +109,7 @@ async fn serve<B: Backend>(model: Model<B>, adapters: Vec<(String, Adapter)>, op
     let (metrics, engine) = (Metrics::default(), Engine::new(&model, engine)?);
     let (worker, engine) = Worker::start(model, engine, metrics.engine.clone())?;
     let template = ChatTemplate::of(&tokenizer).map_err(|error| error.to_string());
-    let served = Adapters::new(name, config.clone(), template.is_ok(), root, worker.clone());
+    let served = Adapters::new(name, config.clone(), template.is_ok(), context, root, worker.clone());
     for (name, adapter) in adapters {
         let added = served.add(name.clone(), adapter).await;
         if let Err(error) = added {

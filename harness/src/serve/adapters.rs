@@ -47,6 +47,8 @@ pub struct Adapters {
     config: Config,
     /// Whether the model has a chat template.
     chat: bool,
+    /// The most tokens of a request, prompt and answer.
+    context: usize,
     since: u64,
     /// The folder that requests may load from.
     root: Option<PathBuf>,
@@ -58,9 +60,16 @@ pub struct Adapters {
 
 impl Adapters {
     /// None yet. `root` has to be a canonical path.
-    pub fn new(model: String, config: Config, chat: bool, root: Option<PathBuf>, worker: Worker) -> Arc<Self> {
+    pub fn new(
+        model: String,
+        config: Config,
+        chat: bool,
+        context: usize,
+        root: Option<PathBuf>,
+        worker: Worker,
+    ) -> Arc<Self> {
         let (served, changing) = (Mutex::default(), Arc::default());
-        Arc::new(Self { model, config, chat, since: now(), root, served, worker, changing })
+        Arc::new(Self { model, config, chat, context, since: now(), root, served, worker, changing })
     }
 
     fn served(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Served>> {
@@ -166,7 +175,7 @@ impl Adapters {
     fn describe_model(&self) -> Value {
         json!({
             "id": self.model, "object": "model", "created": self.since, "owned_by": "hydra", "root": self.model, "parent": null,
-            "max_model_len": self.config.context, "hydra": { "chat": self.chat },
+            "max_model_len": self.context, "hydra": { "chat": self.chat },
         })
     }
 
@@ -243,7 +252,7 @@ mod tests {
         let engine = Engine::new(&model, EngineOptions::default()).unwrap();
         let (worker, _end) = Worker::start(model, engine, Arc::default()).unwrap();
         let adapter = Adapter::init(&config, AdapterConfig::default(), 0).unwrap();
-        let adapters = Adapters::new("m".into(), config, false, None, worker);
+        let adapters = Adapters::new("m".into(), config, false, 512, None, worker);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let mut adding = Box::pin(adapters.add("a".into(), adapter));

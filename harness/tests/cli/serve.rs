@@ -36,11 +36,13 @@ fn completions_are_those_of_the_command_line_alone_and_together() {
     let scratch = Scratch::new("serve-completions");
     let model = chat_model(&scratch);
     let (hydra, lora) = (adapter(&scratch, "hydra", "--targets all"), adapter(&scratch, "lora", "--method lora"));
-    let server = Server::start(&format!("--model {model} --adapter hydra={hydra} --adapter lora={lora} --parallel 3"));
+    let adapters = format!("--adapter hydra={hydra} --adapter lora={lora}");
+    let server = Server::start(&format!("--model {model} {adapters} --parallel 3 --ctx 300"));
 
     let models = server.get("/v1/models").ok();
     let names: Vec<&str> = models["data"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
     assert_eq!((&models["object"], names), (&"list".into(), vec!["tiny", "hydra", "lora"]));
+    assert_eq!(models["data"][0]["max_model_len"], 300);
     assert_eq!(server.get("/v1/models/lora").ok()["parent"], "tiny");
     assert_eq!(server.get("/v1/models/none").status, 404);
 
