@@ -141,7 +141,7 @@ impl Adapters {
         fields.finish()?;
         let _alone = self.changing.lock().await;
         if self.served().remove(&name).is_none() {
-            return Err(ApiError::no_model(&name));
+            return Err(ApiError::no_adapter(&name));
         }
         self.worker.detach(name.clone()).await?;
         Ok(format!("Success: LoRA adapter '{name}' removed successfully."))

@@ -46,10 +46,10 @@ impl ApiError {
         Self { code: Some("unsupported_parameter"), ..Self::field(param, why) }
     }
 
-    /// 400: a prompt without room for an answer.
-    pub fn too_long(tokens: usize, limit: usize) -> Self {
+    /// 400: a prompt, which the field `param` gives, without room for an answer.
+    pub fn too_long(param: &str, tokens: usize, limit: usize) -> Self {
         let message = format!("the prompt has {tokens} tokens: expected at most {limit}, so that an answer fits in");
-        Self { code: Some("context_length_exceeded"), param: Some("prompt".into()), ..Self::invalid(message) }
+        Self { code: Some("context_length_exceeded"), param: Some(param.into()), ..Self::invalid(message) }
     }
 
     /// 401: no key, or a wrong one.
@@ -65,12 +65,18 @@ impl ApiError {
 
     /// 404: no such model or adapter.
     pub fn no_model(name: &str) -> Self {
-        let message = format!(
-            "model: expected the model or one of the adapters that GET /v1/models lists, found {:?}",
-            hydra_runtime::printable(name)
-        );
-        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
-        Self { code: Some("model_not_found"), param: Some("model".into()), ..error }
+        Self::not_listed("model", "the model or one of the adapters", name)
+    }
+
+    /// 404: no such adapter to unload.
+    pub fn no_adapter(name: &str) -> Self {
+        Self::not_listed("lora_name", "one of the adapters", name)
+    }
+
+    fn not_listed(param: &str, expected: &str, name: &str) -> Self {
+        let found = hydra_runtime::printable(name);
+        let problem = format!("expected {expected} that GET /v1/models lists, found {found:?}");
+        Self { status: StatusCode::NOT_FOUND, code: Some("model_not_found"), ..Self::field(param, problem) }
     }
 
     /// 404: no such place.
@@ -132,7 +138,7 @@ impl From<Error> for ApiError {
     /// What the runtime refused: the request's fault where only a request can be wrong.
     fn from(error: Error) -> Self {
         match error {
-            Error::SequenceTooLong { tokens, limit } => Self::too_long(tokens, limit),
+            Error::SequenceTooLong { tokens, limit } => Self::too_long("prompt", tokens, limit),
             Error::Invalid(_) | Error::TokenOutOfRange { .. } | Error::Template(_) | Error::Tokenizer(_) => {
                 Self::invalid(error.to_string())
             }

@@ -84,7 +84,7 @@ impl Server {
             Prompt::Tokens(tokens) => Ok(tokens),
         };
         let prompts = prompts.into_iter().map(tokens).collect::<Result<Vec<_>>>()?;
-        prompts.iter().try_for_each(|prompt| self.check(prompt, &common))?;
+        prompts.iter().try_for_each(|prompt| self.check("prompt", prompt, &common))?;
         Ok(Prepared { common, shape: Shape::Completion, adapter, prompts, echo, logprobs, received })
     }
 
@@ -99,7 +99,7 @@ impl Server {
         let text = template.prompt(&messages)?;
         self.log(&text);
         let prompts = vec![self.tokenizer.encode_prompt(&text)?];
-        self.check(&prompts[0], &common)?;
+        self.check("messages", &prompts[0], &common)?;
         Ok(Prepared { common, shape: Shape::Chat, adapter, prompts, echo: false, logprobs, received })
     }
 
@@ -109,20 +109,20 @@ impl Server {
         }
     }
 
-    /// Fails if a prompt can't be continued as it is asked for.
-    fn check(&self, prompt: &[u32], common: &Common) -> Result<()> {
+    /// Fails if a prompt, which the field `param` gives, can't be continued as it is asked for.
+    fn check(&self, param: &str, prompt: &[u32], common: &Common) -> Result<()> {
         common.sampling.check(self.vocab)?;
         let limit = self.context - usize::from(common.max_tokens != Some(0));
         if prompt.is_empty() {
-            return Err(ApiError::field("prompt", "empty, and this model has no token to start from"));
+            return Err(ApiError::field(param, "empty, and this model has no token to start from"));
         }
         if prompt.len() > limit {
-            return Err(ApiError::too_long(prompt.len(), limit));
+            return Err(ApiError::too_long(param, prompt.len(), limit));
         }
         match prompt.iter().find(|&&token| token as usize >= self.vocab) {
             Some(token) => {
                 let expected = format!("expected token ids below {}, found {token}", self.vocab);
-                Err(ApiError::field("prompt", expected))
+                Err(ApiError::field(param, expected))
             }
             None => Ok(()),
         }

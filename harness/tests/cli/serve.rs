@@ -75,8 +75,6 @@ fn completions_are_those_of_the_command_line_alone_and_together() {
     assert_ne!(text(&choices[0]), text(&choices[1]), "choices of one prompt are drawn apart");
     let again = completion(&server, "tiny", PROMPTS[0], json!({ "n": 2, "temperature": 0.8, "seed": 5 }));
     assert_eq!(again["choices"].as_array().unwrap()[..], choices[..2], "a seed repeats them");
-    let tokenizer = Checkpoint::open(&model).unwrap().tokenizer().unwrap();
-    let ids = PROMPTS.map(|prompt| tokenizer.encode_prompt(prompt).unwrap());
     // Equal prompts of one request are drawn apart, too, unless there is a seed.
     let twice = |more| {
         let all = completion(&server, "tiny", json!([PROMPTS[0], PROMPTS[0]]), more);
@@ -86,6 +84,8 @@ fn completions_are_those_of_the_command_line_alone_and_together() {
     assert_ne!(one, two);
     let [one, two] = twice(json!({ "temperature": 2, "seed": 5 }));
     assert_eq!(one, two);
+    let tokenizer = Checkpoint::open(&model).unwrap().tokenizer().unwrap();
+    let ids = PROMPTS.map(|prompt| tokenizer.encode_prompt(prompt).unwrap());
     let by_ids = completion(&server, "tiny", json!(ids), json!({}));
     assert_eq!(by_ids["usage"]["prompt_tokens"], ids.iter().map(Vec::len).sum::<usize>());
     for ((choice, ids), (.., wanted)) in by_ids["choices"].as_array().unwrap().iter().zip(&ids).zip(&wanted) {
@@ -187,6 +187,9 @@ fn chat(server: &Server) {
     let joined: String = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(joined, content);
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], choice["finish_reason"]);
+    body["messages"][1]["content"] = "Name three ".repeat(300).into();
+    let error = server.post("/v1/chat/completions", &body).json()["error"].clone();
+    assert_eq!((&error["code"], &error["param"]), (&"context_length_exceeded".into(), &"messages".into()), "{error}");
 }
 
 #[test]
@@ -393,6 +396,7 @@ fn adapters_come_and_go() {
     assert_eq!((unloaded.status, unloaded.body.as_str()), (200, "Success: LoRA adapter 'one' removed successfully."));
     let events = Reply::read(connection).events();
     assert!(events.iter().all(|event| event["error"].is_null()));
-    assert_eq!(server.post("/v1/unload_lora_adapter", &unload).status, 404);
+    let again = server.post("/v1/unload_lora_adapter", &unload);
+    assert_eq!((again.status, &again.json()["error"]["param"]), (404, &"lora_name".into()), "{again:?}");
     assert_eq!(server.post("/v1/completions", &body).status, 404);
 }
