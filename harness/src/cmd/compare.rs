@@ -6,7 +6,7 @@ use crate::compare::results::Inputs;
 use crate::compare::summary::{About, Summary};
 use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::questions::{self, Selection};
-use crate::experiment::plan::Plan;
+use crate::experiment::plan::{Mmlu, Plan};
 use crate::experiment::share::ShareArgs;
 use crate::experiment::stage::{Asked, Corpus, Questions, Stage, check_folder, open_folder, raw_records};
 use crate::experiment::tune;
@@ -14,7 +14,7 @@ use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::run::start::Start;
 use crate::{interrupt, output, sha256};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::model::Model;
@@ -37,9 +37,9 @@ pub struct Arguments {
     /// The runs to compare: seeds, [defaults], [[run]], and optionally [tune], [mmlu], [accuracy] and [bootstrap]
     ///
     /// seeds = [..]; [defaults] and [[run]] take any option of finetune, and a [[run]] has a name; [tune] has lr = [..],
-    /// fraction = 0.25, validation = 0.1, seed = 0; [mmlu] has shots = 0, scoring = "letter", limit, subjects; [accuracy] has data
-    /// and the options of eval accuracy: metric, after, limit, max-tokens, stop, batch; [bootstrap] has samples = 2000, seed = 0,
-    /// level = 0.95.
+    /// fraction = 0.25, validation = 0.1, seed = 0; [mmlu] is for --mmlu and has shots = 0, scoring = "letter", limit, subjects;
+    /// [accuracy] has data and the options of eval accuracy: metric, after, limit, max-tokens, stop, batch; [bootstrap] has
+    /// samples = 2000, seed = 0, level = 0.95.
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on, overall and by category
@@ -58,6 +58,9 @@ pub struct Arguments {
 /// Trains, measures, and writes the tables.
 pub fn run(mut arguments: Arguments) -> Result<()> {
     let plan = Plan::read(&arguments.config)?;
+    if plan.mmlu.is_some() && arguments.mmlu.is_none() {
+        bail!("{}: [mmlu] needs --mmlu DIR, which has the questions", arguments.config.display());
+    }
     let started = check_folder(&arguments.out, CONFIG)?;
     arguments.data = locate_data(&arguments.data)?;
     arguments.eval_data = locate_file(&arguments.eval_data)?;
@@ -68,7 +71,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let out = &arguments.out;
     let checkpoint = arguments.model.checkpoint()?;
     let tokenizer = checkpoint.tokenizer()?;
-    let questions = arguments.mmlu.as_deref().map(|dir| ask(dir, &plan)).transpose()?;
+    let mmlu = plan.mmlu.clone().unwrap_or_default();
+    let questions = arguments.mmlu.as_deref().map(|dir| ask(dir, &mmlu)).transpose()?;
     let data = Corpus::new(&arguments.data)?;
     let eval_data = Corpus::new(std::slice::from_ref(&arguments.eval_data))?;
     let inputs = Inputs { plan: &plan, data: &data, eval_data: &eval_data, out };
@@ -106,7 +110,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         precision: serde_json::to_value(arguments.model.device.precision())?,
         data: &data.described,
         eval_data: &eval_data.described[0],
-        mmlu: stage.questions.is_some().then_some(&plan.mmlu),
+        mmlu: stage.questions.is_some().then_some(&mmlu),
         accuracy: plan.accuracy.as_ref(),
         tune: plan.tune.as_ref(),
     };
@@ -118,8 +122,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     Ok(())
 }
 
-fn ask(dir: &Path, plan: &Plan) -> Result<Questions> {
-    let mmlu = &plan.mmlu;
+fn ask(dir: &Path, mmlu: &Mmlu) -> Result<Questions> {
     let (limit, subjects) = (mmlu.limit.map(Count::get), mmlu.subjects.clone());
     let selection = Selection { shots: mmlu.shots, limit, subjects, style: None };
     let subjects = questions::read(dir, &selection)?;

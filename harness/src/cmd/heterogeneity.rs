@@ -42,7 +42,7 @@ pub struct Arguments {
     /// Draw from these categories only, comma-separated [default: those with at least --records records]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Data")]
     among: Option<Vec<String>>,
-    /// The runs, as for compare: seeds, [defaults], [[run]], [bootstrap]; no [tune]
+    /// The runs, as for compare: seeds, [defaults], [[run]], [bootstrap]; no [tune], [mmlu] or [accuracy]
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on
@@ -61,8 +61,10 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     if plan.tune.is_some() {
         bail!("{}: [tune] is for compare: give each run the lr that compare chose", arguments.config.display());
     }
-    if plan.accuracy.is_some() {
-        bail!("{}: [accuracy] is for compare: leave it out", arguments.config.display());
+    for (table, given) in [("[accuracy]", plan.accuracy.is_some()), ("[mmlu]", plan.mmlu.is_some())] {
+        if given {
+            bail!("{}: {table} is for compare: leave it out", arguments.config.display());
+        }
     }
     let started = check_folder(&arguments.out, CONFIG)?;
     arguments.data = locate_data(&arguments.data)?;

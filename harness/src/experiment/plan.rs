@@ -61,8 +61,8 @@ pub struct Plan {
     pub runs: Vec<Run>,
     /// How to choose learning rates.
     pub tune: Option<Tune>,
-    /// How MMLU's questions are asked.
-    pub mmlu: Mmlu,
+    /// How MMLU's questions are asked, if the file says it.
+    pub mmlu: Option<Mmlu>,
     /// Records whose answers are compared.
     pub accuracy: Option<AccuracyArgs>,
     /// How intervals are computed.
@@ -126,8 +126,7 @@ struct File {
     #[serde(default)]
     defaults: Table,
     tune: Option<Spanned<Tune>>,
-    #[serde(default)]
-    mmlu: Mmlu,
+    mmlu: Option<Mmlu>,
     accuracy: Option<AccuracyArgs>,
     #[serde(default)]
     bootstrap: Bootstrap,
@@ -149,7 +148,7 @@ impl Plan {
             let file = TomlFile { table: Some("[tune]"), ..toml };
             tune.get_ref().check(has_lr).with_context(|| file.place(tune))?;
         }
-        check(&mmlu, &bootstrap).with_context(|| toml.path.display().to_string())?;
+        check(mmlu.as_ref(), &bootstrap).with_context(|| toml.path.display().to_string())?;
         let defaults = options(defaults, TomlFile { table: Some("[defaults]"), ..toml })?;
         let mut runs: Vec<Run> = Vec::new();
         for table in run {
@@ -229,12 +228,12 @@ fn check_seeds(seeds: &Spanned<Vec<u64>>) -> Result<()> {
     Ok(())
 }
 
-fn check(mmlu: &Mmlu, bootstrap: &Bootstrap) -> Result<()> {
+fn check(mmlu: Option<&Mmlu>, bootstrap: &Bootstrap) -> Result<()> {
     let level = bootstrap.level > 0.0 && bootstrap.level < 1.0;
     if !(1..=1_000_000).contains(&bootstrap.samples) || !level {
         bail!("[bootstrap]: expected 1 to 1000000 samples and a level between 0 and 1");
     }
-    if mmlu.subjects.as_ref().is_some_and(Vec::is_empty) {
+    if mmlu.and_then(|mmlu| mmlu.subjects.as_ref()).is_some_and(Vec::is_empty) {
         bail!("[mmlu]: subjects = []: expected at least one subject");
     }
     Ok(())

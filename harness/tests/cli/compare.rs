@@ -163,6 +163,8 @@ fn one_seed_has_no_standard_error() {
     let result = json(&format!("{out}/compare.json"));
     assert!(result["rows"][1]["scores"]["loss"]["stderr"].is_null() && result["mmlu"].is_null());
     assert!(result["rows"][1]["difference"]["loss"]["low"].is_number());
+    let asks = compare(&scratch, &config("[5]", 2, "[mmlu]\nlimit = 1\n"), &scratch.path("asks"), "");
+    fails(1, &asks, &[".toml: [mmlu] needs --mmlu DIR"]);
 }
 
 #[test]

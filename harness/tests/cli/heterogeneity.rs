@@ -93,6 +93,7 @@ fn what_is_wrong_is_named() {
     wrong(CONFIG, "--records 5000", &["--records 5000", "the largest category"]);
     wrong(CONFIG, "--records 8 --counts 1,5", &["--counts 5: expected at most 4"]);
     wrong(&format!("{CONFIG}[tune]\nlr = [1e-3]\n").replace("lr = 3e-3\n", ""), "", &["[tune] is for compare"]);
+    wrong(&format!("{CONFIG}[mmlu]\nlimit = 1\n"), "", &["[mmlu] is for compare"]);
     wrong(
         &CONFIG.replace("rank = 1", "rank = 1\nheads = 2"),
         "--records 8",

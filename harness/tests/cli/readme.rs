@@ -15,7 +15,7 @@ const SUBSTITUTIONS: [(&str, &str); 8] = [
     ("hydra demo", "hydra demo --steps 1"),
     ("hydra finetune", "hydra finetune --steps 2 --seq-len 64"),
     ("steps = 200", "steps = 1\nseq-len = 64"),
-    ("seeds = [1, 2, 3]", "seeds = [1]\nmmlu.limit = 1\nbootstrap.samples = 20"),
+    ("seeds = [1, 2, 3]", "seeds = [1]\nbootstrap.samples = 20"),
     ("seeds = [1, 2]", "seeds = [1]\nbootstrap.samples = 20"),
     ("hydra generate", "hydra generate --max-tokens 8"),
     ("--records 400", "--records 20"),
