@@ -1,6 +1,5 @@
 //! `run.json`: every choice of a run, so that it can be repeated from it, and resumed only with the same choices.
 
-use super::choices::{GateName, Heads, MethodName, Targets};
 use super::config::Settings;
 use super::schedule::{TrainConfig, WARMUP};
 use super::spec::RunSpec;
@@ -9,10 +8,10 @@ use crate::data::encode::Encoded;
 use crate::data::records::{CATEGORY, readable_twice};
 use crate::eval::accuracy::AccuracyArgs;
 use crate::hub::locate_file;
-use crate::options::{Count, Finite, NonNegative, Seed};
+use crate::options::{NonNegative, Seed};
 use crate::{output, sha256};
 use anyhow::{Context, Result, bail};
-use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::train::STATE_FILE;
 use serde::{Deserialize, Serialize};
@@ -43,7 +42,7 @@ pub fn started(out: &Path) -> bool {
 pub struct Manifest {
     /// Name and version of this program.
     tool: Value,
-    /// The run's options with their defaults, for `finetune --config`.
+    /// The run's options, for `finetune --config`, with the defaults that no other option decides.
     #[serde(default)]
     spec: Settings,
     /// What the result depends on, by the options' names: a resumed run must have the same.
@@ -86,7 +85,7 @@ impl Manifest {
         if let Some(accuracy) = spec.evaluation.accuracy() {
             running.insert("accuracy".into(), serde_json::to_value(accuracy)?);
         }
-        Ok(Self { tool, spec: filled(parts).settings(), options: options(parts)?, running, facts: facts(parts) })
+        Ok(Self { tool, spec: filled(spec, config).settings(), options: options(parts)?, running, facts: facts(parts) })
     }
 
     /// Writes the file.
@@ -148,60 +147,22 @@ impl Manifest {
     }
 }
 
-/// The options with the defaults that were used.
-fn filled(parts: &Parts<'_>) -> RunSpec {
-    let mut spec = parts.spec.clone();
-    fill(&mut spec, parts.config, parts.seq_len);
-    // An adapter from a file has its own.
-    if spec.adapter.init_adapter.is_none() {
-        fill_adapter(&mut spec, &parts.adapter.config);
-    }
-    spec
-}
-
-/// The defaults of everything but the adapter.
-fn fill(spec: &mut RunSpec, config: &TrainConfig, seq_len: usize) {
-    let TrainConfig { batch, grad_accum, lr, schedule, clip, seed, .. } = *config;
-    let template = spec.data.encoding.template().to_string();
-    spec.data.encoding.template.get_or_insert(template);
-    spec.data.encoding.seq_len.get_or_insert(Count::new(seq_len));
+/// The options with their defaults, so that a later version repeats the run with the same. A default that depends on other options
+/// is left out: `--config FILE --batch 8` takes 8 records a step, as `--batch 8` does.
+fn filled(spec: &RunSpec, config: &TrainConfig) -> RunSpec {
+    let mut spec = spec.clone();
     let training = &mut spec.training;
-    training.batch.get_or_insert(Count::new(batch));
-    training.grad_accum.get_or_insert(Count::new(grad_accum));
     if training.steps.is_none() {
         training.epochs.get_or_insert(NonNegative::new(1.0));
     }
-    training.lr.get_or_insert(NonNegative::new(lr));
-    training.schedule.get_or_insert(schedule);
+    training.lr.get_or_insert(NonNegative::new(config.lr));
+    training.schedule.get_or_insert(config.schedule);
     training.warmup.get_or_insert(NonNegative::new(WARMUP));
-    training.clip.get_or_insert(NonNegative::new(clip.into()));
-    training.seed.get_or_insert(Seed::new(seed));
-    let (device, precision) = (spec.device.name().to_string(), spec.device.precision());
+    training.clip.get_or_insert(NonNegative::new(config.clip.into()));
+    training.seed.get_or_insert(Seed::new(config.seed));
+    let device = spec.device.name().to_string();
     spec.device.device.get_or_insert(device);
-    spec.device.precision.get_or_insert(precision);
-}
-
-/// The defaults of a new adapter; `--heads` only where neither records nor method determine it.
-fn fill_adapter(spec: &mut RunSpec, config: &AdapterConfig) {
-    let adapter = &mut spec.adapter;
-    adapter.method.get_or_insert(MethodName::Hydra);
-    match config.gate {
-        GateKind::Router => drop(adapter.gate.get_or_insert(GateName::Router)),
-        GateKind::Label => drop(adapter.gate.get_or_insert(GateName::Label)),
-        GateKind::Uniform | GateKind::One => {}
-    }
-    adapter.rank.get_or_insert(Count::new(config.rank));
-    if config.method != Method::Lora && config.gate != GateKind::Label {
-        adapter.heads.get_or_insert(Heads::Number(Count::new(config.lora_heads)));
-    }
-    adapter.alpha.get_or_insert(Finite::new(config.alpha.into()));
-    adapter.dropout.get_or_insert_with(|| decimal(config.dropout));
-    adapter.targets.get_or_insert_with(|| Targets(config.targets.clone()));
-}
-
-/// The number whose shortest decimal is that of the f32: 0.05, not 0.05000000074505806.
-fn decimal(x: f32) -> NonNegative {
-    x.to_string().parse().unwrap_or_else(|_| NonNegative::new(x.into()))
+    spec
 }
 
 /// What the result depends on, defaults filled in, with digests of all files.
@@ -298,17 +259,25 @@ pub fn describe(path: &Path) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::choices::Targets;
     use clap::Args;
+    use hydra_runtime::adapter::AdapterConfig;
 
     /// What the help names as a default is what an empty command line gets.
     #[test]
     fn defaults_are_those_of_the_help() {
         let spec = RunSpec::default();
         let config = TrainConfig::new(&spec, 100).unwrap();
-        let mut filled = spec.clone();
-        fill(&mut filled, &config, 1024);
-        fill_adapter(&mut filled, &AdapterConfig::default());
-        let settings = filled.settings();
+        let adapter = AdapterConfig::default();
+        let mut settings = filled(&spec, &config).settings();
+        // Those that depend on other options.
+        settings.extend(object(json!({
+            "template": spec.data.encoding.template(), "seq-len": spec.data.encoding.seq_len(1 << 20).unwrap(),
+            "batch": config.batch, "grad-accum": config.grad_accum, "precision": spec.device.precision(),
+            "method": adapter.method.name(), "gate": adapter.gate.name(), "rank": adapter.rank,
+            "heads": adapter.lora_heads, "alpha": adapter.alpha, "dropout": adapter.dropout.to_string(),
+            "targets": Targets(adapter.targets),
+        })));
         let command = RunSpec::augment_args(clap::Command::new("finetune"));
         let mut checked = 0;
         for option in command.get_arguments() {

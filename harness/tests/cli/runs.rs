@@ -141,7 +141,7 @@ fn a_run_is_repeated_from_its_file() {
     assert_eq!(adapter_bytes(&whole), adapter_bytes(&again));
     let [one, two] = [&whole, &again].map(|out| super::support::json(&format!("{out}/run.json")));
     assert_eq!((&one["options"], &one["facts"]), (&two["options"], &two["facts"]));
-    assert_eq!((&one["spec"]["heads"], &one["spec"]["rank"]), (&"auto".into(), &4.into()));
+    assert_eq!((&one["spec"]["heads"], &one["spec"]["schedule"]), (&"auto".into(), &"cosine".into()));
     succeeds(&format!("finetune --config {file} --resume"));
     let other = hydra(&format!("finetune --config {file} --seed 6 --resume"));
     let said = String::from_utf8_lossy(&other.stderr);
@@ -173,6 +173,27 @@ fn a_run_is_repeated_from_its_file() {
     fs::write(&file, earlier.to_string()).unwrap();
     fails(1, &format!("finetune --config {file} --resume"), &["run.json: no \"spec\""]);
     succeeds(&finetune("hydra", &whole, &format!("{options} --resume")));
+}
+
+#[test]
+fn options_beside_a_runs_file_are_not_hindered_by_its_defaults() {
+    let scratch = Scratch::new("config-defaults");
+    let (first, file) = (scratch.path("first"), scratch.path("first/run.json"));
+    succeeds(&finetune("hydra", &first, "--steps 2"));
+    let with = |name: &str, more: &str| {
+        let out = scratch.path(name);
+        succeeds(&format!("finetune --config {file} --out {out} {more}"));
+        (json(&format!("{out}/run.json"))["options"].clone(), out)
+    };
+    let (options, again) = with("again", "");
+    assert_eq!((options, adapter_bytes(&again)), (json(&file)["options"].clone(), adapter_bytes(&first)));
+    let (options, _) = with("batch", "--batch 8");
+    assert_eq!((&options["batch"], &options["grad-accum"]), (&8.into(), &1.into()));
+    let (options, lora) = with("lora", "--method lora --rank 3");
+    assert_eq!((&options["method"], &options["gate"], &options["heads"]), (&"lora".into(), &"one".into(), &1.into()));
+
+    let (options, _) = with("further", &format!("--init-adapter {lora} --dropout 0"));
+    assert_eq!((&options["method"], &options["rank"]), (&"lora".into(), &3.into()));
 }
 
 /// What others have added to multi-head adapters, all that go together at once.
