@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// Options of `info`.
 #[derive(Args)]
 pub struct Arguments {
-    /// A model or an adapter: a folder, a GGUF file, or org/name on the Hugging Face hub
+    /// A model (a folder, a GGUF file, or org/name on the Hugging Face hub), or an adapter's folder
     #[arg(value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     path: String,
     /// An adapter whose parameters and memory to show as well, besides those of the default one

@@ -172,7 +172,9 @@ fn options(parts: &Parts<'_>) -> Result<Map<String, Value>> {
     let label_field = (config.gate == GateKind::Label).then(|| config.label_field.as_deref().unwrap_or(CATEGORY));
     let targets: Vec<_> = config.targets.iter().map(|target| target.name()).collect();
     let data = spec.data.data.iter().map(|path| describe(path)).collect::<Result<Vec<_>>>()?;
-    let init = spec.adapter.init_adapter.as_ref().map(|dir| describe(&dir.join("adapter_model.safetensors")));
+    // A folder, or a LoRA in one GGUF file.
+    let tensors = |path: &Path| if path.is_file() { path.into() } else { path.join("adapter_model.safetensors") };
+    let init = spec.adapter.init_adapter.as_deref().map(|path| describe(&tensors(path)));
     let template = spec.data.encoding.template();
     let chat_template = spec.data.encoding.chat_template.as_deref().map(describe).transpose()?;
     let template_file = Path::new(template).is_file().then(|| describe(Path::new(template))).transpose()?;

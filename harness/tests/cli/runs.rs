@@ -192,8 +192,18 @@ fn options_beside_a_runs_file_are_not_hindered_by_its_defaults() {
     let (options, lora) = with("lora", "--method lora --rank 3");
     assert_eq!((&options["method"], &options["gate"], &options["heads"]), (&"lora".into(), &"one".into(), &1.into()));
 
-    let (options, _) = with("further", &format!("--init-adapter {lora} --dropout 0"));
-    assert_eq!((&options["method"], &options["rank"]), (&"lora".into(), &3.into()));
+    // On from an adapter, which may be a GGUF file.
+    let (model, file) = (golden("hydra").join("model").display().to_string(), scratch.path("lora.gguf"));
+    succeeds(&format!("export --model {model} --adapter {lora} --format gguf-lora --out {file}"));
+    let (folder, from_folder) = with("folder", &format!("--init-adapter {lora} --dropout 0"));
+    let (options, from_file) = with("file", &format!("--init-adapter {file} --dropout 0"));
+    assert_eq!((&options["rank"], &folder["rank"]), (&3.into(), &3.into()));
+    assert_eq!(options["init-adapter"]["bytes"].as_u64(), Some(fs::metadata(&file).unwrap().len()));
+    assert_eq!(adapter_bytes(&from_folder), adapter_bytes(&from_file));
+    succeeds(&format!("finetune --config {from_file}/run.json --resume"));
+    let shown = succeeds(&format!("info {model} --adapter {file}"));
+    assert!(shown.contains("method                 lora"), "{shown}");
+    fails(1, &format!("info {file}"), &["lora.gguf", "an adapter is given beside its model"]);
 }
 
 /// What others have added to multi-head adapters, all that go together at once.
