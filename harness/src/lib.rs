@@ -34,7 +34,7 @@ use clap::error::ErrorKind;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs one command. Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C or SIGTERM, with
+/// Runs one command. Exit codes: 0 done; 1 failed, with one line on stderr; 2 the command line can't be read; 130 stopped by Ctrl-C or SIGTERM, with
 /// everything saved that a run can continue from.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
