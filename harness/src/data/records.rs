@@ -187,7 +187,8 @@ fn object(line: &[u8]) -> Result<Object> {
     })
 }
 
-fn label(object: &Map<String, Value>, field: &str) -> Result<Option<String>> {
+/// What a record says in a field of the user's: a string, or a whole number as one.
+pub fn label(object: &Map<String, Value>, field: &str) -> Result<Option<String>> {
     match object.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),

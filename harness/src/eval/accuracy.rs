@@ -10,7 +10,7 @@ use crate::data::options::EncodingArgs;
 use crate::data::records::Reading;
 use crate::data::template::Template;
 use crate::hub::locate_file;
-use crate::options::Count;
+use crate::options::{Count, one_or_many};
 use crate::ranks::Ranks;
 use answer::{Asking, Generation, Outcome, Setting};
 use anyhow::Result;
@@ -45,7 +45,7 @@ pub struct AccuracyArgs {
     pub max_tokens: Option<Count>,
     /// End an answer before this text; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Generation")]
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub stop: Vec<String>,
     /// Answers generated at once [default: 8]
     #[arg(long, value_name = "N", help_heading = "Generation")]

@@ -329,6 +329,17 @@ mod tests {
         start("[mmlu]\nsubjects = []\n[[run]]\nname = 'a'", "c.toml: [mmlu]: subjects = []");
         start("[tun]\nlr = []\n[[run]]\nname = 'a'", "c.toml:2: unknown key tun");
     }
+
+    #[test]
+    fn one_stop_needs_no_list() {
+        let stop = |stop: &str| {
+            let text = format!("seeds = [1]\n[accuracy]\ndata = 'd'\nstop = {stop}\n[[run]]\nname = 'a'");
+            read(&text).map(|plan| plan.accuracy.unwrap().stop).map_err(|error| error.to_string())
+        };
+        assert_eq!(stop("'x'").unwrap(), stop("['x']").unwrap());
+        assert!(stop("3").unwrap_err().starts_with("c.toml:4: expected a string or a list of strings"));
+    }
+
     #[test]
     fn the_configurations_of_the_experiments_are_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");

@@ -4,14 +4,11 @@ use super::choices::Choices;
 use super::metric::Metric;
 use crate::data::file::{JsonFile, bad_json};
 use crate::data::format::optional;
-use crate::data::records::{Reading, Record};
+use crate::data::records::{CATEGORY, Reading, Record, label};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Names of the field that groups questions.
-const CATEGORIES: [&str; 2] = ["category", "subject"];
 
 /// A question and its answer.
 pub struct Question {
@@ -76,10 +73,10 @@ fn question(
     metric: Option<Metric>,
     at: &str,
 ) -> Result<Question> {
-    let mut category = None;
-    for key in CATEGORIES {
-        category = category.or(optional(object, key)?);
-    }
+    let category = match optional(object, CATEGORY)? {
+        None => label(object, "subject")?,
+        category => category,
+    };
     let choices = Choices::parse(object)?;
     match (choices, metric) {
         (Some(choices), _) => {
@@ -117,6 +114,8 @@ mod tests {
         assert_eq!((metric, questions[0].category.as_deref()), (Metric::Choice, Some("s")));
         assert!(matches!(&questions[0].ask, Ask::Choices(choices) if choices.answer == 1));
         assert_eq!(lines(record, None, None).unwrap().1, Metric::Exact);
+        let numbered = choices.replace(r#""s"}"#, "3}");
+        assert_eq!(lines(&numbered, None, None).unwrap().0[0].category.as_deref(), Some("3"));
         assert_eq!(lines(choices, Some(Metric::Contains), None).unwrap().1, Metric::Contains);
         let error = lines(&format!("{choices}\n{record}"), None, None).err().unwrap();
         assert!(error.contains("q.jsonl:2: expected a question with choices"), "{error}");
