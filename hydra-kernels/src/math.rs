@@ -42,8 +42,8 @@ pub fn exp(x: f32) -> f32 {
 pub fn exp_coarse(x: f32) -> f32 {
     let t = x * core::f32::consts::LOG2_E;
     // A masked score's probability is 0. The least normal number would have subnormal gradients, whose products are slow.
-    let subnormal = t < -126.0;
-    let t = if subnormal { -126.0 } else { t };
+    let normal = t >= -126.0;
+    let t = if t < -126.0 { -126.0 } else { t };
     let t = if t > 127.0 { 127.0 } else { t };
     const MAGIC: f32 = 12_582_912.0;
     let shifted = t + MAGIC;
@@ -56,7 +56,8 @@ pub fn exp_coarse(x: f32) -> f32 {
     let p = p * f + 0.999_999_3;
     // The integer is in the low bits of `shifted`; into the exponent with it.
     let e = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    if subnormal { 0.0 } else { e }
+    // 0 of what was below −126; NaN of NaN, which the sum of bits may have made a number.
+    if normal { e } else { t + 126.0 }
 }
 
 /// 1 / (1 + e⁻ˣ).
