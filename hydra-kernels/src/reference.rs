@@ -38,6 +38,10 @@ pub fn ln(x: f64) -> f64 {
             f64::NAN
         };
     }
+    if x < f64::MIN_POSITIVE {
+        // Subnormals scaled by 2⁵⁴.
+        return ln(x * 18_014_398_509_481_984.0) - 54.0 * core::f64::consts::LN_2;
+    }
     let mut y = f64::from((x.to_bits() >> 52) as i32 - 1023) * core::f64::consts::LN_2;
     for _ in 0..8 {
         y += x / exp(y) - 1.0;
@@ -63,9 +67,14 @@ pub fn gemm(
     }
 }
 
-/// Softmax of one row in place; a row of −∞ becomes zeros.
+/// The largest element; NaN if there is one.
+fn max(x: &[f64]) -> f64 {
+    if x.iter().any(|x| x.is_nan()) { f64::NAN } else { x.iter().copied().fold(f64::NEG_INFINITY, f64::max) }
+}
+
+/// Softmax of one row in place; a row of −∞ becomes zeros, one with a NaN or +∞ NaNs.
 pub fn softmax_row(x: &mut [f64]) {
-    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let max = max(x);
     if max == f64::NEG_INFINITY {
         x.fill(0.0);
         return;
@@ -83,7 +92,7 @@ pub fn softmax_backward_row(dp: &mut [f64], p: &[f64]) {
 
 /// log Σ exp x.
 pub fn log_sum_exp(x: &[f64]) -> f64 {
-    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let max = max(x);
     if max == f64::NEG_INFINITY { max } else { max + ln(x.iter().map(|x| exp(x - max)).sum()) }
 }
 

@@ -85,6 +85,9 @@ fn the_reference_knows_exp_and_ln() {
         assert!((reference::exp(x) / x.exp() - 1.0).abs() < tolerance::REFERENCE_EXP, "{x}");
         assert!((reference::ln(x.exp()) - x).abs() < tolerance::REFERENCE_LN, "{x}");
     }
+    for subnormal in [f64::from_bits(1), 1e-320, 3e-310] {
+        assert!((reference::ln(subnormal) - subnormal.ln()).abs() < tolerance::REFERENCE_LN, "{subnormal:e}");
+    }
 }
 
 #[test]
@@ -118,6 +121,15 @@ fn softmax_and_its_gradient() {
         assert!(rows[4].is_nan() && rows[5].is_nan());
         assert_eq!(log_sum_exp(isa, &[]), f32::NEG_INFINITY);
         assert_eq!(log_sum_exp(isa, &[f32::NEG_INFINITY; 3]), f32::NEG_INFINITY);
+        // What has no softmax, here and in the reference.
+        let (nan, infinity) = (f32::NAN, f32::INFINITY);
+        for row in [&[nan][..], &[nan, -infinity], &[1.0, nan], &[infinity], &[infinity, 1.0]] {
+            let (mut got, mut want) = (row.to_vec(), wide(row));
+            softmax_rows(isa, &mut got, row.len()).unwrap();
+            reference::softmax_row(&mut want);
+            assert!(got.iter().all(|x| x.is_nan()) && want.iter().all(|x| x.is_nan()), "{row:?}: {got:?} {want:?}");
+            assert!(log_sum_exp(isa, row).is_nan() && reference::log_sum_exp(&wide(row)).is_nan(), "{row:?}");
+        }
         assert!(softmax_rows(isa, &mut rows, 4).is_err() && softmax_rows(isa, &mut rows, 0).is_err());
     }
 }
