@@ -312,6 +312,25 @@ fn pieces_have_the_same_bits() {
     cut_anywhere::<bf16>();
 }
 
+/// A subnormal sum is rounded the same way however many columns C has.
+#[test]
+fn subnormal_sums_are_rounded_alike() {
+    let k = 3000;
+    let mut x = vec![0.0; k];
+    x[0] = 1.5 * f32::MIN_POSITIVE;
+    for isa in bf16::isas() {
+        let product = |n: usize| {
+            let panels = packed::<bf16>(isa, k, n, row_major(&vec![1.0; k * n], n), 1.0);
+            let mut c = vec![bf16::from_f32(-f32::MIN_POSITIVE); n];
+            let term = Term { a: MatRef::row_major(&x[..], k), b: Panels::new(&panels, k, n) };
+            gemm(isa, &mut c[..], n, 1, n, Accumulate::Add, &[term]).unwrap();
+            c
+        };
+        let few = product(PANEL_ALIGN);
+        assert!(product(8 * PANEL_ALIGN).chunks(PANEL_ALIGN).all(|c| c == few), "{isa:?}");
+    }
+}
+
 /// Frozen weights, by rows and by columns, against `decode_row`.
 #[test]
 fn weights_pack_as_they_decode() {

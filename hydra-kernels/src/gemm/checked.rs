@@ -1,6 +1,6 @@
 //! [`gemm`]: checks its arguments, then hands the product to the instruction set's driver.
 
-use super::bf16::{round_rows, widen_rows};
+use super::bf16::widen_rows;
 use super::blocking::{PANEL_ALIGN, Product};
 use super::element::{Element, panels_len};
 use super::view::{Accumulate, MatRef, Panels, Term, ValuesMut};
@@ -41,7 +41,7 @@ pub fn gemm<'c, E: Element>(
         ValuesMut::F32(c) => E::multiply(isa, c, &product),
         ValuesMut::Bf16(c) => {
             if !E::multiply_into_bf16(isa, c, &product) {
-                multiply_by_tiles(isa, c, &product);
+                multiply_by_tiles(isa, c, &product)?;
             }
         }
     }
@@ -86,7 +86,7 @@ const TILE_ROWS: usize = 96;
 const TILE_COLUMNS: usize = 4 * PANEL_ALIGN;
 
 /// A product into bf16, summed in f32 on the stack tile by tile.
-fn multiply_by_tiles<E: Element>(isa: E::Isa, c: &mut [bf16], product: &Product<'_, '_, E>) {
+fn multiply_by_tiles<E: Element>(isa: E::Isa, c: &mut [bf16], product: &Product<'_, '_, E>) -> Result<(), Error> {
     let &Product { c_stride, m, n, accumulate, terms } = product;
     let mut sums = [0.0; TILE_ROWS * TILE_COLUMNS];
     for j in (0..n).step_by(TILE_COLUMNS) {
@@ -107,7 +107,10 @@ fn multiply_by_tiles<E: Element>(isa: E::Isa, c: &mut [bf16], product: &Product<
             }
             let terms = &tile_terms[..terms.len()];
             E::multiply(isa, sums, &Product { c_stride: columns, m: rows, n: columns, accumulate, terms });
-            round_rows(E::widened(isa), c, c_stride, sums, columns, columns);
+            for (c, sums) in c.chunks_mut(c_stride).zip(sums.chunks_exact(columns)) {
+                E::narrow_sums(isa, &mut c[..columns], sums)?;
+            }
         }
     }
+    Ok(())
 }
