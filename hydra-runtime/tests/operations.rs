@@ -5,8 +5,10 @@
 #[path = "../../tests/close.rs"]
 mod close;
 
-use hydra_kernels::RowOrder;
+use half::bf16;
+use hydra_kernels::hydra::{ForwardArgs, HydraLayer};
 use hydra_kernels::isa::{Bf16Isa, Isa};
+use hydra_kernels::{AdapterRef, Gate, HydraShape, Routing, RowOrder, Values, Weight};
 use hydra_runtime::backend::cpu::{Activations, Buffer, Cpu, CpuOptions, Precision};
 use hydra_runtime::backend::{
     Attention, AttentionBackward, AttentionShape, Backend, Format, HeadLoss, HeadNorm, HeadNormBackward, Linear,
@@ -324,5 +326,21 @@ fn the_loss_has_the_same_bits_for_any_number_of_threads() {
         for threads in [2, 6, 16] {
             assert!(results(threads) == one, "{threads} threads in {precision:?}");
         }
+    }
+}
+
+#[test]
+fn a_residual_of_another_type_is_refused_before_anything_is_written() {
+    let shape = HydraShape { d_in: 64, d_out: 48, rank: 2, lora_heads: 2, per_head_a: false, router: true };
+    let (w, a, b) = (values(64 * 48, 1), values(4 * 64, 2), values(48 * 4, 3));
+    let adapter = AdapterRef { shape, a: &a, b: &b, scale: 2.0, gate: Gate::Router(Routing::default()) };
+    let layer = HydraLayer { weight: Weight::from_f32(48, 64, &w).unwrap(), adapter: Some(adapter) };
+    let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    for tokens in [1, 2, 8] {
+        let (x, residual) = (values(tokens * 64, 4), vec![bf16::ONE; tokens * 48]);
+        let args = ForwardArgs { residual: Some(Values::Bf16(&residual)), ..ForwardArgs::new(tokens, &x[..]) };
+        let (mut y, mut state) = (vec![7.0; tokens * 48], vec![7.0; tokens * 4]);
+        assert!(cpu.layer_forward(layer, args, &mut y[..], &mut state).is_err());
+        assert!(y.iter().chain(&state).all(|&x| x == 7.0), "{tokens} tokens");
     }
 }

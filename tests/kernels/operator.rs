@@ -465,6 +465,19 @@ fn absurd_shapes_are_refused() {
     }
 }
 
+#[test]
+fn a_residual_of_another_type_is_refused() {
+    let case = Case::new(6, hydra(20, 30), 0, None, 1);
+    let x = case.stored(&case.x);
+    let mut y = Stored::new(&case.dy, false);
+    let state = vec![0.0; case.state_len()];
+    for (narrow, fits) in [(false, true), (true, false)] {
+        let residual = Stored::new(&case.dy, narrow);
+        let args = case.forward_args(&x, Some(&residual));
+        assert_eq!(case.layer().check_outputs(&args, &y.get_mut(), &state).is_ok(), fits);
+    }
+}
+
 /// Each argument one element too long or too short.
 #[test]
 fn wrong_lengths_are_refused() {

@@ -2,6 +2,7 @@
 
 use super::dropout::Dropout;
 use super::gate::Gate;
+use super::product::check_residual;
 use crate::error::{Error, exact, product};
 use crate::gemm::{Values, ValuesMut};
 use crate::quant::Weight;
@@ -95,11 +96,12 @@ impl HydraLayer<'_> {
         self.adapter.map_or(frozen, |adapter| adapter.shape)
     }
 
-    /// An error unless a forward pass's results have the layer's sizes: `y` [tokens, d_out], `adapter_state` [tokens,
-    /// state_width].
-    pub fn check_outputs(&self, tokens: usize, y: &ValuesMut<'_>, adapter_state: &[f32]) -> Result<(), Error> {
-        exact("y", product(tokens, self.weight.rows())?, y.len())?;
-        exact("adapter_state", product(tokens, self.shape().state_width())?, adapter_state.len())
+    /// An error unless a forward pass's results have the layer's sizes, `y` [tokens, d_out] and `adapter_state` [tokens,
+    /// state_width], and the residual y's type.
+    pub fn check_outputs(&self, args: &ForwardArgs<'_>, y: &ValuesMut<'_>, adapter_state: &[f32]) -> Result<(), Error> {
+        exact("y", product(args.tokens, self.weight.rows())?, y.len())?;
+        exact("adapter_state", product(args.tokens, self.shape().state_width())?, adapter_state.len())?;
+        check_residual(y, args.residual)
     }
 
     /// An error unless the matrices, the labels and x fit together for `tokens` rows.

@@ -9,7 +9,6 @@ use super::forward::{Forward, adapter_rows_scratch, output_rows_scratch};
 use super::gradients::{GRADIENT_COLUMNS, db_columns_scratch, stacked_columns_scratch};
 use super::layer::{BackwardArgs, ForwardArgs, HydraLayer};
 use super::operand::{column_block, least, panels_scratch, ranges, row_block};
-use super::product::check_residual;
 use crate::error::{Error, exact, product};
 use crate::gemm::{Accumulate, Element, ValuesMut};
 use crate::isa::Isa;
@@ -42,8 +41,7 @@ pub fn forward<'y, E: Element>(
 ) -> Result<(), Error> {
     let forward = Forward::<E>::new(isa, *layer, *args)?;
     let (mut y, shape, tokens) = (y.into(), layer.shape(), args.tokens);
-    layer.check_outputs(tokens, &y, adapter_state)?;
-    check_residual(&y, args.residual)?;
+    layer.check_outputs(args, &y, adapter_state)?;
     workspace.require(forward_scratch::<E>(&shape, tokens, args.dropouts.input.is_some()))?;
     let mut workspace = workspace.reborrow();
     if serves(args) {

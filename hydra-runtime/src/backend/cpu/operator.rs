@@ -37,7 +37,7 @@ impl Cpu {
         adapter_state: &mut [f32],
     ) -> Result<()> {
         let (y, bias) = (y.into(), None);
-        layer.check_outputs(args.tokens, &y, adapter_state)?;
+        layer.check_outputs(&args, &y, adapter_state)?;
         let outputs = Outputs { y, adapter_state };
         with_element!(self.precision, E => Exec::<E>::new(self).forward(layer, args, bias, outputs))
     }
