@@ -48,9 +48,18 @@ impl HydraShape {
         self.lora_heads.saturating_mul(self.rank)
     }
 
-    /// An error if there is no head, if the rank is 0, or if a matrix of `tokens` rows or of parameters doesn't fit in
-    /// the address space.
+    /// An error if x or y has no column.
+    pub(crate) fn check_columns(&self) -> Result<(), Error> {
+        if self.d_in == 0 || self.d_out == 0 {
+            return Err(Error::Shape("a layer has at least one column of x and one of y"));
+        }
+        Ok(())
+    }
+
+    /// An error if x or y has no column, if there is no head, if the rank is 0, or if a matrix of `tokens` rows or of
+    /// parameters doesn't fit in the address space.
     pub fn validate(&self, tokens: usize) -> Result<(), Error> {
+        self.check_columns()?;
         if self.lora_heads == 0 || self.rank == 0 {
             return Err(Error::Shape("an adapter has at least one head and rank 1"));
         }

@@ -344,3 +344,19 @@ fn a_residual_of_another_type_is_refused_before_anything_is_written() {
         assert!(y.iter().chain(&state).all(|&x| x == 7.0), "{tokens} tokens");
     }
 }
+
+#[test]
+fn layers_without_columns_are_refused() {
+    for (precision, format) in [(Precision::F32, Format::F32), (Precision::Q8, Format::Q8_0)] {
+        let cpu = Cpu::new(CpuOptions { threads: Some(2), precision, ..CpuOptions::default() }).unwrap();
+        for (d_in, d_out) in [(0, 64), (64, 0)] {
+            let weight = Weight::new(format, d_out, d_in, &[], RowOrder::Natural).unwrap();
+            let layer = HydraLayer { weight, adapter: None };
+            for tokens in [1, 2, 8] {
+                let (x, mut y) = (values(tokens * d_in, 1), vec![7.0; tokens * d_out]);
+                let refused = cpu.layer_forward(layer, ForwardArgs::new(tokens, &x[..]), &mut y[..], &mut []);
+                assert!(refused.is_err() && y.iter().all(|&y| y == 7.0), "{d_in} to {d_out}, {tokens} tokens");
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use super::gradients::GRADIENT_COLUMNS;
 use super::layer::{AdapterRef, BackwardArgs, ForwardArgs, HydraLayer, inside};
 use super::operand::{column_block, least, panels_scratch, ranges, row_block};
 use super::product::{Block, Output};
-use super::single::{forward, forward_scratch, gradients_scratch, mixed_scratch, state_scratch};
+use super::single::{forward, forward_scratch, gradients_scratch, mixed_scratch, recompute, state_scratch};
 use crate::error::{Error, exact, product};
 use crate::gemm::{Accumulate, Element, Float, MatRef, PANEL_ALIGN, Term, ValuesMut, gemm};
 use crate::shape::HydraShape;
@@ -78,13 +78,20 @@ pub fn forward_columns<'y, E: Element>(
     if args.residual.is_some() {
         return Err(Error::Shape("a range of columns is computed without a residual"));
     }
+    let weight = layer.weight.slice_rows(columns.start, columns.len())?;
+    let y = y.into();
+    if columns.is_empty() {
+        exact("y", 0, y.len())?;
+        let dropout = args.dropouts.input.is_some();
+        workspace.require(forward_columns_scratch::<E>(&layer.shape(), args.tokens, 0, dropout))?;
+        return recompute::<E>(isa, layer, args, adapter_state, workspace);
+    }
     // A layer of its own: the rows of W and of B that belong to these columns.
     let adapter = layer.adapter.map(|adapter| {
         let (shape, width) = (HydraShape { d_out: columns.len(), ..adapter.shape }, adapter.shape.mixed_width());
         AdapterRef { shape, b: &adapter.b[columns.start * width..columns.end * width], ..adapter }
     });
-    let part = HydraLayer { weight: layer.weight.slice_rows(columns.start, columns.len())?, adapter };
-    forward::<E>(isa, &part, args, y, adapter_state, workspace)
+    forward::<E>(isa, &HydraLayer { weight, adapter }, args, y, adapter_state, workspace)
 }
 
 /// What [`backward_columns`] computes for its columns.

@@ -99,6 +99,7 @@ impl HydraLayer<'_> {
     /// An error unless a forward pass's results have the layer's sizes, `y` [tokens, d_out] and `adapter_state` [tokens,
     /// state_width], and the residual y's type.
     pub fn check_outputs(&self, args: &ForwardArgs<'_>, y: &ValuesMut<'_>, adapter_state: &[f32]) -> Result<(), Error> {
+        self.shape().check_columns()?;
         exact("y", product(args.tokens, self.weight.rows())?, y.len())?;
         exact("adapter_state", product(args.tokens, self.shape().state_width())?, adapter_state.len())?;
         check_residual(y, args.residual)
@@ -106,6 +107,7 @@ impl HydraLayer<'_> {
 
     /// An error unless the matrices, the labels and x fit together for `tokens` rows.
     pub(super) fn check(&self, tokens: usize, x: Values<'_>, labels: &[u32]) -> Result<(), Error> {
+        self.shape().check_columns()?;
         exact("x", product(tokens, self.weight.cols())?, x.len())?;
         product(tokens, self.weight.rows())?;
         let Some(AdapterRef { shape, a, b, gate, .. }) = self.adapter else { return Ok(()) };

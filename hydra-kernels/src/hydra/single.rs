@@ -135,7 +135,7 @@ const fn stacked_scratch<E: Element>(shape: &HydraShape) -> Scratch {
 pub const fn recompute_scratch<E: Element>(shape: &HydraShape, tokens: usize, dropout: bool) -> Scratch {
     let rows = least(tokens, row_block::<E>());
     let in_rows = mixed_scratch(shape, rows).and(adapter_rows_scratch::<E>(shape, rows, dropout));
-    stacked_scratch::<E>(shape).and(in_rows).or(few_scratch(shape, tokens))
+    stacked_scratch::<E>(shape).and(in_rows).or(few_scratch(&HydraShape { d_out: 0, ..*shape }, tokens))
 }
 
 /// Computes the `adapter_state` [tokens, state_width] that [`forward`] leaves, bit for bit, without its y: for a caller
