@@ -36,6 +36,13 @@ fn top_k_keeps_the_largest_and_of_equals_the_first() {
     // Halved logits.
     let dull = Routing { temperature: 2.0, ..Routing::default() };
     assert_eq!(gate_of(&[2.0, 6.0, 5.0, 4.0], dull), all);
+    // Logits that would overflow, and masked ones.
+    let sharp = Routing { temperature: 1e-37, ..Routing::default() };
+    for logits in [[40.0, 1.0], [-40.0, -50.0], [f32::MAX, f32::MIN], [0.0, f32::NEG_INFINITY]] {
+        assert_eq!(gate_of(&logits, sharp), [1.0, 0.0], "{logits:?}");
+    }
+    assert_eq!(gate_of(&[f32::NEG_INFINITY; 2], sharp), [0.0; 2]);
+    assert!(gate_of(&[f32::INFINITY, 1.0], sharp).iter().all(|x| x.is_nan()));
 }
 
 #[test]

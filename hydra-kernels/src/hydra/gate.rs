@@ -16,6 +16,7 @@
 use crate::error::{Error, exact, product};
 use crate::isa::Isa;
 use crate::shape::HydraShape;
+use crate::simd::reduce::max;
 use crate::softmax::{softmax_backward_row, softmax_row};
 
 /// How a router's logits become weights. The default is HydraLoRA's plain softmax.
@@ -94,8 +95,11 @@ pub fn activate(
                 match gate {
                     Gate::Router(Routing { temperature, top_k }) => {
                         keep_largest(weights, top_k);
-                        let inverse = 1.0 / temperature;
-                        weights.iter_mut().for_each(|logit| *logit *= inverse);
+                        let (largest, inverse) = (max(weights), 1.0 / temperature);
+                        // As differences, logits don't overflow; a row of −∞ has none.
+                        if largest > f32::NEG_INFINITY {
+                            weights.iter_mut().for_each(|logit| *logit = (*logit - largest) * inverse);
+                        }
                         softmax_row(weights);
                     }
                     Gate::Label => match weights.get(labels[t] as usize) {
