@@ -276,6 +276,31 @@ proptest! {
     }
 }
 
+/// A term without rows needs no panels, also beside a product that is summed tile by tile.
+fn empty_term<E: TestElement>() {
+    let (k, n) = (2048, 200);
+    let (a, b) = (values(k, 1), values(k * n, 2));
+    for isa in E::isas() {
+        let panels = packed::<E>(isa, k, n, row_major(&b, n), 1.0);
+        let whole = Term { a: MatRef::row_major(&a[..], k), b: Panels::new(&panels, k, n) };
+        let empty = Term { a: MatRef::row_major(&[] as &[f32], 0), b: Panels { data: &[], k: 0, n, packed_k: 32 } };
+        let product = |terms: &[Term<'_, E>]| {
+            let mut c = vec![bf16::NAN; n];
+            gemm(isa, &mut c[..], n, 1, n, Accumulate::Overwrite, terms).unwrap();
+            c
+        };
+        let want = product(&[whole]);
+        assert_eq!(product(&[whole, empty]), want, "{isa:?}");
+        assert_eq!(product(&[empty, whole]), want, "{isa:?}");
+    }
+}
+
+#[test]
+fn terms_without_rows() {
+    empty_term::<f32>();
+    empty_term::<bf16>();
+}
+
 /// The same bits whether C is computed whole or in pieces.
 fn cut_anywhere<E: TestElement>() {
     let (m, n, k) = (69, 2 * PANEL_ALIGN + 7, 801);

@@ -95,7 +95,7 @@ fn multiply_by_tiles<E: Element>(isa: E::Isa, c: &mut [bf16], product: &Product<
             let rows = TILE_ROWS.min(m - i);
             let no_term = Term { a: MatRef::row_major(&[] as &[f32], 0), b: Panels::new(&[], 0, columns) };
             let mut tile_terms = [no_term; BF16_TERMS];
-            for (tile_term, Term { a, b }) in tile_terms.iter_mut().zip(terms) {
+            for (tile_term, Term { a, b }) in tile_terms.iter_mut().zip(terms.iter().filter(|term| term.b.k > 0)) {
                 let a = MatRef { data: a.data.skip((i * a.row_stride).min(a.data.len())), ..*a };
                 let b = Panels { data: &b.data[panels_len::<E>(isa, b.packed_k, j)..], n: columns, ..*b };
                 *tile_term = Term { a, b };
