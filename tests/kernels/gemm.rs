@@ -211,6 +211,23 @@ fn an_operands_alignment_changes_nothing() {
     }
 }
 
+/// An operand may repeat one column.
+#[test]
+fn an_operand_of_equal_columns() {
+    let (m, k, n) = (4, 1000, 40);
+    let x = narrow(&[1.0, -2.0, 3.0, 0.5]);
+    for isa in bf16::isas() {
+        let panels = packed::<bf16>(isa, k, n, row_major(&vec![1.0; k * n], n), 1.0);
+        let a = MatRef { data: Values::Bf16(&x), row_stride: 1, col_stride: 0 };
+        let mut c = vec![f32::NAN; m * n];
+        let term = Term { a, b: Panels::new(&panels, k, n) };
+        gemm(isa, &mut c[..], n, m, n, Accumulate::Overwrite, &[term]).unwrap();
+        for (c, x) in c.chunks(n).zip(&x) {
+            assert!(c.iter().all(|&c| c == 1000.0 * x.to_f32()), "{isa:?}");
+        }
+    }
+}
+
 /// A product with some rows and columns of what was packed is that with a matrix of them.
 fn parts<E: TestElement>() {
     let (m, k, n) = (29, 3 * K_ALIGN + 5, 2 * PANEL_ALIGN + 9);

@@ -63,9 +63,11 @@ impl APanel {
 fn in_place<'a>(block: &KBlock<'_, 'a, bf16>, i: usize) -> Option<&'a [bf16]> {
     let a = block.a();
     let Values::Bf16(data) = a.data else { return None };
+    if a.col_stride != 1 {
+        return None;
+    }
     let data = &data[i * a.row_stride + block.first..];
-    let whole_lines = a.col_stride == 1
-        && a.row_stride.is_multiple_of(K_STEP)
+    let whole_lines = a.row_stride.is_multiple_of(K_STEP)
         && block.len.is_multiple_of(K_STEP)
         && data.as_ptr().addr().is_multiple_of(64);
     let row_lines = a.row_stride / K_STEP;
