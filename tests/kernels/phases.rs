@@ -9,7 +9,8 @@ use hydra_kernels::hydra::{
     stacked_columns_scratch,
 };
 use hydra_kernels::{
-    Accumulate, Dropout, Dropouts, Error, HydraShape, Isa, PANEL_ALIGN, Scratch, ValuesMut, Workspace,
+    Accumulate, Dropout, Dropouts, Error, HydraShape, Isa, PANEL_ALIGN, Scratch, Source, Values, ValuesMut, Weight,
+    Workspace,
 };
 use std::ops::Range;
 
@@ -38,6 +39,25 @@ fn stored_parts<'a>(data: &'a mut Stored, ranges: &[Range<usize>], width: usize)
     match data {
         Stored::F32(data) => parts(data, ranges, width).into_iter().map(ValuesMut::F32).collect(),
         Stored::Bf16(data) => parts(data, ranges, width).into_iter().map(ValuesMut::Bf16).collect(),
+    }
+}
+
+/// Strides and first rows so far out that their sums overflow.
+#[test]
+fn operands_far_outside_their_source_are_refused() {
+    let (isa, data) = (Isa::detect(), [1.0; 64]);
+    let weight = Weight::from_f32(1, 64, &data).unwrap();
+    let source = |n_stride| Source::Dense { data: Values::F32(&data), k_stride: 1, n_stride };
+    let refused = |source, columns: Range<usize>| {
+        let operand = Operand::<f32>::new(isa, [1, 64], source, 1.0);
+        let mut out = vec![7.0; operand.panels_len(columns.len())];
+        operand.pack(columns, &mut out).is_err() && out.iter().all(|&x| x == 7.0)
+    };
+    assert!(!refused(source(1), 32..64));
+    assert!(refused(source(1 << (usize::BITS - 5)), 32..33));
+    for first in [usize::MAX, usize::MAX - 31, usize::MAX - 32] {
+        assert!(refused(Source::WeightRows { weight, first }, 32..33), "{first}");
+        assert!(refused(Source::WeightCols { weight, first }, 32..33), "{first}");
     }
 }
 

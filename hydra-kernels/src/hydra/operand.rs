@@ -79,10 +79,15 @@ impl<'a, E: Element> Operand<'a, E> {
         }
         let source = match self.source {
             Source::Dense { data, k_stride, n_stride } => {
-                Source::Dense { data: data.skip((columns.start * n_stride).min(data.len())), k_stride, n_stride }
+                let first = columns.start.saturating_mul(n_stride).min(data.len());
+                Source::Dense { data: data.skip(first), k_stride, n_stride }
             }
-            Source::WeightRows { weight, first } => Source::WeightRows { weight, first: first + columns.start },
-            Source::WeightCols { weight, first } => Source::WeightCols { weight, first: first + columns.start },
+            Source::WeightRows { weight, first } => {
+                Source::WeightRows { weight, first: first.saturating_add(columns.start) }
+            }
+            Source::WeightCols { weight, first } => {
+                Source::WeightCols { weight, first: first.saturating_add(columns.start) }
+            }
         };
         pack(self.isa, out, self.k, columns.len(), source, self.scale)
     }
