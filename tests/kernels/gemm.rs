@@ -260,6 +260,12 @@ fn parts<E: TestElement>() {
         assert_eq!(whole.part(isa, 0..k + 1, 0..n).err(), range("rows of b", k, k + 1), "{isa:?}");
         let short = Panels { data: &whole.data[..1], ..whole };
         assert!(matches!(short.part(isa, 0..k, PANEL_ALIGN..n), Err(Error::Length { operand: "b", .. })), "{isa:?}");
+        let last = Panels { data: &whole.data[..whole.data.len() - 1], ..whole };
+        for rows in [0..k, 3 * K_ALIGN..k] {
+            let part = last.part(isa, rows.clone(), 0..n);
+            assert!(matches!(part, Err(Error::Length { operand: "b", .. })), "{isa:?}");
+            assert!(last.part(isa, rows, 0..PANEL_ALIGN).is_ok(), "{isa:?}");
+        }
         for wrong in [Panels { packed_k: k - 1, ..whole }, Panels { packed_k: usize::MAX, ..whole }, short] {
             let mut c = vec![7.0; m * n];
             let term = Term { a: MatRef::row_major(&a[..], k), b: wrong };

@@ -231,8 +231,9 @@ impl<'a, E: Element> Panels<'a, E> {
         aligned("columns of b", &columns, self.n, PANEL_ALIGN)?;
         let first = panels_len::<E>(isa, self.packed_k, columns.start)
             .saturating_add(rows.start.saturating_mul(E::panel_shape(isa).nr));
-        at_least("b", first, self.data.len())?;
-        Ok(Self { data: &self.data[first..], k: rows.len(), n: columns.len(), packed_k: self.packed_k })
+        let part = Self { k: rows.len(), n: columns.len(), ..self };
+        at_least("b", first.saturating_add(part.extent(isa)), self.data.len())?;
+        Ok(Self { data: &self.data[first..], ..part })
     }
 
     /// Elements that `data` has at least.
@@ -243,7 +244,7 @@ impl<'a, E: Element> Panels<'a, E> {
         }
         let nr = E::panel_shape(isa).nr;
         // The last panel ends where its last row does.
-        whole - panels_len::<E>(isa, self.packed_k, nr) + panels_len::<E>(isa, self.k, nr)
+        (whole - panels_len::<E>(isa, self.packed_k, nr)).saturating_add(panels_len::<E>(isa, self.k, nr))
     }
 }
 

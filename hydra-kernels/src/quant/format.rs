@@ -142,7 +142,7 @@ impl RowOrder {
     /// The stored row that holds a logical row.
     ///
     /// # Panics
-    /// If `head_dim` is 0.
+    /// If `head_dim` is less than 2.
     #[inline(always)]
     pub const fn stored_row(self, logical: usize) -> usize {
         match self {
