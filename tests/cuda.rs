@@ -6,6 +6,8 @@
 
 #![cfg(feature = "cuda")]
 
+#[path = "cuda/context.rs"]
+mod context;
 #[path = "cuda/emulated.rs"]
 mod emulated;
 #[path = "cuda/linear.rs"]
@@ -118,8 +120,14 @@ fn work_under_way() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn the_hosts_context_stays_current() {
+    context::the_hosts_context_stays_current();
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn tall_products() {
-    linear::tall(&support::gpu());
+    context::none_is_left(|| linear::tall(&support::gpu()));
 }
 
 #[test]

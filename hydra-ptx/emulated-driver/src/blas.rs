@@ -3,7 +3,7 @@
 //! Matrices are column-major, operands bf16, sums f32. It is as strict as the driver's part: layouts have to match,
 //! operands to be aligned, and an algorithm to be one that was found for these layouts.
 
-use super::{INVALID_VALUE, OK, later, note};
+use super::{INVALID_CONTEXT, INVALID_VALUE, OK, in_context, later, note};
 use core::ffi::c_void;
 use hydra_ptx_device::prelude::{from_bf16, to_bf16};
 
@@ -12,6 +12,8 @@ const BF16: i32 = 14;
 const COMPUTE_F32: i32 = 68;
 const HANDLE: usize = 4;
 const PREFERENCE: usize = 5;
+/// CUBLAS_STATUS_NOT_INITIALIZED.
+const NOT_INITIALIZED: u32 = 1;
 /// CUBLAS_STATUS_NOT_SUPPORTED.
 const NOT_SUPPORTED: u32 = 15;
 /// Alignment of addresses.
@@ -60,12 +62,16 @@ unsafe fn store(of: i32, at: u64, index: u64, value: f32) {
 functions! {
     fn cublasLtCreate(handle: *mut usize) {
         note("cublasLtCreate");
+        if !in_context() {
+            return NOT_INITIALIZED;
+        }
         *handle = HANDLE;
         OK
     }
 
     fn cublasLtDestroy(handle: usize) {
         assert_eq!(handle, HANDLE);
+        assert!(in_context(), "cublasLtDestroy without a context");
         OK
     }
 
@@ -147,7 +153,9 @@ functions! {
         *count = 1;
         OK
     }
+}
 
+in_context! {
     fn cublasLtMatmul(
         handle: usize,
         product: *const c_void,

@@ -7,7 +7,8 @@
 //!
 //! It is as strict as a driver may be. Launches with an empty grid, or with more shared memory than was requested, are
 //! refused; new memory is not zero; all work has to be in the one stream. Queued work is done as late as possible, when
-//! it is waited for, so that memory of the host that is reused too early is noticed. A context belongs to one thread.
+//! it is waited for, so that memory of the host that is reused too early is noticed. A context belongs to one thread. What
+//! belongs to the device's primary context is refused where that isn't the thread's current one.
 //! Calls that would make a program wait for a real device are written, one a line, to the file that
 //! `HYDRA_EMULATED_CALLS` names.
 
@@ -18,7 +19,7 @@ use core::ffi::{CStr, c_char, c_void};
 use hydra_ptx_device::emulator::{Global, Grid, Kind, launch};
 use hydra_ptx_device::entries;
 use std::alloc::{Layout, alloc};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -28,11 +29,16 @@ const OK: u32 = 0;
 const INVALID_VALUE: u32 = 1;
 const OUT_OF_MEMORY: u32 = 2;
 const INVALID_DEVICE: u32 = 101;
+const INVALID_CONTEXT: u32 = 201;
 const NO_BINARY: u32 = 209;
 const NOT_FOUND: u32 = 500;
 
 /// Bytes of the device's memory.
 const TOTAL: usize = 1 << 30;
+/// The device's primary context.
+const PRIMARY: usize = 1;
+/// The handle of other contexts, which a host program makes; nothing can be done in them.
+const OTHER: usize = 6;
 /// The one stream's handle.
 const STREAM: usize = 3;
 /// Shared memory of a block that a kernel has without asking.
@@ -41,6 +47,8 @@ const SHARED: i32 = 48 * 1024;
 const MOST_BLOCKS: [u32; 2] = [(1 << 31) - 1, (1 << 16) - 1];
 
 thread_local! {
+    /// The current context, or 0.
+    static CURRENT: Cell<usize> = const { Cell::new(0) };
     static MEMORY: RefCell<HashMap<u64, Global<u8>>> = RefCell::default();
     static SHARED_OF: RefCell<HashMap<usize, i32>> = RefCell::default();
     /// Queued work of the stream.
@@ -64,40 +72,14 @@ fn wait() {
     QUEUE.take().into_iter().for_each(|work| work());
 }
 
+/// Whether the primary context is the thread's current one.
+fn in_context() -> bool {
+    CURRENT.get() == PRIMARY
+}
+
 /// Whether no work is queued.
 fn idle() -> bool {
     QUEUE.with_borrow(Vec::is_empty)
-}
-
-/// Functions that do nothing here.
-macro_rules! nothing {
-    ($($name:ident)*) => {$(
-        /// Does nothing.
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $name(_: usize) -> u32 {
-            OK
-        }
-    )*};
-}
-
-nothing! {
-    cuInit cuCtxSetCurrent cuStreamDestroy_v2
-}
-
-/// Functions that free what queued work may use.
-macro_rules! last {
-    ($($name:ident)*) => {$(
-        /// No work may be queued.
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $name(_: usize) -> u32 {
-            assert!(idle(), concat!(stringify!($name), " with work queued"));
-            OK
-        }
-    )*};
-}
-
-last! {
-    cuDevicePrimaryCtxRelease_v2 cuMemFreeHost cuModuleUnload
 }
 
 /// Functions of NVIDIA's libraries, see their documentation.
@@ -109,7 +91,21 @@ macro_rules! functions {
     )*};
 }
 
-mod blas; // here, where it sees the macro
+/// Functions that need the primary context to be the current one.
+macro_rules! in_context {
+    ($(fn $name:ident($($argument:ident: $ty:ty),* $(,)?) $body:block)*) => {
+        functions! {$(
+            fn $name($($argument: $ty),*) {
+                if !in_context() {
+                    return INVALID_CONTEXT;
+                }
+                $body
+            }
+        )*}
+    };
+}
+
+mod blas; // here, where it sees the macros
 
 /// Adds a line to the list of calls, if a file is named.
 fn note(call: &str) {
@@ -129,6 +125,10 @@ fn used() -> usize {
 }
 
 functions! {
+    fn cuInit(_flags: u32) {
+        OK
+    }
+
     fn cuDeviceGetCount(count: *mut i32) {
         *count = 1;
         OK
@@ -158,10 +158,82 @@ functions! {
     }
 
     fn cuDevicePrimaryCtxRetain(context: *mut usize, _device: i32) {
-        *context = 1;
+        *context = PRIMARY;
         OK
     }
 
+    fn cuDevicePrimaryCtxRelease_v2(_device: i32) {
+        assert!(idle(), "cuDevicePrimaryCtxRelease with work queued");
+        OK
+    }
+
+    // What these return is for a destructor, which can't handle it.
+    fn cuMemFreeHost(_at: usize) {
+        assert!(in_context() && idle(), "cuMemFreeHost without a context, or with work queued");
+        OK
+    }
+
+    fn cuModuleUnload(_module: usize) {
+        assert!(in_context() && idle(), "cuModuleUnload without a context, or with work queued");
+        OK
+    }
+
+    fn cuStreamDestroy_v2(_stream: usize) {
+        assert!(in_context(), "cuStreamDestroy without a context");
+        OK
+    }
+
+    fn cuMemFree_v2(at: u64) {
+        note("cuMemFree");
+        assert!(in_context(), "cuMemFree without a context");
+        wait();
+        if MEMORY.with_borrow_mut(|memory| memory.remove(&at)).is_some() { OK } else { INVALID_VALUE }
+    }
+
+    fn cuEventDestroy_v2(event: *mut Option<Instant>) {
+        assert!(in_context() && idle(), "cuEventDestroy without a context, or with work queued");
+        drop(Box::from_raw(event));
+        OK
+    }
+
+    fn cuCtxCreate_v2(context: *mut usize, _flags: u32, _device: i32) {
+        *context = OTHER;
+        CURRENT.set(OTHER);
+        OK
+    }
+
+    fn cuCtxDestroy_v2(context: usize) {
+        if CURRENT.get() == context {
+            CURRENT.set(0);
+        }
+        if context == OTHER { OK } else { INVALID_CONTEXT }
+    }
+
+    fn cuCtxGetCurrent(context: *mut usize) {
+        *context = CURRENT.get();
+        OK
+    }
+
+    fn cuCtxSetCurrent(context: usize) {
+        if ![0, PRIMARY, OTHER].contains(&context) {
+            return INVALID_CONTEXT;
+        }
+        CURRENT.set(context);
+        OK
+    }
+
+    fn cuGetErrorString(error: u32, text: *mut *const c_char) {
+        *text = match error {
+            OUT_OF_MEMORY => c"out of memory".as_ptr(),
+            INVALID_CONTEXT => c"invalid device context".as_ptr(),
+            NOT_FOUND => c"named symbol not found".as_ptr(),
+            _ => c"refused by the emulated driver".as_ptr(),
+        };
+        OK
+    }
+}
+
+in_context! {
     fn cuModuleLoadDataEx(module: *mut usize, image: *const c_char, _options: u32, _names: usize, _values: usize) {
         *module = 2;
         let text = String::from_utf8_lossy(CStr::from_ptr(image).to_bytes());
@@ -210,12 +282,6 @@ functions! {
         OK
     }
 
-    fn cuMemFree_v2(at: u64) {
-        note("cuMemFree");
-        wait();
-        if MEMORY.with_borrow_mut(|memory| memory.remove(&at)).is_some() { OK } else { INVALID_VALUE }
-    }
-
     fn cuStreamSynchronize(stream: usize) {
         note("cuStreamSynchronize");
         assert_eq!(stream, STREAM);
@@ -242,12 +308,6 @@ functions! {
     fn cuEventElapsedTime(milliseconds: *mut f32, start: *const Option<Instant>, end: *const Option<Instant>) {
         let (Some(start), Some(end)) = (*start, *end) else { return INVALID_VALUE };
         *milliseconds = 1e3 * (end - start).as_secs_f32();
-        OK
-    }
-
-    fn cuEventDestroy_v2(event: *mut Option<Instant>) {
-        assert!(idle(), "cuEventDestroy with work queued");
-        drop(Box::from_raw(event));
         OK
     }
 
@@ -308,15 +368,6 @@ functions! {
         };
         let slots: Vec<u64> = entry.params.iter().enumerate().map(slot).collect();
         later(stream, move || launch(entry, Grid { blocks: [x, y], threads, shared, seed: 1 }, &slots));
-        OK
-    }
-
-    fn cuGetErrorString(error: u32, text: *mut *const c_char) {
-        *text = match error {
-            OUT_OF_MEMORY => c"out of memory".as_ptr(),
-            NOT_FOUND => c"named symbol not found".as_ptr(),
-            _ => c"refused by the emulated driver".as_ptr(),
-        };
         OK
     }
 }

@@ -51,11 +51,19 @@ impl Gpu {
 
     /// cuBLASLt, if there is one.
     fn library(&self) -> Result<Option<&Library>> {
-        self.device.enter()?;
+        let _entered = self.device.enter()?;
         match self.library.get_or_init(|| Library::open(&self.device)) {
             Ok(library) => Ok(library.as_ref()),
             Err(error) => Err(Error::Device(error.to_string())),
         }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // The library is closed in the device's context. An error here can't be handled.
+        let _entered = self.device.enter();
+        self.library.take();
     }
 }
 

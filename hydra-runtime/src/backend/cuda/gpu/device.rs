@@ -1,5 +1,5 @@
 //! The CUDA device itself: one context, one stream, one module for every device and one more for Hopper. Buffers are
-//! parts of a few large allocations ([`super::arena`]).
+//! parts of a few large allocations ([`super::arena`]). A caller's own current context is current again after each call.
 
 use super::arena::{self, Arena};
 use super::kernels::Kernels;
@@ -8,7 +8,7 @@ use super::start::{Refusal, device_error, find_device, result};
 use crate::{Error, Result};
 use core::ffi::c_void;
 use core::fmt;
-use cust::context::{Context, CurrentContext};
+use cust::context::Context;
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
 use cust::event::{Event, EventFlags};
@@ -25,6 +25,47 @@ const SLABS: usize = 64;
 
 /// What a Hopper's description says if its own kernels can't be used.
 const WITHOUT_WGMMA: &str = "slower than it could be, without wgmma";
+
+/// While it lives, the device's context is the calling thread's current one; then the caller's is again.
+pub(super) struct Entered {
+    /// The caller's context, null if there was none; or nothing, where the device's was current already.
+    before: Option<sys::CUcontext>,
+}
+
+impl Entered {
+    fn new(context: &Context) -> Result<Self, Refusal> {
+        Self::after(current()?, context)
+    }
+
+    /// `before` is the context to which the thread returns.
+    fn after(before: sys::CUcontext, context: &Context) -> Result<Self, Refusal> {
+        let own = context.as_raw();
+        if before == own {
+            return Ok(Self { before: None });
+        }
+        // SAFETY: the context is retained.
+        result(unsafe { sys::cuCtxSetCurrent(own) })?;
+        Ok(Self { before: Some(before) })
+    }
+}
+
+/// The calling thread's current context, null if there is none.
+fn current() -> Result<sys::CUcontext, Refusal> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the result may be written.
+    result(unsafe { sys::cuCtxGetCurrent(&mut context) })?;
+    Ok(context)
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            // An error here can't be handled.
+            // SAFETY: it was the thread's current context.
+            let _ = unsafe { sys::cuCtxSetCurrent(before) };
+        }
+    }
+}
 
 /// What allocations keep alive: the context, and where they lie.
 struct Shared {
@@ -61,7 +102,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         if let Some(slab) = self.shared.arena().give_back(self.address, self.bytes) {
             // An error here can't be handled; an earlier one has been reported.
-            let _ = CurrentContext::set_current(&self.shared.context);
+            let _entered = Entered::new(&self.shared.context);
             // SAFETY: allocated by `Device::take`, and no longer the arena's; the driver waits for work that uses it.
             let _ = unsafe { sys::cuMemFree_v2(slab) };
         }
@@ -75,6 +116,8 @@ pub(super) struct Device {
     staging: Mutex<Staging>,
     stream: Stream,
     kernels: Kernels,
+    /// Set when the device is dropped: the fields above are freed in its context, and then it is left.
+    closing: Option<Entered>,
     shared: Arc<Shared>,
 }
 
@@ -88,7 +131,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         // The pinned buffer, the stream and the modules may be freed when nothing uses them any more and their context
         // is current. An error here can't be handled.
-        let _ = self.enter();
+        self.closing = self.enter().ok();
         let _ = self.stream.synchronize();
     }
 }
@@ -111,8 +154,11 @@ impl Device {
             let required = format!("{least_major}.{least_minor} or later is required");
             return Err(refused(format!("{name} has compute capability {major}.{minor}; {required}")));
         }
+        let entering = |refusal: Refusal| refused(format!("no context: {refusal}"));
+        // A new context is at once the thread's current one.
+        let before = current().map_err(entering)?;
         let context = Context::new(device).map_err(failed("no context"))?;
-        CurrentContext::set_current(&context).map_err(failed("no context"))?;
+        let _entered = Entered::after(before, &context).map_err(entering)?;
         let mut kernels = Kernels::default();
         kernels.load(PTX).map_err(failed("the driver can't compile the kernels; it may be too old"))?;
         let mut instructions = Instructions::Mma;
@@ -126,7 +172,7 @@ impl Device {
         let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(failed("no stream"))?;
         let staging = Mutex::new(Staging::new().map_err(failed("no pinned memory"))?);
         let shared = Arc::new(Shared { ordinal, context, arena: Mutex::default() });
-        Ok(Self { name, instructions, staging, stream, kernels, shared })
+        Ok(Self { name, instructions, staging, stream, kernels, closing: None, shared })
     }
 
     /// The matrix instructions for which there are kernels.
@@ -153,9 +199,9 @@ impl Device {
         result(code).map_err(|error| self.failed(what, error))
     }
 
-    /// Makes the device's context the calling thread's current one.
-    pub fn enter(&self) -> Result<()> {
-        CurrentContext::set_current(&self.shared.context).map_err(|error| self.failed("no context", error))
+    /// Makes the device's context the calling thread's current one for as long as the result lives.
+    pub fn enter(&self) -> Result<Entered> {
+        Entered::new(&self.shared.context).map_err(|error| self.failed("no context", error))
     }
 
     /// Free bytes, and all bytes.
@@ -168,13 +214,13 @@ impl Device {
 
     /// Bytes that can still be allocated.
     pub fn free_bytes(&self) -> Result<u64> {
-        self.enter()?;
+        let _entered = self.enter()?;
         Ok((self.memory()?.0 + self.shared.arena().free().0) as u64)
     }
 
     /// Memory with unspecified contents.
     pub fn allocate(&self, bytes: usize) -> Result<Allocation> {
-        self.enter()?;
+        let _entered = self.enter()?;
         Ok(Allocation { address: self.take(bytes)?, bytes, shared: self.shared.clone() })
     }
 
@@ -243,7 +289,7 @@ impl Device {
     /// # Safety
     /// `to` is the address of as many bytes.
     pub unsafe fn write(&self, to: Ptr, mut from: &[u8]) -> Result<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let staging = &mut *self.staging();
         let mut to = to.0;
         while !from.is_empty() {
@@ -266,7 +312,7 @@ impl Device {
     /// # Safety
     /// `from` is the address of as many bytes.
     pub unsafe fn read(&self, to: &mut [u8], from: Ptr) -> Result<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         if !to.is_empty() {
             let stream = self.stream.as_inner();
             // SAFETY: the caller's contract; `to` is borrowed until the copy has been waited for.
@@ -281,7 +327,7 @@ impl Device {
     /// # Safety
     /// Both are addresses of `bytes` bytes, which don't overlap.
     pub unsafe fn copy(&self, to: Ptr, from: Ptr, bytes: usize) -> Result<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -295,7 +341,7 @@ impl Device {
     /// # Safety
     /// `at` is their address.
     pub unsafe fn zero(&self, at: Ptr, bytes: usize) -> Result<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -308,7 +354,7 @@ impl Device {
     /// # Safety
     /// As for [`Driver::launch`](crate::backend::cuda::Driver::launch).
     pub unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let kernel = &self.kernels.by_name[launch.entry];
         if launch.shared > kernel.shared.load(Ordering::Relaxed) {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

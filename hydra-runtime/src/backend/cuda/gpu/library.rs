@@ -54,6 +54,7 @@ impl Library {
     /// # Safety
     /// As for the launch.
     pub unsafe fn multiply(&self, device: &Device, product: &Product<'_>, kernel: &Launch) -> Result<()> {
+        let _entered = device.enter()?;
         let (n, in_place) = (product.sizes().0, product.addend == product.c.at);
         product.apart(|first, rest| {
             let ways = Ways { kernel, first, rest };
