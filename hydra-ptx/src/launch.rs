@@ -63,6 +63,12 @@ impl Operand {
         Self { at, rows, columns, pitch: padded(columns) }
     }
 
+    /// The rows from number `first` on, at most so many.
+    pub fn from_row(&self, first: u32, most: u32) -> Self {
+        let at = Ptr(self.at.0 + 2 * u64::from(first) * u64::from(self.pitch));
+        Self { at, rows: (self.rows - first).min(most), ..*self }
+    }
+
     /// The operand of so many columns behind each of the rows, if there is room for it.
     pub fn behind(&self, columns: u32) -> Option<Self> {
         let at = Ptr(self.at.0 + 2 * u64::from(padded(self.columns)));
@@ -167,12 +173,15 @@ impl Parameter for f32 {
     type Value = f32;
 }
 
+/// The most blocks in a grid's second dimension.
+pub const MOST_BLOCKS_Y: u32 = (1 << 16) - 1;
+
 /// All that a driver needs to start a kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The kernel's name in the PTX.
     pub entry: &'static str,
-    /// Blocks in each dimension. If one is 0, there is nothing to do.
+    /// Blocks in each dimension: less than 2³¹, and at most [`MOST_BLOCKS_Y`]. If one is 0, there is nothing to do.
     pub grid: [u32; 2],
     /// Threads of a block.
     pub threads: u32,

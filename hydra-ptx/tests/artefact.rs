@@ -1,7 +1,7 @@
 //! The PTX text, the sources and the launch table belong together.
 
 use hydra_ptx::launch::*;
-use hydra_ptx::sizes::{ATTENTION_THREADS, WIDE_THREADS};
+use hydra_ptx::sizes::{ATTENTION_QUERIES, ATTENTION_THREADS, WIDE_THREADS};
 use hydra_ptx::{HOPPER_PTX, PTX, launch};
 use hydra_ptx_device::emulator::Kind;
 use sha2::{Digest, Sha256};
@@ -29,7 +29,7 @@ fn entries() -> BTreeMap<&'static str, Entry> {
 }
 
 /// One launch of each of the adapter's kernels.
-fn adapter_launches() -> Vec<Launch> {
+fn adapter_launches(tokens: u32) -> Vec<Launch> {
     let p = Ptr(256);
     let adapter = Adapter {
         a_rows: 8,
@@ -47,35 +47,36 @@ fn adapter_launches() -> Vec<Launch> {
     };
     let dropping = Adapter { dropout: Mask { threshold: 1, ..Mask::default() }, ..adapter };
     let operand = |rows, columns| Operand::new(p, rows, columns);
-    let out = LoraDown { adapter_state: p, mixed: operand(40, 24) };
-    let up = LoraUpBackward { dy: operand(40, 64), adapter_state: p, adapter: &adapter };
-    let d_adapter_state_bf16 = operand(40, 8);
+    let out = LoraDown { adapter_state: p, mixed: operand(tokens, 24) };
+    let up = LoraUpBackward { dy: operand(tokens, 64), adapter_state: p, adapter: &adapter };
+    let d_adapter_state_bf16 = operand(tokens, 8);
     let d_router_bf16 = Some(d_adapter_state_bf16);
     let gate = GateGradient { d_adapter_state: p, d_adapter_state_bf16, d_router_bf16, db: p };
     let parts = LoraUpParts { d_mixed: p, db: p };
     vec![
         pad(p, p, 8, 93),
-        lora_down(out, operand(40, 96), p, &dropping, (operand(64, 24), p)),
+        lora_down(out, operand(tokens, 96), p, &dropping, (operand(64, 24), p)),
         lora_down_matvec(out, operand(2, 96), p, &adapter),
-        balance_loss_grad(p, p, 40, &adapter, 0.5),
+        balance_loss_grad(p, p, tokens, &adapter, 0.5),
         up.products(parts, p),
         up.gate(&gate, parts, p),
-        da(p, operand(400, 96), operand(400, 8), &adapter).total(p),
-        da(p, operand(400, 96), operand(400, 8), &dropping).sum(p),
-        dropped_dx((Values { at: p, bf16: true }, 96), [40, 96], p, p, &adapter),
+        da(p, operand(10 * tokens, 96), operand(10 * tokens, 8), &adapter).total(p),
+        da(p, operand(10 * tokens, 96), operand(10 * tokens, 8), &dropping).sum(p),
+        dropped_dx((Values { at: p, bf16: true }, 96), [tokens, 96], p, p, &adapter),
     ]
 }
 
 /// One launch of each product with a frozen matrix.
-fn product_launches() -> Vec<Launch> {
+fn product_launches(tokens: u32) -> Vec<Launch> {
     let p = Ptr(256);
     let values = Values { at: p, bf16: true };
     let w = |format| Matrix { format, scales: p, ..Matrix::bf16(Operand::new(p, 64, 96)) };
-    let mut all = vec![operand(Operand::new(p, 3, 9), values, 2), decode(Operand::new(p, 64, 96), &w(Format::Q4_0))];
+    let mut all =
+        vec![operand(Operand::new(p, tokens, 9), values, 2), decode(Operand::new(p, 64, 96), &w(Format::Q4_0))];
     for format in Format::ALL {
         for form in [Form::Rows, Form::Columns] {
-            let (w, a) = (&w(format), Operand::new(p, 40, 96));
-            let second = Some(SecondProduct { a: Operand::new(p, 40, 24), b: Operand::new(p, 64, 24) });
+            let (w, a) = (&w(format), Operand::new(p, tokens, 96));
+            let second = Some(SecondProduct { a: Operand::new(p, tokens, 24), b: Operand::new(p, 64, 24) });
             let product = Product { c: values, c_pitch: 64, addend: p, form, a, w, second };
             all.push(gemm(Instructions::Mma, &product));
             if format == Format::Bf16 {
@@ -89,26 +90,26 @@ fn product_launches() -> Vec<Launch> {
     all
 }
 
-/// One launch of each kernel; sizes don't matter.
-fn launches() -> Vec<Launch> {
+/// One launch of each kernel, for so many tokens; other sizes don't matter.
+fn launches_for(tokens: u32) -> Vec<Launch> {
     let p = Ptr(256);
     let saved = Saved { d_o: p, lse: p, delta: p };
     let adam = AdamWStep { beta1: 0.9, beta2: 0.99, eps: 1e-8, keep: 1.0, step: 1.0, root: 1.0, grad_scale: 1.0 };
     let w = |format| Matrix { format, scales: p, ..Matrix::bf16(Operand::new(p, 64, 96)) };
     let rows = Rows { at: p, pitch: 96 };
-    let loss = RunningLoss { rows: 40, d: 96, targets: p, state: p, dx: p };
+    let loss = RunningLoss { rows: tokens, d: 96, targets: p, state: p, dx: p };
     let mut all = vec![
-        rms_norm(rows, p, 40, p, p, 96, 1e-5),
-        rms_norm_backward(p, 40, p, p, p, p, 96),
-        head_norm(p, p, p, [160, 24], 1e-5),
-        head_norm_backward(rows, p, p, [40, 4, 24], 1e-5),
-        add_bias(Values { at: p, bf16: true }, 40, p, 96),
-        rope(rows, 40, 4, 24, p, p, false),
-        swiglu(rows, [40, 96], p, p),
-        swiglu_backward(rows, rows, [40, 96], p, p),
-        embed(p, 40, &w(Format::Bf16), p),
-        gather(p, rows, p, 4, 96),
-        scatter(p, p, p, 4, 96),
+        rms_norm(rows, p, tokens, p, p, 96, 1e-5),
+        rms_norm_backward(p, tokens, p, p, p, p, 96),
+        head_norm(p, p, p, [4 * tokens, 24], 1e-5),
+        head_norm_backward(rows, p, p, [tokens, 4, 24], 1e-5),
+        add_bias(Values { at: p, bf16: true }, tokens, p, 96),
+        rope(rows, tokens, 4, 24, p, p, false),
+        swiglu(rows, [tokens, 96], p, p),
+        swiglu_backward(rows, rows, [tokens, 96], p, p),
+        embed(p, tokens, &w(Format::Bf16), p),
+        gather(p, rows, p, tokens, 96),
+        scatter(p, p, p, tokens, 96),
         online_softmax(p, &LogitsBlock { logits: p, first: 0, count: 512 }, &loss),
         finish_loss(p, &loss, &w(Format::Q4_0), 1.0),
         squares(p, p, 100_000),
@@ -116,15 +117,26 @@ fn launches() -> Vec<Launch> {
         adamw([p; 3], p, 1000, &adam),
     ];
     for d in [64, 128] {
-        let shape = Attention { n_heads: 4, kv_heads: 2, d, tiles: p, tile_count: 3, window: launch::NO_WINDOW };
+        let shape = Attention {
+            n_heads: 4,
+            kv_heads: 2,
+            d,
+            tiles: p,
+            tile_count: tokens.div_ceil(ATTENTION_QUERIES),
+            window: launch::NO_WINDOW,
+        };
         all.push(launch::attention(rows, p, &shape, [p; 3], Some(Prefix { k: p, v: p, len: 3 })));
-        all.push(attention_delta(p, 40, &shape, p, rows));
+        all.push(attention_delta(p, tokens, &shape, p, rows));
         all.push(attention_dq(rows, &shape, &saved, [p; 3]));
         all.push(attention_dkv([rows; 2], &shape, &saved, [p; 3]));
     }
-    all.extend(adapter_launches());
-    all.extend(product_launches());
+    all.extend(adapter_launches(tokens));
+    all.extend(product_launches(tokens));
     all
+}
+
+fn launches() -> Vec<Launch> {
+    launches_for(40)
 }
 
 fn sources() -> Vec<(String, PathBuf)> {
@@ -206,6 +218,17 @@ fn shared_memory_is_asked_for_where_it_is_used() {
             || launch.threads == WIDE_THREADS;
         assert_eq!(entries[launch.entry].body.contains("cp.async"), copies, "{}", launch.entry);
     }
+}
+
+#[test]
+fn grids_have_room_for_many_tokens() {
+    for launch in [40, 1 << 20, 1 << 22].into_iter().flat_map(launches_for) {
+        let [x, y] = launch.grid;
+        assert!(x < 1 << 31 && y <= MOST_BLOCKS_Y, "{}: a grid of {x} x {y}", launch.entry);
+    }
+    let (output, x) = (Output { y: Values::f32(Ptr(256)), pitch: 64, addend: Ptr::NULL }, MOST_MATVEC_TOKENS);
+    let [x, w] = [x, 64].map(|rows| Operand::new(Ptr(256), rows, 96));
+    assert_eq!(matvec(output, x, &Matrix::bf16(w), MatrixRows::All, None).grid[1], MOST_BLOCKS_Y);
 }
 
 /// Barriers, shuffles, ldmatrix and mma of a kernel: as many as its source has, once its loops over registers are

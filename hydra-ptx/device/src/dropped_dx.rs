@@ -6,13 +6,13 @@ use crate::prelude::*;
 use crate::rows::Output;
 use crate::sizes::{DROPPED_TOKENS, THREADS};
 
-/// dx [tokens, d_in] += D(d lora_down · A): the part of dx that went through dropout. Grid: [d_in / 256, tokens / 8],
+/// dx [tokens, d_in] += D(d lora_down · A): the part of dx that went through dropout. Grid: [tokens / 8, d_in / 256],
 /// 256 threads.
 #[inline(always)]
 pub unsafe fn dropped_dx(p: DroppedDxParams) {
     let mask = Mask { seed: p.seed, threshold: p.threshold, scale: p.keep_scale };
     let dx = Output::new(p.dx, p.dx, p.bf16);
-    let (column, first) = (block_x() * THREADS + thread(), block_y() * DROPPED_TOKENS);
+    let (column, first) = (block_y() * THREADS + thread(), block_x() * DROPPED_TOKENS);
     if column >= p.d_in {
         return;
     }

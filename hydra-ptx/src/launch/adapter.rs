@@ -198,6 +198,6 @@ pub fn dropped_dx(
         threshold,
         keep_scale,
     };
-    let grid = [d_in.div_ceil(THREADS), tokens.div_ceil(DROPPED_TOKENS)];
+    let grid = [tokens.div_ceil(DROPPED_TOKENS), d_in.div_ceil(THREADS)];
     Launch::new("dropped_dx", grid, 0, params.args())
 }

@@ -200,7 +200,10 @@ pub struct SecondMatvec {
     pub w: Ptr,
 }
 
-/// y [tokens, rows] = addend + x Wᵀ + x₂ W₂ᵀ for the operand x [tokens, columns], with f32 sums.
+/// The most tokens of a [`matvec`].
+pub const MOST_MATVEC_TOKENS: u32 = MOST_BLOCKS_Y * MATVEC_TOKENS;
+
+/// y [tokens, rows] = addend + x Wᵀ + x₂ W₂ᵀ for at most [`MOST_MATVEC_TOKENS`] and the operand x [tokens, columns], with f32 sums.
 pub fn matvec(output: Output, x: Operand, w: &Matrix, rows: MatrixRows, second: Option<SecondMatvec>) -> Launch {
     let entry = match w.format {
         Format::Bf16 => "matvec_bf16",

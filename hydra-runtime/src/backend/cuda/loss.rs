@@ -71,9 +71,13 @@ impl<D: Driver> Cuda<D> {
         let (state, driver, lm_head) = (&mut *self.state(), &self.driver, lm_head.of(&self.driver));
         let x = self.operand(&mut state.x, &x.0, rows, lm_head.columns)?;
         let (at, count) = (state.ids.on_device(driver, ids)?, size(ids.len())?);
-        let y = Values::f32(state.result.f32(driver, out.len())?);
-        let output = Output { y, pitch: count, addend: Ptr::NULL };
-        self.run(&launch::matvec(output, x, &lm_head, MatrixRows::Ids { at, count }, None))?;
+        let y = state.result.f32(driver, out.len())?;
+        for first in (0..x.rows).step_by(launch::MOST_MATVEC_TOKENS as usize) {
+            let y = Values::f32(y.f32(first as usize * count as usize));
+            let output = Output { y, pitch: count, addend: Ptr::NULL };
+            let x = x.from_row(first, launch::MOST_MATVEC_TOKENS);
+            self.run(&launch::matvec(output, x, &lm_head, MatrixRows::Ids { at, count }, None))?;
+        }
         state.result.download(driver, bytemuck::cast_slice_mut(out))
     }
 }
