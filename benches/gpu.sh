@@ -78,7 +78,7 @@ correctness() {
     local tests name
     tests=$("$dir/cuda" --list --ignored --format terse | sed -n 's/: test$//p' | grep -v '^golden_\|^generation_')
     # An emulator takes minutes for the others.
-    [ -z "$dry" ] || tests="more_memory_than_there_is work_under_way the_hosts_context_stays_current on_a_gpu::memory tall_products"
+    [ -z "$dry" ] || tests="more_memory_than_there_is work_under_way the_hosts_context_stays_current on_a_gpu::memory tall_products products_with_silent_ends"
     for name in $tests; do
         lines=3 step "test.${name//::/.}" 40 "$dir/cuda" --ignored --exact "$name" --test-threads 1
     done

@@ -132,6 +132,12 @@ fn tall_products() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn products_with_silent_ends() {
+    linear::silent_ends(&support::gpu());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn joined_products() {
     linear::joined(&support::gpu());
 }

@@ -213,6 +213,20 @@ pub fn tall<D: Driver>(cuda: &Cuda<D>) {
     }
 }
 
+/// No gradient arrives in the first rows, nor in the last ones, as where a model answers in the middle of a pass; in the
+/// first pass in none. The library that is emulated has an algorithm that is wrong in the others.
+pub fn silent_ends<D: Driver>(cuda: &Cuda<D>) {
+    let (random, tokens) = (&mut Random::new(5), WGMMA_MIN_TILES as usize * WGMMA_M as usize);
+    let drawn = case(random, tokens, [40, 24], false);
+    let mut case = Case { accumulate: Accumulate::Overwrite, dx: true, activations: true, bias: None, ..drawn };
+    for answered in [0..0, 1000..tokens - 1000] {
+        for (row, dy) in case.y.chunks_exact_mut(24).enumerate() {
+            dy.copy_from_slice(&if answered.contains(&row) { random.rounded(24) } else { vec![0.0; 24] });
+        }
+        check(cuda, &case);
+    }
+}
+
 /// So large that a device multiplies an adapter's operands together with the frozen ones, if it has a library for that.
 pub fn joined<D: Driver>(cuda: &Cuda<D>) {
     let random = &mut Random::new(4);

@@ -1,7 +1,8 @@
 //! The part of cuBLASLt that Hydra uses. It is found under the name `libcublasLt.so.13`, a link to this library.
 //!
 //! Matrices are column-major, operands bf16, sums f32. It is as strict as the driver's part: layouts have to match,
-//! operands to be aligned, and an algorithm to be one that was found for these layouts.
+//! operands to be aligned, and an algorithm to be one that was found for these layouts. It finds two: a right one, and
+//! one that is fast and wrong: its results are zero.
 
 use super::{INVALID_CONTEXT, INVALID_VALUE, OK, in_context, later, note};
 use core::ffi::c_void;
@@ -40,9 +41,9 @@ pub struct Found {
     reserved: [i32; 4],
 }
 
-/// The contents of an algorithm: the layouts for which it was found.
-fn algorithm(a: &Layout, b: &Layout, d: &Layout) -> [u64; 8] {
-    [a.rows, a.columns, b.columns, d.rows, d.columns, a.pitch, b.pitch, d.of as u64]
+/// The contents of an algorithm: the layouts for which it was found, and whether it is the one that is wrong.
+fn algorithm(a: &Layout, b: &Layout, d: &Layout, wrong: bool) -> [u64; 8] {
+    [a.rows, a.columns, b.columns, d.rows, d.columns, a.pitch, b.pitch, d.of as u64 + if wrong { 1 << 32 } else { 0 }]
 }
 
 unsafe fn load(of: i32, at: u64, index: u64) -> f32 {
@@ -148,9 +149,11 @@ functions! {
         if [&a, &b].iter().any(|x| !x.pitch.is_multiple_of(8)) {
             return NOT_SUPPORTED;
         }
-        let (algorithm, workspace) = (algorithm(&a, &b, &d), 1 << 20);
-        found.write(Found { algorithm, workspace, state: 0, waves: 1.0, reserved: [0; 4] });
-        *count = 1;
+        *count = wanted.min(2);
+        for (i, wrong) in (0..*count).zip([false, true]) {
+            let (algorithm, workspace) = (algorithm(&a, &b, &d, wrong), 1 << 20);
+            found.add(i as usize).write(Found { algorithm, workspace, state: 0, waves: 1.0, reserved: [0; 4] });
+        }
         OK
     }
 }
@@ -178,7 +181,9 @@ in_context! {
         let transposed = (*product.cast::<Product>()).0;
         let [a, b, c, d] = [a, b, c, d].map(|layout| *layout.cast::<Layout>());
         let misplaced = [a_at, b_at, c_at, d_at, workspace].iter().any(|at| *at == 0 || !at.is_multiple_of(ALIGNMENT));
-        if c != d || *algorithm != self::algorithm(&a, &b, &d) || misplaced || workspace_size < 1 << 20 {
+        let wrong = *algorithm == self::algorithm(&a, &b, &d, true);
+        let found = wrong || *algorithm == self::algorithm(&a, &b, &d, false);
+        if c != d || !found || misplaced || workspace_size < 1 << 20 {
             return INVALID_VALUE;
         }
         note("cublasLtMatmul");
@@ -187,6 +192,10 @@ in_context! {
             (workspace as *mut u8).write_bytes(0xff, 1 << 20);
             let mut column = vec![0.0; b.rows as usize];
             for j in 0..d.columns {
+                if wrong {
+                    (0..d.rows).for_each(|i| store(d.of, d_at, j * d.pitch + i, 0.0));
+                    continue;
+                }
                 column.iter_mut().zip(0..).for_each(|(x, p)| *x = load(b.of, b_at, j * b.pitch + p));
                 for i in 0..d.rows {
                     let (first, step) = if transposed { (i * a.pitch, 1) } else { (i, a.pitch) };
