@@ -20,9 +20,14 @@ const TOLERANCE: f32 = 0.02;
 /// Rows of C in which two ways are compared.
 const COMPARED_ROWS: u32 = 16;
 
-/// What decides how long a product takes: form, n, k (with that of a second product, if they are joined), whether C is
-/// bf16, whether it is multiplied in two parts.
-type Kind = (Form, u32, u32, bool, bool);
+/// What decides how long a product takes: form, about how large m is, n, k (with that of a second product, if they are
+/// joined), whether C is bf16, whether it is multiplied in two parts.
+type Kind = (Form, u32, u32, u32, bool, bool);
+
+/// About how large m is: a way is chosen for up to 128 rows, for up to twice as many, and so on, up to all from 2049 on.
+fn height(m: u32) -> u32 {
+    m.div_ceil(128).clamp(1, 32).next_power_of_two()
+}
 
 /// cuBLASLt, and the products for which it is used.
 pub(super) struct Library {
@@ -60,7 +65,8 @@ impl Library {
         let (n, in_place) = (product.sizes().0, product.addend == product.c.at);
         product.apart(|first, rest| {
             let ways = Ways { kernel, first, rest };
-            let kind = (product.form, n, ways.rest.a.columns, product.c.bf16, ways.first.is_some());
+            let (m, k) = (height(product.m()), ways.rest.a.columns);
+            let kind = (product.form, m, n, k, product.c.bf16, ways.first.is_some());
             let mut best = self.best.lock().unwrap_or_else(PoisonError::into_inner);
             // SAFETY: the caller's contract.
             unsafe {
@@ -182,6 +188,14 @@ fn spread(i: u32, count: u32, m: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_prompt_decides_nothing_for_long_ones() {
+        assert_eq!(
+            [1, 5, 128, 129, 256, 1000, 2048, 2049, 4096, u32::MAX].map(height),
+            [1, 1, 1, 2, 2, 8, 16, 32, 32, 32]
+        );
+    }
 
     #[test]
     fn compared_rows_are_spread() {
