@@ -138,6 +138,12 @@ fn products_with_silent_ends() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
+fn tall_products_without_memory() {
+    linear::tall_without_memory(&support::gpu());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
 fn joined_products() {
     linear::joined(&support::gpu());
 }

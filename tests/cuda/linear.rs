@@ -4,7 +4,7 @@ use crate::ops::Stored;
 use crate::support::*;
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::sizes::{DECODED_TOKENS, WGMMA_M, WGMMA_MIN_TILES, WGMMA_N};
-use hydra_runtime::backend::cuda::{Cuda, Driver};
+use hydra_runtime::backend::cuda::{Cuda, Driver, Gpu};
 use hydra_runtime::backend::{
     Accumulate, AdapterArgs, AdapterSlot, AnyBuffer, AnyBufferMut, Backend, DropoutKey, GateKind, Linear,
     LinearBackward, LinearOutput, Routing,
@@ -225,6 +225,27 @@ pub fn silent_ends<D: Driver>(cuda: &Cuda<D>) {
         }
         check(cuda, &case);
     }
+}
+
+/// While there is no memory for a library's workspace, products do without it.
+pub fn tall_without_memory(cuda: &Cuda<Gpu>) {
+    // A device that gives memory in large pieces doesn't give the last of it.
+    let mut filling = Vec::new();
+    for mebibytes in [1 << 12, 1 << 8, 1 << 4, 1] {
+        let (room, len) = (24u64 << 20, mebibytes << 18);
+        while cuda.free_bytes().unwrap().unwrap() >= room + 4 * len as u64 {
+            match cuda.buffer(len) {
+                Ok(buffer) => filling.push(buffer),
+                Err(_) => break,
+            }
+        }
+    }
+    let random = &mut Random::new(6);
+    let drawn = case(random, WGMMA_MIN_TILES as usize * WGMMA_M as usize, [16, 8], false);
+    let case = Case { accumulate: Accumulate::Overwrite, dx: true, ..drawn };
+    check(cuda, &case);
+    drop(filling);
+    check(cuda, &case);
 }
 
 /// So large that a device multiplies an adapter's operands together with the frozen ones, if it has a library for that.

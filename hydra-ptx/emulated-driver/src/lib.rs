@@ -33,8 +33,6 @@ const INVALID_CONTEXT: u32 = 201;
 const NO_BINARY: u32 = 209;
 const NOT_FOUND: u32 = 500;
 
-/// Bytes of the device's memory.
-const TOTAL: usize = 1 << 30;
 /// The device's primary context.
 const PRIMARY: usize = 1;
 /// The handle of other contexts, which a host program makes; nothing can be done in them.
@@ -118,6 +116,11 @@ fn note(call: &str) {
 /// The device's compute capability, times ten.
 fn capability() -> i32 {
     std::env::var("HYDRA_EMULATED_CAPABILITY").ok().and_then(|text| text.parse().ok()).unwrap_or(80)
+}
+
+/// Bytes of the device's memory.
+fn total() -> usize {
+    std::env::var("HYDRA_EMULATED_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(1024) << 20
 }
 
 fn used() -> usize {
@@ -273,7 +276,7 @@ in_context! {
         if bytes == 0 {
             return INVALID_VALUE;
         }
-        if bytes > TOTAL - used().min(TOTAL) {
+        if bytes > total() - used().min(total()) {
             return OUT_OF_MEMORY;
         }
         let memory = Global::new(&vec![0xffu8; bytes]);
@@ -312,8 +315,8 @@ in_context! {
     }
 
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
-        *total = TOTAL;
-        *free = TOTAL - used().min(TOTAL);
+        *total = self::total();
+        *free = *total - used().min(*total);
         OK
     }
 

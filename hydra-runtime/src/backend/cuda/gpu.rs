@@ -21,7 +21,7 @@ const ROOM: usize = 64;
 
 /// One NVIDIA GPU.
 pub struct Gpu {
-    /// Opened with the first large product.
+    /// Looked for with the first large product.
     library: OnceLock<Result<Option<Library>>>,
     instructions: Instructions,
     device: Device,
@@ -49,11 +49,12 @@ impl Gpu {
         self
     }
 
-    /// cuBLASLt, if there is one.
+    /// cuBLASLt, if there is one, and memory for its workspace.
     fn library(&self) -> Result<Option<&Library>> {
         let _entered = self.device.enter()?;
         match self.library.get_or_init(|| Library::open(&self.device)) {
-            Ok(library) => Ok(library.as_ref()),
+            Ok(Some(library)) => Ok(library.is_ready(&self.device)?.then_some(library)),
+            Ok(None) => Ok(None),
             Err(error) => Err(Error::Device(error.to_string())),
         }
     }

@@ -6,11 +6,11 @@
 
 use super::blas::{Algorithm, Blas, NAMES, WORKSPACE};
 use super::device::{Allocation, Device};
-use crate::Result;
+use crate::{Error, Result};
 use half::bf16;
 use hydra_ptx::launch::{Form, Launch, Product, Ptr, Values};
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A way replaces the best one before it below this part of its time, so that ways of about the same speed are chosen
 /// alike in every run.
@@ -32,7 +32,8 @@ fn height(m: u32) -> u32 {
 /// cuBLASLt, and the products for which it is used.
 pub(super) struct Library {
     blas: Blas,
-    workspace: Allocation,
+    /// Allocated with the first product for which there is memory.
+    workspace: OnceLock<Allocation>,
     /// The library's algorithm, or none where the kernel is faster.
     best: Mutex<HashMap<Kind, Option<Algorithm>>>,
 }
@@ -52,11 +53,24 @@ impl Library {
             }
             None => NAMES.iter().find_map(|name| Blas::open(name.as_ref()).ok()),
         };
-        let Some(blas) = blas else { return Ok(None) };
-        Ok(Some(Self { blas, workspace: device.allocate(WORKSPACE)?, best: Mutex::default() }))
+        Ok(blas.map(|blas| Self { blas, workspace: OnceLock::new(), best: Mutex::default() }))
     }
 
-    /// Queues `product` in one way or the other; `kernel` is its launch.
+    /// Whether it has a workspace, which it tries to get if it has none. Without memory for that, the kernels do without
+    /// the library.
+    pub fn is_ready(&self, device: &Device) -> Result<bool> {
+        if self.workspace.get().is_none() {
+            match device.allocate(WORKSPACE) {
+                // Another thread's may be there by now.
+                Ok(workspace) => drop(self.workspace.set(workspace)),
+                Err(Error::OutOfMemory { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Queues `product` in one way or the other; `kernel` is its launch. The library [is ready](Library::is_ready).
     ///
     /// # Safety
     /// As for the launch.
@@ -103,8 +117,9 @@ impl Library {
         frozen: &Product<'_>,
         algorithm: &Algorithm,
     ) -> std::result::Result<(), String> {
+        let workspace = Ptr(self.workspace.get().expect("a library that is ready").address());
         // SAFETY: the caller's contract; the workspace is only used by the work of one stream, in order.
-        unsafe { self.blas.multiply(frozen, algorithm, Ptr(self.workspace.address()), device.stream()) }
+        unsafe { self.blas.multiply(frozen, algorithm, workspace, device.stream()) }
     }
 
     /// The library's fastest algorithm, or none where the kernel is faster or the library's results are wrong; nothing,
