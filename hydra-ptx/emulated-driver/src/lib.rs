@@ -28,9 +28,11 @@ use std::time::Instant;
 const OK: u32 = 0;
 const INVALID_VALUE: u32 = 1;
 const OUT_OF_MEMORY: u32 = 2;
+const DEVICE_UNAVAILABLE: u32 = 46;
 const INVALID_DEVICE: u32 = 101;
 const INVALID_CONTEXT: u32 = 201;
 const NO_BINARY: u32 = 209;
+const UNSUPPORTED_PTX_VERSION: u32 = 222;
 const NOT_FOUND: u32 = 500;
 
 /// The device's primary context.
@@ -118,6 +120,11 @@ fn capability() -> i32 {
     std::env::var("HYDRA_EMULATED_CAPABILITY").ok().and_then(|text| text.parse().ok()).unwrap_or(80)
 }
 
+/// Whether this error was asked for.
+fn refuses(error: u32) -> bool {
+    std::env::var("HYDRA_EMULATED_REFUSAL").is_ok_and(|code| code.parse() == Ok(error))
+}
+
 /// Bytes of the device's memory.
 fn total() -> usize {
     std::env::var("HYDRA_EMULATED_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(1024) << 20
@@ -160,9 +167,10 @@ functions! {
         OK
     }
 
+    // `HYDRA_EMULATED_REFUSAL=46` makes it another process's device.
     fn cuDevicePrimaryCtxRetain(context: *mut usize, _device: i32) {
         *context = PRIMARY;
-        OK
+        if refuses(DEVICE_UNAVAILABLE) { DEVICE_UNAVAILABLE } else { OK }
     }
 
     fn cuDevicePrimaryCtxRelease_v2(_device: i32) {
@@ -228,6 +236,8 @@ functions! {
     fn cuGetErrorString(error: u32, text: *mut *const c_char) {
         *text = match error {
             OUT_OF_MEMORY => c"out of memory".as_ptr(),
+            DEVICE_UNAVAILABLE => c"CUDA-capable device(s) is/are busy or unavailable".as_ptr(),
+            UNSUPPORTED_PTX_VERSION => c"the provided PTX was compiled with an unsupported toolchain.".as_ptr(),
             INVALID_CONTEXT => c"invalid device context".as_ptr(),
             NOT_FOUND => c"named symbol not found".as_ptr(),
             _ => c"refused by the emulated driver".as_ptr(),
@@ -237,8 +247,12 @@ functions! {
 }
 
 in_context! {
+    // `HYDRA_EMULATED_REFUSAL=222` makes it a driver that is older than the PTX.
     fn cuModuleLoadDataEx(module: *mut usize, image: *const c_char, _options: u32, _names: usize, _values: usize) {
         *module = 2;
+        if refuses(UNSUPPORTED_PTX_VERSION) {
+            return UNSUPPORTED_PTX_VERSION;
+        }
         let text = String::from_utf8_lossy(CStr::from_ptr(image).to_bytes());
         let target = text.lines().find_map(|line| line.strip_prefix(".target "));
         match target.map(|target| target.split(',').next().unwrap_or_default()) {

@@ -65,11 +65,11 @@ impl Symbol {
     }
 }
 
-/// A code of the driver as the enum of CUDA 11.4, which these bindings were made from; later codes become
-/// `CUDA_ERROR_UNKNOWN`, because an enum must not hold a value that it doesn't list.
+/// A code of the driver as the enum of CUDA 11.4, which these bindings were made from, with
+/// `CUDA_ERROR_DEVICE_UNAVAILABLE`; other later codes become `CUDA_ERROR_UNKNOWN`, because an enum must not hold a value that it doesn't list.
 pub(crate) fn result(code: u32) -> CUresult {
     match code {
-        0..=8 | 34 | 100..=102 | 200..=202 | 205..=224 | 300..=304 | 400 | 401 | 500 | 600 | 700..=705 | 708..=720
+        0..=8 | 34 | 46 | 100..=102 | 200..=202 | 205..=224 | 300..=304 | 400 | 401 | 500 | 600 | 700..=705 | 708..=720
         // SAFETY: the enum is `repr(u32)` and lists all of these codes (see the test).
         | 800..=809 | 900..=911 => unsafe { transmute::<u32, CUresult>(code) },
         _ => CUDA_ERROR_UNKNOWN,

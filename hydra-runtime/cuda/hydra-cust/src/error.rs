@@ -31,6 +31,7 @@ pub enum CudaError {
     ProfilerNotInitialized = 6,
     ProfilerAlreadyStarted = 7,
     ProfilerAlreadyStopped = 8,
+    DeviceUnavailable = 46,
     NoDevice = 100,
     InvalidDevice = 101,
     InvalidImage = 200,
@@ -52,6 +53,9 @@ pub enum CudaError {
     InvalidPtx = 218,
     InvalidGraphicsContext = 219,
     NvlinkUncorrectable = 220,
+    JitCompilerNotFound = 221,
+    UnsupportedPtxVersion = 222,
+    JitCompilationDisabled = 223,
     InvalidSource = 300,
     FileNotFound = 301,
     SharedObjectSymbolNotFound = 302,
@@ -136,6 +140,7 @@ impl ToResult for cudaError_enum {
             cudaError_enum::CUDA_ERROR_PROFILER_ALREADY_STOPPED => {
                 Err(CudaError::ProfilerAlreadyStopped)
             }
+            cudaError_enum::CUDA_ERROR_DEVICE_UNAVAILABLE => Err(CudaError::DeviceUnavailable),
             cudaError_enum::CUDA_ERROR_NO_DEVICE => Err(CudaError::NoDevice),
             cudaError_enum::CUDA_ERROR_INVALID_DEVICE => Err(CudaError::InvalidDevice),
             cudaError_enum::CUDA_ERROR_INVALID_IMAGE => Err(CudaError::InvalidImage),
@@ -165,6 +170,15 @@ impl ToResult for cudaError_enum {
                 Err(CudaError::InvalidGraphicsContext)
             }
             cudaError_enum::CUDA_ERROR_NVLINK_UNCORRECTABLE => Err(CudaError::NvlinkUncorrectable),
+            cudaError_enum::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => {
+                Err(CudaError::JitCompilerNotFound)
+            }
+            cudaError_enum::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+                Err(CudaError::UnsupportedPtxVersion)
+            }
+            cudaError_enum::CUDA_ERROR_JIT_COMPILATION_DISABLED => {
+                Err(CudaError::JitCompilationDisabled)
+            }
             cudaError_enum::CUDA_ERROR_INVALID_SOURCE => Err(CudaError::InvalidSource),
             cudaError_enum::CUDA_ERROR_FILE_NOT_FOUND => Err(CudaError::FileNotFound),
             cudaError_enum::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND => {

@@ -157,7 +157,12 @@ impl Device {
         let entering = |refusal: Refusal| refused(format!("no context: {refusal}"));
         // A new context is at once the thread's current one.
         let before = current().map_err(entering)?;
-        let context = Context::new(device).map_err(failed("no context"))?;
+        let context = Context::new(device).map_err(|error| match error {
+            CudaError::DeviceUnavailable => {
+                refused(format!("another process has {name} for itself, or its compute mode lets none use it: {error}"))
+            }
+            error => failed("no context")(error),
+        })?;
         let _entered = Entered::after(before, &context).map_err(entering)?;
         let mut kernels = Kernels::default();
         kernels.load(PTX).map_err(failed("the driver can't compile the kernels; it may be too old"))?;
