@@ -121,7 +121,7 @@ impl Task<'_> {
         // Of files that options name, the contents count.
         for (key, file) in [("template", ""), ("chat-template", ""), ("init-adapter", "adapter_model.safetensors")] {
             let Some(path) = inputs.get(key).and_then(Value::as_str).map(PathBuf::from) else { continue };
-            let path = if file.is_empty() { path } else { path.join(file) };
+            let path = if path.is_dir() { path.join(file) } else { path };
             insert_digest(&mut inputs, &format!("{key}-file"), &path)?;
         }
         Ok(inputs)
