@@ -100,7 +100,10 @@ impl Adapter {
         alone.config.labels.clear();
         alone.config.label_field = None;
         alone.config.head_dropout = 0.0;
-        alone.config.extra.remove("lora_nums");
+        // Keys of the published implementation's, which older versions of PEFT refuse.
+        for key in ["lora_nums", "blc_alpha", "blc_weight", "enable_lora", "merge_weights"] {
+            alone.config.extra.remove(key);
+        }
         for pair in alone.layers.iter_mut().flatten().flatten() {
             let first = if self.config.method == Method::Split { head * rank } else { 0 };
             pair.a = pair.a[first * pair.d_in..][..rank * pair.d_in].to_vec();
@@ -127,7 +130,8 @@ impl Adapter {
         self.check()?;
         if self.layers.len() != model.layers {
             let (got, want) = (self.layers.len(), model.layers);
-            return Err(Error::WrongAdapter(format!("the adapter is for {got} layers, the model has {want}")));
+            let some = if got < want { "; an adapter of some layers alone is not read" } else { "" };
+            return Err(Error::WrongAdapter(format!("the adapter is for {got} layers, the model has {want}{some}")));
         }
         let differs =
             |(_, projection, pair): &(_, Projection, &AdapterPair)| (pair.d_out, pair.d_in) != projection.dims(model);

@@ -85,12 +85,8 @@ const MAX_HEADS: usize = 1 << 12;
 const GIVEN: [(&str, &str); 3] = [("peft_type", "LORA"), ("task_type", "CAUSAL_LM"), ("bias", "none")];
 
 /// Keys of PEFT's that change what is computed, or where, and have to be empty.
-const UNREAD: [&str; 13] = [
+const UNREAD: [&str; 9] = [
     "modules_to_save",
-    "layers_to_transform",
-    "exclude_modules",
-    "rank_pattern",
-    "alpha_pattern",
     "trainable_token_indices",
     "target_parameters",
     "layer_replication",
@@ -226,6 +222,7 @@ impl AdapterConfig {
             }
         };
         let gate = match file.string("gate")? {
+            None if tensors.iter().any(|name| name.contains(".lora_route.")) => GateKind::Router,
             None => method.default_gate(),
             Some(name) => GateKind::parse(name)
                 .ok_or_else(|| file.refuse("gate", "\"router\", \"label\", \"uniform\" or \"one\""))?,
@@ -348,8 +345,16 @@ fn refuse_variants(file: &Object) -> Result<()> {
             return Err(file.refuse(key, "none"));
         }
     }
-    // These initialisations change the base model's weights, too.
-    let start = file.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+    // What is so for all pairs is no pattern.
+    for (key, all) in [("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")] {
+        let own = |value: &Value| value.as_f64().is_some() && value.as_f64() == file.get(all).and_then(Value::as_f64);
+        let same = |value: &Value| value.is_null() || value.as_object().is_some_and(|map| map.values().all(own));
+        if file.get(key).is_some_and(|value| !same(value)) {
+            return Err(file.refuse(key, &format!("none, or {all} alone")));
+        }
+    }
+    // These initialisations change the base model's weights, too. PEFT takes some names in any case.
+    let start = file.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
     if ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|name| start.starts_with(name)) {
         return Err(file.refuse("init_lora_weights", "one that leaves the base model as it is"));
     }
@@ -374,15 +379,22 @@ fn targets(file: &Object, tensors: &[&str]) -> Result<Vec<Projection>> {
         Some(Value::String(all)) if all == "all-linear" => Projection::ALL.to_vec(),
         None | Some(Value::String(_)) => Projection::ALL.into_iter().filter(in_tensors).collect(),
         Some(_) => {
-            let names = file.strings("target_modules")?.unwrap_or_default();
-            let parse = |name: &String| {
-                let all = Projection::ALL.map(Projection::name).join(", ");
+            let mut projections = Vec::new();
+            for name in file.strings("target_modules")?.unwrap_or_default() {
                 let path = format!(".{name}");
                 let is = |p: &Projection| p.name() == name || path.ends_with(&format!(".{}", p.hf_path()));
-                let known = Projection::ALL.into_iter().find(is);
-                known.ok_or_else(|| file.error(format!("target_modules has {}, wanted some of {all}", printable(name))))
-            };
-            names.iter().map(parse).collect::<Result<Vec<_>, Error>>()?
+                match Projection::ALL.into_iter().find(is) {
+                    Some(projection) => projections.push(projection),
+                    // PEFT takes names of modules that the model lacks: they have no tensors.
+                    None if !tensors.iter().any(|tensor| tensor.contains(&format!("{path}."))) => {}
+                    None => {
+                        let all = Projection::ALL.map(Projection::name).join(", ");
+                        let found = printable(&name);
+                        return Err(file.error(format!("target_modules has {found}, wanted some of {all}")));
+                    }
+                }
+            }
+            projections
         }
     };
     targets.sort();

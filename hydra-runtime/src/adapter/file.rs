@@ -74,6 +74,10 @@ impl Adapter {
     pub fn load(path: impl AsRef<Path>, model: &Config) -> Result<Self> {
         let dir = path.as_ref();
         if dir.is_file() {
+            if dir.file_name().is_some_and(|name| [TENSORS, CONFIG].iter().any(|own| name == *own)) {
+                let message = "a file of an adapter: expected its folder".into();
+                return Err(Error::Format { path: dir.into(), offset: None, message });
+            }
             return super::gguf::load(dir, model);
         }
         let read = Self::read(dir, |_, _| model.layers, |_, projection, _, _| projection.dims(model));

@@ -111,6 +111,11 @@ fn config(file: &Container<'_>, model: &Config) -> Result<AdapterConfig> {
             return Err(file.refuse(key, &format!("\"{wanted}\": a LoRA for llama.cpp")));
         }
     }
+    // It acts only behind certain tokens.
+    let activated = "adapter.alora.invocation_tokens";
+    if file.metadata.contains_key(activated) {
+        return Err(file.refuse(activated, "none: a LoRA that always acts"));
+    }
     let architecture = describe::architecture(model);
     if file.string("general.architecture")? != Some(architecture) {
         return Err(file.refuse("general.architecture", &format!("the model's, \"{architecture}\"")));

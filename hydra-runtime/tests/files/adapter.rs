@@ -280,6 +280,40 @@ fn rank_stabilised_lora() {
     assert_eq!(Adapter::load(again.path(), &model()).unwrap(), loaded);
 }
 
+/// Settings of PEFT's that leave the same tensors with the same effect.
+#[test]
+fn settings_that_change_nothing() {
+    let dir = tempdir().unwrap();
+    let plain = adapter(Method::Lora, GateKind::One, 1);
+    plain.save(dir.path()).unwrap();
+    rewrite(dir.path(), |config| {
+        config["exclude_modules"] = json!(["lm_head"]);
+        config["layers_to_transform"] = json!([0, 1]);
+        config["rank_pattern"] = json!({"k_proj": plain.config.rank});
+        config["alpha_pattern"] = json!({"k_proj": plain.config.alpha});
+        config["target_modules"] = json!(["down_proj", "k_proj", "W_pack"]);
+    });
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap().layers, plain.layers);
+    // What is left out has no tensors.
+    let tensors = plain.tensors().filter(|(name, ..)| name.contains(".layers.0."));
+    let tensors: Vec<_> = tensors.map(|(name, shape, values)| (name, shape.to_vec(), values)).collect();
+    std::fs::write(dir.path().join("adapter_model.safetensors"), safetensors(&tensors)).unwrap();
+    let said = complaint(dir.path());
+    assert!(said.contains("the adapter is for 1 layers, the model has 2; an adapter of some layers"), "{said}");
+    let said = complaint(&dir.path().join("adapter_model.safetensors"));
+    assert!(said.contains("adapter_model.safetensors: a file of an adapter: expected its folder"), "{said}");
+}
+
+/// A router without a word of it, for one A for each head.
+#[test]
+fn a_router_in_the_tensors_is_the_gate() {
+    let dir = tempdir().unwrap();
+    let routed = adapter(Method::Split, GateKind::Router, 3);
+    routed.save(dir.path()).unwrap();
+    rewrite(dir.path(), |config| drop(config.as_object_mut().unwrap().remove("gate")));
+    assert_eq!(Adapter::load(dir.path(), &model()).unwrap(), routed);
+}
+
 fn complaint(dir: &Path) -> String {
     let message = Adapter::load(dir, &model()).map(|_| ()).unwrap_err().to_string();
     assert!(!message.contains('\n') && message.len() < 2000, "{message}");
@@ -320,7 +354,9 @@ fn variants_that_compute_something_else_are_refused() {
         ("target_modules", json!(["lm_head"])),
         ("target_modules", json!([])),
         ("rank_pattern", json!({"k_proj": 8})),
+        ("alpha_pattern", json!({"k_proj": 5})),
         ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("OLoRA")),
         ("alora_invocation_tokens", json!([10, 11])),
         ("target_modules", json!(["vision.self_attn.other_k_proj"])),
         ("method", json!("other")),

@@ -225,6 +225,7 @@ fn rows_of_b_lie_as_the_models_rows() {
     };
     refused(&|file| file.string("general.architecture", "qwen2"), &["qwen2", "the model's, \"llama\""]);
     refused(&|file| file.string("general.type", "model"), &["general.type", "adapter"]);
+    refused(&|file| file.f32s("adapter.alora.invocation_tokens", &[3.0]), &["adapter.alora.invocation_tokens", "none"]);
     refused(&|file| file.string("adapter.type", "ia3"), &["adapter.type", "\"lora\""]);
     refused(&|file| drop(file.tensors.pop()), &["missing", "blk.1.attn_q.weight.lora_b"]);
     refused(&|file| file.tensor("token_embd.weight.lora_a", &[1, 8], &[0.0; 8]), &["token_embd.weight.lora_a"]);
