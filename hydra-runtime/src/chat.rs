@@ -83,7 +83,9 @@ impl ChatTemplate {
     fn with_tokens(template: &str, bos: String, eos: String) -> Result<Self> {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let syntax = syntax.map_err(|error| refused(OWN, &error))?;
-        let (source, marks) = conversation::generation_as_filter(template, &syntax);
+        // Jinja takes any line's end for a newline.
+        let template = template.replace("\r\n", "\n").replace('\r', "\n");
+        let (source, marks) = conversation::generation_as_filter(&template, &syntax);
         let mut environment = sandbox::environment(NAME, &source, syntax).map_err(|error| refused(OWN, &error))?;
         environment.add_filter(conversation::GENERATION, |state: &State, body: String| {
             let marked = state.lookup(conversation::MARKED).is_some_and(|marked| marked.is_true());
@@ -223,6 +225,7 @@ mod tests {
         assert_eq!(text(&format!("{{{{ {value} | tojson(indent=2) }}}}")), indented);
         assert_eq!(text("{% if tools is none and documents is none and not tools %}none{% endif %}"), "none");
         assert_eq!(text("{% if tools is not defined %}undefined{% endif %}"), "");
+        assert_eq!(text("a\r\nb\rc{{ '\r\n' }}"), "a\nb\nc\n");
     }
 
     /// What is said about a template when it is compiled or rendered.

@@ -20,6 +20,7 @@ use tokenizers::processors::template::TemplateProcessing;
 /// Its name in a Hugging Face folder.
 pub(crate) const FILE: &str = "tokenizer.json";
 const OPTIONS: &str = "tokenizer_config.json";
+const SPECIAL: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
 /// A model's tokenizer. Clones share it.
@@ -48,7 +49,7 @@ impl Tokenizer {
         Self { inner: Arc::new(inner), vocab_size, special, chat_template }
     }
 
-    /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` if they are there. The end token is
+    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` if they are there. The end token is
     /// the tokenizer's own, else the model's.
     pub(crate) fn read(files: &Files, config: &Config) -> Result<Self> {
         let path = files.name(FILE);
@@ -70,14 +71,15 @@ impl Tokenizer {
         inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
         let (mut bos, mut eos) = (None, config.eos.first().copied());
         let mut chat_template = None;
-        if files.has(OPTIONS) {
-            let options = files.object(OPTIONS)?;
+        // What the second says counts.
+        for name in [SPECIAL, OPTIONS].into_iter().filter(|name| files.has(name)) {
+            let options = files.object(name)?;
             let token = |name| {
                 let token = options.get(name)?;
                 inner.token_to_id(token.as_str().or_else(|| token.get("content")?.as_str())?)
             };
-            (bos, eos) = (token("bos_token"), token("eos_token").or(eos));
-            chat_template = options.get("chat_template").and_then(template);
+            (bos, eos) = (token("bos_token").or(bos), token("eos_token").or(eos));
+            chat_template = options.get("chat_template").and_then(template).or(chat_template);
         }
         if files.has(TEMPLATE) {
             let text = String::from_utf8(files.read(TEMPLATE)?.into());
@@ -235,10 +237,17 @@ fn template(value: &Value) -> Option<String> {
 
 /// What the post-processor puts before a text.
 fn leading_token(inner: &tokenizers::Tokenizer) -> Result<Option<u32>> {
-    let ids = |add| Ok::<_, Error>(inner.encode_fast("a", add).map_err(refused)?.get_ids().to_vec());
-    let (with, without) = (ids(true)?, ids(false)?);
-    let leads = with.len() > without.len() && !with.starts_with(&without);
-    Ok(if leads { with.first().copied() } else { None })
+    let ids = |text, add| Ok::<_, Error>(inner.encode_fast(text, add).map_err(refused)?.get_ids().to_vec());
+    // A small vocabulary may lack some of these.
+    for text in ["a", "0", " ", "e", "\n", "A"] {
+        let (with, without) = (ids(text, true)?, ids(text, false)?);
+        if without.is_empty() {
+            continue;
+        }
+        let leads = with.len() > without.len() && !with.starts_with(&without);
+        return Ok(if leads { with.first().copied() } else { None });
+    }
+    Ok(None)
 }
 
 /// Text as it is generated: characters whose bytes are spread over several tokens come out whole.

@@ -176,23 +176,36 @@ fn first_text(object: &Map<String, Value>, keys: [&str; 2]) -> Result<Option<Str
 }
 
 fn messages(object: &Map<String, Value>) -> Result<Vec<Message>> {
-    conversation(&list(object, "messages")?, |message| {
-        let role = required(message, "role")?;
-        if message
-            .get("tool_calls")
-            .is_some_and(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty()) && !calls.is_null())
-        {
-            bail!("\"tool_calls\": expected none, as only text is learnt");
-        }
-        Ok(Message { role, content: text_of(message, "content")? })
-    })
+    nothing_in(object, &["tools"])?;
+    conversation(&list(object, "messages")?, message)
+}
+
+/// A message of OpenAI's.
+fn message(object: &Map<String, Value>) -> Result<Message> {
+    nothing_in(object, &["tool_calls", "function_call", "reasoning_content"])?;
+    Ok(Message { role: required(object, "role")?, content: text_of(object, "content")? })
+}
+
+/// An error if a field has something that a template would write.
+fn nothing_in(object: &Map<String, Value>, keys: &[&str]) -> Result<()> {
+    let nothing = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    match keys.iter().find(|&&key| object.get(key).is_some_and(|value| !nothing(value))) {
+        Some(key) => bail!("\"{key}\": expected none, as roles and texts alone are learnt"),
+        None => Ok(()),
+    }
 }
 
 fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
     conversation(&list(object, "conversations")?, |message| {
         // Some files have the other format's messages under this key.
         if !message.contains_key("from") && message.contains_key("role") {
-            return Ok(Message { role: required(message, "role")?, content: text_of(message, "content")? });
+            return self::message(message);
         }
         let from = required(message, "from")?;
         let role = match from.as_str() {
@@ -394,6 +407,11 @@ mod tests {
         assert_eq!(messages(&format!("[{user},{assistant},{assistant}]")), order("assistant", "user or tool", 3));
         let image = r#"[{"role":"user","content":[{"type":"image_url"}]}]"#;
         assert_eq!(messages(image), r#"message 1: "content": expected parts of type text, found "image_url""#);
+        let thought = format!(r#"[{user},{{"role":"assistant","content":"b","reasoning_content":"hm"}}]"#);
+        assert!(messages(&thought).starts_with("message 2: \"reasoning_content\": expected none"));
+        assert_eq!(wrong(&format!(r#"{{"conversations":{thought}}}"#)), messages(&thought));
+        let tools = wrong(r#"{"messages":[],"tools":[{"name":"f"}]}"#);
+        assert_eq!(tools, "\"tools\": expected none, as roles and texts alone are learnt");
         let calls = format!(r#"[{user},{{"role":"assistant","content":null,"tool_calls":[1]}}]"#);
         assert!(messages(&calls).starts_with("message 2: \"tool_calls\": expected none"));
         let from = wrong(r#"{"conversations":[{"from":"bot","value":"x"}]}"#);

@@ -133,6 +133,11 @@ impl Stored {
     /// embedding is tied, whatever `config` says.
     fn share(&mut self, config: &mut Config) {
         let (embedding, head) = (name(TensorId::Embedding), name(TensorId::Head));
+        // As transformers 5 does, which ties what is missing: a head of its own is taken.
+        if let (Some(a), Some(b)) = (self.tensors.get(&embedding), self.tensors.get(&head)) {
+            let bytes = |raw: &RawTensor| &self.data[raw.file][raw.bytes.clone()];
+            config.tied &= a.shape == b.shape && a.format == b.format && bytes(a) == bytes(b);
+        }
         let is_alias = |a: &str, b: &str| self.metadata.get(a).is_some_and(|stored| stored == b);
         config.tied |= !(self.tensors.contains_key(&embedding) && self.tensors.contains_key(&head))
             && (is_alias(&embedding, &head) || is_alias(&head, &embedding));

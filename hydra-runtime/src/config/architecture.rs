@@ -89,6 +89,8 @@ pub(crate) struct Traits {
     pub window: WindowRule,
     /// The head size where config.json has no `head_dim`; `None`: hidden size / heads.
     pub head_dim: Option<usize>,
+    /// The key-value heads where config.json has no `num_key_value_heads`; `None`: as many as there are heads.
+    pub kv_heads: Option<usize>,
     /// Whether GGUF files store the rows of q and k in pairs, for a rotation of neighbours (`RowOrder::Interleaved`).
     pub interleaved: bool,
 }
@@ -106,6 +108,7 @@ const LLAMA: Traits = Traits {
     head_norms: false,
     window: WindowRule::Never,
     head_dim: None,
+    kv_heads: None,
     interleaved: true,
 };
 
@@ -119,6 +122,8 @@ pub(crate) const TABLE: [Traits; 4] = [
         attention_bias: false,
         mlp_bias: false,
         window: WindowRule::Always,
+        // The defaults of their configuration classes, here and below.
+        kv_heads: Some(8),
         ..LLAMA
     },
     Traits {
@@ -130,6 +135,7 @@ pub(crate) const TABLE: [Traits; 4] = [
         attention_bias: false,
         mlp_bias: false,
         window: WindowRule::Optional,
+        kv_heads: Some(32),
         interleaved: false,
         ..LLAMA
     },
@@ -141,8 +147,8 @@ pub(crate) const TABLE: [Traits; 4] = [
         mlp_bias: false,
         head_norms: true,
         window: WindowRule::Optional,
-        // Qwen3Config's default.
         head_dim: Some(128),
+        kv_heads: Some(32),
         interleaved: false,
         ..LLAMA
     },

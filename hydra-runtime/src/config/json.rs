@@ -130,7 +130,10 @@ fn parse(file: &Object) -> Result<Config> {
         d_ffn: need("intermediate_size")?,
         layers,
         n_heads,
-        kv_heads: file.size("num_key_value_heads")?.unwrap_or(n_heads),
+        kv_heads: match file.size("num_key_value_heads")? {
+            None if !file.map.contains_key("num_key_value_heads") => traits.kv_heads.unwrap_or(n_heads),
+            kv_heads => kv_heads.unwrap_or(n_heads),
+        },
         head_dim,
         norm_eps: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope: rope(file, context)?,
@@ -201,12 +204,16 @@ fn refuse_other_architectures(file: &Object) -> Result<()> {
     Ok(())
 }
 
-/// `rope_theta` and `rope_scaling`, or both in one `rope_parameters`.
+/// `rope_theta` and `rope_scaling`, or both in one `rope_parameters`; which counts is as in transformers.
 fn rope(file: &Object, context: usize) -> Result<Rope> {
-    let parameters = file.object("rope_parameters")?;
-    let nested_theta = parameters.as_ref().map(|p| p.number("rope_theta")).transpose()?.flatten();
-    let theta = file.number("rope_theta")?.or(nested_theta).unwrap_or(10_000.0) as f32;
-    let Some(scaling) = file.object("rope_scaling")?.or(parameters) else {
+    let scaling = match file.object("rope_scaling")?.filter(|scaling| !scaling.map.is_empty()) {
+        None => file.object("rope_parameters")?,
+        scaling => scaling,
+    };
+    let nested_theta = scaling.as_ref().map(|scaling| scaling.number("rope_theta")).transpose()?.flatten();
+    let theta = nested_theta.or(file.number("rope_theta")?).unwrap_or(10_000.0) as f32;
+    let original = "original_max_position_embeddings";
+    let Some(scaling) = scaling else {
         return Ok(Rope { theta, scaling: RopeScaling::None });
     };
     let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
@@ -218,7 +225,7 @@ fn rope(file: &Object, context: usize) -> Result<Rope> {
             factor: need("factor")?,
             low_freq_factor: need("low_freq_factor")?,
             high_freq_factor: need("high_freq_factor")?,
-            original_context: scaling.size("original_max_position_embeddings")?.unwrap_or(context),
+            original_context: file.size(original)?.or(scaling.size(original)?).unwrap_or(context),
         }),
         Some(_) => return Err(scaling.refuse(key, "\"default\", \"linear\" or \"llama3\"")),
     };

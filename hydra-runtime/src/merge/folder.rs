@@ -123,9 +123,11 @@ fn describe(checkpoint: &Checkpoint, folder: &Path, format: Option<Format>) -> R
             map.remove("dtype");
             map.insert("torch_dtype".into(), torch(format).into());
         }
-        // Such a head may be stored under the other name, or not at all.
-        if checkpoint.config().tied {
-            map.insert("tie_word_embeddings".into(), true.into());
+        // What the tensors say, where config.json said something else.
+        const TIED: &str = "tie_word_embeddings";
+        let tied = checkpoint.config().tied;
+        if map.get(TIED).and_then(serde_json::Value::as_bool).unwrap_or(false) != tied {
+            map.insert(TIED.into(), tied.into());
         }
         map.into()
     } else {

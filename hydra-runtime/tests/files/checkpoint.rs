@@ -148,6 +148,9 @@ fn tensors_stored_under_another_name() {
             assert_eq!(row(id), (value(tensor, 26), true), "{id:?} without {left_out}");
         }
     }
+    // A tied model with a head of its own has that; one with a copy is tied.
+    write_shared(dir.path(), true, &[], &[]);
+    assert_eq!(row(TensorId::Head), (value(2, 26), false));
     write_shared(dir.path(), false, &[embedding], &[]);
     assert!(complaint(dir.path()).contains("1 missing: model.embed_tokens.weight"));
     // Of two names that are both stored, each has its own tensor.
@@ -258,6 +261,29 @@ fn rope_scalings_are_read() {
     assert_eq!(linear.inverse_frequencies(4), [0.25, 0.0025]);
     let new_style = read(json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}));
     assert_eq!(new_style.inverse_frequencies(4), [1.0, 0.1]);
+    // Of two, the one that transformers takes.
+    let theta = |changes| read(changes).theta;
+    assert_eq!(
+        theta(json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}})),
+        100.0
+    );
+    assert_eq!(
+        theta(json!({"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 9.0}})),
+        9.0
+    );
+    let linear = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0});
+    let both = read(json!({"rope_theta": 7.0, "rope_scaling": {}, "rope_parameters": linear.clone()}));
+    assert_eq!(both.inverse_frequencies(4), [0.5, 0.05]);
+    let both = read(json!({"rope_theta": 7.0, "rope_scaling": {"type": "default"}, "rope_parameters": linear}));
+    assert_eq!((both.theta, both.scaling), (7.0, RopeScaling::None));
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64});
+    let RopeScaling::Llama3(scaling) =
+        read(json!({"original_max_position_embeddings": 32, "rope_scaling": llama3})).scaling
+    else {
+        panic!()
+    };
+    assert_eq!(scaling.original_context, 32);
     let mut gguf = Gguf::model();
     gguf.tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
     let file = dir.path().join("m.gguf");

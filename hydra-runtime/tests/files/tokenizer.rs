@@ -204,7 +204,11 @@ fn tokenizer_json() {
     let prompt = chat.prompt(&[Message::user("a")]).unwrap();
     assert_eq!((tokenizer.bos(), &*prompt, tokenizer.encode_prompt(&prompt).unwrap()), (Some(0), "<s>a", vec![0, 2]));
     std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "a"}"#).unwrap();
-    assert_eq!(open().unwrap().eos(), Some(2));
+    let others = r#"{"bos_token": {"content": "<s>"}, "eos_token": "b"}"#;
+    std::fs::write(dir.path().join("special_tokens_map.json"), others).unwrap();
+    assert_eq!((open().unwrap().bos(), open().unwrap().eos()), (Some(0), Some(2)));
+    std::fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
+    assert_eq!(open().unwrap().eos(), Some(3));
     file["model"]["vocab"]["ab"] = json!(6);
     write(&file);
     assert!(open().map(|_| ()).unwrap_err().to_string().contains("doesn't fit"));
