@@ -90,6 +90,18 @@ def test_weights_of_16_bits_are_read_in_place():
         close("y", narrow(x).detach(), reference(narrow, x).detach(), 1e-5)
 
 
+def test_a_layer_that_changes_its_type():
+    x = torch.randn(9, 96)
+    for before in (torch.float32, torch.float16, torch.bfloat16):
+        for after in (torch.float32, torch.float16, torch.bfloat16):
+            made = layer()
+            made.weight = made.weight.to(before)
+            want = made(x).detach()
+            close(f"{before} to {after}", made.to(after)(x).detach(), want, 2e-2)
+    with pytest.raises(ValueError, match="the weight is torch.float64"):
+        layer().double()(x)
+
+
 def test_bf16_in_place_and_products():
     made = layer(products="bf16")
     made.weight = made.weight.to(torch.bfloat16)

@@ -139,12 +139,11 @@ class HydraLinear(nn.Module):
             "temperature": temperature,
             "top_k": top_k,
             "scale": alpha / rank,
-            "f16": weight.dtype == torch.float16,
             "bf16": products == "bf16",
         }
         self.labels: Optional[Tensor] = None
         """For the label gate: each token's head, of the shape of x without its last dimension; negative for none."""
-        self._made: Optional[tuple[int, _hydra.Layer]] = None
+        self._made: Optional[tuple[tuple[int, torch.dtype], _hydra.Layer]] = None
         self.register_buffer("weight", weight.detach(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         rows = (lora_heads if per_head_a else 1) * rank + (lora_heads if gate == "router" else 0)
@@ -159,9 +158,13 @@ class HydraLinear(nn.Module):
         return cls(linear.weight, linear.bias, **settings)
 
     def _native(self) -> _hydra.Layer:
+        dtype = self.weight.dtype  # half(), bfloat16() and to() change it
+        if dtype not in _STORED:
+            raise ValueError(f"the weight is {dtype}: expected float32, bfloat16 or float16")
         threads = torch.get_num_threads() if self.threads is None else self.threads
-        if self._made is None or self._made[0] != threads:
-            self._made = (threads, _hydra.Layer({**self.settings, "threads": threads}))
+        if self._made is None or self._made[0] != (threads, dtype):
+            own = {"threads": threads, "f16": dtype == torch.float16}
+            self._made = ((threads, dtype), _hydra.Layer({**self.settings, **own}))
         return self._made[1]
 
     def __getstate__(self) -> dict[str, Any]:
