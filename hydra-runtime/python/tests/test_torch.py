@@ -154,6 +154,13 @@ def test_dropout_is_drawn_again_in_the_backward_pass():
     assert made.eval()(x).allclose(reference(made, x), atol=1e-5)
 
 
+def test_gradients_of_gradients_are_refused():
+    x = torch.randn(5, 96, requires_grad=True)
+    (dx,) = torch.autograd.grad(layer()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.square().sum().backward()
+
+
 def test_gradients_that_are_not_needed():
     made = layer()
     made.a.requires_grad_(False)

@@ -5,7 +5,7 @@
 >>> inject(model, "adapter")        # puts an adapter of `hydra finetune`, or of the published code, on a LLaMA of transformers
 
 ``y = x Wᵀ + alpha / rank · Σ gate_e (x Aᵀ) B_eᵀ`` and its gradients are one call of Hydra's kernels each, which read and
-write the tensors' own memory: f32 or bf16, contiguous. Other tensors are copied.
+write the tensors' own memory: f32 or bf16, contiguous. Other tensors are copied. Gradients of gradients are refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from . import _hydra
 
@@ -55,6 +56,7 @@ class _Operator(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         rows, state, weight, a, b = ctx.saved_tensors
         dy = dy.to(rows.dtype).contiguous()
