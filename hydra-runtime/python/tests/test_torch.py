@@ -102,6 +102,29 @@ def test_a_layer_that_changes_its_type():
         layer().double()(x)
 
 
+@pytest.mark.parametrize("dtype, device", [("float64", "cpu"), ("bfloat16", "cpu"), ("float32", "meta")])
+def test_other_defaults_change_nothing(dtype, device):
+    linear, x = nn.Linear(96, 130), torch.randn(9, 96, requires_grad=True)
+    results = []
+    try:
+        for changed in (False, True):
+            if changed:
+                torch.set_default_dtype(getattr(torch, dtype))
+                torch.set_default_device(device)
+            torch.manual_seed(3)
+            made = HydraLinear.wrap(linear, dropout=0.5)
+            assert made.a.dtype == made.b.dtype == torch.float32
+            made.b.data.copy_(made.a.new_ones(()) / 8)
+            y, x.grad = made(x), None
+            y.sum().backward()
+            results.append([y, x.grad, made.a.grad])
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for one, other in zip(*results):
+        assert torch.equal(one, other)
+
+
 def test_bf16_in_place_and_products():
     made = layer(products="bf16")
     made.weight = made.weight.to(torch.bfloat16)

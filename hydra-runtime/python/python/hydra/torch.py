@@ -23,6 +23,7 @@ from . import _hydra
 
 __all__ = ["HydraLinear", "inject"]
 
+_OWN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever PyTorch's defaults are
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,9 +45,9 @@ class _Operator(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: "HydraLinear", labels: Any, dropout: float) -> Tensor:
         native, rows = layer._native(), _plain(x)
         # The mask is drawn again in the backward pass.
-        seed = int(torch.randint(2**62, ()).item()) if dropout > 0.0 else 0
-        y = torch.empty((*x.shape[:-1], layer.out_features), dtype=rows.dtype)
-        state = torch.empty((rows.numel() // layer.in_features, native.state_width))
+        seed = int(torch.randint(2**62, (), device="cpu").item()) if dropout > 0.0 else 0
+        y = torch.empty((*x.shape[:-1], layer.out_features), dtype=rows.dtype, device="cpu")
+        state = torch.empty((rows.numel() // layer.in_features, native.state_width), **_OWN)
         weights = (layer.weight.contiguous(), a.float().contiguous(), b.float().contiguous())
         native.forward(_array(rows), tuple(map(_array, weights)), (_array(y), _array(state)), labels, (dropout, seed))
         ctx.save_for_backward(rows, state, *weights)
@@ -61,7 +62,7 @@ class _Operator(torch.autograd.Function):
         rows, state, weight, a, b = ctx.saved_tensors
         dy = dy.to(rows.dtype).contiguous()
         needs_x, needs_a, needs_b = ctx.needs_input_grad[:3]
-        dx = torch.empty(ctx.shape, dtype=rows.dtype) if needs_x else None
+        dx = torch.empty(ctx.shape, dtype=rows.dtype, device="cpu") if needs_x else None
         # Both or none: they come from one product.
         d_adapter = (torch.zeros_like(a), torch.zeros_like(b)) if needs_a or needs_b else None
         ctx.native.backward(
@@ -149,8 +150,8 @@ class HydraLinear(nn.Module):
         self.register_buffer("weight", weight.detach(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         rows = (lora_heads if per_head_a else 1) * rank + (lora_heads if gate == "router" else 0)
-        self.a = nn.Parameter(torch.empty(rows, self.in_features))
-        self.b = nn.Parameter(torch.zeros(self.out_features, lora_heads * rank))
+        self.a = nn.Parameter(torch.empty(rows, self.in_features, **_OWN))
+        self.b = nn.Parameter(torch.zeros(self.out_features, lora_heads * rank, **_OWN))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
         self._native()
 
