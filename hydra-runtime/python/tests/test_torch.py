@@ -262,9 +262,14 @@ def test_an_adapter_is_put_on_a_llama(model, adapter, golden, tmp_path):
     assert len(inject(llama(model.config), lora)) == 2
     with pytest.raises(ValueError, match="no linear layer"):
         inject(nn.Sequential(nn.Linear(2, 2)), adapter)
-    other = llama({**model.config, "d_ffn": 80})
-    with pytest.raises(ValueError, match="the adapter is for"):
-        inject(other, adapter)
+    layers = model.config["layers"]
+    for changed, text in [({"d_ffn": 80}, "the adapter is for"), ({"layers": layers - 1}, "no linear layer")] + [
+        ({"layers": layers + 1}, f"the adapter is for a model of {layers} layers")
+    ]:
+        other = llama({**model.config, **changed})
+        with pytest.raises(ValueError, match=text):
+            inject(other, adapter)
+        assert not any(isinstance(part, HydraLinear) for part in other.modules()), "the model is as it was"
 
 
 def test_logits_and_gradients_of_transformers_llama_are_the_golden_ones(golden):

@@ -200,10 +200,12 @@ def inject(
     :param adapter: an adapter, or the folder of one: of this library, of the published implementation or of HF PEFT.
     :param settings: further settings of :class:`HydraLinear`: ``products``, ``threads``, ``dropout``.
     :returns: the new layers, in the model's order.
+
+    Raises ``ValueError`` if the adapter is another model's; the model is then as it was.
     """
     if not isinstance(adapter, _hydra.Adapter):
         adapter = _hydra.Adapter.load(adapter)
-    config, placed = adapter.config, []
+    config, found = adapter.config, []
     left = {(layer, target) for layer in range(config["layers"]) for target in config["targets"]}
     for name, linear in list(module.named_modules()):
         path = name.split(".")
@@ -211,6 +213,8 @@ def inject(
         if not isinstance(linear, nn.Linear) or at < 0 or len(path) < at + 3 or not path[at + 1].isdigit():
             continue
         place = (int(path[at + 1]), path[-1])
+        if place[1] in config["targets"] and place[0] >= config["layers"]:
+            raise ValueError(f"{name}: the adapter is for a model of {config['layers']} layers")
         pair = adapter.pair(*place) if place in left else None
         if pair is None:
             continue
@@ -226,10 +230,11 @@ def inject(
             new.a.copy_(torch.from_numpy(pair[0]))
             new.b.copy_(torch.from_numpy(pair[1]))
         new.train(linear.training)
-        setattr(module.get_submodule(".".join(path[:-1])), path[-1], new)
-        placed.append(new)
+        found.append((module.get_submodule(".".join(path[:-1])), path[-1], new))
         left.discard(place)
     if left:
         layer, target = min(left)
         raise ValueError(f"no linear layer for the adapter's layer {layer} {target}, and {len(left) - 1} others")
-    return placed
+    for parent, target, new in found:
+        setattr(parent, target, new)
+    return [new for _, _, new in found]
