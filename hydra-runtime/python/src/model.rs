@@ -11,7 +11,9 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::generate::{Generate, Generated, Prompt};
 use hydra_runtime::model::{AttachedAdapter, Model};
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
+use numpy::{
+    Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::collections::HashMap;
@@ -39,13 +41,22 @@ pub enum Ids<'py> {
     List(Vec<u32>),
 }
 
+/// An array's values. NumPy first copies those that do not lie at addresses of their type.
+pub fn values<T: Element + Copy>(array: &PyReadonlyArray1<'_, T>) -> PyResult<Vec<T>> {
+    if array.is_aligned() {
+        return Ok(array.as_array().to_vec());
+    }
+    let copy: PyReadonlyArray1<'_, T> = array.call_method0("copy")?.extract()?;
+    Ok(copy.as_array().to_vec())
+}
+
 impl Ids<'_> {
     pub fn get(&self) -> PyResult<Vec<u32>> {
         let narrow =
             |&id: &i64| u32::try_from(id).map_err(|_| wrong(format!("token id {id}: expected 0 to 4294967295")));
         match self {
-            Self::Array(ids) => Ok(ids.as_array().to_vec()),
-            Self::Wide(ids) => ids.as_array().iter().map(narrow).collect(),
+            Self::Array(ids) => values(ids),
+            Self::Wide(ids) => values(ids)?.iter().map(narrow).collect(),
             Self::List(ids) => Ok(ids.clone()),
         }
     }

@@ -80,12 +80,12 @@ type Parameters<'py> = (Values<'py>, PyReadonlyArrayDyn<'py, f32>, PyReadonlyArr
 /// Dropout on A's input: probability and seed.
 type Mask = (f32, u64);
 
-/// An error unless the array's memory is its values in order, row by row: NumPy has columns first, too.
+/// An error unless the array's memory is its values in order, row by row, and at addresses of their type: NumPy has others.
 fn contiguous<T: Element>(what: &str, array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
-    if array.is_c_contiguous() {
-        Ok(())
-    } else {
-        Err(wrong(format!("{what}: expected a contiguous array in C's order")))
+    match (array.is_c_contiguous(), array.is_aligned()) {
+        (true, true) => Ok(()),
+        (false, _) => Err(wrong(format!("{what}: expected a contiguous array in C's order"))),
+        (true, false) => Err(wrong(format!("{what}: expected an aligned array"))),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::adapter::PyAdapter;
 use crate::error::{exception, wrong};
 use crate::interrupt::interruptible;
-use crate::model::{Ids, PyModel};
+use crate::model::{Ids, PyModel, values};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::train::{ActivationCheckpointing, AdamW, TrainOptions, Trainer};
@@ -39,7 +39,7 @@ impl Example<'_> {
                     Err(_) if id < 0 => Ok(NO_TARGET),
                     Err(_) => Err(wrong(format!("target {id}: expected a token id, or a negative number for none"))),
                 };
-                let targets = targets.as_array().iter().map(target).collect::<PyResult<_>>()?;
+                let targets = values(targets)?.iter().map(target).collect::<PyResult<_>>()?;
                 Ok(Sequence { tokens, targets, lora_head })
             }
         }

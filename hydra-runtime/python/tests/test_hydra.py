@@ -44,6 +44,24 @@ def test_texts_there_and_back(model):
     assert model.config["vocab"] == 512 and model.eos == 1
 
 
+def unaligned(values, dtype):
+    """An array whose memory begins one byte beside where its type's should."""
+    array = np.frombuffer(b" " + np.array(values, dtype).tobytes(), dtype, offset=1)
+    assert not array.flags.aligned
+    return array
+
+
+def test_arrays_that_are_not_aligned(model):
+    ids = [1, 2, 3, 4]
+    records = np.zeros(4, [("small", np.uint8), ("id", np.uint32)])
+    records["id"] = ids
+    for array in (unaligned(ids, np.uint32), unaligned(ids, np.int64), records["id"]):
+        np.testing.assert_array_equal(model.logits(array), model.logits(ids))
+        assert model.decode(array) == model.decode(ids)
+    loss = hydra.evaluate(model, [(ids, np.array([2, 3, 4, -1]))])
+    assert hydra.evaluate(model, [(unaligned(ids, np.uint32), unaligned([2, 3, 4, -1], np.int64))]) == loss
+
+
 def test_generation(model, adapter):
     options = {"adapter": adapter, "temperature": 0.9, "seed": 3, "max_tokens": 20}
     text = model.generate("Name", **options)

@@ -83,6 +83,7 @@ def test_a_nan_stays_in_its_row():
     np.testing.assert_array_equal(bad.dx[others], case.dx[others])
 
 
+unaligned = np.frombuffer(bytearray(TOKENS * IN * 4 + 1), np.float32, offset=1).reshape(TOKENS, IN)
 read_only = np.zeros((TOKENS, OUT), np.float32)
 read_only.flags.writeable = False
 
@@ -95,6 +96,7 @@ read_only.flags.writeable = False
         ("x", np.zeros((TOKENS, IN)), TypeError, "."),
         ("x", np.zeros((TOKENS, IN), np.uint16), ValueError, "type of x"),
         ("x", np.zeros((IN, TOKENS), np.float32).T, ValueError, "x: expected a contiguous array"),
+        ("x", unaligned, ValueError, "x: expected an aligned array"),
         ("x", [[0.0] * IN] * TOKENS, TypeError, "."),
         ("x", None, TypeError, "."),
         ("w", np.zeros((OUT, IN - 1), np.float32), ValueError, "weight: expected 960 values, found 936"),
@@ -129,6 +131,7 @@ def test_what_does_not_fit_is_refused(which, name, value, error, text):
         ("backward", "dy", np.zeros((TOKENS, OUT), np.uint16), ValueError, "dy: expected the type of x"),
         ("backward", "dy", np.zeros((TOKENS - 1, OUT), np.float32), ValueError, "dy: expected 312 values, found 288"),
         ("backward", "dx", np.zeros(IN, np.float32), ValueError, "dx: expected 520 values, found 40"),
+        ("backward", "dx", unaligned, ValueError, "dx: expected an aligned array"),
         ("backward", "da", np.zeros((RANK, IN), np.float32), ValueError, "da: expected 280 values, found 120"),
         ("backward", "db", np.zeros((OUT, HEADS * RANK)), TypeError, "."),
     ],
