@@ -670,8 +670,10 @@ hydra_status hydra_trainer_new(hydra_model model,
 
 // One step of AdamW on the mean loss of `count` sequences, with learning rate `lr`. `report` may be null.
 //
-// After an error the adapter is as it was before the step. Use a trainer from one thread at a time; a second call at the
-// same time returns HYDRA_STATUS_BUSY.
+// After an error the adapter is as it was before the step. If the loss isn't finite (HYDRA_STATUS_NOT_FINITE), the trainer's
+// last step, which has led there, is taken back too.
+//
+// Use a trainer from one thread at a time; a second call at the same time returns HYDRA_STATUS_BUSY.
 hydra_status hydra_trainer_step(hydra_trainer trainer,
                                 const struct hydra_sequence *sequences,
                                 size_t count,

@@ -148,8 +148,10 @@ pub struct hydra_step_report {
 
 /// One step of AdamW on the mean loss of `count` sequences, with learning rate `lr`. `report` may be null.
 ///
-/// After an error the adapter is as it was before the step. Use a trainer from one thread at a time; a second call at the
-/// same time returns HYDRA_STATUS_BUSY.
+/// After an error the adapter is as it was before the step. If the loss isn't finite (HYDRA_STATUS_NOT_FINITE), the trainer's
+/// last step, which has led there, is taken back too.
+///
+/// Use a trainer from one thread at a time; a second call at the same time returns HYDRA_STATUS_BUSY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hydra_trainer_step(
     trainer: hydra_trainer,

@@ -101,6 +101,19 @@ def test_finetune_save_load_evaluate(model, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_loss_that_is_not_finite_takes_the_last_step_back(model):
+    settings = {"max_tokens": 64, "clip": None, "weight_decay": 0.0, "seed": 0, "checkpoint_activations": False}
+    trainer = hydra.Trainer(model, model.init_adapter(dropout=0.0), settings)
+    adapters = []
+    with pytest.raises(ArithmeticError, match="loss is NaN"):
+        for rate in (1e-3, 1e10, 1e18):
+            adapters.append(trainer.adapter())
+            trainer.step([(list(range(1, 40)), 2, None)], rate)
+    assert trainer.steps == 1 and len(adapters) == 3
+    for (_, now), (_, then) in zip(trainer.adapter().tensors(), adapters[1].tensors()):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_targets_as_arrays_are_the_same(model):
     (prompt, answer), *_ = EXAMPLES
     tokens = np.concatenate([model.encode(prompt, begins=True), model.encode(answer), [model.eos]]).astype(np.int64)

@@ -76,8 +76,10 @@ class Trainer:
     def step(
         self, examples: Sequence[tuple[Any, Any, Optional[int]]], lr: float, router_lr: Optional[float] = None
     ) -> tuple[float, float, int, int]:
-        """One step of AdamW; returns loss, gradient norm, tokens and targets. After an exception the adapter is as it
-        was."""
+        """One step of AdamW; returns loss, gradient norm, tokens and targets.
+
+        After an exception the adapter is as it was before the step. If the loss isn't finite (``ArithmeticError``), the
+        last step, which has led there, is taken back too: ``steps`` says so."""
     def adapter(self) -> Adapter:
         """A copy of the adapter as it is now."""
     @property
