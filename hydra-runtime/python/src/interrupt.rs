@@ -11,7 +11,9 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs `work` in a thread of its own while this one, without the GIL, waits and looks for signals. A signal whose handler
-/// raises an exception, Ctrl-C's as a rule, sets `cancel`, which has to end the work; the exception is then raised.
+/// raises an exception, Ctrl-C's as a rule, sets `cancel`, which has to end the work; the exception is then raised, even if
+/// the work was done by then. To return and set the signal again would lose the result too: Python looks for signals before
+/// the caller has stored it.
 pub fn interruptible<R: Send>(
     py: Python<'_>,
     cancel: &AtomicBool,

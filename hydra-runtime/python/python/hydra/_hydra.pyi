@@ -41,7 +41,8 @@ class TextStream(Iterator[str]):
     """Pieces of a text as it is generated."""
 
     def __iter__(self) -> "TextStream": ...
-    def __next__(self) -> str: ...
+    def __next__(self) -> str:
+        """After ``KeyboardInterrupt`` ``tokens`` may already have those of a piece that was not returned."""
     @property
     def tokens(self) -> npt.NDArray[np.uint32]:
         """The tokens so far, without the one that ended the text."""
@@ -79,7 +80,8 @@ class Trainer:
         """One step of AdamW; returns loss, gradient norm, tokens and targets.
 
         After an exception the adapter is as it was before the step. If the loss isn't finite (``ArithmeticError``), the
-        last step, which has led there, is taken back too: ``steps`` says so."""
+        last step, which has led there, is taken back too: ``steps`` says so. Ctrl-C may come just as a step is done:
+        ``KeyboardInterrupt`` is raised all the same, and ``steps`` counts the step."""
     def adapter(self) -> Adapter:
         """A copy of the adapter as it is now."""
     @property
