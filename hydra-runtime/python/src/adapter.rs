@@ -1,6 +1,6 @@
 //! Adapters: files, configuration, and tensors as arrays.
 
-use crate::error::{exception, wrong};
+use crate::error::{Whole, exception, wrong};
 use crate::model::PyModel;
 use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, HeadInit, Method};
 use hydra_runtime::model::{AttachedAdapter, Model};
@@ -29,9 +29,9 @@ pub struct Settings {
     #[pyo3(item)]
     gate: Option<String>,
     #[pyo3(item)]
-    rank: usize,
+    rank: Whole<usize>,
     #[pyo3(item)]
-    lora_heads: usize,
+    lora_heads: Whole<usize>,
     #[pyo3(item)]
     alpha: f32,
     #[pyo3(item)]
@@ -65,8 +65,8 @@ impl Settings {
         Ok(AdapterConfig {
             method,
             gate,
-            rank: self.rank,
-            lora_heads: self.lora_heads,
+            rank: self.rank.get("rank")?,
+            lora_heads: self.lora_heads.get("lora_heads")?,
             alpha: self.alpha,
             dropout: self.dropout,
             load_balance: self.load_balance,
@@ -110,8 +110,8 @@ impl PyAdapter {
     }
 
     #[staticmethod]
-    fn _init(model: PyRef<'_, PyModel>, settings: Settings, seed: u64) -> PyResult<Self> {
-        Adapter::init(model.0.config(), settings.config()?, seed).map(Self::new).map_err(exception)
+    fn _init(model: PyRef<'_, PyModel>, settings: Settings, seed: Whole<u64>) -> PyResult<Self> {
+        Adapter::init(model.0.config(), settings.config()?, seed.get("seed")?).map(Self::new).map_err(exception)
     }
 
     fn save(&self, py: Python<'_>, folder: PathBuf) -> PyResult<()> {
@@ -151,8 +151,13 @@ impl PyAdapter {
         self.adapter.tensors().map(array).collect()
     }
 
-    fn pair<'py>(&self, py: Python<'py>, layer: usize, target: &str) -> PyResult<Option<(Matrix<'py>, Matrix<'py>)>> {
-        let pairs = self.adapter.layers.get(layer);
+    fn pair<'py>(
+        &self,
+        py: Python<'py>,
+        layer: Whole<usize>,
+        target: &str,
+    ) -> PyResult<Option<(Matrix<'py>, Matrix<'py>)>> {
+        let pairs = self.adapter.layers.get(layer.get("layer")?);
         let Some(pair) = pairs.zip(Projection::parse(target)).and_then(|(pairs, target)| pairs[target].as_ref()) else {
             return Ok(None);
         };

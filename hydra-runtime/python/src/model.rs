@@ -1,7 +1,7 @@
 //! Models: their texts and their logits.
 
 use crate::adapter::PyAdapter;
-use crate::error::{exception, wrong};
+use crate::error::{Whole, exception, wrong};
 use crate::interrupt::interruptible;
 use hydra_runtime::backend::Device;
 use hydra_runtime::backend::cpu::{CpuOptions, Precision};
@@ -36,7 +36,7 @@ enum Files {
 pub enum Ids<'py> {
     Array(PyReadonlyArray1<'py, u32>),
     Wide(PyReadonlyArray1<'py, i64>),
-    List(Vec<u32>),
+    List(Vec<Whole<u32>>),
 }
 
 /// An array's values. NumPy first copies those that do not lie at addresses of their type.
@@ -55,7 +55,7 @@ impl Ids<'_> {
         match self {
             Self::Array(ids) => values(ids),
             Self::Wide(ids) => values(ids)?.iter().map(narrow).collect(),
-            Self::List(ids) => Ok(ids.clone()),
+            Self::List(ids) => ids.iter().map(|id| id.get("token id")).collect(),
         }
     }
 }
@@ -139,9 +139,16 @@ fn gpu(ordinal: u32) -> PyResult<Device> {
 impl PyModel {
     #[new]
     #[pyo3(signature = (files, *, device = "cpu", threads = None, precision = "f32"))]
-    fn new(py: Python<'_>, files: Files, device: &str, threads: Option<usize>, precision: &str) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        files: Files,
+        device: &str,
+        threads: Option<Whole<usize>>,
+        precision: &str,
+    ) -> PyResult<Self> {
         let precision = Precision::parse(precision)
             .ok_or_else(|| wrong(format!("precision {precision:?}: expected \"f32\", \"bf16\" or \"q8\"")))?;
+        let threads = threads.map(|threads| threads.get("threads")).transpose()?;
         let device = self::device(device, CpuOptions { threads, precision, ..CpuOptions::default() })?;
         let load = || {
             let checkpoint = match files {

@@ -2,7 +2,7 @@
 //!
 //! Arrays are contiguous; their memory is used in place. bf16 values come as u16, for NumPy has no such type.
 
-use crate::error::wrong;
+use crate::error::{Whole, wrong};
 use hydra::{
     HYDRA_NO_LORA_HEAD, hydra_backward, hydra_backward_args, hydra_backward_scratch, hydra_forward, hydra_forward_args,
     hydra_forward_scratch, hydra_gate, hydra_last_error, hydra_layer, hydra_status, hydra_thread, hydra_type,
@@ -35,13 +35,13 @@ pub struct Layer {
 #[derive(FromPyObject)]
 struct Settings {
     #[pyo3(item)]
-    d_in: usize,
+    d_in: Whole<usize>,
     #[pyo3(item)]
-    d_out: usize,
+    d_out: Whole<usize>,
     #[pyo3(item)]
-    rank: usize,
+    rank: Whole<usize>,
     #[pyo3(item)]
-    lora_heads: usize,
+    lora_heads: Whole<usize>,
     #[pyo3(item)]
     per_head_a: bool,
     #[pyo3(item)]
@@ -49,7 +49,7 @@ struct Settings {
     #[pyo3(item)]
     temperature: f32,
     #[pyo3(item)]
-    top_k: Option<usize>,
+    top_k: Option<Whole<usize>>,
     #[pyo3(item)]
     scale: f32,
     #[pyo3(item)]
@@ -57,7 +57,7 @@ struct Settings {
     #[pyo3(item)]
     bf16: bool,
     #[pyo3(item)]
-    threads: usize,
+    threads: Whole<usize>,
 }
 
 /// Values that are read: f32, or the bits of bf16 (u16).
@@ -281,7 +281,8 @@ impl Layer {
             }
         };
         // Such sizes are mistakes, and below them no product of two overflows.
-        let Settings { d_in, d_out, rank, lora_heads, .. } = settings;
+        let (d_in, d_out) = (settings.d_in.get("d_in")?, settings.d_out.get("d_out")?);
+        let (rank, lora_heads) = (settings.rank.get("rank")?, settings.lora_heads.get("lora_heads")?);
         if [d_in, d_out, rank, lora_heads].iter().any(|size| !(1..1 << 28).contains(size)) {
             return Err(wrong(format!("sizes {d_in}, {d_out}, {rank}, {lora_heads}: expected 1 to {}", (1 << 28) - 1)));
         }
@@ -293,11 +294,11 @@ impl Layer {
             per_head_a: settings.per_head_a,
             gate,
             temperature: settings.temperature,
-            top_k: settings.top_k.unwrap_or(0),
+            top_k: settings.top_k.map_or(Ok(0), |top_k| top_k.get("top_k"))?,
             scale: settings.scale,
             f16: settings.f16,
             bf16: settings.bf16,
-            threads: settings.threads.max(1),
+            threads: settings.threads.get("threads")?.max(1),
         })
     }
 

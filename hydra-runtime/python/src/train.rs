@@ -1,7 +1,7 @@
 //! Training, and losses.
 
 use crate::adapter::PyAdapter;
-use crate::error::{exception, wrong};
+use crate::error::{Whole, exception, wrong};
 use crate::interrupt::interruptible;
 use crate::model::{Ids, PyModel, values};
 use hydra_runtime::batch::{NO_TARGET, Sequence};
@@ -14,23 +14,23 @@ use std::sync::atomic::AtomicBool;
 
 /// One example: tokens, targets (negative: none) or how many tokens begin without any, and a head.
 #[derive(FromPyObject)]
-pub struct Example<'py>(Ids<'py>, Targets<'py>, Option<u32>);
+pub struct Example<'py>(Ids<'py>, Targets<'py>, Option<Whole<u32>>);
 
 #[derive(FromPyObject)]
 enum Targets<'py> {
-    Prompt(usize),
+    Prompt(Whole<usize>),
     Each(numpy::PyReadonlyArray1<'py, i64>),
 }
 
 impl Example<'_> {
     fn sequence(&self) -> PyResult<Sequence> {
-        let (tokens, lora_head) = (self.0.get()?, self.2);
+        let (tokens, lora_head) = (self.0.get()?, self.2.as_ref().map(|head| head.get("head")).transpose()?);
         match &self.1 {
-            Targets::Prompt(prompt) if *prompt > tokens.len() => {
-                Err(wrong(format!("a prompt of {prompt} tokens in a sequence of {}", tokens.len())))
-            }
             Targets::Prompt(prompt) => {
-                let (prompt, answer) = tokens.split_at(*prompt);
+                let prompt = prompt.get("a prompt's length")?;
+                let Some((prompt, answer)) = tokens.split_at_checked(prompt) else {
+                    return Err(wrong(format!("a prompt of {prompt} tokens in a sequence of {}", tokens.len())));
+                };
                 Ok(Sequence { lora_head, ..Sequence::answer(prompt, answer) })
             }
             Targets::Each(targets) => {
@@ -60,13 +60,13 @@ pub struct PyTrainer {
 #[derive(FromPyObject)]
 pub struct Settings {
     #[pyo3(item)]
-    max_tokens: usize,
+    max_tokens: Whole<usize>,
     #[pyo3(item)]
     clip: Option<f32>,
     #[pyo3(item)]
     weight_decay: f32,
     #[pyo3(item)]
-    seed: u64,
+    seed: Whole<u64>,
     #[pyo3(item)]
     checkpoint_activations: bool,
 }
@@ -87,6 +87,7 @@ impl PyTrainer {
         let checkpointing =
             if checkpoint_activations { ActivationCheckpointing::EveryLayer } else { ActivationCheckpointing::Off };
         let adam = AdamW { weight_decay, ..AdamW::default() };
+        let (max_tokens, seed) = (max_tokens.get("max_tokens")?, seed.get("seed")?);
         let options = TrainOptions { checkpointing, max_tokens, clip, adam, seed };
         let (model, adapter, cancel) = (&model.0, &adapter.adapter, Arc::new(AtomicBool::new(false)));
         let trainer = py.detach(|| Trainer::new(model, adapter, options)).map_err(exception)?;
@@ -127,9 +128,10 @@ pub fn losses<'py>(
     model: PyRef<'_, PyModel>,
     examples: Vec<Example<'_>>,
     adapter: Option<PyRef<'_, PyAdapter>>,
-    max_tokens: usize,
+    max_tokens: Whole<usize>,
 ) -> PyResult<Losses<'py>> {
-    let (sequences, cancel) = (sequences(&examples)?, Arc::new(AtomicBool::new(false)));
+    let (sequences, max_tokens) = (sequences(&examples)?, max_tokens.get("max_tokens")?);
+    let cancel = Arc::new(AtomicBool::new(false));
     let (attached, model) = (model.attached(adapter.as_deref())?, &model.0);
     let losses = interruptible(py, &cancel, || {
         let evaluator = Evaluator::attached(model, attached.as_ref(), max_tokens)?;

@@ -166,7 +166,9 @@ def test_settings():
         ({"gate": "\ud800"}, (TypeError, ValueError), "."),
         ({"rank": 0}, ValueError, "sizes"),
         ({"d_in": 2**40}, ValueError, "sizes"),
-        ({"d_out": -1}, (OverflowError, TypeError), "."),
+        ({"d_out": -1}, ValueError, "d_out -1: expected 0 to"),
+        ({"threads": -1}, ValueError, "threads -1: expected 0 to"),
+        ({"top_k": -1}, ValueError, "top_k -1: expected 0 to"),
         ({"scale": "1"}, TypeError, "."),
     ]:
         with pytest.raises(error, match=text):
