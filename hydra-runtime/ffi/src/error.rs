@@ -104,8 +104,13 @@ pub(crate) fn door(work: impl FnOnce() -> Result<()>) -> hydra_status {
         }
     };
     // A thread that is ending has no last error any more.
-    let _ = LAST.try_with(|last| *last.borrow_mut() = Some(c_string(failure.text)));
+    let _ = LAST.try_with(|last| *last.borrow_mut() = Some(c_string(one_line(&failure.text))));
     failure.status
+}
+
+/// The text with a space for each control character, of a file's name, say. A zero byte stays, and ends a C string.
+fn one_line(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\0' || matches!(c, '\u{2028}' | '\u{2029}'), " ")
 }
 
 /// The text, up to its first zero byte.
@@ -153,6 +158,12 @@ mod tests {
         assert_eq!(last(), "a mistake inside Hydra, please report it: no message");
         assert_eq!(door(|| Ok(())), hydra_status::Ok);
         assert!(last().ends_with("no message"), "a call that succeeds leaves the text as it is");
+    }
+
+    #[test]
+    fn an_error_is_one_line() {
+        assert_eq!(door(|| Err(invalid("a\nb\r\x1b[1m\u{2028}é"))), hydra_status::InvalidArgument);
+        assert_eq!(last(), "a b  [1m é");
     }
 
     #[test]
