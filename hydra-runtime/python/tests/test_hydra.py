@@ -120,7 +120,9 @@ def test_targets_as_arrays_are_the_same(model):
     targets = np.full(len(tokens), -100)
     first = len(model.encode(prompt, begins=True)) - 1
     targets[first:-1] = tokens[first + 1 :]
-    assert hydra.evaluate(model, [(tokens, targets)]) == hydra.evaluate(model, EXAMPLES[:1])
+    wanted = hydra.evaluate(model, EXAMPLES[:1])
+    for second in (targets, targets.astype(np.int32), list(targets), first + 1, np.int32(first + 1)):
+        assert hydra.evaluate(model, [(tokens, second)]) == wanted
 
 
 def test_adapters(model, adapter, golden):
@@ -173,7 +175,15 @@ def test_wrong_arguments(model, adapter, tmp_path):
         (lambda: hydra.finetune(model, EXAMPLES, lr=float("nan")), ValueError, "NaN"),
         (lambda: hydra.finetune(model, EXAMPLES, schedule="step"), ValueError, "schedule"),
         (lambda: hydra.finetune(model, [("a", [1])]), TypeError, "two texts"),
+        (lambda: hydra.finetune(model, ["ab"]), TypeError, "an example: expected two texts"),
+        (lambda: hydra.evaluate(model, [("a", "b", 0, 1)]), TypeError, "an example: expected two texts"),
         (lambda: hydra.evaluate(model, [([1, 2], np.array([2]))]), ValueError, "targets"),
+        (lambda: hydra.evaluate(model, [([1, 2], np.array([1.7, -1]))]), ValueError, "whole numbers .* float64"),
+        (lambda: hydra.evaluate(model, [([1, 2], [True, False])]), ValueError, "whole numbers .* bool"),
+        (lambda: hydra.evaluate(model, [([1, 2], [[2, 3]])]), ValueError, "whole numbers .* 2 dimensions"),
+        (lambda: hydra.evaluate(model, [([1, 2], np.array([2**64 - 1, 3], np.uint64))]), ValueError, "no token id"),
+        (lambda: hydra.evaluate(model, [([1, 2], 3)]), ValueError, "a prompt of 3 tokens in a sequence of 2"),
+        (lambda: hydra.evaluate(model, [([1, 2], -1)]), ValueError, "a prompt's length -1"),
         (lambda: hydra.evaluate(model, EXAMPLES, max_tokens=2), ValueError, "2"),
     ]:
         with pytest.raises(error, match=text):

@@ -17,9 +17,11 @@ Example = Union[
     tuple[str, str, int],
     tuple[Tokens, npt.NDArray[np.int64]],
     tuple[Tokens, npt.NDArray[np.int64], int],
+    tuple[Tokens, int],
+    tuple[Tokens, int, int],
 ]
-"""A prompt and its answer, or tokens and for each of them the token that is to follow (negative: no loss); and, for the
-label gate, the head of the example's label."""
+"""A prompt and its answer; or tokens and for each of them the token that is to follow (negative: no loss), or how many of
+them are the prompt. For the label gate, also the head of the example's label."""
 
 
 class Finetuned(NamedTuple):
@@ -44,6 +46,8 @@ class Evaluation(NamedTuple):
 
 def encode(model: Model, example: Example) -> tuple[Any, Any, Optional[int]]:
     """An example as the native functions take it. An answer ends with the model's end-of-text token."""
+    if isinstance(example, str) or len(example) not in (2, 3):
+        raise TypeError("an example: expected two texts, or tokens and targets, and for the label gate a head")
     first, second = example[0], example[1]
     head = example[2] if len(example) > 2 else None
     if isinstance(first, str) and isinstance(second, str):
@@ -53,7 +57,16 @@ def encode(model: Model, example: Example) -> tuple[Any, Any, Optional[int]]:
         return np.concatenate([prompt, answer]), len(prompt), head
     if isinstance(first, str) or isinstance(second, str):
         raise TypeError("an example: expected two texts, or tokens and targets")
-    return first, np.asarray(second, dtype=np.int64), head
+    if isinstance(second, (int, np.integer)) and not isinstance(second, bool):
+        return first, int(second), head
+    found = np.asarray(second)
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size > 0):
+        kind = f"{found.ndim} dimensions of {found.dtype}"
+        raise ValueError(f"targets: expected whole numbers in one dimension, found {kind}")
+    targets = found.astype(np.int64)
+    if not np.array_equal(targets, found):
+        raise ValueError(f"targets: {found.max()} is no token id")
+    return first, targets, head
 
 
 def finetune(
