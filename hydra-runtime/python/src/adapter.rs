@@ -137,6 +137,7 @@ impl PyAdapter {
         dict.set_item("dropout", config.dropout)?;
         dict.set_item("targets", targets)?;
         dict.set_item("labels", config.labels.clone())?;
+        dict.set_item("head_dropout", config.head_dropout)?;
         dict.set_item("load_balance", config.load_balance)?;
         dict.set_item("temperature", config.temperature)?;
         dict.set_item("top_k", config.top_k)?;

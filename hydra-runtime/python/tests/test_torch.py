@@ -272,6 +272,16 @@ def test_an_adapter_is_put_on_a_llama(model, adapter, golden, tmp_path):
         assert not any(isinstance(part, HydraLinear) for part in other.modules()), "the model is as it was"
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_left_out_in_training_is_said(model, golden, tmp_path):
+    shutil.copytree(golden / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "head_dropout": 0.25, "load_balance": 0.5}))
+    with pytest.warns(UserWarning, match="leaves out the adapter's head_dropout 0.25 and load_balance 0.5"):
+        assert len(inject(llama(model.config), tmp_path / "adapter")) == 14
+    inject(llama(model.config), golden / "adapter")
+
+
 def test_logits_and_gradients_of_transformers_llama_are_the_golden_ones(golden):
     transformers = pytest.importorskip("transformers")
     llama = transformers.AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32)

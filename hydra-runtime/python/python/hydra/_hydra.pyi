@@ -61,8 +61,8 @@ class Adapter:
         """Number of trainable parameters."""
     @property
     def config(self) -> dict[str, Any]:
-        """method, gate, rank, lora_heads, alpha, rslora, scale, dropout, targets, labels, load_balance, temperature,
-        top_k, layers."""
+        """method, gate, rank, lora_heads, alpha, rslora, scale, dropout, targets, labels, head_dropout, load_balance,
+        temperature, top_k, layers."""
     def tensors(self) -> list[tuple[str, npt.NDArray[np.float32]]]:
         """Copies of the tensors, with their names in the file."""
     def pair(self, layer: int, target: str) -> Optional[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:

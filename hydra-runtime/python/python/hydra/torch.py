@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -201,11 +202,15 @@ def inject(
     :param settings: further settings of :class:`HydraLinear`: ``products``, ``threads``, ``dropout``.
     :returns: the new layers, in the model's order.
 
-    Raises ``ValueError`` if the adapter is another model's; the model is then as it was.
+    Raises ``ValueError`` if the adapter is another model's; the model is then as it was. Warns of an adapter with head dropout
+    or a load-balancing loss, which only :func:`hydra.finetune` has: they are of training alone.
     """
     if not isinstance(adapter, _hydra.Adapter):
         adapter = _hydra.Adapter.load(adapter)
     config, found = adapter.config, []
+    lost = [f"{key} {config[key]:g}" for key in ("head_dropout", "load_balance") if config[key] > 0.0]
+    if lost:
+        warnings.warn(f"in training HydraLinear leaves out the adapter's {' and '.join(lost)}", stacklevel=2)
     left = {(layer, target) for layer in range(config["layers"]) for target in config["targets"]}
     for name, linear in list(module.named_modules()):
         path = name.split(".")
