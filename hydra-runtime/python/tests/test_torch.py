@@ -320,5 +320,9 @@ def test_wrong_arguments():
     made = HydraLinear.wrap(linear, gate="label")
     with pytest.raises(ValueError, match="labels"):
         made(torch.zeros(2, 8))
+    with pytest.raises(ValueError, match="x is on meta: HydraLinear works on the CPU"):
+        HydraLinear.wrap(linear)(torch.zeros(2, 8, device="meta"))
+    with pytest.raises(ValueError, match="weight is on meta"):
+        HydraLinear.wrap(linear).to("meta")(torch.zeros(2, 8))
     with pytest.raises(ValueError, match="rows of 8"):
         HydraLinear.wrap(linear)(torch.zeros(2, 7))

@@ -177,6 +177,9 @@ class HydraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in_features] to [.., out_features], of x's type."""
+        for name, tensor in (("x", x), ("weight", self.weight), ("a", self.a), ("b", self.b)):
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{name} is on {tensor.device}: HydraLinear works on the CPU")
         labels = None
         if self.settings["gate"] == "label":
             if self.labels is None or self.labels.shape != x.shape[:-1]:
