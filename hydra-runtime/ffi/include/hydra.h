@@ -613,7 +613,7 @@ hydra_status hydra_tokenize(hydra_model model,
                             size_t capacity,
                             size_t *count);
 
-// The text of `count` token ids, UTF-8, without special tokens.
+// The text of `count` token ids, UTF-8, without special tokens and ids that the tokenizer doesn't have.
 //
 // Writes up to `capacity` bytes to `text`, a zero byte at their end among them, and the number of bytes with the zero byte
 // to `len`. If there are more, it writes only the number and returns HYDRA_STATUS_BUFFER_TOO_SMALL. Any thread may call it.

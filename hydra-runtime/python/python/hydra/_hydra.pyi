@@ -31,14 +31,14 @@ class Model:
     def encode(self, text: str, *, begins: bool = False) -> npt.NDArray[np.uint32]:
         """Token ids; with ``begins`` behind the beginning-of-text token, if the model has one."""
     def decode(self, tokens: Tokens) -> str:
-        """The text of token ids, without special tokens."""
+        """The text of token ids, without special tokens and ids that the tokenizer doesn't have."""
     def logits(self, tokens: Tokens, *, adapter: Optional["Adapter"] = None) -> npt.NDArray[np.float32]:
         """[tokens, vocab]: the logits of what may follow after each token."""
     def _generate(self, prompt: Prompt, options: dict[str, Any]) -> str: ...
     def _stream(self, prompt: Prompt, options: dict[str, Any]) -> "TextStream": ...
 
 class TextStream(Iterator[str]):
-    """Pieces of a text as it is generated."""
+    """Pieces of a text as it is generated. For one thread at a time: others get a ``RuntimeError`` meanwhile."""
 
     def __iter__(self) -> "TextStream": ...
     def __next__(self) -> str:
@@ -48,7 +48,10 @@ class TextStream(Iterator[str]):
         """The tokens so far, without the one that ended the text."""
 
 class Adapter:
-    """A LoRA, LoRA-Split or HydraLoRA adapter. ``Model.init_adapter``, ``Model.load_adapter`` and ``load`` make one."""
+    """A LoRA, LoRA-Split or HydraLoRA adapter. ``Model.init_adapter``, ``Model.load_adapter`` and ``load`` make one.
+
+    It keeps the model that it was last used with in memory, for the next use.
+    """
 
     @staticmethod
     def load(folder: StrPath, model: Optional[Model] = None) -> "Adapter":
@@ -71,7 +74,10 @@ class Adapter:
     def _init(model: Model, settings: dict[str, Any], seed: int) -> "Adapter": ...
 
 class Trainer:
-    """An adapter in training; ``finetune`` is a loop over it."""
+    """An adapter in training; ``finetune`` is a loop over it.
+
+    For one thread at a time: a call during another thread's :meth:`step` raises ``RuntimeError``.
+    """
 
     def __new__(cls, model: Model, adapter: Adapter, settings: dict[str, Any]) -> "Trainer": ...
     def step(
