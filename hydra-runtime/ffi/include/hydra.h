@@ -504,6 +504,13 @@ hydra_status hydra_adapter_attach(hydra_adapter adapter,
                                   hydra_model model,
                                   hydra_adapter *attached);
 
+// Copies one head with its A and B as a LoRA, without the gate, for the same model. Of an adapter with the label gate, it
+// generates as trained for that head's label. Any thread may call it. The caller owns `alone` and frees it with
+// `hydra_adapter_free`.
+hydra_status hydra_adapter_head(hydra_adapter adapter,
+                                uint32_t head,
+                                hydra_adapter *alone);
+
 // Writes the adapter's two files into a folder, which is made if need be. Any thread may call it, but not two for one
 // folder at the same time.
 hydra_status hydra_adapter_save(hydra_adapter adapter,

@@ -190,6 +190,23 @@ pub unsafe extern "C" fn hydra_adapter_attach(
     })
 }
 
+/// Copies one head with its A and B as a LoRA, without the gate, for the same model. Of an adapter with the label gate, it
+/// generates as trained for that head's label. Any thread may call it. The caller owns `alone` and frees it with
+/// `hydra_adapter_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hydra_adapter_head(
+    adapter: hydra_adapter,
+    head: u32,
+    alone: *mut hydra_adapter,
+) -> hydra_status {
+    // SAFETY: the caller's word.
+    door(|| unsafe {
+        let (adapter, out) = (handle::get::<Attached>(adapter)?, Out::new("alone", alone)?);
+        out.set(insert(adapter.attached.model(), adapter.adapter.head(head as usize)?)?);
+        Ok(())
+    })
+}
+
 /// Writes the adapter's two files into a folder, which is made if need be. Any thread may call it, but not two for one
 /// folder at the same time.
 #[unsafe(no_mangle)]

@@ -158,7 +158,16 @@ static void others(const char *path, hydra_model model, hydra_adapter adapter) {
     DONE(hydra_evaluate(model, labelled, &sequence, 1, 8, &loss));
     sequence.lora_head = (uint32_t)kind.lora_heads;
     REFUSED(hydra_evaluate(model, labelled, &sequence, 1, 8, &loss), WRONG_ADAPTER, "head 4");
+    hydra_adapter alone;
+    REFUSED(hydra_adapter_head(labelled, 4, &alone), WRONG_ADAPTER, "head 4 of an adapter of 4 heads");
+    REFUSED(hydra_adapter_head(labelled, HYDRA_NO_LORA_HEAD, &alone), WRONG_ADAPTER, "head 4294967295");
+    REFUSED(hydra_adapter_head(labelled, 0, NULL), INVALID_ARGUMENT, "alone is null");
+    DONE(hydra_adapter_head(labelled, 3, &alone));
     DONE(hydra_adapter_free(labelled));
+    REFUSED(hydra_adapter_head(labelled, 0, &alone), INVALID_HANDLE, "freed");
+    sequence.lora_head = HYDRA_NO_LORA_HEAD;
+    DONE(hydra_evaluate(model, alone, &sequence, 1, 8, &loss));
+    DONE(hydra_adapter_free(alone));
     if (pieces != 0) {
         fprintf(stderr, "an error gave text\n");
         failures++;

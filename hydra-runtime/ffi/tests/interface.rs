@@ -2,6 +2,9 @@
 
 use half::bf16;
 use hydra::*;
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::batch::Sequence;
+use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::hydra_kernels::hydra::{
     AdapterGradients, BackwardArgs, ForwardArgs, Gradients, HydraLayer, backward, backward_scratch, forward,
     forward_scratch,
@@ -111,6 +114,29 @@ fn text_logits_and_steps_are_the_runtimes() {
     // SAFETY: as the interface says.
     done(unsafe { hydra_generator_feed(generator, tokens.as_ptr(), 1, null_mut(), 0) });
     done(hydra_generator_free(generator));
+}
+
+#[test]
+fn a_head_alone_is_the_runtimes() {
+    let (model, adapter) = opened();
+    let (own, mut alone) = (Model::open(case("model")).unwrap(), 0);
+    let head = Adapter::load(case("adapter"), own.config()).unwrap().head(1).unwrap();
+    let (tokens, mut loss) = ([3, 5, 8, 13], hydra_loss { nll: 0.0, targets: 0 });
+    let (data, len, lora_head) = (tokens.as_ptr(), tokens.len(), HYDRA_NO_LORA_HEAD);
+    let sequence = hydra_sequence { tokens: data, targets: null(), len, prompt_len: 1, lora_head };
+    // SAFETY: as the interface says.
+    unsafe {
+        done(hydra_adapter_head(adapter, 1, &mut alone));
+        done(hydra_evaluate(model, alone, &sequence, 1, 8, &mut loss));
+    }
+    let evaluator = Evaluator::attached(&own, Some(&own.attach(&head).unwrap()), 8).unwrap();
+    let want =
+        evaluator.with_cancel(Default::default()).losses(&[Sequence::answer(&tokens[..1], &tokens[1..])]).unwrap();
+    assert_eq!((loss.nll, loss.targets), (want[0].nll, want[0].targets));
+    for handle in [adapter, alone] {
+        done(hydra_adapter_free(handle));
+    }
+    done(hydra_model_free(model));
 }
 
 #[test]

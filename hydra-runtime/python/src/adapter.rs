@@ -114,6 +114,11 @@ impl PyAdapter {
         Adapter::init(model.0.config(), settings.config()?, seed.get("seed")?).map(Self::new).map_err(exception)
     }
 
+    fn head(&self, py: Python<'_>, head: Whole<usize>) -> PyResult<Self> {
+        let head = head.get("head")?;
+        py.detach(|| self.adapter.head(head)).map(Self::new).map_err(exception)
+    }
+
     fn save(&self, py: Python<'_>, folder: PathBuf) -> PyResult<()> {
         py.detach(|| self.adapter.save(&folder)).map_err(exception)
     }

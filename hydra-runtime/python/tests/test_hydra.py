@@ -140,6 +140,23 @@ def test_adapters(model, adapter, golden):
     assert lora.config["lora_heads"] == 1 and lora.config["targets"] == ["q_proj", "v_proj"]
 
 
+def test_a_head_alone_is_the_label_gates(model, tmp_path):
+    start = model.init_adapter(gate="label", lora_heads=2, labels=["cities", "fish"], seed=4)
+    labelled = [(*example, head) for head, example in enumerate(EXAMPLES)]
+    trained = hydra.finetune(model, labelled, adapter=start, epochs=3, lr=1e-2).adapter
+    for example, head in zip(labelled, (0, 1)):
+        alone = trained.head(head)
+        assert alone.config["method"] == "lora" and alone.config["lora_heads"] == 1 and not alone.config["labels"]
+        wanted = hydra.evaluate(model, [example], adapter=trained).loss
+        assert hydra.evaluate(model, [example[:2]], adapter=alone).loss == pytest.approx(wanted, rel=1e-5)
+        assert hydra.evaluate(model, [example[:2]], adapter=trained).loss != pytest.approx(wanted, rel=1e-5)
+    alone.save(tmp_path)
+    assert model.generate("Which", adapter=alone) == model.generate("Which", adapter=model.load_adapter(tmp_path))
+    for head in (2, -1):
+        with pytest.raises(ValueError, match=f"head {head}"):
+            trained.head(head)
+
+
 def test_wrong_arguments(model, adapter, tmp_path):
     for call, error, text in [
         (lambda: hydra.Model("no/such/model"), FileNotFoundError, "no/such/model"),

@@ -57,6 +57,9 @@ class Adapter:
     def load(folder: StrPath, model: Optional[Model] = None) -> "Adapter":
         """Reads a folder of this library, of the published implementation or of HF PEFT. With a model, the adapter has
         to fit it."""
+    def head(self, head: int) -> "Adapter":
+        """One head with its A and B as a LoRA, without the gate. Of an adapter with the label gate, it generates as
+        trained for the label ``config["labels"][head]``."""
     def save(self, folder: StrPath) -> None:
         """Writes adapter_model.safetensors and adapter_config.json. A LoRA's folder is one of PEFT's."""
     @property

@@ -5,7 +5,7 @@
 >>> inject(model, "adapter")        # puts an adapter of `hydra finetune`, or of the published code, on a LLaMA of transformers
 
 ``y = x Wᵀ + alpha / rank · Σ gate_e (x Aᵀ) B_eᵀ`` and its gradients are one call of Hydra's kernels each, which read and
-write the tensors' own memory: f32 or bf16, contiguous. Other tensors are copied. Gradients of gradients are refused.
+write the tensors' own memory: f32 or bf16, contiguous. Other tensors are copied. Gradients of gradients are an error.
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ def inject(
     :param settings: further settings of :class:`HydraLinear`: ``products``, ``threads``, ``dropout``.
     :returns: the new layers, in the model's order.
 
-    Raises ``ValueError`` if the adapter is another model's; the model is then as it was. Warns of an adapter with head dropout
-    or a load-balancing loss, which only :func:`hydra.finetune` has: they are of training alone.
+    Raises ``ValueError`` if the adapter is another model's; the model is then as it was. Warns of an adapter with head
+    dropout or a load-balancing loss, which only :func:`hydra.finetune` has: they are of training alone.
     """
     if not isinstance(adapter, _hydra.Adapter):
         adapter = _hydra.Adapter.load(adapter)
