@@ -294,7 +294,11 @@ impl Layer {
             per_head_a: settings.per_head_a,
             gate,
             temperature: settings.temperature,
-            top_k: settings.top_k.map_or(Ok(0), |top_k| top_k.get("top_k"))?,
+            // The C interface's 0 means all heads.
+            top_k: match settings.top_k.map(|top_k| top_k.get("top_k")).transpose()? {
+                Some(0) => return Err(wrong("top_k 0: expected at least 1, or None for all heads".into())),
+                top_k => top_k.unwrap_or(0),
+            },
             scale: settings.scale,
             f16: settings.f16,
             bf16: settings.bf16,

@@ -169,6 +169,7 @@ def test_settings():
         ({"d_out": -1}, ValueError, "d_out -1: expected 0 to"),
         ({"threads": -1}, ValueError, "threads -1: expected 0 to"),
         ({"top_k": -1}, ValueError, "top_k -1: expected 0 to"),
+        ({"top_k": 0}, ValueError, "top_k 0: expected at least 1"),
         ({"scale": "1"}, TypeError, "."),
     ]:
         with pytest.raises(error, match=text):
