@@ -22,7 +22,7 @@ use crate::output::printable;
 use crate::ranks::Ranks;
 use crate::run::config::Settings;
 use crate::run::folder::{self, Lock};
-use crate::run::manifest::{describe, started, weights};
+use crate::run::manifest::{describe, started, tensors, weights};
 use crate::run::prepare::Prepared;
 use crate::run::spec::RunSpec;
 use crate::{interrupt, memory, sha256};
@@ -119,9 +119,9 @@ impl Task<'_> {
         // How often a run saves changes nothing that is kept.
         inputs.extend(settings(&self.spec).into_iter().filter(|(key, _)| key != "save-every"));
         // Of files that options name, the contents count.
-        for (key, file) in [("template", ""), ("chat-template", ""), ("init-adapter", "adapter_model.safetensors")] {
+        for key in ["template", "chat-template", "init-adapter"] {
             let Some(path) = inputs.get(key).and_then(Value::as_str).map(PathBuf::from) else { continue };
-            let path = if path.is_dir() { path.join(file) } else { path };
+            let path = if key == "init-adapter" { tensors(&path) } else { path };
             insert_digest(&mut inputs, &format!("{key}-file"), &path)?;
         }
         Ok(inputs)

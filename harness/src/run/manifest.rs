@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The file's name in the run's folder.
 pub const FILE: &str = "run.json";
@@ -173,7 +173,6 @@ fn options(parts: &Parts<'_>) -> Result<Map<String, Value>> {
     let targets: Vec<_> = config.targets.iter().map(|target| target.name()).collect();
     let data = spec.data.data.iter().map(|path| describe(path)).collect::<Result<Vec<_>>>()?;
     // A folder, or a LoRA in one GGUF file.
-    let tensors = |path: &Path| if path.is_file() { path.into() } else { path.join("adapter_model.safetensors") };
     let init = spec.adapter.init_adapter.as_deref().map(|path| describe(&tensors(path)));
     let template = spec.data.encoding.template();
     let chat_template = spec.data.encoding.chat_template.as_deref().map(describe).transpose()?;
@@ -239,6 +238,11 @@ pub fn inputs(options: &AccuracyArgs) -> Result<Value> {
     let mut inputs = serde_json::to_value(options)?;
     inputs["data"] = describe(&locate_file(&options.data)?)?["sha256"].take();
     Ok(inputs)
+}
+
+/// The file with an adapter's tensors: that of its folder, or the adapter itself where it is one file.
+pub fn tensors(adapter: &Path) -> PathBuf {
+    if adapter.is_file() { adapter.into() } else { adapter.join("adapter_model.safetensors") }
 }
 
 /// A file's path, size and digest.
