@@ -28,5 +28,7 @@ mod phases;
 mod q8;
 #[path = "kernels/quant.rs"]
 mod quant;
+#[path = "kernels/refused.rs"]
+mod refused;
 #[path = "kernels/support.rs"]
 mod support;
