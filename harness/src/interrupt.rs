@@ -26,6 +26,9 @@ const STOPPED: i32 = 130;
 /// The time between two looks at a flag.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Signals within this time are one request: `timeout` sends one to the process and another one to its group.
+const SAME: Duration = Duration::from_millis(300);
+
 /// The error of a measurement that was interrupted.
 #[derive(Debug)]
 pub struct Stopped;
@@ -42,31 +45,34 @@ impl std::error::Error for Stopped {}
 pub fn listen() -> Result<()> {
     let mut installed = Ok(());
     INSTALL.call_once(|| {
-        let listens = |signal| {
-            // In this order, so that the flag isn't set yet at the first signal.
-            flag::register_conditional_shutdown(signal, STOPPED, REQUESTED.clone())?;
-            flag::register(signal, REQUESTED.clone()).map(drop)
-        };
-        let both = [SIGINT, SIGTERM].into_iter().try_for_each(listens);
-        installed = both.and_then(|()| flag::register(SIGUSR1, REQUESTED.clone()).map(drop));
-        once_set(&REQUESTED, || {
+        let said = || {
             output::say(
                 "\nstopping; everything so far is saved and can be resumed. Press Ctrl-C again to quit at once",
             );
-        });
+        };
+        let both = once_signalled(&REQUESTED, said);
+        installed = both.and_then(|()| flag::register(SIGUSR1, REQUESTED.clone()).map(drop));
     });
     installed.context("can't listen to Ctrl-C")
 }
 
 /// From now on the first Ctrl-C or SIGTERM calls `stop`, on a thread; a second one ends the process at once.
 pub fn on_stop(stop: impl FnOnce() + Send + 'static) -> Result<()> {
-    let listens = |signal| {
-        // In this order, so that the flag isn't set yet at the first signal.
-        flag::register_conditional_shutdown(signal, STOPPED, STOPPING.clone())?;
-        flag::register(signal, STOPPING.clone()).map(drop)
-    };
-    [SIGINT, SIGTERM].into_iter().try_for_each(listens).context("can't listen to Ctrl-C")?;
-    once_set(&STOPPING, stop);
+    once_signalled(&STOPPING, stop).context("can't listen to Ctrl-C")
+}
+
+/// The first Ctrl-C or SIGTERM sets `flag` and acts, on a thread; the next one ends the process at once.
+fn once_signalled(flag: &'static Flag, act: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let ends = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, STOPPED, ends.clone())?;
+        flag::register(signal, Arc::clone(flag))?;
+    }
+    once_set(flag, move || {
+        act();
+        std::thread::sleep(SAME);
+        ends.store(true, Ordering::SeqCst);
+    });
     Ok(())
 }
 

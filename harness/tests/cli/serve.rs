@@ -315,8 +315,12 @@ fn sigterm_drains() {
     let mut bytes = vec![0; 64];
     connection.read_exact(&mut bytes).unwrap();
     let process = i32::try_from(server.child.id()).unwrap();
-    // SAFETY: the process is a child that has not been waited for.
-    assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
+    // Twice, as `timeout` sends it; far enough apart to be delivered twice.
+    for _ in 0..2 {
+        // SAFETY: the process is a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
+        std::thread::sleep(std::time::Duration::from_millis(30));
+    }
     let mut rest = String::new();
     connection.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("data: [DONE]"), "what was begun is finished: {rest}");
