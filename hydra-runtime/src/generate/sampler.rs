@@ -91,21 +91,14 @@ impl Sampler {
             return Ok(best as u32);
         }
         let weight = |&logit: &f32| f64::from((logit - max) / self.temperature).exp();
-        let mut candidates: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let total: f64 = candidates.iter().map(|(_, w)| w).sum();
-        let mut mass = 0.0;
-        let nucleus = candidates.iter().position(|(_, w)| {
-            mass += w;
-            mass >= f64::from(self.top_p) * total
-        });
-        candidates.truncate(nucleus.map_or(candidates.len(), |last| last + 1));
-        let kept: f64 = candidates.iter().map(|(_, w)| w).sum();
-        let mut left = self.uniform() * kept;
-        for &(id, weight) in &candidates {
-            left -= weight;
+        let mut likeliest = Likeliest::new(logits.iter().map(weight));
+        let total: f64 = likeliest.weights.iter().map(|(_, weight)| weight).sum();
+        let kept = if self.top_p < 1.0 { likeliest.nucleus(f64::from(self.top_p) * total) } else { total };
+        let (mut left, mut place) = (self.uniform() * kept, 0);
+        while let Some((id, weight)) = likeliest.get(place) {
+            (left, place) = (left - weight, place + 1);
             if left < 0.0 {
-                return Ok(id as u32);
+                return Ok(id);
             }
         }
         Ok(best as u32)
@@ -114,6 +107,41 @@ impl Sampler {
     fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(1);
         (mix(self.state) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Tokens with their weights, the heaviest first, of equal ones the lower id. They are sorted as far as they are asked for: to
+/// sort a vocabulary takes longer than to draw from it.
+struct Likeliest {
+    weights: Vec<(u32, f64)>,
+    sorted: usize,
+}
+
+impl Likeliest {
+    fn new(weights: impl Iterator<Item = f64>) -> Self {
+        Self { weights: (0..).zip(weights).collect(), sorted: 0 }
+    }
+
+    fn get(&mut self, place: usize) -> Option<(u32, f64)> {
+        if place >= self.sorted && self.sorted < self.weights.len() {
+            let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+            let rest = &mut self.weights[self.sorted..];
+            // Few draws go further than 64; eight times as many each time, so that even a flat distribution is sorted in few parts.
+            let more = (7 * self.sorted).max(64).min(rest.len());
+            rest.select_nth_unstable_by(more - 1, order);
+            rest[..more].sort_unstable_by(order);
+            self.sorted += more;
+        }
+        self.weights.get(place).copied()
+    }
+
+    /// The weight of the fewest tokens that together have at least this one.
+    fn nucleus(&mut self, weight: f64) -> f64 {
+        let (mut kept, mut place) = (0.0, 0);
+        while let Some((_, more)) = self.get(place).filter(|_| kept < weight) {
+            (kept, place) = (kept + more, place + 1);
+        }
+        kept
     }
 }
 
@@ -170,6 +198,40 @@ mod tests {
         }
         let mut nucleus = Sampler::new(1.0, 0.6, 3).unwrap();
         assert!((0..1000).all(|_| nucleus.sample(&logits).unwrap() == 2), "0.665 of the mass is in token 2");
+    }
+
+    #[test]
+    fn what_is_sorted_in_parts_is_drawn_as_if_it_were_sorted() {
+        for (spread, levels) in [(12.0, 1e6), (0.5, 1e6), (4.0, 8.0)] {
+            let number = |i: u64| (mix(i) >> 11) as f64 / (1u64 << 53) as f64;
+            let logits: Vec<f32> = (0..3000).map(|i| ((number(i) * levels).floor() / levels * spread) as f32).collect();
+            let max = logits.iter().copied().fold(f32::MIN, f32::max);
+            let mut sorted: Vec<(u32, f64)> = (0..).zip(logits.iter().map(|&l| f64::from(l - max).exp())).collect();
+            let total: f64 = sorted.iter().map(|(_, weight)| weight).sum();
+            let weights = sorted.clone();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let mut likeliest = Likeliest { weights, sorted: 0 };
+            assert!((0..3001).all(|place| likeliest.get(place) == sorted.get(place).copied()));
+            for top_p in [1.0, 0.99, 0.5, 1e-9] {
+                let mut sampler = Sampler::new(1.0, top_p, 3).unwrap();
+                for draw in 1..200 {
+                    let within = |mass: &mut f64, &(id, weight): &(u32, f64)| {
+                        let before = *mass;
+                        *mass += weight;
+                        (before < f64::from(top_p) * total).then_some((id, weight, *mass))
+                    };
+                    let nucleus: Vec<_> = sorted.iter().scan(0.0, within).collect();
+                    let target = ((mix(3 + draw) >> 11) as f64 / (1u64 << 53) as f64) * nucleus.last().unwrap().2;
+                    let drawn = sampler.sample(&logits).unwrap();
+                    let (_, weight, mass) = *nucleus.iter().find(|(id, ..)| *id == drawn).unwrap();
+                    let error = 1e-9 * total;
+                    assert!(
+                        mass - weight - error <= target && target <= mass + error,
+                        "draw {draw} of {spread}, {top_p}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
