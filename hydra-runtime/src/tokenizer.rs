@@ -267,6 +267,10 @@ impl TextStream {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.pending()?;
+        if text.is_empty() && self.ids.len() - self.emitted > MAX_PENDING {
+            // Special tokens have no text: however many there are, each is decoded a few times.
+            self.ids.remove(self.emitted);
+        }
         if text.is_empty() || (text.ends_with('\u{FFFD}') && self.ids.len() - self.emitted < MAX_PENDING) {
             return Ok(String::new());
         }
@@ -288,5 +292,27 @@ impl TextStream {
             // Bytes that are no character can turn those before them, which were one, into replacement characters.
             None => self.tokenizer.decode(&self.ids[self.emitted..]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::checkpoint::Checkpoint;
+    use std::path::Path;
+
+    #[test]
+    fn tokens_without_text_do_not_pile_up() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../harness/assets/model");
+        let tokenizer = Checkpoint::open(model).unwrap().tokenizer().unwrap();
+        let (mut stream, special) = (tokenizer.stream(), tokenizer.eos().unwrap());
+        let mut text = String::new();
+        for id in tokenizer.encode("A 漢字").unwrap() {
+            for _ in 0..100 {
+                text += &stream.push(special).unwrap();
+            }
+            assert!(stream.ids.len() <= 2 * super::MAX_PENDING + 1, "{}", stream.ids.len());
+            text += &stream.push(id).unwrap();
+        }
+        assert_eq!(text.replace('\u{FFFD}', ""), "A ");
     }
 }
