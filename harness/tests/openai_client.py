@@ -1,6 +1,7 @@
 """PyPI's openai client against `hydra serve`: openai_client.py BASE_URL KEY. `.ci/openai` starts the server, with the
 demo's tiny model as "tiny" and an adapter of it as "run"."""
 
+import asyncio
 import sys
 
 import openai
@@ -61,7 +62,16 @@ gates = client.chat.completions.create(**options, extra_body={"hydra_gates": Tru
 rows = len(gates["places"]) * gates["heads"]
 assert all(len(token["gates"]) == rows for token in gates["tokens"])
 
+# What clients send without being asked, and what they send back.
+nothing = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "prediction": None, "audio": None, "stop_token_ids": []}
+again = client.chat.completions.create(**options, tools=[], response_format={"type": "text"}, user="u", store=True, extra_body=nothing)
+assert again.choices[0].message.content == content
+replayed = [*messages, again.choices[0].message, {"role": "user", "content": [{"type": "text", "text": "More"}]}]
+client.chat.completions.create(**{**options, "messages": replayed})
+
 # Errors.
+error = refused(openai.BadRequestError, lambda: client.chat.completions.create(**options, extra_body={"top_k": 5}))
+assert error.code == "unsupported_parameter" and error.param == "top_k"
 error = refused(openai.NotFoundError, lambda: client.completions.create(model="gpt-4", prompt="a"))
 assert error.code == "model_not_found"
 error = refused(openai.BadRequestError, lambda: client.completions.create(model="tiny", prompt="a", temperature=3))
@@ -74,4 +84,24 @@ assert error.code == "unsupported_parameter"
 refused(openai.BadRequestError, lambda: client.embeddings.create(model="tiny", input="a"))
 stranger = openai.OpenAI(base_url=base_url, api_key="sk-wrong", max_retries=0)
 refused(openai.AuthenticationError, lambda: stranger.models.list())
+
+
+# Several at once, of which one leaves: each has the text that it has alone.
+async def together():
+    clients = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0)
+
+    async def one(number):
+        stream = await clients.completions.create(model=("tiny", "run")[number % 2], prompt="Name", max_tokens=40, seed=number % 4, stream=True)
+        text = ""
+        async for piece in stream:
+            text += piece.choices[0].text
+            if number == 11:
+                return await stream.close()
+        return text
+
+    texts = await asyncio.gather(*[one(number) for number in range(12)])
+    assert all(text == texts[number % 4] for number, text in enumerate(texts[:11])), texts
+
+
+asyncio.run(together())
 print(f"openai {openai.__version__}: models, completions, chat, streams, log-probabilities, gates and errors are as it expects")

@@ -54,7 +54,8 @@ impl Access {
     pub fn check_host(&self, headers: &HeaderMap) -> Result<()> {
         let (Some(hosts), Some(host)) = (&self.hosts, headers.get(header::HOST)) else { return Ok(()) };
         let name = host.to_str().ok().map(without_port).unwrap_or_default();
-        let own = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let own =
+            name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         if own || hosts.iter().any(|known| known.eq_ignore_ascii_case(name)) {
             return Ok(());
         }
@@ -118,7 +119,7 @@ mod tests {
         };
         let open = |access: &Access, host: &str| access.check_host(&headers(header::HOST, host)).is_ok();
         let local = access([127, 0, 0, 1], &[]);
-        for host in ["127.0.0.1:8080", "localhost", "localhost:1", "[::1]:8080", "127.3.2.1"] {
+        for host in ["127.0.0.1:8080", "localhost", "Localhost:1", "[::1]:8080", "127.3.2.1"] {
             assert!(open(&local, host), "{host}");
         }
         for host in ["evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1", ""] {

@@ -108,6 +108,19 @@ impl Fields {
         }
     }
 
+    /// Takes a field of which only some values can be asked for: `values` lists them as JSON.
+    pub fn only(&mut self, key: &str, values: &str) -> Result<()> {
+        let Some(found) = self.take(key) else { return Ok(()) };
+        let allowed: Vec<Value> = serde_json::from_str(&format!("[{values}]")).unwrap_or_default();
+        // 0 is 0.0.
+        let number = found.as_f64();
+        if allowed.iter().any(|value| *value == found || number.is_some() && value.as_f64() == number) {
+            return Ok(());
+        }
+        let problem = format!("expected what asks for nothing ({values}), found {}", shown(&found));
+        Err(ApiError::unsupported(&self.name(key), &problem))
+    }
+
     /// Leaves fields out of account that change nothing here.
     pub fn ignore(&mut self, keys: &[&str]) {
         for key in keys {
@@ -117,8 +130,8 @@ impl Fields {
 
     /// Refuses what is left: a misspelt option would be ignored otherwise.
     pub fn finish(self) -> Result<()> {
-        match self.map.keys().next() {
-            Some(key) => {
+        match self.map.iter().find(|(_, value)| !value.is_null()) {
+            Some((key, _)) => {
                 let name = printable(&self.name(key));
                 Err(ApiError::field(name, "unknown: expected one of the fields that the API has"))
             }

@@ -7,6 +7,7 @@ use super::state::Server;
 use super::{page, stream};
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -93,7 +94,13 @@ async fn models(State(server): State<Arc<Server>>) -> Response {
     reply(&server.adapters.list())
 }
 
-async fn model(State(server): State<Arc<Server>>, Path(name): Path<String>) -> Result<Response> {
+async fn model(
+    State(server): State<Arc<Server>>,
+    uri: Uri,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response> {
+    // It may be no UTF-8.
+    let Path(name) = name.map_err(|_| ApiError::no_path(uri.path()))?;
     Ok(reply(&server.adapters.describe(&name)?))
 }
 

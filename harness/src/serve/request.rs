@@ -18,8 +18,33 @@ const MOST_STOPS: usize = 16;
 const DEFAULT_TOKENS: usize = 16;
 
 /// What clients send and what makes no difference here.
-const IGNORED: [&str; 7] =
-    ["user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"];
+const IGNORED: [&str; 8] = [
+    "user",
+    "store",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+];
+
+/// What this server does not have, and the values that ask for nothing: some clients send them always.
+const NEUTRAL: [(&str, &str); 13] = [
+    ("verbosity", "\"medium\""),
+    ("top_k", "0, -1"),
+    ("min_p", "0"),
+    ("repetition_penalty", "1"),
+    ("length_penalty", "1"),
+    ("min_tokens", "0"),
+    ("use_beam_search", "false"),
+    ("ignore_eos", "false"),
+    ("include_stop_str_in_output", "false"),
+    ("continue_final_message", "false"),
+    ("add_generation_prompt", "true"),
+    ("skip_special_tokens", "true"),
+    ("stop_token_ids", "[]"),
+];
 
 /// What both kinds of requests have.
 #[derive(Debug, PartialEq)]
@@ -91,6 +116,9 @@ impl Common {
         }
         let gates = fields.flag("hydra_gates")?;
         fields.ignore(&IGNORED);
+        for (key, values) in NEUTRAL {
+            fields.only(key, values)?;
+        }
         Ok(Self { model, max_tokens, sampling, n, stop, stream, include_usage, gates })
     }
 }
@@ -206,7 +234,10 @@ fn message(value: Value, name: &str) -> Result<Message> {
     };
     let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
     fields.refuse("tool_calls", "this server does not call tools", empty)?;
-    fields.ignore(&["name", "refusal", "audio", "annotations", "function_call"]);
+    fields.refuse("function_call", "this server does not call tools", |_| false)?;
+    fields.refuse("audio", "only text is supported", |_| false)?;
+    fields.refuse("refusal", "expected the text in content", |value| value == "")?;
+    fields.ignore(&["name", "annotations"]);
     fields.finish()?;
     Ok(Message { role: role.into(), content })
 }
@@ -287,6 +318,9 @@ mod tests {
             ("\"best_of\": 3", "best_of: expected the value of n"),
             ("\"suffix\": \"x\"", "suffix:"),
             ("\"max_token\": 5", "max_token: unknown"),
+            ("\"top_k\": 40", "top_k: expected what asks for nothing (0, -1), found 40"),
+            ("\"min_p\": 0.1", "min_p: expected what asks for nothing (0), found 0.1"),
+            ("\"stop_token_ids\": [2]", "stop_token_ids: expected what asks for nothing ([]), found a list of 1"),
         ] {
             let body = format!("{{\"model\": \"m\", \"prompt\": \"a\", {field}}}");
             refused(Completion::parse(body.as_bytes()), wanted);
@@ -298,6 +332,9 @@ mod tests {
         let ok = "{\"model\": \"m\", \"prompt\": \"a\", \"presence_penalty\": 0, \"logit_bias\": {}, \"best_of\": 1, \"user\": \"u\", \
                   \"echo\": true, \"max_tokens\": 0, \"seed\": -1, \"suffix\": null}";
         assert_eq!(completion(ok).common.sampling.seed, Some(u64::MAX));
+        let neutral = "{\"model\": \"m\", \"prompt\": \"a\", \"top_k\": -1, \"min_p\": 0.0, \"repetition_penalty\": 1.0, \"stop_token_ids\": [], \
+                       \"ignore_eos\": false, \"verbosity\": \"medium\", \"reasoning_effort\": null, \"anything\": null}";
+        assert_eq!(completion(neutral), completion("{\"model\": \"m\", \"prompt\": \"a\"}"));
         let drawn = completion(
             "{\"model\": \"m\", \"prompt\": \"a\", \"frequency_penalty\": -0.5, \"logit_bias\": {\"7\": -100}}",
         );
@@ -320,6 +357,21 @@ mod tests {
             ("[1]", "", "messages[0]: expected an object, found 1"),
             ("[{\"role\": \"king\", \"content\": \"a\"}]", "", "messages[0].role: expected system"),
             ("[{\"role\": \"tool\", \"content\": \"a\"}]", "", "does not call tools"),
+            (
+                "[{\"role\": \"assistant\", \"content\": \"a\", \"function_call\": {\"name\": \"f\"}}]",
+                "",
+                "messages[0].function_call: this server does not call tools",
+            ),
+            (
+                "[{\"role\": \"assistant\", \"content\": \"a\", \"audio\": {\"id\": \"x\"}}]",
+                "",
+                "messages[0].audio: only text",
+            ),
+            (
+                "[{\"role\": \"assistant\", \"content\": \"a\", \"refusal\": \"no\"}]",
+                "",
+                "messages[0].refusal: expected the text in content",
+            ),
             ("[{\"role\": \"user\"}]", "", "messages[0].content: missing"),
             ("[{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]", "", "only parts of type text"),
             (

@@ -218,6 +218,7 @@ fn what_is_wrong_is_said_in_openais_shape() {
     refused(server.request("POST", "/v1/completions", &plain, "{}"), 415, Value::Null, "application/json");
     refused(server.get("/v1/completions"), 405, "method_not_allowed".into(), "method");
     refused(server.get("/v2/models"), 404, "unknown_url".into(), "/v2/models");
+    refused(server.get("/v1/models/%FF"), 404, "unknown_url".into(), "%FF");
     refused(server.post("/v1/embeddings", &json!({})), 400, Value::Null, "no embeddings");
     let chat = json!({ "model": "model", "messages": [{ "role": "user", "content": "a" }] });
     refused(server.post("/v1/chat/completions", &chat), 400, Value::Null, "no chat template");
