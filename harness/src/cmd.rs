@@ -18,6 +18,7 @@ mod heterogeneity;
 mod info;
 mod merge;
 mod serve;
+mod split;
 
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -42,6 +43,8 @@ pub enum Command {
     Fetch(fetch::Arguments),
     /// Show what is in files of records: format, lengths in tokens, and a record with its loss mask
     Data(data::Arguments),
+    /// Split records into those to train on and those to evaluate on, with the same share of each category
+    Split(split::Arguments),
     /// Fine-tune an adapter
     Finetune(Box<finetune::Arguments>),
     /// Train several configurations with several seeds, and compare them in one table
@@ -101,6 +104,7 @@ impl Command {
             Self::Cluster(arguments) => cluster::run(arguments),
             Self::Fetch(arguments) => fetch::run(arguments),
             Self::Data(arguments) => data::run(arguments),
+            Self::Split(arguments) => split::run(arguments),
             Self::Finetune(arguments) => finetune::run(*arguments),
             Self::Compare(arguments) => compare::run(arguments),
             Self::Heterogeneity(arguments) => heterogeneity::run(arguments),

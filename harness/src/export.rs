@@ -23,7 +23,7 @@ pub struct SourceArgs {
     #[arg(long, value_name = "PATH", help = MODEL_HELP, value_parser = NonEmptyStringValueParser::new(),
         help_heading = "Model")]
     model: String,
-    /// Folder of the adapter, or a LoRA in a GGUF file
+    /// Adapter: its folder, or a LoRA in a GGUF file
     #[arg(long, value_name = "PATH", help_heading = "Adapter")]
     adapter: PathBuf,
     /// Fixed gate: one (the only head), uniform (the mean of the heads), head:I (from 0) [default: the adapter's]

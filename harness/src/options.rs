@@ -117,6 +117,11 @@ number! {
 }
 
 number! {
+    /// A part of a whole, but neither nothing nor all.
+    Share(f64), "a number between 0 and 1", |&x| x > 0.0 && x < 1.0
+}
+
+number! {
     /// A number that is finite as f32.
     Finite(f64), "a number within the range of f32", |&x| (x as f32).is_finite()
 }

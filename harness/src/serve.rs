@@ -104,7 +104,7 @@ async fn serve<B: Backend>(model: Model<B>, adapters: Vec<(String, Adapter)>, op
         Some(dir) => Some(dir.canonicalize().with_context(|| format!("--adapter-dir {}", dir.display()))?),
         None => None,
     };
-    let (config, tokenizer) = (model.config().clone(), model.tokenizer()?.clone());
+    let (config, tokenizer, ends) = (model.config().clone(), model.tokenizer()?.clone(), model.end_tokens()?);
     let context = engine.context.unwrap_or(config.context);
     let (metrics, engine) = (Metrics::default(), Engine::new(&model, engine)?);
     let (worker, engine) = Worker::start(model, engine, metrics.engine.clone())?;
@@ -124,7 +124,7 @@ async fn serve<B: Backend>(model: Model<B>, adapters: Vec<(String, Adapter)>, op
         template,
         context,
         vocab: config.vocab,
-        ends: config.eos.iter().copied().chain(tokenizer.eos()).collect(),
+        ends,
         tokenizer,
         metrics,
         places: Arc::new(Semaphore::new(limits.sequences)),

@@ -177,7 +177,7 @@ impl<B: Backend> Generate<B> {
             generator = generator.with_cancel(flag);
         }
         generator.feed(&prompt)?;
-        let ends = model.config().eos.iter().copied().chain(tokenizer.eos()).collect();
+        let ends = model.end_tokens()?;
         let finish = (max_tokens == 0).then_some(Finish::MaxTokens);
         Ok(Generated {
             text: Some(if answers { tokenizer.stream() } else { tokenizer.stream_after(&prompt) }),

@@ -130,6 +130,16 @@ impl<B: Backend> Model<B> {
         &self.0.checkpoint
     }
 
+    /// The tokens that end a text, ascending: those that the configuration names (`eos_token_id`), and the tokenizer's. Fails as
+    /// [`Model::tokenizer`] does.
+    pub fn end_tokens(&self) -> Result<Vec<u32>> {
+        let mut ends = self.0.config.eos.clone();
+        ends.extend(self.tokenizer()?.eos());
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(ends)
+    }
+
     /// The model's tokenizer. Fails as [`Checkpoint::tokenizer`] does; once built it is kept.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         match self.0.tokenizer.get() {

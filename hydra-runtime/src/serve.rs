@@ -14,7 +14,9 @@
 //! let model = Model::open("model.gguf")?;
 //! let mut engine = Engine::new(&model, EngineOptions::default())?;
 //! for text in ["Nine heads?\n", "Once upon a time"] {
-//!     engine.submit(Request::new(model.tokenizer()?.encode_prompt(text)?, Sampler::new(0.0, 1.0, 0)?))?;
+//!     let prompt = model.tokenizer()?.encode_prompt(text)?;
+//!     let end_tokens = model.end_tokens()?;
+//!     engine.submit(Request { end_tokens, ..Request::new(prompt, Sampler::new(0.0, 1.0, 0)?) })?;
 //! }
 //! while !engine.is_idle() {
 //!     for event in engine.step()? {
@@ -100,7 +102,8 @@ pub struct Request<B: Backend = Device> {
     pub max_tokens: usize,
     /// How tokens are drawn.
     pub sampler: Sampler,
-    /// Tokens that end the text. Such a token isn't reported, but [`Finish::EndOfText`].
+    /// Tokens that end the text, as [`Model::end_tokens`](crate::model::Model::end_tokens) lists the model's; without any it goes on
+    /// to `max_tokens`. Such a token isn't reported, but [`Finish::EndOfText`].
     pub end_tokens: Vec<u32>,
     /// `Some(k)`: the log-probability of each token drawn, and the `k` likeliest in its place.
     pub top_logprobs: Option<usize>,
@@ -111,7 +114,7 @@ pub struct Request<B: Backend = Device> {
 }
 
 impl<B: Backend> Request<B> {
-    /// Up to 256 tokens after a prompt, without an adapter, an end or anything beside the tokens.
+    /// 256 tokens after a prompt: without an adapter, log-probabilities or gates, and without [`Request::end_tokens`].
     pub fn new(prompt: Vec<u32>, sampler: Sampler) -> Self {
         Self {
             prompt,

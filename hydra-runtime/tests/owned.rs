@@ -161,7 +161,8 @@ fn by_hand(model: &Model<Cpu>, prompt: &str, tokens: usize) -> (Vec<u32>, String
     let (mut sampler, mut text) = (Sampler::new(1.0, 0.9, 3).unwrap(), String::new());
     let (mut stream, mut ids) = (tokenizer.stream(), Vec::new());
     let mut next = sampler.sample(generator.feed(&tokenizer.encode_prompt(prompt).unwrap()).unwrap()).unwrap();
-    while ids.len() < tokens && !model.config().eos.contains(&next) && tokenizer.eos() != Some(next) {
+    let ends = model.end_tokens().unwrap();
+    while ids.len() < tokens && !ends.contains(&next) {
         ids.push(next);
         text += &stream.push(next).unwrap();
         next = sampler.sample(generator.feed(&[next]).unwrap()).unwrap();
@@ -200,12 +201,14 @@ fn generation_is_the_loop_and_ends_where_it_should() {
     // The model's own end.
     let mut config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(case().join("model/config.json")).unwrap()).unwrap();
-    config["eos_token_id"] = ids[5].into();
+    config["eos_token_id"] = serde_json::json!([ids[5], ids[5], 1]);
     let changed = files(None).into_iter().map(|(name, bytes)| {
         let bytes = if name == "config.json" { Bytes::from(config.to_string()) } else { bytes };
         (name, bytes)
     });
     let ends = Model::load(Cpu::new(options()).unwrap(), &Checkpoint::from_files(changed).unwrap()).unwrap();
+    // Ascending, each once.
+    assert_eq!(ends.end_tokens().unwrap(), [1, ids[5]]);
     let mut stream = ends.generate("Nine heads").temperature(1.0).top_p(0.9).seed(3).stream().unwrap();
     stream.by_ref().for_each(|piece| drop(piece.unwrap()));
     let first = ids.iter().position(|id| *id == ids[5]).unwrap();

@@ -58,7 +58,7 @@ impl<B: Backend> Session<B> {
         Ok(Self {
             engine: Engine::new(model, engine)?,
             template: tokenizer.chat_template().map(|_| ChatTemplate::of(&tokenizer)).transpose()?,
-            ends: config.eos.iter().copied().chain(tokenizer.eos()).collect(),
+            ends: model.end_tokens()?,
             context: engine.context.unwrap_or(config.context),
             tokenizer,
             current: if adapters.is_empty() { None } else { Some(0) },

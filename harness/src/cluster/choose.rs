@@ -50,11 +50,7 @@ pub fn choose(tried: &mut [Tried], from: usize) -> (usize, String, Option<usize>
         tried[i].misfit = misfit(&tried[..end], i);
     }
     let upto = tried[end - 1].k;
-    (
-        k,
-        format!("the elbow of the inertia: of all k, two lines that meet at {k} fit {first} to {upto} best"),
-        Some(upto),
-    )
+    (k, format!("the elbow of the inertia from {first} to {upto}, where two straight lines fit it best"), Some(upto))
 }
 
 /// The best k among the first `end` that were tried.

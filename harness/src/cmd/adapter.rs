@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 /// Which adapter to attach to the model.
 #[derive(Args)]
 pub struct AdapterArgs {
-    /// Folder of an adapter [default: the model alone]
-    #[arg(long, value_name = "DIR")]
+    /// Adapter: its folder, or a LoRA in a GGUF file [default: the model alone]
+    #[arg(long, value_name = "PATH")]
     adapter: Option<PathBuf>,
     /// Under the adapter's label gate: use this label's head [default: the mean of the heads]
     ///

@@ -25,8 +25,8 @@ const TEMPERATURE: f32 = 0.7;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// Folder of an adapter; may be given several times: the first one is used, /adapter changes it
-    #[arg(long, value_name = "DIR", help_heading = "Adapters")]
+    /// Adapter: its folder, or a LoRA in a GGUF file; may be given several times: the first one is used, /adapter changes it
+    #[arg(long, value_name = "PATH", help_heading = "Adapters")]
     adapter: Vec<PathBuf>,
     /// System prompt
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
@@ -66,7 +66,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, sampling: Sampling) -> Re
         if read.iter().any(|(known, _)| *known == name) {
             bail!("--adapter {folder}: another adapter is called {name}, too; rename a folder");
         }
-        let adapter = Adapter::load(&folder, config).with_context(|| format!("--adapter {folder}"))?;
+        let adapter = Adapter::load(&folder, config).context("--adapter")?;
         read.push((name, adapter));
     }
     let model = Model::load(device, &checkpoint)?;

@@ -27,8 +27,8 @@ use std::path::{Path, PathBuf};
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// Folder of an adapter [default: the model alone]
-    #[arg(long, value_name = "DIR", help_heading = "Adapter")]
+    /// Adapter: its folder, or a LoRA in a GGUF file [default: the model alone]
+    #[arg(long, value_name = "PATH", help_heading = "Adapter")]
     adapter: Option<PathBuf>,
     /// Records to measure the loss on, as for finetune
     #[arg(long, value_name = "FILE", help_heading = "Data")]

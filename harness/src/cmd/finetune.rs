@@ -1,6 +1,6 @@
 //! `hydra finetune`: one run, from the command line or a file.
 
-use crate::eval::loss::EvalLoss;
+use crate::eval::loss::{EvalLoss, Loss};
 use crate::ranks::{self, Ranks};
 use crate::run::prepare::{Done, finetune};
 use crate::run::spec::RunSpec;
@@ -41,10 +41,10 @@ fn run_on(arguments: Arguments, ranks: &Ranks) -> Result<()> {
     let out = spec.out().to_path_buf();
     let Done { trained, router, accuracy, .. } = finetune(spec, arguments.resume, ranks)?;
     if let [first, .., last] = trained.evals.as_slice() {
-        output::print(before_and_after(&first.loss, &last.loss) + "\n")?;
+        output::print(before_and_after(&first.loss, &last.loss))?;
     }
     if let Some([before, after]) = &accuracy {
-        output::print(before.table_beside(after) + "\n")?;
+        output::print(before.table_beside(after))?;
     }
     if let Some(router) = router {
         output::print(router.text())?;
@@ -55,11 +55,11 @@ fn run_on(arguments: Arguments, ranks: &Ranks) -> Result<()> {
 }
 
 fn before_and_after(before: &EvalLoss, after: &EvalLoss) -> String {
-    let mut text = format!("{:<28} {:>8} {:>9} {:>9}", "eval loss", "records", "before", "after");
     let rows = before.categories.iter().filter_map(|(name, b)| Some((name.as_str(), *b, *after.categories.get(name)?)));
-    for (name, before, after) in rows.chain([("all", before.all, after.all)]) {
-        let name = output::printable(name);
-        text += &format!("\n{name:<28} {:>8} {:>9.4} {:>9.4}", before.records, before.loss, after.loss);
-    }
-    text
+    let row = |(name, before, after): (&str, Loss, Loss)| {
+        let [before_, after] = [before, after].map(|loss| format!("{:.4}", loss.loss));
+        vec![output::printable(name), before.records.to_string(), before_, after]
+    };
+    let rows: Vec<Vec<String>> = rows.chain([("all", before.all, after.all)]).map(row).collect();
+    output::text_table(&["eval loss", "records", "before", "after"].map(str::to_owned), &rows)
 }

@@ -25,8 +25,9 @@ pub struct Arguments {
     /// Name of the model in requests [default: the name of its file or folder]
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     model_name: Option<String>,
-    /// Adapter and its name in requests; may be given several times
-    #[arg(long, value_name = "NAME=DIR", value_parser = named_folder, help_heading = "Adapters")]
+    /// Adapter, a folder or a LoRA in a GGUF file, and its name in requests; may be given several times [default name: that of its
+    /// folder or file]
+    #[arg(long, value_name = "[NAME=]PATH", value_parser = named_adapter, help_heading = "Adapters")]
     adapter: Vec<(String, PathBuf)>,
     /// Folder from which requests may load adapters while the server runs [default: they may not]
     #[arg(long, value_name = "DIR", help_heading = "Adapters")]
@@ -88,12 +89,16 @@ enum Log {
     Debug,
 }
 
-/// NAME=DIR
-fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
-    let expected = || "expected NAME=DIR, with a name of letters, digits and -_.:/@+".to_string();
-    let (name, folder) = text.split_once('=').filter(|(_, folder)| !folder.is_empty()).ok_or_else(expected)?;
-    serve::check_name(name).map_err(|_| expected())?;
-    Ok((name.into(), folder.into()))
+/// An adapter's name and path.
+fn named_adapter(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = match text.split_once('=') {
+        Some((name, path)) => (name.to_string(), Path::new(path)),
+        None => (own_name(Path::new(text)), Path::new(text)),
+    };
+    if path.as_os_str().is_empty() || serve::check_name(&name).is_err() {
+        return Err("expected PATH or NAME=PATH, with a name of letters, digits and -_.:/@+".into());
+    }
+    Ok((name, path.into()))
 }
 
 /// Serves.
@@ -165,7 +170,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
     serve::run(Model::load(device, &checkpoint)?, adapters, options)
 }
 
-/// The name of a model's file or folder, without what can't be part of a name.
+/// The name of a model's or an adapter's file or folder, without what can't be part of a name.
 fn own_name(path: &Path) -> String {
     let path = path.canonicalize().unwrap_or_else(|_| path.into());
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
@@ -181,9 +186,11 @@ mod tests {
 
     #[test]
     fn adapters_have_names() {
-        assert_eq!(named_folder("a/b=x=y").unwrap(), ("a/b".into(), "x=y".into()));
-        for wrong in ["run", "=run", "a=", "a b=run", ""] {
-            assert!(named_folder(wrong).unwrap_err().starts_with("expected NAME=DIR"), "{wrong:?}");
+        assert_eq!(named_adapter("a/b=x=y").unwrap(), ("a/b".into(), "x=y".into()));
+        assert_eq!(named_adapter("runs/my run").unwrap(), ("my-run".into(), "runs/my run".into()));
+        assert_eq!(named_adapter("runs/lora.gguf").unwrap(), ("lora".into(), "runs/lora.gguf".into()));
+        for wrong in ["=run", "a=", "a b=run", ""] {
+            assert!(named_adapter(wrong).unwrap_err().starts_with("expected PATH or NAME=PATH"), "{wrong:?}");
         }
     }
 

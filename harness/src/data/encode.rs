@@ -50,7 +50,9 @@ impl Encoded {
         let total = self.sequences.len() + self.dropped;
         let (cut, dropped) = (self.cut, self.dropped);
         (cut + dropped > 0).then(|| {
-            format!("of {total} records, {cut} were cut off at {seq_len} tokens and {dropped} dropped, as nothing was left to learn")
+            format!(
+                "of {total} records, {cut} cut off at {seq_len} tokens, {dropped} dropped as nothing was left to learn"
+            )
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::data::encode::Encoded;
 use crate::interrupt;
-use crate::output::printable;
+use crate::output::{printable, text_table};
 use crate::ranks::Ranks;
 use anyhow::Result;
 use hydra_runtime::adapter::Adapter;
@@ -122,12 +122,10 @@ impl EvalLoss {
 
     /// As a table, a line per category.
     pub fn table(&self) -> String {
-        let mut text = format!("{:<28} {:>8} {:>9} {:>9}\n", "category", "records", "tokens", "loss");
-        let all = ("all".to_string(), self.all);
-        for (name, loss) in self.categories.iter().map(|(k, v)| (k.clone(), *v)).chain([all]) {
-            let name = printable(&name);
-            text += &format!("{name:<28} {:>8} {:>9} {:>9.4}\n", loss.records, loss.tokens, loss.loss);
-        }
-        text
+        let row = |(name, loss): (&String, &Loss)| {
+            vec![printable(name), loss.records.to_string(), loss.tokens.to_string(), format!("{:.4}", loss.loss)]
+        };
+        let rows: Vec<Vec<String>> = self.categories.iter().chain([(&"all".to_string(), &self.all)]).map(row).collect();
+        text_table(&["category", "records", "tokens", "loss"].map(str::to_owned), &rows)
     }
 }

@@ -161,10 +161,7 @@ fn conversations_that_are_refused() {
     let data = scratch.write("long.jsonl", format!("{good}\n{long}\n"));
     let output = hydra(&eval(&data, &format!("{more} --seq-len 32")));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        output.status.success() && said.contains("of 2 records, 0 were cut off at 32 tokens and 1 dropped"),
-        "{said}"
-    );
+    assert!(output.status.success() && said.contains("of 2 records, 0 cut off at 32 tokens, 1 dropped"), "{said}");
 }
 
 #[test]
@@ -281,4 +278,45 @@ fn damaged_compressed_files() {
         cut("q.parquet", "parquet/mmlu", 9999),
         &["q.parquet:1: expected \"instruction\"", "found question, subject, choices, answer"],
     );
+}
+
+#[test]
+fn records_are_split_by_category() {
+    let scratch = Scratch::new("split");
+    let data = assets("corpus/train.jsonl");
+    let out = scratch.path("s");
+    let said = succeeds(&format!("split --data {data} --test 0.25 --out {out}"));
+    let read = |name: &str| fs::read_to_string(format!("{out}/{name}")).unwrap();
+    let all = fs::read_to_string(&data).unwrap();
+    let (train, test) = (read("train.jsonl"), read("test.jsonl"));
+    // Each record is in one of them, in its order, as it was.
+    let mut parts = [train.lines().peekable(), test.lines().peekable()];
+    for line in all.lines() {
+        assert!(parts.iter_mut().any(|part| part.next_if_eq(&line).is_some()), "{line}");
+    }
+    assert!(parts.iter_mut().all(|part| part.next().is_none()));
+    let count = |text: &str, category: &str| text.lines().filter(|line| line.contains(category)).count();
+    for row in said.lines().skip(1).take_while(|row| !row.starts_with("all")) {
+        let [name, in_train, in_test] = row.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{said}") };
+        let category = format!("\"category\": \"{name}\"");
+        let [in_train, in_test] = [in_train, in_test].map(|number| number.parse::<usize>().unwrap());
+        assert_eq!([in_train, in_test], [count(&train, &category), count(&test, &category)], "{said}");
+        let quarter = 0.25 * (in_train + in_test) as f64;
+        assert!((in_test as f64 - quarter).abs() <= 1.0, "{said}");
+    }
+    let again = scratch.path("again");
+    succeeds(&format!("split --data {data} --test 0.25 --out {again}"));
+    assert_eq!(fs::read_to_string(format!("{again}/test.jsonl")).unwrap(), test);
+
+    // What can't be split, and files that can't be one.
+    let pair = r#"{"prompt": "p", "completion": "c"}"#;
+    let equal = scratch.write("equal.jsonl", format!("{pair}\n{pair}\n"));
+    let chat =
+        scratch.write("chat.jsonl", format!(r#"{{"messages": [{}, {}]}}"#, turn("user", "a"), turn("assistant", "b")));
+    let new = scratch.path("new");
+    fails(1, &format!("split --data {equal} --out {new}"), &["equal.jsonl: 2 records", "can't be split"]);
+    fails(1, &format!("split --data {equal} {chat} --out {new}"), &["chat.jsonl:1: mixed formats", "equal.jsonl:1"]);
+    fails(1, &format!("split --data {data} --out {out}"), &["--out", "not empty"]);
+    fails(2, &format!("split --data {data} --test 1 --out {new}"), &["--test", "between 0 and 1"]);
+    assert!(!fs::exists(&new).unwrap());
 }

@@ -1,6 +1,6 @@
 //! Held-out loss, MMLU and generation.
 
-use super::support::{Scratch, golden, hydra, json, succeeds};
+use super::support::{Scratch, assets, command, fails, golden, hydra, json, succeeds};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -204,4 +204,29 @@ fn a_text_that_ends_with_its_prompt_is_said_to() {
     scratch.write("m/tokenizer_config.json", format!("{{\"chat_template\": \"{template}\"}}"));
     assert!(said("").contains("--template chat"));
     assert!(!said(" --template chat").contains("--template"));
+}
+
+#[test]
+fn a_prompt_comes_from_a_file_and_a_text_ends_before_a_stop_string() {
+    let scratch = Scratch::new("prompt-file");
+    let model = assets("model");
+    let generate = format!("generate --model {model} --max-tokens 24");
+    let own = succeeds(&format!("{generate} --prompt Once"));
+    // An editor's last line break is no part of it; a second one is.
+    let [file, other] = [("p.txt", "Once\n"), ("o.txt", "Once\n\n")].map(|(name, text)| scratch.write(name, text));
+    assert_eq!(succeeds(&format!("{generate} --prompt-file {file}")), own);
+    let from_stdin =
+        command(&format!("{generate} --prompt-file -")).stdin(fs::File::open(&file).unwrap()).output().unwrap();
+    assert_eq!(String::from_utf8(from_stdin.stdout).unwrap(), own);
+    assert_ne!(succeeds(&format!("{generate} --prompt-file {other}")), own);
+
+    let stop: String = own.chars().skip(4).filter(|c| !c.is_whitespace()).take(1).collect();
+    let ended = succeeds(&format!("{generate} --prompt Once --stop never --stop {stop}"));
+    assert_eq!(ended.trim_end_matches('\n'), own.split(&stop).next().unwrap());
+
+    let absent = scratch.path("absent");
+    fails(1, &format!("{generate} --prompt-file {absent}"), &["--prompt-file", "absent: No such file"]);
+    fails(1, &format!("{generate} --prompt x --stop="), &["--stop", "empty"]);
+    fails(2, &format!("{generate} --prompt x --prompt-file {file}"), &["--prompt-file"]);
+    fails(2, &generate, &["--prompt <TEXT>"]);
 }

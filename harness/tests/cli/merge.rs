@@ -80,7 +80,7 @@ fn what_is_not_merged() {
     fails(
         1,
         &format!("merge --model {} --adapter {absent} --out {out}", model.display()),
-        &["absent: not an adapter folder"],
+        &["absent: No such file or directory"],
     );
     assert!(!fs::exists(&out).unwrap());
 }

@@ -24,8 +24,11 @@ const SUBSTITUTIONS: [(&str, &str); 8] = [
 ];
 
 /// Names of the READMEs' files, and the demo's that stand for them; of records, the first ones.
-const FILES: [(&str, &str, usize); 2] =
-    [("train.jsonl", "corpus/train.jsonl", 96), ("test.jsonl", "corpus/test.jsonl", 24)];
+const FILES: [(&str, &str, usize); 3] = [
+    ("train.jsonl", "corpus/train.jsonl", 96),
+    ("test.jsonl", "corpus/test.jsonl", 24),
+    ("corpus.jsonl", "corpus/train.jsonl", 96),
+];
 const FOLDERS: [(&str, &str); 2] = [("smollm2", "model"), ("mmlu", "mmlu")];
 
 /// The lines of code blocks, fenced or indented, comments cut off, continued lines joined.

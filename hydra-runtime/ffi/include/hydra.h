@@ -631,7 +631,17 @@ hydra_status hydra_detokenize(hydra_model model,
                               size_t capacity,
                               size_t *len);
 
-// Writes the token that ends a text to `token`; HYDRA_STATUS_OTHER if the model has none. Any thread may call it.
+// All tokens that end a text, ascending, for loops over a generator: a chat model may have several.
+//
+// Writes up to `capacity` ids to `tokens` and their number to `count`. If there are more, it writes only the number and
+// returns HYDRA_STATUS_BUFFER_TOO_SMALL. Any thread may call it.
+hydra_status hydra_model_end_tokens(hydra_model model,
+                                    uint32_t *tokens,
+                                    size_t capacity,
+                                    size_t *count);
+
+// Writes the token to end a text with, as one to train on, to `token`; HYDRA_STATUS_OTHER if the model has none. Any
+// thread may call it.
 hydra_status hydra_model_eos(hydra_model model,
                              uint32_t *token);
 

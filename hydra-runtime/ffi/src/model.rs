@@ -255,7 +255,26 @@ pub unsafe extern "C" fn hydra_detokenize(
     })
 }
 
-/// Writes the token that ends a text to `token`; HYDRA_STATUS_OTHER if the model has none. Any thread may call it.
+/// All tokens that end a text, ascending, for loops over a generator: a chat model may have several.
+///
+/// Writes up to `capacity` ids to `tokens` and their number to `count`. If there are more, it writes only the number and
+/// returns HYDRA_STATUS_BUFFER_TOO_SMALL. Any thread may call it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hydra_model_end_tokens(
+    model: hydra_model,
+    tokens: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> hydra_status {
+    // SAFETY: the caller's word, for all.
+    door(|| unsafe {
+        let (model, count) = (handle::get::<Model>(model)?, Out::new("count", count)?);
+        copy_out("tokens", &model.end_tokens()?, (tokens, capacity), &count)
+    })
+}
+
+/// Writes the token to end a text with, as one to train on, to `token`; HYDRA_STATUS_OTHER if the model has none. Any
+/// thread may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hydra_model_eos(model: hydra_model, token: *mut u32) -> hydra_status {
     // SAFETY: the caller's word.

@@ -250,6 +250,8 @@ static void texts(hydra_model model, hydra_adapter adapter) {
     }
     REFUSED(hydra_model_eos(model, NULL), INVALID_ARGUMENT, "token is null");
     REFUSED(hydra_model_eos(0, tokens), INVALID_HANDLE, "the handle is 0");
+    REFUSED(hydra_model_end_tokens(model, tokens, 0, &count), BUFFER_TOO_SMALL, "room for 0");
+    REFUSED(hydra_model_end_tokens(model, tokens, 8, NULL), INVALID_ARGUMENT, "count is null");
 
     int pieces = 0;
     hydra_generation result;

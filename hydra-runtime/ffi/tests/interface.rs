@@ -162,6 +162,8 @@ fn a_model_in_memory_and_a_text_there_and_back() {
         let mut eos = 0;
         done(hydra_model_eos(model, &mut eos));
         assert_eq!(eos, 1);
+        done(hydra_model_end_tokens(model, tokens.as_mut_ptr(), 64, &mut count));
+        assert_eq!(tokens[..count], [1]);
     }
     assert_eq!(&bytes[..len], [text.as_bytes(), &[0]].concat());
     done(hydra_model_free(model));

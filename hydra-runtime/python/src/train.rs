@@ -50,7 +50,7 @@ fn sequences(examples: &[Example<'_>]) -> PyResult<Vec<Sequence>> {
     examples.iter().map(Example::sequence).collect()
 }
 
-#[pyclass(name = "Trainer", module = "hydra._hydra")]
+#[pyclass(name = "Trainer", module = "hydra._hydra", subclass)]
 pub struct PyTrainer {
     trainer: Trainer,
     cancel: Arc<AtomicBool>,

@@ -101,14 +101,24 @@ def test_finetune_save_load_evaluate(model, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_loop_of_ones_own(model):
+    trainer = hydra.Trainer(model, model.init_adapter(dropout=0.0), clip=None)
+    steps = [trainer.step(EXAMPLES, 1e-2, router_lr=1e-3) for _ in range(3)]
+    before = hydra.evaluate(model, EXAMPLES)
+    assert steps[0].loss == pytest.approx(before.loss) and steps[0].targets == before.targets.sum() < steps[0].tokens
+    assert trainer.steps == 3 and steps[2].loss < steps[0].loss and steps[0].grad_norm > 0.0
+    assert hydra.evaluate(model, EXAMPLES, adapter=trainer.adapter()).loss < steps[2].loss
+    with pytest.raises(TypeError, match="an example"):
+        trainer.step(["Nine heads?"], 1e-2)
+
+
 def test_a_loss_that_is_not_finite_takes_the_last_step_back(model):
-    settings = {"max_tokens": 64, "clip": None, "weight_decay": 0.0, "seed": 0, "checkpoint_activations": False}
-    trainer = hydra.Trainer(model, model.init_adapter(dropout=0.0), settings)
+    trainer = hydra.Trainer(model, model.init_adapter(dropout=0.0), max_tokens=64, clip=None)
     adapters = []
     with pytest.raises(ArithmeticError, match="loss is NaN"):
         for rate in (1e-3, 1e10, 1e18):
             adapters.append(trainer.adapter())
-            trainer.step([(list(range(1, 40)), 2, None)], rate)
+            trainer.step([(list(range(1, 40)), 2)], rate)
     assert trainer.steps == 1 and len(adapters) == 3
     for (_, now), (_, then) in zip(trainer.adapter().tensors(), adapters[1].tensors()):
         np.testing.assert_array_equal(now, then)
@@ -166,6 +176,7 @@ def test_wrong_arguments(model, adapter, tmp_path):
         (lambda: hydra.Model(tmp_path, device="tpu"), ValueError, "device"),
         (lambda: hydra.Model(tmp_path, device="cuda:1"), ValueError, "without CUDA"),
         (lambda: model.load_adapter(tmp_path), ValueError, "not an adapter folder"),
+        (lambda: model.load_adapter(tmp_path / "absent"), FileNotFoundError, "absent"),
         (lambda: model.init_adapter(method="lorax"), ValueError, "method"),
         (lambda: model.init_adapter(targets=["z_proj"]), ValueError, "z_proj"),
         (lambda: model.init_adapter(alpha=float("nan")), ValueError, "alpha"),

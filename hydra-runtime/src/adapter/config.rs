@@ -53,7 +53,7 @@ pub struct AdapterConfig {
 }
 
 impl Default for AdapterConfig {
-    /// The published settings.
+    /// The published settings: HydraLoRA with a router, rank 4, four heads, alpha 32, dropout 0.05, on gate, up and down.
     fn default() -> Self {
         Self {
             method: Method::Hydra,

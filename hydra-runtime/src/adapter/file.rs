@@ -119,9 +119,10 @@ impl Adapter {
         Self::read(dir.as_ref(), layers, sizes)
     }
 
-    /// The files of an adapter's folder: its configuration and its tensors. A folder that lacks one is an error.
+    /// The files of an adapter's folder: its configuration and its tensors. No folder, or one that lacks a file, is an error.
     pub fn files(dir: impl AsRef<Path>) -> Result<[PathBuf; 2]> {
         let dir = dir.as_ref();
+        std::fs::metadata(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let (config, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
         if !tensors.is_file() && dir.join("adapter_model.bin").is_file() {
             let how = "save it again with save_pretrained(.., safe_serialization=True)";

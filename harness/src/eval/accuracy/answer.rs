@@ -180,8 +180,7 @@ impl<B: Backend> Setting<'_, B> {
     }
 
     fn request(&self, prompt: Vec<u32>, adapter: Option<AttachedAdapter<B>>) -> Result<Request<B>> {
-        let own = self.asking.template.tokenizer().eos();
-        let end_tokens = self.model.config().eos.iter().copied().chain(own).collect();
+        let end_tokens = self.model.end_tokens()?;
         let max_tokens = self.generation.max_tokens;
         Ok(Request { adapter, max_tokens, end_tokens, ..Request::new(prompt, Sampler::new(0.0, 1.0, 0)?) })
     }

@@ -3,7 +3,7 @@
 
 use super::answer::{Outcome, Prediction};
 use super::metric::Metric;
-use crate::output::printable;
+use crate::output::{printable, text_table};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -73,14 +73,14 @@ impl Report {
 
     /// Accuracy before and after, a line per category; `after` is of the same questions.
     pub fn table_beside(&self, after: &Self) -> String {
-        let mut text = format!("{:<28} {:>9} {:>15} {:>15}", self.heading(), "questions", "before", "after");
         let rows =
             self.categories.iter().filter_map(|(name, b)| Some((printable(name), b, after.categories.get(name)?)));
-        for (name, before, after) in rows.chain([("all".to_string(), &self.all, &after.all)]) {
+        let row = |(name, before, after): (String, &Score, &Score)| {
             let [before_, after] = [before, after].map(|score| value(score.accuracy, score.stderr));
-            text += &format!("\n{name:<28} {:>9} {before_} {}", before.questions, after.trim_end());
-        }
-        text
+            vec![name, before.questions.to_string(), before_, after]
+        };
+        let rows: Vec<Vec<String>> = rows.chain([("all".to_string(), &self.all, &after.all)]).map(row).collect();
+        text_table(&[self.heading(), "questions", "before", "after"].map(str::to_owned), &rows)
     }
 
     fn heading(&self) -> &'static str {
@@ -95,26 +95,23 @@ impl Report {
     /// A line per category, the mean over them and all questions.
     pub fn table(&self) -> String {
         let norm = self.all.accuracy_norm.is_some();
-        let mut text = format!("{:<38} {:>9} {:>15}", "category", "questions", self.heading());
-        text += &if norm { format!(" {:>15}\n", "per character %") } else { "\n".into() };
-        let mut line = |name: &str, score: &Score| {
-            text += &format!("{name:<38} {:>9} {}", score.questions, value(score.accuracy, score.stderr));
-            if let (Some(mean), Some(stderr)) = (score.accuracy_norm, score.stderr_norm) {
-                text += &format!(" {}", value(mean, stderr));
-            }
-            text.truncate(text.trim_end().len());
-            text.push('\n');
+        let mut head = ["category", "questions", self.heading()].map(str::to_owned).to_vec();
+        head.extend(norm.then(|| "per character %".to_string()));
+        let row = |name: String, score: &Score| {
+            let mut cells = vec![name, score.questions.to_string(), value(score.accuracy, score.stderr)];
+            let own = score.accuracy_norm.zip(score.stderr_norm).map(|(mean, stderr)| value(mean, stderr));
+            cells.extend(norm.then(|| own.unwrap_or_else(|| "-".into())));
+            cells
         };
-        for (name, score) in &self.categories {
-            line(&printable(name), score);
-        }
+        let mut rows: Vec<Vec<String>> =
+            self.categories.iter().map(|(name, score)| row(printable(name), score)).collect();
         if let (Some(accuracy), Some(stderr)) = (self.accuracy_macro, self.stderr_macro) {
             let questions = self.categories.values().map(|score| score.questions).sum();
             let mean = Score { questions, accuracy, stderr, ..Score::default() };
-            line("macro (mean of categories)", &mean);
+            rows.push(row("macro (mean of categories)".into(), &mean));
         }
-        line("all", &self.all);
-        text
+        rows.push(row("all".into(), &self.all));
+        text_table(&head, &rows)
     }
 }
 
@@ -135,7 +132,7 @@ impl Score {
 
 /// "12.34 ± 0.56", in per cent.
 fn value(mean: f64, stderr: f64) -> String {
-    format!("{:>8.2} ± {:<4.2}", 100.0 * mean, 100.0 * stderr)
+    format!("{:.2} ± {:.2}", 100.0 * mean, 100.0 * stderr)
 }
 
 /// A mean and its standard error.
@@ -173,5 +170,12 @@ mod tests {
         close(report.stderr_macro.unwrap(), third / 2.0);
         let table = report.table();
         assert!(table.contains("macro") && table.ends_with("± 24.49\n"), "{table}");
+        // A long name widens its column, for all rows.
+        let long = one(&"bbh_".repeat(20), 1.0);
+        let report = Report::new(&Outcome { predictions: vec![long], tokens: 9, seconds: 1.0 }, Metric::Exact);
+        for table in [report.table(), report.table_beside(&report)] {
+            let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
+            assert!(widths.iter().all(|&width| width == widths[0]), "{table}");
+        }
     }
 }

@@ -10,9 +10,9 @@
 ``hydra.torch`` has the layer for PyTorch.
 """
 
-from ._hydra import Adapter, Error, TextStream, Trainer, __version__
+from ._hydra import Adapter, Error, TextStream, __version__
 from ._model import Model, generate
-from ._training import Evaluation, Finetuned, evaluate, finetune
+from ._training import Evaluation, Finetuned, Step, Trainer, evaluate, finetune
 
 __all__ = [
     "Adapter",
@@ -20,6 +20,7 @@ __all__ = [
     "Evaluation",
     "Finetuned",
     "Model",
+    "Step",
     "TextStream",
     "Trainer",
     "__version__",

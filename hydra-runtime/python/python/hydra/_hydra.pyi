@@ -77,20 +77,13 @@ class Adapter:
     def _init(model: Model, settings: dict[str, Any], seed: int) -> "Adapter": ...
 
 class Trainer:
-    """An adapter in training; ``finetune`` is a loop over it.
-
-    For one thread at a time: a call during another thread's :meth:`step` raises ``RuntimeError``.
-    """
+    """``hydra.Trainer`` is its public face."""
 
     def __new__(cls, model: Model, adapter: Adapter, settings: dict[str, Any]) -> "Trainer": ...
     def step(
         self, examples: Sequence[tuple[Any, Any, Optional[int]]], lr: float, router_lr: Optional[float] = None
     ) -> tuple[float, float, int, int]:
-        """One step of AdamW; returns loss, gradient norm, tokens and targets.
-
-        After an exception the adapter is as it was before the step. If the loss isn't finite (``ArithmeticError``), the
-        last step, which has led there, is taken back too: ``steps`` says so. Ctrl-C may come just as a step is done:
-        ``KeyboardInterrupt`` is raised all the same, and ``steps`` counts the step."""
+        """One step of AdamW; returns loss, gradient norm, tokens and targets."""
     def adapter(self) -> Adapter:
         """A copy of the adapter as it is now."""
     @property

@@ -33,6 +33,19 @@ class Finetuned(NamedTuple):
     """The mean loss of each step's targets, before its update."""
 
 
+class Step(NamedTuple):
+    """What one step did."""
+
+    loss: float
+    """Mean negative log-likelihood of the step's targets, before the update."""
+    grad_norm: float
+    """Norm of the gradient, before clipping."""
+    tokens: int
+    """Tokens that went through the model."""
+    targets: int
+    """Targets among them."""
+
+
 class Evaluation(NamedTuple):
     """Losses of some examples."""
 
@@ -67,6 +80,51 @@ def encode(model: Model, example: Example) -> tuple[Any, Any, Optional[int]]:
     if not np.array_equal(targets, found):
         raise ValueError(f"targets: {found.max()} is no token id")
     return first, targets, head
+
+
+class Trainer(_hydra.Trainer):
+    """An adapter in training, for loops of your own; :func:`finetune` is one.
+
+    :param adapter: where to start. It is not changed: :meth:`adapter` gives the trained one.
+    :param max_tokens: the most tokens in one pass over the model; no example may be longer.
+    :param clip: gradients are clipped to this global norm; ``None`` for any.
+    :param weight_decay: of AdamW.
+    :param seed: of dropout.
+    :param checkpoint_activations: saves memory and costs time.
+
+    For one thread at a time: a call during another thread's :meth:`step` raises ``RuntimeError``.
+    """
+
+    def __new__(
+        cls,
+        model: Model,
+        adapter: _hydra.Adapter,
+        *,
+        max_tokens: int = 2048,
+        clip: Optional[float] = 1.0,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        checkpoint_activations: bool = False,
+    ) -> Trainer:
+        settings = {
+            "max_tokens": max_tokens,
+            "clip": clip,
+            "weight_decay": weight_decay,
+            "seed": seed,
+            "checkpoint_activations": checkpoint_activations,
+        }
+        self = super().__new__(cls, model, adapter, settings)
+        self._model = model
+        return self
+
+    def step(self, examples: Iterable[Example], lr: float, router_lr: Optional[float] = None) -> Step:  # type: ignore[override]
+        """One step of AdamW on ``examples``, see :data:`Example`; ``router_lr`` is the routers' rate, by default the same.
+
+        After an exception the adapter is as it was before the step. If the loss isn't finite (``ArithmeticError``), the
+        last step, which has led there, is taken back too: ``steps`` says so. Ctrl-C may come just as a step is done:
+        ``KeyboardInterrupt`` is raised all the same, and ``steps`` counts the step."""
+        encoded = [encode(self._model, example) for example in examples]
+        return Step(*super().step(encoded, lr, router_lr))
 
 
 def finetune(
@@ -108,14 +166,15 @@ def finetune(
     if batch_size < 1 or epochs < 0:
         raise ValueError(f"batch_size {batch_size}, epochs {epochs}: expected at least 1 and at least 0")
     encoded = [encode(model, example) for example in examples]
-    settings = {
-        "max_tokens": max_tokens,
-        "clip": clip,
-        "weight_decay": weight_decay,
-        "seed": seed,
-        "checkpoint_activations": checkpoint_activations,
-    }
-    trainer = _hydra.Trainer(model, model.init_adapter(seed=seed) if adapter is None else adapter, settings)
+    trainer = Trainer(
+        model,
+        model.init_adapter(seed=seed) if adapter is None else adapter,
+        max_tokens=max_tokens,
+        clip=clip,
+        weight_decay=weight_decay,
+        seed=seed,
+        checkpoint_activations=checkpoint_activations,
+    )
     order = np.random.default_rng(seed)
     per_epoch = math.ceil(len(encoded) / batch_size)
     losses = []
@@ -124,10 +183,10 @@ def finetune(
         for at in range(per_epoch):
             batch = [encoded[i] for i in shuffled[at * batch_size : (at + 1) * batch_size]]
             factor = _factor(schedule, warmup, epoch * per_epoch + at, epochs * per_epoch)
-            loss, *_ = trainer.step(batch, lr * factor, None if router_lr is None else router_lr * factor)
-            losses.append(loss)
+            step = trainer.step(batch, lr * factor, None if router_lr is None else router_lr * factor)
+            losses.append(step.loss)
             if callback is not None:
-                callback(len(losses), loss)
+                callback(len(losses), step.loss)
     return Finetuned(trainer.adapter(), np.array(losses))
 
 
