@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The name of stdout as a file. Where stdout is a regular file, that must not be replaced.
+const STDOUT: &str = "/dev/stdout";
+
 /// Whether nothing is printed.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
@@ -76,10 +79,30 @@ pub fn text_table(head: &[String], rows: &[Vec<String>]) -> String {
     rows.iter().map(|row| line(row) + "\n").collect()
 }
 
+/// A text in Markdown, on one line, that shows what it is: nothing in it is markup.
+pub fn markdown(text: &str) -> String {
+    let letters: Vec<char> = escaped(text).chars().collect();
+    let word = |place: Option<usize>| place.and_then(|i| letters.get(i)).is_some_and(|c| c.is_alphanumeric());
+    let mut safe = String::new();
+    for (i, &c) in letters.iter().enumerate() {
+        let marks = match c {
+            '\\' | '|' | '<' | '&' | '`' | '*' | '~' => true,
+            // Within a word it is a letter.
+            '_' => !word(i.checked_sub(1)) || !word(Some(i + 1)),
+            // The end of a link's text.
+            ']' => letters.get(i + 1) == Some(&'('),
+            _ => false,
+        };
+        safe.extend(marks.then_some('\\'));
+        safe.push(c);
+    }
+    safe
+}
+
 /// A table in Markdown.
 pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     let line = |cells: &[String]| {
-        let cells: Vec<String> = cells.iter().map(|cell| escaped(cell).replace('|', "\\|")).collect();
+        let cells: Vec<String> = cells.iter().map(|cell| markdown(cell)).collect();
         format!("| {} |\n", cells.join(" | "))
     };
     let rule: Vec<String> =
@@ -131,7 +154,7 @@ fn can_write(path: &Path) -> Result<()> {
     if path.is_dir() || !parent.is_dir() {
         bail!("can't write {}: {}", path.display(), if path.is_dir() { "it is a folder" } else { "no such folder" });
     }
-    if path.exists() && !path.is_file() {
+    if path == Path::new(STDOUT) || (path.exists() && !path.is_file()) {
         return Ok(());
     }
     try_beside(path).context("can't write")
@@ -147,8 +170,12 @@ pub fn command_line(words: &[String]) -> String {
     std::iter::once("hydra".to_string()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// Writes a file, whole or not at all. What is not a regular file (a pipe, /dev/stdout) is written to, not replaced.
+/// Writes a file, whole or not at all. What is not a regular file (a pipe, a terminal) is written to, not replaced; /dev/stdout
+/// is this process's stdout, whatever that is.
 pub fn write(path: &Path, text: &str) -> Result<()> {
+    if path == Path::new(STDOUT) {
+        return print(text).map(drop);
+    }
     if path.exists() && !path.is_file() {
         return std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()));
     }
@@ -180,6 +207,16 @@ mod tests {
     fn tables_keep_their_lines() {
         let table = text_table(&["a".into(), "b".into()], &[vec!["x\u{1b}\n".into(), "1".into()]]);
         assert_eq!(table, "a          b\nx\\u{1b}\\n  1\n");
+    }
+
+    #[test]
+    fn names_are_no_markdown() {
+        let plain = "closed_qa, 1.5 ± 0.1, -0.1 [-0.2, +0.1], (a) #1";
+        assert_eq!(markdown(plain), plain);
+        assert_eq!(markdown("a\\|b <i> &lt; `x` *y* ~z~ __w__\n"), r"a\\\|b \<i> \&lt; \`x\` \*y\* \~z\~ \_\_w\_\_\\n");
+        assert_eq!(markdown("[x](http://y)"), r"[x\](http://y)");
+        let table = markdown_table(&["a|".into()], &[vec!["b\\|".into()]]);
+        assert_eq!(table, "| a\\| |\n| --- |\n| b\\\\\\| |\n");
     }
 
     #[cfg(unix)]

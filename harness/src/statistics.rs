@@ -2,7 +2,8 @@
 //!
 //! The standard error of the mean of n values is √(Σ (x − x̄)² / (n − 1) / n); one value has none. An interval is Efron's
 //! percentile bootstrap: seeds and items (records, questions) are drawn with replacement, independently of each other. Both sides
-//! of a difference use the same draws, so that what they have in common cancels.
+//! of a difference use the same draws, so that what they have in common cancels. Over few seeds it is too narrow: see
+//! `experiment/scores.rs`.
 
 use hydra_runtime::hydra_kernels::random::SplitMix64;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,13 @@ pub struct Interval {
     pub low: f64,
     /// Upper end.
     pub high: f64,
+}
+
+impl Interval {
+    /// Whether a value lies in it.
+    pub fn holds(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
 }
 
 /// How intervals are computed.

@@ -9,6 +9,7 @@ use crate::run::manifest;
 use anyhow::Result;
 use hydra_runtime::adapter::{Adapter, Method};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// `analysis.json`
@@ -18,7 +19,7 @@ pub struct Analysis {
     pub adapters: Vec<About>,
     /// Whether all started from the same seed; `None` if a folder doesn't say.
     pub same_seed: Option<bool>,
-    /// How t-SNE was computed.
+    /// How t-SNE was asked for.
     pub tsne: tsne::Settings,
     /// All A.
     pub a: Side,
@@ -61,6 +62,8 @@ pub struct Side {
     pub across_adapters: Compared,
     /// Between the heads of one adapter.
     pub across_heads: Compared,
+    /// The perplexity of the t-SNE picture: what was asked for, or as much as so many points allow; `None` without a picture.
+    pub perplexity: Option<f64>,
     /// A point for each matrix.
     pub points: Vec<Point>,
 }
@@ -113,12 +116,26 @@ impl Analysis {
                 seed: seeds[i],
                 effective_rank_a: a.effective_rank(i),
                 effective_rank_b: b.effective_rank(i),
-                cosine_of_a_to_its_start: seeds[i].map(|seed| cosine_to_start(adapter, seed)).transpose()?,
+                cosine_of_a_to_its_start: seeds[i].map(|seed| cosine_to_start(adapter, seed)).transpose()?.flatten(),
             });
         }
         let all: Option<Vec<u64>> = seeds.into_iter().collect();
         let same_seed = all.map(|all| all.windows(2).all(|pair| pair[0] == pair[1]));
         Ok(Self { adapters: about, same_seed, tsne: settings, a, b, router })
+    }
+}
+
+impl Analysis {
+    /// Seeds that several adapters started from, and the names of these.
+    pub fn shared_seeds(&self) -> BTreeMap<u64, Vec<&str>> {
+        let mut seeds: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
+        for about in &self.adapters {
+            if let Some(seed) = about.seed {
+                seeds.entry(seed).or_default().push(&about.name);
+            }
+        }
+        seeds.retain(|_, names| names.len() > 1);
+        seeds
     }
 }
 
@@ -144,7 +161,8 @@ fn side(adapters: &[Adapter], matrices: &[Matrix], layers: usize, settings: &tsn
         effective_rank: prepared[i].effective_rank,
         place: places.as_ref().map(|places| places[i]),
     };
-    Ok(Side { across_adapters, across_heads, points: matrices.iter().enumerate().map(point).collect() })
+    let perplexity = places.as_ref().map(|_| tsne::perplexity(settings, matrices.len()));
+    Ok(Side { across_adapters, across_heads, perplexity, points: matrices.iter().enumerate().map(point).collect() })
 }
 
 /// The seed of a run, as the `run.json` beside the adapter has it.
@@ -155,10 +173,12 @@ fn seed_of(path: &Path) -> Option<u64> {
     run["options"]["init-adapter"].is_null().then(|| run["options"]["seed"].as_u64())?
 }
 
-fn cosine_to_start(adapter: &Adapter, seed: u64) -> Result<f64> {
+/// The mean over the matrices that are not zero.
+fn cosine_to_start(adapter: &Adapter, seed: u64) -> Result<Option<f64>> {
     let [now, start] = [adapter.clone(), adapter.start(seed)?].map(|adapter| matrices::all(&[adapter], Kind::A));
     let cosines = now.iter().zip(&start).map(|(now, start)| similarity::cosine(now, start));
-    Ok(cosines.sum::<f64>() / now.len() as f64)
+    let cosines: Vec<f64> = cosines.filter(|cosine| cosine.is_finite()).collect();
+    Ok((!cosines.is_empty()).then(|| cosines.iter().sum::<f64>() / cosines.len() as f64))
 }
 
 /// Whether each head has its own A.

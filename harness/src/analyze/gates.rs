@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! p(e)                 mean over categories of p(e | c)
-//! entropy              of a token's gate, mean over tokens, divided by ln N: 0 for one head per token, 1 for a uniform gate
+//! entropy              of a token's gate, mean over a category's tokens, then over categories, divided by ln N: 0 for one head per
+//!                      token, 1 for a uniform gate; never above the balance
 //! balance              entropy of p(e), divided by ln N: 1 if all heads are used equally, 0 if one head is used alone
 //! mutual information   mean over categories of Σ p(e | c) log₂ (p(e | c) / p(e)), in bits: what the head tells about the category
 //! ```
@@ -74,8 +75,7 @@ impl Gates {
             let first = &watched.values().next().expect("there is a place").means[i];
             let gate: BTreeMap<String, Vec<f64>> =
                 watched.iter().map(|(category, w)| (category.clone(), w.means[i].lora_heads.clone())).collect();
-            let tokens: usize = watched.values().map(|w| w.tokens).sum();
-            let entropy = watched.values().map(|w| w.means[i].entropy * w.tokens as f64).sum::<f64>() / tokens as f64;
+            let entropy = watched.values().map(|w| w.means[i].entropy).sum::<f64>() / watched.len() as f64;
             let gates: Vec<&Vec<f64>> = gate.values().collect();
             let numbers = numbers(&gates, entropy);
             Place { layer: first.layer, projection: first.projection.name(), gate, numbers }
@@ -131,7 +131,7 @@ fn means(gates: &[&Vec<f64>]) -> Vec<f64> {
     (0..heads).map(|head| gates.iter().map(|gate| gate[head]).sum::<f64>() / gates.len() as f64).collect()
 }
 
-/// The numbers of one place; `entropy` is the mean over tokens, in nats.
+/// The numbers of one place; `entropy` is in nats.
 fn numbers(gates: &[&Vec<f64>], entropy: f64) -> Numbers {
     let overall = means(gates);
     // With one head there is no entropy to divide by.
@@ -151,6 +151,23 @@ fn numbers(gates: &[&Vec<f64>], entropy: f64) -> Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hydra_runtime::evaluate::GateMean;
+    use hydra_runtime::projection::Projection;
+
+    #[test]
+    fn categories_count_alike_whatever_their_size() {
+        let case = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra");
+        let adapter = Adapter::open(case.join("adapter")).unwrap();
+        let watched = |tokens: usize, gate: [f64; 2], entropy: f64| {
+            let mean = GateMean { layer: 0, projection: Projection::Q, lora_heads: gate.to_vec(), entropy };
+            Watched { records: 1, tokens, means: vec![mean] }
+        };
+        let few = ("few".to_string(), watched(1, [1.0, 0.0], 0.0));
+        let many = ("many".to_string(), watched(99, [0.5, 0.5], 2f64.ln()));
+        let gates = Gates::new("a", &adapter, &BTreeMap::from([few, many]));
+        assert!((gates.mean.entropy - 0.5).abs() < 1e-12 && (gates.mean.largest - 0.75).abs() < 1e-12);
+        assert!(gates.mean.entropy <= gates.mean.balance);
+    }
 
     #[test]
     fn a_head_each_says_all_and_alike_says_nothing() {

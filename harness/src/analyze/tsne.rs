@@ -20,6 +20,11 @@ pub struct Settings {
     pub perplexity: f64,
 }
 
+/// The perplexity for `points` points: bhtsne needs at least three times as many as neighbours.
+pub fn perplexity(settings: &Settings, points: usize) -> f64 {
+    settings.perplexity.min(points.saturating_sub(1) as f64 / 3.0).max(1.0)
+}
+
 /// A place for each matrix; `None` if there are too few. Distances are Euclidean between the entries of the matrices; smaller
 /// matrices are padded with zeros.
 pub fn places(matrices: &[Matrix], settings: &Settings) -> Result<Option<Vec<(f64, f64)>>> {
@@ -31,8 +36,7 @@ fn embed(matrices: &[Matrix], settings: &Settings, exact: bool) -> Result<Option
     if n < 5 {
         return Ok(None);
     }
-    // bhtsne needs at least three times as many points as neighbours.
-    let perplexity = (settings.perplexity).min((n - 1) as f64 / 3.0).max(1.0);
+    let perplexity = perplexity(settings, n);
     let mut random = SplitMix64::new(settings.seed);
     let mut start = Vec::with_capacity(2 * n);
     for _ in 0..n {

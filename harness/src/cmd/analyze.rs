@@ -13,8 +13,9 @@ use crate::device::{DeviceArgs, MODEL_HELP, on_device, open_model};
 use crate::eval::router::{self, Sample};
 use crate::hub::locate_file;
 use crate::options::{Count, NonNegative, Seed};
+use crate::output::{self, printable};
+use crate::report;
 use crate::run::folder;
-use crate::{output, report};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::{Adapter, GateKind};
@@ -96,6 +97,9 @@ fn names(arguments: &Arguments) -> Result<Vec<String>> {
     if let Some(names) = &arguments.names {
         if names.len() != paths.len() {
             bail!("--names: expected {} names, one for each adapter, found {}", paths.len(), names.len());
+        }
+        if let Some(twice) = (1..names.len()).find(|&i| names[..i].contains(&names[i])) {
+            bail!("--names: expected different names, found \"{}\" twice", printable(&names[twice]));
         }
         return Ok(names.clone());
     }

@@ -100,6 +100,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions, asked };
     let share = arguments.share;
+    inputs.check_kept(&stage)?;
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
     interrupt::listen()?;
     let work = |share| inputs.work(&stage, share);

@@ -151,5 +151,6 @@ fn accuracy(arguments: &Arguments, adapter: Option<&Adapter>, subjects: &[Subjec
         score(&model, adapter, &tokenizer, subjects, SCORING.into(), &Ranks::alone())?
     });
     let report = Report::new(&outcome, 0, SCORING.into());
-    Ok((report.accuracy_micro, report.stderr))
+    // The demo asks a hundred questions.
+    Ok((report.accuracy_micro, report.stderr.unwrap_or(f64::NAN)))
 }

@@ -107,6 +107,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     })?;
     let Ready { subjects, checkpoint, adapter, tokenizer } = ranks.agree(Ready::read(&arguments))?;
     let Arguments { model: ModelArgs { model: name, .. }, shots, scoring, style, json, predictions, .. } = arguments;
+    let limit = arguments.limit.map(Count::get);
     let asking = Asking { scoring, style };
     let model = ranks.load(device, &checkpoint, || {
         let (model, adapter) = (weights(&checkpoint), digest_of(adapter.as_ref()));
@@ -124,7 +125,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     let predictions = predictions.map_or(Ok(()), |path| output::write(&path, &text));
     let json = json.map_or(Ok(()), |path| output::write_json(&path, &report));
     let lm_eval = folder.map_or(Ok(()), |folder| {
-        let results = Results { model: &name, subjects: &subjects, asking, outcome: &outcome, report: &report };
+        let results = Results { model: &name, subjects: &subjects, asking, limit, outcome: &outcome, report: &report };
         for (file, text) in results.files() {
             output::write(&folder.path().join(file), &text)?;
         }

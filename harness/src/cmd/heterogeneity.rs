@@ -9,7 +9,7 @@ use crate::experiment::share::ShareArgs;
 use crate::experiment::stage::{Corpus, Stage, check_folder, open_folder};
 use crate::heterogeneity::draw::Draws;
 use crate::heterogeneity::outcome::{Outcome, rows};
-use crate::heterogeneity::results::{Inputs, write_draws};
+use crate::heterogeneity::results::{Drawn, Inputs};
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::run::start::Start;
@@ -99,13 +99,15 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     let stage =
         Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions: None, asked: None };
     let share = arguments.share;
+    let drawn = Drawn::new(&draws, &plan.seeds, &arguments.data, out)?;
+    let (counts, files) = (&draws.counts, &drawn.files);
+    inputs.check_kept(&stage, counts, files)?;
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
-    let files = write_draws(&draws, &plan.seeds, &arguments.data, out)?;
+    drawn.write()?;
     interrupt::listen()?;
-    let counts = &draws.counts;
-    let work = |share| inputs.work(&stage, counts, &files, share);
-    let all_done = || inputs.require_all(&stage, counts, &files);
-    let Some(results) = share.results(out, work, all_done, || inputs.results(&stage, counts, &files))? else {
+    let work = |share| inputs.work(&stage, counts, files, share);
+    let all_done = || inputs.require_all(&stage, counts, files);
+    let Some(results) = share.results(out, work, all_done, || inputs.results(&stage, counts, files))? else {
         return Ok(());
     };
     let outcome = Outcome {

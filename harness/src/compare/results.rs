@@ -4,13 +4,13 @@ use crate::experiment::kept::{self, Finished, Task};
 use crate::experiment::plan::{Plan, Run};
 use crate::experiment::share::{self, Attempt, ShareArgs};
 use crate::experiment::stage::{Corpus, Stage};
-use crate::experiment::tune::{self, Tuned};
+use crate::experiment::tune::{self, Parts, Tuned};
 use crate::options::NonNegative;
 use crate::run::spec::RunSpec;
 use crate::{interrupt, output};
 use anyhow::Result;
 use hydra_runtime::backend::Backend;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The comparison's files and folder.
 pub struct Inputs<'a> {
@@ -41,11 +41,24 @@ impl<'a> Inputs<'a> {
         Task { spec, seed, data: self.data, eval_data: self.eval_data, ask: true, dir }
     }
 
+    /// Refuses results of other options before anything is changed or added to those that are there.
+    pub fn check_kept<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<()> {
+        let parts = self.parts()?;
+        for (run, trials) in self.plan.runs.iter().zip(&self.trials(parts.as_ref())) {
+            for (_, trial) in trials {
+                trial.kept(stage)?;
+            }
+            for &seed in self.plan.seeds.iter().filter(|_| trials.is_empty()) {
+                self.task(run, run.spec.clone(), seed).kept(stage)?;
+            }
+        }
+        kept::kept_base(stage, self.eval_data, &self.plan.runs[0].spec, &self.base_dir()).map(drop)
+    }
+
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
     pub fn results<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Results> {
-        let parts = self.parts()?;
+        let parts = self.written_parts()?;
         let trials = self.trials(parts.as_ref());
-        self.check_kept(stage, &trials)?;
         let base = self.base(stage)?;
         interrupt::check()?;
         let mut tuned = Vec::new();
@@ -58,9 +71,8 @@ impl<'a> Inputs<'a> {
 
     /// Does a part of it, beside other processes; an interrupt is the error [`interrupt::Stopped`].
     pub fn work<B: Backend>(&self, stage: &Stage<'_, B>, share: ShareArgs) -> Result<()> {
-        let parts = self.parts()?;
+        let parts = self.written_parts()?;
         let trials = self.trials(parts.as_ref());
-        self.check_kept(stage, &trials)?;
         let Plan { runs, seeds, .. } = self.plan;
         // The model alone comes first, then the runs with all their seeds.
         share.work(1 + runs.len() * seeds.len(), |place| {
@@ -118,40 +130,41 @@ impl<'a> Inputs<'a> {
     }
 
     fn base<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Finished> {
-        kept::base(stage, self.eval_data, &self.plan.runs[0].spec, &self.out.join("base"))
+        kept::base(stage, self.eval_data, &self.plan.runs[0].spec, &self.base_dir())
+    }
+
+    fn base_dir(&self) -> PathBuf {
+        self.out.join("base")
+    }
+
+    fn tune_dir(&self) -> PathBuf {
+        self.out.join("tune")
     }
 
     /// The training records in two parts, where rates are to be chosen.
-    fn parts(&self) -> Result<Option<(Corpus, Corpus)>> {
-        let split = |tune| tune::split(tune, &self.data.paths, &self.out.join("tune"));
+    fn parts(&self) -> Result<Option<Parts>> {
+        let split = |tune| tune::split(tune, &self.data.paths, &self.tune_dir());
         self.plan.tune.as_ref().map(split).transpose()
     }
 
+    fn written_parts(&self) -> Result<Option<Parts>> {
+        let parts = self.parts()?;
+        parts.as_ref().map_or(Ok(()), |parts| parts.write(&self.tune_dir()))?;
+        Ok(parts)
+    }
+
     /// The trials of each run; none of one whose rate is given.
-    fn trials<'t>(&self, parts: Option<&'t (Corpus, Corpus)>) -> Vec<Vec<(f64, Task<'t>)>>
+    fn trials<'t>(&self, parts: Option<&'t Parts>) -> Vec<Vec<(f64, Task<'t>)>>
     where
         'a: 't,
     {
         let of = |run: &'a Run| match (&self.plan.tune, parts) {
             (Some(tune), Some(parts)) if run.spec.training.lr.is_none() => {
-                tune::trials(tune, run, parts, &self.out.join("tune"))
+                tune::trials(tune, run, parts, &self.tune_dir())
             }
             _ => Vec::new(),
         };
         self.plan.runs.iter().map(of).collect()
-    }
-
-    /// Refuses results of other options before anything is added to those that are there.
-    fn check_kept<B: Backend>(&self, stage: &Stage<'_, B>, trials: &[Vec<(f64, Task<'_>)>]) -> Result<()> {
-        for (run, trials) in self.plan.runs.iter().zip(trials) {
-            for (_, trial) in trials {
-                trial.kept(stage)?;
-            }
-            for &seed in self.plan.seeds.iter().filter(|_| trials.is_empty()) {
-                self.task(run, run.spec.clone(), seed).kept(stage)?;
-            }
-        }
-        Ok(())
     }
 
     fn train<B: Backend>(&self, stage: &Stage<'_, B>, tuned: &[Option<Tuned>]) -> Result<Vec<Vec<Finished>>> {

@@ -6,7 +6,7 @@ use crate::eval::accuracy::report::{Report, Score};
 use crate::eval::loss::EvalLoss;
 use crate::experiment::measure::Accuracy;
 use crate::experiment::plan::{Mmlu, Plan, Tune};
-use crate::experiment::scores::{Scores, difference, estimate, interval, scores, unlike};
+use crate::experiment::scores::{Scores, difference, estimate, few, interval, scores, unlike};
 use crate::experiment::tune::Tuned;
 use crate::memory::mib;
 use crate::output::{command_line, printable, text_table};
@@ -263,17 +263,21 @@ impl<'a> Summary<'a> {
             100.0 * level
         ));
         notes.push("All runs of a seed take the same records in the same order. Peak memory is the resident memory of the process while training, weights included.".into());
+        notes.extend(few(n, &self.bootstrap));
         if let Some(tune) = self.about.tune {
+            let rates: Vec<String> = tune.lr.iter().map(|lr| format!("{:e}", lr.get())).collect();
             notes.push(format!(
-                "Learning rates: each run has the one of {:?} with the lowest loss on {} % of the training records, set aside, after {} % \
+                "Learning rates: each run has the one of {} with the lowest loss on {} % of the training records, set aside, after {} % \
                  of the steps on the rest (seed {}). (!) marks the first or last of the list: a better one may lie beyond it. A run \
                  with its own lr keeps that.",
-                tune.lr, 100.0 * tune.validation, 100.0 * tune.fraction, tune.seed
+                rates.join(", "), 100.0 * tune.validation, 100.0 * tune.fraction, tune.seed
             ));
         }
         for row in &self.rows {
             notes.extend(unlike(row.name, &row.trainable_by_seed));
-            notes.extend(row.diverged.iter().map(|(seed, why)| format!("{}, seed {seed}: {why}", printable(row.name))));
+            notes.extend(
+                row.diverged.iter().map(|(seed, why)| format!("Run “{}”, seed {seed}: {why}", printable(row.name))),
+            );
         }
         notes
     }

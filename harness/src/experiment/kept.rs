@@ -219,8 +219,17 @@ fn found(prepared: &Prepared, command: Vec<String>) -> Found {
     }
 }
 
-/// The model without an adapter, on records as the runs of these options have them; kept in `dir`.
-pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec, dir: &Path) -> Result<Finished> {
+/// What is kept of [`base`]. Fails if it was made with other inputs.
+pub fn kept_base<B: Backend>(
+    stage: &Stage<'_, B>,
+    eval_data: &Corpus,
+    spec: &RunSpec,
+    dir: &Path,
+) -> Result<Option<Finished>> {
+    take_over(dir, &base_inputs(stage, eval_data, spec)?)
+}
+
+fn base_inputs<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec) -> Result<Settings> {
     let encoding = &spec.data.encoding;
     let mut inputs = shared_inputs(stage, eval_data, true);
     inputs.insert("template".into(), json!(encoding.template()));
@@ -232,6 +241,12 @@ pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec
     if let Some(format) = encoding.data_format {
         inputs.insert("data-format".into(), json!(format));
     }
+    Ok(inputs)
+}
+
+/// The model without an adapter, on records as the runs of these options have them; kept in `dir`.
+pub fn base<B: Backend>(stage: &Stage<'_, B>, eval_data: &Corpus, spec: &RunSpec, dir: &Path) -> Result<Finished> {
+    let (inputs, encoding) = (base_inputs(stage, eval_data, spec)?, &spec.data.encoding);
     if let Some(finished) = take_over(dir, &inputs)? {
         return Ok(finished);
     }

@@ -4,6 +4,7 @@ use super::kept::Finished;
 use super::measure::{Accuracy, Details};
 use crate::eval::accuracy::report::Report;
 use crate::eval::loss::EvalLoss;
+use crate::output::printable;
 use crate::statistics::{Bootstrap, Differences, Estimate, Interval};
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -125,12 +126,62 @@ pub fn interval(interval: Option<Interval>, factor: f64, decimals: usize) -> Str
     interval.map_or("–".to_string(), text)
 }
 
+/// With fewer seeds than this, an interval is told to be too narrow.
+const FEW: usize = 10;
+
+/// A note on intervals over few seeds. One of n values lies within their range, which has the median of what they are drawn from
+/// in it with probability 1 − 2¹⁻ⁿ.
+pub fn few(seeds: usize, bootstrap: &Bootstrap) -> Option<String> {
+    let most = 1.0 - 0.5f64.powi(seeds as i32 - 1);
+    let at_most = match most < bootstrap.level {
+        true => format!(", with {seeds} seeds at most in {} %", 100.0 * most),
+        false => String::new(),
+    };
+    (2..FEW).contains(&seeds).then(|| {
+        format!(
+            "{seeds} seeds are few for a bootstrap: where seeds differ more than records, an interval is too narrow, and holds the \
+             true difference in less than {} % of cases{at_most}.",
+            100.0 * bootstrap.level
+        )
+    })
+}
+
 /// A note, if the seeds of a run have different numbers of trainable parameters.
 pub fn unlike(name: &str, trainable: &[u64]) -> Option<String> {
     let (least, most) = (trainable.iter().min()?, trainable.iter().max()?);
     (least < most).then(|| {
         format!(
-            "{name}: {least} to {most} trainable parameters, depending on the seed; the table shows the first seed's."
+            "Run “{}”: {least} to {most} trainable parameters, depending on the seed; the table shows the first seed's.",
+            printable(name)
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_seeds_are_said_to_be() {
+        let said = |seeds: usize| few(seeds, &Bootstrap::default());
+        assert!(said(2).unwrap().ends_with("in less than 95 % of cases, with 2 seeds at most in 50 %."));
+        assert!(said(3).unwrap().ends_with("with 3 seeds at most in 75 %."));
+        assert!(said(6).unwrap().ends_with("in less than 95 % of cases."));
+        assert_eq!((said(1), said(10)), (None, None));
+    }
+
+    /// Two values: the interval is their range, which holds the mean of a symmetric distribution in half of all cases.
+    #[test]
+    fn intervals_over_two_seeds_hold_the_truth_in_half_of_all_cases() {
+        let mut random = hydra_runtime::hydra_kernels::random::SplitMix64::new(5);
+        let mut holds = || {
+            let values: Vec<Vec<f64>> = (0..2).map(|_| vec![random.uniform() - 0.5; 4]).collect();
+            let groups = [(0..4).collect::<Vec<_>>()];
+            let how = Bootstrap { samples: 200, ..Bootstrap::default() };
+            let found = Differences { values: &values, weights: &[1.0; 4], groups: &groups }.interval(&how).unwrap();
+            found.low <= 0.0 && found.high >= 0.0
+        };
+        let hits = (0..400).filter(|_| holds()).count();
+        assert!((160..240).contains(&hits), "{hits} of 400");
+    }
 }

@@ -10,6 +10,7 @@ use crate::eval::mmlu::questions::Subject;
 use crate::hub::locate_file;
 use crate::run::folder::{self, Lock, claim, vacant};
 use crate::run::manifest::{describe, inputs};
+use crate::sha256;
 use anyhow::{Context, Result};
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::atomic::write_atomically;
@@ -18,7 +19,8 @@ use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::model::Model;
 use hydra_runtime::tokenizer::Tokenizer;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -95,6 +97,13 @@ impl Corpus {
         Ok(Self { paths: paths.to_vec(), described })
     }
 
+    /// A file that is going to be written with `text`.
+    pub fn planned(path: PathBuf, text: &[u8]) -> Self {
+        let digest = sha256::hex(Sha256::new_with_prefix(text));
+        let described = vec![json!({"path": path, "bytes": text.len(), "sha256": digest})];
+        Self { paths: vec![path], described }
+    }
+
     /// Digests of their contents, wherever they are.
     pub fn digests(&self) -> Vec<&Value> {
         self.described.iter().map(|file| &file["sha256"]).collect()
@@ -110,10 +119,14 @@ pub fn raw_records(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     Ok(all)
 }
 
-/// Writes lines of records.
-pub fn write_records(path: &Path, records: &[&[u8]]) -> Result<()> {
-    let text: Vec<u8> = records.iter().flat_map(|record| [record, b"\n".as_slice()].concat()).collect();
-    Ok(write_atomically(path, &text)?)
+/// The text of a file of records.
+pub fn text_of<'r>(records: impl IntoIterator<Item = &'r [u8]>) -> Vec<u8> {
+    let mut text = Vec::new();
+    for record in records {
+        text.extend_from_slice(record);
+        text.push(b'\n');
+    }
+    text
 }
 
 /// Fails if `out` can't be the folder of an experiment: new, empty, or an earlier one's, which has `config_copy` in it. Whether

@@ -4,16 +4,17 @@
 
 use super::kept::Task;
 use super::plan::{Run, Tune};
-use super::stage::{Corpus, Stage, raw_records, write_records};
+use super::stage::{Corpus, Stage, raw_records, text_of};
 use crate::data::order::Order;
 use crate::options::{Count, NonNegative};
 use crate::output;
 use crate::run::folder;
 use crate::run::spec::RunSpec;
 use anyhow::{Result, bail};
+use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One run's trials.
 #[derive(Clone, Debug, Serialize)]
@@ -46,24 +47,42 @@ pub fn apart(tune: &Tune, records: usize) -> Result<usize> {
     Ok(apart)
 }
 
-/// The two parts of the training records, as files in `dir`.
-pub fn split(tune: &Tune, data: &[std::path::PathBuf], dir: &Path) -> Result<(Corpus, Corpus)> {
+/// The two parts of the training records, as files that are not written yet.
+pub struct Parts {
+    /// What trials are trained on.
+    train: Corpus,
+    /// What rates are chosen by.
+    validation: Corpus,
+    texts: [Vec<u8>; 2],
+}
+
+impl Parts {
+    /// Writes the files.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        folder::make(dir)?;
+        for (corpus, text) in [&self.train, &self.validation].into_iter().zip(&self.texts) {
+            write_atomically(&corpus.paths[0], text)?;
+        }
+        Ok(())
+    }
+}
+
+/// Parts the training records; the files are to be in `dir`.
+pub fn split(tune: &Tune, data: &[PathBuf], dir: &Path) -> Result<Parts> {
     let all = raw_records(data)?;
     let mut chosen = Order::new(all.len(), Some(tune.seed)).take(0, apart(tune, all.len())?);
     chosen.sort_unstable();
-    folder::make(dir)?;
-    let (train_path, validation_path) = (dir.join("train.jsonl"), dir.join("validation.jsonl"));
-    let part = |apart: bool| -> Vec<&[u8]> {
+    let texts = [false, true].map(|apart| {
         let chosen = |i: &usize| chosen.binary_search(i).is_ok() == apart;
-        (0..all.len()).filter(chosen).map(|i| all[i].as_slice()).collect()
-    };
-    write_records(&train_path, &part(false))?;
-    write_records(&validation_path, &part(true))?;
-    Ok((Corpus::new(&[train_path])?, Corpus::new(&[validation_path])?))
+        text_of((0..all.len()).filter(chosen).map(|i| all[i].as_slice()))
+    });
+    let train = Corpus::planned(dir.join("train.jsonl"), &texts[0]);
+    let validation = Corpus::planned(dir.join("validation.jsonl"), &texts[1]);
+    Ok(Parts { train, validation, texts })
 }
 
 /// The trials of a run, by ascending learning rate.
-pub fn trials<'a>(tune: &Tune, run: &'a Run, parts: &'a (Corpus, Corpus), dir: &Path) -> Vec<(f64, Task<'a>)> {
+pub fn trials<'a>(tune: &Tune, run: &'a Run, parts: &'a Parts, dir: &Path) -> Vec<(f64, Task<'a>)> {
     let mut rates: Vec<f64> = tune.lr.iter().map(|lr| lr.get()).collect();
     rates.sort_by(f64::total_cmp);
     rates.dedup();
@@ -71,7 +90,7 @@ pub fn trials<'a>(tune: &Tune, run: &'a Run, parts: &'a (Corpus, Corpus), dir: &
         let mut spec = shortened(&run.spec, tune.fraction);
         spec.training.lr = Some(NonNegative::new(lr));
         let dir = dir.join(&run.folder).join(format!("lr-{lr:e}"));
-        Task { spec, seed: tune.seed, data: &parts.0, eval_data: &parts.1, ask: false, dir }
+        Task { spec, seed: tune.seed, data: &parts.train, eval_data: &parts.validation, ask: false, dir }
     };
     rates.into_iter().map(|lr| (lr, task(lr))).collect()
 }

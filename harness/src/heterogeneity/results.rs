@@ -4,10 +4,11 @@ use super::draw::Draws;
 use crate::experiment::kept::{self, Finished, Task};
 use crate::experiment::plan::{Plan, Run};
 use crate::experiment::share::{self, ShareArgs};
-use crate::experiment::stage::{Corpus, Stage, raw_records, write_records};
+use crate::experiment::stage::{Corpus, Stage, raw_records, text_of};
 use crate::run::folder;
 use crate::{interrupt, output};
 use anyhow::Result;
+use hydra_runtime::atomic::write_atomically;
 use hydra_runtime::backend::Backend;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,21 +16,39 @@ use std::path::{Path, PathBuf};
 /// A file of each draw, by seed and number of categories.
 pub type Files = BTreeMap<(u64, usize), Corpus>;
 
-/// Writes the draws out of the files `data` below `out`.
-pub fn write_draws(draws: &Draws<'_>, seeds: &[u64], data: &[PathBuf], out: &Path) -> Result<Files> {
-    let raw = raw_records(data)?;
-    let mut files = Files::new();
-    for &seed in seeds {
-        let dir = out.join("data").join(format!("seed-{seed}"));
-        folder::make(&dir)?;
-        for &count in &draws.counts {
+/// The draws out of the files `data`, as files below `out` that are not written yet.
+pub struct Drawn<'a> {
+    draws: &'a Draws<'a>,
+    records: Vec<Vec<u8>>,
+    /// The files.
+    pub files: Files,
+}
+
+impl<'a> Drawn<'a> {
+    /// Draws for each seed.
+    pub fn new(draws: &'a Draws<'_>, seeds: &[u64], data: &[PathBuf], out: &Path) -> Result<Self> {
+        let mut drawn = Self { draws, records: raw_records(data)?, files: Files::new() };
+        for (&seed, &count) in seeds.iter().flat_map(|seed| draws.counts.iter().map(move |count| (seed, count))) {
+            let dir = out.join("data").join(format!("seed-{seed}"));
             let path = dir.join(format!("categories-{count}.jsonl"));
-            let drawn: Vec<&[u8]> = draws.draw(seed, count).into_iter().map(|i| raw[i].as_slice()).collect();
-            write_records(&path, &drawn)?;
-            files.insert((seed, count), Corpus::new(&[path])?);
+            drawn.files.insert((seed, count), Corpus::planned(path, &drawn.text(seed, count)));
         }
+        Ok(drawn)
     }
-    Ok(files)
+
+    /// Writes the files.
+    pub fn write(&self) -> Result<()> {
+        for (&(seed, count), file) in &self.files {
+            let path = &file.paths[0];
+            path.parent().map_or(Ok(()), folder::make)?;
+            write_atomically(path, &self.text(seed, count))?;
+        }
+        Ok(())
+    }
+
+    fn text(&self, seed: u64, count: usize) -> Vec<u8> {
+        text_of(self.draws.draw(seed, count).into_iter().map(|i| self.records[i].as_slice()))
+    }
 }
 
 /// The experiment's files and folder.
@@ -58,10 +77,15 @@ impl<'a> Inputs<'a> {
         Task { spec: run.spec.clone(), seed, data, eval_data: self.eval_data, ask: false, dir }
     }
 
+    /// Refuses results of another configuration before anything is changed or added.
+    pub fn check_kept<B: Backend>(&self, stage: &Stage<'_, B>, counts: &[usize], files: &'a Files) -> Result<()> {
+        self.tasks(counts, files).iter().try_for_each(|(_, task)| task.kept(stage).map(drop))?;
+        kept::kept_base(stage, self.eval_data, &self.plan.runs[0].spec, &self.base_dir()).map(drop)
+    }
+
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
     pub fn results<B: Backend>(&self, stage: &Stage<'_, B>, counts: &[usize], files: &'a Files) -> Result<Results> {
         let tasks = self.tasks(counts, files);
-        check_kept(stage, &tasks)?;
         let base = self.base(stage)?;
         let mut finished = Vec::new();
         for (place, (title, task)) in tasks.iter().enumerate() {
@@ -84,7 +108,6 @@ impl<'a> Inputs<'a> {
         share: ShareArgs,
     ) -> Result<()> {
         let tasks = self.tasks(counts, files);
-        check_kept(stage, &tasks)?;
         // The model alone comes first.
         share.work(1 + tasks.len(), |place| {
             let Some(place) = place.checked_sub(1) else { return share::attempt(self.base(stage)) };
@@ -108,7 +131,11 @@ impl<'a> Inputs<'a> {
     }
 
     fn base<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Finished> {
-        kept::base(stage, self.eval_data, &self.plan.runs[0].spec, &self.out.join("base"))
+        kept::base(stage, self.eval_data, &self.plan.runs[0].spec, &self.base_dir())
+    }
+
+    fn base_dir(&self) -> PathBuf {
+        self.out.join("base")
     }
 
     /// By run, number of categories and seed, each with what it is.
@@ -123,9 +150,4 @@ impl<'a> Inputs<'a> {
         }
         tasks
     }
-}
-
-/// Refuses results of another configuration before anything is added.
-fn check_kept<B: Backend>(stage: &Stage<'_, B>, tasks: &[(String, Task<'_>)]) -> Result<()> {
-    tasks.iter().try_for_each(|(_, task)| task.kept(stage).map(drop))
 }

@@ -14,7 +14,6 @@ use crate::run::log::{EvalLine, StepLine};
 use crate::run::train::Trained;
 use anyhow::Result;
 use serde_json::{Map, Value};
-use std::cmp::Ordering;
 use std::path::Path;
 
 /// What a run's router does, for its report.
@@ -104,17 +103,13 @@ impl Run<'_> {
         );
         if let [first, .., last] = trained.evals.as_slice() {
             let (before, after) = (first.loss.all, last.loss.all);
-            let went = if after.loss < before.loss { "fell" } else { "rose" };
             let records = count(before.records, "held-out record", "held-out records");
-            lead += &format!(" The loss on {records} {went} from {:.4} to {:.4}.", before.loss, after.loss);
+            let texts = [before.loss, after.loss].map(|loss| format!("{loss:.4}"));
+            lead += &format!(" The loss on {records} {}.", went(after.loss < before.loss, &texts));
         }
         if let Some([before, after]) = self.accuracy {
-            let [from, to] = [before, after].map(|report| percent(report.all.accuracy, report.all.stderr));
-            let went = match after.all.accuracy.total_cmp(&before.all.accuracy) {
-                Ordering::Less => format!("fell from {from} to {to} %"),
-                Ordering::Equal => format!("stayed at {to} %"),
-                Ordering::Greater => format!("rose from {from} to {to} %"),
-            };
+            let texts = [before, after].map(|report| percent(report.all.accuracy, report.all.stderr));
+            let went = went(after.all.accuracy < before.all.accuracy, &texts) + " %";
             let questions = count(before.all.questions, "question", "questions");
             lead += &format!(" {} on {questions} {went} (± standard error).", before.name());
         }
@@ -126,7 +121,10 @@ impl Run<'_> {
         let steps = &trained.steps;
         if let [first, .., last] = trained.evals.as_slice() {
             let (before, after) = (first.loss.all.loss, last.loss.all.loss);
-            let change = format!("{:+.1} %, nats per token", 100.0 * (after / before - 1.0));
+            let change = match before > 0.0 {
+                true => format!("{:+.1} %, nats per token", 100.0 * (after / before - 1.0)),
+                false => "nats per token".to_string(),
+            };
             page.tile("Held-out loss", &format!("{before:.3} → {after:.3}"), &change);
         } else if let [first, .., last] = steps.as_slice() {
             let change = format!("{:.3} → {:.3}", first.loss, last.loss);
@@ -134,7 +132,8 @@ impl Run<'_> {
         }
         if let Some([before, after]) = self.accuracy {
             let [from, to] = [before, after].map(|report| 100.0 * report.all.accuracy);
-            let remark = format!("± {:.1} %, {}", 100.0 * after.all.stderr, described_metric(after));
+            let error = after.all.stderr.map_or(String::new(), |stderr| format!("± {:.1} %, ", 100.0 * stderr));
+            let remark = error + described_metric(after);
             page.tile(after.name(), &format!("{from:.1} → {to:.1} %"), &remark);
         }
         let fact = |name: &str| facts.get(name).and_then(Value::as_f64);
@@ -215,8 +214,18 @@ fn described_metric(report: &Accuracy) -> &'static str {
     }
 }
 
-fn percent(mean: f64, stderr: f64) -> String {
-    format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * stderr)
+/// "fell from 2.1 to 1.9"; what looks the same has not changed.
+fn went(fell: bool, [from, to]: &[String; 2]) -> String {
+    match from == to {
+        true => format!("stayed at {to}"),
+        false => format!("{} from {from} to {to}", if fell { "fell" } else { "rose" }),
+    }
+}
+
+/// "12.3 ± 0.6"; one question has no standard error.
+fn percent(mean: f64, stderr: Option<f64>) -> String {
+    let error = stderr.map_or(String::new(), |stderr| format!(" ± {:.1}", 100.0 * stderr));
+    format!("{:.1}{error}", 100.0 * mean)
 }
 
 /// The method and its size in words: "HydraLoRA (one A and 4 B of rank 4, mixed by a router)".
@@ -301,4 +310,18 @@ pub fn model_name(path: &str) -> String {
 /// The last part of a path.
 pub fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_changed_neither_fell_nor_rose() {
+        let said = |before: f64, after: f64| went(after < before, &[before, after].map(|x| format!("{x:.1}")));
+        assert_eq!(said(2.0, 1.9), "fell from 2.0 to 1.9");
+        assert_eq!(said(1.9, 2.0), "rose from 1.9 to 2.0");
+        assert_eq!((said(2.0, 2.0), said(2.01, 2.0)), ("stayed at 2.0".into(), "stayed at 2.0".into()));
+        assert_eq!((percent(0.5, Some(0.05)), percent(1.0, None)), ("50.0 ± 5.0".into(), "100.0".into()));
+    }
 }

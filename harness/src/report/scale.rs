@@ -1,5 +1,7 @@
 //! Axes: from a range of values to a scale with ticks that people would choose.
 
+use super::text::{HUGE, number};
+
 /// What an axis shows.
 #[derive(Clone, Debug)]
 pub struct Axis {
@@ -104,14 +106,14 @@ impl Scale {
         let last = all.iter().position(|&tick| tick >= 0.999_999 * high).unwrap_or(all.len() - 1).max(first + 1);
         let few = last - first <= MOST_LOGARITHMIC;
         let shown = all[first..=last].iter().filter(|&&tick| few || (tick.log10() - tick.log10().round()).abs() < 1e-9);
-        let ticks = shown.map(|&tick| (tick, super::text::number(tick))).collect();
+        let ticks = shown.map(|&tick| (tick, number(tick))).collect();
         Self { low: all[first], high: all[last], ticks, logarithmic: true }
     }
 
     fn doubling(values: &[f64]) -> Self {
         let (first, last) = (values[0], values[values.len() - 1]);
         let room = if first < last { (last / first).powf(INSET / (1.0 - 2.0 * INSET)) } else { 2.0 };
-        let ticks = values.iter().map(|&v| (v, super::text::number(v))).collect();
+        let ticks = values.iter().map(|&v| (v, number(v))).collect();
         Self { low: first / room, high: last * room, ticks, logarithmic: true }
     }
 
@@ -133,7 +135,7 @@ fn round_step(rough: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().find(|m| m * power >= rough * 0.999_999).unwrap_or(10.0) * power
 }
 
-/// All with the same number of decimals, or with the same exponent where they are small.
+/// All with the same number of decimals, or with the same exponent where they are small or huge.
 fn labels(values: &[f64], step: f64) -> Vec<(f64, String)> {
     let most = values.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
     let decimals = (-step.log10() + 1e-9).floor().max(0.0) as usize;
@@ -142,8 +144,8 @@ fn labels(values: &[f64], step: f64) -> Vec<(f64, String)> {
     let power = most.log10().floor();
     let label = |&value: &f64| match value {
         0.0 => "0".to_string(),
-        _ if most < 0.01 => format!("{}e{power}", super::text::number(value / 10f64.powf(power))),
-        _ if most >= 1000.0 => super::text::number(value),
+        _ if !(0.01..HUGE).contains(&most) => format!("{}e{power}", number(value / 10f64.powf(power))),
+        _ if most >= 1000.0 && step >= 1.0 => number(value),
         _ => format!("{value:.decimals$}"),
     };
     values.iter().map(|value| (*value, label(value))).collect()
@@ -165,6 +167,8 @@ mod tests {
         assert_eq!(ticks(Kind::Linear, &[-1.0, 1.0]), "-1.0 -0.5 0 0.5 1.0");
         assert_eq!(ticks(Kind::Linear, &[0.0, 2e-4]), "0 0.5e-4 1e-4 1.5e-4 2e-4");
         assert_eq!(ticks(Kind::Linear, &[612.0, 1080.0]), "600 700 800 900 1,000 1,100");
+        assert_eq!(ticks(Kind::Linear, &[1000.0, 1000.5]), "1000.0 1000.1 1000.2 1000.3 1000.4 1000.5");
+        assert_eq!(ticks(Kind::Linear, &[1e13, 3e13]), "1e13 1.5e13 2e13 2.5e13 3e13");
         assert_eq!(ticks(Kind::Linear, &[4.0]), "3.6 3.8 4.0 4.2 4.4");
         assert_eq!(ticks(Kind::Linear, &[0.0]), "0 0.2 0.4 0.6 0.8 1.0");
     }

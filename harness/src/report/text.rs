@@ -29,17 +29,20 @@ pub fn integer(n: u64) -> String {
     text
 }
 
-/// A value with about four significant digits: `1,840`, `0.3121`, `2.14e-3`; `–` where it is not finite.
+/// From here on, numbers have an exponent.
+pub const HUGE: f64 = 1e12;
+
+/// A value with about four significant digits: `1,840`, `0.3121`, `2.14e-3`, `2.35e12`; `–` where it is not finite.
 pub fn number(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
         return "–".into();
     }
-    if size >= 999.5 {
+    if (999.5..HUGE).contains(&size) {
         let sign = if value < 0.0 { "-" } else { "" };
         return format!("{sign}{}", integer(size.round() as u64));
     }
-    if size > 0.0 && size < 0.01 {
+    if size >= HUGE || (size > 0.0 && size < 0.01) {
         let text = format!("{value:.2e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
         return format!("{}e{power}", trimmed(digits));
@@ -86,6 +89,7 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         let shown = [0.0, 2e-4, 2.142e-3, 0.31214, 2.0, 118.24, 999.6, -1840.4, f64::NAN].map(number);
+        assert_eq!([9.9e11, 2.346e12, -1e300].map(number), ["990,000,000,000", "2.35e12", "-1e300"]);
         assert_eq!(shown, ["0", "2e-4", "2.14e-3", "0.3121", "2", "118.2", "1,000", "-1,840", "–"]);
         assert_eq!([7, 1000, 1_234_567].map(integer), ["7", "1,000", "1,234,567"]);
         assert_eq!([8.26, 59.97, 65.0, 7800.0].map(duration), ["8.3 s", "1 min 0 s", "1 min 5 s", "2 h 10 min"]);

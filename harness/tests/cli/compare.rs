@@ -1,6 +1,6 @@
 //! Comparisons: the table's figures, going on, refusing what does not belong together.
 
-use super::support::{Scratch, assets, column, fails, golden, hydra, json, succeeds};
+use super::support::{Scratch, assets, column, fails, files, golden, hydra, json, succeeds};
 use serde_json::Value;
 use std::fs;
 
@@ -89,6 +89,7 @@ fn the_table_is_what_the_runs_gave() {
     let command = compare(&scratch, &config("[1, 2]", 4, tune), &out, &format!("--mmlu {}", assets("mmlu")));
     let table = succeeds(&command);
     assert!(table.contains("Hydra, uniform") && table.contains("±"), "{table}");
+    assert!(table.contains("has the one of 1e-3, 4e-3 with") && table.contains("2 seeds are few"), "{table}");
     let result = json(&format!("{out}/compare.json"));
     let rows = result["rows"].as_array().unwrap();
     let losses: Vec<Vec<f64>> = rows.iter().map(|row| numbers(&row["scores"]["loss"]["seeds"])).collect();
@@ -150,8 +151,12 @@ fn the_table_is_what_the_runs_gave() {
     // Another configuration in the same folder is refused, and nothing is lost.
     let other = config("[1, 2]", 4, tune).replace("rank = 2", "rank = 3");
     let other = compare(&scratch, &other, &out, &format!("--mmlu {}", assets("mmlu")));
+    let before = files(&out);
     fails(1, &other, &["result.json", "rank was 2 and is 3", "another --out"]);
-    assert_eq!(json(&format!("{out}/compare.json")), more);
+    let shorter = scratch.write("short.jsonl", all[..200].join("\n"));
+    let other = compare(&scratch, &config("[1, 2, 3]", 4, tune), &out, &format!("--mmlu {}", assets("mmlu")));
+    fails(1, &other.replace(&assets("corpus/train.jsonl"), &shorter), &["result.json", "eval-data was"]);
+    assert!(files(&out) == before, "what is refused changes nothing");
 }
 
 #[test]
@@ -173,7 +178,7 @@ fn a_run_that_diverges_is_said_to() {
     let out = scratch.path("out");
     let text = config("[5]", 6, "warmup = 0\nclip = 0\nlr = 1e-3\n").replace("rank = 2\n", "rank = 2\nlr = 1e37\n");
     let table = succeeds(&compare(&scratch, &text, &out, ""));
-    assert!(table.contains("diverged") && table.contains("Hydra, uniform, seed 5: stopped at step"), "{table}");
+    assert!(table.contains("diverged") && table.contains("Run “Hydra, uniform”, seed 5: stopped at step"), "{table}");
     let result = json(&format!("{out}/compare.json"));
     assert!(result["rows"][1]["scores"].is_null() && result["rows"][1]["difference"].is_null());
     assert!(result["rows"][0]["scores"]["loss"]["mean"].is_number());
@@ -189,8 +194,8 @@ fn a_run_that_diverges_at_its_end_is_kept_as_such() {
     runs += "[[run]]\nname = 'Router'\nlr = 1e30\n";
     let line = compare(&scratch, &runs, &out, &format!("--mmlu {}", assets("mmlu")));
     let table = succeeds(&line);
-    assert!(table.contains("Hydra, uniform, seed 5: the eval loss is NaN"), "{table}");
-    assert!(table.contains("Router, seed 5: step 1: the router's weight is NaN"), "{table}");
+    assert!(table.contains("Run “Hydra, uniform”, seed 5: the eval loss is NaN"), "{table}");
+    assert!(table.contains("Run “Router”, seed 5: step 1: the router's weight is NaN"), "{table}");
     assert_eq!(succeeds(&line), table, "taken up as it is");
     let result = json(&format!("{out}/compare.json"));
     assert!(result["rows"][1]["scores"].is_null() && result["rows"][0]["scores"]["loss"]["mean"].is_number());

@@ -3,7 +3,7 @@
 //! The process runs under ptrace(2) and is killed as it enters its n-th such call. A few n are tried by default;
 //! `HYDRA_CRASH_POINTS=all` tries all of them.
 
-use super::support::{Scratch, assets, command, finetune, golden, json};
+use super::support::{Scratch, assets, command, files, finetune, golden, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -151,24 +151,6 @@ fn traced(line: &str, kill_at: Option<usize>) -> Traced {
         }
         ptrace(libc::PTRACE_SYSCALL, process, 0, signal as usize);
     }
-}
-
-/// All files in a folder and in those in it, by their paths there. A folder is there, too, as a name without bytes.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.strip_prefix(folder).unwrap().display().to_string();
-            let bytes = if path.is_dir() { Vec::new() } else { fs::read(&path).unwrap() };
-            found.insert(name, bytes);
-            if path.is_dir() {
-                folders.push(path);
-            }
-        }
-    }
-    found
 }
 
 /// Kills `line` at each point, runs what `again` says until it succeeds, and passes the files in `folder` to `check`.

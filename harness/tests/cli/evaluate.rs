@@ -54,7 +54,8 @@ fn mmlu_reports_and_predictions() {
         assert!(table.contains("anatomy") && table.contains("micro"));
         let report = json(&file);
         let keys: Vec<_> = report.as_object().unwrap().keys().cloned().collect();
-        let want = "accuracy_micro accuracy_macro stderr questions shots scoring subjects seconds tokens";
+        let want =
+            "accuracy_micro accuracy_macro stderr stderr_macro questions shots scoring groups subjects seconds tokens";
         assert_eq!(keys.join(" "), want);
         assert_eq!((report["questions"].as_u64(), report["shots"].as_u64()), (Some(6), Some(shots)));
         let predictions = fs::read_to_string(&lines).unwrap();
@@ -66,6 +67,18 @@ fn mmlu_reports_and_predictions() {
         );
         assert_eq!(first["scores"].as_array().unwrap().len(), 4);
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn predictions_and_the_table_may_share_a_file_that_is_stdout() {
+    let scratch = Scratch::new("mmlu-stdout");
+    let (data, out) = (questions(&scratch), scratch.path("out.txt"));
+    let line = format!("eval mmlu {} --data {data} --predictions /dev/stdout", case("hydra"));
+    assert!(super::support::command(&line).stdout(fs::File::create(&out).unwrap()).status().unwrap().success());
+    let text = fs::read_to_string(&out).unwrap();
+    assert_eq!(text.matches("\"scores\":").count(), 6, "{text}");
+    assert!(text.contains("macro (mean of subjects)"), "{text}");
 }
 
 #[cfg(unix)]

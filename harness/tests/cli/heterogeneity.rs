@@ -1,7 +1,7 @@
 //! Draws from few and many categories.
 
 use super::compare::test_records;
-use super::support::{Scratch, assets, fails, json, succeeds};
+use super::support::{Scratch, assets, fails, files, json, succeeds};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -76,8 +76,11 @@ fn the_curve_is_what_the_runs_gave() {
         (json(&format!("{out}/heterogeneity.json"))["rows"].clone(), written()),
         (result["rows"].clone(), before)
     );
-    // Other draws do not belong there.
-    fails(1, &line(&scratch, CONFIG, &out, "--records 25 --counts 1,4"), &["result.json", "data was"]);
+    // Other draws do not belong there, and change nothing.
+    let before = files(&out);
+    let other = CONFIG.replace("samples = 50", "samples = 60");
+    fails(1, &line(&scratch, &other, &out, "--records 25 --counts 1,4"), &["result.json", "data was"]);
+    assert!(files(&out) == before);
 }
 
 #[test]

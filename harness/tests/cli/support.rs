@@ -1,5 +1,6 @@
 //! A scratch folder, the golden cases, and the binary.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -16,6 +17,25 @@ pub fn assets(path: &str) -> String {
 /// A file of JSON.
 pub fn json(path: &str) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// All files in a folder and in those in it, by their paths there. A folder is there, too, as a name without bytes.
+pub fn files(folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
+    let folder = folder.as_ref();
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(folder).unwrap().display().to_string();
+            let bytes = if path.is_dir() { Vec::new() } else { std::fs::read(&path).unwrap() };
+            found.insert(name, bytes);
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    found
 }
 
 /// A folder that is removed when its test ends.

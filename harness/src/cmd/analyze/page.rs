@@ -45,7 +45,9 @@ pub fn write(out: &Path, analysis: &Analysis) -> Result<()> {
     }
     let clouds = clouds(out, analysis)?;
     if !clouds.is_empty() {
-        page.section("t-SNE of A and of B", &(paragraph(TSNE) + &clouds));
+        let of = |side: &Side| side.perplexity.map_or("–".to_string(), number);
+        let perplexity = format!("{TSNE} Perplexity: {} (A) and {} (B).", of(&analysis.a), of(&analysis.b));
+        page.section("t-SNE of A and of B", &(paragraph(&perplexity) + &clouds));
     }
     let (head, rows) = adapters(analysis);
     page.section("Adapters", &table(&head, &rows));
@@ -95,6 +97,7 @@ fn tiles(page: &mut Page, analysis: &Analysis) {
         &analysis.adapters.len().to_string(),
         match analysis.same_seed {
             Some(true) => "trained with one seed",
+            Some(false) if !analysis.shared_seeds().is_empty() => "some trained with the same seed",
             Some(false) => "trained with different seeds",
             None => "seeds not known",
         },
@@ -197,7 +200,7 @@ fn remarks(analysis: &Analysis) -> Vec<String> {
              may be similar only because they have moved little from there; see “cosine of A to its start”."
                 .to_string(),
         ),
-        (_, Some(false)) => {}
+        (_, Some(false)) => remarks.extend(analysis.shared_seeds().iter().map(alike)),
         (_, None) => remarks.push(
             "Some folders have no run.json that states the seed, so the A matrices may have started as the same \
              matrices."
@@ -211,6 +214,16 @@ fn remarks(analysis: &Analysis) -> Vec<String> {
         remarks.push("Too few matrices for a t-SNE picture.".to_string());
     }
     remarks
+}
+
+/// What it means that some adapters, but not all, had one seed.
+fn alike((seed, names): (&u64, &Vec<&str>)) -> String {
+    let [first @ .., last] = names.as_slice() else { return String::new() };
+    format!(
+        "{} and {last} were trained with seed {seed}, so their A matrices started as the same matrices: the means between adapters \
+         include these pairs.",
+        first.join(", ")
+    )
 }
 
 /// A line for each comparison that has pairs.

@@ -53,8 +53,16 @@ fn lead(summary: &Summary<'_>) -> String {
     let loss = |row: &Row<'_>| row.scores.as_ref().map(|scores| scores.loss.mean);
     let finished = summary.rows.iter().filter_map(|row| Some((row, loss(row)?)));
     let best = finished.min_by(|a, b| a.1.total_cmp(&b.1));
+    let unclear = |row: &&Row<'_>| row.difference.as_ref().is_some_and(|found| found.loss.holds(0.0));
     let found = best.map_or(String::new(), |(row, loss)| {
-        format!(" The lowest mean loss on the held-out records is {loss:.4}, of “{}”.", row.name)
+        let doubt = match summary.rows.iter().filter(unclear).count() {
+            _ if unclear(&row) => "; the interval of its difference from the first run includes 0".to_string(),
+            n if n > 0 && row.difference.is_none() => {
+                format!("; the intervals of {} include 0", count(n, "other run", "other runs"))
+            }
+            _ => String::new(),
+        };
+        format!(" The lowest mean loss on the held-out records is {loss:.4}, of “{}”{doubt}.", row.name)
     });
     format!(
         "Trained on the same records in the same order, and measured on the same held-out records: {}.{found}",
@@ -204,7 +212,7 @@ fn markdown(summary: &Summary<'_>) -> String {
     let (head, lines) = summary.main_table();
     let mut text = format!("# Comparison\n\n{}\n", markdown_table(&head, &lines));
     for note in summary.notes() {
-        text += &format!("{note}\n\n");
+        text += &format!("{}\n\n", output::markdown(&note));
     }
     let (head, lines) = summary.category_table();
     if !lines.is_empty() {
@@ -222,6 +230,7 @@ fn markdown(summary: &Summary<'_>) -> String {
     for row in &summary.rows {
         text += &format!("    {}\n", output::escaped(&row.command));
     }
-    let tokens = summary.rows.iter().map(|row| format!("{}: {} steps, {} tokens", row.name, row.steps, row.tokens));
-    text + &format!("\n{}\n", tokens.collect::<Vec<_>>().join("; "))
+    let of = |row: &Row<'_>| format!("“{}”: {}, {} tokens", row.name, count(row.steps, "step", "steps"), row.tokens);
+    let budgets: Vec<String> = summary.rows.iter().map(of).collect();
+    text + &format!("\nOf one seed: {}\n", output::markdown(&budgets.join("; ")))
 }

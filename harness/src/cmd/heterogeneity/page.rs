@@ -1,6 +1,6 @@
 //! The result for people: a table on the terminal and in Markdown, charts, and `report.html`.
 
-use crate::experiment::scores::{estimate, interval, unlike};
+use crate::experiment::scores::{estimate, few, interval, unlike};
 use crate::heterogeneity::outcome::{Outcome, Point, Row};
 use crate::output::{self, markdown_table, text_table};
 use crate::report::{self, Axis, Chart, Kind, Page, Series, figure, paragraph, row, table};
@@ -19,7 +19,8 @@ pub fn text(outcome: &Outcome<'_>) -> String {
 pub fn write(out: &Path, outcome: &Outcome<'_>) -> Result<()> {
     let (head, lines) = lines(outcome);
     let notes = notes(outcome);
-    let markdown = format!("# Heterogeneity\n\n{}\n{}\n", markdown_table(&head, &lines), notes.join("\n\n"));
+    let said: Vec<String> = notes.iter().map(|note| output::markdown(note)).collect();
+    let markdown = format!("# Heterogeneity\n\n{}\n{}\n", markdown_table(&head, &lines), said.join("\n\n"));
     output::write(&out.join("heterogeneity.md"), &markdown)?;
     let model = report::model_name(outcome.model);
     let mut page = Page::new(&format!("Loss and number of categories: {model}"), &lead(outcome));
@@ -127,7 +128,8 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
                  {base:.4}."),
         "Each seed puts the categories in its own order and draws from the first of them, so the first category is \
          in every draw. The loss on all held-out records also falls because more of their categories were seen; the \
-         loss on the first category shows what it costs to share the records with other categories."
+         loss on the first category shows what it costs to share the records with other categories. Standard errors \
+         include that seeds begin with different categories."
             .to_string(),
         format!(
             "“vs first run” is the paired difference from the first run on the same draws, with its {} % interval \
@@ -136,6 +138,7 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
             bootstrap.samples
         ),
     ];
+    notes.extend(few(outcome.seeds.len(), bootstrap));
     for (row, point) in outcome.rows.iter().flat_map(|row| row.points.iter().map(move |point| (row, point))) {
         notes.extend(unlike(&format!("{}, {} categories", row.name, point.categories), &point.trainable_by_seed));
     }

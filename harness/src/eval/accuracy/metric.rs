@@ -31,6 +31,8 @@ impl Metric {
         let (text, right) = (behind(text), behind(right));
         match self {
             Self::Exact | Self::Choice => f64::from(text == right),
+            // Every text contains an empty one.
+            Self::Contains if right.is_empty() => f64::from(text.is_empty()),
             Self::Contains => f64::from(text.contains(&right)),
             Self::F1 => f1(&text, &right),
         }
@@ -49,7 +51,7 @@ fn normal(text: &str) -> String {
         }
     }
     let words: Vec<&str> = plain.split_whitespace().collect();
-    words.join(" ").trim_end_matches('.').to_string()
+    words.join(" ").trim_end_matches(['.', ' ']).to_string()
 }
 
 /// F1 of two bags of words, without punctuation and articles.
@@ -81,8 +83,12 @@ mod tests {
         let score = |metric: Metric, text: &str, right: &str| metric.score(text, right, None);
         assert_eq!(score(Metric::Exact, " It is  $1,200.\n", "it is 1200"), 1.0);
         assert_eq!(score(Metric::Exact, "1, 200", "1200"), 0.0);
+        assert_eq!(score(Metric::Exact, "five .", "five"), 1.0);
         assert_eq!(score(Metric::Contains, "The answer is (B).", "(b)"), 1.0);
         assert_eq!(score(Metric::Contains, "(A)", "(B)"), 0.0);
+        for nothing in ["", "$", "."] {
+            assert_eq!((score(Metric::Contains, "x", nothing), score(Metric::Contains, "", nothing)), (0.0, 1.0));
+        }
         assert_eq!(score(Metric::F1, "The red, red fish", "a red fish"), 0.8);
         assert_eq!(score(Metric::F1, "", "the"), 1.0);
         assert_eq!(score(Metric::F1, "x", "y"), 0.0);

@@ -1,5 +1,5 @@
 //! Scores overall and by category, with standard errors: the standard deviation of the questions' scores over √n; for the mean
-//! over categories, √(Σ σ²) / categories.
+//! over categories, √(Σ σ²) / categories. One question has none, nor has a mean over categories of which one has one question.
 
 use super::answer::{Outcome, Prediction};
 use super::metric::Metric;
@@ -14,8 +14,8 @@ pub struct Score {
     pub questions: usize,
     /// Mean score.
     pub accuracy: f64,
-    /// Its standard error.
-    pub stderr: f64,
+    /// Its standard error; `None` for one question.
+    pub stderr: Option<f64>,
     /// The same by log-likelihood per character.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy_norm: Option<f64>,
@@ -35,7 +35,7 @@ pub struct Report {
     /// Mean of the categories' accuracies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy_macro: Option<f64>,
-    /// Its standard error.
+    /// Its standard error; `None` also where a category has one question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_macro: Option<f64>,
     /// By category; questions without one count in all alone.
@@ -60,11 +60,12 @@ impl Report {
         let count = categories.len() as f64;
         let over = |of: &dyn Fn(&Score) -> f64| categories.values().map(of).sum::<f64>();
         let several = categories.len() > 1;
+        let variance: Option<f64> = categories.values().map(|score| Some(score.stderr?.powi(2))).sum();
         Self {
             metric,
             all: Score::of(outcome.predictions.iter().collect()),
             accuracy_macro: several.then(|| over(&|score| score.accuracy) / count),
-            stderr_macro: several.then(|| over(&|score| score.stderr * score.stderr).sqrt() / count),
+            stderr_macro: variance.filter(|_| several).map(|variance| variance.sqrt() / count),
             seconds: outcome.seconds,
             tokens: outcome.tokens,
             categories,
@@ -99,15 +100,15 @@ impl Report {
         head.extend(norm.then(|| "per character %".to_string()));
         let row = |name: String, score: &Score| {
             let mut cells = vec![name, score.questions.to_string(), value(score.accuracy, score.stderr)];
-            let own = score.accuracy_norm.zip(score.stderr_norm).map(|(mean, stderr)| value(mean, stderr));
+            let own = score.accuracy_norm.map(|mean| value(mean, score.stderr_norm));
             cells.extend(norm.then(|| own.unwrap_or_else(|| "-".into())));
             cells
         };
         let mut rows: Vec<Vec<String>> =
             self.categories.iter().map(|(name, score)| row(printable(name), score)).collect();
-        if let (Some(accuracy), Some(stderr)) = (self.accuracy_macro, self.stderr_macro) {
+        if let Some(accuracy) = self.accuracy_macro {
             let questions = self.categories.values().map(|score| score.questions).sum();
-            let mean = Score { questions, accuracy, stderr, ..Score::default() };
+            let mean = Score { questions, accuracy, stderr: self.stderr_macro, ..Score::default() };
             rows.push(row("macro (mean of categories)".into(), &mean));
         }
         rows.push(row("all".into(), &self.all));
@@ -125,22 +126,24 @@ impl Score {
             accuracy,
             stderr,
             accuracy_norm: norm.map(|(mean, _)| mean),
-            stderr_norm: norm.map(|(_, stderr)| stderr),
+            stderr_norm: norm.and_then(|(_, stderr)| stderr),
         }
     }
 }
 
 /// "12.34 ± 0.56", in per cent.
-fn value(mean: f64, stderr: f64) -> String {
-    format!("{:.2} ± {:.2}", 100.0 * mean, 100.0 * stderr)
+fn value(mean: f64, stderr: Option<f64>) -> String {
+    // Without an error, its room stays free: columns end with their decimals.
+    let error = stderr.map_or(" ".repeat(7), |stderr| format!("± {:.2}", 100.0 * stderr));
+    format!("{:.2} {error}", 100.0 * mean)
 }
 
 /// A mean and its standard error.
-fn mean(scores: Vec<f64>) -> (f64, f64) {
+fn mean(scores: Vec<f64>) -> (f64, Option<f64>) {
     let count = scores.len().max(1) as f64;
     let mean = scores.iter().sum::<f64>() / count;
     let squares: f64 = scores.iter().map(|score| (score - mean).powi(2)).sum();
-    (mean, (squares / (count - 1.0).max(1.0) / count).sqrt())
+    (mean, (scores.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt()))
 }
 
 #[cfg(test)]
@@ -163,9 +166,9 @@ mod tests {
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
         close(report.all.accuracy, 0.4);
         // √(p (1 − p) / (n − 1)), as for a proportion.
-        close(report.all.stderr, (0.4 * 0.6 / 4.0f64).sqrt());
+        close(report.all.stderr.unwrap(), (0.4 * 0.6 / 4.0f64).sqrt());
         close(report.accuracy_macro.unwrap(), 1.0 / 3.0);
-        let third = report.categories["a"].stderr;
+        let third = report.categories["a"].stderr.unwrap();
         close(third, (2.0 / 9.0 / 2.0f64).sqrt());
         close(report.stderr_macro.unwrap(), third / 2.0);
         let table = report.table();
@@ -177,5 +180,13 @@ mod tests {
             let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
             assert!(widths.iter().all(|&width| width == widths[0]), "{table}");
         }
+        let one_each = vec![one("a", 1.0), one("b", 0.0)];
+        let report = Report::new(&Outcome { predictions: one_each, tokens: 9, seconds: 1.0 }, Metric::Exact);
+        assert_eq!((report.categories["a"].stderr, report.stderr_macro), (None, None));
+        let lines: Vec<String> = report.table().lines().map(|line| line.replace("  ", "")).collect();
+        assert!(
+            lines[1].ends_with("100.00") && lines[3].ends_with("50.00") && lines[4].ends_with("± 50.00"),
+            "{lines:?}"
+        );
     }
 }

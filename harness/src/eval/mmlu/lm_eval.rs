@@ -26,6 +26,8 @@ pub struct Results<'a> {
     pub subjects: &'a [Subject],
     /// How they were asked.
     pub asking: Asking,
+    /// The most questions of a subject, if there was a limit.
+    pub limit: Option<usize>,
     /// What came of it.
     pub outcome: &'a Outcome,
     /// The same, added up.
@@ -38,7 +40,8 @@ struct Task {
     alias: String,
     questions: usize,
     accuracy: f64,
-    stderr: f64,
+    /// `None` for one question.
+    stderr: Option<f64>,
 }
 
 impl Results<'_> {
@@ -60,7 +63,7 @@ impl Results<'_> {
             alias: name.replace('_', " "),
             questions: score.questions,
             accuracy: score.accuracy,
-            stderr: score.stderr(),
+            stderr: score.stderr,
         });
         let subjects: Vec<(usize, Task)> = self.report.subjects.keys().map(|name| group(name)).zip(subjects).collect();
         let mut groups: BTreeMap<usize, Vec<&Task>> = BTreeMap::new();
@@ -91,7 +94,7 @@ impl Results<'_> {
             "n-shot": of(pools.iter().chain(own()), |_| shots.into()),
             "higher_is_better": of(pools.iter().chain(own()), |_| json!({"acc": true})),
             "n-samples": of(own(), |task| json!({"original": task.questions, "effective": task.questions})),
-            "config": {"model": "hydra", "model_args": self.model, "limit": null},
+            "config": {"model": "hydra", "model_args": self.model, "limit": self.limit},
             "model_source": "hydra", "model_name": self.model,
             "total_evaluation_time_seconds": self.report.seconds.to_string(),
         })
@@ -128,6 +131,8 @@ fn task(name: &str) -> String {
 
 fn entry(task: &Task) -> (String, Value) {
     let Task { alias, accuracy, stderr, .. } = task;
+    // As lm-evaluation-harness has it.
+    let stderr = stderr.map_or("N/A".into(), Value::from);
     (task.name.clone(), json!({"alias": alias, "acc,none": accuracy, "acc_stderr,none": stderr}))
 }
 
@@ -142,9 +147,9 @@ fn pooled(name: &str, alias: &str, tasks: &[&Task]) -> Task {
     let accuracy = tasks.iter().map(|task| task.accuracy * task.questions as f64).sum::<f64>() / count.max(1.0);
     let variance = |task: &&Task| {
         let count = task.questions as f64;
-        (count - 1.0) * task.stderr * task.stderr * count
+        Some((count - 1.0) * task.stderr?.powi(2) * count)
     };
     let degrees = (count - tasks.len() as f64).max(1.0);
-    let stderr = (tasks.iter().map(variance).sum::<f64>() / degrees / count.max(1.0)).sqrt();
+    let stderr = tasks.iter().map(variance).sum::<Option<f64>>().map(|sum| (sum / degrees / count.max(1.0)).sqrt());
     Task { name: name.into(), alias: alias.into(), questions, accuracy, stderr }
 }

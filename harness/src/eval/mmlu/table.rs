@@ -1,5 +1,5 @@
 //! Accuracy by subject and group, with standard errors: σ = √(p (1 − p) / (n − 1)) for a proportion, √(Σ σ²) / subjects for a
-//! mean over subjects. In the micro average every question weighs the same, in the macro average every subject. Groups are
+//! mean over subjects. One question has none, nor has a mean over subjects of which one has one question. In the micro average every question weighs the same, in the macro average every subject. Groups are
 //! micro averages, as in the original evaluation.
 
 use super::score::{Outcome, Prediction};
@@ -34,6 +34,8 @@ pub struct Score {
     pub correct: usize,
     /// Share of correct answers.
     pub accuracy: f64,
+    /// Its standard error; `None` for one question.
+    pub stderr: Option<f64>,
 }
 
 impl Score {
@@ -41,15 +43,8 @@ impl Score {
         self.questions += questions;
         self.correct += correct;
         self.accuracy = self.correct as f64 / self.questions.max(1) as f64;
-    }
-
-    /// The standard error of the accuracy.
-    pub fn stderr(&self) -> f64 {
-        self.variance().sqrt()
-    }
-
-    fn variance(&self) -> f64 {
-        self.accuracy * (1.0 - self.accuracy) / self.questions.saturating_sub(1).max(1) as f64
+        let variance = || self.accuracy * (1.0 - self.accuracy) / (self.questions - 1) as f64;
+        self.stderr = (self.questions > 1).then(|| variance().sqrt());
     }
 }
 
@@ -60,8 +55,10 @@ pub struct Report {
     pub accuracy_micro: f64,
     /// Mean of the subjects' accuracies.
     pub accuracy_macro: f64,
-    /// Standard error of `accuracy_micro`.
-    pub stderr: f64,
+    /// Standard error of `accuracy_micro`; `None` for one question.
+    pub stderr: Option<f64>,
+    /// Standard error of `accuracy_macro`; `None` if a subject has one question.
+    pub stderr_macro: Option<f64>,
     /// Number of questions.
     pub questions: usize,
     /// Exemplars in each prompt.
@@ -74,6 +71,8 @@ pub struct Report {
     /// Which of the two averages the style reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weighting: Option<&'static str>,
+    /// By group of subjects.
+    pub groups: BTreeMap<&'static str, Score>,
     /// By subject.
     pub subjects: BTreeMap<String, Score>,
     /// Wall-clock time of scoring.
@@ -93,15 +92,23 @@ impl Report {
             subjects.entry(subject.clone()).or_default().add(1, correct);
             micro.add(1, correct);
         }
+        let mut groups: BTreeMap<&'static str, Score> = BTreeMap::new();
+        for (name, score) in &subjects {
+            groups.entry(GROUPS[group(name)].0).or_default().add(score.questions, score.correct);
+        }
+        let count = subjects.len().max(1) as f64;
+        let variance: Option<f64> = subjects.values().map(|score| Some(score.stderr?.powi(2))).sum();
         Self {
             accuracy_micro: micro.accuracy,
-            accuracy_macro: subjects.values().map(|s| s.accuracy).sum::<f64>() / subjects.len().max(1) as f64,
-            stderr: micro.stderr(),
+            accuracy_macro: subjects.values().map(|s| s.accuracy).sum::<f64>() / count,
+            stderr: micro.stderr,
+            stderr_macro: variance.map(|variance| variance.sqrt() / count),
             questions: micro.questions,
             shots,
             scoring,
             style,
             weighting: style.map(|style| if style.weighs_subjects() { "macro" } else { "micro" }),
+            groups,
             subjects,
             seconds: outcome.seconds,
             tokens: outcome.tokens,
@@ -111,23 +118,18 @@ impl Report {
     /// A table of subjects, groups and both averages.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        let mut line = |name: &str, questions: usize, accuracy: f64, stderr: f64| {
-            let (accuracy, stderr) = (100.0 * accuracy, 100.0 * stderr);
-            writeln!(text, "{name:<38} {questions:>9} {accuracy:>8.2} ± {stderr:.2}").expect("writing to a string");
+        let mut line = |name: &str, questions: usize, accuracy: f64, stderr: Option<f64>| {
+            let (accuracy, stderr) = (100.0 * accuracy, stderr.map(|stderr| format!(" ± {:.2}", 100.0 * stderr)));
+            let stderr = stderr.unwrap_or_default();
+            writeln!(text, "{name:<38} {questions:>9} {accuracy:>8.2}{stderr}").expect("writing to a string");
         };
         for (name, score) in &self.subjects {
-            line(&printable(name), score.questions, score.accuracy, score.stderr());
+            line(&printable(name), score.questions, score.accuracy, score.stderr);
         }
-        let mut groups = [Score::default(); 4];
-        for (name, score) in &self.subjects {
-            groups[group(name)].add(score.questions, score.correct);
+        for (name, score) in GROUPS.iter().filter_map(|(name, _)| self.groups.get_key_value(name)) {
+            line(name, score.questions, score.accuracy, score.stderr);
         }
-        for (score, (name, _)) in groups.iter().zip(GROUPS).filter(|(score, _)| score.questions > 0) {
-            line(name, score.questions, score.accuracy, score.stderr());
-        }
-        let count = self.subjects.len().max(1) as f64;
-        let stderr_macro = self.subjects.values().map(Score::variance).sum::<f64>().sqrt() / count;
-        line("macro (mean of subjects)", self.questions, self.accuracy_macro, stderr_macro);
+        line("macro (mean of subjects)", self.questions, self.accuracy_macro, self.stderr_macro);
         line("micro (all questions)", self.questions, self.accuracy_micro, self.stderr);
         if let (Some(style), Some(weighting)) = (self.style, self.weighting) {
             let name = style.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
@@ -164,9 +166,18 @@ mod tests {
         predictions.push(prediction("virology", 'C', 'B'));
         let report = Report::new(&Outcome { predictions, tokens: 9, seconds: 1.0 }, 0, Scoring::Letter.into());
         assert_eq!((report.accuracy_micro, report.accuracy_macro), (0.6, 0.375));
-        assert!((report.stderr - (0.6f64 * 0.4 / 4.0).sqrt()).abs() < 1e-12);
+        assert!((report.stderr.unwrap() - (0.6f64 * 0.4 / 4.0).sqrt()).abs() < 1e-12);
         let table = report.table();
         assert!(table.contains("STEM") && table.contains("other") && !table.contains("humanities"));
-        assert!(table.contains("37.50 ± 12.50"), "{table}");
+        // One question has no standard error, and the mean of both subjects has none either.
+        assert_eq!((report.subjects["virology"].stderr, report.stderr_macro), (None, None));
+        assert!(table.contains("75.00 ± 25.00\n") && table.contains(" 0.00\n") && table.contains("37.50\n"), "{table}");
+        let mut predictions = vec![prediction("astronomy", 'A', 'A'); 3];
+        predictions.extend([prediction("astronomy", 'A', 'B'), prediction("virology", 'C', 'C')]);
+        predictions.push(prediction("virology", 'C', 'A'));
+        let report = Report::new(&Outcome { predictions, tokens: 9, seconds: 1.0 }, 0, Scoring::Letter.into());
+        let want = (0.75f64 * 0.25 / 3.0 + 0.25).sqrt() / 2.0;
+        assert!((report.stderr_macro.unwrap() - want).abs() < 1e-12);
+        assert_eq!((report.groups["STEM"].correct, report.groups["other"].questions), (3, 2));
     }
 }
