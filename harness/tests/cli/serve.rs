@@ -237,6 +237,11 @@ fn what_is_wrong_is_said_in_openais_shape() {
     let key = scratch.write("key", "short\n");
     fails(1, &format!("serve --model {model} --api-key-file {key}"), &["key: expected a line of at least 16"]);
     fails(1, &format!("serve --model {model} --ctx 513"), &["--ctx: expected a number from 2 to 512", "513"]);
+    fails(
+        1,
+        &format!("serve --model {model} --parallel 1000000000"),
+        &["--parallel 1000000000 and --prompt-tokens 256: "],
+    );
     fails(2, &format!("serve --model {model} --adapter run"), &["expected NAME=DIR"]);
     fails(1, &format!("serve --model {model} --adapter a={}", scratch.path("none")), &["--adapter a="]);
     let taken = server.address.rsplit_once(':').unwrap().1;
