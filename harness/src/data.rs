@@ -4,6 +4,7 @@ pub mod compressed;
 pub mod encode;
 pub mod file;
 pub mod format;
+pub mod limit;
 pub mod options;
 pub mod order;
 mod parquet;

@@ -4,7 +4,7 @@
 
 use crate::output;
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 use std::fmt;
 use std::path::Path;
@@ -40,6 +40,13 @@ impl fmt::Display for Stopped {
 }
 
 impl std::error::Error for Stopped {}
+
+/// From now on a file that would exceed the limit of sizes (`ulimit -f`) is an error, which names it, and not the end of the
+/// process.
+pub fn survive_large_files() {
+    // That there is a handler is enough.
+    let _ = flag::register(SIGXFSZ, Arc::default());
+}
 
 /// From now on Ctrl-C is a request to stop, and is answered on stderr.
 pub fn listen() -> Result<()> {

@@ -37,6 +37,7 @@ use std::process::ExitCode;
 /// Runs one command. Exit codes: 0 done; 1 failed, with one line on stderr; 2 the command line can't be read; 130 stopped by Ctrl-C or SIGTERM, with
 /// everything saved that a run can continue from.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    interrupt::survive_large_files();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
         output::say(format_args!("error: argument {argument:?}: expected UTF-8"));

@@ -1,5 +1,7 @@
 //! How much memory there is, and how much this process has used.
 
+mod limits;
+
 use crate::ranks::on_this_machine;
 use anyhow::{Result, bail};
 use hydra_runtime::adapter::AdapterConfig;
@@ -58,10 +60,13 @@ pub fn require_on<B: Backend>(backend: &B, bytes: u64, what: &str) -> Result<()>
 
 /// Fails if `what` takes more bytes than the system has free. Where the system doesn't say, nothing is refused.
 pub fn require(bytes: u64, what: &str) -> Result<()> {
-    match kib_of("/proc/meminfo", "MemAvailable:") {
-        Some(kib) => compare(bytes, kib.saturating_mul(1024), what, ""),
-        None => Ok(()),
-    }
+    free().map_or(Ok(()), |free| compare(bytes, free, what, ""))
+}
+
+/// The bytes that the system has free for this process, where it says.
+pub fn free() -> Option<u64> {
+    let machine = kib_of("/proc/meminfo", "MemAvailable:").map(|kib| kib.saturating_mul(1024));
+    [machine, limits::left()].into_iter().flatten().min()
 }
 
 fn compare(bytes: u64, free: u64, what: &str, place: &str) -> Result<()> {
@@ -83,7 +88,7 @@ pub fn peak() -> Option<u64> {
     Some(kib_of("/proc/self/status", "VmHWM:")? * 1024)
 }
 
-/// The number after `key` in a file of proc(5).
+/// The number after `key` in a file of proc(5), most often in KiB.
 fn kib_of(file: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;

@@ -105,6 +105,11 @@ number! {
     Count(usize), "a whole number from 1", |&n| n > 0
 }
 
+/// A whole number, as clap's `value_parser`.
+pub fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number from 0".to_string())
+}
+
 number! {
     /// Where random numbers start.
     Seed(u64), "a whole number from 0 to 18446744073709551615", |_| true

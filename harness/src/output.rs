@@ -1,6 +1,6 @@
 //! What goes to stdout and stderr, and into the files that options name.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use hydra_runtime::atomic::{try_beside, write_atomically};
 pub use hydra_runtime::printable;
 use serde::Serialize;
@@ -158,6 +158,15 @@ fn can_write(path: &Path) -> Result<()> {
         return Ok(());
     }
     try_beside(path).context("can't write")
+}
+
+/// An error of writing into a folder that has a `temporary` name yet, with the name that it will get.
+pub fn with_final_name(error: Error, temporary: &Path, name: &Path) -> Error {
+    let (said, temporary) = (crate::chain(&error), temporary.display().to_string());
+    match said.contains(&temporary) {
+        true => anyhow!(said.replace(&temporary, &name.display().to_string())),
+        false => error,
+    }
 }
 
 /// `hydra` and its arguments, quoted for a shell.

@@ -30,6 +30,9 @@ mod hub;
 #[path = "cli/killed.rs"]
 mod killed;
 #[cfg(target_os = "linux")]
+#[path = "cli/limits.rs"]
+mod limits;
+#[cfg(target_os = "linux")]
 #[path = "cli/memory.rs"]
 mod memory;
 #[path = "cli/merge.rs"]

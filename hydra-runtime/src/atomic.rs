@@ -208,6 +208,11 @@ impl NewFile {
 }
 
 fn io(path: &Path, source: std::io::Error) -> Error {
+    // tempfile adds the temporary name, which says nothing to anyone.
+    let source = match source.to_string().split_once(" at path \"") {
+        Some((said, _)) => std::io::Error::new(source.kind(), said),
+        None => source,
+    };
     Error::Io { path: path.into(), source }
 }
 
@@ -279,6 +284,13 @@ mod tests {
         }
         assert_eq!(fs::read(path("a")).unwrap(), b"1");
         assert_eq!(names(dir.path()), ["a", "b", "folder"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn errors_name_the_file_alone() {
+        let error = write_atomically(Path::new("/dev/null/a"), b"").unwrap_err().to_string();
+        assert_eq!(error, "/dev/null/a: Not a directory (os error 20)");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+/// The most bytes of a file that is read whole: a configuration, a template, or tokenizer.json, which has up to 40 MB.
+const MOST_BYTES: u64 = 256 << 20;
+
 /// Where a model's files are.
 #[derive(Clone)]
 pub(crate) struct Files {
@@ -47,10 +50,7 @@ impl Files {
     pub fn read(&self, name: &str) -> Result<Bytes> {
         match &self.memory {
             Some(files) => files.get(name).cloned().ok_or_else(|| self.missing(name)),
-            None => match std::fs::read(self.name(name)) {
-                Ok(bytes) => Ok(bytes.into()),
-                Err(source) => Err(Error::Io { path: self.name(name), source }),
-            },
+            None => read(&self.name(name)).map(Into::into),
         }
     }
 
@@ -75,13 +75,30 @@ impl Files {
     }
 }
 
+/// Reads a small file whole.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    let length = regular(path)?;
+    if length > MOST_BYTES {
+        let message = format!("{length} bytes: expected at most {MOST_BYTES}");
+        return Err(Error::Format { path: path.into(), offset: None, message });
+    }
+    std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// A file's size. A folder, a pipe or a device is none of a checkpoint's files: opening a pipe waits for its writer, and a
+/// device may give bytes without end.
+fn regular(path: &Path) -> Result<u64> {
+    let metadata = std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    if !metadata.is_file() {
+        return Err(Error::Format { path: path.into(), offset: None, message: "not a regular file".into() });
+    }
+    Ok(metadata.len())
+}
+
 /// Maps a file into memory.
 pub(crate) fn map(path: &Path) -> Result<Bytes> {
     let io = |source| Error::Io { path: path.into(), source };
-    // A folder, a pipe or a device can't be a checkpoint: mapping one may do anything, and opening a pipe waits for its writer.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(Error::Format { path: path.into(), offset: None, message: "not a regular file".into() });
-    }
+    regular(path)?;
     let file = File::open(path).map_err(io)?;
     // SAFETY: the mapping is private and read-only; that nobody truncates the file under it is `Checkpoint::open`'s
     // documented contract, as it is of every engine that maps its weights.

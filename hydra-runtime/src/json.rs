@@ -1,7 +1,7 @@
 //! JSON objects whose wrong entries are named: file, key, what was wanted, what was found.
 
 use crate::error::printable;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -13,18 +13,9 @@ pub(crate) struct Object {
     pub map: Map<String, Value>,
 }
 
-/// A configuration file beyond this isn't one. (A tokenizer.json may be larger: it isn't read here.)
-const MAX_BYTES: u64 = 256 << 20;
-
 impl Object {
     pub fn read(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
-        let invalid = |message| Error::Format { path: path.into(), offset: None, message };
-        let length = std::fs::metadata(path).map_err(io)?.len();
-        if length > MAX_BYTES {
-            return Err(invalid(format!("{length} bytes, wanted a JSON object of at most {MAX_BYTES}")));
-        }
-        Self::parse(path, &std::fs::read(path).map_err(io)?)
+        Self::parse(path, &files::read(path)?)
     }
 
     /// From a file's bytes; `path` is for messages.

@@ -20,3 +20,5 @@ mod merge;
 mod real;
 #[path = "files/tokenizer.rs"]
 mod tokenizer;
+#[path = "files/tokenizer_limits.rs"]
+mod tokenizer_limits;

@@ -1,9 +1,12 @@
 //! Where lines come from: a line editor on a terminal, plain lines from a pipe.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use std::io::{BufRead, IsTerminal, StdinLock, stdin};
+use std::io::{BufRead, IsTerminal, Read, StdinLock, stdin};
+
+/// The most bytes of a line, or of several that are joined: a pipe may have no end.
+const MOST_BYTES: usize = 16 << 20;
 
 /// A source of lines.
 pub enum Input {
@@ -49,6 +52,9 @@ impl Input {
                 Line::End if !text.is_empty() => return Ok(Line::Text(text)),
                 other => return Ok(other),
             };
+            if text.len() + line.len() > MOST_BYTES {
+                bail!("stdin: expected a line of at most {} MiB, found more", MOST_BYTES >> 20);
+            }
             match line.strip_suffix('\\') {
                 Some(part) => {
                     text += part;
@@ -77,7 +83,7 @@ impl Input {
             },
             Self::Pipe(pipe) => {
                 let mut line = String::new();
-                match pipe.read_line(&mut line).context("can't read from stdin")? {
+                match pipe.take(MOST_BYTES as u64 + 1).read_line(&mut line).context("can't read from stdin")? {
                     0 => Ok(Line::End),
                     _ => Ok(Line::Text(line.trim_end_matches(['\n', '\r']).into())),
                 }

@@ -8,7 +8,7 @@ use crate::eval::mmlu::score::score;
 use crate::eval::mmlu::table::Report;
 use crate::eval::mmlu::{Asking, Scoring, Style};
 use crate::interrupt;
-use crate::options::Count;
+use crate::options::{Count, whole};
 use crate::output::{self, writable};
 use crate::ranks::{self, Ranks, digest_of, fact};
 use crate::run::manifest::weights;
@@ -33,7 +33,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     data: PathBuf,
     /// Number of exemplars in each prompt, from dev/
-    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Evaluation")]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = whole, help_heading = "Evaluation")]
     shots: usize,
     /// What counts as the model's answer
     #[arg(long, value_enum, default_value_t, help_heading = "Evaluation")]
@@ -126,8 +126,10 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     let json = json.map_or(Ok(()), |path| output::write_json(&path, &report));
     let lm_eval = folder.map_or(Ok(()), |folder| {
         let results = Results { model: &name, subjects: &subjects, asking, limit, outcome: &outcome, report: &report };
+        let out = arguments.lm_eval.as_deref().unwrap_or(Path::new(""));
         for (file, text) in results.files() {
-            output::write(&folder.path().join(file), &text)?;
+            let written = output::write(&folder.path().join(file), &text);
+            written.map_err(|error| output::with_final_name(error, folder.path(), out))?;
         }
         Ok(folder.keep()?)
     });

@@ -1,5 +1,6 @@
 //! `hydra info`: what a model or an adapter consists of, and how much memory training needs.
 
+use crate::data::limit;
 use crate::device::{DeviceArgs, on_device};
 use crate::hub::locate;
 use crate::memory::{self, mib};
@@ -162,7 +163,7 @@ fn describe(page: &mut Page, adapter: &AdapterConfig) {
 fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
     let [config_path, path] = Adapter::files(dir)?;
     let at = || config_path.display().to_string();
-    let text = std::fs::read_to_string(&config_path).with_context(at)?;
+    let text = limit::settings(&config_path).with_context(at)?;
     let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).with_context(at)?;
     let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
     let file = SafeTensors::deserialize(&bytes);

@@ -2,7 +2,7 @@
 
 use crate::device::{ModelArgs, on_device};
 use crate::memory;
-use crate::options::{Count, Usage};
+use crate::options::{Count, Usage, whole};
 use crate::serve::{self, Key, Limits, MOST_ADAPTERS, Options};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = Count::new(8), help_heading = "Limits")]
     parallel: Count,
     /// Sequences that may wait; beyond them requests are answered with 429
-    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole, help_heading = "Limits")]
     queue: usize,
     /// Maximum number of tokens of a request, prompt and answer [default: the model's context]
     #[arg(long, value_name = "TOKENS", help_heading = "Limits")]
@@ -57,7 +57,7 @@ pub struct Arguments {
     #[arg(long, value_name = "TOKENS", default_value_t = Count::new(256), help_heading = "Limits")]
     prompt_tokens: Count,
     /// Tokens of prompts that are kept for requests that begin in the same way (0 = none) [default: those of one request]
-    #[arg(long, value_name = "TOKENS", help_heading = "Limits")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole, help_heading = "Limits")]
     prefix_tokens: Option<usize>,
     /// Maximum size of a request's body
     #[arg(long, value_name = "MIB", default_value_t = Count::new(4), help_heading = "Limits")]
@@ -148,7 +148,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
         prompt_tokens: arguments.prompt_tokens.get(),
         prefix_tokens: arguments.prefix_tokens.unwrap_or(context.unwrap_or(config.context)),
     };
-    let bytes = Engine::plan_bytes(&device, config, &engine)?;
+    let asked = || format!("--parallel {slots} and --prompt-tokens {}", engine.prompt_tokens);
+    let bytes = Engine::plan_bytes(&device, config, &engine).with_context(asked)?;
     memory::require_on(&device, bytes, &format!("--parallel {slots} (choose less, or a smaller --ctx)"))?;
     let limits = Limits {
         sequences: slots.saturating_add(arguments.queue).min(tokio::sync::Semaphore::MAX_PERMITS),

@@ -1,5 +1,6 @@
 //! Files compressed with gzip or Zstandard, which their first bytes tell.
 
+use super::limit::Limit;
 use anyhow::{Context, Result, bail};
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
@@ -25,9 +26,12 @@ pub enum Container {
 const MOST_BYTES: u64 = 16 << 20;
 const MOST_TIMES: u64 = 256;
 
-/// The most bytes that `compressed` ones may become: more than any text, and too few to fill the memory.
-pub fn most_bytes(compressed: u64) -> u64 {
-    MOST_BYTES + MOST_TIMES.saturating_mul(compressed)
+impl Limit {
+    /// For what so many compressed bytes may become, more than any text does.
+    pub fn of_compressed(bytes: u64) -> Self {
+        let bytes = MOST_TIMES.saturating_mul(bytes).saturating_add(MOST_BYTES);
+        Self { bytes, why: "of text for its size, found more; if it is meant, unpack it by hand" }
+    }
 }
 
 impl Container {
@@ -42,18 +46,17 @@ impl Container {
         }
     }
 
-    /// All that a reader of a plain or compressed file has; `bytes` is its size.
-    pub fn read(self, mut reader: impl BufRead, bytes: u64) -> Result<Vec<u8>> {
-        let most = most_bytes(bytes);
+    /// All that a reader of a plain or compressed file has.
+    pub fn read(self, mut reader: impl BufRead, limit: Limit) -> Result<Vec<u8>> {
         let mut text = Vec::new();
         match self {
-            Self::Gzip => append(&mut text, MultiGzDecoder::new(reader), most, "gzip")?,
+            Self::Gzip => append(&mut text, MultiGzDecoder::new(reader), limit, "gzip")?,
             Self::Zstd => {
                 while !reader.fill_buf()?.is_empty() {
-                    frame(&mut text, &mut reader, most)?;
+                    frame(&mut text, &mut reader, limit)?;
                 }
             }
-            Self::Plain | Self::Parquet => drop(reader.read_to_end(&mut text)?),
+            Self::Plain | Self::Parquet => text = limit.read(reader)?,
         }
         Ok(text)
     }
@@ -61,27 +64,31 @@ impl Container {
 
 /// What the parts of a file may become altogether, counted down as they are unpacked.
 #[derive(Clone)]
-pub struct Budget(Arc<AtomicU64>);
+pub struct Budget {
+    left: Arc<AtomicU64>,
+    why: &'static str,
+}
 
 impl Budget {
-    /// For a file of `bytes`.
-    pub fn of(bytes: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(most_bytes(bytes))))
+    /// All of a limit.
+    pub fn of(limit: Limit) -> Self {
+        Self { left: Arc::new(AtomicU64::new(limit.bytes)), why: limit.why }
     }
 
     /// Unpacks Zstandard frames.
     pub fn zstd(&self, mut frames: &[u8]) -> Result<Vec<u8>> {
-        let (left, mut bytes) = (self.0.load(Ordering::Relaxed), Vec::new());
+        let limit = Limit { bytes: self.left.load(Ordering::Relaxed), why: self.why };
+        let mut bytes = Vec::new();
         while !frames.is_empty() {
-            frame(&mut bytes, &mut frames, left)?;
+            frame(&mut bytes, &mut frames, limit)?;
         }
-        self.0.store(left.saturating_sub(bytes.len() as u64), Ordering::Relaxed);
+        self.left.store(limit.bytes.saturating_sub(bytes.len() as u64), Ordering::Relaxed);
         Ok(bytes)
     }
 }
 
 /// Appends a Zstandard frame, and checks its checksum if it has one.
-fn frame(text: &mut Vec<u8>, reader: &mut impl BufRead, most: u64) -> Result<()> {
+fn frame(text: &mut Vec<u8>, reader: &mut impl BufRead, limit: Limit) -> Result<()> {
     let mut decoder = match StreamingDecoder::new(&mut *reader) {
         Ok(decoder) => decoder,
         Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
@@ -93,7 +100,7 @@ fn frame(text: &mut Vec<u8>, reader: &mut impl BufRead, most: u64) -> Result<()>
         }
         Err(error) => bail!("damaged or truncated Zstandard file, after {} bytes of text: {error}", text.len()),
     };
-    append(text, &mut decoder, most, "Zstandard")?;
+    append(text, &mut decoder, limit, "Zstandard")?;
     let decoder = decoder.into_frame_decoder();
     match (decoder.get_checksum_from_data(), decoder.get_calculated_checksum()) {
         (Some(expected), Some(found)) if expected != found => {
@@ -103,8 +110,8 @@ fn frame(text: &mut Vec<u8>, reader: &mut impl BufRead, most: u64) -> Result<()>
     }
 }
 
-fn append(text: &mut Vec<u8>, reader: impl Read, most: u64, what: &str) -> Result<()> {
-    let left = most.saturating_sub(text.len() as u64).saturating_add(1);
+fn append(text: &mut Vec<u8>, reader: impl Read, limit: Limit, what: &str) -> Result<()> {
+    let left = limit.bytes.saturating_sub(text.len() as u64).saturating_add(1);
     if let Err(error) = reader.take(left).read_to_end(text) {
         let bytes = text.len();
         match error.kind() {
@@ -115,13 +122,7 @@ fn append(text: &mut Vec<u8>, reader: impl Read, most: u64, what: &str) -> Resul
             }
         }
     }
-    if text.len() as u64 > most {
-        let mib = most >> 20;
-        bail!(
-            "{what} file: expected at most {mib} MiB of text for its size, found more; if it is meant, unpack it by hand"
-        );
-    }
-    Ok(())
+    limit.check(text.len() as u64).with_context(|| format!("{what} file"))
 }
 
 #[cfg(test)]
@@ -143,7 +144,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Result<Vec<u8>> {
-        Container::of(bytes).read(bytes, bytes.len() as u64)
+        Container::of(bytes).read(bytes, Limit::of_compressed(bytes.len() as u64))
     }
 
     #[test]
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn bombs() {
         for bomb in [gzip(&vec![0; 32 << 20]), zstd_bomb()] {
-            let error = read(&bomb).map(|text| text.len()).unwrap_err().to_string();
+            let error = format!("{:#}", read(&bomb).map(|text| text.len()).unwrap_err());
             assert!(error.contains("expected at most") && error.contains("MiB of text"), "{error}");
         }
     }

@@ -2,6 +2,7 @@
 //! rows are its lines.
 
 use super::compressed::Container;
+use super::limit::Limit;
 use super::parquet;
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
@@ -65,14 +66,25 @@ impl JsonFile {
 
 /// What is in a file, unpacked.
 fn text(path: &Path) -> Result<Vec<u8>> {
-    let mut reader = BufReader::new(File::open(path)?);
+    let file = File::open(path)?;
+    let (metadata, mut reader) = (file.metadata()?, BufReader::new(file));
+    let (bytes, limit) = (metadata.len(), Limit::of(&metadata));
     let container = Container::of(reader.fill_buf()?);
     if reader.buffer().starts_with(POINTER) {
         bail!("expected records, found a Git LFS pointer; `git lfs pull` gets the file");
     }
     match container {
-        Container::Parquet => parquet::json_lines(path),
-        container => container.read(reader, path.metadata()?.len()),
+        Container::Parquet if !metadata.is_file() => {
+            bail!("expected a regular file, as a parquet file is read from its end")
+        }
+        Container::Parquet => parquet::json_lines(path, limit.or(Limit::of_compressed(bytes))),
+        Container::Plain => {
+            limit.check(bytes)?;
+            container.read(reader, limit)
+        }
+        // Of a pipe, the size isn't known.
+        _ if !metadata.is_file() => container.read(reader, limit),
+        _ => container.read(reader, limit.or(Limit::of_compressed(bytes))),
     }
 }
 

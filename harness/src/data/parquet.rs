@@ -6,7 +6,8 @@
 mod pages;
 mod zstd;
 
-use crate::data::compressed::{Budget, most_bytes};
+use crate::data::compressed::Budget;
+use crate::data::limit::Limit;
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use hydra_runtime::door::guarded;
@@ -25,16 +26,15 @@ use zstd::Group;
 const MAGIC: &[u8] = b"PAR1";
 
 /// The rows as lines of JSON, one for each row. Errors don't name the file.
-pub fn json_lines(path: &Path) -> Result<Vec<u8>> {
+pub fn json_lines(path: &Path, limit: Limit) -> Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let bytes = check_end(&mut file)?;
     let rows = || {
         let reader = SerializedFileReader::new(file.try_clone()?)?;
         check_compression(reader.metadata())?;
-        pages::check(reader.metadata(), &file, bytes)?;
-        let most = most_bytes(bytes);
+        pages::check(reader.metadata(), &file, bytes, limit)?;
         let mut lines = Vec::new();
-        let (shared, budget, mut number) = (Arc::new(file.try_clone()?), Budget::of(bytes), 0u64);
+        let (shared, budget, mut number) = (Arc::new(file.try_clone()?), Budget::of(limit), 0u64);
         for i in 0..reader.num_row_groups() {
             let group = Group { inner: reader.get_row_group(i)?, file: shared.clone(), budget: budget.clone() };
             for row in group.get_row_iter(None)? {
@@ -42,9 +42,7 @@ pub fn json_lines(path: &Path) -> Result<Vec<u8>> {
                 let row = row.with_context(|| format!("row {number}"))?;
                 serde_json::to_writer(&mut lines, &object(&row))?;
                 lines.push(b'\n');
-                if lines.len() as u64 > most {
-                    bail!("expected at most {} MiB of text for its size, found more", most >> 20);
-                }
+                limit.check(lines.len() as u64)?;
             }
         }
         Ok(lines)

@@ -2,6 +2,7 @@
 //! Jinja template. A conversation is rendered by the model's own chat template, or that of `--chat-template`.
 
 use super::format::Content;
+use super::limit;
 use super::options::EncodingArgs;
 use super::records::Record;
 use anyhow::{Context, Result, anyhow, bail};
@@ -26,7 +27,7 @@ impl Template {
     pub fn new(options: &EncodingArgs, tokenizer: &Tokenizer) -> Result<Self> {
         let (name, chat_file) = (options.template(), options.chat_template.as_deref());
         let at = || format!("--chat-template {}", chat_file.unwrap_or(Path::new("")).display());
-        let chat_source = chat_file.map(std::fs::read_to_string).transpose().with_context(at)?;
+        let chat_source = chat_file.map(limit::settings).transpose().with_context(at)?;
         let own = chat_source.as_deref().map(|text| ChatTemplate::new(text, tokenizer)).transpose().with_context(at)?;
         let instruction = match own {
             Some(chat) if name == "chat" => InstructionTemplate::Chat(Box::new(chat)),
@@ -39,6 +40,11 @@ impl Template {
     /// A record's tokens. Instructions have theirs as source and target, each tokenized by itself; of conversations the
     /// assistant's messages are learnt, of texts all, with the end-of-text token.
     pub fn tokens(&self, record: &Record) -> Result<MaskedTokens> {
+        limit::tokenizing(match &record.content {
+            Content::Instruction { instruction, input, response } => instruction.len() + input.len() + response.len(),
+            Content::Conversation(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Content::Text(text) => text.len(),
+        })?;
         match &record.content {
             Content::Instruction { instruction, input, response } => {
                 self.exchange(&self.instruction.render(instruction, input, response, record.category.as_deref())?)
@@ -134,6 +140,6 @@ fn instruction_template(name: &str, tokenizer: &Tokenizer) -> Result<Instruction
         return Ok(template);
     }
     let expected = "expected plain, official, alpaca, chat or a file";
-    let text = std::fs::read_to_string(name).with_context(|| format!("--template {name}: {expected}"))?;
+    let text = limit::settings(Path::new(name)).with_context(|| format!("--template {name}: {expected}"))?;
     InstructionTemplate::jinja(text).with_context(|| name.to_string())
 }

@@ -16,6 +16,7 @@
 //! rank = 8
 //! ```
 
+use crate::data::limit;
 use crate::eval::accuracy::AccuracyArgs;
 use crate::eval::mmlu::Scoring;
 use crate::options::{Count, NonNegative};
@@ -136,7 +137,7 @@ struct File {
 impl Plan {
     /// Reads and checks a file; an error names file, line, and what is wrong.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = limit::settings(path).with_context(|| path.display().to_string())?;
         Self::parse(TomlFile { path, text: &text, table: None })
     }
 

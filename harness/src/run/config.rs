@@ -1,6 +1,7 @@
 //! A [`RunSpec`] as a table: TOML files, run.json, and a command line to show.
 
 use super::spec::RunSpec;
+use crate::data::limit;
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -65,7 +66,7 @@ impl RunSpec {
     /// From a file: TOML, or the run.json of an earlier run.
     pub fn read(path: &Path) -> Result<Self> {
         let at = || path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(at)?;
+        let text = limit::settings(path).with_context(at)?;
         if path.extension().is_none_or(|extension| extension != "json") {
             let file = TomlFile { path, text: &text, table: None };
             return Self::from_toml(file.parse()?, file);

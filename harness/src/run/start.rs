@@ -32,6 +32,8 @@ impl<'a> Start<'a> {
         let init = spec.adapter.init_adapter.as_deref().map(|dir| Adapter::load(dir, model)).transpose()?;
         let field = label_field(spec, init.as_ref())?;
         let reading = Reading { label_field: &field, format: spec.data.encoding.data_format };
+        // For their digests, too.
+        spec.data.data.iter().chain(&spec.evaluation.eval_data).try_for_each(|path| records::readable_twice(path))?;
         let records = reading.read_all(&spec.data.data)?;
         let eval_data = spec.evaluation.eval_data.as_deref();
         let eval_records = eval_data.map(|path| reading.read(path)).transpose()?;

@@ -1,6 +1,7 @@
 //! Who may ask: the key, and the names under which a browser may reach a server that only this machine sees.
 
 use super::error::{ApiError, Result};
+use crate::data::limit;
 use anyhow::{Context, bail};
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
@@ -16,7 +17,7 @@ pub struct Key([u8; 32]);
 impl Key {
     /// The first line of a file.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+        let text = limit::settings(path).with_context(|| format!("--api-key-file {}", path.display()))?;
         let key = text.lines().next().unwrap_or_default().trim();
         if key.len() < SHORTEST_KEY || !key.chars().all(|c| c.is_ascii_graphic()) {
             let expected = format!("expected a line of at least {SHORTEST_KEY} visible ASCII characters");

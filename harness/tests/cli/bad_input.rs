@@ -13,7 +13,7 @@ fn usage() {
     fails(2, "finetune --model m --data d --out o --lr -1", &["--lr", "from 0"]);
     fails(2, "finetune --model m --data d --out o --lr 1e39", &["--lr", "f32"]);
     fails(2, "finetune --model m --data d --out o --rank -1", &["--rank", "from 1"]);
-    fails(2, "eval mmlu --model m --data d --shots -1", &["--shots"]);
+    fails(2, "eval mmlu --model m --data d --shots -1", &["--shots", "a whole number from 0"]);
     fails(1, "generate --model m --prompt p --temperature -1", &["temperature -1"]);
     fails(2, "finetune --model m --data d --out o --top-k 0", &["--top-k", "from 1"]);
     fails(2, "finetune --model m --data d --out o --router-lr nan", &["--router-lr"]);

@@ -3,6 +3,7 @@
 //! Each step can lengthen a text by a known factor at most, so the product over all steps bounds the memory that a text
 //! takes. It is 12 for LLaMA 2 (Prepend, Replace), 2 for LLaMA 3 (ByteLevel) and 6 for Qwen (NFC, ByteLevel).
 
+mod lookaround;
 mod model;
 mod pattern;
 

@@ -3,7 +3,7 @@
 //!
 //! Page headers are in Thrift's compact protocol: <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>.
 
-use crate::data::compressed::most_bytes;
+use crate::data::limit::Limit;
 use anyhow::{Context, Result, bail};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::ChunkReader;
@@ -14,9 +14,9 @@ const MOST_WINDOW: u64 = 1 << 24;
 /// Structures in structures.
 const MOST_DEPTH: usize = 16;
 
-/// Fails if a page is outside the file, or all together claim more than a file of `bytes` may become.
-pub fn check(metadata: &ParquetMetaData, file: &impl ChunkReader, bytes: u64) -> Result<()> {
-    let (mut claimed, most) = (0u64, most_bytes(bytes));
+/// Fails if a page is outside the file, or all together claim more than its limit; the file has so many `bytes`.
+pub fn check(metadata: &ParquetMetaData, file: &impl ChunkReader, bytes: u64, limit: Limit) -> Result<()> {
+    let mut claimed = 0u64;
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
         let (start, length) = column.byte_range();
         let end = start.checked_add(length).filter(|&end| end <= bytes);
@@ -25,9 +25,7 @@ pub fn check(metadata: &ParquetMetaData, file: &impl ChunkReader, bytes: u64) ->
         while at < end {
             let page = header(file, at, end - at)?;
             claimed = claimed.saturating_add(page.uncompressed);
-            if claimed > most {
-                bail!("expected at most {} MiB of pages for its size, found more", most >> 20);
-            }
+            limit.check(claimed)?;
             // Some writers leave bytes behind the last page.
             at = at.saturating_add(page.length).saturating_add(page.compressed);
         }

@@ -1,12 +1,14 @@
 //! How long a pattern of a step is once its counted repetitions are written out.
 
+use super::lookaround;
+use crate::error::printable;
 use serde_json::Value;
 
-/// The most characters of a pattern with its counted repetitions written out; GPT-4o's has 300. It bounds the time for a
-/// place in a text, but for what a pattern with look-around tries again: fancy-regex gives up after a million times.
+/// The most characters of a pattern with its counted repetitions written out; Jais 2's has 1,200. It bounds the time for a
+/// place in a text, but for what a pattern with look-around tries again.
 const MOST_PATTERN: f64 = 4096.0;
 
-/// An error if a step's pattern, an expression or a text, is too long. `name` is the part of the pipeline.
+/// An error if a step's pattern, an expression or a text, is too long or may take too long. `name` is the part of the pipeline.
 pub(super) fn check(name: &str, pattern: &Value) -> Result<(), String> {
     let length = [pattern["Regex"].as_str().map(written_out), pattern["String"].as_str().map(|text| text.len() as f64)];
     match length.into_iter().flatten().find(|&length| length > MOST_PATTERN) {
@@ -14,7 +16,12 @@ pub(super) fn check(name: &str, pattern: &Value) -> Result<(), String> {
             let found = format!("a pattern of {length:.0} characters with its repetitions written out");
             Err(format!("{name} has {found}: expected at most {MOST_PATTERN}"))
         }
-        None => Ok(()),
+        None => {
+            let expression = pattern["Regex"].as_str().unwrap_or_default();
+            let slow =
+                |why| format!("{name} has a pattern that may take too long, \"{}\": {why}", printable(expression));
+            lookaround::check(expression).map_err(slow)
+        }
     }
 }
 
