@@ -59,6 +59,9 @@ pub fn compiled() -> Cuda<Emulated> {
 
 impl Driver for Emulated {
     type Memory = Memory;
+    type Entered = ();
+
+    fn enter(&self) {}
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         self.waits.allocations.fetch_add(1, Ordering::Relaxed);

@@ -28,10 +28,10 @@ struct RunningSoftmax {
 }
 
 impl RunningSoftmax {
-    /// Before the first score. Its base is so low that −∞ can be its score.
+    /// Before the first score. Its base is the lowest number, not −∞, from which a hidden score has no difference.
     #[inline(always)]
     fn new(factor: f32) -> Self {
-        Self { factor, base: [[-1e30; 2]; M], sum: [[0.0; 2]; M] }
+        Self { factor, base: [[f32::MIN; 2]; M], sum: [[0.0; 2]; M] }
     }
 
     /// Raises bases, and scales sums, as scores ask for.

@@ -7,6 +7,7 @@
 //! - a collective that not all threads reach, or at different places;
 //! - an access outside of allocated memory, or misaligned;
 //! - a race: two threads access the same shared or device memory, one of them writes, and no barrier is between them;
+//! - a matrix of `ldmatrix` with rows in the same banks of shared memory, which is slow;
 //! - a change of an asynchronous product's operands before it was waited for (`wgmma.rs`);
 //! - a read of shared memory before anything was written there (it holds NaN), or before an asynchronous copy was
 //!   waited for.

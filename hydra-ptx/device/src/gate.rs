@@ -62,7 +62,7 @@ pub struct Adapter {
     pub gate: u32,
     /// Each token's head, for `GATE_LABEL`.
     pub labels: *const u32,
-    /// The router's logits are multiplied by it.
+    /// The router's logits, less the largest of them, are multiplied by it.
     pub inverse_temperature: f32,
     /// How many of a token's largest logits take part; `lora_heads` or more means all of them.
     pub top_k: u32,
@@ -161,25 +161,27 @@ impl Adapter {
         }
     }
 
-    /// Replaces a row of logits by their softmax at the router's temperature.
+    /// Replaces a row of logits by their softmax at the router's temperature; a row of −∞ by zeros.
     #[inline(always)]
     unsafe fn softmax(self, row: impl Row) {
-        let logit = |e: u32| self.inverse_temperature * row.get(self.a_rows + e);
         let (mut max, mut sum, mut e) = (f32::NEG_INFINITY, 0.0, 0);
         while e < self.lora_heads {
-            max = max.max(logit(e));
+            max = max.max(row.get(self.a_rows + e));
             e += 1;
         }
         e = 0;
         while e < self.lora_heads {
-            let power = math::exp(logit(e) - max);
+            let logit = row.get(self.a_rows + e);
+            // As differences, logits don't overflow; of −∞ there is none.
+            let below = if logit == f32::NEG_INFINITY { logit } else { logit - max };
+            let power = math::exp(self.inverse_temperature * below);
             row.put(self.a_rows + e, power);
             sum += power;
             e += 1;
         }
         e = 0;
         while e < self.lora_heads {
-            row.put(self.a_rows + e, row.get(self.a_rows + e) / sum);
+            row.put(self.a_rows + e, if sum == 0.0 { 0.0 } else { row.get(self.a_rows + e) / sum });
             e += 1;
         }
     }

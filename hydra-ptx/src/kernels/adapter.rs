@@ -47,7 +47,7 @@ kernels! {
         gate: u32,
         /// Each token's head under the label gate, [tokens].
         labels: *const u32,
-        /// The router's logits are multiplied by it.
+        /// The router's logits, less the largest of them, are multiplied by it.
         inverse_temperature: f32,
         /// How many of a token's largest logits take part.
         top_k: u32,
@@ -107,7 +107,7 @@ kernels! {
         gate: u32,
         /// Each token's head under the label gate, [tokens].
         labels: *const u32,
-        /// The router's logits are multiplied by it.
+        /// The router's logits, less the largest of them, are multiplied by it.
         inverse_temperature: f32,
         /// How many of a token's largest logits take part.
         top_k: u32,

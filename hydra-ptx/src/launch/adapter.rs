@@ -20,7 +20,7 @@ pub struct Adapter {
     pub gate: u32,
     /// Each token's head, for `GATE_LABEL`.
     pub labels: Ptr,
-    /// The router's logits are multiplied by it.
+    /// The router's logits, less the largest of them, are multiplied by it.
     pub inverse_temperature: f32,
     /// How many of a token's largest logits take part; `lora_heads` or more means all of them.
     pub top_k: u32,

@@ -5,7 +5,7 @@ use crate::support::*;
 use hydra_kernels::gate::Routing;
 use hydra_kernels::shape::HydraShape;
 use hydra_ptx::launch::{
-    Adapter, GateGradient, LoraDown, LoraUpBackward, LoraUpParts, Operand, Ptr, Values, balance_loss_grad, da,
+    Adapter, GateGradient, LoraDown, LoraUpBackward, LoraUpParts, Mask, Operand, Ptr, Values, balance_loss_grad, da,
     dropped_dx, is_padded, lora_down, lora_down_matvec, pad, pad_len, padded,
 };
 use hydra_ptx::sizes::{GATE_LABEL, GATE_ONE, GATE_ROUTER};
@@ -357,5 +357,73 @@ fn rectangles_and_their_edges() {
         check(&Case { head_dropout: 0.2, dropout: 0.1, ..plain });
         let shape = HydraShape { per_head_a: false, router: true, ..shape };
         check(&Case { shape, gate: GATE_ROUTER, dropout: 0.1, ..plain });
+    }
+}
+
+/// Ranks and heads that leave no tile whole, with sizes that are multiples of nothing: rows of [A; R] and of the gate's
+/// gradient in the device's memory, and more columns of `mixed` than tokens or columns of x.
+#[test]
+fn wide_and_narrow_adapters() {
+    for (tokens, d_in, d_out, rank, lora_heads, per_head_a) in [
+        (1, 37, 41, 256, 16, false),
+        (33, 19, 23, 200, 7, false),
+        (5, 17, 9, 1, 3, false),
+        (7, 1, 1, 200, 1, false),
+        (3, 7, 9, 1, 16, true),
+        (2, 9, 7, 256, 2, true),
+    ] {
+        let shape = HydraShape { d_in, d_out, rank, lora_heads, per_head_a, router: !per_head_a };
+        let (gate, routing) = (if per_head_a { GATE_LABEL } else { GATE_ROUTER }, Routing::default());
+        for dropout in [0.0, 0.3] {
+            check(&Case { tokens, shape, gate, routing, load_balance: 0.0, head_dropout: dropout, dropout, seed: 11 });
+        }
+    }
+}
+
+/// From the least normal temperature to the largest number, at which the inverse of one is subnormal.
+#[test]
+fn every_finite_temperature() {
+    for temperature in [f32::MIN_POSITIVE, 1e-37, 1e-20, 1e20, f32::MAX] {
+        for (tokens, lora_heads, top_k) in [(3, 1, 1), (35, 5, usize::MAX), (35, 5, 2)] {
+            let shape = HydraShape { d_in: 40, d_out: 24, rank: 4, lora_heads, per_head_a: false, router: true };
+            let (gate, routing) = (GATE_ROUTER, Routing { temperature, top_k });
+            let (head_dropout, dropout) = (0.0, 0.0);
+            check(&Case { tokens, shape, gate, routing, load_balance: 0.0, head_dropout, dropout, seed: 7 });
+        }
+    }
+}
+
+/// As the CPU's: no head where no logit is larger than −∞, NaN where one is NaN or +∞.
+#[test]
+fn gates_of_logits_that_are_no_numbers() {
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    for (logits, want) in [
+        ([-inf, -inf, -inf], [0.0; 3]),
+        ([-inf, 0.5, -inf], [0.0, 1.0, 0.0]),
+        ([-inf, nan, -inf], [nan; 3]),
+        ([0.5, inf, 0.0], [nan; 3]),
+        ([-3e38, 3e38, 0.0], [0.0, 1.0, 0.0]),
+    ] {
+        let a = Global::new(&[&[1.0][..], &logits].concat());
+        let (x, state, mixed) = (Global::new(&operand(&[1.0], 1)), nan32(4), Global::new(&[0u16; 8]));
+        let adapter = Adapter {
+            a_rows: 1,
+            stacked_rows: 4,
+            lora_heads: 3,
+            rank: 1,
+            per_head_a: false,
+            gate: GATE_ROUTER,
+            labels: Ptr::NULL,
+            inverse_temperature: 2.0,
+            top_k: u32::MAX,
+            scale: 1.0,
+            dropout: Mask::default(),
+            head_dropout: Mask::default(),
+        };
+        let out = LoraDown { adapter_state: ptr(&state), mixed: Operand::new(ptr(&mixed), 1, 3) };
+        run(lora_down_matvec(out, Operand::new(ptr(&x), 1, 1), ptr(&a), &adapter), 1);
+        let got = &state.values()[1..];
+        let same = |(got, want): (&f32, &f32)| got == want || (got.is_nan() && want.is_nan());
+        assert!(got.iter().zip(&want).all(same), "{logits:?}: {got:?}");
     }
 }

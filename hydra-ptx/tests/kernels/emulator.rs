@@ -50,6 +50,16 @@ fn two_blocks_at_one_place() {
 }
 
 #[test]
+#[should_panic(expected = "in the same banks")]
+fn a_matrix_with_a_row_of_the_banks() {
+    // SAFETY: emulated.
+    let kernel = |_: &[u64]| unsafe {
+        ldmatrix(shared() + 128 * (thread() % 8));
+    };
+    run(kernel, &[]);
+}
+
+#[test]
 #[should_panic(expected = "some lanes of the warp never reach")]
 fn a_divergent_shuffle() {
     run(

@@ -12,8 +12,16 @@ pub(super) fn shuffle(requests: &[Request; LANES]) -> [Reply; LANES] {
     })
 }
 
-/// `ldmatrix.x4`: lane 8 i + r gives the address of row r of matrix i.
+/// `ldmatrix.x4`: lane 8 i + r gives the address of row r of matrix i. The eight rows of a matrix have to lie in different
+/// banks, else they would be read one after the other.
 pub(super) fn ldmatrix(requests: &[Request; LANES], transposed: bool, warp: usize, place: Place) -> [Reply; LANES] {
+    for rows in requests.chunks_exact(8) {
+        let banks = rows.iter().fold(0u32, |banks, row| {
+            let Request::Ldmatrix { address, .. } = row else { unreachable!("the same place") };
+            banks | 1 << (address / 16 % 8)
+        });
+        assert_eq!(banks, 0xff, "{place}: ldmatrix of rows in the same banks");
+    }
     let rows: [[u16; 8]; LANES] = core::array::from_fn(|lane| {
         let Request::Ldmatrix { address, .. } = requests[lane] else { unreachable!("the same place") };
         assert!(address.is_multiple_of(16), "{place}: ldmatrix at {address:#x}, not aligned");

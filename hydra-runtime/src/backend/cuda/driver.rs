@@ -12,6 +12,12 @@ use std::ops::Range;
 pub trait Driver: Send + Sync + 'static {
     /// Memory of the device, freed when it is dropped.
     type Memory: Send + Sync;
+    /// See [`Driver::enter`].
+    type Entered;
+
+    /// Prepares the calling thread for several calls in a row, which cost less while the result lives. No caller's code
+    /// may run in between.
+    fn enter(&self) -> Self::Entered;
 
     /// Allocates `bytes` zeroed bytes, aligned to 256. Fails if they don't fit, with the number of bytes that do.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;

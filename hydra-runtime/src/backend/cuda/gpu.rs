@@ -10,7 +10,7 @@ mod start;
 
 use super::driver::Driver;
 use crate::{Error, Result};
-use device::{Allocation, Device};
+use device::{Allocation, Device, Entered};
 use hydra_ptx::launch::{self, Instructions, Launch, Product, Ptr, gemm};
 use library::Library;
 use std::ops::Range;
@@ -70,6 +70,12 @@ impl Drop for Gpu {
 
 impl Driver for Gpu {
     type Memory = Allocation;
+    /// An error is that of the calls that follow.
+    type Entered = Result<Entered>;
+
+    fn enter(&self) -> Result<Entered> {
+        self.device.enter()
+    }
 
     fn allocate(&self, bytes: usize) -> Result<Allocation> {
         let mut memory = self.device.allocate(bytes)?;

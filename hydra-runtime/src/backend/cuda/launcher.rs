@@ -6,12 +6,33 @@ use super::state::{Area, State};
 use crate::Result;
 use hydra_ptx::launch::{self, Launch, Operand, Product, Ptr};
 use hydra_ptx::sizes::DECODED_TOKENS;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A GPU as a [`Backend`](crate::backend::Backend).
 pub struct Cuda<D: Driver> {
     pub(super) driver: D,
     state: Mutex<State<D>>,
+}
+
+/// The backend's own memory, held by an operation.
+pub(super) struct Held<'a, D: Driver> {
+    state: MutexGuard<'a, State<D>>,
+    _entered: D::Entered,
+}
+
+impl<D: Driver> Deref for Held<'_, D> {
+    type Target = State<D>;
+
+    fn deref(&self) -> &State<D> {
+        &self.state
+    }
+}
+
+impl<D: Driver> DerefMut for Held<'_, D> {
+    fn deref_mut(&mut self) -> &mut State<D> {
+        &mut self.state
+    }
 }
 
 impl<D: Driver> Cuda<D> {
@@ -22,9 +43,9 @@ impl<D: Driver> Cuda<D> {
 
     /// The backend's own memory. An operation holds the lock until it has queued every launch that uses this memory,
     /// because other threads write to it, too.
-    pub(super) fn state(&self) -> MutexGuard<'_, State<D>> {
+    pub(super) fn state(&self) -> Held<'_, D> {
         // Whatever a panicking call left there is overwritten before it is read.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Held { state: self.state.lock().unwrap_or_else(PoisonError::into_inner), _entered: self.driver.enter() }
     }
 
     /// The address of a buffer, which must have at least `len` values.

@@ -27,7 +27,7 @@ const SLABS: usize = 64;
 const WITHOUT_WGMMA: &str = "slower than it could be, without wgmma";
 
 /// While it lives, the device's context is the calling thread's current one; then the caller's is again.
-pub(super) struct Entered {
+pub struct Entered {
     /// The caller's context, null if there was none; or nothing, where the device's was current already.
     before: Option<sys::CUcontext>,
 }
