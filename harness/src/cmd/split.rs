@@ -3,14 +3,14 @@
 use crate::data::format::Format;
 use crate::data::order::Order;
 use crate::data::records::{self, Reading, Record};
-use crate::experiment::stage::{raw_records, write_records};
+use crate::experiment::stage::{raw_records, text_of};
 use crate::hub::locate_data;
 use crate::interrupt;
 use crate::options::{Seed, Share};
 use crate::output::{self, text_table};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hydra_runtime::atomic::NewFolder;
+use hydra_runtime::atomic::{NewFolder, write_atomically};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -58,8 +58,9 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     }
     for (name, part) in [("train.jsonl", false), ("test.jsonl", true)] {
         let own = lines.iter().zip(&test).filter(|&(_, &test)| test == part);
-        let own: Vec<&[u8]> = own.map(|(line, _)| line.as_slice()).collect();
-        write_records(&folder.path().join(name), &own)?;
+        let text = text_of(own.map(|(line, _)| line.as_slice()));
+        let written = write_atomically(&folder.path().join(name), &text).context("can't write");
+        written.map_err(|error| output::with_final_name(error, folder.path(), &arguments.out))?;
     }
     folder.keep()?;
     output::print(table(&records, &test))?;
