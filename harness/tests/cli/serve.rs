@@ -239,7 +239,11 @@ fn what_is_wrong_is_said_in_openais_shape() {
     fails(1, &format!("serve --model {model} --api-key-file {key}"), &["key: expected a line of at least 16"]);
     fails(1, &format!("serve --model {model} --ctx 513"), &["--ctx: expected a number from 2 to 512", "513"]);
     fails(2, &format!("serve --model {model} --adapter =run"), &["expected PATH or NAME=PATH"]);
-    fails(1, &format!("serve --model {model} --adapter a={}", scratch.path("none")), &["--adapter a: ", "none: No such file"]);
+    fails(
+        1,
+        &format!("serve --model {model} --adapter a={}", scratch.path("none")),
+        &["--adapter a: ", "none: No such file"],
+    );
     let taken = server.address.rsplit_once(':').unwrap().1;
     fails(1, &format!("serve --model {model} --port {taken}"), &["can't listen on 127.0.0.1"]);
 }
