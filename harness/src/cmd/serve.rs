@@ -137,7 +137,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments) -> Result<()> {
         bail!("--ctx: expected a number from 2 to {}, the model's context, found {context}", config.context);
     }
     let read = |(name, folder): (String, PathBuf)| {
-        let adapter = Adapter::load(&folder, config).with_context(|| format!("--adapter {name}={}", folder.display()));
+        let adapter = Adapter::load(&folder, config).with_context(|| format!("--adapter {name}"));
         Ok((name, adapter?))
     };
     let adapters = arguments.adapter.into_iter().map(read).collect::<Result<Vec<_>>>()?;

@@ -244,7 +244,11 @@ fn what_is_wrong_is_said_in_openais_shape() {
         &format!("serve --model {model} --parallel 1000000000"),
         &["--parallel 1000000000 and --prompt-tokens 256: "],
     );
-    fails(1, &format!("serve --model {model} --adapter a={}", scratch.path("none")), &["--adapter a="]);
+    fails(
+        1,
+        &format!("serve --model {model} --adapter a={}", scratch.path("none")),
+        &["--adapter a: ", "none: No such file"],
+    );
     let taken = server.address.rsplit_once(':').unwrap().1;
     fails(1, &format!("serve --model {model} --port {taken}"), &["can't listen on 127.0.0.1"]);
 }
