@@ -19,7 +19,7 @@ const DEFAULT_WINDOW_LAYERS: usize = 28;
 const LAYER_TYPES: &str = "layer_types";
 
 impl Config {
-    /// Reads `config.json` (and the end tokens of `generation_config.json`, if that is there) in `folder`.
+    /// Reads `config.json` in `folder`. The end tokens are those of `generation_config.json` where it names some.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Self::read(&Files::folder(folder.as_ref()))
     }
@@ -27,7 +27,10 @@ impl Config {
     pub(crate) fn read(files: &Files) -> Result<Self> {
         let mut config = parse(&files.object(FILE)?)?;
         if files.has(GENERATION) {
-            config.eos.extend(files.object(GENERATION)?.token_ids("eos_token_id")?);
+            let eos = files.object(GENERATION)?.token_ids("eos_token_id")?;
+            if !eos.is_empty() {
+                config.eos = eos;
+            }
         }
         let mut seen = std::collections::HashSet::new();
         config.eos.retain(|&id| seen.insert(id));

@@ -381,9 +381,18 @@ fn fingerprints_tell_weights_and_shapes_apart() {
 }
 
 #[test]
-fn end_tokens_of_both_files() {
+fn end_tokens_are_those_for_generation_where_it_names_some() {
     let dir = tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config_json().to_string()).unwrap();
-    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [1, 5]}"#).unwrap();
-    assert_eq!(Config::open(dir.path()).unwrap().eos, [1, 5]);
+    let eos = || Config::open(dir.path()).unwrap().eos;
+    assert_eq!(eos(), [1]);
+    for (text, wanted) in [
+        (r#"{"eos_token_id": [5, 4, 5]}"#, &[5, 4][..]),
+        (r#"{"eos_token_id": 3}"#, &[3]),
+        (r#"{"eos_token_id": null}"#, &[1]),
+        (r#"{"temperature": 0.6}"#, &[1]),
+    ] {
+        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+        assert_eq!(eos(), wanted, "{text}");
+    }
 }
