@@ -5,13 +5,14 @@ mod checks;
 mod conversation;
 mod instruction;
 mod json;
+mod python;
 mod sandbox;
 
 pub use conversation::{Conversation, MaskedTokens};
 pub use instruction::{InstructionTemplate, Texts};
 
 use crate::error::printable;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{NamedTokens, Tokenizer};
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
@@ -59,8 +60,8 @@ impl Message {
 /// instructions, 64 MiB of text, lists of 100,000 values, 64 levels). Beyond them rendering is an error.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos: String,
-    eos: String,
+    /// The texts of the special tokens that have a name, which templates use as variables.
+    special: NamedTokens,
     /// Whether the template marks what the assistant writes.
     marks: bool,
 }
@@ -76,11 +77,19 @@ impl ChatTemplate {
 
     /// Compiles a template; the special tokens are the tokenizer's.
     pub fn new(template: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        Self::with_tokens(template, token(tokenizer.bos()), token(tokenizer.eos()))
+        Self::with_special(template, tokenizer.named_tokens().clone())
     }
 
+    #[cfg(test)]
     fn with_tokens(template: &str, bos: String, eos: String) -> Result<Self> {
+        Self::with_special(template, [("bos_token".into(), bos), ("eos_token".into(), eos)].into())
+    }
+
+    fn with_special(template: &str, mut special: NamedTokens) -> Result<Self> {
+        // A template may put these into a sum even where the model has none.
+        for name in ["bos_token", "eos_token"] {
+            special.entry(name.into()).or_default();
+        }
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let syntax = syntax.map_err(|error| refused(OWN, &error))?;
         // Jinja takes any line's end for a newline.
@@ -91,12 +100,12 @@ impl ChatTemplate {
             let marked = state.lookup(conversation::MARKED).is_some_and(|marked| marked.is_true());
             if marked { conversation::marked(&body) } else { body }
         });
-        environment.set_unknown_method_callback(sandbox::python_method);
+        environment.set_unknown_method_callback(python::method);
         environment.add_function("raise_exception", |why: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.add_function("strftime_now", strftime_now);
-        Ok(Self { environment, bos, eos, marks })
+        Ok(Self { environment, special, marks })
     }
 
     /// A conversation, up to where the assistant's next text begins.
@@ -129,11 +138,10 @@ impl ChatTemplate {
 
     fn render_with(&self, messages: &[Message], add_generation_prompt: bool, hydra_marked: bool) -> Result<String> {
         let messages: Vec<_> = messages.iter().map(Message::value).collect();
-        let (bos_token, eos_token) = (&self.bos, &self.eos);
+        let special = Value::from_pairs(self.special.iter());
         // Templates ask whether these are none, which is another thing than undefined.
         let [tools, documents] = [Value::from(()), Value::from(())];
-        let context =
-            context! { messages, tools, documents, add_generation_prompt, bos_token, eos_token, hydra_marked };
+        let context = context! { messages, tools, documents, add_generation_prompt, hydra_marked, ..special };
         sandbox::render(&self.environment, NAME, context).map_err(|error| refused(OWN, &error))
     }
 }
@@ -269,6 +277,13 @@ mod tests {
             ("{{ ('a ' * 20000000) | split }}", "a text of more than 100000 parts"),
             ("{{ ('\\n' * 40000000).splitlines() }}", "a text of more than 100000 parts"),
             ("{{ ('\\n' * 40000000) | lines }}", "a text of more than 100000 parts"),
+            ("{{ ('\\r' * 40000000).splitlines() }}", "a text of more than 100000 parts"),
+            ("{{ ('a\\x1c' * 20000000).rsplit() }}", "a text of more than 100000 parts"),
+            ("{{ ('a,' * 20000000).rsplit(',') }}", "a text of more than 100000 parts"),
+            ("{{ ('\\n' * 1000000) | indent('a' * 1000000) }}", "fuel"),
+            ("{{ 'a'.center(10000000000) }}", "fuel"),
+            ("{{ 'a'.zfill(10000000000) }}", "fuel"),
+            ("{{ ('a' * 1000000).replace('', 'b' * 1000000) }}", "fuel"),
             ("{{ strftime_now('%c' * 20000000) }}", "a format of more than 1000 bytes"),
             // Many looks at a long text, which take no fuel by themselves.
             (&looks("s == t"), "fuel"),
@@ -280,6 +295,13 @@ mod tests {
             (&looks("s is endingwith s"), "fuel"),
             (&looks("s is lower"), "fuel"),
             (&looks("s.startswith([t])"), "fuel"),
+            (&looks("s.startswith('b', 9999999)"), "fuel"),
+            (&looks("s.find('b')"), "fuel"),
+            (&looks("s.isdigit()"), "fuel"),
+            (&looks("s.partition('b')"), "fuel"),
+            (&looks("s.removeprefix(t)"), "fuel"),
+            (&looks("s.rsplit('b', 1)"), "fuel"),
+            (&looks("[s].index(s)"), "fuel"),
             (&looks("[s].count(t)"), "fuel"),
             (&looks("s[-1]"), "fuel"),
             (&looks("s[9999999:]"), "fuel"),

@@ -261,7 +261,7 @@ impl Checkpoint {
         }
     }
 
-    /// The model's tokenizer, checked to fit its embedding.
+    /// The model's tokenizer. It may have tokens beyond the embedding's rows: to encode one of them is an error.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (tokenizer, path) = match &self.0.source {
             Source::Files(files) => {
@@ -269,7 +269,7 @@ impl Checkpoint {
             }
             Source::Gguf(path) => (guarded(|| gguf::tokenizer(path, &self.0.data[0])), path.clone()),
         };
-        let fitting = tokenizer.and_then(|tokenizer| tokenizer.fits(self.config().vocab).map(|()| tokenizer));
+        let fitting = tokenizer.and_then(|tokenizer| tokenizer.with_rows(self.config().vocab));
         fitting.map_err(|error| match error {
             Error::Tokenizer(message) => Error::Format { path, offset: None, message: format!("tokenizer: {message}") },
             other => other,

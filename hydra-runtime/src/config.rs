@@ -5,7 +5,7 @@ pub(crate) mod json;
 mod rope;
 
 pub use architecture::{Architecture, Biases, Family, Window};
-pub use rope::{Llama3Scaling, Rope, RopeScaling};
+pub use rope::{Llama3Scaling, Rope, RopeScaling, Yarn};
 
 /// What a model's arithmetic depends on, beside its weights.
 #[derive(Clone, Debug, PartialEq)]

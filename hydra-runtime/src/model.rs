@@ -199,12 +199,14 @@ impl<B: Backend> AttachedAdapter<B> {
 }
 
 impl<B: Backend> Loaded<B> {
-    /// Cosines and sines for `positions` positions, [positions, head_dim]: see [`Backend::rope`].
+    /// Cosines and sines for `positions` positions, [positions, head_dim], times the attention factor: see [`Backend::rope`].
     pub fn rope_table(&self, positions: usize) -> Result<B::Buffer> {
-        let frequencies = self.config.rope.inverse_frequencies(self.config.head_dim);
+        let rope = &self.config.rope;
+        let (frequencies, factor) =
+            (rope.inverse_frequencies(self.config.head_dim), f64::from(rope.attention_factor()));
         let angles = |position: usize| frequencies.iter().map(move |&f| position as f64 * f64::from(f));
         let row = |position| angles(position).map(f64::cos).chain(angles(position).map(f64::sin));
-        let table: Vec<f32> = (0..positions).flat_map(row).map(|x| x as f32).collect();
+        let table: Vec<f32> = (0..positions).flat_map(row).map(|x| (factor * x) as f32).collect();
         let mut buffer = self.backend.buffer(table.len())?;
         self.backend.upload(&mut buffer, &table)?;
         Ok(buffer)

@@ -9,9 +9,11 @@ pub(crate) mod spm;
 pub(crate) use door::guarded;
 
 use crate::config::Config;
+use crate::error::printable;
 use crate::files::Files;
 use crate::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,8 +31,15 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     vocab_size: usize,
     special: Special,
+    /// The texts of the special tokens that have a name, for chat templates.
+    named: Arc<NamedTokens>,
     chat_template: Option<String>,
+    /// Rows of the model's embedding. A vocabulary may have more entries: only those that a text needs are missing.
+    rows: usize,
 }
+
+/// A special token's text by its name: "pad_token".
+pub(crate) type NamedTokens = BTreeMap<String, String>;
 
 /// The tokens that begin and end a text, as far as there are any.
 #[derive(Clone, Copy, Default)]
@@ -44,9 +53,28 @@ pub(crate) struct Special {
 
 impl Tokenizer {
     /// Around a pipeline.
-    pub(crate) fn new(inner: tokenizers::Tokenizer, special: Special, chat_template: Option<String>) -> Self {
+    pub(crate) fn new(
+        inner: tokenizers::Tokenizer,
+        special: Special,
+        mut named: NamedTokens,
+        chat_template: Option<String>,
+    ) -> Self {
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Self { inner: Arc::new(inner), vocab_size, special, chat_template }
+        for (name, id) in [("bos_token", special.bos), ("eos_token", special.eos)] {
+            if let Some(text) = id.and_then(|id| inner.id_to_token(id)) {
+                named.insert(name.into(), text);
+            }
+        }
+        let (inner, named) = (Arc::new(inner), Arc::new(named));
+        Self { inner, vocab_size, special, named, chat_template, rows: usize::MAX }
+    }
+
+    /// For a model whose embedding has so many rows. Fails if the tokenizer has no tokens.
+    pub(crate) fn with_rows(self, rows: usize) -> Result<Self> {
+        match self.vocab_size {
+            0 => Err(Error::Tokenizer("doesn't fit the model: it has no tokens".into())),
+            _ => Ok(Self { rows, ..self }),
+        }
     }
 
     /// Reads `tokenizer.json`, and `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` if they are there. The end token is
@@ -69,16 +97,13 @@ impl Tokenizer {
         limits::check_space(&inner).map_err(|why| invalid(&why))?;
         // Both would change what a text means; a length is the caller's to choose.
         inner.with_padding(None).with_truncation(None).map_err(|e| invalid(&e))?;
-        let (mut bos, mut eos) = (None, config.eos.first().copied());
-        let mut chat_template = None;
-        // What the second says counts.
-        for name in [SPECIAL, OPTIONS].into_iter().filter(|name| files.has(name)) {
-            let options = files.object(name)?;
-            let token = |name| {
-                let token = options.get(name)?;
-                inner.token_to_id(token.as_str().or_else(|| token.get("content")?.as_str())?)
-            };
-            (bos, eos) = (token("bos_token").or(bos), token("eos_token").or(eos));
+        let (mut named, mut chat_template) = (NamedTokens::new(), None);
+        let options = files.has(OPTIONS).then(|| files.object(OPTIONS)).transpose()?;
+        let complete = options.as_ref().is_some_and(|options| options.get("added_tokens_decoder").is_some());
+        let special = (files.has(SPECIAL) && !complete).then(|| files.object(SPECIAL)).transpose()?;
+        // As in transformers, the map counts before the options, but not at all beside a list of added tokens.
+        for options in options.iter().chain(&special) {
+            named.extend(named_tokens(&options.map));
             chat_template = options.get("chat_template").and_then(template).or(chat_template);
         }
         if files.has(TEMPLATE) {
@@ -91,7 +116,9 @@ impl Tokenizer {
             chat_template = Some(text?);
         }
         let bos_to_add = leading_token(&inner)?;
-        Ok(Self::new(inner, Special { bos_to_add, bos: bos.or(bos_to_add), eos }, chat_template))
+        let token = |name: &str| inner.token_to_id(named.get(name)?);
+        let (bos, eos) = (token("bos_token").or(bos_to_add), token("eos_token").or(config.eos.first().copied()));
+        Ok(Self::new(inner, Special { bos_to_add, bos, eos }, named, chat_template))
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json`, from which [`Tokenizer::read`] and Hugging Face's
@@ -110,11 +137,12 @@ impl Tokenizer {
             let built = guarded(|| build().map_err(|e: String| Error::Tokenizer(e.replace('\n', " "))))?;
             inner.with_post_processor(Some(built));
         }
-        let options = json!({
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": text(bos.or(config.bos)),
-            "eos_token": text(eos), "chat_template": self.chat_template, "model_max_length": config.context,
-            "clean_up_tokenization_spaces": false,
+        let mut options = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": self.chat_template,
+            "model_max_length": config.context, "clean_up_tokenization_spaces": false,
         });
+        self.named.iter().for_each(|(name, text)| options[name] = json!(text));
+        (options["bos_token"], options["eos_token"]) = (json!(text(bos.or(config.bos))), json!(text(eos)));
         let tokenizer = guarded(|| inner.to_string(true).map_err(refused))?;
         let files = [(FILE, tokenizer), (OPTIONS, format!("{options:#}\n"))];
         for (name, text) in files {
@@ -132,7 +160,19 @@ impl Tokenizer {
 
     /// The ids of a text. No special token is added; special tokens written in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        guarded(|| Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec()))
+        let ids = guarded(|| Ok(self.inner.encode_fast(text, false).map_err(refused)?.get_ids().to_vec()))?;
+        ids.iter().try_for_each(|&id| self.has_row(id))?;
+        Ok(ids)
+    }
+
+    /// Fails if the model's embedding has no row for the token.
+    fn has_row(&self, id: u32) -> Result<()> {
+        if (id as usize) < self.rows {
+            return Ok(());
+        }
+        let token = printable(&self.token(id).unwrap_or_default());
+        let message = format!("token {id}, \"{token}\", is beyond the model's embedding of {} rows", self.rows);
+        Err(Error::Tokenizer(message))
     }
 
     /// The ids of a text as [`Tokenizer::encode`] gives them, each with the bytes of the text that it stands for.
@@ -140,6 +180,7 @@ impl Tokenizer {
         guarded(|| {
             let encoding = self.inner.encode(text, false).map_err(refused)?;
             let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+            encoding.get_ids().iter().try_for_each(|&id| self.has_row(id))?;
             Ok(encoding.get_ids().iter().copied().zip(places).collect())
         })
     }
@@ -154,6 +195,7 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode(text)?;
         let bos = self.special.bos_to_add.filter(|bos| ids.first() != Some(bos));
+        bos.map_or(Ok(()), |bos| self.has_row(bos))?;
         Ok(bos.into_iter().chain(ids).collect())
     }
 
@@ -204,20 +246,9 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    /// An error if a token has no row in an embedding of `vocab` rows.
-    pub(crate) fn fits(&self, vocab: usize) -> Result<()> {
-        let special =
-            [self.special.eos, self.special.bos_to_add].into_iter().flatten().max().map_or(0, |id| id as usize + 1);
-        let size = self.vocab_size.max(special);
-        if size > vocab {
-            let message =
-                format!("doesn't fit the model: its ids go up to {}, the embedding has {vocab} rows", size - 1);
-            return Err(Error::Tokenizer(message));
-        }
-        if size == 0 {
-            return Err(Error::Tokenizer("doesn't fit the model: it has no tokens".into()));
-        }
-        Ok(())
+    /// The texts of the special tokens that have a name: what a chat template knows as `pad_token`, for one.
+    pub(crate) fn named_tokens(&self) -> &NamedTokens {
+        &self.named
     }
 }
 
@@ -233,6 +264,16 @@ fn template(value: &Value) -> Option<String> {
         default["template"].as_str().map(str::to_owned)
     };
     value.as_str().map(str::to_owned).or_else(|| value.as_array().and_then(named))
+}
+
+/// The special tokens that a file names, each as its text or as an object with it. Those of one model alone may be in an object
+/// of their own.
+fn named_tokens(options: &Map<String, Value>) -> NamedTokens {
+    let text = |token: &Value| token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned);
+    let own = ["extra_special_tokens", "model_specific_special_tokens"].into_iter();
+    let own = own.filter_map(|key| options.get(key)?.as_object()).flatten();
+    let named = options.iter().filter(|(name, _)| name.ends_with("_token")).chain(own);
+    named.filter_map(|(name, token)| Some((name.clone(), text(token)?))).collect()
 }
 
 /// What the post-processor puts before a text.

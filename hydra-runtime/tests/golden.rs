@@ -54,7 +54,7 @@ impl Case {
     fn checkpoints(&self) -> Vec<Checkpoint> {
         let folder = self.folder();
         let config = folder.config();
-        if config.architecture.window.is_some_and(|window| window.first_layer > 0) {
+        if config.architecture.window.as_ref().is_some_and(|window| !window.everywhere()) {
             return vec![folder];
         }
         let gguf = Checkpoint::from_gguf(Gguf::of_folder(&self.dir.join("model")).bytes()).unwrap();

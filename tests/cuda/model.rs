@@ -37,7 +37,7 @@ fn sequences(golden: &SafeTensors<'_>, dir: &Path, adapter: &Adapter) -> Vec<Seq
 /// runs have the same bits.
 pub fn golden<D: Driver>(open: impl Fn() -> Cuda<D>, steps: usize) {
     let adapters = ["hydra", "lora", "split"].map(|name| (name, steps));
-    let architectures = ["qwen2", "qwen3", "mistral"].map(|name| (name, 3));
+    let architectures = ["qwen2", "qwen3", "mistral", "yarn"].map(|name| (name, 3));
     for (name, steps) in adapters.into_iter().chain(architectures) {
         let dir = golden_case(name);
         let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();

@@ -105,9 +105,14 @@ fn architecture(architecture: &Architecture) -> String {
         parts.push("a norm on each head of q and k".into());
     }
     if let Some(window) = window {
-        let from =
-            if window.first_layer > 0 { format!(" from layer {} on", window.first_layer) } else { String::new() };
-        parts.push(format!("a sliding window of {} tokens{from}", window.size));
+        let slides =
+            || window.layers.iter().enumerate().filter(|(_, slides)| **slides).map(|(layer, _)| layer.to_string());
+        let layers = match window.from_layer() {
+            Some(0) => String::new(),
+            Some(first) => format!(" from layer {first} on"),
+            None => format!(" in layers {}", slides().collect::<Vec<_>>().join(", ")),
+        };
+        parts.push(format!("a sliding window of {} tokens{layers}", window.size));
     }
     parts.join("; ")
 }

@@ -6,6 +6,7 @@
 
 use super::checks::{self, BOUNDED, PAID, PLAIN, TEXT};
 use super::json::Style;
+use super::python;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions, tests};
@@ -58,6 +59,21 @@ pub(super) fn environment(
     environment.add_filter("trim", |state: &State, value: StringInput<'_>, of: Option<Cow<'_, str>>| {
         pay_for_trim(state, value.as_str(), of.as_deref())?;
         Ok(filters::trim(value, of))
+    });
+    // What is no number is 0 in jinja2, unless the template says otherwise.
+    environment.add_filter(
+        "int",
+        |state: &State, value: &Value, default: Option<Value>, base: Option<u32>, more: Kwargs| {
+            filters::int(state, value, default, base, more).unwrap_or_else(|_| 0.into())
+        },
+    );
+    // In Python texts and dictionaries are sequences, too.
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    });
+    environment.add_filter("indent", |state: &State, text: Cow<'_, str>, arguments: Rest<ValueOrKwargs>| {
+        let arguments: Vec<_> = arguments.iter().map(|argument| argument.clone().into_value()).collect();
+        python::indent(state, &text, &arguments)
     });
     environment.add_filter("split", |state: &State, value: &Value, by: Option<Arc<str>>, most: Option<i64>| {
         few_parts(value.as_str().unwrap_or(""), by.as_deref(), most)?;
@@ -125,7 +141,7 @@ impl io::Write for Text {
     }
 }
 
-fn refused(what: impl Into<String>) -> Error {
+pub(super) fn refused(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.into())
 }
 
@@ -230,7 +246,7 @@ fn add_comparisons(environment: &mut Environment<'_>) {
 }
 
 /// Pays for looking at all of a value.
-fn pay_for_looks(state: &State, value: &Value) -> Result<(), Error> {
+pub(super) fn pay_for_looks(state: &State, value: &Value) -> Result<(), Error> {
     let mut size = Size::default();
     size.add(value, 0)?;
     size.pay(state)?;
@@ -257,19 +273,26 @@ fn pay_for_order(state: &State, values: &Value) -> Result<(), Error> {
 }
 
 /// Looks at each character of a text for each of the characters to leave out.
-fn pay_for_trim(state: &State, text: &str, of: Option<&str>) -> Result<(), Error> {
+pub(super) fn pay_for_trim(state: &State, text: &str, of: Option<&str>) -> Result<(), Error> {
     state.consume_fuel((text.len() as u64).saturating_mul(of.map_or(1, str::len) as u64) / 256)
 }
 
 /// Fails if a text has too many parts.
-fn few_parts(text: &str, by: Option<&str>, most: Option<i64>) -> Result<(), Error> {
+pub(super) fn few_parts(text: &str, by: Option<&str>, most: Option<i64>) -> Result<(), Error> {
     let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
-    let parts = match by {
-        _ if most <= MOST_VALUES => 0,
-        Some(by) => text.split(by).take(MOST_VALUES + 1).count(),
-        None => text.split_whitespace().take(MOST_VALUES + 1).count(),
-    };
-    if parts > MOST_VALUES { Err(refused(format!("a text of more than {MOST_VALUES} parts"))) } else { Ok(()) }
+    match by {
+        _ if most <= MOST_VALUES => Ok(()),
+        Some(by) => few(text.split(by)),
+        None => few(text.split(python::is_space).filter(|word| !word.is_empty())),
+    }
+}
+
+/// Fails if there are too many parts of a text.
+pub(super) fn few<T>(mut parts: impl Iterator<Item = T>) -> Result<(), Error> {
+    match parts.nth(MOST_VALUES) {
+        Some(_) => Err(refused(format!("a text of more than {MOST_VALUES} parts"))),
+        None => Ok(()),
+    }
 }
 
 /// The sum of numbers: texts and lists would be copied for each addition.
@@ -317,40 +340,9 @@ fn tojson(
     Ok(text)
 }
 
-/// Python's methods of strings, lists and dictionaries. Fuel does not cover what these few make of a text.
-pub(super) fn python_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    arguments: &[Value],
-) -> Result<Value, Error> {
-    let text = |i: usize| arguments.get(i).and_then(Value::as_str);
-    if value.kind() == ValueKind::Seq {
-        pay_for_looks(state, value)?;
-    }
-    for argument in arguments {
-        let looks = argument.as_str().map_or(0, str::len) as u64;
-        state.consume_fuel(looks / 64)?;
-        if argument.kind() != ValueKind::Map && matches!(method, "startswith" | "endswith" | "join" | "count") {
-            pay_for_looks(state, argument)?;
-        }
-    }
-    match (value.as_str(), method) {
-        (Some(format), "format") => pay_for_format(state, format, '{', arguments)?,
-        (Some(value), "strip" | "lstrip" | "rstrip") => pay_for_trim(state, value, text(0))?,
-        (Some(value), "splitlines") => few_parts(value, Some("\n"), None)?,
-        (Some(value), "split") => {
-            let most = arguments.get(1).and_then(|most| i64::try_from(most.clone()).ok());
-            few_parts(value, text(0), most)?;
-        }
-        _ => {}
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments)
-}
-
 /// Fails if `format` may write too much, and pays for it: each of its fields, which begin with `sign`, as if it had the largest
 /// width and the longest argument.
-fn pay_for_format(state: &State, format: &str, sign: char, arguments: &[Value]) -> Result<(), Error> {
+pub(super) fn pay_for_format(state: &State, format: &str, sign: char, arguments: &[Value]) -> Result<(), Error> {
     let numbers = || format.split(|c: char| !c.is_ascii_digit());
     if numbers().any(|number| number.len() > MOST_DIGITS) {
         return Err(refused(format!("a format of more than {MOST_DIGITS} digits")));

@@ -11,7 +11,7 @@ pub(crate) mod writer;
 
 use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::architecture::{Traits, supported};
-use crate::config::{Architecture, Biases, Config, Family, Rope, RopeScaling, Window};
+use crate::config::{Architecture, Biases, Config, Family, Rope, RopeScaling, Window, Yarn};
 use crate::error::printable;
 use crate::projection::Projection;
 use crate::tokenizer::Tokenizer;
@@ -108,21 +108,22 @@ fn config(file: &Container) -> Result<Config> {
     const EPSILON: &str = "attention.layer_norm_rms_epsilon";
     let norm_eps = file.float(&key(EPSILON))?.ok_or_else(|| file.refuse(&key(EPSILON), "a number"))?;
     let embedding = file.tensor("token_embd.weight")?;
+    let (layers, context) = (need("block_count")?, need("context_length")?);
     let config = Config {
         vocab: embedding.dims.get(1).copied().unwrap_or(0),
         d_model,
         d_ffn: need("feed_forward_length")?,
-        layers: need("block_count")?,
+        layers,
         n_heads,
         kv_heads: size("attention.head_count_kv")?.unwrap_or(n_heads),
         head_dim,
         norm_eps: norm_eps as f32,
-        rope: rope(file, key)?,
-        context: need("context_length")?,
+        rope: rope(file, key, context)?,
+        context,
         tied: !file.tensors.contains_key("output.weight"),
         bos: file.token("tokenizer.ggml.bos_token_id")?,
         eos: end_tokens(file)?,
-        architecture: architecture(file, traits, &key("attention.sliding_window"))?,
+        architecture: architecture(file, traits, layers, &key("attention.sliding_window"))?,
     };
     config.check().map_err(|message| Error::Config { path: file.path.into(), message })?;
     Ok(config)
@@ -144,7 +145,7 @@ fn traits(file: &Container) -> Result<&'static Traits> {
 
 /// What the file's tensors and its window make of the architecture. llama.cpp takes biases where there are some, and calls a
 /// LLaMA with a window LLaMA; in a Hugging Face folder it is a Mistral.
-fn architecture(file: &Container, traits: &Traits, window_key: &str) -> Result<Architecture> {
+fn architecture(file: &Container, traits: &Traits, layers: usize, window_key: &str) -> Result<Architecture> {
     let has_bias = |projection| file.tensors.contains_key(name(TensorId::Bias(0, projection)).as_str());
     let biases = Biases {
         qkv: traits.biases.qkv || [Projection::Q, Projection::K, Projection::V].into_iter().any(has_bias),
@@ -155,7 +156,7 @@ fn architecture(file: &Container, traits: &Traits, window_key: &str) -> Result<A
         None => None,
         Some(size) => {
             let size = NonZeroUsize::new(size).ok_or_else(|| file.refuse(window_key, "a positive whole number"))?;
-            Some(Window { size, first_layer: 0 })
+            Window::new(size, layers, |_| true)
         }
     };
     let family = match traits.family {
@@ -175,7 +176,7 @@ fn end_tokens(file: &Container) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-fn rope(file: &Container, key: impl Fn(&str) -> String) -> Result<Rope> {
+fn rope(file: &Container, key: impl Fn(&str) -> String, context: usize) -> Result<Rope> {
     let theta = file.float(&key("rope.freq_base"))?.unwrap_or(10_000.0) as f32;
     let factor = match file.float(&key("rope.scaling.factor"))? {
         None => file.float(&key("rope.scale_linear"))?,
@@ -187,7 +188,8 @@ fn rope(file: &Container, key: impl Fn(&str) -> String) -> Result<Rope> {
         None | Some("linear") => {
             factor.filter(|&f| f != 1.0).map_or(RopeScaling::None, |f| RopeScaling::Linear(f as f32))
         }
-        Some(_) => return Err(file.refuse(&kind, "\"none\" or \"linear\"")),
+        Some("yarn") => RopeScaling::Yarn(yarn(file, &key, factor.unwrap_or(1.0), context)?),
+        Some(_) => return Err(file.refuse(&kind, r#""none", "linear" or "yarn""#)),
     };
     if !file.tensors.contains_key(ROPE_FACTORS) {
         return Ok(Rope { theta, scaling });
@@ -200,6 +202,22 @@ fn rope(file: &Container, key: impl Fn(&str) -> String) -> Result<Rope> {
         return Err(Error::Config { path: file.path.into(), message });
     };
     Ok(Rope { theta, scaling: RopeScaling::Factors(factors) })
+}
+
+/// YaRN as llama.cpp computes it.
+fn yarn(file: &Container, key: &impl Fn(&str) -> String, factor: f64, context: usize) -> Result<Yarn> {
+    let number = |name: &str| file.float(&key(&format!("rope.scaling.{name}")));
+    let all = number("yarn_log_multiplier")?.filter(|&all| all != 0.0);
+    let mscale = Yarn::mscale(factor, 1.0) / all.map_or(1.0, |all| Yarn::mscale(factor, all));
+    let [beta_fast, beta_slow] = Yarn::BETAS;
+    Ok(Yarn {
+        factor: factor as f32,
+        original_context: file.unsigned(&key("rope.scaling.original_context_length"))?.unwrap_or(context),
+        beta_fast: number("yarn_beta_fast")?.map_or(beta_fast, |beta| beta as f32),
+        beta_slow: number("yarn_beta_slow")?.map_or(beta_slow, |beta| beta as f32),
+        truncate: true,
+        attention_factor: (mscale * number("attn_factor")?.unwrap_or(1.0)) as f32,
+    })
 }
 
 /// Typed access to the metadata; a wrong type is an error that names the key.

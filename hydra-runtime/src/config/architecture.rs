@@ -3,6 +3,7 @@
 //! The model itself is one (`model/block.rs`): RMS norms, rotary positions, grouped-query attention, SwiGLU. An architecture may
 //! add biases to its projections, normalise each head of the queries and keys, and limit attention to a sliding window.
 
+use super::MAX_LAYERS;
 use std::num::NonZeroUsize;
 
 /// A family of models, as its configuration names it.
@@ -20,7 +21,7 @@ pub enum Family {
 }
 
 /// What a model has beyond plain LLaMA.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Architecture {
     /// The family.
     pub family: Family,
@@ -44,22 +45,43 @@ pub struct Biases {
 }
 
 /// Sliding-window attention (Mistral 7B, arXiv 2310.06825).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     /// The keys that a query sees: its own and those just before it.
     pub size: NonZeroUsize,
-    /// The first layer with a window; those before it attend to everything.
-    pub first_layer: usize,
+    /// Whether each layer has the window, at least one of them; the others attend to everything.
+    pub layers: Vec<bool>,
+}
+
+impl Window {
+    /// A window in the layers that `slides` names, if there are any. More layers than a model may have are left to
+    /// [`Config::check`](super::Config::check).
+    pub(crate) fn new(size: NonZeroUsize, layers: usize, slides: impl FnMut(usize) -> bool) -> Option<Self> {
+        let layers: Vec<bool> = (0..layers.min(MAX_LAYERS)).map(slides).collect();
+        layers.contains(&true).then_some(Self { size, layers })
+    }
+
+    /// Whether all layers have it.
+    pub fn everywhere(&self) -> bool {
+        !self.layers.contains(&false)
+    }
+
+    /// The first layer with the window, if all behind it have it too.
+    pub fn from_layer(&self) -> Option<usize> {
+        let first = self.layers.iter().position(|&slides| slides)?;
+        (!self.layers[first..].contains(&false)).then_some(first)
+    }
 }
 
 impl Architecture {
     /// The window of a layer, if it has one.
     pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
-        self.window.filter(|window| layer >= window.first_layer).map(|window| window.size)
+        let window = self.window.as_ref()?;
+        window.layers.get(layer).is_some_and(|&slides| slides).then_some(window.size)
     }
 }
 
-/// When config.json's `sliding_window` applies.
+/// When config.json's `sliding_window` applies. Where it does, `layer_types` may say which layers have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WindowRule {
     /// Never: the key may only be as long as the context.
@@ -155,8 +177,9 @@ pub(crate) const TABLE: [Traits; 4] = [
 ];
 
 impl Traits {
-    /// The row of a `model_type`.
+    /// The row of a `model_type`. transformers calls a Mistral whose layers differ Ministral.
     pub fn of_model_type(name: &str) -> Option<&'static Self> {
+        let name = if name == "ministral" { "mistral" } else { name };
         TABLE.iter().find(|traits| traits.model_type == name)
     }
 
@@ -203,9 +226,15 @@ mod tests {
     }
 
     #[test]
-    fn layers_before_the_first_have_no_window() {
-        let window = Window { size: NonZeroUsize::new(7).unwrap(), first_layer: 2 };
-        let architecture = Architecture { window: Some(window), ..Architecture::default() };
-        assert_eq!([0, 1, 2, 3].map(|l| architecture.window(l).map_or(0, NonZeroUsize::get)), [0, 0, 7, 7]);
+    fn a_layer_has_the_window_or_none() {
+        let size = NonZeroUsize::new(7).unwrap();
+        let window = |layers: &[bool]| Window { size, layers: layers.to_vec() };
+        let architecture =
+            Architecture { window: Some(window(&[false, true, false, true])), ..Architecture::default() };
+        assert_eq!([0, 1, 2, 3, 4].map(|l| architecture.window(l).map_or(0, NonZeroUsize::get)), [0, 7, 0, 7, 0]);
+        assert_eq!(window(&[false, true, false, true]).from_layer(), None);
+        assert_eq!(window(&[false, true, true]).from_layer(), Some(1));
+        assert_eq!(Window::new(size, 3, |layer| layer > 5), None);
+        assert!(Window::new(size, 3, |_| true).unwrap().everywhere());
     }
 }

@@ -1,7 +1,7 @@
 //! `config.json` of a Hugging Face folder.
 
 use super::architecture::{Traits, WindowRule, supported};
-use super::{Architecture, Biases, Config, Llama3Scaling, Rope, RopeScaling, Window};
+use super::{Architecture, Biases, Config, Llama3Scaling, Rope, RopeScaling, Window, Yarn};
 use crate::Result;
 use crate::files::Files;
 use crate::json::{Object, shortest};
@@ -16,9 +16,10 @@ const GENERATION: &str = "generation_config.json";
 const DEFAULT_WINDOW: usize = 4096;
 /// transformers' `max_window_layers` where config.json has none.
 const DEFAULT_WINDOW_LAYERS: usize = 28;
+const LAYER_TYPES: &str = "layer_types";
 
 impl Config {
-    /// Reads `config.json` (and the end tokens of `generation_config.json`, if that is there) in `folder`.
+    /// Reads `config.json` in `folder`. The end tokens are those of `generation_config.json` where it names some.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Self::read(&Files::folder(folder.as_ref()))
     }
@@ -26,7 +27,10 @@ impl Config {
     pub(crate) fn read(files: &Files) -> Result<Self> {
         let mut config = parse(&files.object(FILE)?)?;
         if files.has(GENERATION) {
-            config.eos.extend(files.object(GENERATION)?.token_ids("eos_token_id")?);
+            let eos = files.object(GENERATION)?.token_ids("eos_token_id")?;
+            if !eos.is_empty() {
+                config.eos = eos;
+            }
         }
         let mut seen = std::collections::HashSet::new();
         config.eos.retain(|&id| seen.insert(id));
@@ -41,6 +45,11 @@ impl Config {
                 RopeScaling::None => Value::Null,
                 RopeScaling::Linear(factor) => json!({"rope_type": "linear", "factor": shortest(*factor)}),
                 RopeScaling::Llama3(scaling) => llama3(scaling),
+                RopeScaling::Yarn(scaling) => yarn(scaling),
+                RopeScaling::Dynamic(factor) => json!({"rope_type": "dynamic", "factor": shortest(*factor)}),
+                RopeScaling::LongRope { .. } => {
+                    return Err("its rope scaling is LongRoPE, of which only a part is kept".into());
+                }
                 RopeScaling::Factors(_) => llama3(&self.rope.as_llama3(self.head_dim).ok_or(
                     "its rotary factors (rope_freqs) are not LLaMA 3.1's, and config.json has no key for others",
                 )?),
@@ -61,15 +70,17 @@ impl Config {
             "attention_bias": attention_bias, "mlp_bias": mlp_bias, "tie_word_embeddings": self.tied,
             "bos_token_id": self.bos, "eos_token_id": eos, "torch_dtype": dtype,
         });
-        let window = self.architecture.window;
-        match traits.window {
-            WindowRule::Never => {}
-            WindowRule::Always => config["sliding_window"] = json!(window.map(|window| window.size)),
-            WindowRule::Optional => {
-                config["use_sliding_window"] = json!(window.is_some());
-                config["sliding_window"] = json!(window.map(|window| window.size));
-                config["max_window_layers"] = json!(window.map_or(self.layers, |window| window.first_layer));
-            }
+        let window = self.architecture.window.as_ref();
+        if traits.window != WindowRule::Never {
+            config["sliding_window"] = json!(window.map(|window| window.size));
+        }
+        if traits.window == WindowRule::Optional {
+            config["use_sliding_window"] = json!(window.is_some());
+            config["max_window_layers"] = json!(window.map_or(self.layers, |window| window.from_layer().unwrap_or(0)));
+        }
+        if let Some(window) = window.filter(|window| !window.everywhere()) {
+            let name = |&slides: &bool| if slides { "sliding_attention" } else { "full_attention" };
+            config[LAYER_TYPES] = window.layers.iter().map(name).collect();
         }
         Ok(config)
     }
@@ -103,6 +114,15 @@ fn llama3(scaling: &Llama3Scaling) -> Value {
     })
 }
 
+fn yarn(scaling: &Yarn) -> Value {
+    json!({
+        "rope_type": "yarn", "factor": shortest(scaling.factor),
+        "original_max_position_embeddings": scaling.original_context, "beta_fast": shortest(scaling.beta_fast),
+        "beta_slow": shortest(scaling.beta_slow), "attention_factor": shortest(scaling.attention_factor),
+        "truncate": scaling.truncate,
+    })
+}
+
 fn parse(file: &Object) -> Result<Config> {
     let model_type = file.string("model_type")?.unwrap_or("llama");
     let Some(traits) = Traits::of_model_type(model_type) else {
@@ -118,6 +138,7 @@ fn parse(file: &Object) -> Result<Config> {
         None => return Err(file.error(format!("hidden_size {d_model}, wanted a multiple of the {n_heads} heads"))),
     };
     let flag = |key: &str| Ok::<_, crate::Error>(file.boolean(key)?.unwrap_or(false));
+    let (rope, within) = rope(file, context)?;
     let architecture = Architecture {
         family: traits.family,
         biases: biases_of(traits, [flag("attention_bias")?, flag("mlp_bias")?]),
@@ -136,8 +157,8 @@ fn parse(file: &Object) -> Result<Config> {
         },
         head_dim,
         norm_eps: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        rope: rope(file, context)?,
-        context,
+        rope,
+        context: within,
         tied: file.boolean("tie_word_embeddings")?.unwrap_or(false),
         bos: file.token_ids("bos_token_id")?.first().copied(),
         eos: file.token_ids("eos_token_id")?,
@@ -151,43 +172,48 @@ fn parse(file: &Object) -> Result<Config> {
 fn window(file: &Object, traits: &Traits, layers: usize, context: usize) -> Result<Option<Window>> {
     const KEY: &str = "sliding_window";
     let size = file.size(KEY)?;
-    let window = match traits.window {
+    // Null means none; without the key there is transformers' default.
+    let default = size.or((!file.map.contains_key(KEY)).then_some(DEFAULT_WINDOW));
+    let (size, first_layer) = match traits.window {
         WindowRule::Never if size.is_some_and(|size| size < context) => {
             return Err(file.refuse(KEY, &format!("null, or at least the {context} positions")));
         }
-        WindowRule::Never => None,
-        // Null means none; without the key there is transformers' default.
-        WindowRule::Always if file.map.contains_key(KEY) => Some((size, 0)),
-        WindowRule::Always => Some((Some(DEFAULT_WINDOW), 0)),
+        WindowRule::Never => (None, 0),
+        WindowRule::Always => (default, 0),
         WindowRule::Optional if file.boolean("use_sliding_window")?.unwrap_or(false) => {
-            let first_layer = file.count("max_window_layers")?.unwrap_or(DEFAULT_WINDOW_LAYERS);
-            Some((size.or((!file.map.contains_key(KEY)).then_some(DEFAULT_WINDOW)), first_layer))
+            (default, file.count("max_window_layers")?.unwrap_or(DEFAULT_WINDOW_LAYERS))
         }
-        WindowRule::Optional => None,
+        WindowRule::Optional => (None, 0),
     };
-    let window = window.and_then(|(size, first_layer)| {
-        let size = NonZeroUsize::new(size?)?;
-        (first_layer < layers).then_some(Window { size, first_layer })
-    });
-    match file.strings("layer_types")? {
-        Some(types) if !agrees(&types, window, layers) => {
-            let wanted = match window {
-                None => format!("\"full_attention\" for each of the {layers} layers"),
-                Some(Window { first_layer, .. }) => {
-                    format!("\"sliding_attention\" for layers {first_layer} to {}, else \"full_attention\"", layers - 1)
-                }
-            };
-            Err(file.refuse("layer_types", &wanted))
+    let types = layer_types(file, layers)?;
+    let slides = |layer: usize| types.as_ref().map_or(layer >= first_layer, |slides| slides[layer]);
+    match size.and_then(NonZeroUsize::new) {
+        Some(size) => Ok(Window::new(size, layers, slides)),
+        None if types.iter().flatten().any(|&slides| slides) => {
+            let wanted = format!("\"full_attention\" for each of the {layers} layers: the model has no sliding window");
+            Err(file.refuse(LAYER_TYPES, &wanted))
         }
-        _ => Ok(window),
+        None => Ok(None),
     }
 }
 
-/// Whether `layer_types` says of each layer what the window does.
-fn agrees(types: &[String], window: Option<Window>, layers: usize) -> bool {
-    let slides = |layer| window.is_some_and(|window| layer >= window.first_layer);
-    let wanted = |layer| if slides(layer) { "sliding_attention" } else { "full_attention" };
-    types.len() == layers && types.iter().enumerate().all(|(layer, name)| name == wanted(layer))
+/// Which layers have a sliding window, if the file says it of each.
+fn layer_types(file: &Object, layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(types) = file.strings(LAYER_TYPES)? else { return Ok(None) };
+    let slides = |name: &String| match name.as_str() {
+        "sliding_attention" => Some(true),
+        // The second is an old name.
+        "full_attention" | "attention" => Some(false),
+        _ => None,
+    };
+    let types: Option<Vec<bool>> = types.iter().map(slides).collect();
+    let types = types.filter(|types| types.len() == layers).ok_or_else(|| {
+        file.refuse(
+            LAYER_TYPES,
+            &format!("\"full_attention\" or \"sliding_attention\" for each of the {layers} layers"),
+        )
+    })?;
+    Ok(Some(types))
 }
 
 /// Options that change the arithmetic into one that isn't implemented.
@@ -204,30 +230,75 @@ fn refuse_other_architectures(file: &Object) -> Result<()> {
     Ok(())
 }
 
-/// `rope_theta` and `rope_scaling`, or both in one `rope_parameters`; which counts is as in transformers.
-fn rope(file: &Object, context: usize) -> Result<Rope> {
+/// `rope_theta` and `rope_scaling`, or both in one `rope_parameters`; which counts is as in transformers. In addition the
+/// context in which the scaling is known.
+fn rope(file: &Object, context: usize) -> Result<(Rope, usize)> {
     let scaling = match file.object("rope_scaling")?.filter(|scaling| !scaling.map.is_empty()) {
         None => file.object("rope_parameters")?,
         scaling => scaling,
     };
     let nested_theta = scaling.as_ref().map(|scaling| scaling.number("rope_theta")).transpose()?.flatten();
     let theta = nested_theta.or(file.number("rope_theta")?).unwrap_or(10_000.0) as f32;
-    let original = "original_max_position_embeddings";
     let Some(scaling) = scaling else {
-        return Ok(Rope { theta, scaling: RopeScaling::None });
+        return Ok((Rope { theta, scaling: RopeScaling::None }, context));
     };
     let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
     let need = |key: &str| scaling.number(key)?.map(|x| x as f32).ok_or_else(|| scaling.refuse(key, "a number"));
-    let scaling = match scaling.string(key)? {
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear(need("factor")?),
-        Some("llama3") => RopeScaling::Llama3(Llama3Scaling {
-            factor: need("factor")?,
-            low_freq_factor: need("low_freq_factor")?,
-            high_freq_factor: need("high_freq_factor")?,
-            original_context: file.size(original)?.or(scaling.size(original)?).unwrap_or(context),
-        }),
-        Some(_) => return Err(scaling.refuse(key, "\"default\", \"linear\" or \"llama3\"")),
+    let original = "original_max_position_embeddings";
+    let original = file.size(original)?.or(scaling.size(original)?).unwrap_or(context);
+    let stretch = scaling.number("factor")?.unwrap_or(context as f64 / original as f64);
+    let (scaling, context) = match scaling.string(key)? {
+        None | Some("default") => (RopeScaling::None, context),
+        Some("linear") => (RopeScaling::Linear(need("factor")?), context),
+        Some("dynamic") => (RopeScaling::Dynamic(need("factor")?), context),
+        Some("llama3") => {
+            let scaling = Llama3Scaling {
+                factor: need("factor")?,
+                low_freq_factor: need("low_freq_factor")?,
+                high_freq_factor: need("high_freq_factor")?,
+                original_context: original,
+            };
+            (RopeScaling::Llama3(scaling), context)
+        }
+        Some("yarn") => (RopeScaling::Yarn(read_yarn(&scaling, stretch, original)?), context),
+        Some("longrope") => {
+            let attention_factor = match scaling.number("attention_factor")? {
+                None if stretch <= 1.0 => 1.0,
+                None => (1.0 + stretch.ln() / (original as f64).ln()).sqrt(),
+                Some(factor) => factor,
+            };
+            let factors = scaling.numbers("short_factor")?;
+            let factors = factors.ok_or_else(|| scaling.refuse("short_factor", "a list of numbers"))?;
+            let factors = factors.into_iter().map(|factor| factor as f32).collect();
+            let attention_factor = attention_factor as f32;
+            (RopeScaling::LongRope { factors, attention_factor }, context.min(original))
+        }
+        Some(_) => {
+            let wanted = r#""default", "linear", "dynamic", "yarn", "longrope" or "llama3""#;
+            return Err(scaling.refuse(key, wanted));
+        }
     };
-    Ok(Rope { theta, scaling })
+    Ok((Rope { theta, scaling }, context))
+}
+
+/// A context that is `stretch` times as long as the original one.
+fn read_yarn(scaling: &Object, stretch: f64, original_context: usize) -> Result<Yarn> {
+    // transformers takes 0 for not given, here and below.
+    let number = |key: &str| Ok::<_, crate::Error>(scaling.number(key)?.filter(|&x| x != 0.0));
+    let weighed = number("mscale")?.zip(number("mscale_all_dim")?);
+    let attention_factor = match (scaling.number("attention_factor")?, weighed) {
+        (Some(factor), _) => factor,
+        (None, Some((mscale, all))) => Yarn::mscale(stretch, mscale) / Yarn::mscale(stretch, all),
+        (None, None) => Yarn::mscale(stretch, 1.0),
+    };
+    let beta = |key: &str, default: f32| Ok::<_, crate::Error>(number(key)?.map_or(default, |x| x as f32));
+    let [beta_fast, beta_slow] = Yarn::BETAS;
+    Ok(Yarn {
+        factor: stretch as f32,
+        original_context,
+        beta_fast: beta("beta_fast", beta_fast)?,
+        beta_slow: beta("beta_slow", beta_slow)?,
+        truncate: scaling.boolean("truncate")?.unwrap_or(true),
+        attention_factor: attention_factor as f32,
+    })
 }

@@ -1,7 +1,11 @@
 //! Rotary position embedding: how fast each pair of a head's columns turns.
 //!
 //! Pair i of a head of d columns turns by `position · f_i`, with `f_i = θ^(-2i/d)`, scaled by one of the ways in which
-//! models are stretched to longer contexts.
+//! models are stretched to longer contexts. Some of these multiply the queries and keys by a factor in addition.
+
+mod yarn;
+
+pub use yarn::Yarn;
 
 use std::f64::consts::PI;
 
@@ -25,6 +29,18 @@ pub enum RopeScaling {
     Llama3(Llama3Scaling),
     /// Each divided by its own factor, [head_dim / 2]: the `rope_freqs` tensor of GGUF.
     Factors(Vec<f32>),
+    /// High ones kept, low ones divided, a ramp between them (YaRN).
+    Yarn(Yarn),
+    /// Not at all within the model's context (transformers' "dynamic"). Beyond it the base would grow with the sequence: no
+    /// pass goes there.
+    Dynamic(f32),
+    /// LongRoPE within its original context, which is the model's here: beyond it all tokens would turn in another way.
+    LongRope {
+        /// What each frequency is divided by, [head_dim / 2]: `short_factor`.
+        factors: Vec<f32>,
+        /// What queries and keys are multiplied by.
+        attention_factor: f32,
+    },
 }
 
 /// LLaMA 3.1's numbers.
@@ -46,24 +62,45 @@ impl Rope {
         let theta = f64::from(self.theta);
         let plain = (0..head_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64));
         let scaled = plain.enumerate().map(|(i, frequency)| match &self.scaling {
-            RopeScaling::None => frequency,
+            RopeScaling::None | RopeScaling::Dynamic(_) => frequency,
             RopeScaling::Linear(factor) => frequency / f64::from(*factor),
             RopeScaling::Llama3(scaling) => scaling.apply(frequency),
-            RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
+            RopeScaling::Yarn(yarn) => yarn.apply(frequency, i, head_dim, theta),
+            RopeScaling::Factors(factors) | RopeScaling::LongRope { factors, .. } => frequency / f64::from(factors[i]),
         });
         scaled.map(|frequency| frequency as f32).collect()
+    }
+
+    /// What cosines and sines are multiplied by, and with them queries and keys.
+    pub fn attention_factor(&self) -> f32 {
+        match &self.scaling {
+            RopeScaling::Yarn(Yarn { attention_factor, .. }) | RopeScaling::LongRope { attention_factor, .. } => {
+                *attention_factor
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// The name of a scaling that is only known up to the model's context: beyond it transformers turns all tokens in
+    /// another way, as far as the sequence is long.
+    pub(crate) fn within_context(&self) -> Option<&'static str> {
+        match &self.scaling {
+            RopeScaling::Dynamic(_) => Some("dynamic"),
+            RopeScaling::LongRope { .. } => Some("longrope"),
+            _ => None,
+        }
     }
 
     /// What each plain frequency is divided by, [head_dim / 2], where that isn't one number: GGUF's `rope_freqs`.
     pub(crate) fn factors(&self, head_dim: usize) -> Option<Vec<f32>> {
         match &self.scaling {
-            RopeScaling::None | RopeScaling::Linear(_) => None,
             RopeScaling::Factors(factors) => Some(factors.clone()),
             RopeScaling::Llama3(_) => {
                 let plain = Self { theta: self.theta, scaling: RopeScaling::None }.inverse_frequencies(head_dim);
                 let pairs = plain.into_iter().zip(self.inverse_frequencies(head_dim));
                 Some(pairs.map(|(plain, scaled)| plain / scaled).collect())
             }
+            _ => None,
         }
     }
 
@@ -80,14 +117,11 @@ impl Rope {
 
     /// Whether the numbers can be computed with.
     pub(super) fn check(&self, head_dim: usize) -> Result<(), String> {
-        let positive = |what: &str, value: f32| {
-            let good = value.is_finite() && value > 0.0;
-            if good { Ok(()) } else { Err(format!("{what} {value}, wanted a positive number")) }
-        };
         positive("rope theta", self.theta)?;
         match &self.scaling {
             RopeScaling::None => Ok(()),
-            RopeScaling::Linear(factor) => positive("rope scaling factor", *factor),
+            RopeScaling::Linear(factor) | RopeScaling::Dynamic(factor) => positive("rope scaling factor", *factor),
+            RopeScaling::Yarn(yarn) => yarn.check(self.theta),
             RopeScaling::Llama3(s) => {
                 positive("rope scaling factor", s.factor)?;
                 positive("rope low_freq_factor", s.low_freq_factor)?;
@@ -98,7 +132,8 @@ impl Rope {
                 }
                 positive("rope original_max_position_embeddings", s.original_context as f32)
             }
-            RopeScaling::Factors(factors) => {
+            RopeScaling::Factors(factors) | RopeScaling::LongRope { factors, .. } => {
+                positive("rope attention_factor", self.attention_factor())?;
                 if factors.len() != head_dim / 2 {
                     return Err(format!("{} rope factors, wanted {}", factors.len(), head_dim / 2));
                 }
@@ -106,6 +141,12 @@ impl Rope {
             }
         }
     }
+}
+
+/// Fails unless `value` is one that can be divided by.
+fn positive(what: &str, value: f32) -> Result<(), String> {
+    let good = value.is_finite() && value > 0.0;
+    if good { Ok(()) } else { Err(format!("{what} {value}, wanted a positive number")) }
 }
 
 impl Llama3Scaling {

@@ -4,8 +4,8 @@ use super::Pass;
 use super::activations::{Activations, input_and_output};
 use super::block::{Backward, Forward, Scope};
 use super::cache::Cached;
-use crate::Result;
 use crate::backend::{Backend, HeadLoss, RmsNorm, RmsNormBackward};
+use crate::{Error, Result};
 
 impl<B: Backend> Pass<'_, B> {
     /// Runs all layers for all rows; the last one's output is then `acts.inputs[layers % inputs.len()]`.
@@ -20,6 +20,7 @@ impl<B: Backend> Pass<'_, B> {
         mut cached: Cached<'_, B>,
         mut after: impl FnMut(&mut Activations<B>, usize) -> Result<()>,
     ) -> Result<()> {
+        self.check_positions()?;
         self.model.backend.embed(&mut acts.inputs[0], &self.model.embedding, &self.packed.tokens)?;
         for layer in 0..self.model.config.layers {
             self.layer_forward(acts, layer, &mut cached)?;
@@ -31,6 +32,7 @@ impl<B: Backend> Pass<'_, B> {
     /// The final norm of some rows, ascending without repetition, in `acts.read.normed`. Nothing is kept for gradients, and the last
     /// layer computes only what these rows need: for no rows, keys and values.
     pub fn read(&self, acts: &mut Activations<B>, mut cached: Cached<'_, B>, rows: &[u32]) -> Result<()> {
+        self.check_positions()?;
         self.model.backend.embed(&mut acts.inputs[0], &self.model.embedding, &self.packed.tokens)?;
         let last = self.model.config.layers - 1;
         for layer in 0..last {
@@ -55,6 +57,19 @@ impl<B: Backend> Pass<'_, B> {
         let last = &acts.inputs[config.layers % acts.inputs.len()];
         self.model.backend.gather(&mut acts.read.x, last, rows, config.d_model)?;
         self.final_norm(acts, rows.len())
+    }
+
+    /// Fails if a token is where the model's rope scaling is not known.
+    fn check_positions(&self) -> Result<()> {
+        let (config, last) = (&self.model.config, self.packed.positions.iter().max());
+        match (config.rope.within_context(), last) {
+            (Some(scaling), Some(&last)) if last as usize >= config.context => Err(Error::Invalid(format!(
+                "a sequence of {} tokens: expected at most {} with the model's rope scaling, {scaling}, which isn't computed beyond",
+                last as usize + 1,
+                config.context
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn layer_forward(&self, acts: &mut Activations<B>, layer: usize, cached: &mut Cached<'_, B>) -> Result<()> {

@@ -35,8 +35,9 @@ fn architecture(changes: Value) -> Architecture {
     read(changes).unwrap().architecture
 }
 
-fn window(size: usize, first_layer: usize) -> Option<Window> {
-    Some(Window { size: NonZeroUsize::new(size).unwrap(), first_layer })
+/// A window in the layers from `first` on.
+fn window(size: usize, first: usize) -> Option<Window> {
+    Some(Window { size: NonZeroUsize::new(size).unwrap(), layers: (0..2).map(|layer| layer >= first).collect() })
 }
 
 /// The tiny model's tensors, with a bias on each of `biased` and, if asked for, head norms.
@@ -79,18 +80,18 @@ fn a_family_says_what_its_models_have() {
     let qkv = Biases { qkv: true, ..Biases::default() };
     assert_eq!(
         architecture(json!({"model_type": "qwen2"})),
-        Architecture { family: Family::Qwen2, biases: qkv, ..plain }
+        Architecture { family: Family::Qwen2, biases: qkv, ..plain.clone() }
     );
-    let qwen3 = Architecture { family: Family::Qwen3, head_norms: true, ..plain };
+    let qwen3 = Architecture { family: Family::Qwen3, head_norms: true, ..plain.clone() };
     assert_eq!(architecture(json!({"model_type": "qwen3"})), qwen3);
     let qkvo = Biases { qkv: true, o: true, mlp: false };
     assert_eq!(
         architecture(json!({"model_type": "qwen3", "attention_bias": true})),
         Architecture { biases: qkvo, ..qwen3 }
     );
-    assert_eq!(architecture(json!({"attention_bias": true})), Architecture { biases: qkvo, ..plain });
+    assert_eq!(architecture(json!({"attention_bias": true})), Architecture { biases: qkvo, ..plain.clone() });
     let mlp = Biases { mlp: true, ..Biases::default() };
-    assert_eq!(architecture(json!({"mlp_bias": true})), Architecture { biases: mlp, ..plain });
+    assert_eq!(architecture(json!({"mlp_bias": true})), Architecture { biases: mlp, ..plain.clone() });
     assert_eq!(read(json!({"model_type": "qwen3"})).unwrap().head_dim, 128, "Qwen3's default");
     assert_eq!(read(json!({"model_type": "qwen2"})).unwrap().head_dim, 4);
 }
@@ -112,11 +113,21 @@ fn a_window_is_read_as_its_family_means_it() {
         assert_eq!(read(json!({"use_sliding_window": true, "max_window_layers": 1})), window(7, 1));
         assert_eq!(read(json!({"use_sliding_window": true, "max_window_layers": 2})), None, "no layer is left");
         assert_eq!(read(json!({"use_sliding_window": true})), None, "from layer 28 on");
-        let types = json!(["full_attention", "sliding_attention"]);
-        assert_eq!(
-            read(json!({"use_sliding_window": true, "max_window_layers": 1, "layer_types": types})),
-            window(7, 1)
-        );
+        let types = |types: Value| read(json!({"use_sliding_window": true, "layer_types": types}));
+        assert_eq!(types(json!(["full_attention", "sliding_attention"])), window(7, 1));
+        assert_eq!(types(json!(["full_attention", "attention"])), None);
+        assert_eq!(read(json!({"layer_types": ["full_attention", "full_attention"]})), None);
+    }
+    // transformers takes a Mistral with layer types for a Ministral.
+    for family in ["mistral", "ministral"] {
+        let types = |types: Value| {
+            let read = architecture(json!({"model_type": family, "sliding_window": 7, "layer_types": types}));
+            (read.family, read.window)
+        };
+        let first = Some(Window { size: NonZeroUsize::new(7).unwrap(), layers: vec![true, false] });
+        assert_eq!(types(json!(["sliding_attention", "full_attention"])), (Family::Mistral, first));
+        assert_eq!(types(json!(["full_attention", "full_attention"])), (Family::Mistral, None));
+        assert_eq!(types(Value::Null), (Family::Mistral, window(7, 0)));
     }
 }
 
@@ -137,6 +148,11 @@ fn what_cannot_run_is_refused_by_name() {
         ),
         (json!({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}), "layer_types is"),
         (json!({"model_type": "qwen2", "layer_types": ["full_attention"]}), "for each of the 2 layers"),
+        (json!({"model_type": "qwen3", "layer_types": ["full_attention", "linear_attention"]}), "layer_types is"),
+        (
+            json!({"model_type": "mistral", "sliding_window": null, "layer_types": ["sliding_attention", "full_attention"]}),
+            "the model has no sliding window",
+        ),
     ];
     for (changes, wanted) in cases {
         let said = read(changes.clone()).unwrap_err().to_string();

@@ -213,6 +213,13 @@ impl Gguf {
             let factors = rope_factors(&config["rope_scaling"], theta, head_dim as usize);
             gguf.tensor("rope_freqs.weight", &[factors.len()], &factors);
         }
+        let scaling = &config["rope_scaling"];
+        if scaling["rope_type"] == "yarn" {
+            gguf.string(&format!("{architecture}.rope.scaling.type"), "yarn");
+            gguf.f32(&format!("{architecture}.rope.scaling.factor"), scaling["factor"].as_f64().unwrap() as f32);
+            let original = scaling["original_max_position_embeddings"].as_u64().unwrap();
+            gguf.u32(&format!("{architecture}.rope.scaling.original_context_length"), original as u32);
+        }
         for (name, id) in [("bos", "bos_token_id"), ("eos", "eos_token_id")] {
             size(id).into_iter().for_each(|id| gguf.u32(&format!("tokenizer.ggml.{name}_token_id"), id));
         }

@@ -1,9 +1,13 @@
-//! The loss masks of conversations are those of Hugging Face's transformers (5.24: `apply_chat_template` with
-//! `return_assistant_tokens_mask`).
+//! Templates have the special tokens that Hugging Face's transformers (5.24) give them, and the loss masks of conversations are
+//! theirs (`apply_chat_template` with `return_assistant_tokens_mask`).
 
+use hydra_runtime::adapter::Adapter;
+use hydra_runtime::backend::Format;
 use hydra_runtime::chat::{ChatTemplate, Message};
 use hydra_runtime::checkpoint::Checkpoint;
+use hydra_runtime::merge::{self, GgufOptions, MergeGate};
 use std::path::Path;
+use tempfile::tempdir;
 
 const MARKED: &str = "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}{{ 'Answer: ' }}\n    \
     {%- generation -%}\n    {{ message.content }}{{ eos_token }}\n    {%- endgeneration %}\n\n{% else %}\n\
@@ -45,4 +49,37 @@ fn masks_are_those_of_transformers() {
     let plain = MARKED.replace("{%- generation -%}", "{#- -#}").replace("{%- endgeneration %}", "{#- #}");
     let prompted = plain + "{% if add_generation_prompt %}Answer: {% endif %}";
     assert_eq!(masked(&prompted), found);
+}
+
+/// A folder's tokenizer files name tokens as text or as an object; those without a name are undefined.
+#[test]
+fn special_tokens_are_the_tokenizers() {
+    let (golden, dir) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/hydra/model"), tempdir().unwrap());
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(golden.join(name), dir.path().join(name)).unwrap();
+    }
+    let options = r##"{"bos_token": null, "eos_token": {"content": "</s>"}, "pad_token": "!", "unk_token": "#", "sep_token": null,
+        "image_token": "$", "add_bos_token": true, "extra_special_tokens": {"video": "%"}}"##;
+    std::fs::write(dir.path().join("tokenizer_config.json"), options).unwrap();
+    let template = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token }}|{{ image_token }}|{{ video }}|\
+        {{ sep_token is defined or add_bos_token is defined }}";
+    let text = |folder: &Path| {
+        let tokenizer = Checkpoint::open(folder).unwrap().tokenizer().unwrap();
+        ChatTemplate::new(template, &tokenizer).unwrap().prompt(&conversation()).unwrap()
+    };
+    assert_eq!(text(dir.path()), "|</s>|!|#|$|%|False");
+    assert_eq!(text(&golden), "|</s>|||||False");
+    // A GGUF file keeps the two that llama.cpp has keys for.
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let adapter = Adapter::load(golden.join("../adapter"), checkpoint.config()).unwrap();
+    let file = dir.path().join("m.gguf");
+    merge::write_gguf(
+        &checkpoint,
+        &adapter,
+        MergeGate::Uniform,
+        &file,
+        GgufOptions { format: Format::F32, description: None },
+    )
+    .unwrap();
+    assert_eq!(text(&file), "<s>|</s>|!|#|||False");
 }

@@ -2,8 +2,13 @@
 
 use crate::builder::{Gguf, config_json, model_tensors, safetensors, tensors, value, write_folder};
 use hydra_kernels::isa::Isa;
+use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
+use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::{Checkpoint, TensorId};
-use hydra_runtime::config::{Config, Llama3Scaling, Rope, RopeScaling};
+use hydra_runtime::config::{Config, Llama3Scaling, Rope, RopeScaling, Yarn};
+use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::generate::Generator;
+use hydra_runtime::model::Model;
 use hydra_runtime::projection::Projection;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -210,7 +215,9 @@ fn configurations_that_cannot_run_are_refused_by_key() {
         ("num_hidden_layers", json!(1u64 << 60)),
         ("rms_norm_eps", json!("small")),
         ("rope_theta", json!(0.0)),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
+        ("rope_scaling", json!({"rope_type": "su", "factor": 2.0})),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 0.0})),
+        ("rope_scaling", json!({"rope_type": "longrope", "short_factor": [1.0]})),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 2.0})),
         ("sliding_window", json!(16)),
         ("eos_token_id", json!("</s>")),
@@ -284,12 +291,73 @@ fn rope_scalings_are_read() {
         panic!()
     };
     assert_eq!(scaling.original_context, 32);
+    let yarn = |changes: serde_json::Value| {
+        let mut scaling = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32});
+        scaling.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let rope = read(json!({"rope_scaling": scaling}));
+        let RopeScaling::Yarn(yarn) = rope.scaling else { panic!() };
+        yarn
+    };
+    let usual = Yarn {
+        factor: 4.0,
+        original_context: 32,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor: 1.138_629_4,
+    };
+    assert_eq!(yarn(json!({})), usual);
+    assert_eq!(yarn(json!({"beta_slow": 0, "mscale": 0, "mscale_all_dim": 2})), usual, "0 is not given");
+    assert_eq!(yarn(json!({"attention_factor": 0.5, "mscale": 1, "mscale_all_dim": 2})).attention_factor, 0.5);
+    let weighed = yarn(json!({"mscale": 1, "mscale_all_dim": 2})).attention_factor;
+    assert!((weighed - 1.138_629_4 / 1.277_258_9).abs() < 1e-6, "{weighed}");
+    // The model's context, 64, over the original one.
+    assert_eq!(yarn(json!({"factor": null})).factor, 2.0);
     let mut gguf = Gguf::model();
     gguf.tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
     let file = dir.path().join("m.gguf");
     std::fs::write(&file, gguf.bytes()).unwrap();
     let factors = Checkpoint::open(&file).unwrap().config().rope.inverse_frequencies(4);
     assert_eq!(factors, [1.0, 0.01 / 8.0]);
+    // As llama.cpp reads YaRN.
+    let mut gguf = Gguf::model();
+    gguf.string("llama.rope.scaling.type", "yarn");
+    gguf.f32("llama.rope.scaling.factor", 4.0);
+    gguf.u32("llama.rope.scaling.original_context_length", 32);
+    let read = |gguf: &Gguf| Checkpoint::from_gguf(gguf.bytes()).unwrap().config().rope.scaling.clone();
+    assert_eq!(read(&gguf), RopeScaling::Yarn(usual));
+    gguf.f32("llama.rope.scaling.attn_factor", 0.5);
+    assert_eq!(read(&gguf), RopeScaling::Yarn(Yarn { attention_factor: usual.attention_factor / 2.0, ..usual }));
+}
+
+/// Beyond the context these scalings turn all tokens in another way, as far as the sequence is long: that isn't computed.
+#[test]
+fn scalings_that_depend_on_the_length_end_with_the_context() {
+    let dir = tempdir().unwrap();
+    let model = |scaling: serde_json::Value| {
+        let mut config = config_json();
+        config["rope_scaling"] = scaling;
+        write_folder(dir.path(), &config, &model_tensors());
+        let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        Model::load(cpu, &Checkpoint::open(dir.path()).unwrap()).unwrap()
+    };
+    let dynamic = model(json!({"type": "dynamic", "factor": 2.0}));
+    let (factors, original) = ([2.0, 4.0], "original_max_position_embeddings");
+    let long = model(json!({"type": "longrope", "short_factor": factors, "long_factor": [9, 9], original: 16}));
+    // The square root of 1 + ln 4 / ln 16, of a context of 64.
+    assert_eq!(long.config().rope.attention_factor(), 1.5f32.sqrt());
+    assert_eq!(long.config().rope.inverse_frequencies(4), [0.5, 0.0025]);
+    for (model, context, name) in [(dynamic, 64, "dynamic"), (long, 16, "longrope")] {
+        assert_eq!(model.config().context, context);
+        let mut evaluator = Evaluator::new(&model, None, 80).unwrap();
+        assert!(evaluator.logits(&Sequence::prompt(&vec![1; context])).is_ok());
+        let error = evaluator.logits(&Sequence::prompt(&vec![1; context + 1])).unwrap_err().to_string();
+        let wanted = format!("a sequence of {} tokens: expected at most {context} ", context + 1);
+        assert!(error.starts_with(&wanted) && error.contains(name), "{error}");
+        let mut generator = Generator::new(&model, None, 80).unwrap();
+        generator.feed(&vec![1; context]).unwrap();
+        assert!(generator.feed(&[1]).unwrap_err().to_string().starts_with(&wanted));
+    }
 }
 
 #[test]
@@ -313,9 +381,18 @@ fn fingerprints_tell_weights_and_shapes_apart() {
 }
 
 #[test]
-fn end_tokens_of_both_files() {
+fn end_tokens_are_those_for_generation_where_it_names_some() {
     let dir = tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config_json().to_string()).unwrap();
-    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [1, 5]}"#).unwrap();
-    assert_eq!(Config::open(dir.path()).unwrap().eos, [1, 5]);
+    let eos = || Config::open(dir.path()).unwrap().eos;
+    assert_eq!(eos(), [1]);
+    for (text, wanted) in [
+        (r#"{"eos_token_id": [5, 4, 5]}"#, &[5, 4][..]),
+        (r#"{"eos_token_id": 3}"#, &[3]),
+        (r#"{"eos_token_id": null}"#, &[1]),
+        (r#"{"temperature": 0.6}"#, &[1]),
+    ] {
+        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+        assert_eq!(eos(), wanted, "{text}");
+    }
 }

@@ -4,7 +4,7 @@ use super::container::Container;
 use super::writer::Header;
 use super::{ROPE_FACTORS, describe_tokenizer, types};
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, RopeScaling};
+use crate::config::{Config, RopeScaling, Yarn};
 use crate::{Error, Result};
 use hydra_kernels::quant::Format;
 
@@ -70,18 +70,48 @@ fn config(header: &mut Header, config: &Config) -> Result<(), String> {
     }
     header.f32(key("attention.layer_norm_rms_epsilon"), config.norm_eps);
     header.f32(key("rope.freq_base"), config.rope.theta);
-    if let RopeScaling::Linear(factor) = config.rope.scaling {
-        header.string(key("rope.scaling.type"), "linear");
+    let mut scaling = |kind, factor| {
+        header.string(key("rope.scaling.type"), kind);
         header.f32(key("rope.scaling.factor"), factor);
+    };
+    match &config.rope.scaling {
+        // The factors of the last two are a tensor.
+        RopeScaling::None | RopeScaling::Llama3(_) | RopeScaling::Factors(_) => {}
+        RopeScaling::Linear(factor) => scaling("linear", *factor),
+        RopeScaling::Yarn(yarn) => {
+            scaling("yarn", yarn.factor);
+            self::yarn(header, key, yarn)?;
+        }
+        RopeScaling::Dynamic(_) => return Err("its rope scaling is \"dynamic\", which GGUF has no name for".into()),
+        RopeScaling::LongRope { .. } => return Err("its rope scaling is LongRoPE, which isn't written to GGUF".into()),
     }
-    if let Some(window) = config.architecture.window {
-        if window.first_layer > 0 {
-            return Err(format!(
-                "its sliding window begins at layer {}, and GGUF has no key for windows that don't begin at layer 0",
-                window.first_layer
-            ));
+    if let Some(window) = &config.architecture.window {
+        if !window.everywhere() {
+            return Err("some of its layers have a sliding window and some have none, which GGUF has no key for".into());
         }
         header.u32(key("attention.sliding_window"), window.size.get());
+    }
+    Ok(())
+}
+
+/// YaRN's numbers, but for the factor.
+fn yarn(header: &mut Header, key: impl Fn(&str) -> String, yarn: &Yarn) -> Result<(), String> {
+    if !yarn.truncate {
+        return Err("its rope scaling, YaRN, doesn't truncate its ramp, and GGUF has no key for that".into());
+    }
+    let key = |name: &str| key(&format!("rope.scaling.{name}"));
+    header.u32(key("original_context_length"), yarn.original_context);
+    // llama.cpp computes the usual attention factor itself.
+    let usual = Yarn::mscale(yarn.factor.into(), 1.0) as f32;
+    if yarn.attention_factor != usual {
+        header.f32(key("attn_factor"), yarn.attention_factor / usual);
+    }
+    for (name, value, default) in
+        [("yarn_beta_fast", yarn.beta_fast, Yarn::BETAS[0]), ("yarn_beta_slow", yarn.beta_slow, Yarn::BETAS[1])]
+    {
+        if value != default {
+            header.f32(key(name), value);
+        }
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A tokenizer as GGUF's `tokenizer.ggml.*` keys, from which `vocabulary.rs` and llama.cpp make the same one: byte-level BPE
 //! (`gpt2`), or SentencePiece's BPE with byte fallback (`llama`).
 
-use super::vocabulary::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
+use super::vocabulary::{BYTE, CONTROL, NAMED, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
 use super::writer::Header;
 use crate::config::Config;
 use crate::error::printable;
@@ -55,8 +55,13 @@ fn special_tokens(header: &mut Header, tokenizer: &Tokenizer, config: &Config, u
         }
     });
     let names = ["eos", "eot", "eom"].into_iter().zip(ends);
-    let named = names.chain(bos.map(|id| ("bos", id))).chain(unknown.map(|id| ("unknown", id)));
-    for (name, id) in named {
+    let text = |name: &str| tokenizer.token_id(tokenizer.named_tokens().get(name)?);
+    let others = NAMED.iter().filter_map(|(name, key)| {
+        let own = unknown.filter(|_| *key == "unknown");
+        Some((*key, own.or_else(|| text(name))?))
+    });
+    let named = names.chain(bos.map(|id| ("bos", id))).chain(others);
+    for (name, id) in named.filter(|&(_, id)| (id as usize) < config.vocab) {
         header.u32(format!("tokenizer.ggml.{name}_token_id"), id as usize);
     }
     header.bool("tokenizer.ggml.add_bos_token", tokenizer.bos_to_add().is_some());
@@ -82,7 +87,9 @@ impl Vocabulary {
             let byte = model["byte_fallback"] == true && token.len() == 6 && token.starts_with("<0x");
             vocabulary.put(id, token, if byte { BYTE } else { NORMAL })?;
         }
-        for added in json["added_tokens"].as_array().into_iter().flatten() {
+        // Those beyond the embedding can't be used: llama.cpp wants as many tokens as there are rows.
+        let has_row = |added: &&Value| added["id"].as_u64().is_none_or(|id| id < rows as u64);
+        for added in json["added_tokens"].as_array().into_iter().flatten().filter(has_row) {
             let kind = if added["special"] == true { CONTROL } else { USER_DEFINED };
             vocabulary.put(&added["id"], added["content"].as_str().unwrap_or_default(), kind)?;
         }

@@ -2,7 +2,7 @@
 
 use super::container::{Container, Value};
 use crate::error::printable;
-use crate::tokenizer::{Special, Tokenizer, bpe, limits, spm};
+use crate::tokenizer::{NamedTokens, Special, Tokenizer, bpe, limits, spm};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use tokenizers::AddedToken;
@@ -14,6 +14,9 @@ pub(super) const CONTROL: i64 = 3;
 pub(super) const USER_DEFINED: i64 = 4;
 pub(super) const UNUSED: i64 = 5;
 pub(super) const BYTE: i64 = 6;
+
+/// Special tokens' names in chat templates and in keys, but for the ends of a text.
+pub(super) const NAMED: [(&str, &str); 2] = [("unk_token", "unknown"), ("pad_token", "padding")];
 
 pub(super) fn tokenizer(file: &Container) -> Result<Tokenizer> {
     let Some(Value::Strings(tokens)) = file.metadata.get("tokenizer.ggml.tokens") else {
@@ -36,6 +39,11 @@ pub(super) fn tokenizer(file: &Container) -> Result<Tokenizer> {
     };
     let (bos, eos) = (id("tokenizer.ggml.bos_token_id")?, id("tokenizer.ggml.eos_token_id")?);
     let unknown = id("tokenizer.ggml.unknown_token_id")?;
+    let mut named = NamedTokens::new();
+    for (name, key) in NAMED {
+        let id = id(&format!("tokenizer.ggml.{key}_token_id"))?;
+        named.extend(id.map(|id| (name.into(), tokens[id as usize].into())));
+    }
     let kinds = kinds(file, tokens.len(), [bos, eos, unknown])?;
     let (mut inner, adds_bos) = match file.string("tokenizer.ggml.model")? {
         Some("gpt2") => {
@@ -69,7 +77,7 @@ pub(super) fn tokenizer(file: &Container) -> Result<Tokenizer> {
     let adds_bos = file.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
     let template = file.string("tokenizer.chat_template")?.map(str::to_owned);
     let special = Special { bos_to_add: bos.filter(|_| adds_bos), bos, eos };
-    Ok(Tokenizer::new(inner, special, template))
+    Ok(Tokenizer::new(inner, special, named, template))
 }
 
 /// Each token's type; without the key, the special ones are those that other keys name.
