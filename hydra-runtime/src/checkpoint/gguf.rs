@@ -25,6 +25,8 @@ use std::path::Path;
 
 /// Frequencies' divisors of models that were stretched the LLaMA 3.1 way, [head_dim / 2].
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// What multiplies queries and keys, beside YaRN's usual factor.
+const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Lists a file's tensors; `path` is for messages.
 pub(super) fn list(path: &Path, file: Bytes) -> Result<Listing> {
@@ -191,6 +193,10 @@ fn rope(file: &Container, key: impl Fn(&str) -> String, context: usize) -> Resul
         Some("yarn") => RopeScaling::Yarn(yarn(file, &key, factor.unwrap_or(1.0), context)?),
         Some(_) => return Err(file.refuse(&kind, r#""none", "linear" or "yarn""#)),
     };
+    let attention_factor = key(ATTENTION_FACTOR);
+    if !matches!(scaling, RopeScaling::Yarn(_)) && file.float(&attention_factor)?.is_some_and(|factor| factor != 1.0) {
+        return Err(file.refuse(&attention_factor, "1 without YaRN"));
+    }
     if !file.tensors.contains_key(ROPE_FACTORS) {
         return Ok(Rope { theta, scaling });
     }
@@ -204,19 +210,17 @@ fn rope(file: &Container, key: impl Fn(&str) -> String, context: usize) -> Resul
     Ok(Rope { theta, scaling: RopeScaling::Factors(factors) })
 }
 
-/// YaRN as llama.cpp computes it.
+/// YaRN as llama.cpp computes it: of the keys for its other numbers llama.cpp reads none for these architectures.
 fn yarn(file: &Container, key: &impl Fn(&str) -> String, factor: f64, context: usize) -> Result<Yarn> {
-    let number = |name: &str| file.float(&key(&format!("rope.scaling.{name}")));
-    let all = number("yarn_log_multiplier")?.filter(|&all| all != 0.0);
-    let mscale = Yarn::mscale(factor, 1.0) / all.map_or(1.0, |all| Yarn::mscale(factor, all));
     let [beta_fast, beta_slow] = Yarn::BETAS;
+    let attention_factor = file.float(&key(ATTENTION_FACTOR))?.unwrap_or(1.0);
     Ok(Yarn {
         factor: factor as f32,
         original_context: file.unsigned(&key("rope.scaling.original_context_length"))?.unwrap_or(context),
-        beta_fast: number("yarn_beta_fast")?.map_or(beta_fast, |beta| beta as f32),
-        beta_slow: number("yarn_beta_slow")?.map_or(beta_slow, |beta| beta as f32),
+        beta_fast,
+        beta_slow,
         truncate: true,
-        attention_factor: (mscale * number("attn_factor")?.unwrap_or(1.0)) as f32,
+        attention_factor: (Yarn::mscale(factor, 1.0) * attention_factor) as f32,
     })
 }
 

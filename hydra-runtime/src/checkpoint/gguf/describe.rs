@@ -2,7 +2,7 @@
 
 use super::container::Container;
 use super::writer::Header;
-use super::{ROPE_FACTORS, describe_tokenizer, types};
+use super::{ATTENTION_FACTOR, ROPE_FACTORS, describe_tokenizer, types};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, RopeScaling, Yarn};
 use crate::{Error, Result};
@@ -96,22 +96,14 @@ fn config(header: &mut Header, config: &Config) -> Result<(), String> {
 
 /// YaRN's numbers, but for the factor.
 fn yarn(header: &mut Header, key: impl Fn(&str) -> String, yarn: &Yarn) -> Result<(), String> {
-    if !yarn.truncate {
-        return Err("its rope scaling, YaRN, doesn't truncate its ramp, and GGUF has no key for that".into());
+    if !yarn.truncate || [yarn.beta_fast, yarn.beta_slow] != Yarn::BETAS {
+        return Err("its rope scaling, YaRN, has another ramp than the usual one, which llama.cpp doesn't read".into());
     }
-    let key = |name: &str| key(&format!("rope.scaling.{name}"));
-    header.u32(key("original_context_length"), yarn.original_context);
+    header.u32(key("rope.scaling.original_context_length"), yarn.original_context);
     // llama.cpp computes the usual attention factor itself.
     let usual = Yarn::mscale(yarn.factor.into(), 1.0) as f32;
     if yarn.attention_factor != usual {
-        header.f32(key("attn_factor"), yarn.attention_factor / usual);
-    }
-    for (name, value, default) in
-        [("yarn_beta_fast", yarn.beta_fast, Yarn::BETAS[0]), ("yarn_beta_slow", yarn.beta_slow, Yarn::BETAS[1])]
-    {
-        if value != default {
-            header.f32(key(name), value);
-        }
+        header.f32(key(ATTENTION_FACTOR), yarn.attention_factor / usual);
     }
     Ok(())
 }
