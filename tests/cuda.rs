@@ -12,6 +12,8 @@ mod context;
 mod emulated;
 #[path = "cuda/linear.rs"]
 mod linear;
+#[path = "cuda/memory.rs"]
+mod memory;
 #[path = "cuda/model.rs"]
 mod model;
 #[path = "cuda/ops.rs"]
@@ -66,11 +68,13 @@ all! {
     ops::swiglu: 4;
     ops::gather_and_scatter: 4;
     ops::attention: 12;
+    ops::lowest_scores: 2;
     ops::head: 8;
     ops::large_head: 4;
     ops::optimizer: 4;
     linear::frozen: 16;
     linear::adapted: 24;
+    linear::nothing: 4;
     linear::decoded: 8;
     linear::large: 2;
 }
@@ -84,6 +88,16 @@ fn golden_cases_on_the_emulator() {
 fn golden_cases_compiled() {
     // An interpreter takes seconds for a step. What ten of them add is the source's, and a GPU's.
     model::golden(emulated::compiled, 3);
+}
+
+#[test]
+fn announced_memory_is_what_is_taken() {
+    memory::announced_is_taken();
+}
+
+#[test]
+fn more_values_than_32_bits_count() {
+    memory::more_values_than_32_bits_count();
 }
 
 #[test]

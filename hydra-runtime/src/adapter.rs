@@ -250,6 +250,11 @@ impl AdapterConfig {
         self.shape_of(d_in, d_out)
     }
 
+    /// Those of a layer's adapters.
+    pub(crate) fn shapes(&self, model: &Config) -> Vec<HydraShape> {
+        self.targets.iter().map(|&projection| self.shape(model, projection)).collect()
+    }
+
     pub(crate) fn shape_of(&self, d_in: usize, d_out: usize) -> HydraShape {
         let (rank, lora_heads) = (self.rank, self.lora_heads);
         let (per_head_a, router) = (self.method == Method::Split, self.gate == GateKind::Router);

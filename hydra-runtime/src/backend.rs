@@ -198,8 +198,21 @@ pub trait Backend: Send + Sync + 'static {
     fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
     }
-    /// Bytes that the backend keeps for itself, for a model of this configuration and `tokens` rows.
-    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64;
+    /// Bytes that the backend keeps for itself.
+    fn workspace_bytes(&self, work: &Workload<'_>) -> u64;
+}
+
+/// What decides how many bytes a backend keeps for itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload<'a> {
+    /// The model.
+    pub config: &'a Config,
+    /// The most rows of a pass.
+    pub tokens: usize,
+    /// The shapes of a layer's adapters, if it has any.
+    pub adapters: &'a [HydraShape],
+    /// Whether there are gradients.
+    pub training: bool,
 }
 
 /// Several sequences, for a device that does not batch them.

@@ -2,7 +2,7 @@
 
 use crate::adapter::device::DeviceAdapter;
 use crate::adapter::{Adapter, AdapterConfig, GateKind};
-use crate::backend::{Backend, Device, Linear, LinearOutput};
+use crate::backend::{Backend, Device, Linear, LinearOutput, Workload};
 use crate::batch::{self, Packed, Sequence};
 use crate::config::Config;
 use crate::model::activations::{Activations, Plan, Purpose};
@@ -54,7 +54,9 @@ impl<B: Backend> Evaluator<B> {
         let activations = Plan::new(config, adapter, max_tokens, Purpose::Forward)?.bytes(backend);
         let rope = 4 * max_tokens.saturating_mul(config.head_dim) as u64;
         let parameters = adapter.map_or(0, |adapter| adapter.parameters(config).saturating_mul(4));
-        let parts = [rope, parameters, backend.workspace_bytes(max_tokens, config)];
+        let adapters = &adapter.map_or(Vec::new(), |adapter| adapter.shapes(config));
+        let workspace = backend.workspace_bytes(&Workload { config, tokens: max_tokens, adapters, training: false });
+        let parts = [rope, parameters, workspace];
         Ok(parts.into_iter().fold(activations, u64::saturating_add))
     }
 

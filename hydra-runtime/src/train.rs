@@ -8,7 +8,7 @@ pub use state::STATE_FILE;
 use crate::adapter::device::DeviceAdapter;
 use crate::adapter::{Adapter, AdapterConfig};
 pub use crate::backend::AdamW;
-use crate::backend::{AdamWStep, Backend, Device};
+use crate::backend::{AdamWStep, Backend, Device, Workload};
 use crate::batch::{self, Packed, Sequence};
 use crate::communicator::{Alone, Communicator};
 use crate::config::Config;
@@ -123,9 +123,10 @@ impl<B: Backend> Trainer<B> {
         let purpose = Purpose::Training(options.checkpointing);
         let activations = Plan::new(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
+        let (tokens, adapters) = (options.max_tokens, &adapter.shapes(config));
+        let workspace = backend.workspace_bytes(&Workload { config, tokens, adapters, training: true });
         // Parameters, gradients and two moments, and what an update can be undone with.
         let adapter = adapter.parameters(config).saturating_mul(4 * 7);
-        let workspace = backend.workspace_bytes(options.max_tokens, config);
         let parts = [4 * rope as u64, adapter, workspace];
         Ok(parts.into_iter().fold(activations.bytes(backend), u64::saturating_add))
     }

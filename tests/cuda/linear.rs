@@ -74,7 +74,7 @@ impl<B: Backend> Matrix<B> {
 fn run<B: Backend>(b: &B, case: &Case) -> Results {
     let (weight, tokens) = (&b.matrix(case.stored.weight()).unwrap(), case.tokens);
     let stream = |values: &[f32]| Matrix::put(b, case.activations, values);
-    let [d_in, d_out] = [&case.x, &case.y].map(|values| values.len() / tokens);
+    let [d_out, d_in] = case.stored.sizes();
     let (x, params) = (&put_rows(b, d_in, &case.x), put(b, &case.params));
     let (mut y, residual) = (stream(&vec![f32::NAN; case.y.len()]), stream(&case.y));
     let adds = case.accumulate == Accumulate::Add;
@@ -193,6 +193,17 @@ pub fn frozen<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
 
 pub fn adapted<D: Driver>(cuda: &Cuda<D>, random: &mut Random, size: usize) {
     check(cuda, &draw(random, size, true));
+}
+
+/// No tokens: nothing happens.
+pub fn nothing<D: Driver>(cuda: &Cuda<D>, random: &mut Random, _: usize) {
+    let adapted = random.coin();
+    let case = case(random, 0, [40, 24], adapted);
+    let before = case.params.clone();
+    let results = run(cuda, &Case { dx: true, ..case });
+    for (name, values) in results {
+        assert_eq!(values, if name == "dparams" { before.clone() } else { vec![] }, "{name}");
+    }
 }
 
 /// With enough tokens that a quantised matrix is decoded first.

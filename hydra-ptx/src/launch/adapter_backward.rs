@@ -6,18 +6,22 @@
 use super::*;
 use crate::kernels::adapter::*;
 
-/// Tokens of a group and the number of groups, for a sum of products of `columns` columns with `rows` columns.
+/// The most groups of tokens, for a sum of products of `columns` columns with `rows` columns.
+fn wanted(columns: usize, rows: usize) -> usize {
+    let blocks = columns.div_ceil(WIDE as usize).saturating_mul(rows.div_ceil(NARROW as usize));
+    (WIDE_BLOCKS as usize / blocks.max(1)).max(1)
+}
+
+/// Tokens of a group and the number of groups, for such a sum.
 fn groups(tokens: u32, columns: u32, rows: u32) -> (u32, u32) {
-    let blocks = columns.div_ceil(WIDE) * rows.div_ceil(NARROW);
-    let wanted = (WIDE_BLOCKS / blocks.max(1)).max(1);
+    let wanted = wanted(columns as usize, rows as usize) as u32;
     let group = tokens.div_ceil(wanted).max(GROUP_TOKENS).next_multiple_of(WIDE_TOKENS);
     (group, tokens.div_ceil(group))
 }
 
-/// The bytes of a weight gradient's parts, for an adapter of at most 32 rows.
-pub fn weight_grad_bytes(tokens: usize, columns: usize) -> usize {
-    let [tokens, wide] = [tokens, columns].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-    groups(tokens, wide, NARROW).1 as usize * columns * NARROW as usize * 4
+/// The most parts of a sum over up to so many tokens, for a gradient [columns, rows] or [rows, columns].
+pub fn most_parts(tokens: usize, columns: usize, rows: usize) -> usize {
+    wanted(columns, rows).min(tokens.div_ceil(GROUP_TOKENS as usize))
 }
 
 /// A launch of the blocks of [`groups`].

@@ -6,6 +6,7 @@ use hydra_runtime::backend::cpu::Bound;
 use hydra_runtime::backend::{
     AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm,
     HeadNormBackward, Linear, LinearBackward, LinearOutput, Prefix, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    Workload,
 };
 use hydra_runtime::config::Config;
 use std::collections::BTreeMap;
@@ -322,7 +323,7 @@ impl<B: Backend> Backend for Timed<B> {
     fn trains(&self) -> Result<()> {
         self.inner.trains()
     }
-    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
-        self.inner.workspace_bytes(tokens, config)
+    fn workspace_bytes(&self, work: &Workload<'_>) -> u64 {
+        self.inner.workspace_bytes(work)
     }
 }

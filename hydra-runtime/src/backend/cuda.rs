@@ -21,6 +21,7 @@ mod linear_backward;
 mod loss;
 mod matrix;
 mod operations;
+mod plan;
 mod state;
 
 pub use buffer::{Activations, Buffer};

@@ -9,7 +9,7 @@ use super::cuda::{Cuda, Gpu};
 use super::{
     AdamWStep, AdapterArgs, AnyBuffer, AnyBufferMut, Attention, AttentionBackward, AttentionRows, Backend, CachedRows,
     HeadLoss, HeadNorm, HeadNormBackward, Linear, LinearBackward, LinearOutput, LinearRows, Prefix, RmsNorm,
-    RmsNormBackward, Rope, RowGroup, StoredWeight,
+    RmsNormBackward, Rope, RowGroup, StoredWeight, Workload,
 };
 use crate::Result;
 use crate::config::Config;
@@ -374,7 +374,7 @@ impl Backend for Device {
         on!(self, backend => backend.trains())
     }
 
-    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
-        on!(self, backend => backend.workspace_bytes(tokens, config))
+    fn workspace_bytes(&self, work: &Workload<'_>) -> u64 {
+        on!(self, backend => backend.workspace_bytes(work))
     }
 }

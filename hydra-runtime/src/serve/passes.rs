@@ -6,7 +6,7 @@ use super::logprob::token_logprob;
 use super::{EngineOptions, TokenGates, TokenLogprob};
 use crate::Result;
 use crate::adapter::device::DeviceAdapter;
-use crate::backend::{AttentionShape, Backend, LinearOutput, LinearRows, RowGroup, RowKind};
+use crate::backend::{AttentionShape, Backend, LinearOutput, LinearRows, RowGroup, RowKind, Workload};
 use crate::batch::{Packed, Sequence};
 use crate::config::Config;
 use crate::model::activations::{Activations, Plan, Purpose};
@@ -87,7 +87,9 @@ pub(super) fn plan_bytes<B: Backend>(
     let tokens = (options.slots.saturating_mul(context) as u64).saturating_add(options.prefix_tokens as u64);
     let rope = 4 * context.saturating_mul(config.head_dim) as u64;
     let logits = logit_rows.saturating_mul(bytes * config.d_model as u64 + 8 * config.vocab as u64);
-    let parts = [token.saturating_mul(tokens), rope, logits, backend.workspace_bytes(rows, config)];
+    // Adapters come with requests.
+    let workspace = backend.workspace_bytes(&Workload { config, tokens: rows, adapters: &[], training: false });
+    let parts = [token.saturating_mul(tokens), rope, logits, workspace];
     Ok(parts.into_iter().fold(activations, u64::saturating_add))
 }
 

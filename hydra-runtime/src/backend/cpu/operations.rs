@@ -8,9 +8,8 @@ use super::workspace::Workspace;
 use super::{Cpu, Precision, attention, linear, loss};
 use crate::backend::{
     AdamWStep, Attention, AttentionBackward, AttentionRows, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear,
-    LinearBackward, LinearRows, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    LinearBackward, LinearRows, RmsNorm, RmsNormBackward, Rope, StoredWeight, Workload,
 };
-use crate::config::Config;
 use crate::{Error, Result};
 use half::bf16;
 use hydra_kernels::gemm::{Values, ValuesMut};
@@ -261,7 +260,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
+    fn workspace_bytes(&self, &Workload { config, tokens, .. }: &Workload<'_>) -> u64 {
         Workspace::bytes(tokens, config.d_ffn.max(config.d_model), self.threads())
     }
 }

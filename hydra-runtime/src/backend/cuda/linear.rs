@@ -29,6 +29,11 @@ impl Adapter {
         tokens: usize,
     ) -> Result<Self> {
         let (slot, shape) = (args.slot, args.slot.shape);
+        // Kernels number the values of these matrices, rows padded, in 32 bits.
+        let matrices = [(shape.stacked_rows(), shape.d_in), (shape.d_out.max(tokens), shape.mixed_width())];
+        for (rows, columns) in matrices {
+            size(rows * columns.next_multiple_of(8))?;
+        }
         let (gate, labels) = match slot.gate {
             GateKind::Router => (GATE_ROUTER, Ptr::NULL),
             GateKind::Label => (GATE_LABEL, state.ids.on_device(&cuda.driver, &args.labels[..tokens])?),

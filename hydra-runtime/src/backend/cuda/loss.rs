@@ -15,16 +15,20 @@ const BLOCK_VALUES: usize = 16 << 20;
 
 /// The most ids of a block, so that their rows of the vocabulary's matrix, decoded, take no more memory than a layer's
 /// weight.
-pub(super) const MAX_IDS: usize = 8192;
+const MAX_IDS: usize = 8192;
 
-/// Ids of a block for this number of rows: whole tiles.
+/// A block is as wide as whole tiles.
+const TILE: usize = 128;
+
+/// Ids of a block for this number of rows.
 fn block_ids(rows: usize) -> usize {
-    (BLOCK_VALUES / rows.max(1)).next_multiple_of(128).clamp(128, MAX_IDS)
+    (BLOCK_VALUES / rows.max(1)).next_multiple_of(TILE).clamp(TILE, MAX_IDS)
 }
 
-/// Bytes that the blocks take for up to `rows` rows.
-pub(super) fn bytes(rows: usize) -> u64 {
-    6 * (rows * block_ids(rows)) as u64
+/// The most ids of a block, and the most logits of one, for up to `rows` rows and a vocabulary of this size.
+pub(super) fn most(rows: usize, vocab: usize) -> (usize, u128) {
+    let (rows, ids) = (rows as u128, vocab.min(MAX_IDS));
+    (ids, (rows * ids as u128).min(BLOCK_VALUES as u128 + rows * TILE as u128))
 }
 
 impl<D: Driver> Cuda<D> {

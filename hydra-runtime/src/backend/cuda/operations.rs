@@ -2,19 +2,17 @@
 
 use super::buffer::{Activations, Buffer, Memory, pitch, size};
 use super::driver::Driver;
-use super::gpu::blas;
 use super::launcher::Cuda;
-use super::loss;
 use super::matrix::Matrix;
+use super::plan;
 use crate::backend::{
     AdamW, AdamWStep, Attention, AttentionBackward, Backend, HeadLoss, HeadNorm, HeadNormBackward, Linear,
-    LinearBackward, RmsNorm, RmsNormBackward, Rope, StoredWeight,
+    LinearBackward, RmsNorm, RmsNormBackward, Rope, StoredWeight, Workload,
 };
 use crate::config::Config;
 use crate::{Error, Result};
 use half::bf16;
 use hydra_ptx::launch::{self, MAX_HEAD_DIM};
-use hydra_ptx::sizes::DECODED_TOKENS;
 use std::ops::Range;
 
 /// Columns of a head in the kernels' type. They take them in pairs.
@@ -290,17 +288,7 @@ impl<D: Driver> Backend for Cuda<D> {
         self.driver.free_bytes().map(Some)
     }
 
-    fn workspace_bytes(&self, tokens: usize, config: &Config) -> u64 {
-        let (d, widest) = (config.d_model, config.d_ffn.max(config.d_model));
-        // An f32 gradient as an operand, and as much again for the adapter's narrow matrices and the parts of their
-        // gradients; the parts of a weight gradient; the blocks of logits; the largest quantised weight, or a block's
-        // rows of the vocabulary's matrix, decoded; cuBLASLt's workspace.
-        let wide = widest.max(loss::MAX_IDS);
-        let decoded = if tokens < DECODED_TOKENS as usize { 0 } else { 2 * d * wide };
-        let library = if launch::is_large(tokens, wide) { blas::WORKSPACE } else { 0 };
-        let parts = launch::weight_grad_bytes(tokens, widest);
-        // An operand may have room behind its rows.
-        let room = self.driver.room(tokens, widest).unwrap_or(0);
-        (4 * tokens * (widest + room) + parts + decoded + library) as u64 + loss::bytes(tokens)
+    fn workspace_bytes(&self, work: &Workload<'_>) -> u64 {
+        plan::bytes(&self.driver, work)
     }
 }

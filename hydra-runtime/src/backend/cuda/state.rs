@@ -56,7 +56,7 @@ impl<D: Driver> Area<D> {
 
 /// The number of arrays of ids that are kept. A pass has six (tokens, positions, labels, blocks of rows, target rows,
 /// targets), and each layer asks for some of them.
-const KEPT: usize = 8;
+pub(super) const KEPT: usize = 8;
 
 /// Arrays of ids on the device. The latest ones are kept, and are not uploaded again.
 pub(super) struct Ids<D: Driver> {
