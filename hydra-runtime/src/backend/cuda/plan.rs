@@ -58,8 +58,8 @@ impl Areas {
         }
         areas.add_model(driver, work);
         // Rows that begin at multiples of 16 bytes are read where they are.
-        let aligned =
-            |shape: &HydraShape| shape.d_in.is_multiple_of(8) && (shape.d_out * shape.mixed_width()).is_multiple_of(4);
+        let fours = |shape: &HydraShape| (shape.d_out * shape.mixed_width()).is_multiple_of(4);
+        let aligned = |shape: &HydraShape| shape.d_in.is_multiple_of(8) && fours(shape);
         let aligned = work.adapters.iter().all(aligned);
         for shape in work.adapters {
             areas.add_adapter(work, shape, aligned);
