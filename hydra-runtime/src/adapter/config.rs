@@ -223,6 +223,12 @@ impl AdapterConfig {
         };
         let gate = match file.string("gate")? {
             None if tensors.iter().any(|name| name.contains(".lora_route.")) => GateKind::Router,
+            // HydraLoRA's and LoRAMoE's programs always write a router: without one, what weighs the heads is elsewhere.
+            None if method != Method::Lora && file.get("method").is_none() && file.get("labels").is_none() => {
+                let wanted = "\"router\", \"label\" or \"uniform\": there are several B and no lora_route, which leaves open how \
+                              they are weighed";
+                return Err(file.refuse("gate", wanted));
+            }
             None => method.default_gate(),
             Some(name) => GateKind::parse(name)
                 .ok_or_else(|| file.refuse("gate", "\"router\", \"label\", \"uniform\" or \"one\""))?,

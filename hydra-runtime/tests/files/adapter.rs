@@ -245,8 +245,11 @@ fn files_of_others() {
                 ];
                 assert_eq!(keys, peft);
             }
-            for key in ["method", "gate", "labels", "base_model_name_or_path"] {
+            for key in ["method", "gate", "base_model_name_or_path"] {
                 config.remove(key);
+            }
+            if method != Method::Split {
+                config.remove("labels");
             }
             config.insert("inference_mode".into(), json!(true));
             // The second as PEFT names what "all-linear" found.
@@ -312,6 +315,24 @@ fn a_router_in_the_tensors_is_the_gate() {
     routed.save(dir.path()).unwrap();
     rewrite(dir.path(), |config| drop(config.as_object_mut().unwrap().remove("gate")));
     assert_eq!(Adapter::load(dir.path(), &model()).unwrap(), routed);
+}
+
+/// Several heads and no word of what weighs them: neither in the configuration nor in the tensors.
+#[test]
+fn a_gate_that_nothing_says_is_asked_for() {
+    let dir = tempdir().unwrap();
+    for (method, gate, lora_heads) in [KINDS[1], KINDS[3]] {
+        adapter(method, gate, lora_heads).save(dir.path()).unwrap();
+        rewrite(dir.path(), |config| {
+            for key in ["method", "gate", "labels"] {
+                config.as_object_mut().unwrap().remove(key);
+            }
+        });
+        let said = complaint(dir.path());
+        assert!(said.contains("gate missing, wanted \"router\"") && said.contains("no lora_route"), "{said}");
+        rewrite(dir.path(), |config| config["gate"] = json!("uniform"));
+        assert_eq!(Adapter::load(dir.path(), &model()).unwrap().config.gate, GateKind::Uniform);
+    }
 }
 
 fn complaint(dir: &Path) -> String {
