@@ -7,6 +7,7 @@
 //! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`; llama.cpp's in `adapter/gguf.rs`.
 
 mod config;
+mod contents;
 pub(crate) mod device;
 mod file;
 mod gguf;
@@ -16,6 +17,7 @@ mod pad;
 
 pub use crate::backend::GateKind;
 pub use config::AdapterConfig;
+pub use contents::{Contents, StoredTensor};
 pub use kind::{HeadInit, Method};
 
 use crate::config::Config;

@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const TENSORS: &str = "adapter_model.safetensors";
-const CONFIG: &str = "adapter_config.json";
+pub(super) const CONFIG: &str = "adapter_config.json";
 
 /// What others write instead of [`TENSORS`], and what to do about it.
 const UNREAD: [(&str, &str); 3] = [
@@ -117,7 +117,7 @@ impl Adapter {
     }
 
     /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors, up to the last layer that has
-    /// one. A GGUF file can't be read so, as the order of its rows is the model's.
+    /// one. A GGUF file can't be read so, as the order of its rows is the model's; [`Contents`](super::Contents) lists it.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         if dir.as_ref().is_file() {
             let message =

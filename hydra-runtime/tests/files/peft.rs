@@ -3,7 +3,7 @@
 //! `peft/make_cases.py` wrote them. A folder with more of them can be named in HYDRA_PEFT.
 
 use crate::builder::Gguf;
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::adapter::{Adapter, Contents};
 use hydra_runtime::backend::AdamW;
 use hydra_runtime::backend::Format;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions, Precision};
@@ -94,6 +94,9 @@ fn logits_are_those_of_peft() {
         let file = gguf.path().join("lora.gguf");
         adapter.save_gguf(&file, checkpoint.config(), None).unwrap();
         case.assert_logits(&model, Some(&Adapter::load(&file, checkpoint.config()).unwrap()), "as GGUF");
+        let contents = Contents::read(&file).unwrap().unwrap();
+        let values: usize = contents.tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        assert_eq!(values as u64, adapter.parameters());
     }
 }
 
