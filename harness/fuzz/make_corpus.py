@@ -123,6 +123,9 @@ pairs = [("general.architecture", 8, "llama"), ("general.type", 8, "adapter"), (
 tensors = [(f"blk.{layer}.attn_q.weight.lora_{part}", shape)
            for layer in range(2) for part, shape in [("a", [2, 8]), ("b", [8, 2])]]
 write("gguf_lora", "q", container(pairs, tensors))
+tensors = [(f"blk.{layer}.{name}.weight.lora_{part}", shape)
+           for layer, name, r in [(0, "attn_q", 1), (1, "attn_output", 3)] for part, shape in [("a", [r, 8]), ("b", [8, r])]]
+write("gguf_lora", "ranks", container(pairs, tensors))
 
 PLACE = "base_model.model.model.layers.{}.self_attn.q_proj.{}.weight"
 hydra = {"peft_type": "LORA", "method": "hydra", "r": 1, "lora_alpha": 2, "lora_nums": 2, "target_modules": ["q_proj"],
@@ -133,6 +136,12 @@ lora = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj
 parts = [("lora_A", [2, 8]), ("lora_B", [8, 2])]
 write("adapter", "lora", folder(lora, [(PLACE.format(layer, part), shape) for layer in range(2) for part, shape in parts],
                                 {"format": "pt"}))
+
+ranks = lora | {"target_modules": ".*\\.(q|o)_proj", "rank_pattern": {"^model.*q_proj": 1, "o_proj": 2}, "alpha_pattern": {"o_proj": 3},
+                "exclude_modules": ["0.self_attn.o_proj"]}
+write("adapter", "ranks", folder(ranks, [(PLACE.format(layer, part).replace("q_proj", name), shape)
+                                         for layer, name, r in [(0, "q_proj", 1), (1, "q_proj", 1), (1, "o_proj", 2)]
+                                         for part, shape in [("lora_A", [r, 8]), ("lora_B", [8, r])]]))
 
 # For each of two layers: A and the router have 3 rows of 8 values, B 8 rows of 2.
 state = [("params", [80]), ("exp_avg", [80]), ("exp_avg_sq", [80])]

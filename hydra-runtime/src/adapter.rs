@@ -7,13 +7,17 @@
 //! Files are in `adapter/file.rs`, their configuration in `adapter/config.rs`; llama.cpp's in `adapter/gguf.rs`.
 
 mod config;
+mod contents;
 pub(crate) mod device;
 mod file;
 mod gguf;
 mod kind;
+mod modules;
+mod pad;
 
 pub use crate::backend::GateKind;
 pub use config::AdapterConfig;
+pub use contents::{Contents, StoredTensor};
 pub use kind::{HeadInit, Method};
 
 use crate::config::Config;
@@ -128,14 +132,16 @@ impl Adapter {
     /// An error unless the adapter has exactly the pairs, of the sizes, that its configuration calls for on this model.
     pub fn fits(&self, model: &Config) -> Result<()> {
         self.check()?;
-        if self.layers.len() != model.layers {
-            let (got, want) = (self.layers.len(), model.layers);
-            let some = if got < want { "; an adapter of some layers alone is not read" } else { "" };
-            return Err(Error::WrongAdapter(format!("the adapter is for {got} layers, the model has {want}{some}")));
-        }
         let differs =
             |(_, projection, pair): &(_, Projection, &AdapterPair)| (pair.d_out, pair.d_in) != projection.dims(model);
-        let Some((layer, projection, pair)) = self.pairs().find(differs) else { return Ok(()) };
+        let Some((layer, projection, pair)) = self.pairs().find(differs) else {
+            if self.layers.len() == model.layers {
+                return Ok(());
+            }
+            let (got, want) = (self.layers.len(), model.layers);
+            let some = if got < want { "; one for some of them says so in layers_to_transform" } else { "" };
+            return Err(Error::WrongAdapter(format!("the adapter is for {got} layers, the model has {want}{some}")));
+        };
         // These read the residual stream, and those write to it.
         let width = match projection {
             Projection::O | Projection::Down => pair.d_out,

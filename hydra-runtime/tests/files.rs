@@ -16,6 +16,8 @@ mod gguf_out;
 mod hostile;
 #[path = "files/merge.rs"]
 mod merge;
+#[path = "files/peft.rs"]
+mod peft;
 #[path = "files/real.rs"]
 mod real;
 #[path = "files/tokenizer.rs"]

@@ -1,26 +1,24 @@
 //! `hydra info`: what a model or an adapter consists of, and how much memory training needs.
 
-use crate::data::limit;
 use crate::device::{DeviceArgs, on_device};
 use crate::hub::locate;
 use crate::memory::{self, mib};
 use crate::output::{self, escaped};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use hydra_runtime::adapter::{Adapter, AdapterConfig};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, Contents, StoredTensor};
 use hydra_runtime::backend::{AdamW, Backend};
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::config::Architecture;
 use hydra_runtime::projection::Projection;
 use hydra_runtime::train::{ActivationCheckpointing, TrainOptions};
-use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
 /// Options of `info`.
 #[derive(Args)]
 pub struct Arguments {
-    /// A model (a folder, a GGUF file, or org/name on the Hugging Face hub), or an adapter's folder
+    /// A model (a folder, a GGUF file, or org/name on the Hugging Face hub), or an adapter's folder or GGUF file
     #[arg(value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     path: String,
     /// An adapter whose parameters and memory to show as well, besides those of the default one
@@ -34,11 +32,11 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<()> {
     let path = locate(&arguments.path)?;
     let mut page = Page::default();
-    if path.join("adapter_config.json").is_file() && !path.join("config.json").is_file() {
+    if let Some(contents) = Contents::read(&path)? {
         if let Some(other) = &arguments.adapter {
             bail!("--adapter {} needs a model, and {} is an adapter", other.display(), path.display());
         }
-        adapter(&mut page, &path)?;
+        adapter(&mut page, &path, &contents);
     } else {
         let checkpoint = Checkpoint::open(&path)?;
         model(&mut page, &checkpoint);
@@ -48,6 +46,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             let adapter = Adapter::load(&dir, checkpoint.config())?;
             page.line("");
             training(&mut page, &checkpoint, &dir.display().to_string(), &adapter.config, &arguments.device)?;
+            ranks(&mut page, &adapter);
         }
     }
     output::print(page.0)?;
@@ -164,26 +163,29 @@ fn describe(page: &mut Page, adapter: &AdapterConfig) {
     }
 }
 
+/// Which projections have which rank, where it isn't one for all.
+fn ranks(page: &mut Page, adapter: &Adapter) {
+    let ranks = adapter.ranks();
+    if ranks.keys().any(|&rank| rank != adapter.config.rank) {
+        let places = |(&rank, places): (&usize, &usize)| match rank {
+            0 => format!("none in {places}"),
+            _ => format!("{rank} in {places}"),
+        };
+        let ranks: Vec<_> = ranks.iter().rev().map(places).collect();
+        page.row("rank by projection", format!("{}; filled up with zeros, which stay zero", ranks.join(", ")));
+    }
+}
+
 /// Describes an adapter without its model, from its files.
-fn adapter(page: &mut Page, dir: &Path) -> Result<()> {
-    let [config_path, path] = Adapter::files(dir)?;
-    let at = || config_path.display().to_string();
-    let text = limit::settings(&config_path).with_context(at)?;
-    let config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).with_context(at)?;
-    let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    let file = SafeTensors::deserialize(&bytes);
-    let file = file.map_err(|error| anyhow!("{}: not a safetensors file: {error}", path.display()))?;
-    page.row("adapter", dir.display());
-    for (key, value) in &config {
+fn adapter(page: &mut Page, path: &Path, contents: &Contents) {
+    page.row("adapter", path.display());
+    for (key, value) in &contents.settings {
         page.row(&escaped(key), value);
     }
     let count = |shape: &[usize]| shape.iter().product::<usize>() as u64;
-    page.row("parameters", file.iter().map(|(_, view)| count(view.shape())).sum::<u64>());
-    page.row("size", format!("{:.1} MiB", mib(bytes.len() as u64)));
-    let mut tensors: Vec<_> = file.iter().collect();
-    tensors.sort_by_key(|(name, _)| name.to_string());
-    for (name, view) in tensors {
-        page.line(format_args!("{} {:?} {:?}", escaped(name), view.dtype(), view.shape()));
+    page.row("parameters", contents.tensors.iter().map(|tensor| count(&tensor.shape)).sum::<u64>());
+    page.row("size", format!("{:.1} MiB", mib(contents.bytes)));
+    for StoredTensor { name, format, shape } in &contents.tensors {
+        page.line(format_args!("{} {format} {shape:?}", escaped(name)));
     }
-    Ok(())
 }

@@ -121,7 +121,7 @@ impl Task<'_> {
         // Of files that options name, the contents count.
         for key in ["template", "chat-template", "init-adapter"] {
             let Some(path) = inputs.get(key).and_then(Value::as_str).map(PathBuf::from) else { continue };
-            let path = if key == "init-adapter" { tensors(&path) } else { path };
+            let path = if key == "init-adapter" { tensors(&path)? } else { path };
             insert_digest(&mut inputs, &format!("{key}-file"), &path)?;
         }
         Ok(inputs)

@@ -138,7 +138,7 @@ impl Manifest {
             );
         }
         if !out.join(STATE_FILE).is_file() {
-            let saved = out.join("adapter_model.safetensors").exists();
+            let saved = Adapter::files(out).is_ok();
             let what = if saved { "no trainer_state.safetensors beside its adapter" } else { "nothing saved yet" };
             output::say(format_args!("{}: {what}; the run starts from the beginning", out.display()));
             return Ok(false);
@@ -173,7 +173,7 @@ fn options(parts: &Parts<'_>) -> Result<Map<String, Value>> {
     let targets: Vec<_> = config.targets.iter().map(|target| target.name()).collect();
     let data = spec.data.data.iter().map(|path| describe(path)).collect::<Result<Vec<_>>>()?;
     // A folder, or a LoRA in one GGUF file.
-    let init = spec.adapter.init_adapter.as_deref().map(|path| describe(&tensors(path)));
+    let init = spec.adapter.init_adapter.as_deref().map(|path| describe(&tensors(path)?));
     let template = spec.data.encoding.template();
     let chat_template = spec.data.encoding.chat_template.as_deref().map(describe).transpose()?;
     let template_file = Path::new(template).is_file().then(|| describe(Path::new(template))).transpose()?;
@@ -241,8 +241,12 @@ pub fn inputs(options: &AccuracyArgs) -> Result<Value> {
 }
 
 /// The file with an adapter's tensors: that of its folder, or the adapter itself where it is one file.
-pub fn tensors(adapter: &Path) -> PathBuf {
-    if adapter.is_file() { adapter.into() } else { adapter.join("adapter_model.safetensors") }
+pub fn tensors(adapter: &Path) -> Result<PathBuf> {
+    if adapter.is_file() {
+        return Ok(adapter.into());
+    }
+    let [_, tensors] = Adapter::files(adapter)?;
+    Ok(tensors)
 }
 
 /// A file's path, size and digest.

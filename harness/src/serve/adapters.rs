@@ -198,9 +198,6 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The files of an adapter's folder, which have to lie below `root`, too.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
-
 /// The adapter's folder, or the GGUF file with a LoRA, that a request's path names below `root`, which is canonical. Nothing
 /// outside `root` is read, or is said to exist.
 fn below(root: &Path, path: &str) -> Result<PathBuf> {
@@ -219,8 +216,9 @@ fn below(root: &Path, path: &str) -> Result<PathBuf> {
     if found.is_file() {
         return if found.extension().is_some_and(|end| end == "gguf") { Ok(found) } else { Err(refused()) };
     }
-    for file in FILES {
-        inside(found.join(file))?;
+    // What is in the folder has to lie below `root`, too.
+    for file in Adapter::files(&found).map_err(|_| refused())? {
+        inside(file)?;
     }
     Ok(found)
 }
@@ -274,6 +272,7 @@ mod tests {
         use std::os::unix::fs::symlink;
         let scratch = tempfile::tempdir().unwrap();
         let at = |path: &str| scratch.path().join(path);
+        const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
         for folder in ["root/good", "root/sub/deep", "root/leaks", "outside"] {
             std::fs::create_dir_all(at(folder)).unwrap();
             for file in FILES {

@@ -2,6 +2,7 @@
 
 use super::support::{Scratch, fails, golden, hydra, json, succeeds};
 use std::fs;
+use std::path::Path;
 
 fn export(case: &str, format: &str, out: &str, more: &str) -> String {
     let case = golden(case);
@@ -70,6 +71,28 @@ fn a_router_is_exported_only_as_the_approximation_that_is_asked_for() {
     }
 }
 
+/// PEFT's rank_pattern: one adapter of the largest rank, which `hydra info` takes apart.
+#[test]
+fn a_lora_of_several_ranks() {
+    let scratch = Scratch::new("export-ranks");
+    let model = golden("hydra").join("model").display().to_string();
+    let adapter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hydra-runtime/tests/files/peft/patterns");
+    let adapter = adapter.display().to_string();
+    let shown = succeeds(&format!("info {model} --adapter {adapter}"));
+    assert!(shown.contains("rank by projection     7 in 1, 4 in 3, 3 in 2, 2 in 2; filled up with zeros"), "{shown}");
+    assert_eq!(shown.matches("rank by projection").count(), 1, "the default adapter has one rank");
+    let listed = succeeds(&format!("info {adapter}"));
+    assert!(
+        listed.contains("rank_pattern           {\"^model") && listed.contains("lora_B.weight F32 [32, 7]"),
+        "{listed}"
+    );
+    for format in ["peft", "gguf-lora"] {
+        let out = scratch.path(format);
+        succeeds(&format!("export --model {model} --adapter {adapter} --format {format} --out {out}"));
+        assert!(succeeds(&format!("info {model} --adapter {out}")).contains("7 in 1, 4 in 3"));
+    }
+}
+
 #[test]
 fn what_is_not_exported() {
     let scratch = Scratch::new("export-bad");
@@ -103,5 +126,5 @@ fn what_is_not_exported() {
     succeeds(&generate(&lora));
     let other = golden("qwen2").join("model");
     fails(1, &format!("generate --model {} --adapter {lora} --prompt Nine", other.display()), &["lora.gguf", "qwen2"]);
-    fails(1, &format!("info {lora}"), &["lora.gguf", "an adapter is given beside its model"]);
+    fails(1, &format!("info {cut}"), &["cut.gguf", "truncated"]);
 }

@@ -203,7 +203,13 @@ fn options_beside_a_runs_file_are_not_hindered_by_its_defaults() {
     succeeds(&format!("finetune --config {from_file}/run.json --resume"));
     let shown = succeeds(&format!("info {model} --adapter {file}"));
     assert!(shown.contains("method                 lora"), "{shown}");
-    fails(1, &format!("info {file}"), &["lora.gguf", "an adapter is given beside its model"]);
+    let listed = succeeds(&format!("info {file}"));
+    for part in
+        ["general.type           \"adapter\"", "adapter.lora.alpha     ", "blk.0.attn_q.weight.lora_a F32 [3, 32]"]
+    {
+        assert!(listed.contains(part), "{part}\n{listed}");
+    }
+    fails(1, &format!("info {file} --adapter {file}"), &["needs a model", "lora.gguf is an adapter"]);
 }
 
 /// What others have added to multi-head adapters, all that go together at once.

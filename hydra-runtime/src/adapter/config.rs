@@ -4,8 +4,9 @@
 //! `head_init` and `load_balance`.
 
 use super::kind::{HeadInit, Method};
+use super::modules::{self, Placed};
+use super::pad::Own;
 use crate::backend::GateKind;
-use crate::error::printable;
 use crate::json::{Object, shortest};
 use crate::projection::Projection;
 use crate::{Error, Result};
@@ -84,18 +85,24 @@ const MAX_HEADS: usize = 1 << 12;
 /// Keys that every file has, and what they say where nothing else came from elsewhere.
 const GIVEN: [(&str, &str); 3] = [("peft_type", "LORA"), ("task_type", "CAUSAL_LM"), ("bias", "none")];
 
-/// Keys of PEFT's that change what is computed, or where, and have to be empty.
-const UNREAD: [&str; 9] = [
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "use_bdlora",
+/// Settings of PEFT's that change what is computed, or where, and have to be false or empty; and why.
+const UNREAD: [(&str, &str); 12] = [
+    ("use_dora", "DoRA scales the rows of the frozen weight"),
+    ("lora_bias", "a bias beside B isn't read"),
+    ("use_qalora", "QA-LoRA's A takes means of the input"),
+    ("modules_to_save", "modules that were trained whole aren't read; merge them into the base model"),
+    ("trainable_token_indices", "rows of the embedding that were trained aren't read; merge them into the base model"),
+    ("target_parameters", "LoRAs on parameters beside the linear layers aren't read"),
+    ("layer_replication", "the model's layers aren't repeated"),
+    ("alora_invocation_tokens", "a LoRA that acts only behind certain tokens isn't read"),
+    ("arrow_config", "Arrow's routing between adapters isn't computed"),
+    ("kasa_config", "KaSA's singular values aren't read"),
+    ("monteclora_config", "MonteCLoRA's samples aren't read"),
+    ("use_bdlora", "block-diagonal matrices aren't read"),
 ];
+
+/// Keys that say where adapters are, and of which rank and alpha: they are read, and an adapter of one rank needs none.
+const PLACES: [&str; 5] = ["rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules"];
 
 /// Keys that a file has only where the options are asked for.
 const OPTIONS: [&str; 5] = ["router_temperature", "router_top_k", "head_dropout", "head_init", "load_balance"];
@@ -211,8 +218,9 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// Reads the file at `path`; `tensors` are the names in the tensor file, for what the configuration leaves open.
-    pub(super) fn read(path: &Path, tensors: &[&str]) -> Result<Self> {
+    /// Reads the file at `path`, for a model of this many layers; `tensors` are the names in the tensor file, for what the
+    /// configuration leaves open. The second says which pairs there are, and how they differ.
+    pub(super) fn read(path: &Path, tensors: &[&str], layers: usize) -> Result<(Self, Placed)> {
         let mut file = Object::read(path)?;
         refuse_variants(&file)?;
         let method = match file.string("method")? {
@@ -223,6 +231,12 @@ impl AdapterConfig {
         };
         let gate = match file.string("gate")? {
             None if tensors.iter().any(|name| name.contains(".lora_route.")) => GateKind::Router,
+            // HydraLoRA's and LoRAMoE's programs always write a router: without one, what weighs the heads is elsewhere.
+            None if method != Method::Lora && file.get("method").is_none() && file.get("labels").is_none() => {
+                let wanted = "\"router\", \"label\" or \"uniform\": there are several B and no lora_route, which leaves open how \
+                              they are weighed";
+                return Err(file.refuse("gate", wanted));
+            }
             None => method.default_gate(),
             Some(name) => GateKind::parse(name)
                 .ok_or_else(|| file.refuse("gate", "\"router\", \"label\", \"uniform\" or \"one\""))?,
@@ -233,6 +247,7 @@ impl AdapterConfig {
         };
         let rank = file.size("r")?.ok_or_else(|| file.refuse("r", "the rank"))?;
         let alpha = file.number("lora_alpha")?.ok_or_else(|| file.refuse("lora_alpha", "a number"))? as f32;
+        let placed = modules::placed(&file, tensors, layers, Own { rank, alpha })?;
         let config = Self {
             method,
             gate,
@@ -251,7 +266,7 @@ impl AdapterConfig {
             temperature: file.number("router_temperature")?.unwrap_or(1.0) as f32,
             top_k: file.size("router_top_k")?,
             load_balance: file.number("load_balance")?.unwrap_or(0.0) as f32,
-            targets: targets(&file, tensors)?,
+            targets: Vec::new(),
             labels: file.strings("labels")?.unwrap_or_default(),
             label_field: file.string("label_field")?.map(str::to_owned),
             base_model: file.string("base_model_name_or_path")?.map(str::to_owned),
@@ -268,14 +283,16 @@ impl AdapterConfig {
                     "method",
                 ];
                 let lora_heads = (method != Method::Lora).then_some(&"lora_nums");
-                let own = own.iter().chain(&OPTIONS).chain(&["base_model_name_or_path"]).chain(lora_heads);
+                let own =
+                    own.iter().chain(&OPTIONS).chain(&PLACES).chain(&["base_model_name_or_path"]).chain(lora_heads);
                 let given = |key: &str, value: &Value| GIVEN.iter().any(|&(own, says)| own == key && says == value);
                 file.map.retain(|key, value| !own.clone().any(|own| own == key) && !given(key, value));
                 std::mem::take(&mut file.map)
             },
         };
+        let config = config.of_all(&placed);
         config.explain().map_err(|message| file.error(message))?;
-        Ok(config)
+        Ok((config, placed))
     }
 
     /// What [`AdapterConfig::read`] reads. A plain LoRA has PEFT's keys alone, because PEFT warns of others.
@@ -327,36 +344,26 @@ fn refuse_variants(file: &Object) -> Result<()> {
     if !matches!(file.string("peft_type")?, None | Some("LORA")) {
         return Err(file.refuse("peft_type", "\"LORA\""));
     }
-    for key in ["use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"] {
-        if file.boolean(key)?.unwrap_or(false) {
-            return Err(file.refuse(key, "false"));
-        }
-    }
-    if !matches!(file.string("bias")?, None | Some("none")) {
-        return Err(file.refuse("bias", "\"none\""));
-    }
     let empty = |value: &Value| match value {
+        Value::Bool(on) => !on,
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
         _ => false,
     };
-    for key in UNREAD {
-        if file.get(key).is_some_and(|value| !empty(value)) {
-            return Err(file.refuse(key, "none"));
+    for (key, why) in UNREAD {
+        if let Some(value) = file.get(key).filter(|value| !empty(value)) {
+            let wanted = if value.is_boolean() { "false" } else { "none" };
+            return Err(file.refuse(key, &format!("{wanted}: {why}")));
         }
     }
-    // What is so for all pairs is no pattern.
-    for (key, all) in [("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")] {
-        let own = |value: &Value| value.as_f64().is_some() && value.as_f64() == file.get(all).and_then(Value::as_f64);
-        let same = |value: &Value| value.is_null() || value.as_object().is_some_and(|map| map.values().all(own));
-        if file.get(key).is_some_and(|value| !same(value)) {
-            return Err(file.refuse(key, &format!("none, or {all} alone")));
-        }
+    if !matches!(file.string("bias")?, None | Some("none")) {
+        return Err(file.refuse("bias", "\"none\": the model's biases that were trained aren't read"));
     }
     // These initialisations change the base model's weights, too. PEFT takes some names in any case.
     let start = file.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
     if ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|name| start.starts_with(name)) {
-        return Err(file.refuse("init_lora_weights", "one that leaves the base model as it is"));
+        let how = "save_pretrained with path_initial_model_for_weight_conversion makes one of PiSSA, OLoRA and CorDA";
+        return Err(file.refuse("init_lora_weights", &format!("one that leaves the base model as it is: {how}")));
     }
     Ok(())
 }
@@ -370,34 +377,4 @@ fn infer_method(file: &Object, tensors: &[&str]) -> Method {
     } else {
         Method::Lora
     }
-}
-
-/// `target_modules`: names, "all-linear" (which PEFT writes as each module's whole path), or an expression (then the tensors tell).
-fn targets(file: &Object, tensors: &[&str]) -> Result<Vec<Projection>> {
-    let in_tensors = |p: &Projection| tensors.iter().any(|name| name.contains(&format!(".{}.", p.name())));
-    let mut targets = match file.get("target_modules") {
-        Some(Value::String(all)) if all == "all-linear" => Projection::ALL.to_vec(),
-        None | Some(Value::String(_)) => Projection::ALL.into_iter().filter(in_tensors).collect(),
-        Some(_) => {
-            let mut projections = Vec::new();
-            for name in file.strings("target_modules")?.unwrap_or_default() {
-                let path = format!(".{name}");
-                let is = |p: &Projection| p.name() == name || path.ends_with(&format!(".{}", p.hf_path()));
-                match Projection::ALL.into_iter().find(is) {
-                    Some(projection) => projections.push(projection),
-                    // PEFT takes names of modules that the model lacks: they have no tensors.
-                    None if !tensors.iter().any(|tensor| tensor.contains(&format!("{path}."))) => {}
-                    None => {
-                        let all = Projection::ALL.map(Projection::name).join(", ");
-                        let found = printable(&name);
-                        return Err(file.error(format!("target_modules has {found}, wanted some of {all}")));
-                    }
-                }
-            }
-            projections
-        }
-    };
-    targets.sort();
-    targets.dedup();
-    Ok(targets)
 }

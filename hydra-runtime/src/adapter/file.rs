@@ -6,6 +6,8 @@
 //!     split  lora_A{e}.weight               lora_B{e}.weight
 //!     lora   lora_A.weight                  lora_B.weight                      (HF PEFT's names)
 //! ```
+//! A file may have `lora_A.NAME.weight`, as PEFT calls the adapter NAME in memory. Where pairs have ranks or scales of their own, or
+//! some layers have none (`adapter/modules.rs`), they are made one adapter's as in `adapter/pad.rs`, and written so.
 
 use super::{Adapter, AdapterConfig, AdapterPair, Method};
 use crate::atomic::write_all_atomically;
@@ -22,7 +24,26 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const TENSORS: &str = "adapter_model.safetensors";
-const CONFIG: &str = "adapter_config.json";
+pub(super) const CONFIG: &str = "adapter_config.json";
+
+/// What others write instead of [`TENSORS`], and what to do about it.
+const UNREAD: [(&str, &str); 3] = [
+    (
+        "adapter_model.bin",
+        "is a pickle, which isn't read: save it again with save_pretrained(.., safe_serialization=True)",
+    ),
+    (
+        "adapter_model.safetensors.index.json",
+        "lists several files, which aren't read: save it in one, with a larger max_shard_size",
+    ),
+    (
+        "adapter_model.bin.index.json",
+        "lists pickles, which aren't read: save it again with save_pretrained(.., safe_serialization=True)",
+    ),
+];
+
+/// More layers than any model has; some of them may be without an adapter.
+const MOST_LAYERS: usize = 256;
 
 /// What the names of all layers' tensors begin with.
 const LAYERS: &str = "base_model.model.model.layers.";
@@ -71,6 +92,11 @@ fn name(layer: usize, projection: Projection, part: &str) -> String {
 impl Adapter {
     /// Reads an adapter's folder, or a LoRA in a GGUF file (llama.cpp's), for a model. An adapter of another model is an error that
     /// says so; otherwise every tensor that is missing, surplus, misshapen or not finite is named.
+    ///
+    /// PEFT's `rank_pattern`, `alpha_pattern` and `layers_to_transform`, `target_modules` that name some layers alone, and tensors
+    /// of different ranks in a GGUF file are read as one adapter of the largest rank that does the same: smaller pairs are filled
+    /// up with zeros, which stay zero in training, layers without a pair get zeros, and B takes up what differs in scale. It is
+    /// saved like that. [`Adapter::ranks`] tells what was there.
     pub fn load(path: impl AsRef<Path>, model: &Config) -> Result<Self> {
         let dir = path.as_ref();
         if dir.is_file() {
@@ -80,7 +106,7 @@ impl Adapter {
             }
             return super::gguf::load(dir, model);
         }
-        let read = Self::read(dir, |_, _| model.layers, |_, projection, _, _| projection.dims(model));
+        let read = Self::read(dir, |_| model.layers, |_, projection, _, _| projection.dims(model));
         match read {
             Err(Error::Tensors { .. }) => match Self::open(dir).map(|adapter| adapter.fits(model)) {
                 Ok(Err(other)) => Err(Error::Format { path: dir.into(), offset: None, message: other.to_string() }),
@@ -90,20 +116,21 @@ impl Adapter {
         }
     }
 
-    /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors. A GGUF file can't be read so,
-    /// as the order of its rows is the model's.
+    /// Reads an adapter's folder without its model: layers and sizes are those of the file's tensors, up to the last layer that has
+    /// one. A GGUF file can't be read so, as the order of its rows is the model's; [`Contents`](super::Contents) lists it.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         if dir.as_ref().is_file() {
             let message =
                 "an adapter in one file: expected a folder; a GGUF adapter is read with its model alone".to_string();
             return Err(Error::Format { path: dir.as_ref().into(), offset: None, message });
         }
-        let layers = |found: &Found<'_>, _: &AdapterConfig| {
+        let layers = |found: &Found<'_>| {
             let layer = |name: &String| name.strip_prefix(LAYERS)?.split_once('.')?.0.parse::<usize>().ok();
-            // A number beyond the number of tensors is no layer's: what is missing is named.
-            let layers = found.keys().filter_map(layer).map(|layer| layer.saturating_add(1)).max().unwrap_or(0);
+            // A number far beyond the number of tensors is no layer's: what is missing is named.
+            let most = found.len().max(MOST_LAYERS);
+            let last = found.keys().filter_map(layer).filter(|&layer| layer < most).max();
             // Likewise of the first layer's, if there is none.
-            layers.min(found.len()).max(1)
+            last.map_or(1, |last| last + 1)
         };
         let sizes = |layer, projection, found: &Found<'_>, config: &AdapterConfig| {
             let [a, b] = match config.method {
@@ -124,10 +151,8 @@ impl Adapter {
         let dir = dir.as_ref();
         std::fs::metadata(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let (config, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
-        if !tensors.is_file() && dir.join("adapter_model.bin").is_file() {
-            let how = "save it again with save_pretrained(.., safe_serialization=True)";
-            let message = format!("not there; adapter_model.bin is a pickle, which isn't read: {how}");
-            return Err(Error::Format { path: tensors, offset: None, message });
+        if let Some((name, how)) = UNREAD.iter().find(|(name, _)| !tensors.is_file() && dir.join(name).is_file()) {
+            return Err(Error::Format { path: tensors, offset: None, message: format!("not there; {name} {how}") });
         }
         if !config.is_file() || !tensors.is_file() {
             let message = format!("not an adapter folder: expected {CONFIG} and {TENSORS}");
@@ -139,7 +164,7 @@ impl Adapter {
     /// `layers` and `sizes` (d_out and d_in of a projection of a layer) may go by the tensors.
     fn read(
         dir: &Path,
-        layers: impl Fn(&Found<'_>, &AdapterConfig) -> usize,
+        layers: impl Fn(&Found<'_>) -> usize,
         sizes: impl Fn(usize, Projection, &Found<'_>, &AdapterConfig) -> (usize, usize),
     ) -> Result<Self> {
         let [config, path] = Self::files(dir)?;
@@ -147,29 +172,23 @@ impl Adapter {
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let file = SafeTensors::deserialize(&bytes);
         let file = file.map_err(|e| invalid(not_safetensors(&e)))?;
-        let config = AdapterConfig::read(&config, &file.names())?;
-        let mut found = BTreeMap::new();
-        for (name, view) in file.iter() {
-            // PEFT's name of an adapter among several.
-            let plain = name.replace(".default.weight", ".weight");
-            if found.insert(plain, view).is_some() {
-                return Err(invalid(format!("{} twice, with and without .default", printable(name))));
-            }
-        }
+        let mut found = by_plain_name(&file).map_err(invalid)?;
+        let count = layers(&found);
+        let (config, placed) = AdapterConfig::read(&config, &file.names(), count)?;
         let (mut missing, mut wrong) = (Vec::new(), Vec::new());
-        let count = layers(&found, &config);
         let mut layers = Vec::new();
-        for layer in 0..count {
+        for (layer, owns) in placed.iter().enumerate() {
             let mut pairs = ByProjection::default();
-            for &projection in &config.targets {
+            for projection in Projection::ALL {
+                let Some(own) = owns[projection] else { continue };
                 // A small file may call for any number: of those that have nothing at all, some are named.
-                let own = prefix(layer, projection);
-                let any = found.range(own.clone()..).next().is_some_and(|(name, _)| name.starts_with(&own));
+                let begin = prefix(layer, projection);
+                let any = found.range(begin.clone()..).next().is_some_and(|(name, _)| name.starts_with(&begin));
                 if missing.len() >= MOST_MISSING && !any {
                     continue;
                 }
                 let (d_out, d_in) = sizes(layer, projection, &found, &config);
-                let shape = config.shape_of(d_in, d_out);
+                let shape = config.of_one(own).shape_of(d_in, d_out);
                 let mut tensors = Vec::new();
                 for (part, place) in parts(config.method, &shape) {
                     let name = name(layer, projection, &part);
@@ -193,7 +212,7 @@ impl Adapter {
         if !(missing.is_empty() && surplus.is_empty() && wrong.is_empty()) {
             return Err(Error::Tensors { path, missing, surplus, wrong });
         }
-        Ok(Self { config, layers })
+        Self::of_pairs(config, &placed, layers)
     }
 
     /// Writes both files into `dir`, which is made if need be; both or neither are replaced. What couldn't be read again, values
@@ -239,6 +258,30 @@ impl Adapter {
             parts(self.config.method, &shape).into_iter().map(tensor)
         })
     }
+}
+
+/// A file's tensors by their names without that of the adapter, `NAME` in `lora_A.NAME.weight`.
+fn by_plain_name<'a>(file: &'a SafeTensors<'a>) -> Result<Found<'a>, String> {
+    let (mut found, mut adapter) = (Found::new(), None);
+    // Sorted, so that it is always the same one that is named.
+    for (name, view) in file.iter().collect::<BTreeMap<_, _>>() {
+        let parts: Vec<&str> = name.rsplit('.').take(3).collect();
+        let (plain, own) = match parts[..] {
+            ["weight", own, part] if part.starts_with("lora_") => {
+                (name.replace(&format!(".{own}.weight"), ".weight"), Some(own))
+            }
+            _ => (name.to_string(), None),
+        };
+        if let (Some(own), Some(other)) = (own, adapter.filter(|&other| Some(other) != own)) {
+            let [own, other] = [own, other].map(printable);
+            return Err(format!("tensors of two adapters, {other} and {own}: expected those of one"));
+        }
+        adapter = adapter.or(own);
+        if found.insert(plain, view).is_some() {
+            return Err(format!("{} twice, with and without an adapter's name", printable(name)));
+        }
+    }
+    Ok(found)
 }
 
 /// A tensor of a file, whose values are gathered when they are written.
@@ -298,7 +341,11 @@ fn values(view: &TensorView, want: [usize; 2]) -> Result<Vec<f32>, String> {
         Dtype::F32 => bytemuck::pod_collect_to_vec(view.data()),
         Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
         Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-        other => return Err(format!("has type {other}, wanted F32, F16 or BF16")),
+        Dtype::F64 => {
+            let doubles: Vec<f64> = bytemuck::pod_collect_to_vec(view.data());
+            doubles.into_iter().map(|x| x as f32).collect()
+        }
+        other => return Err(format!("has type {other}, wanted F64, F32, F16 or BF16")),
     };
     match values.iter().find(|x| !x.is_finite()) {
         Some(x) => Err(format!("holds {x}")),

@@ -4,8 +4,11 @@
 //! general.type = "adapter"   adapter.type = "lora"   general.architecture   adapter.lora.alpha (without it the scale is 1)
 //! blk.{L}.{projection}.weight.lora_a [rank, d_in]      blk.{L}.{projection}.weight.lora_b [d_out, rank]
 //! ```
+//! Each pair has its own rank, by which alpha is divided, and a layer need not have one: see `adapter/pad.rs`.
 //! The rows of B follow the model's GGUF: those of q and k lie in llama.cpp's order, where the architecture has it.
 
+use super::modules::Placed;
+use super::pad::Own;
 use super::{Adapter, AdapterConfig, AdapterPair, GateKind, Method};
 use crate::atomic::fill_atomically;
 use crate::checkpoint::TensorId;
@@ -67,17 +70,18 @@ impl Adapter {
     }
 }
 
-/// Reads such a file for a model. All layers must have the same projections, all of the same rank.
+/// Reads such a file for a model.
 pub(super) fn load(path: &Path, model: &Config) -> Result<Adapter> {
     let bytes = map(path)?;
     let file = Container::parse(path, &bytes)?;
-    let config = config(&file, model)?;
+    let (config, placed) = config(&file, model)?;
     let (mut missing, mut wrong) = (Vec::new(), Vec::new());
     let mut left: BTreeMap<&str, &Tensor> = file.tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let mut layers = Vec::new();
-    for layer in 0..model.layers {
+    for (layer, owns) in placed.iter().enumerate() {
         let mut pairs = ByProjection::default();
-        for &projection in &config.targets {
+        for projection in Projection::ALL {
+            let Some(Own { rank, .. }) = owns[projection] else { continue };
             let (d_out, d_in) = projection.dims(model);
             let mut read = |part: &str, rows: usize, cols: usize| {
                 let name = name(layer, projection, part);
@@ -87,11 +91,10 @@ pub(super) fn load(path: &Path, model: &Config) -> Result<Adapter> {
                 };
                 values(tensor, &bytes, rows, cols).map_err(|why| wrong.push(format!("{name} {why}"))).ok()
             };
-            let (a, b) = (read("lora_a", config.rank, d_in), read("lora_b", d_out, config.rank));
+            let (a, b) = (read("lora_a", rank, d_in), read("lora_b", d_out, rank));
             let Some((a, b)) = a.zip(b) else { continue };
             let order = gguf::row_order(model, TensorId::Projection(layer, projection));
-            let b =
-                (0..d_out).flat_map(|row| &b[order.stored_row(row) * config.rank..][..config.rank]).copied().collect();
+            let b = (0..d_out).flat_map(|row| &b[order.stored_row(row) * rank..][..rank]).copied().collect();
             pairs[projection] = Some(AdapterPair { d_in, d_out, a, b });
         }
         layers.push(pairs);
@@ -99,13 +102,14 @@ pub(super) fn load(path: &Path, model: &Config) -> Result<Adapter> {
     missing.truncate(crate::error::MOST_MISSING);
     let surplus: Vec<_> = left.into_keys().map(printable).collect();
     if missing.is_empty() && wrong.is_empty() && surplus.is_empty() {
-        Ok(Adapter { config, layers })
+        Adapter::of_pairs(config, &placed, layers)
     } else {
         Err(Error::Tensors { path: path.into(), missing, surplus, wrong })
     }
 }
 
-fn config(file: &Container<'_>, model: &Config) -> Result<AdapterConfig> {
+/// The configuration for all pairs, and rank and alpha of each.
+fn config(file: &Container<'_>, model: &Config) -> Result<(AdapterConfig, Placed)> {
     for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
         if file.string(key)? != Some(wanted) {
             return Err(file.refuse(key, &format!("\"{wanted}\": a LoRA for llama.cpp")));
@@ -120,28 +124,27 @@ fn config(file: &Container<'_>, model: &Config) -> Result<AdapterConfig> {
     if file.string("general.architecture")? != Some(architecture) {
         return Err(file.refuse("general.architecture", &format!("the model's, \"{architecture}\"")));
     }
-    let adapted = |projection: &Projection| {
-        let end = format!(".{}.weight.lora_a", projection.gguf_name());
-        file.tensors.iter().find(|(name, _)| name.ends_with(&end)).map(|(_, tensor)| tensor)
+    // llama.cpp takes 0 for none given.
+    let alpha = file.float("adapter.lora.alpha")?.map(|alpha| alpha as f32).filter(|&alpha| alpha != 0.0);
+    let own = |layer: usize, projection: Projection| {
+        let tensor = |part| file.tensors.get(name(layer, projection, part).as_str());
+        // Fastest first. If one is missing, or has another rank, it is named later.
+        let rank = tensor("lora_a").map(|a| a.dims.get(1)).or(tensor("lora_b").map(|b| b.dims.first()))?;
+        let rank = rank.copied().unwrap_or(1);
+        Some(Own { rank, alpha: alpha.unwrap_or(rank as f32) })
     };
-    let targets: Vec<Projection> =
-        Projection::ALL.into_iter().filter(|projection| adapted(projection).is_some()).collect();
-    let rank = targets.first().and_then(adapted).and_then(|tensor| tensor.dims.get(1)).copied().unwrap_or(0);
-    let alpha = file.float("adapter.lora.alpha")?.map_or(rank as f32, |alpha| alpha as f32);
+    let placed: Placed = (0..model.layers).map(|layer| ByProjection::from_fn(|p| own(layer, p))).collect();
     let config = AdapterConfig {
         method: Method::Lora,
         gate: GateKind::One,
         lora_heads: 1,
-        rank,
-        // llama.cpp takes 0 for none given.
-        alpha: if alpha == 0.0 { rank as f32 } else { alpha },
         dropout: 0.0,
-        targets,
         ..AdapterConfig::default()
     };
+    let config = config.of_all(&placed);
     let refuse = |error: Error| Error::Format { path: file.path.into(), offset: None, message: error.to_string() };
     config.check().map_err(refuse)?;
-    Ok(config)
+    Ok((config, placed))
 }
 
 /// A matrix as f32; the text says what is wrong with it.

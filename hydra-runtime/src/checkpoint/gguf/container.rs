@@ -52,6 +52,8 @@ pub(crate) struct Container<'a> {
     pub tensors: BTreeMap<&'a str, Tensor>,
 }
 
+/// What a file begins with.
+pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// GGUF's own limit.
 const MAX_DIMS: u32 = 4;
@@ -62,7 +64,7 @@ impl<'a> Container<'a> {
     /// Reads the header and checks where every tensor lies.
     pub fn parse(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
         let mut reader = Reader { path, bytes, at: 0 };
-        if reader.take(4).is_ok_and(|magic| magic != b"GGUF") || bytes.len() < 4 {
+        if reader.take(4).is_ok_and(|magic| magic != MAGIC) || bytes.len() < 4 {
             reader.at = 0;
             return Err(reader.error("not a GGUF file (nor a folder with config.json)"));
         }

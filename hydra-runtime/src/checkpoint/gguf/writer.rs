@@ -1,5 +1,6 @@
 //! Writes GGUF, version 3: see `container.rs` for the layout.
 
+use super::container::MAGIC;
 use super::types;
 use crate::{Error, Result};
 use hydra_kernels::quant::Format;
@@ -85,7 +86,7 @@ impl Header {
 
     /// The header's bytes, padded to where the first tensor begins.
     fn bytes(&self) -> Vec<u8> {
-        let mut bytes = b"GGUF".to_vec();
+        let mut bytes = MAGIC.to_vec();
         bytes.extend(3u32.to_le_bytes());
         bytes.extend((self.tensors.len() as u64).to_le_bytes());
         bytes.extend((self.pairs.len() as u64).to_le_bytes());
