@@ -1,6 +1,6 @@
 //! What goes to stdout and stderr, and into the files that options name.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hydra_runtime::atomic::{try_beside, write_atomically};
 pub use hydra_runtime::printable;
 use serde::Serialize;
@@ -85,6 +85,15 @@ pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     let rule: Vec<String> =
         head.iter().enumerate().map(|(i, _)| if i == 0 { "---" } else { "---:" }.to_string()).collect();
     line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
+}
+
+/// `result`, whose error names `to` where it named the temporary `from`, which its reader doesn't know.
+pub fn named<T>(result: Result<T>, from: &Path, to: &Path) -> Result<T> {
+    let from = from.display().to_string();
+    result.map_err(|error| match format!("{error:#}") {
+        text if text.contains(&from) => anyhow!(text.replace(&from, &to.display().to_string())),
+        _ => error,
+    })
 }
 
 /// Whether two paths name the same file, which need not exist yet.
@@ -180,6 +189,15 @@ mod tests {
     fn tables_keep_their_lines() {
         let table = text_table(&["a".into(), "b".into()], &[vec!["x\u{1b}\n".into(), "1".into()]]);
         assert_eq!(table, "a          b\nx\\u{1b}\\n  1\n");
+    }
+
+    #[test]
+    fn temporary_names_are_not_shown() {
+        let named = |text: &'static str| {
+            named(Err::<(), _>(anyhow!(text)).context("c"), Path::new("/t/.tmp"), Path::new("out"))
+        };
+        assert_eq!(format!("{:#}", named("/t/.tmp/file: full").unwrap_err()), "c: out/file: full");
+        assert_eq!(format!("{:#}", named("other").unwrap_err()), "c: other");
     }
 
     #[cfg(unix)]

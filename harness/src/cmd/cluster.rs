@@ -81,14 +81,18 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     let found = Found { data, seed, records: &records, clustering: &clustering, meeting, agreement };
     output::print(found.text())?;
     if let (Some(folder), Some(out)) = (folder, &arguments.out) {
-        output::write_json(&folder.path().join(FILE), &found.json())?;
-        report::write_chart(&folder.path().join(PLOT), &page::elbow(&found))?;
-        page::page(&found).write(folder.path())?;
-        let mut first = 0;
-        for path in &arguments.data {
-            first +=
-                label(path, &folder.path().join(lines_name(path).unwrap_or_default()), &clustering.clusters[first..])?;
-        }
+        let write = || {
+            output::write_json(&folder.path().join(FILE), &found.json())?;
+            report::write_chart(&folder.path().join(PLOT), &page::elbow(&found))?;
+            page::page(&found).write(folder.path())?;
+            let mut first = 0;
+            for path in &arguments.data {
+                let copy = folder.path().join(lines_name(path).unwrap_or_default());
+                first += label(path, &copy, &clustering.clusters[first..])?;
+            }
+            Ok(())
+        };
+        output::named(write(), folder.path(), out)?;
         folder.keep()?;
         output::print(format_args!("{}\n", out.display()))?;
     }

@@ -126,7 +126,8 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     let lm_eval = folder.map_or(Ok(()), |folder| {
         let results = Results { model: &name, subjects: &subjects, asking, outcome: &outcome, report: &report };
         for (file, text) in results.files() {
-            output::write(&folder.path().join(file), &text)?;
+            let written = output::write(&folder.path().join(file), &text);
+            output::named(written, folder.path(), folder.destination())?;
         }
         Ok(folder.keep()?)
     });
