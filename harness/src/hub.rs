@@ -1,15 +1,104 @@
 //! From `--model` to a local path: a file or folder as it is, or a model of the Hugging Face hub, downloaded into the hub's
 //! usual cache. `--data` is in `hub/dataset.rs`.
 
+mod cache;
 mod dataset;
+mod http;
+mod snapshot;
 
 pub use dataset::{locate_data, locate_file};
 
 use anyhow::{Context, Result, bail};
-use hf_hub::Cache;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
-use std::collections::BTreeSet;
+use hydra_runtime::merge::COMPANIONS;
+use serde::Deserialize;
+use snapshot::Snapshot;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// The branch that counts where none is named.
+const MAIN: &str = "main";
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    /// In the hub's addresses and the cache's names.
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// What files' addresses begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+
+    fn singular(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "file",
+        }
+    }
+
+    /// What to copy by hand.
+    fn files(self) -> &'static str {
+        match self {
+            Self::Model => "the model's folder (config.json, tokenizer.json, *.safetensors)",
+            Self::Dataset => "the data set's files",
+        }
+    }
+}
+
+/// `org/name`, or `org/name@revision`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    repository: String,
+    revision: String,
+}
+
+impl Name {
+    /// `None` for what is no name on the hub.
+    fn parse(text: &str) -> Option<Self> {
+        let part = |part: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+        };
+        let (repository, revision) = text.split_once('@').unwrap_or((text, MAIN));
+        let named = repository.split_once('/').is_some_and(|(org, name)| part(org) && part(name));
+        // Branches have slashes in their names, as refs/pr/1.
+        (named && revision.split('/').all(part))
+            .then(|| Self { repository: repository.into(), revision: revision.into() })
+    }
+
+    /// The same, and what follows a colon.
+    fn parse_with_part(text: &str) -> Option<(Self, Option<&str>)> {
+        let (name, part) = text.split_once(':').map_or((text, None), |(name, part)| (name, Some(part)));
+        Some((Self::parse(name)?, part))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.revision.as_str() {
+            MAIN => f.write_str(&self.repository),
+            revision => write!(f, "{}@{revision}", self.repository),
+        }
+    }
+}
 
 /// The local path of a model.
 pub fn locate(model: &str) -> Result<PathBuf> {
@@ -17,61 +106,95 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    if !is_hub_name(model) {
-        bail!("{model}: no such model: expected a folder, a GGUF file, or org/name on the Hugging Face hub");
+    match Name::parse_with_part(model) {
+        Some((name, file)) => download(&name, file),
+        None => bail!("{model}: no such model: expected a folder, a GGUF file, or org/name on the Hugging Face hub"),
     }
-    let advice = "no such folder here, and the Hugging Face hub doesn't answer; without a network, copy the model's folder \
-                  (config.json, tokenizer.json, *.safetensors) to this machine and give its path";
-    download(model).with_context(|| format!("{model}: {advice}"))
 }
 
-/// The folder of the hub's cache. (hf-hub's own function panics where there is no home directory.)
-fn cache_folder(hf_home: Option<String>, home: Option<PathBuf>) -> Result<PathBuf> {
-    let folder = hf_home.map(PathBuf::from).or_else(|| Some(home?.join(".cache/huggingface")));
-    Ok(folder.context("no place for the hub's cache: set HF_HOME or HOME")?.join("hub"))
+/// Whether this looks like `org/name` or `org/name@revision`: one slash, and the characters that the hub allows.
+pub fn is_hub_name(name: &str) -> bool {
+    Name::parse(name).is_some()
 }
 
-/// Whether this looks like `org/name`: one slash, and the characters that the hub allows.
-pub fn is_hub_name(model: &str) -> bool {
-    let part = |part: &str| {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
-    };
-    model.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
+/// A model's name as other programs know it: without a revision and a file.
+pub fn repository(model: &str) -> Option<String> {
+    Name::parse_with_part(model).map(|(name, _)| name.repository)
 }
 
-/// The hub, or the one that `HF_ENDPOINT` names.
-fn api() -> Result<Api> {
-    let cache = cache_folder(std::env::var("HF_HOME").ok(), std::env::home_dir())?;
-    let mut builder = ApiBuilder::from_cache(Cache::new(cache));
-    if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
-        builder = builder.with_endpoint(endpoint);
+/// Downloads the files of a checkpoint and returns their folder, or a GGUF file.
+fn download(name: &Name, file: Option<&str>) -> Result<PathBuf> {
+    let snapshot = Snapshot::open(Kind::Model, name)?;
+    if let Some(file) = gguf(&snapshot, name, file)? {
+        let path = snapshot.get(file)?;
+        let whole = dataset::shard(file);
+        for part in snapshot.files().iter().filter(|part| whole.is_some() && dataset::shard(part) == whole) {
+            snapshot.get(part)?;
+        }
+        snapshot.keep();
+        return Ok(path);
     }
-    Ok(builder.build()?)
-}
-
-/// Downloads the files of a checkpoint and returns their folder.
-fn download(model: &str) -> Result<PathBuf> {
-    let repo = api()?.model(model.to_string());
-    let listed: BTreeSet<String> = repo.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
-    let fetch = |repo: &ApiRepo, name: &str| repo.get(name).with_context(|| name.to_string());
-    let config = fetch(&repo, "config.json")?;
-    fetch(&repo, "tokenizer.json")?;
-    for optional in ["tokenizer_config.json", "chat_template.jinja"] {
-        if listed.contains(optional) {
-            fetch(&repo, optional)?;
+    for needed in [CONFIG, TOKENIZER] {
+        if !snapshot.has(needed) {
+            bail!(
+                "{name}: expected {needed} in it, found {}",
+                dataset::some(snapshot.files().iter().map(String::as_str))
+            );
         }
     }
-    let index = "model.safetensors.index.json";
-    if listed.contains(index) {
-        fetch(&repo, index)?;
-        for shard in listed.iter().filter(|name| name.ends_with(".safetensors") && !name.contains('/')) {
-            fetch(&repo, shard)?;
-        }
+    let config = snapshot.get(CONFIG)?;
+    for own in COMPANIONS.into_iter().filter(|own| snapshot.has(own)) {
+        snapshot.get(own)?;
+    }
+    // As a folder is read: one file, or else those that the index names.
+    if snapshot.has(WEIGHTS) {
+        snapshot.get(WEIGHTS)?;
     } else {
-        fetch(&repo, "model.safetensors")?;
+        for shard in shards(&snapshot.get(INDEX)?)? {
+            snapshot.get(&shard)?;
+        }
     }
+    snapshot.keep();
     Ok(config.parent().unwrap_or(Path::new(".")).to_path_buf())
+}
+
+/// The GGUF file that is asked for, or the only one where there are no other weights.
+fn gguf<'s>(snapshot: &'s Snapshot, name: &Name, asked: Option<&'s str>) -> Result<Option<&'s str>> {
+    let ggufs = snapshot.files().iter().map(String::as_str).filter(|file| file.ends_with(".gguf"));
+    // Of a split one the first part.
+    let ggufs: Vec<&str> = ggufs.filter(|file| dataset::shard(file).is_none() || file.contains("-00001-of-")).collect();
+    if let Some(asked) = asked {
+        if !ggufs.contains(&asked) {
+            bail!("{name}: expected one of its GGUF files {}, found {asked}", dataset::some(ggufs.into_iter()));
+        }
+        return Ok(Some(asked));
+    }
+    if snapshot.has(WEIGHTS) || snapshot.has(INDEX) {
+        return Ok(None);
+    }
+    match ggufs.as_slice() {
+        [one] => Ok(Some(one)),
+        [] => {
+            let found = dataset::some(snapshot.files().iter().map(String::as_str));
+            bail!("{name}: expected {WEIGHTS}, {INDEX} or a GGUF file in it, found {found}")
+        }
+        _ => bail!(
+            "{name}: several GGUF files: give one as {name}:FILE: expected one of {}",
+            dataset::some(ggufs.into_iter())
+        ),
+    }
+}
+
+/// The files that an index names.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let at = || index.display().to_string();
+    let text = std::fs::read(index).with_context(at)?;
+    let index: Index = serde_json::from_slice(&text).with_context(at)?;
+    Ok(index.weight_map.into_values().collect())
 }
 
 #[cfg(test)]
@@ -79,19 +202,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cache_has_a_folder_or_an_error() {
-        let cache =
-            |hf_home: Option<&str>, home: Option<&str>| cache_folder(hf_home.map(Into::into), home.map(Into::into));
-        assert_eq!(cache(Some("/hf"), None).unwrap(), Path::new("/hf/hub"));
-        assert_eq!(cache(None, Some("/home/a")).unwrap(), Path::new("/home/a/.cache/huggingface/hub"));
-        assert!(cache(None, None).unwrap_err().to_string().contains("HF_HOME"));
-    }
-
-    #[test]
     fn hub_names() {
-        assert!(is_hub_name("HuggingFaceTB/SmolLM2-135M"));
-        for path in ["model", "./model", "/a/b", "a/b/c", "../x", "a/", "a b/c"] {
+        for name in ["HuggingFaceTB/SmolLM2-135M", "a/b@v1.0", "a/b@refs/pr/1"] {
+            assert_eq!(Name::parse(name).unwrap().to_string(), name);
+        }
+        for path in ["model", "./model", "/a/b", "a/b/c", "../x", "a/", "a b/c", "a/b@", "a/b@../c", "a@b/c"] {
             assert!(!is_hub_name(path), "{path}");
         }
+        assert_eq!(repository("a/b@v1:c.gguf").as_deref(), Some("a/b"));
     }
 }

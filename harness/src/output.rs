@@ -1,6 +1,6 @@
 //! What goes to stdout and stderr, and into the files that options name.
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hydra_runtime::atomic::{try_beside, write_atomically};
 pub use hydra_runtime::printable;
 use serde::Serialize;
@@ -110,6 +110,15 @@ pub fn markdown_table(head: &[String], lines: &[Vec<String>]) -> String {
     line(head) + &line(&rule) + &lines.iter().map(|cells| line(cells)).collect::<String>()
 }
 
+/// `result`, whose error names `to` where it named the temporary `from`, which its reader doesn't know.
+pub fn named<T>(result: Result<T>, from: &Path, to: &Path) -> Result<T> {
+    let from = from.display().to_string();
+    result.map_err(|error| match crate::chain(&error) {
+        text if text.contains(&from) => anyhow!(text.replace(&from, &to.display().to_string())),
+        _ => error,
+    })
+}
+
 /// Whether two paths name the same file, which need not exist yet.
 pub fn same_place(a: &Path, b: &Path) -> bool {
     let whole = |path: &Path| {
@@ -158,15 +167,6 @@ fn can_write(path: &Path) -> Result<()> {
         return Ok(());
     }
     try_beside(path).context("can't write")
-}
-
-/// An error of writing into a folder that has a `temporary` name yet, with the name that it will get.
-pub fn with_final_name(error: Error, temporary: &Path, name: &Path) -> Error {
-    let (said, temporary) = (crate::chain(&error), temporary.display().to_string());
-    match said.contains(&temporary) {
-        true => anyhow!(said.replace(&temporary, &name.display().to_string())),
-        false => error,
-    }
 }
 
 /// `hydra` and its arguments, quoted for a shell.
@@ -226,6 +226,15 @@ mod tests {
         assert_eq!(markdown("[x](http://y)"), r"[x\](http://y)");
         let table = markdown_table(&["a|".into()], &[vec!["b\\|".into()]]);
         assert_eq!(table, "| a\\| |\n| --- |\n| b\\\\\\| |\n");
+    }
+
+    #[test]
+    fn temporary_names_are_not_shown() {
+        let named = |text: &'static str| {
+            named(Err::<(), _>(anyhow!(text)).context("c"), Path::new("/t/.tmp"), Path::new("out"))
+        };
+        assert_eq!(format!("{:#}", named("/t/.tmp/file: full").unwrap_err()), "c: out/file: full");
+        assert_eq!(format!("{:#}", named("other").unwrap_err()), "c: other");
     }
 
     #[cfg(unix)]

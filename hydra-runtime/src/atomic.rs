@@ -47,7 +47,11 @@ pub fn fill_atomically(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
     let at = |source| io(path, source);
     let folder = TemporaryFolder::new(path, &Builder::new())?;
     let filled = folder.path().join("file");
-    fill(&filled)?;
+    // The name that the user knows.
+    fill(&filled).map_err(|error| match error {
+        Error::Io { path: at, source } if at == filled => io(path, source),
+        other => other,
+    })?;
     File::open(&filled).and_then(|file| file.sync_all()).map_err(at)?;
     fs::rename(&filled, path).map_err(at)?;
     flush_parent(path);
@@ -145,6 +149,11 @@ impl NewFolder {
     /// Where to write its files.
     pub fn path(&self) -> &Path {
         self.temporary.path()
+    }
+
+    /// Where it will be.
+    pub fn destination(&self) -> &Path {
+        &self.destination
     }
 
     /// Flushes its files and puts it at its destination.
@@ -329,6 +338,9 @@ mod tests {
             Err(Error::Invalid("stopped".into()))
         });
         assert!(seen.is_err() && fs::read(&path).unwrap() == b"1");
+        let full = |path: &Path| Err(io(path, ErrorKind::StorageFull.into()));
+        let said = fill_atomically(&path, full).unwrap_err().to_string();
+        assert_eq!(said, io(&path, ErrorKind::StorageFull.into()).to_string());
         assert_eq!(names(dir.path()), ["a"]);
         assert!(write_atomically(Path::new("/"), b"").is_err());
     }

@@ -139,8 +139,8 @@ struct Opened {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder (config.json with model.safetensors or its sharded index), a GGUF file, or a folder
-    /// with exactly one GGUF file.
+    /// Opens a Hugging Face folder (config.json with model.safetensors or its sharded index), a GGUF file (of a split one the
+    /// first part, with the others beside it), or a folder with exactly one GGUF file.
     ///
     /// The files are mapped: they must not be changed while the checkpoint, or a model made of it, lives.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -151,14 +151,14 @@ impl Checkpoint {
             return open(path);
         }
         let files = Files::folder(path);
-        if files.has(crate::config::json::FILE) {
-            return Self::check(safetensors::list(files)?);
-        }
         let entries = std::fs::read_dir(path).map_err(|source| Error::Io { path: path.into(), source })?;
-        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        let ggufs: Vec<_> =
-            files.filter(|file| file.extension().is_some_and(|extension| extension == "gguf")).collect();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_gguf = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "gguf");
+        let ggufs: Vec<_> = paths.filter(|file| is_gguf(file) && !gguf::split::is_later_part(file)).collect();
         match ggufs.as_slice() {
+            // A GGUF may have its model's config.json beside it.
+            [one] if !safetensors::has_weights(&files) => open(one),
+            _ if files.has(crate::config::json::FILE) => Self::check(safetensors::list(files)?),
             [one] => open(one),
             _ => {
                 let found = ggufs.len();

@@ -13,7 +13,7 @@
 mod folder;
 mod gguf;
 
-pub use folder::{MergeOptions, write};
+pub use folder::{COMPANIONS, MergeOptions, write};
 pub use gguf::{GgufOptions, write_gguf};
 
 use crate::adapter::{Adapter, AdapterConfig, AdapterPair, GateKind, Method};

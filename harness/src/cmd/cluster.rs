@@ -81,18 +81,18 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     let found = Found { data, seed, records: &records, clustering: &clustering, meeting, agreement };
     output::print(found.text())?;
     if let (Some(folder), Some(out)) = (folder, &arguments.out) {
-        let write = |folder: &Path| {
-            output::write_json(&folder.join(FILE), &found.json())?;
-            report::write_chart(&folder.join(PLOT), &page::elbow(&found))?;
-            page::page(&found).write(folder)?;
+        let write = || {
+            output::write_json(&folder.path().join(FILE), &found.json())?;
+            report::write_chart(&folder.path().join(PLOT), &page::elbow(&found))?;
+            page::page(&found).write(folder.path())?;
             let mut first = 0;
             for path in &arguments.data {
-                let to = folder.join(lines_name(path).unwrap_or_default());
-                first += label(path, &to, &clustering.clusters[first..])?;
+                let copy = folder.path().join(lines_name(path).unwrap_or_default());
+                first += label(path, &copy, &clustering.clusters[first..])?;
             }
             Ok(())
         };
-        write(folder.path()).map_err(|error| output::with_final_name(error, folder.path(), out))?;
+        output::named(write(), folder.path(), out)?;
         folder.keep()?;
         output::print(format_args!("{}\n", out.display()))?;
     }

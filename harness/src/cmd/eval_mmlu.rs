@@ -126,10 +126,9 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, ranks: &Ranks) -> Result<
     let json = json.map_or(Ok(()), |path| output::write_json(&path, &report));
     let lm_eval = folder.map_or(Ok(()), |folder| {
         let results = Results { model: &name, subjects: &subjects, asking, limit, outcome: &outcome, report: &report };
-        let out = arguments.lm_eval.as_deref().unwrap_or(Path::new(""));
         for (file, text) in results.files() {
             let written = output::write(&folder.path().join(file), &text);
-            written.map_err(|error| output::with_final_name(error, folder.path(), out))?;
+            output::named(written, folder.path(), folder.destination())?;
         }
         Ok(folder.keep()?)
     });

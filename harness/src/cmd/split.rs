@@ -60,7 +60,7 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
         let own = lines.iter().zip(&test).filter(|&(_, &test)| test == part);
         let text = text_of(own.map(|(line, _)| line.as_slice()));
         let written = write_atomically(&folder.path().join(name), &text).context("can't write");
-        written.map_err(|error| output::with_final_name(error, folder.path(), &arguments.out))?;
+        output::named(written, folder.path(), &arguments.out)?;
     }
     folder.keep()?;
     output::print(table(&records, &test))?;

@@ -20,6 +20,8 @@ pub enum Container {
     Zstd,
     /// Apache Parquet.
     Parquet,
+    /// Something that isn't read: its name.
+    Other(&'static str),
 }
 
 /// Bytes that any file may become, and times its own size.
@@ -42,6 +44,13 @@ impl Container {
             // A frame, or a frame to skip.
             [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Self::Zstd,
             [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
+            [b'B', b'Z', b'h', ..] => Self::Other("bzip2"),
+            [0xFD, b'7', b'z', b'X', ..] => Self::Other("xz"),
+            [0x04, 0x22, 0x4D, 0x18, ..] => Self::Other("LZ4"),
+            [b'P', b'K', 3, 4, ..] => Self::Other("a zip archive"),
+            // A file of Arrow's, or its stream.
+            [b'A', b'R', b'R', b'O', ..] | [0xFF, 0xFF, 0xFF, 0xFF, ..] => Self::Other("Apache Arrow"),
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Self::Other("UTF-16"),
             _ => Self::Plain,
         }
     }
@@ -57,6 +66,9 @@ impl Container {
                 }
             }
             Self::Plain | Self::Parquet => text = limit.read(reader)?,
+            Self::Other(name) => {
+                bail!("expected JSON in UTF-8 (also in gzip or Zstandard) or Parquet, found {name}")
+            }
         }
         Ok(text)
     }
@@ -158,6 +170,16 @@ mod tests {
         let skipped = [b"\x50\x2A\x4D\x18\x03\0\0\0abc".to_vec(), zstd(&text)].concat();
         assert_eq!(read(&skipped).unwrap(), text);
         assert_eq!(read(b"{}").unwrap(), b"{}");
+    }
+
+    #[test]
+    fn what_is_not_read_is_named() {
+        for (start, name) in
+            [(&b"BZh91AY"[..], "bzip2"), (b"\xFD7zXZ\0", "xz"), (b"ARROW1\0\0", "Arrow"), (b"\xFF\xFE{\0", "UTF-16")]
+        {
+            let error = read(start).unwrap_err().to_string();
+            assert!(error.starts_with("expected JSON in UTF-8") && error.ends_with(name), "{error}");
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! text            {"text"}
 //! ```
 //! Absent and null optional fields are empty. Other fields are ignored. Of context and input, and of response and output, the
-//! first that has text counts. The role developer is another name of system.
+//! first that has text counts. The role developer is another name of system. A text "system" beside "conversations" is their first
+//! message, as LLaMA-Factory has it.
 
 use crate::output::printable;
 use anyhow::{Context, Result, bail};
@@ -190,7 +191,8 @@ fn message(object: &Map<String, Value>) -> Result<Message> {
 fn nothing_in(object: &Map<String, Value>, keys: &[&str]) -> Result<()> {
     let nothing = |value: &Value| match value {
         Value::Null => true,
-        Value::String(text) => text.is_empty(),
+        // Tools may be a list as a text.
+        Value::String(text) => matches!(text.as_str(), "" | "[]"),
         Value::Array(values) => values.is_empty(),
         Value::Object(map) => map.is_empty(),
         _ => false,
@@ -202,7 +204,14 @@ fn nothing_in(object: &Map<String, Value>, keys: &[&str]) -> Result<()> {
 }
 
 fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
-    conversation(&list(object, "conversations")?, |message| {
+    nothing_in(object, &["tools"])?;
+    let mut values = list(object, "conversations")?;
+    // LLaMA-Factory's files have the system message beside the others.
+    let is_first = |text: &str| values.first().is_some_and(|first| first["value"] == *text);
+    if let Some(system) = optional(object, "system")?.filter(|text| !text.is_empty() && !is_first(text)) {
+        values.to_mut().insert(0, serde_json::json!({"from": "system", "value": system}));
+    }
+    conversation(&values, |message| {
         // Some files have the other format's messages under this key.
         if !message.contains_key("from") && message.contains_key("role") {
             return self::message(message);
@@ -377,6 +386,26 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().1, content);
         }
+    }
+
+    #[test]
+    fn a_system_message_beside_the_conversation() {
+        let record = |more: &str| {
+            format!(r#"{{"conversations":[{{"from":"human","value":"a"}},{{"from":"gpt","value":"b"}}]{more}}}"#)
+        };
+        let plain = Content::Conversation(vec![Message::user("a"), Message::assistant("b")]);
+        for nothing in ["", r#","system":null"#, r#","system":"","tools":"[]""#] {
+            assert_eq!(parse(&record(nothing)).unwrap().1, plain);
+        }
+        let all = [Message::system("S"), Message::user("a"), Message::assistant("b")];
+        assert_eq!(parse(&record(r#","system":"S""#)).unwrap().1, Content::Conversation(all.to_vec()));
+        assert!(wrong(&record(r#","tools":"[{}]""#)).starts_with("\"tools\": expected none"));
+        let within = |system: &str| {
+            let list = r#"[{"from":"system","value":"S"},{"from":"human","value":"a"},{"from":"gpt","value":"b"}]"#;
+            format!(r#"{{"conversations":{list},"system":"{system}"}}"#)
+        };
+        assert_eq!(parse(&within("S")).unwrap().1, Content::Conversation(all.to_vec()));
+        assert_eq!(wrong(&within("T")), r#"message 2: role: expected user, found "system""#);
     }
 
     #[test]

@@ -23,7 +23,8 @@ impl Source {
     pub fn folder(&self, out: &Path, options: MergeOptions) -> Result<()> {
         let folder = NewFolder::begin(out).context("--out")?;
         interrupt::discard(folder.path())?;
-        let merged = merge::write(&self.checkpoint, &self.adapter, self.gate, folder.path(), options)?;
+        let written = merge::write(&self.checkpoint, &self.adapter, self.gate, folder.path(), options);
+        let merged = output::named(written.map_err(Into::into), folder.path(), out)?;
         let prompts = Prompts::new(self)?;
         let found = prompts.compare(&Checkpoint::open(folder.path())?, None)?;
         found.require(&merged.formats).with_context(|| refused(out))?;
@@ -31,7 +32,8 @@ impl Source {
         let mut facts = self.facts(&found, &effect);
         facts["dtype"] = names(&merged.formats).into();
         facts["tolerance"] = limits(&merged.formats).difference.into();
-        output::write_json(&folder.path().join(MERGED), &facts)?;
+        let noted = output::write_json(&folder.path().join(MERGED), &facts);
+        output::named(noted, folder.path(), out)?;
         folder.keep()?;
         report(out, &described(&merged), &found, &effect)
     }
@@ -42,7 +44,8 @@ impl Source {
         interrupt::discard(file.temporary())?;
         let description = self.description();
         let options = GgufOptions { format, description: description.as_deref() };
-        let merged = merge::write_gguf(&self.checkpoint, &self.adapter, self.gate, file.path(), options)?;
+        let written = merge::write_gguf(&self.checkpoint, &self.adapter, self.gate, file.path(), options);
+        let merged = output::named(written.map_err(Into::into), file.path(), out)?;
         let prompts = Prompts::new(self)?;
         let found = prompts.compare(&Checkpoint::open(file.path())?, None)?;
         found.require(&merged.formats).with_context(|| refused(out))?;
@@ -56,7 +59,8 @@ impl Source {
         let file = NewFile::begin(out).context("--out")?;
         interrupt::discard(file.temporary())?;
         let (lora, config) = (self.adapter.as_lora(self.gate)?, self.checkpoint.config());
-        lora.save_gguf(file.path(), config, self.description().as_deref())?;
+        let written = lora.save_gguf(file.path(), config, self.description().as_deref());
+        output::named(written.map_err(Into::into), file.path(), out)?;
         let (found, effect) = self.check_adapter(out, file.path())?;
         file.keep()?;
         report(out, &lora_in_words(&lora), &found, &effect)
@@ -67,9 +71,10 @@ impl Source {
         let folder = NewFolder::begin(out).context("--out")?;
         interrupt::discard(folder.path())?;
         let lora = self.adapter.as_lora(self.gate)?;
-        lora.save(folder.path())?;
+        output::named(lora.save(folder.path()).map_err(Into::into), folder.path(), out)?;
         let (found, effect) = self.check_adapter(out, folder.path())?;
-        output::write_json(&folder.path().join(EXPORTED), &self.facts(&found, &effect))?;
+        let noted = output::write_json(&folder.path().join(EXPORTED), &self.facts(&found, &effect));
+        output::named(noted, folder.path(), out)?;
         folder.keep()?;
         report(out, &lora_in_words(&lora), &found, &effect)
     }

@@ -11,10 +11,11 @@
 //! records.jsonl                        split train, if no file of the data set names a split
 //! ```
 
-use super::{api, is_hub_name};
+use super::snapshot::Snapshot;
+use super::{Kind as Repository, Name as Source};
 use crate::output::printable;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Names of splits; the last three mean validation.
@@ -49,7 +50,7 @@ pub fn locate_file(path: &Path) -> Result<PathBuf> {
 
 /// `org/name`, and the split that is asked for.
 struct Name {
-    repository: String,
+    source: Source,
     config: Option<String>,
     split: Option<String>,
 }
@@ -57,27 +58,24 @@ struct Name {
 /// A path that is no file here, and looks like a name on the hub.
 fn hub_name(path: &Path) -> Option<Name> {
     let text = path.to_str().filter(|_| !path.exists())?;
-    let (repository, split) = text.split_once(':').map_or((text, None), |(name, split)| (name, Some(split)));
+    let (source, split) = Source::parse_with_part(text)?;
     // A mistyped file is not looked for on the hub.
-    if !is_hub_name(repository) || (split.is_none() && Kind::of(repository).is_some()) {
+    if split.is_none() && Kind::of(text).is_some() {
         return None;
     }
     let (config, split) = match split.map(|split| split.split_once('/').map_or((None, split), |(c, s)| (Some(c), s))) {
         Some((config, split)) => (config.map(str::to_owned), Some(split.to_owned())),
         None => (None, None),
     };
-    Some(Name { repository: repository.into(), config, split })
+    Some(Name { source, config, split })
 }
 
 fn download(name: &Name) -> Result<Vec<PathBuf>> {
-    let Name { repository, .. } = name;
-    let advice = "no such file here, and the Hugging Face hub doesn't answer; without a network, copy the data set's files \
-                  to this machine and give their paths";
-    let repo = api()?.dataset(repository.clone());
-    let info = repo.info().with_context(|| format!("{repository}: {advice}"))?;
-    let listed: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
-    let chosen = name.choose(&listed).with_context(|| repository.clone())?;
-    chosen.iter().map(|file| repo.get(file).with_context(|| format!("{repository}: {file}"))).collect()
+    let snapshot = Snapshot::open(Repository::Dataset, &name.source)?;
+    let chosen = name.choose(snapshot.files()).with_context(|| name.source.to_string())?;
+    let files = chosen.iter().map(|file| snapshot.get(file)).collect::<Result<_>>()?;
+    snapshot.keep();
+    Ok(files)
 }
 
 /// How a file is written.
@@ -125,17 +123,30 @@ impl<'n> Listed<'n> {
         let folder = folders.iter().rev().find_map(|folder| SPLITS.into_iter().find(|split| split == folder));
         let other = folders.iter().filter(|&&folder| folder != "data" && !SPLITS.contains(&folder));
         let config = other.copied().collect::<Vec<_>>().join("/");
-        Some(Self { name, kind, config, split: shard(file).or_else(|| named(file)).or(folder) })
+        Some(Self { name, kind, config, split: shard(file).map(|(split, _)| split).or_else(|| named(file)).or(folder) })
     }
 }
 
-/// The split in "SPLIT-00000-of-00002.parquet", as Hugging Face's `datasets` writes it.
-fn shard(file: &str) -> Option<&str> {
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+/// The split in "SPLIT-00000-of-00002.parquet", as Hugging Face's `datasets` writes it, and the number of its files.
+pub(super) fn shard(file: &str) -> Option<(&str, usize)> {
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
     let (before, after) = file.rsplit_once("-of-")?;
     let (split, shard) = before.rsplit_once('-')?;
-    let shards = after.split_once('.').map_or(after, |(shards, _)| shards);
-    (number(shard) && number(shards) && !split.is_empty()).then_some(split)
+    number(shard)?;
+    let shards = number(after.split_once('.').map_or(after, |(shards, _)| shards))?;
+    (!split.is_empty()).then_some((split, shards))
+}
+
+/// Fails if a file is missing of those that belong together: a cache may have some of them.
+fn complete(names: &[&str]) -> Result<()> {
+    let mut found = BTreeMap::new();
+    for (split, shards) in names.iter().filter_map(|name| shard(name)) {
+        *found.entry((split, shards)).or_insert(0) += 1;
+    }
+    match found.into_iter().find(|((_, shards), found)| found < shards) {
+        Some(((split, shards), found)) => bail!("{}: expected {shards} files, found {found}", printable(split)),
+        None => Ok(()),
+    }
 }
 
 /// One name for each split.
@@ -159,9 +170,9 @@ impl Name {
             None if configs.contains("") => files.retain(|file| file.config.is_empty()),
             None if configs.contains("default") => files.retain(|file| file.config == "default"),
             None if configs.len() > 1 => {
-                let repository = &self.repository;
+                let source = &self.source;
                 bail!(
-                    "several configurations: give one as {repository}:CONFIG/SPLIT: expected one of {}",
+                    "several configurations: give one as {source}:CONFIG/SPLIT: expected one of {}",
                     some(configs.iter().map(String::as_str))
                 )
             }
@@ -182,12 +193,13 @@ impl Name {
         }
         let mut names: Vec<&str> = files.into_iter().map(|file| file.name).collect();
         names.sort_unstable();
+        complete(&names)?;
         Ok(names)
     }
 }
 
 /// The first names of a list.
-fn some<'n>(names: impl Iterator<Item = &'n str>) -> String {
+pub(super) fn some<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let names: Vec<&str> = names.collect();
     if names.is_empty() { "none".into() } else { printable(&names.join(", ")) }
 }
@@ -223,6 +235,8 @@ mod tests {
         assert_eq!(error, "expected one of the splits test_sft, train, val, found other");
         assert_eq!(choose("o/n", &["databricks-dolly-15k.jsonl"]).unwrap(), ["databricks-dolly-15k.jsonl"]);
         assert!(choose("o/n:test", &["databricks-dolly-15k.jsonl"]).unwrap_err().contains("splits train, found test"));
+        let cut = choose("o/n", &["data/train-00001-of-00002.jsonl"]).unwrap_err();
+        assert_eq!(cut, "data/train: expected 2 files, found 1");
         let other = choose("o/n", &["README.md", "train.csv"]).unwrap_err();
         assert_eq!(other, "expected Parquet or JSON files, found README.md, train.csv");
     }

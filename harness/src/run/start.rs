@@ -5,6 +5,7 @@ use super::schedule::TrainConfig;
 use super::spec::RunSpec;
 use crate::cluster::{self, Clustering};
 use crate::data::records::{self, CATEGORY, Reading, Record};
+use crate::hub;
 use crate::memory;
 use crate::options::{Count, Finite, NonNegative};
 use anyhow::{Context, Result, bail};
@@ -121,7 +122,7 @@ impl<'a> Start<'a> {
 fn base_model(model: &str) -> String {
     match std::path::absolute(model) {
         Ok(path) if path.exists() => path.display().to_string(),
-        _ => model.to_string(),
+        _ => hub::repository(model).unwrap_or_else(|| model.to_string()),
     }
 }
 

@@ -1,10 +1,11 @@
-//! A model in one GGUF file: llama.cpp's names, its keys for the configuration, its tokenizer. `describe.rs` and `writer.rs`
+//! A model in a GGUF file, or in the parts of a split one: llama.cpp's names, its keys for the configuration, its tokenizer. `describe.rs` and `writer.rs`
 //! write what this file reads.
 
 pub(crate) mod container;
 pub(crate) mod describe;
 mod describe_tokenizer;
 pub(crate) mod quantize;
+pub(crate) mod split;
 mod types;
 mod vocabulary;
 pub(crate) mod writer;
@@ -13,6 +14,7 @@ use super::{Listing, RawTensor, Source, TensorId};
 use crate::config::architecture::{Traits, supported};
 use crate::config::{Architecture, Biases, Config, Family, Rope, RopeScaling, Window, Yarn};
 use crate::error::printable;
+use crate::files::map;
 use crate::projection::Projection;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -21,26 +23,34 @@ use container::{Container, Value};
 use hydra_kernels::quant::RowOrder;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Frequencies' divisors of models that were stretched the LLaMA 3.1 way, [head_dim / 2].
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// What multiplies queries and keys, beside YaRN's usual factor.
 const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
-/// Lists a file's tensors; `path` is for messages.
+/// Lists the tensors of a file, and of the other parts of a split model; `path` is for messages, and where those are.
 pub(super) fn list(path: &Path, file: Bytes) -> Result<Listing> {
-    let container = Container::parse(path, &file)?;
+    let mut container = Container::parse(path, &file)?;
+    let others = split::others(&container)?;
+    let parts: Vec<(PathBuf, Bytes)> = others.map(|path| Ok((path.clone(), map(&path)?))).collect::<Result<_>>()?;
+    for (path, bytes) in &parts {
+        let part = Container::parse(path, bytes)?;
+        split::follows(&part, &container)?;
+        container.join(part)?;
+    }
+    split::check(&container)?;
     let config = config(&container)?;
     let mut tensors = BTreeMap::new();
     for (name, tensor) in &container.tensors {
         let shape = tensor.dims.iter().rev().copied().collect();
-        let raw = RawTensor { file: 0, bytes: tensor.bytes.clone(), format: Ok(tensor.format), shape };
+        let raw = RawTensor { file: tensor.file, bytes: tensor.bytes.clone(), format: Ok(tensor.format), shape };
         tensors.insert(name.to_string(), raw);
     }
     let attention_rows = row_order(&config, TensorId::Projection(0, Projection::Q));
-    let (source, data) = (Source::Gguf(path.into()), vec![file]);
-    Ok(Listing { source, config, data, tensors, name, relevant, attention_rows })
+    let (source, data) = (Source::Gguf(path.into()), [file].into_iter().chain(parts.into_iter().map(|(_, part)| part)));
+    Ok(Listing { source, config, data: data.collect(), tensors, name, relevant, attention_rows })
 }
 
 /// The tokenizer that the file carries.
@@ -138,11 +148,7 @@ fn traits(file: &Container) -> Result<&'static Traits> {
         return Err(file.refuse("general.type", "\"model\"; an adapter is given beside its model"));
     }
     let traits = file.string(KEY)?.and_then(Traits::of_gguf);
-    let traits = traits.ok_or_else(|| file.refuse(KEY, &supported(|traits| traits.gguf)))?;
-    if file.unsigned("split.count")?.unwrap_or(1) > 1 {
-        return Err(file.refuse("split.count", "a model in one file (gguf-split --merge makes one)"));
-    }
-    Ok(traits)
+    traits.ok_or_else(|| file.refuse(KEY, &supported(|traits| traits.gguf)))
 }
 
 /// What the file's tensors and its window make of the architecture. llama.cpp takes biases where there are some, and calls a
@@ -202,7 +208,7 @@ fn rope(file: &Container, key: impl Fn(&str) -> String, context: usize) -> Resul
     }
     let tensor = file.tensor(ROPE_FACTORS)?;
     let (RopeScaling::None, [_], Some(factors)) =
-        (scaling, tensor.dims.as_slice(), super::floats(tensor.format, &file.bytes[tensor.bytes.clone()]))
+        (scaling, tensor.dims.as_slice(), super::floats(tensor.format, &file.files[tensor.file][tensor.bytes.clone()]))
     else {
         let message = format!("{ROPE_FACTORS}: wanted one row of floats and no other rope scaling");
         return Err(Error::Config { path: file.path.into(), message });

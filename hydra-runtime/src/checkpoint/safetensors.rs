@@ -19,6 +19,11 @@ use std::path::{Component, Path};
 pub(crate) const ONE_FILE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// Whether a folder has weights that are read.
+pub(super) fn has_weights(files: &Files) -> bool {
+    files.has(ONE_FILE) || files.has(INDEX)
+}
+
 pub(super) fn list(files: Files) -> Result<Listing> {
     let mut config = Config::read(&files)?;
     let mut stored = Stored::default();

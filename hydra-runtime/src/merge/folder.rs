@@ -26,8 +26,8 @@ pub struct MergeOptions {
     pub max_shard_bytes: u64,
 }
 
-/// Files beside the weights that are copied from a Hugging Face folder if they are there.
-const COMPANIONS: [&str; 13] = [
+/// Files of a Hugging Face folder that go with its weights and its `config.json`, as far as they are there.
+pub const COMPANIONS: [&str; 13] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

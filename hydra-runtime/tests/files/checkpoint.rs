@@ -13,6 +13,7 @@ use hydra_runtime::projection::Projection;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
 use tempfile::tempdir;
 
@@ -100,6 +101,45 @@ fn gguf() {
     }
     std::fs::copy(&file, dir.path().join("other.gguf")).unwrap();
     assert!(complaint(dir.path()).contains("2 .gguf files"));
+}
+
+/// The model as `gguf-split` cuts it, `tensors` to a file.
+fn split(dir: &Path, tensors: usize) -> Vec<std::path::PathBuf> {
+    let whole = Gguf::model();
+    let parts: Vec<_> = whole.tensors.chunks(tensors).collect();
+    let part = |(number, own): (usize, &&[_])| {
+        let mut gguf = if number == 0 { whole.clone() } else { Gguf::new() };
+        gguf.tensors = own.to_vec();
+        gguf.u32("split.no", number as u32);
+        gguf.u32("split.count", parts.len() as u32);
+        gguf.u32("split.tensors.count", whole.tensors.len() as u32);
+        let path = dir.join(format!("m-{:05}-of-{:05}.gguf", number + 1, parts.len()));
+        fs::write(&path, gguf.bytes()).unwrap();
+        path
+    };
+    parts.iter().enumerate().map(part).collect()
+}
+
+#[test]
+fn a_split_gguf() {
+    let dir = tempdir().unwrap();
+    let paths = split(dir.path(), 8);
+    assert_eq!(paths.len(), 3);
+    assert_tiny(&Checkpoint::open(&paths[0]).unwrap());
+    assert!(Checkpoint::open(&paths[0]).unwrap().tokenizer().is_ok());
+    // A folder with its parts alone is that model, also with its config.json in it.
+    assert_tiny(&Checkpoint::open(dir.path()).unwrap());
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
+    assert_tiny(&Checkpoint::open(dir.path()).unwrap());
+    assert!(complaint(&paths[1]).contains("split.count is 3, wanted the first part, named NAME-00001-of-00003.gguf"));
+    let bytes = fs::read(&paths[0]).unwrap();
+    assert!(Checkpoint::from_gguf(bytes).err().unwrap().to_string().contains("wanted the first part"));
+    let other = fs::read(&paths[1]).unwrap();
+    fs::write(&paths[1], fs::read(&paths[2]).unwrap()).unwrap();
+    assert!(complaint(&paths[0]).ends_with("m-00002-of-00003.gguf: split.no is 2, wanted 1"));
+    fs::write(&paths[1], &other).unwrap();
+    fs::remove_file(&paths[2]).unwrap();
+    assert!(complaint(&paths[0]).contains("m-00003-of-00003.gguf: No such file"));
 }
 
 #[test]

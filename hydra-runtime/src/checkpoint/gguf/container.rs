@@ -38,6 +38,8 @@ pub(crate) struct Tensor {
     pub format: Format,
     /// Fastest first, as in the file.
     pub dims: Vec<usize>,
+    /// Which of the container's files.
+    pub file: usize,
     /// In the file.
     pub bytes: Range<usize>,
 }
@@ -45,7 +47,8 @@ pub(crate) struct Tensor {
 /// A parsed header over the file's bytes.
 pub(crate) struct Container<'a> {
     pub path: &'a Path,
-    pub bytes: &'a [u8],
+    /// The file, and the other parts of a split model.
+    pub files: Vec<&'a [u8]>,
     pub metadata: HashMap<&'a str, Value<'a>>,
     /// The same pairs as they lie in the file, in its order: key, then type and value.
     pub pairs: Vec<(&'a str, &'a [u8])>,
@@ -90,7 +93,20 @@ impl<'a> Container<'a> {
         }
         let alignment = alignment(&reader, &metadata)?;
         let tensors = tensors(&mut reader, tensor_count, alignment)?;
-        Ok(Self { path, bytes, metadata, pairs, tensors })
+        Ok(Self { path, files: vec![bytes], metadata, pairs, tensors })
+    }
+
+    /// Adds the tensors of another part of the same model.
+    pub fn join(&mut self, part: Self) -> Result<()> {
+        let file = self.files.len();
+        for (name, tensor) in part.tensors {
+            if self.tensors.insert(name, Tensor { file, ..tensor }).is_some() {
+                let message = format!("tensor {} is in an earlier part, too", printable(name));
+                return Err(Error::Format { path: part.path.into(), offset: None, message });
+            }
+        }
+        self.files.extend(part.files);
+        Ok(())
     }
 }
 
@@ -118,7 +134,7 @@ fn tensors<'a>(reader: &mut Reader<'a>, count: u64, alignment: u64) -> Result<BT
             );
         };
         // Both are at most the file's length, which is a usize.
-        let tensor = Tensor { format, dims, bytes: start as usize..end as usize };
+        let tensor = Tensor { format, dims, file: 0, bytes: start as usize..end as usize };
         if tensors.insert(name, tensor).is_some() {
             return Err(reader.error(format!("tensor {} a second time", printable(name))));
         }
