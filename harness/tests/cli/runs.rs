@@ -205,7 +205,7 @@ fn options_beside_a_runs_file_are_not_hindered_by_its_defaults() {
     assert!(shown.contains("method                 lora"), "{shown}");
     let listed = succeeds(&format!("info {file}"));
     for part in
-        ["general.type           \"adapter\"", "adapter.lora.alpha     ", "blk.0.attn_q.weight.lora_a F32 [3, 32]"]
+        ["general.type           \"adapter\"", "adapter.lora.alpha     ", "blk.0.ffn_up.weight.lora_a F32 [3, 32]"]
     {
         assert!(listed.contains(part), "{part}\n{listed}");
     }
