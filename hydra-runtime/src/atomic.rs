@@ -27,8 +27,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn write_all_atomically(files: &[(PathBuf, &[u8])]) -> Result<()> {
     let mut written = Vec::with_capacity(files.len());
     for (path, bytes) in files {
-        let mut temporary = temporary(path)?;
-        let flushed = temporary.write_all(bytes).and_then(|()| temporary.as_file().sync_all());
+        let temporary = temporary(path)?;
+        // The file itself: the other one's errors end with its temporary name.
+        let mut file = temporary.as_file();
+        let flushed = file.write_all(bytes).and_then(|()| file.sync_all());
         flushed.map_err(|source| io(path, source))?;
         written.push((path, temporary));
     }

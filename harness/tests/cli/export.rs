@@ -128,3 +128,20 @@ fn what_is_not_exported() {
     fails(1, &format!("generate --model {} --adapter {lora} --prompt Nine", other.display()), &["lora.gguf", "qwen2"]);
     fails(1, &format!("info {cut}"), &["cut.gguf", "truncated"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_told_by_the_name_that_was_asked_for() {
+    let scratch = Scratch::new("export-full");
+    for format in ["gguf-lora", "gguf", "peft", "hf"] {
+        let out = scratch.path(format);
+        // A limit of a file's size is met as a full disk is.
+        let hydra = env!("CARGO_BIN_EXE_hydra");
+        let line = format!("trap '' XFSZ; ulimit -f 1; exec {hydra} {}", export("lora", format, &out, ""));
+        let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.lines().count() == 1, "{said}");
+        assert!(said.starts_with(&format!("error: {out}")) && !said.contains("hydra-tmp"), "{said}");
+        assert!(scratch.names("").is_empty(), "{:?}", scratch.names(""));
+    }
+}
