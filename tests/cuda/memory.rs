@@ -138,6 +138,9 @@ fn write_model(dir: &Path, [d, ffn, heads, kv_heads]: [usize; 4]) {
         "bos_token_id": 1, "eos_token_id": 2}}"#
     );
     std::fs::write(dir.join("config.json"), config).unwrap();
+    // A GGUF file has the tokenizer in it.
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("harness/assets/model/tokenizer.json");
+    std::fs::copy(tokenizer, dir.join("tokenizer.json")).unwrap();
 }
 
 fn sequences(count: usize, len: usize) -> Vec<Sequence> {
