@@ -44,6 +44,8 @@ mod page;
 mod ranks;
 #[path = "cli/readme.rs"]
 mod readme;
+#[path = "cli/resume.rs"]
+mod resume;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/serve.rs"]

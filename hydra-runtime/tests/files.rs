@@ -2,6 +2,8 @@
 
 #[path = "files/adapter.rs"]
 mod adapter;
+#[path = "files/adapter_of_others.rs"]
+mod adapter_of_others;
 #[path = "files/architectures.rs"]
 mod architectures;
 #[path = "files/builder.rs"]

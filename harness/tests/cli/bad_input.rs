@@ -146,10 +146,14 @@ fn models_and_adapters() {
     let cut = scratch.path("cut");
     fails(1, &format!("generate --model {cut} --prompt x"), &["model.safetensors"]);
     let tokenizer = fs::read_to_string(golden("hydra").join("model/tokenizer.json")).unwrap();
+    let more = r#""added_tokens": [{"id": 9999, "content": "more", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false},"#;
     let tokenizer =
-        scratch.write("cut/tokenizer.json", tokenizer.replace("\"vocab\": {", "\"vocab\": {\"more\": 9999,"));
+        tokenizer.replace("\"vocab\": {", "\"vocab\": {\"more\": 9999,").replace("\"added_tokens\": [", more);
+    let tokenizer = scratch.write("cut/tokenizer.json", tokenizer);
     fs::copy(golden("hydra").join("model/model.safetensors"), format!("{cut}/model.safetensors")).unwrap();
-    fails(1, &format!("generate --model {cut} --prompt x"), &[&tokenizer, "9999", "512 rows"]);
+    succeeds(&format!("generate --model {cut} --prompt x --max-tokens 1"));
+    fails(1, &format!("generate --model {cut} --prompt more"), &["token 9999, \"more\"", "512 rows"]);
     fs::copy(golden("hydra").join("model/tokenizer.json"), &tokenizer).unwrap();
     scratch.write("cut/chat_template.jinja", "{{ raise_exception('no') }}");
     fails(1, &format!("generate --model {cut} --prompt x --template chat"), &["the chat template", "no"]);
