@@ -123,9 +123,7 @@ impl Analysis {
         let same_seed = all.map(|all| all.windows(2).all(|pair| pair[0] == pair[1]));
         Ok(Self { adapters: about, same_seed, tsne: settings, a, b, router })
     }
-}
 
-impl Analysis {
     /// Seeds that several adapters started from, and the names of these.
     pub fn shared_seeds(&self) -> BTreeMap<u64, Vec<&str>> {
         let mut seeds: BTreeMap<u64, Vec<&str>> = BTreeMap::new();

@@ -106,10 +106,10 @@ impl Names {
             Self::Expression(expression) if matches(file, expression, path)? => Match::Whole,
             Self::Expression(_) => Match::None,
             Self::List(names) => {
-                let found = || names.iter().map(|name| find_end(path, name));
-                found().find(|&found| found == Match::Whole).or_else(|| found().find(|&found| found == Match::End))
+                let found: Vec<Match> = names.iter().map(|name| find_end(path, name)).collect();
+                let best = [Match::Whole, Match::End].into_iter().find(|best| found.contains(best));
+                best.unwrap_or(Match::None)
             }
-            .unwrap_or(Match::None),
         })
     }
 }

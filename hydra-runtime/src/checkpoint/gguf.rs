@@ -1,5 +1,5 @@
-//! A model in a GGUF file, or in the parts of a split one: llama.cpp's names, its keys for the configuration, its tokenizer. `describe.rs` and `writer.rs`
-//! write what this file reads.
+//! A model in a GGUF file, or in the parts of a split one: llama.cpp's names, its keys for the configuration, its tokenizer.
+//! `describe.rs` and `writer.rs` write what this file reads.
 
 pub(crate) mod container;
 pub(crate) mod describe;

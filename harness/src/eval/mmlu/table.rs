@@ -1,6 +1,7 @@
 //! Accuracy by subject and group, with standard errors: σ = √(p (1 − p) / (n − 1)) for a proportion, √(Σ σ²) / subjects for a
-//! mean over subjects. One question has none, nor has a mean over subjects of which one has one question. In the micro average every question weighs the same, in the macro average every subject. Groups are
-//! micro averages, as in the original evaluation.
+//! mean over subjects. One question has none, nor has a mean over subjects of which one has one question. In the micro average
+//! every question weighs the same, in the macro average every subject. Groups are micro averages, as in the original
+//! evaluation.
 
 use super::score::{Outcome, Prediction};
 use super::{Asking, Scoring, Style};
