@@ -66,9 +66,9 @@ pub(super) fn pack_row_stored<E: Element, const NR: usize>(
                     row.fill(0.0);
                 }
             }
-            for (panel, j) in panels.chunks_exact_mut(steps * NR).zip((0..len).step_by(NR)) {
-                let columns = rows.each_ref().map(|row| &row[j..j + NR]);
-                pack_step::<E>(isa, &mut panel[step * NR..][..NR], columns, scale);
+            for (j, panel) in panels.chunks_exact_mut(steps * NR).enumerate().take(len.div_ceil(NR)) {
+                let columns = rows.each_ref().map(|row| &row.as_chunks().0[j]);
+                pack_step::<E, NR>(isa, &mut panel.as_chunks_mut().0[step], columns, scale);
             }
         }
     }
@@ -76,7 +76,12 @@ pub(super) fn pack_row_stored<E: Element, const NR: usize>(
 
 /// One step along k of a panel, from its columns of one row or two.
 #[inline(always)]
-fn pack_step<E: Element>(isa: E::Isa, units: &mut [Unit], [row, next]: [&[f32]; ADJACENT_MAX], scale: f32) {
+fn pack_step<E: Element, const NR: usize>(
+    isa: E::Isa,
+    units: &mut [Unit; NR],
+    [row, next]: [&[f32; NR]; ADJACENT_MAX],
+    scale: f32,
+) {
     #[cfg(target_arch = "x86_64")]
     if let Some(pairs) = E::pair_packing(isa) {
         let (Some(row), Some(next)) = (row.first_chunk(), next.first_chunk()) else { return };
@@ -85,9 +90,12 @@ fn pack_step<E: Element>(isa: E::Isa, units: &mut [Unit], [row, next]: [&[f32]; 
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa; // no other architecture has instructions that pack pairs
-    for ((unit, &x), &next) in units.iter_mut().zip(row).zip(next) {
-        *unit = E::unit(scale * x, scale * next).to_ne_bytes();
+    // By way of an array, or the compiler does it one after the other.
+    let mut packed = [0; NR];
+    for (packed, (&x, &next)) in packed.iter_mut().zip(row.iter().zip(next)) {
+        *packed = E::unit(scale * x, scale * next);
     }
+    units.iter_mut().zip(packed).for_each(|(unit, packed)| *unit = packed.to_ne_bytes());
 }
 
 /// Packs a column-stored B in panels of NR columns: `read(p, j, column)` fills `column` with B[p .., j].
