@@ -124,8 +124,21 @@ fn copy<E: Copy, A>(
 ) {
     let stride = a_stride::<A>();
     if row_stride == 1 && col_stride != 1 {
-        // A is column-major: read along its columns.
-        for q in 0..k {
+        // A is column-major: read along its columns, in blocks of 4 × 4 that the compiler keeps in registers and shuffles.
+        let whole = if rows.is_multiple_of(4) { k / 4 * 4 } else { 0 };
+        for q in (0..whole).step_by(4) {
+            for row in (0..rows).step_by(4) {
+                let mut block = [[from[0]; 4]; 4];
+                for (i, column) in block.iter_mut().enumerate() {
+                    column.copy_from_slice(&from[(q + i) * col_stride + row..][..4]);
+                }
+                for i in 0..4 {
+                    let out = &mut panel[(row + i) * stride + q..][..4];
+                    out.iter_mut().zip(&block).for_each(|(out, column)| *out = convert(column[i]));
+                }
+            }
+        }
+        for q in whole..k {
             for (row, &a) in from[q * col_stride..][..rows].iter().enumerate() {
                 panel[row * stride + q] = convert(a);
             }
