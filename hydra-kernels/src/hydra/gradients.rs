@@ -10,7 +10,7 @@
 use super::backward::Backward;
 use super::dropout::dropout_rows;
 use super::layer::{AdapterRef, StackedPart, inside};
-use super::operand::panels_scratch;
+use super::operand::{least, panels_scratch};
 use crate::error::{Error, exact};
 use crate::gemm::{Accumulate, Element, MatRef, PANEL_ALIGN, Panels, Source, Term, Values, gemm, pack, panels_len};
 use crate::shape::HydraShape;
@@ -18,9 +18,11 @@ use crate::workspace::{Scratch, Workspace};
 use core::ops::Range;
 
 /// Tokens that are summed together.
-const TOKEN_BLOCK: usize = 1024;
+const fn token_block<E>() -> usize {
+    1024 / size_of::<E>()
+}
 
-/// Columns of a range at most: with a block of tokens, their panels are a quarter of L2.
+/// Columns of a range at most: with a block of tokens, their panels are 256 KiB.
 pub const GRADIENT_COLUMNS: usize = 8 * PANEL_ALIGN;
 
 /// Scratch of [`Backward::db_columns`] for `columns` columns of y.
@@ -34,7 +36,7 @@ pub const fn stacked_columns_scratch<E: Element>(tokens: usize, columns: usize) 
 }
 
 const fn product_scratch<E: Element>(tokens: usize, columns: usize) -> Scratch {
-    panels_scratch::<E>(if tokens < TOKEN_BLOCK { tokens } else { TOKEN_BLOCK }, columns)
+    panels_scratch::<E>(least(tokens, token_block::<E>()), columns)
 }
 
 const fn sums_scratch(rows: usize, columns: usize) -> Scratch {
@@ -123,10 +125,11 @@ impl<E: Element> Backward<'_, E> {
     ) -> Result<(), Error> {
         let (isa, tokens, n) = (self.isa, self.args.tokens, x.columns.len());
         let mut workspace = workspace.reborrow();
-        let panels = workspace.take_lines::<E>(panels_len::<E>(isa, TOKEN_BLOCK.min(tokens), n))?;
+        let block = token_block::<E>();
+        let panels = workspace.take_lines::<E>(panels_len::<E>(isa, block.min(tokens), n))?;
         sums.fill(0.0);
-        for t in (0..tokens).step_by(TOKEN_BLOCK) {
-            let k = TOKEN_BLOCK.min(tokens - t);
+        for t in (0..tokens).step_by(block) {
+            let k = block.min(tokens - t);
             let data = x.data.skip((t * x.width + x.columns.start).min(x.data.len()));
             pack(isa, panels, k, n, Source::Dense { data, k_stride: x.width, n_stride: 1 }, 1.0)?;
             let a = MatRef { data: rows.data.skip(t * rows.col_stride), ..rows };
