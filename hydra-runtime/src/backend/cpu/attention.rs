@@ -21,14 +21,21 @@ use hydra_kernels::math;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
-/// Keys in a block.
-const KEYS: usize = 256;
-/// Queries whose scores are computed together: with a block of keys they stay in L1.
+/// Bytes of a block of keys, or of values: both stay in L2.
+const BLOCK_BYTES: usize = 128 * 1024;
+/// Keys in a block, at most.
+const MOST_KEYS: usize = 512;
+/// Queries whose scores are computed together.
 const STRIP: usize = 32;
 
 /// Queries in a block: enough rows, over the heads of a group, to pay for packing the keys (some 400).
 fn query_block(shape: AttentionShape) -> usize {
     (384 / shape.group()).next_multiple_of(64).max(64)
+}
+
+/// Keys in a block, whole panels, of heads of width `d`.
+fn key_block<E>(d: usize) -> usize {
+    (BLOCK_BYTES / (d * size_of::<E>()) / K_ALIGN * K_ALIGN).clamp(K_ALIGN, MOST_KEYS)
 }
 
 /// Factor of the scores.
@@ -207,22 +214,24 @@ fn blocked<E: Element>(
 struct Blocks<'a, E> {
     k: &'a mut [E],
     v: &'a mut [E],
-    /// Unnormalised probabilities, [STRIP, KEYS].
+    /// Unnormalised probabilities, [STRIP, keys], as [`Element::operand`] wants them.
     p: &'a mut [E],
-    /// [STRIP, KEYS].
+    /// [STRIP, keys].
     scores: &'a mut [f32],
 }
 
 impl<'a, E: Element> Blocks<'a, E> {
     /// Values of both packed blocks.
     fn panels(exec: Exec<'_, E>, d: usize) -> [usize; 2] {
-        [gemm::panels_len::<E>(exec.isa, d, KEYS), gemm::panels_len::<E>(exec.isa, KEYS, d)]
+        let keys = key_block::<E>(d);
+        [gemm::panels_len::<E>(exec.isa, d, keys), gemm::panels_len::<E>(exec.isa, keys, d)]
     }
 
     /// Floats of scratch that all of it takes.
     fn len(exec: Exec<'_, E>, d: usize) -> usize {
         let [k, v] = Self::panels(exec, d).map(floats::<E>);
-        k + v + floats::<E>(STRIP * KEYS) + STRIP * KEYS
+        let strip = STRIP * key_block::<E>(d);
+        k + v + floats::<E>(E::operand_room(strip)) + strip
     }
 
     /// Takes it off the front of `scratch`.
@@ -230,8 +239,9 @@ impl<'a, E: Element> Blocks<'a, E> {
         let [k_len, v_len] = Self::panels(exec, d);
         let (k, rest) = carve::<E>(scratch, k_len);
         let (v, rest) = carve::<E>(rest, v_len);
-        let (p, rest) = carve::<E>(rest, STRIP * KEYS);
-        let (scores, rest) = rest.split_at_mut(STRIP * KEYS);
+        let strip = STRIP * key_block::<E>(d);
+        let (p, rest) = carve::<E>(rest, E::operand_room(strip));
+        let (scores, rest) = rest.split_at_mut(strip);
         (Self { k, v, p, scores }, rest)
     }
 }
@@ -314,9 +324,10 @@ fn attend<E: Element>(
     let (shape, window, Keys { past, kv_head, .. }) = (inputs.shape, inputs.window, keys);
     let (d, rows) = (shape.head_dim, task.lse.len() / shape.n_heads);
     // The first query looks back the farthest.
-    let first_block = keys.seen(window, task.first).start / KEYS * KEYS;
-    for key in (first_block..past.len).step_by(KEYS) {
-        let n = KEYS.min(past.len - key);
+    let most_keys = key_block::<E>(d);
+    let first_block = keys.seen(window, task.first).start / most_keys * most_keys;
+    for key in (first_block..past.len).step_by(most_keys) {
+        let n = most_keys.min(past.len - key);
         let block = |x| Block::new(E::values(x), shape.kv_width(), past.start + key, kv_head * d);
         let k = exec.pack(blocks.k, [d, n], block(past.k).as_columns(), score_scale(shape))?;
         let v = exec.pack(blocks.v, [n, d], block(past.v).as_rows(), 1.0)?;
@@ -335,7 +346,7 @@ fn attend<E: Element>(
                     q: q.rows(),
                     k: k.part(exec.isa, 0..d, seen.clone())?,
                     v: v.part(exec.isa, seen.clone(), 0..d)?,
-                    p: &mut blocks.p[..len],
+                    p: &mut blocks.p[..E::operand_room(len)],
                     scores: &mut blocks.scores[..len],
                 };
                 attend_strip(exec, strip, sums.rows(row..end), |i| within(visible(i), seen.start, seen.len()))?;
@@ -350,7 +361,7 @@ struct Strip<'a, E> {
     q: MatRef<'a>,
     k: Panels<'a, E>,
     v: Panels<'a, E>,
-    /// [queries, keys].
+    /// The probabilities as [`Element::operand`] wants them.
     p: &'a mut [E],
     /// [queries, keys].
     scores: &'a mut [f32],
@@ -365,16 +376,16 @@ fn attend_strip<E: Element>(
 ) -> Result<()> {
     let Strip { q, k, v, p, scores } = strip;
     let rows = sums.max.len();
-    exec.multiply(scores, rows, Accumulate::Overwrite, q, k)?;
+    exec.multiply(&mut *scores, rows, Accumulate::Overwrite, q, k)?;
     exec.cpu.isa.vectorize(
         #[inline(always)]
         || online_softmax(exec.cpu.bf16_isa, p, scores, &mut sums, visible),
     );
-    exec.multiply(sums.o, rows, Accumulate::Add, MatRef::row_major(E::values(p), k.n), v)
+    exec.multiply(sums.o, rows, Accumulate::Add, MatRef::row_major(E::operand(p, scores), k.n), v)
 }
 
-/// Turns scores [rows, keys] into unnormalised probabilities `p` and adds them to `sums`, after rescaling what earlier blocks left
-/// there.
+/// Turns scores [rows, keys] into unnormalised probabilities and adds them to `sums`, after rescaling what earlier blocks left
+/// there. `p` gets them as [`Element::operand`] wants them.
 #[inline(always)]
 fn online_softmax<E: Element>(
     isa: Bf16Isa,
@@ -385,7 +396,7 @@ fn online_softmax<E: Element>(
 ) {
     let Sums { o, max, sum } = sums;
     let (n, d) = (scores.len() / max.len(), o.len() / max.len());
-    for (row, (p, scores)) in p.chunks_exact_mut(n).zip(scores.chunks_exact_mut(n)).enumerate() {
+    for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
         let seen = hide(scores, visible(row));
         if !seen.is_empty() {
             let new_max = lanes(seen, max[row], larger);
@@ -396,7 +407,9 @@ fn online_softmax<E: Element>(
                 o[row * d..][..d].iter_mut().for_each(|o| *o *= shrink);
             }
         }
-        E::narrow(isa, p, scores).expect("one length");
+        if let Some(p) = p.get_mut(row * n..(row + 1) * n) {
+            E::narrow(isa, p, scores).expect("one length");
+        }
     }
 }
 

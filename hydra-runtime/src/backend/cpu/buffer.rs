@@ -55,6 +55,12 @@ pub(super) trait Element: Float + hydra_kernels::Element + Default {
 
     fn values(x: &[Self]) -> Values<'_>;
 
+    /// `x` as the operand of a product: in f32 `x` itself, in bf16 `rounded`, which holds the same values.
+    fn operand<'a>(rounded: &'a [Self], x: &'a [f32]) -> Values<'a>;
+
+    /// Elements of `rounded` for `len` values.
+    fn operand_room(len: usize) -> usize;
+
     /// eˣ, as exact as its use requires.
     fn exp(x: f32) -> f32;
 }
@@ -80,6 +86,14 @@ impl Element for f32 {
         Values::F32(x)
     }
 
+    fn operand<'a>(_rounded: &'a [f32], x: &'a [f32]) -> Values<'a> {
+        Values::F32(x)
+    }
+
+    fn operand_room(_len: usize) -> usize {
+        0
+    }
+
     #[inline(always)]
     fn exp(x: f32) -> f32 {
         math::exp(x)
@@ -101,6 +115,14 @@ impl Element for bf16 {
 
     fn values(x: &[bf16]) -> Values<'_> {
         Values::Bf16(x)
+    }
+
+    fn operand<'a>(rounded: &'a [bf16], _x: &'a [f32]) -> Values<'a> {
+        Values::Bf16(rounded)
+    }
+
+    fn operand_room(len: usize) -> usize {
+        len
     }
 
     #[inline(always)]

@@ -18,7 +18,7 @@ use super::{Block, STRIP, in_keys, panels_around, score_scale, within};
 use crate::Result;
 use crate::backend::{Accumulate, AttentionBackward, AttentionShape};
 use crate::batch::Segment;
-use hydra_kernels::gemm::{self, MatRef, Panels};
+use hydra_kernels::gemm::{self, MatRef, Panels, Values};
 use std::ops::Range;
 
 /// Keys and queries in a block.
@@ -185,13 +185,9 @@ struct Scratch<'a, E> {
     q_transposed: &'a mut [E],
     d_o_transposed: &'a mut [E],
     /// Pᵀ of a pair of blocks, [keys, queries].
-    p: &'a mut [E],
+    p: &'a mut [f32],
     /// dSᵀ of a pair of blocks, without the scale.
-    ds: &'a mut [E],
-    /// A strip of scores.
-    scores: &'a mut [f32],
-    /// Their gradients.
-    dscores: &'a mut [f32],
+    ds: &'a mut [f32],
     /// One head's, [len, d].
     dq: &'a mut [f32],
     dk: &'a mut [f32],
@@ -212,7 +208,7 @@ impl<'a, E: Element> Scratch<'a, E> {
         let blocks = len.div_ceil(BLOCK);
         let [by_d, by_rows] = Self::panels(exec, d);
         let panels = 3 * floats::<E>(blocks * by_d) + 2 * floats::<E>(blocks * by_rows);
-        panels + 2 * floats::<E>(BLOCK * BLOCK) + 2 * STRIP * BLOCK + 3 * len * d + 2 * len
+        panels + 2 * BLOCK * BLOCK + 3 * len * d + 2 * len
     }
 
     fn carve(exec: Exec<'_, E>, len: usize, d: usize, scratch: &'a mut [f32]) -> Self {
@@ -223,35 +219,14 @@ impl<'a, E: Element> Scratch<'a, E> {
         let (d_o, rest) = carve::<E>(rest, blocks * by_d);
         let (q_transposed, rest) = carve::<E>(rest, blocks * by_rows);
         let (d_o_transposed, rest) = carve::<E>(rest, blocks * by_rows);
-        let (p, rest) = carve::<E>(rest, BLOCK * BLOCK);
-        let (ds, rest) = carve::<E>(rest, BLOCK * BLOCK);
-        let (scores, rest) = rest.split_at_mut(STRIP * BLOCK);
-        let (dscores, rest) = rest.split_at_mut(STRIP * BLOCK);
+        let (p, rest) = rest.split_at_mut(BLOCK * BLOCK);
+        let (ds, rest) = rest.split_at_mut(BLOCK * BLOCK);
         let (dq, rest) = rest.split_at_mut(len * d);
         let (dk, rest) = rest.split_at_mut(len * d);
         let (dv, rest) = rest.split_at_mut(len * d);
         let (lse, rest) = rest.split_at_mut(len);
         let delta = &mut rest[..len];
-        Self {
-            d,
-            len,
-            by_d,
-            by_rows,
-            k,
-            q,
-            d_o,
-            q_transposed,
-            d_o_transposed,
-            p,
-            ds,
-            scores,
-            dscores,
-            dq,
-            dk,
-            dv,
-            lse,
-            delta,
-        }
+        Self { d, len, by_d, by_rows, k, q, d_o, q_transposed, d_o_transposed, p, ds, dq, dk, dv, lse, delta }
     }
 
     /// Rows of a block.
@@ -311,8 +286,8 @@ impl<'a, E: Element> Scratch<'a, E> {
         let d_o = Panels::new(&self.d_o_transposed[at..], d, queries);
         for first in (0..n).step_by(STRIP) {
             let strip = STRIP.min(n - first);
-            let scores = &mut self.scores[..strip * queries];
-            let dscores = &mut self.dscores[..strip * queries];
+            let place = first * queries..(first + strip) * queries;
+            let (scores, dscores) = (&mut self.p[place.clone()], &mut self.ds[place]);
             let rows = |x| {
                 Block::new(E::values(x), shape.kv_width(), pair.segment.start + key + first, pair.kv_head * d).rows()
             };
@@ -333,9 +308,6 @@ impl<'a, E: Element> Scratch<'a, E> {
                 // The softmax over a single key is constant. Rounding would leave a gradient that AdamW makes into steps.
                 dscores.fill(0.0);
             }
-            let place = first * queries..(first + strip) * queries;
-            exec.narrow(&mut self.p[place.clone()], scores)?;
-            exec.narrow(&mut self.ds[place], dscores)?;
         }
         Ok(())
     }
@@ -358,7 +330,7 @@ impl<'a, E: Element> Scratch<'a, E> {
             let seen = panels_around(seen, queries);
             let (at, rows) = (first * queries + seen.start, (key + first) * d..(key + end) * d);
             for (out, x, b) in [(&mut self.dv, &self.p, d_o), (&mut self.dk, &self.ds, q)] {
-                let a = MatRef::row_major(E::values(&x[at..n * queries]), queries);
+                let a = MatRef::row_major(Values::F32(&x[at..n * queries]), queries);
                 exec.multiply(&mut out[rows.clone()], end - first, of_keys, a, b.part(exec.isa, seen.clone(), 0..d)?)?;
             }
         }
@@ -366,7 +338,7 @@ impl<'a, E: Element> Scratch<'a, E> {
             let end = queries.min(first + step);
             let seen = pair.keys_of(window, first, n).start..pair.keys_of(window, end - 1, n).end;
             let seen = panels_around(seen, n);
-            let a = MatRef::transposed(E::values(&self.ds[seen.start * queries + first..n * queries]), queries);
+            let a = MatRef::transposed(Values::F32(&self.ds[seen.start * queries + first..n * queries]), queries);
             let out = &mut self.dq[(row + first) * d..(row + end) * d];
             exec.multiply(out, end - first, of_queries, a, k.part(exec.isa, seen, 0..d)?)?;
         }
