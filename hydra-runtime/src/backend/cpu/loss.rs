@@ -5,7 +5,7 @@
 //! used for the loss and for its gradient.
 
 use super::Cpu;
-use super::buffer::{Element, carve, floats};
+use super::buffer::Element;
 use super::exec::Exec;
 use super::lanes::{exponentials, lanes, larger};
 use super::q8::{head_rows as head_rows_in_eight_bits, quantized, unpacked};
@@ -14,14 +14,16 @@ use crate::Result;
 use crate::backend::{Accumulate, HeadLoss, Weight};
 use hydra_kernels::gemm::{MatRef, PANEL_ALIGN, Panels, Source, Values};
 use hydra_kernels::hydra::Operand;
-use hydra_kernels::isa::Bf16Isa;
 use hydra_kernels::matvec;
 use hydra_kernels::q8::{self, Block};
 
-/// Tiles of rows in a task, at most: with a block's logits beside them they stay in L2.
-const TILES: usize = 8;
+/// Tiles of rows in a task, at most. In f32 96 rows, so that their logits stay in L2; in bf16 256, so that AMX, which has a larger
+/// L2, does enough with each panel that it reads from L3.
+const fn most_tiles<E>() -> usize {
+    if size_of::<E>() == size_of::<f32>() { 2 } else { 8 }
+}
 
-/// Values of the head in a block: its logits and both its packed forms share L2 with a task's rows.
+/// Values of the head in a block.
 const HEAD_VALUES: usize = 640 * 1024;
 
 /// Ids in a block, at least: threads share the packing of its panels.
@@ -86,7 +88,7 @@ pub(super) fn head_loss<E: Element>(exec: Exec<'_, E>, args: HeadLoss<'_, Cpu>) 
     if let Some(dx) = &mut dx {
         dx.fill(0.0);
     }
-    let share = cpu.row_share(targets.len(), TILES);
+    let share = cpu.row_share(targets.len(), most_tiles::<E>());
     // The same for any number of threads: sums run over these blocks.
     let ids = (HEAD_VALUES / d).max(FEWEST_IDS).next_multiple_of(PANEL_ALIGN);
     for first in (0..vocab).step_by(ids) {
@@ -151,38 +153,31 @@ fn add_block<E: Element>(
     block: HeadBlock<'_, E>,
 ) -> Result<()> {
     let (rows, n) = (task.states.len(), block.to_logits.ids());
-    exec.cpu.with_scratch(floats::<E>(rows * n) + rows * n, |scratch| {
-        let (weights, logits) = carve::<E>(scratch, rows * n);
+    exec.cpu.with_scratch(rows * n, |logits| {
         match block.to_logits {
             Logits::Exact(panels) => {
-                exec.multiply(logits, rows, Accumulate::Overwrite, MatRef::row_major(x, panels.k), panels)?;
+                exec.multiply(&mut *logits, rows, Accumulate::Overwrite, MatRef::row_major(x, panels.k), panels)?;
             }
             Logits::Q8(panels, x) => {
                 let width = q8::blocks(panels.cols());
-                q8::multiply(exec.cpu.q8_isa, logits, n, panels, &x[first * width..(first + rows) * width])?;
+                q8::multiply(exec.cpu.q8_isa, &mut *logits, n, panels, &x[first * width..(first + rows) * width])?;
             }
         }
         exec.cpu.isa.vectorize(
             #[inline(always)]
-            || online_softmax(exec.cpu.bf16_isa, weights, logits, &mut task, block.first_id),
+            || online_softmax::<E>(logits, &mut task, block.first_id),
         );
         if let (Some(dx), Some(to_dx)) = (task.dx, block.to_dx) {
-            exec.multiply(dx, rows, Accumulate::Add, MatRef::row_major(E::values(weights), n), to_dx)?;
+            exec.multiply(dx, rows, Accumulate::Add, MatRef::row_major(Values::F32(logits), n), to_dx)?;
         }
         Ok(())
     })
 }
 
-/// Updates the running softmax with a block's `logits` [rows, ids]. If there is a gradient, rescales what earlier blocks left in dx
-/// and writes the unnormalised `weights`.
+/// Updates the running softmax with a block's `logits` [rows, ids], which become the unnormalised weights. If there is a gradient,
+/// rescales what earlier blocks left in dx.
 #[inline(always)]
-fn online_softmax<E: Element>(
-    isa: Bf16Isa,
-    weights: &mut [E],
-    logits: &mut [f32],
-    task: &mut RowTask<'_>,
-    first_id: u32,
-) {
+fn online_softmax<E: Element>(logits: &mut [f32], task: &mut RowTask<'_>, first_id: u32) {
     let rows = task.states.len();
     let n = logits.len() / rows;
     let states = task.states.iter_mut().zip(task.targets);
@@ -199,7 +194,6 @@ fn online_softmax<E: Element>(
             if shrink != 1.0 {
                 dx[row * d..][..d].iter_mut().for_each(|dx| *dx *= shrink);
             }
-            E::narrow(isa, &mut weights[row * n..][..n], logits).expect("one length");
         }
     }
 }
