@@ -9,4 +9,5 @@ pub mod options;
 pub mod order;
 mod parquet;
 pub mod records;
+pub mod table;
 pub mod template;

@@ -56,3 +56,5 @@ mod server;
 mod sharing;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/tables.rs"]
+mod tables;

@@ -254,7 +254,7 @@ macro_rules! tests {
     };
 }
 
-tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl compressed parquet mmlu toml template request);
+tests!(safetensors gguf tokenizer adapter gguf_lora trainer_state jsonl compressed parquet csv mmlu toml template request);
 
 #[test]
 fn the_corpus_is_read_without_an_error() {
@@ -308,6 +308,11 @@ fn the_corpus_is_read_without_an_error() {
     ] {
         fs::write(dir.path().join("data"), corpus(target, name)).unwrap();
         assert_eq!(hydra_harness::fuzz::records(&dir.path().join("data")).unwrap(), records, "{target} {name}");
+    }
+    for (name, file) in [("dolly", "data.csv"), ("messages", "data.csv"), ("tabs", "data.tsv")] {
+        fs::write(dir.path().join(file), corpus("csv", name)).unwrap();
+        let records = hydra_harness::fuzz::records(&dir.path().join(file)).unwrap();
+        assert_eq!(records, if name == "messages" { 1 } else { 2 }, "{name}");
     }
     fs::write(dir.path().join("lines"), corpus("mmlu", "lines")).unwrap();
     assert_eq!(hydra_harness::fuzz::questions(&dir.path().join("lines")).unwrap(), 1);

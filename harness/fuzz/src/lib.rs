@@ -21,7 +21,7 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets; the corpus of each is the folder of its name.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("tokenizer", tokenizer),
@@ -31,6 +31,7 @@ pub const TARGETS: [Target; 13] = [
     ("jsonl", jsonl),
     ("compressed", compressed),
     ("parquet", parquet),
+    ("csv", csv),
     ("mmlu", mmlu),
     ("toml", toml),
     ("template", template),
@@ -193,6 +194,16 @@ pub fn compressed(bytes: &[u8]) {
 /// A Parquet file of records, or of MMLU's questions.
 pub fn parquet(bytes: &[u8]) {
     jsonl(bytes);
+}
+
+/// A table of records, with commas or with tabs.
+pub fn csv(bytes: &[u8]) {
+    in_folder(|folder| {
+        for name in ["data.csv", "data.tsv"] {
+            write(folder, name, bytes);
+            let _ = harness::records(&folder.join(name));
+        }
+    });
 }
 
 /// A file of MMLU's questions: CSV, or JSON lines.

@@ -7,6 +7,7 @@ use crate::cluster::{self, Range};
 use crate::data::file::{JsonFile, bad_json};
 use crate::data::format::Format;
 use crate::data::records::{self, Reading};
+use crate::data::table;
 use crate::hub::locate_data;
 use crate::interrupt;
 use crate::options::Seed;
@@ -19,7 +20,7 @@ use hydra_runtime::atomic::NewFolder;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -110,15 +111,11 @@ fn even_null<'l, D: Deserializer<'l>>(value: D) -> Result<Option<&'l RawValue>, 
     Deserialize::deserialize(value).map(Some)
 }
 
-/// The name of a file's copy, which is one of JSON lines: "train.jsonl" for "train.jsonl.gz" and "train.parquet".
+/// The name of a file's copy, which is one of JSON lines: "train.jsonl" for "train.jsonl.gz", "train.csv" and "train.parquet".
 fn lines_name(path: &Path) -> Option<OsString> {
-    let extension = |path: &Path, any: &[&str]| {
-        path.extension().and_then(OsStr::to_str).is_some_and(|extension| any.contains(&extension))
-    };
-    let name = Path::new(path.file_name()?);
-    let unpacked = if extension(name, &["gz", "zst"]) { name.with_extension("") } else { name.to_path_buf() };
-    let lines = if extension(&unpacked, &["parquet"]) { unpacked.with_extension("jsonl") } else { unpacked };
-    Some(lines.into_os_string())
+    let unpacked = table::unpacked_name(Path::new(path.file_name()?));
+    let is_table = table::has_extension(&unpacked, &["csv", "tsv", "parquet"]);
+    Some(if is_table { unpacked.with_extension("jsonl") } else { unpacked }.into_os_string())
 }
 
 /// Copies a file of records, each with its cluster, and returns their number.

@@ -67,7 +67,7 @@ impl Container {
             }
             Self::Plain | Self::Parquet => text = limit.read(reader)?,
             Self::Other(name) => {
-                bail!("expected JSON in UTF-8 (also in gzip or Zstandard) or Parquet, found {name}")
+                bail!("expected JSON, CSV or TSV in UTF-8 (also in gzip or Zstandard) or Parquet, found {name}")
             }
         }
         Ok(text)
@@ -178,7 +178,7 @@ mod tests {
             [(&b"BZh91AY"[..], "bzip2"), (b"\xFD7zXZ\0", "xz"), (b"ARROW1\0\0", "Arrow"), (b"\xFF\xFE{\0", "UTF-16")]
         {
             let error = read(start).unwrap_err().to_string();
-            assert!(error.starts_with("expected JSON in UTF-8") && error.ends_with(name), "{error}");
+            assert!(error.starts_with("expected JSON, CSV or TSV in UTF-8") && error.ends_with(name), "{error}");
         }
     }
 

@@ -1,9 +1,9 @@
-//! A file's JSON values: one in each line, or the elements of one array. The file may be compressed, or a Parquet file, whose
-//! rows are its lines.
+//! A file's JSON values: one in each line, or the elements of one array. The file may be compressed, or a table (CSV, TSV, Parquet),
+//! whose rows are its lines.
 
 use super::compressed::Container;
 use super::limit::Limit;
-use super::parquet;
+use super::{parquet, table};
 use crate::output::printable;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::value::RawValue;
@@ -16,17 +16,29 @@ use std::path::Path;
 /// What stands in for a large file where Git LFS was not run.
 const POINTER: &[u8] = b"version https://git-lfs";
 
+/// Where a file's values are, and the lines that they begin in.
+pub type Places = Vec<(usize, Range<usize>)>;
+
 /// A file in memory, and where its values are.
 pub struct JsonFile {
     bytes: Vec<u8>,
-    items: Vec<(usize, Range<usize>)>,
+    items: Places,
 }
 
 impl JsonFile {
-    /// Reads a file. Fails with file and line if it is an array that can't be parsed; lines are not parsed yet.
+    /// Reads a file. Fails with file and line if it is an array or a table that can't be parsed; lines are not parsed yet.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        Self::new(text(path).with_context(|| name.clone())?, &name)
+        let (container, bytes) = unpacked(path).with_context(|| name.clone())?;
+        match table::separator(path) {
+            Some(separator) if container != Container::Parquet => {
+                let limit = std::fs::metadata(path).map(|file| Limit::of(&file)).with_context(|| name.clone())?;
+                let limit = limit.or(Limit::of_compressed(bytes.len() as u64));
+                let (bytes, items) = table::json_lines(&bytes, separator, limit, &name)?;
+                Ok(Self { bytes, items })
+            }
+            _ => Self::new(bytes, &name),
+        }
     }
 
     fn new(bytes: Vec<u8>, name: &str) -> Result<Self> {
@@ -64,8 +76,8 @@ impl JsonFile {
     }
 }
 
-/// What is in a file, unpacked.
-fn text(path: &Path) -> Result<Vec<u8>> {
+/// What is in a file, unpacked: of a Parquet file, its rows as lines of JSON.
+pub fn unpacked(path: &Path) -> Result<(Container, Vec<u8>)> {
     let file = File::open(path)?;
     let (metadata, mut reader) = (file.metadata()?, BufReader::new(file));
     let (bytes, limit) = (metadata.len(), Limit::of(&metadata));
@@ -73,23 +85,24 @@ fn text(path: &Path) -> Result<Vec<u8>> {
     if reader.buffer().starts_with(POINTER) {
         bail!("expected records, found a Git LFS pointer; `git lfs pull` gets the file");
     }
-    match container {
+    let bytes = match container {
         Container::Parquet if !metadata.is_file() => {
             bail!("expected a regular file, as a parquet file is read from its end")
         }
-        Container::Parquet => parquet::json_lines(path, limit.or(Limit::of_compressed(bytes))),
+        Container::Parquet => parquet::json_lines(path, limit.or(Limit::of_compressed(bytes)))?,
         Container::Plain => {
             limit.check(bytes)?;
-            container.read(reader, limit)
+            container.read(reader, limit)?
         }
         // Of a pipe, the size isn't known.
-        _ if !metadata.is_file() => container.read(reader, limit),
-        _ => container.read(reader, limit.or(Limit::of_compressed(bytes))),
-    }
+        _ if !metadata.is_file() => container.read(reader, limit)?,
+        _ => container.read(reader, limit.or(Limit::of_compressed(bytes)))?,
+    };
+    Ok((container, bytes))
 }
 
 /// The lines that aren't blank.
-fn lines(bytes: &[u8], start: usize) -> Vec<(usize, Range<usize>)> {
+fn lines(bytes: &[u8], start: usize) -> Places {
     let (mut found, mut from) = (Vec::new(), start);
     for (number, line) in (1..).zip(bytes[start..].split(|&b| b == b'\n')) {
         if !line.iter().all(u8::is_ascii_whitespace) {
@@ -101,7 +114,7 @@ fn lines(bytes: &[u8], start: usize) -> Vec<(usize, Range<usize>)> {
 }
 
 /// The elements of an array.
-fn elements(bytes: &[u8], start: usize, name: &str) -> Result<Vec<(usize, Range<usize>)>> {
+fn elements(bytes: &[u8], start: usize, name: &str) -> Result<Places> {
     let values: Vec<&RawValue> = serde_json::from_slice(&bytes[start..]).map_err(|error| {
         let (line, column, reason) = (error.line(), error.column(), reason(&error));
         anyhow!(

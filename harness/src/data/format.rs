@@ -10,7 +10,7 @@
 //! ```
 //! Absent and null optional fields are empty. Other fields are ignored. Of context and input, and of response and output, the
 //! first that has text counts. The role developer is another name of system. A text "system" beside "conversations" is their first
-//! message, as LLaMA-Factory has it.
+//! message, as LLaMA-Factory has it. A list of messages may be written as a text, which it is in a CSV file.
 
 use crate::output::printable;
 use anyhow::{Context, Result, bail};
@@ -230,9 +230,14 @@ fn conversations(object: &Map<String, Value>) -> Result<Vec<Message>> {
 
 /// A list of messages. Hugging Face's `datasets` also writes them as one object of lists: {"from": [..], "value": [..]}.
 fn list<'o>(object: &'o Map<String, Value>, key: &str) -> Result<Cow<'o, [Value]>> {
-    match object.get(key) {
-        Some(Value::Array(values)) => Ok(Cow::Borrowed(values)),
-        Some(Value::Object(lists)) if !lists.is_empty() && lists.values().all(Value::is_array) => {
+    let value = object.get(key).map(structure).with_context(|| format!("no \"{key}\""))?;
+    match value {
+        Cow::Borrowed(Value::Array(values)) => return Ok(Cow::Borrowed(values)),
+        Cow::Owned(Value::Array(values)) => return Ok(Cow::Owned(values)),
+        _ => {}
+    }
+    match &*value {
+        Value::Object(lists) if !lists.is_empty() && lists.values().all(Value::is_array) => {
             let length = lists.values().filter_map(Value::as_array).map(Vec::len).max().unwrap_or(0);
             let message = |i: usize| {
                 let part = |(key, list): (&String, &Value)| Some((key.clone(), list.get(i)?.clone()));
@@ -240,8 +245,17 @@ fn list<'o>(object: &'o Map<String, Value>, key: &str) -> Result<Cow<'o, [Value]
             };
             Ok((0..length).map(message).collect())
         }
-        Some(other) => bail!("\"{key}\": expected a list, found {}", kind(other)),
-        None => bail!("no \"{key}\""),
+        other => bail!("\"{key}\": expected a list, found {}", kind(other)),
+    }
+}
+
+/// The list or object that a text is the JSON of; otherwise the value as it is.
+pub fn structure(value: &Value) -> Cow<'_, Value> {
+    let Value::String(text) = value else { return Cow::Borrowed(value) };
+    match serde_json::from_str(text) {
+        Ok(Value::Array(values)) => Cow::Owned(Value::Array(values)),
+        Ok(Value::Object(map)) => Cow::Owned(Value::Object(map)),
+        _ => Cow::Borrowed(value),
     }
 }
 
@@ -415,6 +429,9 @@ mod tests {
         let short = wrong(r#"{"conversations":{"from":["human","gpt"],"value":["a"]}}"#);
         assert_eq!(short, r#"message 2: no "value""#);
         assert_eq!(wrong(r#"{"messages":{"role":"user"}}"#), r#""messages": expected a list, found an object"#);
+        let text = r#"{"conversations":"[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}]"}"#;
+        assert_eq!(parse(text).unwrap().1, found);
+        assert_eq!(wrong(r#"{"messages":"[{"}"#), r#""messages": expected a list, found a string"#);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Files of records: JSON objects, one per line or in one array, in one of the formats of `format.rs`, each with a "category"
-//! and a label if the file says so. All records of a file are of one format.
+//! Files of records: JSON objects, one per line or in one array, or the rows of a table, in one of the formats of `format.rs`, each
+//! with a "category" and a label if the file says so; an empty one is none. All records of a file are of one format.
 
 use super::file::{JsonFile, bad_json};
 use super::format::{Content, Format, kind, optional};
@@ -105,12 +105,12 @@ impl Reading<'_> {
 
     /// The label of an object, if it has one.
     pub fn label(self, object: &Map<String, Value>) -> Result<Option<String>> {
-        if self.label_field == CATEGORY { optional(object, CATEGORY) } else { label(object, self.label_field) }
+        if self.label_field == CATEGORY { category(object) } else { label(object, self.label_field) }
     }
 
     /// A record, without its place.
     pub fn record(self, object: &Map<String, Value>) -> Result<Record> {
-        let (category, label) = (optional(object, CATEGORY)?, self.label(object)?);
+        let (category, label) = (category(object)?, self.label(object)?);
         let (format, content) = Content::parse(object, self.format)?;
         Ok(Record { format, content, category, label, place: String::new() })
     }
@@ -187,11 +187,16 @@ fn object(line: &[u8]) -> Result<Object> {
     })
 }
 
-/// What a record says in a field of the user's: a string, or a whole number as one.
+/// A record's category. Tables have an empty text where there is none.
+pub fn category(object: &Map<String, Value>) -> Result<Option<String>> {
+    Ok(optional(object, CATEGORY)?.filter(|category| !category.is_empty()))
+}
+
+/// What a record says in a field of the user's: a string, or a whole number as one; nothing if the string is empty.
 pub fn label(object: &Map<String, Value>, field: &str) -> Result<Option<String>> {
     match object.get(field) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
         Some(Value::Number(number)) if !number.is_f64() => Ok(Some(number.to_string())),
         Some(other) => bail!("\"{field}\": expected a string or a whole number, found {}", kind(other)),
     }
@@ -226,7 +231,7 @@ mod tests {
         };
         assert_eq!(label("3").unwrap().as_deref(), Some("3"));
         assert_eq!(label(r#""three""#).unwrap().as_deref(), Some("three"));
-        assert_eq!(label("null").unwrap(), None);
+        assert_eq!([label("null").unwrap(), label("\"\"").unwrap()], [None, None]);
         assert!(label("3.5").unwrap_err().to_string().ends_with("whole number, found a number"));
         assert!(label("[3]").is_err());
         let pair = line(r#"{"prompt":"p","completion":"c","category":"k"}"#, CATEGORY).unwrap();

@@ -20,9 +20,10 @@ use std::path::{Path, PathBuf};
 
 /// Names of splits; the last three mean validation.
 const SPLITS: [&str; 6] = ["train", "test", "validation", "valid", "val", "dev"];
-/// Extensions of files that can be read; Parquet is taken where there are several.
+/// Extensions of files that can be read; Parquet is taken where there are several, and a table where there is nothing else.
 const PARQUET: &str = "parquet";
 const JSON: [&str; 3] = ["jsonl", "json", "ndjson"];
+const TABLE: [&str; 2] = ["csv", "tsv"];
 const COMPRESSED: [&str; 2] = ["gz", "zst"];
 /// The split without a name.
 const TRAIN: &str = "train";
@@ -78,11 +79,12 @@ fn download(name: &Name) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// How a file is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// How a file is written; the first of them that a data set has is taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Parquet,
     Json,
+    Table,
 }
 
 impl Kind {
@@ -91,7 +93,8 @@ impl Kind {
         match extension {
             PARQUET => Some(Self::Parquet),
             _ if JSON.contains(&extension) => Some(Self::Json),
-            _ if COMPRESSED.contains(&extension) => Self::of(stem).filter(|&kind| kind == Self::Json),
+            _ if TABLE.contains(&extension) => Some(Self::Table),
+            _ if COMPRESSED.contains(&extension) => Self::of(stem).filter(|&kind| kind != Self::Parquet),
             _ => None,
         }
     }
@@ -158,12 +161,10 @@ impl Name {
     /// The files of the split that is asked for, sorted.
     fn choose<'n>(&self, listed: &'n [String]) -> Result<Vec<&'n str>> {
         let mut files: Vec<Listed<'_>> = listed.iter().filter_map(|name| Listed::of(name)).collect();
-        if files.is_empty() {
-            bail!("expected Parquet or JSON files, found {}", some(listed.iter().map(String::as_str)));
-        }
-        if files.iter().any(|file| file.kind == Kind::Parquet) {
-            files.retain(|file| file.kind == Kind::Parquet);
-        }
+        let Some(kind) = files.iter().map(|file| file.kind).min() else {
+            bail!("expected Parquet, JSON or CSV files, found {}", some(listed.iter().map(String::as_str)));
+        };
+        files.retain(|file| file.kind == kind);
         let configs: BTreeSet<String> = files.iter().map(|file| file.config.clone()).collect();
         match &self.config {
             Some(config) => files.retain(|file| file.config == *config),
@@ -237,8 +238,11 @@ mod tests {
         assert!(choose("o/n:test", &["databricks-dolly-15k.jsonl"]).unwrap_err().contains("splits train, found test"));
         let cut = choose("o/n", &["data/train-00001-of-00002.jsonl"]).unwrap_err();
         assert_eq!(cut, "data/train: expected 2 files, found 1");
-        let other = choose("o/n", &["README.md", "train.csv"]).unwrap_err();
-        assert_eq!(other, "expected Parquet or JSON files, found README.md, train.csv");
+        let tables = ["README.md", "test.csv", "train.csv.gz"];
+        assert_eq!(choose("o/n", &tables).unwrap(), ["train.csv.gz"]);
+        assert_eq!(choose("o/n", &[&tables[..], &["train.json"]].concat()).unwrap(), ["train.json"]);
+        let other = choose("o/n", &["README.md", "train.txt"]).unwrap_err();
+        assert_eq!(other, "expected Parquet, JSON or CSV files, found README.md, train.txt");
     }
 
     #[test]

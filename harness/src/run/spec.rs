@@ -62,7 +62,7 @@ pub struct ModelSpec {
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct DataSpec {
-    /// Training records: files of JSON lines, a JSON array or Parquet, also in .gz and .zst, or org/name[:split] on the hub
+    /// Training records: files of JSON lines, a JSON array, CSV, TSV or Parquet, also in .gz and .zst, or org/name[:split] on the hub
     ///
     /// {"instruction", "context", "response"}, {"instruction", "input", "output"}, {"prompt", "completion"}, {"messages"},
     /// {"conversations"} or {"text"}; each may have a "category".

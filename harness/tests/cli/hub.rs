@@ -257,7 +257,7 @@ fn names_that_addresses_must_encode() {
     let said = says(count(&hub, &scratch, "o/n").output().unwrap());
     assert!(said.contains("train #1 100%?.jsonl"), "{said}");
     hub.put("datasets/o/bad", "train\u{7}/../x.jsonl", records(5));
-    fails(count(&hub, &scratch, "o/bad").output().unwrap(), &["o/bad: expected Parquet or JSON files"]);
+    fails(count(&hub, &scratch, "o/bad").output().unwrap(), &["o/bad: expected Parquet, JSON or CSV files"]);
 }
 
 #[test]

@@ -8,9 +8,10 @@
 //! {"passage", "question", "answer": true or false, or "label": 1 or 0}      BoolQ
 //! {"question", "choices": [..], "answer": index, letter or choice}          MMLU and others; also "options", "label"
 //! ```
+//! A list may be written as a text, and so may true and false, which they are in a CSV file.
 //! The prompts are those of EleutherAI's lm-evaluation-harness.
 
-use crate::data::format::kind;
+use crate::data::format::{kind, structure};
 use crate::output::printable;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
@@ -94,6 +95,8 @@ fn boolq(object: &Map<String, Value>) -> Result<Choices> {
     let choices = vec!["no".to_string(), "yes".into()];
     let answer = match object.get("answer") {
         Some(Value::Bool(answer)) => usize::from(*answer),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => 1,
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => 0,
         Some(_) => index(object, "answer", &choices, &[])?,
         None => index(object, "label", &choices, &[])?,
     };
@@ -111,7 +114,7 @@ fn listed(object: &Map<String, Value>) -> Result<Choices> {
         }
     };
     let key = if holder.contains_key("choices") { "choices" } else { "options" };
-    let (choices, labels) = match holder.get(key) {
+    let (choices, labels) = match holder.get(key).map(structure).as_deref() {
         Some(Value::Object(lists)) => (strings(lists, "text")?, strings(lists, "label")?),
         Some(Value::Array(all)) if all.iter().all(Value::is_object) => {
             let of = |part: &str| all.iter().map(|one| text_of(one, part)).collect::<Result<Vec<_>>>();
@@ -172,8 +175,9 @@ fn text_of(value: &Value, key: &str) -> Result<String> {
 }
 
 fn strings(object: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
-    let Some(Value::Array(values)) = object.get(key) else {
-        bail!("\"{key}\": expected a list of strings, found {}", object.get(key).map_or("nothing", kind))
+    let value = object.get(key).map(structure);
+    let Some(Value::Array(values)) = value.as_deref() else {
+        bail!("\"{key}\": expected a list of strings, found {}", value.as_deref().map_or("nothing", kind))
     };
     let string = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
@@ -231,18 +235,18 @@ mod tests {
             &["no", "yes"],
             1,
         );
-        found(
-            r#"{"passage":"P.","question":"is it","label":0,"idx":1}"#,
-            "P.\nQuestion: is it?\nAnswer:",
-            &["no", "yes"],
-            0,
-        );
+        for answer in [r#""label":0,"idx":1"#, r#""answer":"False""#] {
+            let text = format!(r#"{{"passage":"P.","question":"is it",{answer}}}"#);
+            found(&text, "P.\nQuestion: is it?\nAnswer:", &["no", "yes"], 0);
+        }
         for answer in ["2", "\"C\"", "\"z\"", "\"2\""] {
             let text = format!(r#"{{"question":"Which?","subject":"s","choices":["x","y","z"],"answer":{answer}}}"#);
             found(&text, arc, &["x", "y", "z"], 2);
         }
-        let options = r#"{"instruction":"Which?","input":"Of these","options":["x","y"],"output":"y"}"#;
-        found(options, "Question: Which?\nOf these\nAnswer:", &["x", "y"], 1);
+        for options in [r#"["x","y"]"#, r#""[\"x\",\"y\"]""#] {
+            let text = format!(r#"{{"instruction":"Which?","input":"Of these","options":{options},"output":"y"}}"#);
+            found(&text, "Question: Which?\nOf these\nAnswer:", &["x", "y"], 1);
+        }
         assert_eq!(parse(r#"{"instruction":"i","output":"o"}"#).unwrap(), None);
     }
 

@@ -3,8 +3,7 @@
 use super::choices::Choices;
 use super::metric::Metric;
 use crate::data::file::{JsonFile, bad_json};
-use crate::data::format::optional;
-use crate::data::records::{CATEGORY, Reading, Record, label};
+use crate::data::records::{Reading, Record, category, label};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -73,7 +72,7 @@ fn question(
     metric: Option<Metric>,
     at: &str,
 ) -> Result<Question> {
-    let category = match optional(object, CATEGORY)? {
+    let category = match category(object)? {
         None => label(object, "subject")?,
         category => category,
     };

@@ -11,10 +11,11 @@
 //! `dev` has the exemplars; it is read only if `--shots` asks for them.
 
 use super::{LETTERS, Style, helm};
-use crate::data::file::{JsonFile, bad_json};
+use crate::data::file::{JsonFile, bad_json, unpacked};
+use crate::data::table;
 use crate::hub::{is_hub_name, locate_data};
 use crate::output::printable;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -176,18 +177,11 @@ fn read_folders(path: &Path, selection: &Selection) -> Result<BTreeMap<String, S
 }
 
 fn read_csv(path: &Path) -> Result<Vec<Question>> {
-    let name = path.display();
-    let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(path);
+    let name = path.display().to_string();
+    let (_, bytes) = unpacked(path).with_context(|| name.clone())?;
     let mut questions = Vec::new();
-    for row in reader.with_context(|| name.to_string())?.into_records() {
-        let row = row.map_err(|error| match error.kind() {
-            csv::ErrorKind::Utf8 { pos, err } => {
-                let line = pos.as_ref().map_or(0, csv::Position::line);
-                anyhow!("{name}:{line}: field {} is not UTF-8", err.field() + 1)
-            }
-            _ => anyhow::Error::new(error).context(name.to_string()),
-        })?;
-        let line = row.position().map_or(0, csv::Position::line);
+    for row in table::rows(&bytes, ',', &name)? {
+        let (line, row) = row?;
         let [question, a, b, c, d, answer] = row.iter().collect::<Vec<_>>()[..] else {
             bail!("{name}:{line}: expected 6 fields (question, A, B, C, D, answer), found {}", row.len());
         };
