@@ -27,10 +27,8 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn write_all_atomically(files: &[(PathBuf, &[u8])]) -> Result<()> {
     let mut written = Vec::with_capacity(files.len());
     for (path, bytes) in files {
-        let temporary = temporary(path)?;
-        // The file itself: the other one's errors end with its temporary name.
-        let mut file = temporary.as_file();
-        let flushed = file.write_all(bytes).and_then(|()| file.sync_all());
+        let mut temporary = temporary(path)?;
+        let flushed = temporary.write_all(bytes).and_then(|()| temporary.as_file().sync_all());
         flushed.map_err(|source| io(path, source))?;
         written.push((path, temporary));
     }
@@ -218,8 +216,8 @@ impl NewFile {
     }
 }
 
+/// An error at `path`, and not at the temporary name with which all of the crate tempfile's errors end.
 fn io(path: &Path, source: std::io::Error) -> Error {
-    // tempfile adds the temporary name, which says nothing to anyone.
     let source = match source.to_string().split_once(" at path \"") {
         Some((said, _)) => std::io::Error::new(source.kind(), said),
         None => source,
@@ -300,8 +298,10 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn errors_name_the_file_alone() {
-        let error = write_atomically(Path::new("/dev/null/a"), b"").unwrap_err().to_string();
-        assert_eq!(error, "/dev/null/a: Not a directory (os error 20)");
+        let path = Path::new("/dev/null/a");
+        let wanted = "/dev/null/a: Not a directory (os error 20)";
+        assert_eq!(write_atomically(path, b"").unwrap_err().to_string(), wanted);
+        assert_eq!(fill_atomically(path, |_| Ok(())).unwrap_err().to_string(), wanted);
     }
 
     #[test]
