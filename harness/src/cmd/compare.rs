@@ -8,8 +8,8 @@ use crate::device::{ModelArgs, on_device};
 use crate::eval::mmlu::questions::{self, Selection};
 use crate::experiment::plan::{Mmlu, Plan};
 use crate::experiment::share::ShareArgs;
-use crate::experiment::stage::{Asked, Corpus, Questions, Stage, check_folder, open_folder, raw_records};
-use crate::experiment::tune;
+use crate::experiment::stage::{Asked, Corpus, Questions, Stage, check_folder, open_folder};
+use crate::experiment::tune::Parts;
 use crate::hub::{locate_data, locate_file};
 use crate::options::Count;
 use crate::run::start::Start;
@@ -93,19 +93,19 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
     if !started {
         let first = inputs.task(&plan.runs[0], plan.runs[0].spec.clone(), plan.seeds[0]);
         first.check(&arguments.model, &checkpoint, &tokenizer, &device)?;
-        if let Some(tune) = &plan.tune {
-            tune::apart(tune, raw_records(&data.paths)?.len())?;
-        }
     }
+    let parts = inputs.parts()?;
+    let parts = parts.as_ref();
     let model = Model::load(device, &checkpoint)?;
     let stage = Stage { options: &arguments.model, checkpoint: &checkpoint, tokenizer, model, questions, asked };
     let share = arguments.share;
-    inputs.check_kept(&stage)?;
+    inputs.check_kept(&stage, parts)?;
     let _lock = open_folder(out, CONFIG, &arguments.config, share.is_part())?;
+    parts.map_or(Ok(()), Parts::write)?;
     interrupt::listen()?;
-    let work = |share| inputs.work(&stage, share);
-    let results = share.results(out, work, || inputs.require_all(&stage), || inputs.results(&stage))?;
-    let Some(results) = results else { return Ok(()) };
+    let work = |share| inputs.work(&stage, parts, share);
+    let (all_done, all) = (|| inputs.require_all(&stage, parts), || inputs.results(&stage, parts));
+    let Some(results) = share.results(out, work, all_done, all)? else { return Ok(()) };
     let about = About {
         model: &arguments.model.model,
         precision: serde_json::to_value(arguments.model.device.precision())?,

@@ -41,10 +41,15 @@ impl<'a> Inputs<'a> {
         Task { spec, seed, data: self.data, eval_data: self.eval_data, ask: true, dir }
     }
 
+    /// Reads the training records and parts them, where rates are to be chosen; [`Parts::write`] writes the parts.
+    pub fn parts(&self) -> Result<Option<Parts>> {
+        let split = |tune| tune::split(tune, &self.data.paths, &self.tune_dir());
+        self.plan.tune.as_ref().map(split).transpose()
+    }
+
     /// Refuses results of other options before anything is changed or added to those that are there.
-    pub fn check_kept<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<()> {
-        let parts = self.parts()?;
-        for (run, trials) in self.plan.runs.iter().zip(&self.trials(parts.as_ref())) {
+    pub fn check_kept<B: Backend>(&self, stage: &Stage<'_, B>, parts: Option<&Parts>) -> Result<()> {
+        for (run, trials) in self.plan.runs.iter().zip(&self.trials(parts)) {
             for (_, trial) in trials {
                 trial.kept(stage)?;
             }
@@ -56,9 +61,8 @@ impl<'a> Inputs<'a> {
     }
 
     /// Does what is left to do; an interrupt is the error [`interrupt::Stopped`].
-    pub fn results<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<Results> {
-        let parts = self.written_parts()?;
-        let trials = self.trials(parts.as_ref());
+    pub fn results<B: Backend>(&self, stage: &Stage<'_, B>, parts: Option<&Parts>) -> Result<Results> {
+        let trials = self.trials(parts);
         let base = self.base(stage)?;
         interrupt::check()?;
         let mut tuned = Vec::new();
@@ -70,9 +74,8 @@ impl<'a> Inputs<'a> {
     }
 
     /// Does a part of it, beside other processes; an interrupt is the error [`interrupt::Stopped`].
-    pub fn work<B: Backend>(&self, stage: &Stage<'_, B>, share: ShareArgs) -> Result<()> {
-        let parts = self.written_parts()?;
-        let trials = self.trials(parts.as_ref());
+    pub fn work<B: Backend>(&self, stage: &Stage<'_, B>, parts: Option<&Parts>, share: ShareArgs) -> Result<()> {
+        let trials = self.trials(parts);
         let Plan { runs, seeds, .. } = self.plan;
         // The model alone comes first, then the runs with all their seeds.
         share.work(1 + runs.len() * seeds.len(), |place| {
@@ -105,9 +108,8 @@ impl<'a> Inputs<'a> {
     }
 
     /// Fails if a run isn't finished.
-    pub fn require_all<B: Backend>(&self, stage: &Stage<'_, B>) -> Result<()> {
-        let parts = self.parts()?;
-        let trials = self.trials(parts.as_ref());
+    pub fn require_all<B: Backend>(&self, stage: &Stage<'_, B>, parts: Option<&Parts>) -> Result<()> {
+        let trials = self.trials(parts);
         let mut missing = Vec::new();
         for (run, trials) in self.plan.runs.iter().zip(&trials) {
             let before = missing.len();
@@ -139,18 +141,6 @@ impl<'a> Inputs<'a> {
 
     fn tune_dir(&self) -> PathBuf {
         self.out.join("tune")
-    }
-
-    /// The training records in two parts, where rates are to be chosen.
-    fn parts(&self) -> Result<Option<Parts>> {
-        let split = |tune| tune::split(tune, &self.data.paths, &self.tune_dir());
-        self.plan.tune.as_ref().map(split).transpose()
-    }
-
-    fn written_parts(&self) -> Result<Option<Parts>> {
-        let parts = self.parts()?;
-        parts.as_ref().map_or(Ok(()), |parts| parts.write(&self.tune_dir()))?;
-        Ok(parts)
     }
 
     /// The trials of each run; none of one whose rate is given.

@@ -39,7 +39,7 @@ pub struct Trial {
 }
 
 /// How many of `records` training records are set aside to choose by. Fails if that is none or all of them.
-pub fn apart(tune: &Tune, records: usize) -> Result<usize> {
+fn apart(tune: &Tune, records: usize) -> Result<usize> {
     let apart = (tune.validation * records as f64).round() as usize;
     if apart == 0 || apart >= records {
         bail!("[tune]: validation {} of {records} records leaves one part empty", tune.validation);
@@ -49,6 +49,7 @@ pub fn apart(tune: &Tune, records: usize) -> Result<usize> {
 
 /// The two parts of the training records, as files that are not written yet.
 pub struct Parts {
+    dir: PathBuf,
     /// What trials are trained on.
     train: Corpus,
     /// What rates are chosen by.
@@ -58,8 +59,8 @@ pub struct Parts {
 
 impl Parts {
     /// Writes the files.
-    pub fn write(&self, dir: &Path) -> Result<()> {
-        folder::make(dir)?;
+    pub fn write(&self) -> Result<()> {
+        folder::make(&self.dir)?;
         for (corpus, text) in [&self.train, &self.validation].into_iter().zip(&self.texts) {
             write_atomically(&corpus.paths[0], text)?;
         }
@@ -78,7 +79,7 @@ pub fn split(tune: &Tune, data: &[PathBuf], dir: &Path) -> Result<Parts> {
     });
     let train = Corpus::planned(dir.join("train.jsonl"), &texts[0]);
     let validation = Corpus::planned(dir.join("validation.jsonl"), &texts[1]);
-    Ok(Parts { train, validation, texts })
+    Ok(Parts { dir: dir.into(), train, validation, texts })
 }
 
 /// The trials of a run, by ascending learning rate.
