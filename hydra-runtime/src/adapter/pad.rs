@@ -94,17 +94,16 @@ fn zeros(shape: &HydraShape) -> Result<AdapterPair> {
 impl AdapterPair {
     /// The pair at the rank and scale of `config`.
     fn padded(self, config: &AdapterConfig, own: Own) -> Result<Self> {
-        let scale =
-            |alpha: f32, rank: usize| f64::from(alpha) / if config.rslora { (rank as f64).sqrt() } else { rank as f64 };
-        let (wanted, all) = (scale(own.alpha, own.rank), scale(config.alpha, config.rank));
-        let (ratio, more) = (if wanted == all { 1.0 } else { (wanted / all) as f32 }, config.rank - own.rank);
+        let alone = config.of_one(own);
+        let (wanted, all) = (alone.scale(), config.scale());
+        let (ratio, more) = (if wanted == all { 1.0 } else { wanted / all }, config.rank - own.rank);
         if more == 0 && ratio == 1.0 {
             return Ok(self);
         }
         let Self { d_in, d_out, a, b } = self;
         let shape = config.shape_of(d_in, d_out);
         let (mut wide_a, mut wide_b) = (room(shape.stacked_rows() * d_in)?, room(d_out * shape.mixed_width())?);
-        let (of_a, of_router) = a.split_at(config.of_one(own).shape_of(d_in, d_out).a_rows() * d_in);
+        let (of_a, of_router) = a.split_at(alone.shape_of(d_in, d_out).a_rows() * d_in);
         for head in of_a.chunks_exact(own.rank * d_in) {
             wide_a.extend_from_slice(head);
             wide_a.resize(wide_a.len() + more * d_in, 0.0);
