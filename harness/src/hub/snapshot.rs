@@ -6,6 +6,7 @@
 use super::cache::{self, Shelf, check_inside, is_name};
 use super::http::{Ask, Client, Failure, encoded};
 use super::{Kind, Name};
+use crate::data::limit::Limit;
 use crate::output::{printable, warn};
 use crate::progress::Progress;
 use crate::sha256;
@@ -22,6 +23,8 @@ use std::sync::{Arc, Mutex};
 const CONTINUED: usize = 5;
 /// What is read at a time.
 const PIECE: usize = 1 << 16;
+/// Of the hub's list of files, some 60 bytes each.
+const LISTING: Limit = Limit { bytes: 64 << 20, why: "for its list of files, found more" };
 
 /// A commit.
 pub struct Snapshot {
@@ -162,9 +165,8 @@ impl Snapshot {
 
 fn listing(client: &Client, kind: Kind, name: &Name) -> Result<Info, Failure> {
     let path = format!("api/{}/{}/revision/{}", kind.plural(), name.repository, encoded(&name.revision, false));
-    let mut text = Vec::new();
     let response = client.get(&client.address(&path), Ask::From(0))?;
-    response.into_reader().read_to_end(&mut text).map_err(|error| Failure::Silent(printable(&error.to_string())))?;
+    let text = LISTING.read(response.into_reader()).map_err(|error| Failure::Silent(printable(&error.to_string())))?;
     serde_json::from_slice(&text)
         .map_err(|error| Failure::Silent(format!("its list of files can't be read: {}", printable(&error.to_string()))))
 }
@@ -252,7 +254,8 @@ fn copy(
     }
 }
 
-/// Fails, and removes the file, if it isn't the one that its tag names: that of a large file is its SHA-256.
+/// Fails, and removes the file, if it isn't the one that its tag names: that of a large file is its SHA-256. That of a small one is
+/// git's SHA-1, which isn't computed here: of those, the size is checked.
 fn check(part: &Path, etag: &str) -> Result<()> {
     if etag.len() != 64 || !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(());

@@ -251,6 +251,16 @@ fn processes_share_a_download() {
 }
 
 #[test]
+fn a_list_of_files_without_an_end() {
+    let (hub, scratch) = (Hub::new(), Scratch::new("hub-list"));
+    for i in 0..65 {
+        hub.put("datasets/o/n", &format!("{i}{}", "x".repeat(1 << 20)), "");
+    }
+    let said = "the Hugging Face hub doesn't answer: expected at most 64 MiB for its list of files, found more";
+    fails(count(&hub, &scratch, "o/n").output().unwrap(), &[said]);
+}
+
+#[test]
 fn names_that_addresses_must_encode() {
     let (hub, scratch) = (Hub::new(), Scratch::new("hub-names"));
     hub.put("datasets/o/n", "ü b/train #1 100%?.jsonl", records(5));
