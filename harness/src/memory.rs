@@ -7,7 +7,6 @@ use anyhow::{Result, bail};
 use hydra_runtime::adapter::AdapterConfig;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::config::Config;
-use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::train::{TrainOptions, Trainer};
 
 /// Bytes in MiB, for people.
@@ -40,7 +39,7 @@ pub fn of_training<B: Backend>(backend: &B, config: &Config, training: &Training
     // Between ranks a gradient travels in a buffer of its own.
     let trainer = trainer.saturating_add(if shared { copy } else { 0 });
     let evaluator = match eval_tokens {
-        Some(tokens) => Evaluator::plan_bytes(backend, config, Some(adapter), tokens)?,
+        Some(tokens) => Trainer::evaluator_bytes(backend, config, adapter, options, tokens)?,
         None => 0,
     };
     // The adapter before the first step, and as it is read from the trainer; beside it the evaluator, or the file as it

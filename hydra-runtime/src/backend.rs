@@ -198,8 +198,8 @@ pub trait Backend: Send + Sync + 'static {
     fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
     }
-    /// Bytes that the backend keeps for itself.
-    fn workspace_bytes(&self, work: &Workload<'_>) -> u64;
+    /// Bytes that the backend keeps for itself, for all of this work, one after the other.
+    fn workspace_bytes(&self, work: &[Workload<'_>]) -> u64;
 }
 
 /// What decides how many bytes a backend keeps for itself.

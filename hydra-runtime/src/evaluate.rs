@@ -51,13 +51,22 @@ pub struct Evaluator<B: Backend = Device> {
 impl<B: Backend> Evaluator<B> {
     /// Bytes that an evaluator takes beside the weights, a copy of the adapter among them; `u64::MAX` at most.
     pub fn plan_bytes(backend: &B, config: &Config, adapter: Option<&AdapterConfig>, max_tokens: usize) -> Result<u64> {
+        let adapters = &adapter.map_or(Vec::new(), |adapter| adapter.shapes(config));
+        let workspace = backend.workspace_bytes(&[Workload { config, tokens: max_tokens, adapters, training: false }]);
+        Ok(workspace.saturating_add(Self::own_bytes(backend, config, adapter, max_tokens)?))
+    }
+
+    /// Without what the backend keeps for itself.
+    pub(crate) fn own_bytes(
+        backend: &B,
+        config: &Config,
+        adapter: Option<&AdapterConfig>,
+        max_tokens: usize,
+    ) -> Result<u64> {
         let activations = Plan::new(config, adapter, max_tokens, Purpose::Forward)?.bytes(backend);
         let rope = 4 * max_tokens.saturating_mul(config.head_dim) as u64;
         let parameters = adapter.map_or(0, |adapter| adapter.parameters(config).saturating_mul(4));
-        let adapters = &adapter.map_or(Vec::new(), |adapter| adapter.shapes(config));
-        let workspace = backend.workspace_bytes(&Workload { config, tokens: max_tokens, adapters, training: false });
-        let parts = [rope, parameters, workspace];
-        Ok(parts.into_iter().fold(activations, u64::saturating_add))
+        Ok([rope, parameters].into_iter().fold(activations, u64::saturating_add))
     }
 
     /// An evaluator that takes up to `max_tokens` tokens, at least one, in one pass; no sequence may be longer. The adapter is copied

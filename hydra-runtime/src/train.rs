@@ -12,6 +12,7 @@ use crate::backend::{AdamWStep, Backend, Device, Workload};
 use crate::batch::{self, Packed, Sequence};
 use crate::communicator::{Alone, Communicator};
 use crate::config::Config;
+use crate::evaluate::Evaluator;
 use crate::model::Model;
 pub use crate::model::activations::ActivationCheckpointing;
 use crate::model::activations::{Activations, Plan, Purpose};
@@ -124,7 +125,7 @@ impl<B: Backend> Trainer<B> {
         let activations = Plan::new(config, Some(adapter), options.max_tokens, purpose)?;
         let rope = options.max_tokens * config.head_dim;
         let (tokens, adapters) = (options.max_tokens, &adapter.shapes(config));
-        let workspace = backend.workspace_bytes(&Workload { config, tokens, adapters, training: true });
+        let workspace = backend.workspace_bytes(&[Workload { config, tokens, adapters, training: true }]);
         // Parameters, gradients and two moments, and what an update can be undone with.
         let adapter = adapter.parameters(config).saturating_mul(4 * 7);
         let parts = [4 * rope as u64, adapter, workspace];
@@ -135,6 +136,22 @@ impl<B: Backend> Trainer<B> {
     /// passes⌋ gradients.
     pub fn sum_bytes(config: &Config, adapter: &AdapterConfig, passes: usize) -> u64 {
         adapter.parameters(config).saturating_mul(4 * sum::buffers(passes) as u64)
+    }
+
+    /// Bytes that an [`Evaluator`] of the same adapter takes beside the trainer, for passes of up to `tokens` tokens: they share
+    /// what the backend keeps for itself.
+    pub fn evaluator_bytes(
+        backend: &B,
+        config: &Config,
+        adapter: &AdapterConfig,
+        options: &TrainOptions,
+        tokens: usize,
+    ) -> Result<u64> {
+        let adapters = &adapter.shapes(config);
+        let training = Workload { config, tokens: options.max_tokens, adapters, training: true };
+        let evaluation = Workload { config, tokens, adapters, training: false };
+        let more = backend.workspace_bytes(&[training, evaluation]) - backend.workspace_bytes(&[training]);
+        Ok(more.saturating_add(Evaluator::own_bytes(backend, config, Some(adapter), tokens)?))
     }
 
     /// Allocates all that training takes, for steps of one pass. Fails if the adapter does not fit the model or memory

@@ -152,8 +152,9 @@ fn sequences(count: usize, len: usize) -> Vec<Sequence> {
     (0..count).map(sequence).collect()
 }
 
-/// The bytes that training and evaluation take and those that were announced, each beside the weights.
-fn taken_and_announced(checkpoint: &Checkpoint, config: AdapterConfig, tokens: usize, has_room: bool) -> [[u64; 2]; 2] {
+/// The bytes that evaluation, training, and both with passes of a third more tokens in evaluation take and those that were announced,
+/// each beside the weights.
+fn taken_and_announced(checkpoint: &Checkpoint, config: AdapterConfig, tokens: usize, has_room: bool) -> [[u64; 2]; 3] {
     let driver = Counting { has_room, ..Counting::default() };
     let bytes = driver.bytes.clone();
     let model = Model::load(Cuda::new(driver), checkpoint).unwrap();
@@ -180,7 +181,15 @@ fn taken_and_announced(checkpoint: &Checkpoint, config: AdapterConfig, tokens: u
     for pass in &passes {
         trainer.step(pass, 1e-3).unwrap();
     }
-    [evaluated, [since(), announced]]
+    let trained = [since(), announced];
+    let (backend, more) = (model.backend(), tokens + tokens / 3);
+    let beside = Trainer::evaluator_bytes(backend, model.config(), &adapter.config, &options, more).unwrap();
+    let mut evaluator = Evaluator::new(&model, Some(&adapter), more).unwrap();
+    for pass in [sequences(1, more), sequences(more / 3, 3)] {
+        evaluator.losses(&pass).unwrap();
+    }
+    drop(trainer);
+    [evaluated, trained, [since(), announced + beside]]
 }
 
 pub fn announced_is_taken() {
@@ -207,7 +216,7 @@ pub fn announced_is_taken() {
             for (config, tokens) in adapters.iter().flat_map(|config| [(config, 200), (config, 700), (config, 4200)]) {
                 for has_room in [false, true] {
                     let both = taken_and_announced(checkpoint, config.clone(), tokens, has_room);
-                    for ([taken, announced], what) in both.into_iter().zip(["evaluation", "training"]) {
+                    for ([taken, announced], what) in both.into_iter().zip(["evaluation", "training", "both"]) {
                         // What is announced for quantised weights, and for a library that finds work.
                         let more = if name == "q8_0" && !has_room { taken / 33 } else { 64 << 20 };
                         let (rank, heads) = (config.rank, config.lora_heads);

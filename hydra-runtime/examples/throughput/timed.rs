@@ -323,7 +323,7 @@ impl<B: Backend> Backend for Timed<B> {
     fn trains(&self) -> Result<()> {
         self.inner.trains()
     }
-    fn workspace_bytes(&self, work: &Workload<'_>) -> u64 {
+    fn workspace_bytes(&self, work: &[Workload<'_>]) -> u64 {
         self.inner.workspace_bytes(work)
     }
 }

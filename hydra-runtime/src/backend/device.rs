@@ -374,7 +374,7 @@ impl Backend for Device {
         on!(self, backend => backend.trains())
     }
 
-    fn workspace_bytes(&self, work: &Workload<'_>) -> u64 {
+    fn workspace_bytes(&self, work: &[Workload<'_>]) -> u64 {
         on!(self, backend => backend.workspace_bytes(work))
     }
 }

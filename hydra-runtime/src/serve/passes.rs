@@ -88,7 +88,7 @@ pub(super) fn plan_bytes<B: Backend>(
     let rope = 4 * context.saturating_mul(config.head_dim) as u64;
     let logits = logit_rows.saturating_mul(bytes * config.d_model as u64 + 8 * config.vocab as u64);
     // Adapters come with requests.
-    let workspace = backend.workspace_bytes(&Workload { config, tokens: rows, adapters: &[], training: false });
+    let workspace = backend.workspace_bytes(&[Workload { config, tokens: rows, adapters: &[], training: false }]);
     let parts = [token.saturating_mul(tokens), rope, logits, workspace];
     Ok(parts.into_iter().fold(activations, u64::saturating_add))
 }

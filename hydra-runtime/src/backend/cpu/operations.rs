@@ -260,8 +260,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn workspace_bytes(&self, &Workload { config, tokens, .. }: &Workload<'_>) -> u64 {
-        Workspace::bytes(tokens, config.d_ffn.max(config.d_model), self.threads())
+    fn workspace_bytes(&self, work: &[Workload<'_>]) -> u64 {
+        let bytes = |&Workload { config, tokens, .. }: &Workload<'_>| {
+            Workspace::bytes(tokens, config.d_ffn.max(config.d_model), self.threads())
+        };
+        work.iter().map(bytes).max().unwrap_or(0)
     }
 }
 

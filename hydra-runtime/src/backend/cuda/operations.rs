@@ -288,7 +288,7 @@ impl<D: Driver> Backend for Cuda<D> {
         self.driver.free_bytes().map(Some)
     }
 
-    fn workspace_bytes(&self, work: &Workload<'_>) -> u64 {
+    fn workspace_bytes(&self, work: &[Workload<'_>]) -> u64 {
         plan::bytes(&self.driver, work)
     }
 }

@@ -50,21 +50,19 @@ fn spaced<D: Driver>(driver: &D, rows: usize, columns: usize) -> u128 {
 }
 
 impl Areas {
-    fn new<D: Driver>(driver: &D, work: &Workload<'_>) -> Self {
-        let mut areas = Self::default();
+    fn add<D: Driver>(&mut self, driver: &D, work: &Workload<'_>) {
         for projection in Projection::ALL {
             let (d_out, d_in) = projection.dims(work.config);
-            areas.add_frozen(driver, work, [d_out, d_in]);
+            self.add_frozen(driver, work, [d_out, d_in]);
         }
-        areas.add_model(driver, work);
+        self.add_model(driver, work);
         // Rows that begin at multiples of 16 bytes are read where they are.
         let fours = |shape: &HydraShape| (shape.d_out * shape.mixed_width()).is_multiple_of(4);
         let aligned = |shape: &HydraShape| shape.d_in.is_multiple_of(8) && fours(shape);
         let aligned = work.adapters.iter().all(aligned);
         for shape in work.adapters {
-            areas.add_adapter(work, shape, aligned);
+            self.add_adapter(work, shape, aligned);
         }
-        areas
     }
 
     /// For a layer's frozen weight [d_out, d_in].
@@ -97,13 +95,13 @@ impl Areas {
         }
         let (ids, logits) = loss::most(tokens, config.vocab);
         self.add_decoded(driver, tokens, [ids, config.d_model]);
-        self.logits = WORD * logits;
+        grow(&mut self.logits, WORD * logits);
         // Blocks but for the last one are whole tiles.
-        self.weights = HALF * (logits + tokens as u128 * (padded(ids) - ids as u128));
+        grow(&mut self.weights, HALF * (logits + tokens as u128 * (padded(ids) - ids as u128)));
         let rows = tokens as u128;
         grow(&mut self.partial, WORD * rows * LOSS_STATE as u128);
         // Three numbers for each of attention's blocks: a segment of one token has a block of its own.
-        self.ids = KEPT as u128 * WORD * (3 * tokens).next_multiple_of(64) as u128;
+        grow(&mut self.ids, KEPT as u128 * WORD * (3 * tokens).next_multiple_of(64) as u128);
         if training {
             let of_layer = |shape: &HydraShape| {
                 let (rows, columns) = (shape.stacked_rows() as u128, shape.mixed_width() as u128);
@@ -155,9 +153,14 @@ impl Areas {
     }
 }
 
-/// Bytes of the backend's own memory, `u64::MAX` at most.
-pub(super) fn bytes<D: Driver>(driver: &D, work: &Workload<'_>) -> u64 {
-    let widest = work.config.d_ffn.max(work.config.d_model);
-    let library = if driver.room(work.tokens, widest).is_ok_and(|room| room > 0) { blas::WORKSPACE } else { 0 };
-    u64::try_from(Areas::new(driver, work).bytes() + library as u128).unwrap_or(u64::MAX)
+/// Bytes of the backend's own memory after all of this work, `u64::MAX` at most.
+pub(super) fn bytes<D: Driver>(driver: &D, work: &[Workload<'_>]) -> u64 {
+    let mut areas = Areas::default();
+    work.iter().for_each(|work| areas.add(driver, work));
+    let is_large = |work: &Workload<'_>| {
+        let widest = work.config.d_ffn.max(work.config.d_model);
+        driver.room(work.tokens, widest).is_ok_and(|room| room > 0)
+    };
+    let library = if work.iter().any(is_large) { blas::WORKSPACE } else { 0 };
+    u64::try_from(areas.bytes() + library as u128).unwrap_or(u64::MAX)
 }
