@@ -39,6 +39,9 @@ mod memory;
 mod merge;
 #[path = "cli/page.rs"]
 mod page;
+#[cfg(unix)]
+#[path = "cli/pipes.rs"]
+mod pipes;
 #[cfg(not(feature = "mpi"))]
 #[path = "cli/ranks.rs"]
 mod ranks;

@@ -165,7 +165,8 @@ fn side(adapters: &[Adapter], matrices: &[Matrix], layers: usize, settings: &tsn
 
 /// The seed of a run, as the `run.json` beside the adapter has it.
 fn seed_of(path: &Path) -> Option<u64> {
-    let text = std::fs::read_to_string(path.join(manifest::FILE)).ok()?;
+    let file = Some(path.join(manifest::FILE)).filter(|file| file.is_file())?;
+    let text = std::fs::read_to_string(file).ok()?;
     let run: serde_json::Value = serde_json::from_str(&text).ok()?;
     // An adapter that started from another has no seed of its own.
     run["options"]["init-adapter"].is_null().then(|| run["options"]["seed"].as_u64())?

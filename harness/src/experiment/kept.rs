@@ -349,6 +349,7 @@ fn comparable(value: &Value) -> Value {
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let at = || path.display().to_string();
+    folder::no_pipe(path)?;
     let text = std::fs::read_to_string(path).with_context(at)?;
     serde_json::from_str(&text).with_context(at)
 }

@@ -1,6 +1,6 @@
 //! A run's folder, in which one process works at a time.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hydra_runtime::atomic::{is_temporary, remove_leftovers};
 use std::ffi::OsStr;
 use std::fmt;
@@ -31,9 +31,22 @@ fn is_leftover(name: &OsStr) -> bool {
     is_temporary(name) || text.strip_prefix(".tmp").is_some_and(random) || earlier().is_some_and(|(_, id)| process(id))
 }
 
-/// Makes a folder, if it isn't there, and removes what killed processes left in it.
+/// Fails for a pipe, a socket or a device: opening it waits for another process, or has no end.
+pub fn no_pipe(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(there) if !there.is_file() && !there.is_dir() => {
+            bail!("{}: expected a regular file, found a pipe, a socket or a device", path.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a folder, if it isn't there, and removes what killed processes left in it. Fails if it has a pipe in it, under whichever
+/// of its files' names.
 pub fn make(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    entries.flatten().try_for_each(|entry| no_pipe(&entry.path()))?;
     remove_leftovers(folder);
     Ok(())
 }
@@ -80,9 +93,8 @@ impl Lock {
 
 /// Makes `folder`, if it isn't there, locks it, and removes what killed processes left in it.
 pub fn claim(folder: &Path) -> Result<Lock> {
-    std::fs::create_dir_all(folder).with_context(|| format!("can't make --out {}", folder.display()))?;
+    make(folder).context("--out")?;
     let lock = Lock::take(folder)?;
-    remove_leftovers(folder);
     // Who wrote these can't be asked; but here only the holder of the lock writes.
     let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     for entry in entries.flatten().filter(|entry| is_leftover(&entry.file_name()) && !is_temporary(&entry.file_name()))
