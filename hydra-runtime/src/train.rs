@@ -3,7 +3,7 @@
 mod state;
 mod sum;
 
-pub use state::STATE_FILE;
+pub use state::{STATE_FILE, saved_run};
 
 use crate::adapter::device::DeviceAdapter;
 use crate::adapter::{Adapter, AdapterConfig};
@@ -108,6 +108,8 @@ pub struct Trainer<B: Backend = Device> {
     /// Whether `previous` is the step before this one.
     can_undo: bool,
     steps: u64,
+    /// What the program calls the run.
+    run: Option<String>,
     ranks: Arc<dyn Communicator>,
     /// What is sent to other ranks, or comes from them.
     message: Vec<f32>,
@@ -176,6 +178,7 @@ impl<B: Backend> Trainer<B> {
             adapter,
             options,
             steps: 0,
+            run: None,
             ranks: Arc::new(Alone),
             message: Vec::new(),
             watch: Watch::default(),
@@ -186,6 +189,12 @@ impl<B: Backend> Trainer<B> {
     pub fn with_passes(mut self, passes: usize) -> Result<Self> {
         self.reserve_sums(passes)?;
         Ok(self)
+    }
+
+    /// Puts a text into the states that are saved, from which the program knows the run: [`saved_run`] reads it.
+    pub fn with_run(mut self, run: impl Into<String>) -> Self {
+        self.run = Some(run.into());
+        self
     }
 
     /// Trains on several ranks, which share each step's passes. All must have the same model, adapter and options,

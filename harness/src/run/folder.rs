@@ -113,14 +113,16 @@ pub struct RunDir {
     pub save_every: Option<usize>,
     /// Whether the run continues from the state that is saved there.
     pub resume: bool,
+    /// What identifies the run, for that state.
+    pub run: String,
     /// On rank 0, which alone uses the folder.
     _lock: Option<Lock>,
 }
 
 impl RunDir {
-    /// The folder `path`, which `lock` keeps other processes out of until the run is over. On rank 0, it has the lock.
-    pub fn new(path: PathBuf, save_every: Option<usize>, resume: bool, lock: Option<Lock>) -> Self {
-        Self { path, save_every, resume, _lock: lock }
+    /// The folder `path` of a `run`, which `lock` keeps other processes out of until that is over. On rank 0, it has the lock.
+    pub fn new(path: PathBuf, save_every: Option<usize>, resume: bool, run: String, lock: Option<Lock>) -> Self {
+        Self { path, save_every, resume, run, _lock: lock }
     }
 }
 

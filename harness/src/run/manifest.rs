@@ -13,7 +13,7 @@ use crate::{output, sha256};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::adapter::{Adapter, GateKind};
 use hydra_runtime::checkpoint::Checkpoint;
-use hydra_runtime::train::STATE_FILE;
+use hydra_runtime::train::{STATE_FILE, saved_run};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -88,6 +88,13 @@ impl Manifest {
         Ok(Self { tool, spec: filled(spec, config).settings(), options: options(parts)?, running, facts: facts(parts) })
     }
 
+    /// What identifies the run in its trainer's state: what the result depends on, without what is off and without paths.
+    pub fn identity(&self) -> Result<String> {
+        let chosen = self.options.iter().filter(|(name, value)| *name != "model" && !value.is_null());
+        let chosen: Map<_, _> = chosen.map(|(name, value)| (name.clone(), contents(value))).collect();
+        Ok(serde_json::to_string(&chosen)?)
+    }
+
     /// Writes the file.
     pub fn write(&self, out: &Path) -> Result<()> {
         output::write_json(&out.join(FILE), self)
@@ -137,7 +144,22 @@ impl Manifest {
                 self.facts[WEIGHTS],
             );
         }
-        if !out.join(STATE_FILE).is_file() {
+        let state = out.join(STATE_FILE);
+        // Earlier versions wrote none.
+        if let Some(run) = saved_run(out)? {
+            let at = || state.display().to_string();
+            let saved: Map<String, Value> = serde_json::from_str(&run).with_context(at)?;
+            let own: Map<String, Value> = serde_json::from_str(&self.identity()?)?;
+            if let Some(name) = own.keys().chain(saved.keys()).find(|name| own.get(*name) != saved.get(*name)) {
+                let [own, saved] = [&own, &saved].map(|run| run.get(name).unwrap_or(&Value::Null).to_string());
+                bail!(
+                    "{}: the state of another run: expected --{name} {own}, found {}",
+                    at(),
+                    output::printable(&saved)
+                );
+            }
+        }
+        if !state.exists() {
             let saved = Adapter::files(out).is_ok();
             let what = if saved { "no trainer_state.safetensors beside its adapter" } else { "nothing saved yet" };
             output::say(format_args!("{}: {what}; the run starts from the beginning", out.display()));

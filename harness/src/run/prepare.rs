@@ -194,7 +194,8 @@ impl Prepared {
             self.manifest.write(&path)?;
             Ok(resume)
         })?;
-        Ok(RunDir::new(path, self.spec.output.save_every.map(Count::get), resume, lock))
+        let (every, run) = (self.spec.output.save_every.map(Count::get), self.manifest.identity()?);
+        Ok(RunDir::new(path, every, resume, run, lock))
     }
 
     /// The records to answer before and after training, if the options name some.

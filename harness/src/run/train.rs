@@ -135,7 +135,7 @@ fn trainer<B: Backend>(
     ranks: &Ranks,
 ) -> Result<Trainer<B>> {
     let trainer = Trainer::new(model, training.adapter, options)?.with_passes(passes)?;
-    let (mut trainer, steps) = (trainer.with_ranks(ranks.messages()), training.config.steps);
+    let (mut trainer, steps) = (trainer.with_ranks(ranks.messages()).with_run(&*dir.run), training.config.steps);
     if dir.resume && ranks.is_first() {
         trainer.load_state(&dir.path)?;
     }

@@ -25,6 +25,37 @@ fn a_resumed_run_is_the_same_run() {
     assert_eq!(column(&format!("{broken}/metrics.jsonl"), "loss").len(), 8);
 }
 
+/// What the files say about the run is no more than what the state itself says.
+#[test]
+fn a_state_of_another_run_is_refused() {
+    let scratch = Scratch::new("other-state");
+    let (out, other) = (scratch.path("run"), scratch.path("other"));
+    let line = |out: &str, more: &str| format!("{} {more}", finetune("hydra", out, SHORT));
+    succeeds(&line(&out, ""));
+    succeeds(&line(&other, "--no-shuffle"));
+    let state = |out: &str| format!("{out}/trainer_state.safetensors");
+    let own = fs::read(state(&out)).unwrap();
+    // Another seed in run.json.
+    let run = format!("{out}/run.json");
+    let mut edited = json(&run);
+    edited["options"]["seed"] = 6.into();
+    fs::write(&run, edited.to_string()).unwrap();
+    let refused = format!("{}: the state of another run: expected --", state(&out));
+    let seed = line(&out, "--resume").replace("--seed 5", "--seed 6");
+    fails(1, &seed, &[&format!("{refused}seed 6, found 5")]);
+    assert_eq!(own, fs::read(state(&out)).unwrap());
+    // The state of another run; of one that an earlier version began, nothing is known.
+    edited["options"]["seed"] = 5.into();
+    fs::write(&run, edited.to_string()).unwrap();
+    fs::copy(state(&other), state(&out)).unwrap();
+    fails(1, &line(&out, "--resume"), &[&format!("{refused}no-shuffle false, found true")]);
+    let unknown = String::from_utf8_lossy(&own).find("\"run\"").unwrap();
+    let mut bytes = own.clone();
+    bytes[unknown + 1] = b'R';
+    fs::write(state(&out), bytes).unwrap();
+    succeeds(&line(&out, "--resume"));
+}
+
 /// Losses before and after are of the same records.
 #[test]
 fn a_run_is_resumed_with_the_same_eval_set() {

@@ -35,6 +35,8 @@ struct Header {
 #[derive(Serialize)]
 struct Metadata {
     adapter: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<String>,
     steps: String,
 }
 
@@ -47,10 +49,10 @@ struct TensorInfo {
 
 impl Header {
     /// Of parts of `len` values each, in the order of [`PARTS`].
-    fn new(adapter: String, steps: u64, len: usize) -> Self {
+    fn new(adapter: String, run: Option<String>, steps: u64, len: usize) -> Self {
         let bytes = len * size_of::<f32>();
         let part = |i: usize| TensorInfo { dtype: "F32", shape: [len], data_offsets: [i * bytes, (i + 1) * bytes] };
-        let metadata = Metadata { adapter, steps: steps.to_string() };
+        let metadata = Metadata { adapter, run, steps: steps.to_string() };
         Self { metadata, params: part(0), exp_avg: part(1), exp_avg_sq: part(2) }
     }
 
@@ -62,13 +64,27 @@ impl Header {
     }
 }
 
+/// What [`Trainer::with_run`] was given, in the state that is in `dir`; `None` if it wasn't, or there is no state.
+pub fn saved_run(dir: impl AsRef<Path>) -> Result<Option<String>> {
+    let path = dir.as_ref().join(STATE_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (_, header) = SafeTensors::read_metadata(&map(&path)?).map_err(|e| Error::Format {
+        path,
+        offset: None,
+        message: not_safetensors(&e),
+    })?;
+    Ok(header.metadata().as_ref().and_then(|metadata| metadata.get("run").cloned()))
+}
+
 impl<B: Backend> Trainer<B> {
     /// Writes [`STATE_FILE`] into `dir`, atomically. The same state has the same bytes.
     pub fn save_state(&self, dir: impl AsRef<Path>) -> Result<()> {
         let path = dir.as_ref().join(STATE_FILE);
         let buffers = [&self.adapter.params, &self.exp_avg, &self.exp_avg_sq];
         let (backend, len) = (self.model.backend(), self.adapter.slots.len);
-        let header = Header::new(self.adapter.config.function(), self.steps, len);
+        let header = Header::new(self.adapter.config.function(), self.run.clone(), self.steps, len);
         atomic::fill_atomically(&path, |temporary| {
             let at = |source| Error::Io { path: path.clone(), source };
             let mut file = File::create(temporary).map_err(at)?;
