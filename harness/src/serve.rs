@@ -13,6 +13,7 @@
 mod access;
 mod adapters;
 mod answer;
+mod connection;
 mod error;
 mod fields;
 mod flow;
@@ -139,7 +140,7 @@ async fn serve<B: Backend>(model: Model<B>, adapters: Vec<(String, Adapter)>, op
     })?;
     announce(address)?;
     let (router, ends) = (http::router(server.clone()), listen::Ends { stop: stopped, engine, drain });
-    listen::serve(listener, router, ends, || {
+    listen::serve(listener, listen::ROOM, router, ends, || {
         server.stopping.store(true, Ordering::Relaxed);
         output::say("stopping: requests that are being answered are finished; another signal ends the server at once");
     })
