@@ -236,6 +236,12 @@ typedef struct hydra_adapter_options {
   float alpha;
   // Probability of dropping a value of A's input in training.
   float dropout;
+  // Probability of dropping a value of the mixed heads in training.
+  float head_dropout;
+  // The router's logits are divided by it. Under any other gate 1.
+  float temperature;
+  // Only so many of a token's largest logits take part; 0 for all. Under any gate but the router's 0.
+  size_t top_k;
   // Weight of the load-balancing loss in training; 0 for none.
   float load_balance;
   // The adapted layers: hydra_projection values, or-ed.

@@ -94,6 +94,12 @@ pub struct hydra_adapter_options {
     pub alpha: f32,
     /// Probability of dropping a value of A's input in training.
     pub dropout: f32,
+    /// Probability of dropping a value of the mixed heads in training.
+    pub head_dropout: f32,
+    /// The router's logits are divided by it. Under any other gate 1.
+    pub temperature: f32,
+    /// Only so many of a token's largest logits take part; 0 for all. Under any gate but the router's 0.
+    pub top_k: usize,
     /// Weight of the load-balancing loss in training; 0 for none.
     pub load_balance: f32,
     /// The adapted layers: hydra_projection values, or-ed.
@@ -103,11 +109,21 @@ pub struct hydra_adapter_options {
 /// HydraLoRA as published: rank 4, four heads, a router, on the feed-forward's three layers. Any thread may call it.
 #[unsafe(no_mangle)]
 pub extern "C" fn hydra_adapter_options_default() -> hydra_adapter_options {
-    let AdapterConfig { rank, lora_heads, alpha, dropout, load_balance, targets, .. } = AdapterConfig::default();
+    let config = AdapterConfig::default();
     let bit = |target: &Projection| 1 << *target as u32;
-    let (method, gate) = (hydra_method::Hydra as i32, hydra_gate::Router as i32);
-    let targets = targets.iter().map(bit).sum();
-    hydra_adapter_options { method, gate, rank, lora_heads, alpha, dropout, load_balance, targets }
+    hydra_adapter_options {
+        method: hydra_method::Hydra as i32,
+        gate: hydra_gate::Router as i32,
+        rank: config.rank,
+        lora_heads: config.lora_heads,
+        alpha: config.alpha,
+        dropout: config.dropout,
+        head_dropout: config.head_dropout,
+        temperature: config.temperature,
+        top_k: config.top_k.unwrap_or(0),
+        load_balance: config.load_balance,
+        targets: config.targets.iter().map(bit).sum(),
+    }
 }
 
 impl hydra_adapter_options {
@@ -128,6 +144,9 @@ impl hydra_adapter_options {
             lora_heads: self.lora_heads,
             alpha: self.alpha,
             dropout: self.dropout,
+            head_dropout: self.head_dropout,
+            temperature: self.temperature,
+            top_k: (self.top_k > 0).then_some(self.top_k),
             load_balance: self.load_balance,
             targets: Projection::ALL.into_iter().filter(chosen).collect(),
             head_init: HeadInit::Zero,

@@ -129,6 +129,9 @@ static void adapters(hydra_model model, const char *folder) {
     options.alpha = NAN;
     REFUSED(hydra_adapter_init(model, &options, 0, &adapter), INVALID_ARGUMENT, "alpha");
     options = hydra_adapter_options_default();
+    options.top_k = options.lora_heads + 1;
+    REFUSED(hydra_adapter_init(model, &options, 0, &adapter), INVALID_ARGUMENT, "top-k 5");
+    options = hydra_adapter_options_default();
     options.rank = SIZE_MAX;
     REFUSED(hydra_adapter_init(model, &options, 0, &adapter), INVALID_ARGUMENT, "rank");
     REFUSED(hydra_adapter_init(model, NULL, 0, NULL), INVALID_ARGUMENT, "adapter is null");

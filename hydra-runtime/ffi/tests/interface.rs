@@ -2,7 +2,7 @@
 
 use half::bf16;
 use hydra::*;
-use hydra_runtime::adapter::Adapter;
+use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::evaluate::Evaluator;
 use hydra_runtime::hydra_kernels::hydra::{
@@ -114,6 +114,33 @@ fn text_logits_and_steps_are_the_runtimes() {
     // SAFETY: as the interface says.
     done(unsafe { hydra_generator_feed(generator, tokens.as_ptr(), 1, null_mut(), 0) });
     done(hydra_generator_free(generator));
+}
+
+#[test]
+fn a_new_adapter_is_the_runtimes() {
+    let (model, given) = opened();
+    let (own, mut made) = (Model::open(case("model")).unwrap(), 0);
+    let (defaults, dir) = (hydra_adapter_options_default(), tempfile::tempdir().unwrap());
+    let asked =
+        hydra_adapter_options { head_dropout: 0.25, temperature: 0.5, top_k: 2, load_balance: 0.125, ..defaults };
+    let config = AdapterConfig {
+        head_dropout: 0.25,
+        temperature: 0.5,
+        top_k: Some(2),
+        load_balance: 0.125,
+        ..Default::default()
+    };
+    for (options, config) in [(defaults, AdapterConfig::default()), (asked, config)] {
+        // SAFETY: as the interface says.
+        unsafe {
+            done(hydra_adapter_init(model, &options, 7, &mut made));
+            done(hydra_adapter_save(made, c_path(dir.path()).as_ptr()));
+        }
+        assert_eq!(Adapter::load(dir.path(), own.config()).unwrap(), Adapter::init(own.config(), config, 7).unwrap());
+        done(hydra_adapter_free(made));
+    }
+    done(hydra_adapter_free(given));
+    done(hydra_model_free(model));
 }
 
 #[test]

@@ -41,6 +41,12 @@ pub struct Settings {
     #[pyo3(item)]
     labels: Vec<String>,
     #[pyo3(item)]
+    head_dropout: f32,
+    #[pyo3(item)]
+    temperature: f32,
+    #[pyo3(item)]
+    top_k: Option<Whole<usize>>,
+    #[pyo3(item)]
     load_balance: f32,
 }
 
@@ -69,6 +75,9 @@ impl Settings {
             lora_heads: self.lora_heads.get("lora_heads")?,
             alpha: self.alpha,
             dropout: self.dropout,
+            head_dropout: self.head_dropout,
+            temperature: self.temperature,
+            top_k: self.top_k.map(|top_k| top_k.get("top_k")).transpose()?,
             load_balance: self.load_balance,
             targets,
             labels: self.labels,

@@ -150,6 +150,18 @@ def test_adapters(model, adapter, golden):
     assert lora.config["lora_heads"] == 1 and lora.config["targets"] == ["q_proj", "v_proj"]
 
 
+def test_what_a_new_adapter_is_asked_for_is_what_it_has(model, tmp_path):
+    asked = {"head_dropout": 0.25, "temperature": 0.5, "top_k": 2, "load_balance": 0.125}
+    plain, sparse = model.init_adapter(seed=3), model.init_adapter(**asked, seed=3)
+    assert asked.items() <= sparse.config.items()
+    assert [plain.config[key] for key in asked] == [0.0, 1.0, None, 0.0]
+    sparse.save(tmp_path)
+    assert model.load_adapter(tmp_path).config == sparse.config
+    # From the same start, two heads for each token are trained to something else than all of them.
+    losses = [hydra.finetune(model, EXAMPLES, adapter=one, epochs=3, lr=1e-2).losses[-1] for one in (plain, sparse)]
+    assert losses[0] != losses[1]
+
+
 def test_a_head_alone_is_the_label_gates(model, tmp_path):
     start = model.init_adapter(gate="label", lora_heads=2, labels=["cities", "fish"], seed=4)
     labelled = [(*example, head) for head, example in enumerate(EXAMPLES)]
@@ -180,6 +192,12 @@ def test_wrong_arguments(model, adapter, tmp_path):
         (lambda: model.init_adapter(method="lorax"), ValueError, "method"),
         (lambda: model.init_adapter(targets=["z_proj"]), ValueError, "z_proj"),
         (lambda: model.init_adapter(alpha=float("nan")), ValueError, "alpha"),
+        (lambda: model.init_adapter(head_dropout=1.0), ValueError, "head dropout 1"),
+        (lambda: model.init_adapter(temperature=0.0), ValueError, "router temperature 0"),
+        (lambda: model.init_adapter(top_k=5), ValueError, "top-k 5: expected 1 to 4"),
+        (lambda: model.init_adapter(top_k=0), ValueError, "top-k 0"),
+        (lambda: model.init_adapter(top_k=-1), ValueError, "^top_k -1: "),
+        (lambda: model.init_adapter(gate="uniform", temperature=2.0), ValueError, "needs a router"),
         (lambda: model.generate("a", temperature=float("nan")), ValueError, "temperature"),
         (lambda: model.generate("a", max_tokens=-1), ValueError, "max_tokens -1"),
         (lambda: model.generate("z" * 4000), ValueError, "tokens"),

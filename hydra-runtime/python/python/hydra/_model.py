@@ -83,6 +83,9 @@ class Model(_hydra.Model):
         dropout: float = 0.05,
         targets: Sequence[str] = _FEED_FORWARD,
         labels: Sequence[str] = (),
+        head_dropout: float = 0.0,
+        temperature: float = 1.0,
+        top_k: Optional[int] = None,
         load_balance: float = 0.0,
         seed: int = 0,
     ) -> _hydra.Adapter:
@@ -96,6 +99,9 @@ class Model(_hydra.Model):
         :param dropout: probability of dropping a value of A's input in training.
         :param targets: projections such as ``"q_proj"``; by default the feed-forward's three.
         :param labels: names of the heads under the label gate.
+        :param head_dropout: probability of dropping a value of the mixed heads in training.
+        :param temperature: the router's logits are divided by it.
+        :param top_k: only this many of a token's largest logits take part; by default all.
         :param load_balance: weight of the load-balancing loss in training.
         """
         heads = lora_heads if lora_heads is not None else 1 if method == "lora" else 4
@@ -108,6 +114,9 @@ class Model(_hydra.Model):
             "dropout": dropout,
             "targets": list(targets),
             "labels": list(labels),
+            "head_dropout": head_dropout,
+            "temperature": temperature,
+            "top_k": top_k,
             "load_balance": load_balance,
         }
         return _hydra.Adapter._init(self, settings, seed)
