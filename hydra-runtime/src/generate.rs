@@ -1,14 +1,16 @@
 //! Text after a prompt.
 //!
 //! [`Model::generate`] and [`Model::chat`] are the whole loop: they tokenise, draw, and end at the model's end of text or at a stop
-//! string. [`Generator`] and [`Sampler`] are its parts, for loops of one's own.
+//! string, and [`Sampling`] says how they draw. [`Generator`] and [`Sampler`] are its parts, for loops of one's own.
 
 mod generator;
 mod sampler;
+mod sampling;
 mod stop;
 
 pub use generator::Generator;
 pub use sampler::Sampler;
+pub use sampling::Sampling;
 pub use stop::StopStrings;
 
 use crate::backend::{Backend, Device};
@@ -84,9 +86,7 @@ impl<B: Backend> Model<B> {
             prompt: prompt.into(),
             adapter: None,
             max_tokens: 256,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
+            sampling: Sampling::default(),
             stop: Vec::new(),
             cancel: None,
         }
@@ -105,9 +105,7 @@ pub struct Generate<B: Backend = Device> {
     prompt: Prompt,
     adapter: Option<AttachedAdapter<B>>,
     max_tokens: usize,
-    temperature: f32,
-    top_p: f32,
-    seed: u64,
+    sampling: Sampling,
     stop: Vec<String>,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -125,21 +123,39 @@ impl<B: Backend> Generate<B> {
         self
     }
 
-    /// Draws from softmax(logits / temperature); 0 takes the likeliest token each time.
+    /// Draws tokens so.
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// [`Sampling::temperature`].
     pub fn temperature(mut self, temperature: f32) -> Self {
-        self.temperature = temperature;
+        self.sampling.temperature = temperature;
         self
     }
 
-    /// Draws from the likeliest tokens that together have this probability.
+    /// [`Sampling::top_k`].
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.sampling.top_k = top_k;
+        self
+    }
+
+    /// [`Sampling::top_p`].
     pub fn top_p(mut self, top_p: f32) -> Self {
-        self.top_p = top_p;
+        self.sampling.top_p = top_p;
         self
     }
 
-    /// The same seed draws the same text.
+    /// [`Sampling::min_p`].
+    pub fn min_p(mut self, min_p: f32) -> Self {
+        self.sampling.min_p = min_p;
+        self
+    }
+
+    /// [`Sampling::seed`].
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.sampling.seed = seed;
         self
     }
 
@@ -163,7 +179,7 @@ impl<B: Backend> Generate<B> {
     pub fn stream(self) -> Result<Generated<B>> {
         let Self { model, prompt, adapter, max_tokens, stop, cancel, .. } = self;
         let stop = StopStrings::new(stop)?;
-        let sampler = Sampler::new(self.temperature, self.top_p, self.seed)?;
+        let mut sampler = self.sampling.sampler()?;
         let tokenizer = model.tokenizer()?;
         let answers = matches!(prompt, Prompt::Chat(_));
         let prompt = prompt.tokens(tokenizer)?;
@@ -177,6 +193,7 @@ impl<B: Backend> Generate<B> {
             generator = generator.with_cancel(flag);
         }
         generator.feed(&prompt)?;
+        sampler.read(&prompt);
         let ends = model.end_tokens()?;
         let finish = (max_tokens == 0).then_some(Finish::MaxTokens);
         Ok(Generated {

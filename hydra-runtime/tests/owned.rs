@@ -9,7 +9,7 @@ use hydra_runtime::batch::{NO_TARGET, Sequence};
 use hydra_runtime::chat::Message;
 use hydra_runtime::checkpoint::{Bytes, Checkpoint};
 use hydra_runtime::evaluate::Evaluator;
-use hydra_runtime::generate::{Finish, Generated, Generator, Prompt, Sampler};
+use hydra_runtime::generate::{Finish, Generated, Generator, Prompt, Sampler, Sampling};
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::tokenizer::{TextStream, Tokenizer};
 use hydra_runtime::train::{Progress, TrainOptions, Trainer};
@@ -154,13 +154,27 @@ fn several_adapters_serve_several_threads() {
     assert!(matches!(Evaluator::attached(&model, Some(&stranger), 8), Err(Error::WrongAdapter(_))));
 }
 
+/// Every setting other than its default.
+const SAMPLING: Sampling = Sampling {
+    temperature: 1.0,
+    top_k: 100,
+    top_p: 0.9,
+    min_p: 0.01,
+    repetition_penalty: 1.1,
+    presence_penalty: 0.1,
+    frequency_penalty: 0.1,
+    seed: 3,
+};
+
 /// The loop that `generate` is, written out.
 fn by_hand(model: &Model<Cpu>, prompt: &str, tokens: usize) -> (Vec<u32>, String) {
     let tokenizer = model.tokenizer().unwrap();
     let mut generator = Generator::new(model, None, 400).unwrap();
-    let (mut sampler, mut text) = (Sampler::new(1.0, 0.9, 3).unwrap(), String::new());
+    let (mut sampler, mut text) = (SAMPLING.sampler().unwrap(), String::new());
     let (mut stream, mut ids) = (tokenizer.stream(), Vec::new());
-    let mut next = sampler.sample(generator.feed(&tokenizer.encode_prompt(prompt).unwrap()).unwrap()).unwrap();
+    let prompt = tokenizer.encode_prompt(prompt).unwrap();
+    sampler.read(&prompt);
+    let mut next = sampler.sample(generator.feed(&prompt).unwrap()).unwrap();
     let ends = model.end_tokens().unwrap();
     while ids.len() < tokens && !ends.contains(&next) {
         ids.push(next);
@@ -175,7 +189,7 @@ fn generation_is_the_loop_and_ends_where_it_should() {
     let model = model();
     let (ids, text) = by_hand(&model, "Nine heads", 40);
     assert!(ids.len() > 10, "a text that ends early tests nothing");
-    let generate = || model.generate("Nine heads").temperature(1.0).top_p(0.9).seed(3).max_tokens(40);
+    let generate = || model.generate("Nine heads").sampling(SAMPLING).max_tokens(40);
     let mut stream = generate().stream().unwrap();
     let pieces: Vec<String> = stream.by_ref().collect::<Result<_, _>>().unwrap();
     assert!(pieces.iter().all(|piece| !piece.is_empty()) && pieces.len() > 1);
@@ -209,7 +223,7 @@ fn generation_is_the_loop_and_ends_where_it_should() {
     let ends = Model::load(Cpu::new(options()).unwrap(), &Checkpoint::from_files(changed).unwrap()).unwrap();
     // Ascending, each once.
     assert_eq!(ends.end_tokens().unwrap(), [1, ids[5]]);
-    let mut stream = ends.generate("Nine heads").temperature(1.0).top_p(0.9).seed(3).stream().unwrap();
+    let mut stream = ends.generate("Nine heads").sampling(SAMPLING).stream().unwrap();
     stream.by_ref().for_each(|piece| drop(piece.unwrap()));
     let first = ids.iter().position(|id| *id == ids[5]).unwrap();
     assert_eq!((stream.tokens(), stream.finish()), (&ids[..first], Some(Finish::EndOfText)));

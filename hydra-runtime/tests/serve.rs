@@ -8,7 +8,7 @@ use hydra_runtime::backend::{Backend, Device, Format};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
-use hydra_runtime::generate::{Finish, Generator, Sampler};
+use hydra_runtime::generate::{Finish, Generator, Sampler, Sampling};
 use hydra_runtime::merge::{self, GgufOptions, MergeGate};
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request, RequestId, Stats, TokenLogprob};
@@ -42,6 +42,13 @@ fn changed(adapter: &Adapter, by: f32) -> Adapter {
 /// `len` tokens of no meaning.
 fn tokens(len: usize, seed: u32) -> Vec<u32> {
     (0..len as u32).map(|i| (i * 131 + seed * 977 + i * i * 7) % VOCAB as u32).collect()
+}
+
+/// Draws with every filter and penalty that there is.
+fn drawn(seed: u64) -> Sampler {
+    let penalties =
+        Sampling { repetition_penalty: 1.3, presence_penalty: 0.2, frequency_penalty: 0.1, ..Sampling::default() };
+    Sampling { temperature: 1.0, top_k: 100, top_p: 0.9, min_p: 0.02, seed, ..penalties }.sampler().unwrap()
 }
 
 fn greedy() -> Sampler {
@@ -98,7 +105,7 @@ fn run<B: Backend>(engine: &mut Engine<B>, results: &mut HashMap<RequestId, Resu
 fn requests<B: Backend>(adapters: &[Option<AttachedAdapter<B>>]) -> Vec<Request<B>> {
     let lengths = [1, 3, 64, 65, 67, 128, 150, 200];
     let request = |(i, &len): (usize, &usize)| {
-        let sampler = if i % 3 == 2 { Sampler::new(1.0, 0.9, i as u64).unwrap() } else { greedy() };
+        let sampler = if i % 3 == 2 { drawn(i as u64) } else { greedy() };
         let mut request = Request::new(tokens(len, i as u32), sampler);
         request.adapter = adapters[i % adapters.len()].clone();
         request.max_tokens = 5 + i;

@@ -3,12 +3,12 @@
 use super::command::Place;
 use super::router::Colouring;
 use crate::output;
-use crate::sampling::Sampling;
 use crate::serve::{Answer, Delta};
 use anyhow::{Context, Result, bail};
 use hydra_runtime::Error;
 use hydra_runtime::backend::Backend;
 use hydra_runtime::chat::{ChatTemplate, Message};
+use hydra_runtime::generate::Sampling;
 use hydra_runtime::hydra_kernels::random::mix;
 use hydra_runtime::model::{AttachedAdapter, Model};
 use hydra_runtime::serve::{Engine, EngineOptions, Event, Request};

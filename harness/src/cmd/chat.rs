@@ -4,12 +4,13 @@ use crate::chat::{Command, HELP, Input, Line, Session, Settings};
 use crate::device::{ModelArgs, on_device};
 use crate::options::Count;
 use crate::report::file_name;
-use crate::sampling::{Sampling, SamplingArgs};
+use crate::sampling::SamplingArgs;
 use crate::{interrupt, memory, output};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::adapter::Adapter;
 use hydra_runtime::backend::Backend;
+use hydra_runtime::generate::Sampling;
 use hydra_runtime::model::Model;
 use hydra_runtime::serve::{Engine, EngineOptions};
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ pub struct Arguments {
     /// Maximum number of tokens of an answer [default: what the context has room for]
     #[arg(long, value_name = "N", help_heading = "Sampling")]
     max_tokens: Option<Count>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Sampling")]
     sampling: SamplingArgs,
 }
 

@@ -6,11 +6,11 @@ use crate::data::template::Template;
 use crate::device::{ModelArgs, on_device};
 use crate::options::Count;
 use crate::output;
-use crate::sampling::{Sampling, SamplingArgs};
+use crate::sampling::SamplingArgs;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use hydra_runtime::backend::Backend;
-use hydra_runtime::generate::{Finish, StopStrings};
+use hydra_runtime::generate::{Finish, Sampling, StopStrings};
 use hydra_runtime::model::Model;
 use std::path::PathBuf;
 
@@ -47,7 +47,7 @@ pub struct Arguments {
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Sampling")]
     stop: Vec<String>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Sampling")]
     sampling: SamplingArgs,
 }
 
@@ -105,8 +105,7 @@ fn run_on<B: Backend>(
     if prompt.len() >= config.context {
         bail!("{option}: expected fewer than {} tokens, the model's context, found {}", config.context, prompt.len());
     }
-    let mut generate = model.generate(prompt).max_tokens(arguments.max_tokens.get());
-    generate = generate.temperature(sampling.temperature).top_p(sampling.top_p).seed(sampling.seed);
+    let mut generate = model.generate(prompt).max_tokens(arguments.max_tokens.get()).sampling(sampling);
     generate = arguments.stop.into_iter().fold(generate, |generate, text| generate.stop(text));
     if let Some(adapter) = &adapter {
         generate = generate.adapter(&model.attach(adapter)?);

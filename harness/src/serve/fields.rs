@@ -61,10 +61,10 @@ impl Fields {
         Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(false))
     }
 
-    /// A number within a range.
-    pub fn number(&mut self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
-        let expected = format!("a number from {} to {}", range.start(), range.end());
-        self.typed(key, &expected, |value| value.as_f64().filter(|number| range.contains(number)))
+    /// A number within a range, as `range` names it: "from 0 to 1".
+    pub fn number(&mut self, key: &str, range: &str, within: fn(f32) -> bool) -> Result<Option<f32>> {
+        let read = |value: &Value| value.as_f64().map(|number| number as f32).filter(|&number| within(number));
+        self.typed(key, &format!("a number {range}"), read)
     }
 
     /// A whole number within a range.
@@ -75,6 +75,15 @@ impl Fields {
         };
         let whole = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
         self.typed(key, &expected, |value| whole(value).filter(|number| range.contains(number)))
+    }
+
+    /// A number of likeliest tokens; 0 and, as for vLLM, -1 stand for all.
+    pub fn top_k(&mut self, key: &str) -> Result<Option<usize>> {
+        let read = |value: &Value| match value.as_i64() {
+            Some(-1) => Some(0),
+            other => other.and_then(|count| usize::try_from(count).ok()),
+        };
+        self.typed(key, "a whole number from 1 on, or 0 or -1 for all", read)
     }
 
     /// A seed: any whole number of 64 bits.

@@ -30,11 +30,8 @@ const IGNORED: [&str; 8] = [
 ];
 
 /// What this server does not have, and the values that ask for nothing: some clients send them always.
-const NEUTRAL: [(&str, &str); 13] = [
+const NEUTRAL: [(&str, &str); 10] = [
     ("verbosity", "\"medium\""),
-    ("top_k", "0, -1"),
-    ("min_p", "0"),
-    ("repetition_penalty", "1"),
     ("length_penalty", "1"),
     ("min_tokens", "0"),
     ("use_beam_search", "false"),
@@ -255,6 +252,7 @@ fn text_part(value: Value, name: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hydra_runtime::generate;
 
     fn completion(body: &str) -> Completion {
         Completion::parse(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {}", error.message))
@@ -286,9 +284,9 @@ mod tests {
         let Completion { common, echo, logprobs, .. } = completion("{\"model\": \"m\", \"prompt\": \"a\"}");
         assert_eq!((common.max_tokens, common.n), (Some(16), 1));
         assert!(!echo && logprobs.is_none() && !common.stream && common.stop.is_empty());
-        let Sampling { temperature, top_p, seed, presence_penalty, frequency_penalty, logit_bias } = common.sampling;
-        assert_eq!((temperature, top_p, seed), (1.0, 1.0, None));
-        assert_eq!((presence_penalty, frequency_penalty, logit_bias), (0.0, 0.0, Vec::new()));
+        let Sampling { settings, seed, logit_bias } = common.sampling;
+        assert_eq!(settings, generate::Sampling { temperature: 1.0, ..Default::default() });
+        assert_eq!((seed, logit_bias), (None, Vec::new()));
     }
 
     #[test]
@@ -318,8 +316,11 @@ mod tests {
             ("\"best_of\": 3", "best_of: expected the value of n"),
             ("\"suffix\": \"x\"", "suffix:"),
             ("\"max_token\": 5", "max_token: unknown"),
-            ("\"top_k\": 40", "top_k: expected what asks for nothing (0, -1), found 40"),
-            ("\"min_p\": 0.1", "min_p: expected what asks for nothing (0), found 0.1"),
+            ("\"top_k\": -2", "top_k: expected a whole number from 1 on, or 0 or -1 for all, found -2"),
+            ("\"top_k\": 0.5", "top_k: expected a whole number"),
+            ("\"min_p\": 1.1", "min_p: expected a number from 0 to 1, found 1.1"),
+            ("\"repetition_penalty\": 0", "repetition_penalty: expected a number above 0, found 0"),
+            ("\"repetition_penalty\": 1e300", "repetition_penalty: expected a number above 0"),
             ("\"stop_token_ids\": [2]", "stop_token_ids: expected what asks for nothing ([]), found a list of 1"),
         ] {
             let body = format!("{{\"model\": \"m\", \"prompt\": \"a\", {field}}}");
@@ -336,10 +337,13 @@ mod tests {
                        \"ignore_eos\": false, \"verbosity\": \"medium\", \"reasoning_effort\": null, \"anything\": null}";
         assert_eq!(completion(neutral), completion("{\"model\": \"m\", \"prompt\": \"a\"}"));
         let drawn = completion(
-            "{\"model\": \"m\", \"prompt\": \"a\", \"frequency_penalty\": -0.5, \"logit_bias\": {\"7\": -100}}",
+            "{\"model\": \"m\", \"prompt\": \"a\", \"frequency_penalty\": -0.5, \"logit_bias\": {\"7\": -100}, \"top_k\": 40, \
+             \"min_p\": 0.1, \"repetition_penalty\": 1.5}",
         );
-        let Sampling { frequency_penalty, logit_bias, .. } = drawn.common.sampling;
+        let Sampling { settings, logit_bias, .. } = drawn.common.sampling;
+        let generate::Sampling { frequency_penalty, top_k, min_p, repetition_penalty, .. } = settings;
         assert_eq!((frequency_penalty, logit_bias), (-0.5, vec![(7, -100.0)]));
+        assert_eq!((top_k, min_p, repetition_penalty), (40, 0.1, 1.5));
     }
 
     #[test]

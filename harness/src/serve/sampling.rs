@@ -1,29 +1,23 @@
-//! How a request has its tokens drawn: OpenAI's fields, and the sampler that they make.
+//! How a request has its tokens drawn: OpenAI's fields and vLLM's, and the sampler that they make.
 
 use super::error::{ApiError, Result};
 use super::fields::{Fields, wrong};
-use hydra_runtime::generate::Sampler;
+use hydra_runtime::generate::{self, Sampler};
 use serde_json::Value;
 
 /// The most tokens with a bias.
 const MOST_BIASES: usize = 1024;
 /// OpenAI's ranges of a penalty and of a bias.
-const MOST_PENALTY: f64 = 2.0;
+const MOST_PENALTY: f32 = 2.0;
 const MOST_BIAS: f64 = 100.0;
 
 /// How tokens are drawn.
 #[derive(Debug, PartialEq)]
 pub struct Sampling {
-    /// From 0 (greedy) to 2.
-    pub temperature: f32,
-    /// Above 0, up to 1.
-    pub top_p: f32,
+    /// What the fields say, but for the seed.
+    pub settings: generate::Sampling,
     /// Where the draws start.
     pub seed: Option<u64>,
-    /// Taken from the logit of each token that the answer has.
-    pub presence_penalty: f32,
-    /// The same, for each time.
-    pub frequency_penalty: f32,
     /// Token ids, and what is added to their logits.
     pub logit_bias: Vec<(u32, f32)>,
 }
@@ -31,17 +25,23 @@ pub struct Sampling {
 impl Sampling {
     /// From a request's fields.
     pub fn take(fields: &mut Fields) -> Result<Self> {
-        let temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32;
-        let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32;
-        if top_p == 0.0 {
-            return Err(ApiError::field("top_p", "expected a number above 0 and at most 1, found 0"));
-        }
+        let mut number = |key: &str, default: f32, range: &str, within: fn(f32) -> bool| {
+            Ok::<_, ApiError>(fields.number(key, range, within)?.unwrap_or(default))
+        };
+        let penalty = |x: f32| (-MOST_PENALTY..=MOST_PENALTY).contains(&x);
+        let settings = generate::Sampling {
+            temperature: number("temperature", 1.0, "from 0 to 2", |t| (0.0..=2.0).contains(&t))?,
+            top_p: number("top_p", 1.0, "above 0 and at most 1", |p| p > 0.0 && p <= 1.0)?,
+            min_p: number("min_p", 0.0, "from 0 to 1", |p| (0.0..=1.0).contains(&p))?,
+            repetition_penalty: number("repetition_penalty", 1.0, "above 0", |x| x > 0.0 && x.is_finite())?,
+            presence_penalty: number("presence_penalty", 0.0, "from -2 to 2", penalty)?,
+            frequency_penalty: number("frequency_penalty", 0.0, "from -2 to 2", penalty)?,
+            top_k: fields.top_k("top_k")?.unwrap_or(0),
+            seed: 0,
+        };
         let seed = fields.seed("seed")?;
-        let mut penalty =
-            |key: &str| -> Result<f32> { Ok(fields.number(key, -MOST_PENALTY..=MOST_PENALTY)?.unwrap_or(0.0) as f32) };
-        let (presence_penalty, frequency_penalty) = (penalty("presence_penalty")?, penalty("frequency_penalty")?);
         let logit_bias = fields.take("logit_bias").map_or(Ok(Vec::new()), biases)?;
-        Ok(Self { temperature, top_p, seed, presence_penalty, frequency_penalty, logit_bias })
+        Ok(Self { settings, seed, logit_bias })
     }
 
     /// Fails if a token with a bias is none of the vocabulary's.
@@ -56,8 +56,8 @@ impl Sampling {
 
     /// Draws as the request wants it, from `seed`.
     pub fn sampler(&self, seed: u64) -> Result<Sampler> {
-        let sampler = Sampler::new(self.temperature, self.top_p, seed)?;
-        Ok(sampler.penalties(self.presence_penalty, self.frequency_penalty)?.bias(self.logit_bias.clone())?)
+        let settings = generate::Sampling { seed, ..self.settings };
+        Ok(settings.sampler()?.bias(self.logit_bias.clone())?)
     }
 }
 

@@ -49,7 +49,7 @@ pub enum Update {
 
 /// What connections ask of the thread.
 enum Command {
-    Submit { ticket: u64, job: Job, updates: Updates },
+    Submit { ticket: u64, job: Box<Job>, updates: Updates },
     Cancel(u64),
     Attach { name: String, adapter: Box<Adapter>, done: oneshot::Sender<Result<(), ApiError>> },
     Detach { name: String, done: oneshot::Sender<bool> },
@@ -125,7 +125,7 @@ impl Worker {
     /// Queues a job.
     pub fn submit(&self, job: Job, updates: Updates) -> Result<Running, ApiError> {
         let ticket = self.tickets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let sent = self.commands.send(Command::Submit { ticket, job, updates });
+        let sent = self.commands.send(Command::Submit { ticket, job: Box::new(job), updates });
         sent.map_err(|_| ApiError::stopping())?;
         Ok(Running { ticket, commands: self.commands.clone() })
     }
@@ -188,7 +188,7 @@ impl<B: Backend> Thread<B> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { ticket, job, updates } => match self.submit(job) {
+            Command::Submit { ticket, job, updates } => match self.submit(*job) {
                 Ok(id) => {
                     self.jobs.insert(id, (ticket, updates));
                     self.ids.insert(ticket, id);

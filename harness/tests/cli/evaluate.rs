@@ -186,6 +186,12 @@ fn generation_is_repeatable() {
     assert_eq!(text(""), text(""));
     assert_eq!(text("--temperature 0.9 --top-p 0.9 --seed 3"), text("--temperature 0.9 --top-p 0.9 --seed 3"));
     assert_ne!(text("--temperature 2 --seed 3"), text("--temperature 2 --seed 4"));
+    for only in ["--top-k 1", "--min-p 1"] {
+        assert_eq!(text(&format!("--temperature 2 --seed 3 {only}")), text(""));
+    }
+    for penalty in ["--repetition-penalty 2", "--presence-penalty 9", "--frequency-penalty 9"] {
+        assert_ne!(text(penalty), text(""), "{penalty}");
+    }
 }
 
 #[test]

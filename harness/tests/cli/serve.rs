@@ -350,8 +350,13 @@ fn penalties_and_biases_change_what_is_drawn() {
         serde_json::from_value(answer["choices"][0]["logprobs"]["tokens"].clone()).unwrap()
     };
     let plain = tokens(json!({}));
-    let neutral = json!({ "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {} });
-    assert_eq!(tokens(neutral), plain);
+    for same in [
+        json!({ "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "repetition_penalty": 1, "top_k": -1, "min_p": 0 }),
+        json!({ "temperature": 2, "top_k": 1 }),
+        json!({ "temperature": 2, "min_p": 1 }),
+    ] {
+        assert_eq!(tokens(same.clone()), plain, "{same}");
+    }
     let [one, two] = ["300", "301"].map(|id| {
         let drawn = tokens(json!({ "logit_bias": { id: 100 } }));
         assert!(drawn.len() == 40 && drawn.iter().all(|token| *token == drawn[0]), "{drawn:?}");
@@ -363,6 +368,12 @@ fn penalties_and_biases_change_what_is_drawn() {
         let times = drawn.iter().filter(|other| other == &token).count();
         assert!((5..=35).contains(&times), "{times} times {token:?} in {drawn:?}");
     }
+    // Tokens of the prompt count as repeated.
+    let options =
+        json!({ "logprobs": 0, "max_tokens": 3, "logit_bias": { "300": 100, "301": 60 }, "repetition_penalty": 4 });
+    let answer = completion(&server, "tiny", json!([300]), options);
+    let drawn: Vec<String> = serde_json::from_value(answer["choices"][0]["logprobs"]["tokens"].clone()).unwrap();
+    assert_eq!(drawn, [&two, &one, &one].map(String::as_str), "60 against 25, then 25 against 15");
     // What is banned is not drawn: the first token is in one half of the vocabulary.
     let banned = |ids: std::ops::Range<u32>| ids.map(|id| (id.to_string(), json!(-100))).collect::<Value>();
     let changed = [0..1024, 1024..2048].map(|half| tokens(json!({ "logit_bias": banned(half) }))[0] != plain[0]);

@@ -265,8 +265,18 @@ typedef struct hydra_generate_options {
   size_t max_tokens;
   // Draws from softmax(logits / temperature); 0 takes the likeliest token each time.
   float temperature;
-  // Draws from the likeliest tokens that together have this probability, above 0 and at most 1.
+  // Draws from this many of the likeliest tokens, and from others as likely as the last of them; 0 draws from all.
+  size_t top_k;
+  // Draws from the likeliest of these that together have this probability, above 0 and at most 1.
   float top_p;
+  // Draws from those of these that have at least this share of the likeliest one's probability, from 0 to 1.
+  float min_p;
+  // Divides positive logits of tokens in the prompt and the text, and multiplies negative ones; above 0, 1 for no penalty.
+  float repetition_penalty;
+  // Taken from the logit of each token in the text; 0 for no penalty.
+  float presence_penalty;
+  // The same, for each time that the text has it.
+  float frequency_penalty;
   // The same seed draws the same text.
   uint64_t seed;
   // `stop_count` texts; the text ends before the first that appears. Null without any.

@@ -6,7 +6,7 @@ use crate::error::{Result, door, hydra_status, invalid};
 use crate::handle::{self, Object, Table, exclusive};
 use crate::model::hydra_model;
 use hydra_runtime::chat::Message;
-use hydra_runtime::generate::{Finish, Generator, Prompt};
+use hydra_runtime::generate::{Finish, Generator, Prompt, Sampling};
 use hydra_runtime::model::Model;
 use std::ffi::{c_char, c_void};
 use std::sync::Mutex;
@@ -110,8 +110,18 @@ pub struct hydra_generate_options {
     pub max_tokens: usize,
     /// Draws from softmax(logits / temperature); 0 takes the likeliest token each time.
     pub temperature: f32,
-    /// Draws from the likeliest tokens that together have this probability, above 0 and at most 1.
+    /// Draws from this many of the likeliest tokens, and from others as likely as the last of them; 0 draws from all.
+    pub top_k: usize,
+    /// Draws from the likeliest of these that together have this probability, above 0 and at most 1.
     pub top_p: f32,
+    /// Draws from those of these that have at least this share of the likeliest one's probability, from 0 to 1.
+    pub min_p: f32,
+    /// Divides positive logits of tokens in the prompt and the text, and multiplies negative ones; above 0, 1 for no penalty.
+    pub repetition_penalty: f32,
+    /// Taken from the logit of each token in the text; 0 for no penalty.
+    pub presence_penalty: f32,
+    /// The same, for each time that the text has it.
+    pub frequency_penalty: f32,
     /// The same seed draws the same text.
     pub seed: u64,
     /// `stop_count` texts; the text ends before the first that appears. Null without any.
@@ -120,15 +130,37 @@ pub struct hydra_generate_options {
     pub stop_count: usize,
 }
 
+impl hydra_generate_options {
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+        }
+    }
+}
+
 /// Up to 256 tokens, each the likeliest, without adapter and stop texts. Any thread may call it.
 #[unsafe(no_mangle)]
 pub extern "C" fn hydra_generate_options_default() -> hydra_generate_options {
+    let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed } =
+        Sampling::default();
     hydra_generate_options {
         adapter: 0,
         max_tokens: 256,
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 0,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        seed,
         stop: std::ptr::null(),
         stop_count: 0,
     }
@@ -192,8 +224,7 @@ impl Request {
         let options = options.copied().unwrap_or_else(|| hydra_generate_options_default());
         let adapter = handle::get_optional::<Attached>(options.adapter)?;
         let callback = self.callback.ok_or_else(|| invalid("callback is null"))?;
-        let mut generate = model.generate(prompt).max_tokens(options.max_tokens).seed(options.seed);
-        generate = generate.temperature(options.temperature).top_p(options.top_p);
+        let mut generate = model.generate(prompt).max_tokens(options.max_tokens).sampling(options.sampling());
         if let Some(adapter) = &adapter {
             generate = generate.adapter(&adapter.attached);
         }

@@ -269,6 +269,12 @@ static void texts(hydra_model model, hydra_adapter adapter) {
     options.top_p = 0.0f;
     REFUSED(hydra_generate(model, "one", 3, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "top-p 0");
     options.top_p = 1.0f;
+    options.min_p = 1.5f;
+    REFUSED(hydra_generate(model, "one", 3, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "min-p 1.5");
+    options.min_p = 0.0f;
+    options.repetition_penalty = 0.0f;
+    REFUSED(hydra_generate(model, "one", 3, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "repetition penalty 0");
+    options.repetition_penalty = 1.0f;
     options.stop_count = 1;
     REFUSED(hydra_generate(model, "one", 3, &options, ignore, &pieces, NULL), INVALID_ARGUMENT, "stop is null");
     options.stop = (const char *const[]){"\xc3"};

@@ -5,6 +5,7 @@ use hydra::*;
 use hydra_runtime::adapter::{Adapter, AdapterConfig};
 use hydra_runtime::batch::Sequence;
 use hydra_runtime::evaluate::Evaluator;
+use hydra_runtime::generate::Sampling;
 use hydra_runtime::hydra_kernels::hydra::{
     AdapterGradients, BackwardArgs, ForwardArgs, Gradients, HydraLayer, backward, backward_scratch, forward,
     forward_scratch,
@@ -89,13 +90,18 @@ fn text_logits_and_steps_are_the_runtimes() {
     let prompt = "Name the capital";
     let mut options = hydra_generate_options { adapter, max_tokens: 24, ..hydra_generate_options_default() };
     (options.temperature, options.top_p, options.seed) = (0.9, 0.95, 7);
+    (options.top_k, options.min_p, options.repetition_penalty) = (200, 0.001, 1.1);
+    (options.presence_penalty, options.frequency_penalty) = (0.1, 0.2);
     let (mut text, mut result) = (String::new(), hydra_generation { tokens: 0, finish: -1 });
     let user = (&raw mut text).cast();
     // SAFETY: as the interface says.
     done(unsafe {
         hydra_generate(model, prompt.as_ptr().cast(), prompt.len(), &options, Some(collect), user, &mut result)
     });
-    let want = own.generate(prompt).adapter(&attached).temperature(0.9).top_p(0.95).seed(7).max_tokens(24);
+    let penalties =
+        Sampling { repetition_penalty: 1.1, presence_penalty: 0.1, frequency_penalty: 0.2, ..Sampling::default() };
+    let sampling = Sampling { temperature: 0.9, top_k: 200, top_p: 0.95, min_p: 0.001, seed: 7, ..penalties };
+    let want = own.generate(prompt).adapter(&attached).sampling(sampling).max_tokens(24);
     assert_eq!(text, want.text().unwrap());
     assert!(result.tokens > 0 && result.finish >= 0);
 

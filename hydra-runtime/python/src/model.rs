@@ -9,7 +9,7 @@ use hydra_runtime::batch::Sequence;
 use hydra_runtime::chat::Message;
 use hydra_runtime::checkpoint::Checkpoint;
 use hydra_runtime::evaluate::Evaluator;
-use hydra_runtime::generate::{Generate, Generated, Prompt};
+use hydra_runtime::generate::{Generate, Generated, Prompt, Sampling};
 use hydra_runtime::model::{AttachedAdapter, Model};
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -92,7 +92,17 @@ struct Options<'py> {
     #[pyo3(item)]
     temperature: f32,
     #[pyo3(item)]
+    top_k: usize,
+    #[pyo3(item)]
     top_p: f32,
+    #[pyo3(item)]
+    min_p: f32,
+    #[pyo3(item)]
+    repetition_penalty: f32,
+    #[pyo3(item)]
+    presence_penalty: f32,
+    #[pyo3(item)]
+    frequency_penalty: f32,
     #[pyo3(item)]
     seed: u64,
     #[pyo3(item)]
@@ -107,12 +117,22 @@ impl PyModel {
 
     fn request(&self, prompt: Asked<'_>, options: &Options<'_>) -> PyResult<(Generate, Arc<AtomicBool>)> {
         let cancel = Arc::new(AtomicBool::new(false));
+        let sampling = Sampling {
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            min_p: options.min_p,
+            repetition_penalty: options.repetition_penalty,
+            presence_penalty: options.presence_penalty,
+            frequency_penalty: options.frequency_penalty,
+            seed: options.seed,
+        };
         let mut generate = self.0.generate(prompt.prompt()?).cancel(Arc::clone(&cancel));
-        generate = generate.max_tokens(options.max_tokens).temperature(options.temperature).top_p(options.top_p);
+        generate = generate.max_tokens(options.max_tokens).sampling(sampling);
         if let Some(adapter) = self.attached(options.adapter.as_deref())? {
             generate = generate.adapter(&adapter);
         }
-        Ok((options.stop.iter().fold(generate.seed(options.seed), Generate::stop), cancel))
+        Ok((options.stop.iter().fold(generate, Generate::stop), cancel))
     }
 }
 

@@ -72,6 +72,11 @@ def test_generation(model, adapter):
     stop = text[2:4]
     assert model.generate("Name", **options, stop=stop) == text[: text.index(stop)]
     assert model.generate("Name", temperature=0.9, seed=3, max_tokens=20) != text
+    greedy = model.generate("Name", adapter=adapter, max_tokens=20)
+    for only in [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}]:
+        assert model.generate("Name", **options, **only) == greedy
+    for penalty in ["repetition_penalty", "presence_penalty", "frequency_penalty"]:
+        assert model.generate("Name", adapter=adapter, max_tokens=20, **{penalty: 2.0}) != greedy
     with pytest.raises(hydra.Error, match="chat template"):
         model.generate([{"role": "user", "content": "Name"}])
 
@@ -200,6 +205,8 @@ def test_wrong_arguments(model, adapter, tmp_path):
         (lambda: model.init_adapter(gate="uniform", temperature=2.0), ValueError, "needs a router"),
         (lambda: model.generate("a", temperature=float("nan")), ValueError, "temperature"),
         (lambda: model.generate("a", max_tokens=-1), ValueError, "max_tokens -1"),
+        (lambda: model.generate("a", top_k=-1), ValueError, "top_k -1"),
+        (lambda: model.generate("a", min_p=2), ValueError, "min-p 2"),
         (lambda: model.generate("z" * 4000), ValueError, "tokens"),
         (lambda: model.generate(3.5), TypeError, "."),
         (lambda: model.logits([]), ValueError, "without tokens"),

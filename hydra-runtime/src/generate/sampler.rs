@@ -1,55 +1,34 @@
 //! How the next token is drawn.
 
+use super::Sampling;
 use crate::{Error, Result};
 use hydra_kernels::random::mix;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Draws tokens: greedy at temperature 0, else from softmax(logits / temperature) cut to the nucleus of mass `top_p`
-/// (Holtzman et al., arXiv 1904.09751). Seeded: the same seed draws the same text.
+/// Draws tokens as [`Sampling`] says. Seeded: the same seed draws the same text.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    temperature: f32,
-    top_p: f32,
+    sampling: Sampling,
     state: u64,
-    /// `None`: logits are taken as they are.
-    adjustments: Option<Adjustments>,
-}
-
-/// What changes logits before a token is drawn.
-#[derive(Clone, Debug, Default)]
-struct Adjustments {
-    presence: f32,
-    frequency: f32,
     bias: Vec<(u32, f32)>,
-    /// How often each token has been drawn.
+    /// The tokens of the prompt and the answer, if there is a penalty for repeating them.
+    seen: BTreeSet<u32>,
+    /// How often each token has been drawn, if that changes logits.
     drawn: BTreeMap<u32, u32>,
     /// The changed logits.
     logits: Vec<f32>,
 }
 
 impl Sampler {
-    /// Fails unless temperature ≥ 0 and 0 < top_p ≤ 1.
+    /// Draws from softmax(logits / temperature) cut to the nucleus of mass `top_p`; the likeliest at temperature 0. Fails unless
+    /// temperature ≥ 0 and 0 < top_p ≤ 1.
     pub fn new(temperature: f32, top_p: f32, seed: u64) -> Result<Self> {
-        if !(temperature >= 0.0 && temperature.is_finite()) {
-            return Err(Error::Invalid(format!("temperature {temperature}: expected a finite number from 0 on")));
-        }
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(Error::Invalid(format!("top-p {top_p}: expected a number above 0 and at most 1")));
-        }
-        Ok(Self { temperature, top_p, state: seed, adjustments: None })
+        Sampling { temperature, top_p, seed, ..Sampling::default() }.sampler()
     }
 
-    /// OpenAI's penalties: the logit of a token that has been drawn before loses `presence`, and `frequency` for each time.
-    /// Fails unless both are finite.
-    pub fn penalties(mut self, presence: f32, frequency: f32) -> Result<Self> {
-        if !(presence.is_finite() && frequency.is_finite()) {
-            return Err(Error::Invalid(format!("penalties {presence} and {frequency}: expected finite numbers")));
-        }
-        if presence != 0.0 || frequency != 0.0 || self.adjustments.is_some() {
-            let adjustments = self.adjustments.get_or_insert_default();
-            (adjustments.presence, adjustments.frequency) = (presence, frequency);
-        }
-        Ok(self)
+    pub(super) fn of(sampling: Sampling) -> Self {
+        let (seen, drawn) = (BTreeSet::new(), BTreeMap::new());
+        Self { sampling, state: sampling.seed, bias: Vec::new(), seen, drawn, logits: Vec::new() }
     }
 
     /// OpenAI's `logit_bias`: adds to the logits of these tokens. Fails unless the numbers are finite; [`Sampler::sample`] fails
@@ -58,21 +37,53 @@ impl Sampler {
         if let Some((token, added)) = bias.iter().find(|(_, added)| !added.is_finite()) {
             return Err(Error::Invalid(format!("bias {added} of token {token}: expected a finite number")));
         }
-        if !bias.is_empty() || self.adjustments.is_some() {
-            self.adjustments.get_or_insert_default().bias = bias;
-        }
+        self.bias = bias;
         Ok(self)
+    }
+
+    /// Takes note of the tokens before the first one that is drawn, for [`Sampling::repetition_penalty`]. `Model::generate` and
+    /// [`Engine`](crate::serve::Engine) do it themselves.
+    pub fn read(&mut self, prompt: &[u32]) {
+        if self.sampling.repetition_penalty != 1.0 {
+            self.seen.extend(prompt);
+        }
     }
 
     /// The next token's id, given the logits of all. One of −∞ is never drawn; fails if there is no other, or one is NaN or ∞.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let Some(mut adjustments) = self.adjustments.take() else { return self.draw(logits) };
-        let drawn = adjustments.apply(logits).and_then(|logits| self.draw(logits));
-        if let Ok(token) = drawn {
-            *adjustments.drawn.entry(token).or_default() += 1;
+        if self.bias.is_empty() && !self.sampling.penalizes() {
+            return self.draw(logits);
         }
-        self.adjustments = Some(adjustments);
+        let mut changed = std::mem::take(&mut self.logits);
+        changed.clear();
+        changed.extend_from_slice(logits);
+        let drawn = self.adjust(&mut changed).and_then(|()| self.draw(&changed));
+        self.logits = changed;
+        if let Ok(token) = drawn {
+            *self.drawn.entry(token).or_default() += 1;
+            self.read(&[token]);
+        }
         drawn
+    }
+
+    /// Adds the biases, then takes the penalties.
+    fn adjust(&self, logits: &mut [f32]) -> Result<()> {
+        let vocab = logits.len();
+        for &(token, added) in &self.bias {
+            *logits.get_mut(token as usize).ok_or(Error::TokenOutOfRange { token, vocab })? += added;
+        }
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for &token in &self.seen {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = if *logit < 0.0 { *logit * repetition_penalty } else { *logit / repetition_penalty };
+            }
+        }
+        for (&token, &times) in &self.drawn {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit -= presence_penalty + frequency_penalty * times as f32;
+            }
+        }
+        Ok(())
     }
 
     fn draw(&mut self, logits: &[f32]) -> Result<u32> {
@@ -87,16 +98,17 @@ impl Sampler {
                 logits.len()
             )));
         };
-        if self.temperature == 0.0 {
+        let temperature = self.sampling.temperature;
+        if temperature == 0.0 {
             return Ok(best as u32);
         }
-        let weight = |&logit: &f32| f64::from((logit - max) / self.temperature).exp();
+        let weight = |&logit: &f32| f64::from((logit - max) / temperature).exp();
         let mut likeliest = Likeliest::new(logits.iter().map(weight));
-        let total: f64 = likeliest.weights.iter().map(|(_, weight)| weight).sum();
-        let kept = if self.top_p < 1.0 { likeliest.nucleus(f64::from(self.top_p) * total) } else { total };
-        let (mut left, mut place) = (self.uniform() * kept, 0);
-        while let Some((id, weight)) = likeliest.get(place) {
-            (left, place) = (left - weight, place + 1);
+        let Kept { tokens, weight } = likeliest.kept(&self.sampling);
+        let mut left = self.uniform() * weight;
+        for place in 0..tokens {
+            let Some((id, weight)) = likeliest.get(place) else { break };
+            left -= weight;
             if left < 0.0 {
                 return Ok(id);
             }
@@ -110,7 +122,13 @@ impl Sampler {
     }
 }
 
-/// Tokens with their weights, the heaviest first, of equal ones the lower id. They are sorted as far as they are asked for: to
+/// The tokens that may be drawn: how many of the likeliest, and what they weigh together.
+struct Kept {
+    tokens: usize,
+    weight: f64,
+}
+
+/// Tokens with their weights, relative to the heaviest; the heaviest first, of equal ones the lower id. They are sorted as far as they are asked for: to
 /// sort a vocabulary takes longer than to draw from it.
 struct Likeliest {
     weights: Vec<(u32, f64)>,
@@ -135,31 +153,33 @@ impl Likeliest {
         self.weights.get(place).copied()
     }
 
-    /// The weight of the fewest tokens that together have at least this one.
-    fn nucleus(&mut self, weight: f64) -> f64 {
-        let (mut kept, mut place) = (0.0, 0);
-        while let Some((_, more)) = self.get(place).filter(|_| kept < weight) {
-            (kept, place) = (kept + more, place + 1);
+    /// What `top_k`, `top_p` and `min_p` leave, one after the other.
+    fn kept(&mut self, sampling: &Sampling) -> Kept {
+        let Sampling { top_k, top_p, min_p, .. } = *sampling;
+        let Kept { tokens, weight } = self.top(top_k);
+        if top_p == 1.0 && min_p == 0.0 {
+            return Kept { tokens, weight };
+        }
+        let nucleus = if top_p < 1.0 { f64::from(top_p) * weight } else { f64::INFINITY };
+        self.while_kept(|place, next, weight| place < tokens && weight < nucleus && next >= f64::from(min_p))
+    }
+
+    /// The `top_k` heaviest, and those that weigh as much as the last of them; 0: all.
+    fn top(&mut self, top_k: usize) -> Kept {
+        let last = top_k.checked_sub(1).and_then(|last| self.get(last));
+        match last {
+            Some((_, least)) => self.while_kept(|_, next, _| next >= least),
+            None => Kept { tokens: self.weights.len(), weight: self.weights.iter().map(|(_, weight)| weight).sum() },
+        }
+    }
+
+    /// The heaviest, as long as `keep` says so of a token's place, its weight and the weight of those before it.
+    fn while_kept(&mut self, keep: impl Fn(usize, f64, f64) -> bool) -> Kept {
+        let mut kept = Kept { tokens: 0, weight: 0.0 };
+        while let Some((_, next)) = self.get(kept.tokens).filter(|&(_, next)| keep(kept.tokens, next, kept.weight)) {
+            kept = Kept { tokens: kept.tokens + 1, weight: kept.weight + next };
         }
         kept
-    }
-}
-
-impl Adjustments {
-    fn apply(&mut self, logits: &[f32]) -> Result<&[f32]> {
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        for &(token, added) in &self.bias {
-            let vocab = logits.len();
-            let logit = self.logits.get_mut(token as usize).ok_or(Error::TokenOutOfRange { token, vocab })?;
-            *logit += added;
-        }
-        for (&token, &times) in &self.drawn {
-            if let Some(logit) = self.logits.get_mut(token as usize) {
-                *logit -= self.presence + self.frequency * times as f32;
-            }
-        }
-        Ok(&self.logits)
     }
 }
 
@@ -241,29 +261,82 @@ mod tests {
         let drawn = |mut sampler: Sampler, times: usize| -> Vec<u32> {
             (0..times).map(|_| sampler.sample(&logits).unwrap()).collect()
         };
-        assert_eq!(drawn(greedy().penalties(0.0, 0.4).unwrap(), 6), [1, 1, 2, 1, 2, 0]);
-        assert_eq!(drawn(greedy().penalties(1.5, 0.0).unwrap(), 5), [1, 2, 0, 1, 1], "once, however often");
-        assert_eq!(drawn(greedy().penalties(-1.0, 0.0).unwrap(), 3), [1, 1, 1]);
+        let penalties = |presence_penalty, frequency_penalty| {
+            Sampling { presence_penalty, frequency_penalty, ..Sampling::default() }.sampler().unwrap()
+        };
+        assert_eq!(drawn(penalties(0.0, 0.4), 6), [1, 1, 2, 1, 2, 0]);
+        assert_eq!(drawn(penalties(1.5, 0.0), 5), [1, 2, 0, 1, 1], "once, however often");
+        assert_eq!(drawn(penalties(-1.0, 0.0), 3), [1, 1, 1]);
         assert_eq!(drawn(greedy().bias(vec![(0, 100.0)]).unwrap(), 3), [0, 0, 0]);
-        let both = greedy().bias(vec![(1, -100.0)]).unwrap().penalties(0.6, 0.0).unwrap();
+        let both = penalties(0.6, 0.0).bias(vec![(1, -100.0)]).unwrap();
         assert_eq!(drawn(both, 3), [2, 0, 2], "1.5, 1.0 and then 0.9 against 0.4");
-        // What changes nothing leaves the sampler as it was, and its draws.
-        let same = greedy().penalties(0.0, 0.0).unwrap().bias(Vec::new()).unwrap();
-        assert!(same.adjustments.is_none());
         let seeded = || Sampler::new(1.0, 1.0, 3).unwrap();
         assert_eq!(drawn(seeded().bias(vec![(0, 0.0)]).unwrap(), 50), drawn(seeded(), 50));
         for bad in [f32::NAN, f32::INFINITY] {
-            assert!(greedy().penalties(bad, 0.0).is_err() && greedy().penalties(0.0, bad).is_err());
             assert!(greedy().bias(vec![(0, bad)]).is_err());
         }
         let outside = greedy().bias(vec![(3, 1.0)]).unwrap().sample(&logits);
         assert!(matches!(outside, Err(Error::TokenOutOfRange { token: 3, vocab: 3 })));
     }
 
+    /// Positive logits are divided and negative ones multiplied, once for each token of the prompt and the answer, before the other
+    /// penalties.
     #[test]
-    fn bad_settings_are_refused() {
-        assert!(Sampler::new(-1.0, 1.0, 0).is_err());
-        assert!(Sampler::new(f32::NAN, 1.0, 0).is_err());
-        assert!(Sampler::new(1.0, 0.0, 0).is_err());
+    fn the_repetition_penalty_is_that_of_transformers() {
+        let drawn = |sampling: Sampling, prompt: &[u32], logits: &[f32]| -> Vec<u32> {
+            let mut sampler = sampling.sampler().unwrap();
+            sampler.read(prompt);
+            (0..5).map(|_| sampler.sample(logits).unwrap()).collect()
+        };
+        let repetition = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        assert_eq!(
+            drawn(repetition, &[], &[1.0, 4.0, 3.0]),
+            [1, 2, 1, 1, 1],
+            "4, then 3 against 2, then 2 against 1.5"
+        );
+        assert_eq!(drawn(repetition, &[1, 1, 9], &[1.0, 4.0, 3.0])[..2], [2, 1], "9 is no token of these");
+        assert_eq!(drawn(repetition, &[1], &[-1.5, -1.0, -3.0])[..2], [0, 1], "-1.5 against -2, -2 against -3");
+        assert_eq!(drawn(Sampling { repetition_penalty: 0.5, ..repetition }, &[0], &[1.0, 1.5]), [0; 5]);
+        let both = Sampling { presence_penalty: 1.0, ..repetition };
+        assert_eq!(drawn(both, &[], &[1.4, 4.0])[..3], [1, 0, 1], "4/2 - 1 against 1.4, then against 1.4/2 - 1");
+    }
+
+    /// The tokens that `TopKLogitsWarper`, `TopPLogitsWarper` and `MinPLogitsWarper` of transformers 5.24 leave, in this order, of the
+    /// softmax at the temperature.
+    #[test]
+    fn filters_leave_what_those_of_transformers_leave() {
+        let logits = [0.5, 2.0, 1.0, 1.0, -1.0, 3.0, f32::NEG_INFINITY, 0.0];
+        let cases: [(f32, usize, f32, f32, &[u32]); 14] = [
+            (1.0, 0, 1.0, 0.0, &[0, 1, 2, 3, 4, 5, 7]),
+            (1.0, 100, 1.0, 0.0, &[0, 1, 2, 3, 4, 5, 7]),
+            (1.0, 1, 1.0, 0.0, &[5]),
+            (1.0, 3, 1.0, 0.0, &[1, 2, 3, 5]),
+            (1.0, 4, 1.0, 0.0, &[1, 2, 3, 5]),
+            (1.0, 0, 0.9, 0.0, &[1, 2, 3, 5]),
+            (1.0, 0, 0.9, 0.1, &[1, 2, 3, 5]),
+            (1.0, 4, 0.83, 0.0, &[1, 5]),
+            (1.0, 0, 1.0, 0.1, &[1, 2, 3, 5]),
+            (1.0, 0, 1.0, 0.2, &[1, 5]),
+            (1.0, 0, 1.0, 1.0, &[5]),
+            (2.0, 0, 0.8, 0.3, &[1, 2, 3, 5]),
+            (0.5, 5, 0.99, 0.01, &[1, 2, 3, 5]),
+            (3.0, 2, 1.0, 0.5, &[1, 5]),
+        ];
+        for (temperature, top_k, top_p, min_p, wanted) in cases {
+            let sampling = Sampling { temperature, top_k, top_p, min_p, seed: 1, ..Sampling::default() };
+            let mut sampler = sampling.sampler().unwrap();
+            let mut counts = [0usize; 8];
+            (0..20_000).for_each(|_| counts[sampler.sample(&logits).unwrap() as usize] += 1);
+            let weight = |id: u32| f64::from(logits[id as usize] / temperature).exp();
+            let total: f64 = wanted.iter().map(|&id| weight(id)).sum();
+            for (id, &count) in (0..).zip(&counts) {
+                let share = if wanted.contains(&id) { weight(id) / total } else { 0.0 };
+                let found = count as f64 / 20_000.0;
+                assert!(
+                    (found - share).abs() < if share > 0.0 { 0.015 } else { 1e-9 },
+                    "{id} of {sampling:?}: {counts:?}"
+                );
+            }
+        }
     }
 }

@@ -40,10 +40,11 @@ impl<B: Backend> Running<B> {
     pub fn new(
         id: RequestId,
         slot: usize,
-        request: Request<B>,
+        mut request: Request<B>,
         adapter: Option<Arc<DeviceAdapter<B>>>,
         context: usize,
     ) -> Self {
+        request.sampler.read(&request.prompt);
         let room = context - request.prompt.len();
         let most =
             if room < request.max_tokens { (room, Finish::Context) } else { (request.max_tokens, Finish::MaxTokens) };

@@ -40,7 +40,12 @@ class Model(_hydra.Model):
         adapter: Optional[_hydra.Adapter] = None,
         max_tokens: int = 256,
         temperature: float = 0.0,
+        top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> str:
@@ -48,11 +53,29 @@ class Model(_hydra.Model):
 
         :param max_tokens: the most tokens to write; the model's context limits it, too.
         :param temperature: draws from softmax(logits / temperature); 0 takes the likeliest token each time.
-        :param top_p: draws from the likeliest tokens that together have this probability.
+        :param top_k: draws from this many of the likeliest tokens, and from others as likely as the last of them; 0: from all.
+        :param top_p: draws from the likeliest of these that together have this probability.
+        :param min_p: draws from those of these that have at least this share of the likeliest one's probability.
+        :param repetition_penalty: divides positive logits of tokens in the prompt and the text, and multiplies negative ones.
+        :param presence_penalty: taken from the logit of each token in the text.
+        :param frequency_penalty: the same, for each time that the text has it.
         :param seed: the same seed draws the same text.
         :param stop: the text ends before the first of these that appears.
         """
-        return self._generate(prompt, _options(adapter, max_tokens, temperature, top_p, seed, stop))
+        options = _options(
+            adapter=adapter,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=stop,
+        )
+        return self._generate(prompt, options)
 
     def stream(
         self,
@@ -61,12 +84,30 @@ class Model(_hydra.Model):
         adapter: Optional[_hydra.Adapter] = None,
         max_tokens: int = 256,
         temperature: float = 0.0,
+        top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> _hydra.TextStream:
         """:meth:`generate` as an iterator over pieces of the text, whole characters each."""
-        return self._stream(prompt, _options(adapter, max_tokens, temperature, top_p, seed, stop))
+        options = _options(
+            adapter=adapter,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=stop,
+        )
+        return self._stream(prompt, options)
 
     def load_adapter(self, folder: StrPath) -> _hydra.Adapter:
         """Reads an adapter's folder for this model. Raises ``ValueError`` if it is another model's."""
@@ -122,19 +163,12 @@ class Model(_hydra.Model):
         return _hydra.Adapter._init(self, settings, seed)
 
 
-def _options(adapter, max_tokens, temperature, top_p, seed, stop) -> dict[str, Any]:  # type: ignore[no-untyped-def]
-    if isinstance(stop, str):
-        stop = (stop,)
-    if max_tokens < 0 or not 0 <= seed < 2**64:
-        raise ValueError(f"max_tokens {max_tokens}, seed {seed}: expected at least 0, and a seed below 2**64")
-    return {
-        "adapter": adapter,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": list(stop),
-    }
+def _options(*, max_tokens: int, top_k: int, seed: int, stop: Sequence[str], **others: Any) -> dict[str, Any]:
+    if max_tokens < 0 or top_k < 0 or not 0 <= seed < 2**64:
+        found = f"max_tokens {max_tokens}, top_k {top_k}, seed {seed}"
+        raise ValueError(f"{found}: expected at least 0, and a seed below 2**64")
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    return {"max_tokens": max_tokens, "top_k": top_k, "seed": seed, "stop": stops, **others}
 
 
 def generate(model: Model, prompt: Prompt, **options: Any) -> str:
