@@ -286,7 +286,7 @@ fn the_corpus_is_read_without_an_error() {
         fs::write(dir.path().join("tokenizer.json"), corpus("tokenizer", name)).unwrap();
         let tokenizer = hydra_runtime::checkpoint::Checkpoint::open(dir.path()).unwrap().tokenizer().unwrap();
         assert!(!tokenizer.encode("ab").unwrap().is_empty(), "{name}");
-        for template in ["chatml", "llama", "generation"] {
+        for template in ["chatml", "llama", "generation", "objects"] {
             let text = String::from_utf8(corpus("template", template)).unwrap();
             let chat = hydra_runtime::chat::ChatTemplate::new(&text, &tokenizer).unwrap();
             chat.prompt(&[hydra_runtime::chat::Message::user("a")]).unwrap();

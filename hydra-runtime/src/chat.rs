@@ -1,11 +1,14 @@
 //! A model's own chat template: Jinja as Hugging Face's transformers run it, with Python's string methods, `raise_exception`,
-//! `strftime_now` and `tojson`, within the limits of `chat/sandbox.rs`.
+//! `strftime_now` and `tojson`, within the limits of `chat/sandbox.rs` and `chat/cost.rs`.
 
 mod checks;
 mod conversation;
+mod cost;
 mod instruction;
 mod json;
+mod objects;
 mod python;
+mod remainder;
 mod sandbox;
 
 pub use conversation::{Conversation, MaskedTokens};
@@ -256,6 +259,10 @@ mod tests {
             ("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", "a namespace in a namespace"),
             ("{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns ~ '' }}", "a namespace in a list or map"),
             ("{% set ns = namespace(a=namespace()) %}{{ ns }}", "a namespace in a list or map"),
+            ("{% set ns = namespace() %}{% set c = cycler(ns) %}", "a namespace in a list or map"),
+            ("{% set c = cycler(cycler(1)) %}", "cycler: expected texts, numbers, lists and maps"),
+            ("{% set c = cycler([joiner()]) %}", "cycler: expected texts, numbers, lists and maps"),
+            ("{% set c = cycler([1] * 1000000) %}", "a list or map of more than 100000 values"),
             ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
             ("{% for x in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "recursion"),
             ("{% include 'chat' %}", "unknown statement"),
@@ -268,6 +275,10 @@ mod tests {
             ("{{ ('{0[0]:>9999}' * 300000).format(['a']) }}", "a format that may write more than 64 MiB"),
             ("{{ ('{0}' * 100000).format('a' * 1000000) }}", "a format that may write more than 64 MiB"),
             ("{{ ('%(a)s' * 1000) | format(a='a' * 1000000) }}", "a format that may write more than 64 MiB"),
+            ("{{ '%10000000000s' % 'a' }}", "a format of more than 4 digits"),
+            ("{{ ('%9999s' * 100000) % 'a' }}", "a format that may write more than 64 MiB"),
+            ("{{ ('%(a)s' * 1000) % {'a': 'a' * 1000000} }}", "a format that may write more than 64 MiB"),
+            ("{{ '%s%s' % ([1] * 10000000, 1) }}", "a list or map of more than 100000 values"),
             // What takes longer than the text that it takes or makes.
             ("{{ (['a' * 700] * 90000) | sum(start='') }}", "sum adds numbers only"),
             ("{{ [[1]] | sum(start=[]) }}", "sum adds numbers only"),

@@ -23,6 +23,8 @@ pub(super) const PLAIN: &str = "hydra_plain";
 pub(super) const PAID: &str = "hydra_paid";
 /// The filter for what is looked at in full if it is a text.
 pub(super) const TEXT: &str = "hydra_text";
+/// The filter in place of the operator `%`.
+pub(super) const REMAINDER: &str = "hydra_remainder";
 /// Bytes of a text in a template's source that is compared without paying.
 const SHORT: usize = 64;
 
@@ -32,12 +34,12 @@ pub(super) fn insert(name: &'static str, source: &str, syntax: SyntaxConfig) -> 
     let mut checks = Checks { source, inserted: Vec::new() };
     checks.statement(&parse(source, name, syntax)?)?;
     // What ends at a place goes before what begins there; of several that end there, the inner ones come first already.
-    checks.inserted.sort_by_key(|&(at, begins, _)| (at, begins));
+    checks.inserted.sort_by_key(|inserted| (inserted.at, inserted.begins));
     let (mut text, mut done) = (String::with_capacity(source.len() * 2), 0);
-    for (at, _, inserted) in checks.inserted {
+    for Inserted { at, instead, text: inserted, .. } in checks.inserted {
         text += &source[done..at];
         text += &inserted;
-        done = at;
+        done = at + instead;
     }
     Ok(text + &source[done..])
 }
@@ -79,22 +81,44 @@ fn short(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
     Ok(())
 }
 
+struct Inserted {
+    at: usize,
+    /// Whether it opens a parenthesis before what is there.
+    begins: bool,
+    /// The bytes of the source in whose place it is put.
+    instead: usize,
+    text: String,
+}
+
 struct Checks<'a> {
     source: &'a str,
-    /// Where, whether it opens a parenthesis, and what.
-    inserted: Vec<(usize, bool, String)>,
+    inserted: Vec<Inserted>,
 }
 
 impl Checks<'_> {
+    /// Puts one text before `start..end` and one behind it.
+    fn around(&mut self, start: usize, end: usize, before: &str, behind: String) {
+        self.inserted.push(Inserted { at: start, begins: true, instead: 0, text: before.into() });
+        self.inserted.push(Inserted { at: end, begins: false, instead: 0, text: behind });
+    }
+
     fn check(&mut self, start: usize, end: usize, filter: &str) {
-        self.inserted.push((start, true, "(".into()));
-        self.inserted.push((end, false, format!(")|{filter}")));
+        self.around(start, end, "(", format!(")|{filter}"));
     }
 
     /// With parentheses around all of it, for what may follow: `[1, 2][0]`.
     fn closed(&mut self, start: usize, end: usize) {
-        self.inserted.push((start, true, "((".into()));
-        self.inserted.push((end, false, format!(")|{BOUNDED})")));
+        self.around(start, end, "((", format!(")|{BOUNDED})"));
+    }
+
+    /// Makes a filter's argument of what is behind a `%`.
+    fn remainder(&mut self, left: &Expr<'_>, right: &Expr<'_>) {
+        let behind = range(left.span()).1;
+        // But for parentheses and space it is all that there is between the operands.
+        let between = self.source.get(behind..first(right));
+        let Some(at) = between.and_then(|between| between.find('%')).map(|at| behind + at) else { return };
+        self.around(first(left), range(right.span()).1, "(", ")".into());
+        self.inserted.push(Inserted { at, begins: false, instead: 1, text: format!(")|{REMAINDER}(") });
     }
 
     fn statements(&mut self, statements: &[Stmt<'_>]) -> Result<(), Error> {
@@ -204,9 +228,13 @@ impl Checks<'_> {
                 self.operand(operator.op, &operator.left);
                 self.operand(operator.op, &operator.right);
                 self.compared(operator.op, &[&operator.left, &operator.right]);
-                if matches!(operator.op, BinOpKind::Add | BinOpKind::Mul) {
-                    let (start, end) = range(operator.span());
-                    self.check(start, end, BOUNDED);
+                match operator.op {
+                    BinOpKind::Add | BinOpKind::Mul => {
+                        let (start, end) = range(operator.span());
+                        self.check(start, end, BOUNDED);
+                    }
+                    BinOpKind::Rem => self.remainder(&operator.left, &operator.right),
+                    _ => {}
                 }
             }
             Expr::Compare(compare) => {
@@ -263,8 +291,7 @@ impl Checks<'_> {
     /// A text that is looked at in full, unless it is in the source.
     fn text(&mut self, value: &Expr<'_>) {
         if !matches!(value, Expr::Const(_)) {
-            self.inserted.push((first(value), true, "((".into()));
-            self.inserted.push((range(value.span()).1, false, format!(")|{TEXT})")));
+            self.around(first(value), range(value.span()).1, "((", format!(")|{TEXT})"));
         }
     }
 
@@ -323,6 +350,7 @@ mod tests {
         text.replace("hydra_bounded", "b")
             .replace("hydra_plain", "p")
             .replace("hydra_paid", "c")
+            .replace("hydra_remainder", "r")
             .replace("hydra_text", "t")
     }
 
@@ -338,6 +366,8 @@ mod tests {
             inserted("{{ a.b[1:][0] + (f(c)|d)[:2].e }}"),
             "{{ (((((((a.b)|t)[1:])|b))|t)[0] + (((((f(((c)|t))|d)|t))[:2])|b).e)|b }}"
         );
+        assert_eq!(inserted("{{ (a % b) %c|d - x.y % (2) }}"), "{{ (((a )|r( b)) )|r(c|d) - (x.y )|r( (2)) }}");
+        assert_eq!(inserted("{{ '%s%%' % (a, [b]) }}"), "{{ ('%s%%' )|r( (((a, [b]))|b)) }}");
         assert_eq!(inserted("{{ [1][0] ~ {'a': 1}.a }}"), "{{ (((([1])|b))|t)[0] ~ (({'a': 1})|b).a }}");
         assert_eq!(
             inserted("{% for x in (1, y) if x == x + 1 %}{% set x %}{{ -x * 2 }}{% endset %}{% endfor %}"),

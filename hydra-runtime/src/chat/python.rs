@@ -1,7 +1,7 @@
 //! Python's methods of strings, lists and dictionaries, as templates that were written for jinja2 call them. What is not here
-//! minijinja's own list has (`minijinja_contrib::pycompat`). Each is paid for as `chat/sandbox.rs` says.
+//! minijinja's own list has (`minijinja_contrib::pycompat`). Each is paid for as `chat/cost.rs` says.
 
-use super::sandbox::{few, few_parts, pay_for_format, pay_for_looks, pay_for_trim, refused};
+use super::cost::{few, few_parts, is_space, pay_for_format, pay_for_looks, pay_for_trim, refused};
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 
@@ -239,11 +239,6 @@ pub(super) fn indent(state: &State, text: &str, arguments: &[Value]) -> Result<S
         indented += line;
     }
     Ok(indented)
-}
-
-/// What `str.isspace` takes for white space.
-pub(super) fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
 /// Whether `str.splitlines` ends a line there.

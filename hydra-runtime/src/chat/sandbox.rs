@@ -2,14 +2,19 @@
 //!
 //! minijinja's fuel bounds instructions and the data that they make. What it can't see are containers that it makes lazily
 //! (`[1] * 1000000000`) or recursively (a namespace in itself) and writes out afterwards. `chat/checks.rs` therefore puts one
-//! of the two filters of this file around every expression that can make such a value.
+//! of the two filters of this file around every expression that can make such a value. What values cost is in `chat/cost.rs`.
 
-use super::checks::{self, BOUNDED, PAID, PLAIN, TEXT};
+use super::checks::{self, BOUNDED, PAID, PLAIN, REMAINDER, TEXT};
+use super::cost::{
+    MOST_TEXT, Size, few_parts, is_namespace, measure, pay_for_either, pay_for_format, pay_for_looks, pay_for_order,
+    pay_for_trim, refused,
+};
 use super::json::Style;
-use super::python;
+use super::remainder::remainder;
+use super::{objects, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, filters, functions, tests};
+use minijinja::{Environment, Error, State, filters, functions, tests};
 use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
@@ -18,18 +23,8 @@ use std::sync::Arc;
 const FUEL: u64 = 4_000_000;
 /// A macro takes 10 of these.
 const RECURSION: usize = 300;
-/// Bytes that a template may write.
-const MOST_TEXT: usize = 64 << 20;
-/// Values in a value, and its own, and the bytes of their strings.
-const MOST_VALUES: usize = 100_000;
-const MOST_BYTES: usize = 64 << 20;
-/// Lists in lists.
-const MOST_DEPTH: usize = 64;
 /// Values that `chain` joins to one.
 const MOST_CHAINED: usize = 64;
-/// Digits of a width in a format, and the bytes that a field with such a width takes besides what is put there.
-const MOST_DIGITS: usize = 4;
-const FIELD: usize = 1_000;
 
 /// An environment with a template named `name`.
 pub(super) fn environment(
@@ -45,6 +40,7 @@ pub(super) fn environment(
     environment.add_filter(PAID, |state: &State, value: Value| pay_for_looks(state, &value).map(|_| value));
     // Fuel is taken for a text that a filter gets.
     environment.add_filter(TEXT, |value: Value| value);
+    environment.add_filter(REMAINDER, |state: &mut State, left: &Value, right: &Value| remainder(state, left, right));
     add_comparisons(&mut environment);
     environment.add_filter("string", |state: &State, value: Value| filters::string(state, &bounded(state, value)?));
     environment.add_filter("pprint", |state: &State, value: Value| Ok(filters::pprint(&bounded(state, value)?)));
@@ -67,6 +63,13 @@ pub(super) fn environment(
             filters::int(state, value, default, base, more).unwrap_or_else(|_| 0.into())
         },
     );
+    environment.add_filter("float", |state: &State, value: &Value, default: Option<Value>, more: Kwargs| {
+        let other =
+            default.clone().map_or_else(|| more.peek::<Option<Value>>("default"), |default| Ok(Some(default)))?;
+        Ok::<_, Error>(filters::float(state, value, default, more).unwrap_or_else(|_| other.unwrap_or(0.0.into())))
+    });
+    // One may go through nothing that isn't defined, but not through none.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && tests::is_iterable(value));
     // In Python texts and dictionaries are sequences, too.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
@@ -94,15 +97,13 @@ pub(super) fn environment(
         pay_for_format(state, format.as_str().unwrap_or(""), '%', &values)?;
         filters::format(state, format, arguments)
     });
-    environment.add_function("dict", |state: &State, value: Option<Value>, more: Kwargs| {
-        bounded(state, functions::dict(value, more)?)
+    environment.add_function("dict", dict);
+    environment.add_function("namespace", |state: &State, value: Option<Value>, more: Kwargs| {
+        let values = plain(state, dict(state, value, more)?, None)?;
+        functions::namespace(Some(values.into()))
     });
-    environment.add_function("namespace", |state: &State, defaults: Option<ValueOrKwargs>| {
-        if let Some(defaults) = &defaults {
-            plain(state, defaults.clone().into_value(), None)?;
-        }
-        functions::namespace(defaults)
-    });
+    environment.add_function("cycler", objects::cycler);
+    environment.add_function("joiner", objects::joiner);
     // It writes out all that there is.
     environment.remove_global("debug");
     environment.set_formatter(|out, state, value| {
@@ -141,10 +142,6 @@ impl io::Write for Text {
     }
 }
 
-pub(super) fn refused(what: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, what.into())
-}
-
 /// `value`, if it isn't too large or too deep; as a list if it only says how to go through other values.
 fn bounded(state: &State, value: Value) -> Result<Value, Error> {
     match value.kind() {
@@ -157,7 +154,7 @@ fn bounded(state: &State, value: Value) -> Result<Value, Error> {
 /// A list of what is in `value`. Values that go through others as they are read would be as deep as there are of them, and
 /// each could take twice as long as the one before.
 fn gathered(state: &State, value: &Value) -> Result<Value, Error> {
-    let (mut size, mut items) = (Size { values: 1, bytes: 0 }, Vec::new());
+    let (mut size, mut items) = (Size::default(), Vec::new());
     for item in value.try_iter()?.checked() {
         let item = item?;
         size.add(&item, 1)?;
@@ -245,54 +242,21 @@ fn add_comparisons(environment: &mut Environment<'_>) {
     });
 }
 
-/// Pays for looking at all of a value.
-pub(super) fn pay_for_looks(state: &State, value: &Value) -> Result<(), Error> {
-    let mut size = Size::default();
-    size.add(value, 0)?;
-    size.pay(state)?;
-    state.consume_fuel(size.bytes as u64 / 64)
-}
-
-/// Pays for looking at two values until one ends.
-fn pay_for_either(state: &State, value: &Value, other: &Value) -> Result<(), Error> {
-    match (value.as_str(), other.as_str()) {
-        (Some(value), Some(other)) => state.consume_fuel(value.len().min(other.len()) as u64 / 64),
-        (None, None) if value.as_object().is_some() && other.as_object().is_some() => {
-            pay_for_looks(state, value)?;
-            pay_for_looks(state, other)
+/// A map of a map, or of a list of pairs, and of what has a name.
+fn dict(state: &State, value: Option<Value>, more: Kwargs) -> Result<Value, Error> {
+    let value = match value {
+        Some(list) if matches!(list.kind(), ValueKind::Seq | ValueKind::Iterable) => {
+            let list = bounded(state, list)?;
+            let pair = |pair: Result<Value, Error>| match pair?.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?[..]
+            {
+                [ref key, ref value] => Ok((key.clone(), value.clone())),
+                _ => Err(refused("dict: expected a map or a list of pairs")),
+            };
+            Some(Value::from_pairs(list.try_iter()?.checked().map(pair).collect::<Result<Vec<_>, Error>>()?))
         }
-        _ => Ok(()),
-    }
-}
-
-/// Pays for comparing each of some values with several others.
-fn pay_for_order(state: &State, values: &Value) -> Result<(), Error> {
-    let mut size = Size::default();
-    size.add(values, 0)?;
-    state.consume_fuel(size.values as u64 + size.bytes as u64 / 8)
-}
-
-/// Looks at each character of a text for each of the characters to leave out.
-pub(super) fn pay_for_trim(state: &State, text: &str, of: Option<&str>) -> Result<(), Error> {
-    state.consume_fuel((text.len() as u64).saturating_mul(of.map_or(1, str::len) as u64) / 256)
-}
-
-/// Fails if a text has too many parts.
-pub(super) fn few_parts(text: &str, by: Option<&str>, most: Option<i64>) -> Result<(), Error> {
-    let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
-    match by {
-        _ if most <= MOST_VALUES => Ok(()),
-        Some(by) => few(text.split(by)),
-        None => few(text.split(python::is_space).filter(|word| !word.is_empty())),
-    }
-}
-
-/// Fails if there are too many parts of a text.
-pub(super) fn few<T>(mut parts: impl Iterator<Item = T>) -> Result<(), Error> {
-    match parts.nth(MOST_VALUES) {
-        Some(_) => Err(refused(format!("a text of more than {MOST_VALUES} parts"))),
-        None => Ok(()),
-    }
+        other => other,
+    };
+    bounded(state, functions::dict(value, more)?)
 }
 
 /// The sum of numbers: texts and lists would be copied for each addition.
@@ -324,10 +288,6 @@ fn plain(state: &State, value: Value, namespace: Option<Value>) -> Result<Value,
     Ok(value)
 }
 
-fn is_namespace(value: &Value) -> bool {
-    value.as_object().is_some_and(|object| object.type_name().ends_with("Namespace"))
-}
-
 fn tojson(
     state: &State,
     value: Value,
@@ -338,73 +298,4 @@ fn tojson(
     let text = Style::new(ensure_ascii, indent, &options)?.write(&bounded(state, value)?)?;
     state.consume_fuel(text.len() as u64 / 8)?;
     Ok(text)
-}
-
-/// Fails if `format` may write too much, and pays for it: each of its fields, which begin with `sign`, as if it had the largest
-/// width and the longest argument.
-pub(super) fn pay_for_format(state: &State, format: &str, sign: char, arguments: &[Value]) -> Result<(), Error> {
-    let numbers = || format.split(|c: char| !c.is_ascii_digit());
-    if numbers().any(|number| number.len() > MOST_DIGITS) {
-        return Err(refused(format!("a format of more than {MOST_DIGITS} digits")));
-    }
-    let width = numbers().filter_map(|number| number.parse::<usize>().ok()).max().unwrap_or(0);
-    let mut longest = 0;
-    for argument in arguments {
-        let mut size = Size::default();
-        size.add(argument, 0)?;
-        // Lists and maps are written with their texts in quotes.
-        let shown = if argument.as_object().is_some() { size.bytes * 8 + size.values * 64 } else { size.bytes };
-        longest = longest.max(shown);
-    }
-    let signs = format.matches(sign).count() - format.matches(&*format!("{sign}{sign}")).count();
-    let most = signs.saturating_mul(FIELD + 4 * width + longest).saturating_add(format.len());
-    if most > MOST_TEXT {
-        return Err(refused(format!("a format that may write more than {} MiB", MOST_TEXT >> 20)));
-    }
-    state.consume_fuel(most as u64 / 64)
-}
-
-/// Fails if a value is too large or too deep, and pays for looking at it.
-fn measure(state: &State, value: &Value) -> Result<(), Error> {
-    let mut size = Size::default();
-    size.add(value, 0)?;
-    size.pay(state)
-}
-
-#[derive(Default)]
-struct Size {
-    values: usize,
-    bytes: usize,
-}
-
-impl Size {
-    fn pay(&self, state: &State) -> Result<(), Error> {
-        state.consume_fuel(self.values as u64 / 16 + self.bytes as u64 / 1024)
-    }
-
-    fn add(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        self.values += 1;
-        self.bytes = self.bytes.saturating_add(value.as_str().map_or(0, str::len));
-        if self.values > MOST_VALUES || self.bytes > MOST_BYTES {
-            let (values, mib) = (MOST_VALUES, MOST_BYTES >> 20);
-            return Err(refused(format!("a list or map of more than {values} values or {mib} MiB")));
-        }
-        if depth > MOST_DEPTH {
-            return Err(refused(format!("a list or map that is nested more than {MOST_DEPTH} times")));
-        }
-        if depth > 0 && is_namespace(value) {
-            return Err(refused("a namespace in a list or map"));
-        }
-        match value.kind() {
-            ValueKind::Map => value.try_iter()?.checked().try_for_each(|key| {
-                let key = key?;
-                self.add(&key, depth + 1)?;
-                self.add(&value.get_item(&key)?, depth + 1)
-            }),
-            ValueKind::Seq | ValueKind::Iterable => {
-                value.try_iter()?.checked().try_for_each(|item| self.add(&item?, depth + 1))
-            }
-            _ => Ok(()),
-        }
-    }
 }
