@@ -100,6 +100,11 @@ impl Object {
     }
 }
 
+/// A number that may be a widened f32: the decimal number that means that.
+pub(crate) fn narrowed(x: f64) -> Value {
+    if f64::from(x as f32) == x { shortest(x as f32) } else { Value::from(x) }
+}
+
 /// The decimal number that means this f32, without the digits that widening it would add.
 pub(crate) fn shortest(x: f32) -> Value {
     x.to_string().parse::<f64>().map_or(Value::Null, Value::from)

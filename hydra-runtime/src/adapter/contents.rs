@@ -6,7 +6,7 @@ use crate::checkpoint::gguf::container::{Container, MAGIC, Value};
 use crate::config::json::FILE as MODEL_CONFIG;
 use crate::error::not_safetensors;
 use crate::files::map;
-use crate::json::Object;
+use crate::json::{Object, narrowed, shortest};
 use crate::{Error, Result};
 use safetensors::SafeTensors;
 use serde_json::json;
@@ -76,12 +76,12 @@ impl Contents {
         let value = |key| match &file.metadata[key] {
             Value::Unsigned(x) => json!(x),
             Value::Signed(x) => json!(x),
-            Value::Float(x) => json!(x),
+            &Value::Float(x) => narrowed(x),
             Value::Bool(x) => json!(x),
             Value::String(x) => json!(x),
             Value::Strings(x) => json!(x),
             Value::Integers(x) => json!(x),
-            Value::Floats(x) => json!(x),
+            Value::Floats(x) => x.iter().map(|&x| shortest(x)).collect(),
             Value::Other => json!("…"),
         };
         let mut settings: Vec<_> = file.metadata.keys().map(|&key| (key.to_string(), value(key))).collect();

@@ -238,6 +238,8 @@ impl<'a> Container<'a> {
             Some(Value::String(s)) => format!("is \"{}\"", printable(s)),
             Some(Value::Unsigned(n)) => format!("is {n}"),
             Some(Value::Signed(n)) => format!("is {n}"),
+            // Without the digits that widening an f32 adds.
+            Some(&Value::Float(x)) if f64::from(x as f32) == x => format!("is {}", x as f32),
             Some(Value::Float(x)) => format!("is {x}"),
             Some(Value::Bool(b)) => format!("is {b}"),
             Some(_) => "is an array".into(),

@@ -369,8 +369,9 @@ fn rope_scalings_are_read() {
     gguf.f32("llama.rope.scaling.attn_factor", 0.5);
     assert_eq!(read(&gguf), RopeScaling::Yarn(Yarn { attention_factor: usual.attention_factor / 2.0, ..usual }));
     gguf.string("llama.rope.scaling.type", "linear");
+    gguf.f32("llama.rope.scaling.attn_factor", 0.7);
     let said = Checkpoint::from_gguf(gguf.bytes()).err().unwrap().to_string();
-    assert!(said.contains("llama.rope.scaling.attn_factor is 0.5, wanted 1 without YaRN"), "{said}");
+    assert!(said.contains("llama.rope.scaling.attn_factor is 0.7, wanted 1 without YaRN"), "{said}");
 }
 
 /// Beyond the context these scalings turn all tokens in another way, as far as the sequence is long: that isn't computed.

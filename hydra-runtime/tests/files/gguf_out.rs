@@ -2,7 +2,7 @@
 
 use crate::builder::{Gguf, config_json, model_tensors, write_folder};
 use crate::tokenizer::{byte_level, sentencepiece};
-use hydra_runtime::adapter::{Adapter, AdapterConfig, GateKind, Method};
+use hydra_runtime::adapter::{Adapter, AdapterConfig, Contents, GateKind, Method};
 use hydra_runtime::backend::Format;
 use hydra_runtime::backend::cpu::{Cpu, CpuOptions};
 use hydra_runtime::batch::Sequence;
@@ -189,6 +189,19 @@ fn an_adapter_under_a_fixed_gate_is_one_lora() {
     silent.config.alpha = 0.0;
     let error = silent.save_gguf("/nowhere", checkpoint.config(), None).unwrap_err().to_string();
     assert!(error.contains("alpha 0"), "{error}");
+}
+
+/// Without the digits that widening an f32 adds.
+#[test]
+fn numbers_of_a_file_are_shown_as_they_were_written() {
+    let mut file = Gguf::new();
+    file.string("general.type", "adapter");
+    file.f32("adapter.lora.alpha", 0.7);
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("lora.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    let contents = Contents::read(&path).unwrap().unwrap();
+    assert!(contents.settings.contains(&("adapter.lora.alpha".into(), 0.7.into())), "{:?}", contents.settings);
 }
 
 /// The tiny model's LoRA on q as llama.cpp's converter would write it: rows of B in pairs.
