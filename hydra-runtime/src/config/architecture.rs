@@ -84,7 +84,7 @@ impl Architecture {
 /// When config.json's `sliding_window` applies. Where it does, `layer_types` may say which layers have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WindowRule {
-    /// Never: the key may only be as long as the context.
+    /// Never: transformers doesn't look at the key.
     Never,
     /// Unless it is null.
     Always,
@@ -113,6 +113,10 @@ pub(crate) struct Traits {
     pub head_dim: Option<usize>,
     /// The key-value heads where config.json has no `num_key_value_heads`; `None`: as many as there are heads.
     pub kv_heads: Option<usize>,
+    /// The token that begins a text where config.json has no `bos_token_id`.
+    pub bos: Option<u32>,
+    /// The token that ends a text where config.json has no `eos_token_id`.
+    pub eos: Option<u32>,
     /// Whether GGUF files store the rows of q and k in pairs, for a rotation of neighbours (`RowOrder::Interleaved`).
     pub interleaved: bool,
 }
@@ -131,6 +135,8 @@ const LLAMA: Traits = Traits {
     window: WindowRule::Never,
     head_dim: None,
     kv_heads: None,
+    bos: Some(1),
+    eos: Some(2),
     interleaved: true,
 };
 
@@ -158,6 +164,8 @@ pub(crate) const TABLE: [Traits; 4] = [
         mlp_bias: false,
         window: WindowRule::Optional,
         kv_heads: Some(32),
+        bos: None,
+        eos: None,
         interleaved: false,
         ..LLAMA
     },
@@ -171,6 +179,8 @@ pub(crate) const TABLE: [Traits; 4] = [
         window: WindowRule::Optional,
         head_dim: Some(128),
         kv_heads: Some(32),
+        bos: None,
+        eos: None,
         interleaved: false,
         ..LLAMA
     },

@@ -143,7 +143,12 @@ fn parse(file: &Object) -> Result<Config> {
         family: traits.family,
         biases: biases_of(traits, [flag("attention_bias")?, flag("mlp_bias")?]),
         head_norms: traits.head_norms,
-        window: window(file, traits, layers, context)?,
+        window: window(file, traits, layers)?,
+    };
+    // Null means none; without the key there is transformers' default.
+    let ends = |key: &str, default: Option<u32>| match file.map.contains_key(key) {
+        true => file.token_ids(key),
+        false => Ok(default.into_iter().collect()),
     };
     let config = Config {
         vocab: need("vocab_size")?,
@@ -160,8 +165,8 @@ fn parse(file: &Object) -> Result<Config> {
         rope,
         context: within,
         tied: file.boolean("tie_word_embeddings")?.unwrap_or(false),
-        bos: file.token_ids("bos_token_id")?.first().copied(),
-        eos: file.token_ids("eos_token_id")?,
+        bos: ends("bos_token_id", traits.bos)?.first().copied(),
+        eos: ends("eos_token_id", traits.eos)?,
         architecture,
     };
     config.check().map_err(|message| file.error(message))?;
@@ -169,16 +174,13 @@ fn parse(file: &Object) -> Result<Config> {
 }
 
 /// The sliding window, as the family reads its keys.
-fn window(file: &Object, traits: &Traits, layers: usize, context: usize) -> Result<Option<Window>> {
+fn window(file: &Object, traits: &Traits, layers: usize) -> Result<Option<Window>> {
     const KEY: &str = "sliding_window";
     let size = file.size(KEY)?;
     // Null means none; without the key there is transformers' default.
     let default = size.or((!file.map.contains_key(KEY)).then_some(DEFAULT_WINDOW));
     let (size, first_layer) = match traits.window {
-        WindowRule::Never if size.is_some_and(|size| size < context) => {
-            return Err(file.refuse(KEY, &format!("null, or at least the {context} positions")));
-        }
-        WindowRule::Never => (None, 0),
+        WindowRule::Never => return Ok(None),
         WindowRule::Always => (default, 0),
         WindowRule::Optional if file.boolean("use_sliding_window")?.unwrap_or(false) => {
             (default, file.count("max_window_layers")?.unwrap_or(DEFAULT_WINDOW_LAYERS))
@@ -224,8 +226,15 @@ fn refuse_other_architectures(file: &Object) -> Result<()> {
     if file.get("quantization_config").is_some() {
         return Err(file.refuse("quantization_config", "null"));
     }
-    if file.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(file.refuse("partial_rotary_factor", "1"));
+    whole_heads_turn(file)
+}
+
+/// Fails if a part of each head's columns alone is to be rotated. For these families transformers leaves the key out of account, or
+/// fails if positions are scaled, while vLLM rotates the part.
+fn whole_heads_turn(object: &Object) -> Result<()> {
+    const KEY: &str = "partial_rotary_factor";
+    if object.number(KEY)?.is_some_and(|factor| factor != 1.0) {
+        return Err(object.refuse(KEY, "1"));
     }
     Ok(())
 }
@@ -242,6 +251,7 @@ fn rope(file: &Object, context: usize) -> Result<(Rope, usize)> {
     let Some(scaling) = scaling else {
         return Ok((Rope { theta, scaling: RopeScaling::None }, context));
     };
+    whole_heads_turn(&scaling)?;
     let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
     let need = |key: &str| scaling.number(key)?.map(|x| x as f32).ok_or_else(|| scaling.refuse(key, "a number"));
     let original = "original_max_position_embeddings";

@@ -259,7 +259,8 @@ fn configurations_that_cannot_run_are_refused_by_key() {
         ("rope_scaling", json!({"rope_type": "yarn", "factor": 0.0})),
         ("rope_scaling", json!({"rope_type": "longrope", "short_factor": [1.0]})),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 2.0})),
-        ("sliding_window", json!(16)),
+        ("partial_rotary_factor", json!(0.5)),
+        ("rope_parameters", json!({"rope_type": "default", "partial_rotary_factor": 0.5})),
         ("eos_token_id", json!("</s>")),
     ];
     for (key, bad) in cases {
@@ -439,4 +440,31 @@ fn end_tokens_are_those_for_generation_where_it_names_some() {
         std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
         assert_eq!(eos(), wanted, "{text}");
     }
+}
+
+/// transformers' defaults, which are LLaMA's and Mistral's; null is no token.
+#[test]
+fn tokens_that_config_json_leaves_out_are_those_of_transformers() {
+    let dir = tempdir().unwrap();
+    let ends = |family: &str, keys: &[(&str, serde_json::Value)]| {
+        let mut config = config_json();
+        config["model_type"] = family.into();
+        config.as_object_mut().unwrap().retain(|key, _| key != "bos_token_id" && key != "eos_token_id");
+        keys.iter().for_each(|(key, value)| config[*key] = value.clone());
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let config = Config::open(dir.path()).unwrap();
+        (config.bos, config.eos)
+    };
+    for family in ["llama", "mistral", "ministral"] {
+        assert_eq!(ends(family, &[]), (Some(1), vec![2]));
+        let null = serde_json::Value::Null;
+        assert_eq!(ends(family, &[("bos_token_id", null.clone()), ("eos_token_id", null)]), (None, vec![]));
+        assert_eq!(ends(family, &[("bos_token_id", 5.into())]), (Some(5), vec![2]));
+        assert_eq!(ends(family, &[("eos_token_id", json!([6, 7]))]), (Some(1), vec![6, 7]));
+    }
+    for family in ["qwen2", "qwen3"] {
+        assert_eq!(ends(family, &[]), (None, vec![]));
+    }
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 4}"#).unwrap();
+    assert_eq!(ends("llama", &[]), (Some(1), vec![4]));
 }
