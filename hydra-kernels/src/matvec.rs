@@ -9,8 +9,6 @@ mod dot;
 use crate::error::{Error, exact, product};
 use crate::isa::Isa;
 use crate::quant::Weight;
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
-use crate::simd::lanes::Lanes;
 use crate::simd::reduce::{add_products, sum};
 
 /// Partial sums of a portable row, independent of one another: as many as two 512-bit FMA units keep in flight.
@@ -48,38 +46,20 @@ pub fn matvec(isa: Isa, y: &mut [f32], weight: Weight<'_>, first: usize, x: &[f3
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(avx2) => {
             let (groups, rest, last) = groups::<AVX2_ROWS>(y, first);
-            avx2.vectorize(
-                #[inline(always)]
-                || rows(avx2, groups, weight, first, [x]),
-            );
-            avx2.vectorize(
-                #[inline(always)]
-                || rows(avx2, rest, weight, last, [x]),
-            );
+            dot::rows(avx2, groups, weight, first, [x]);
+            dot::rows(avx2, rest, weight, last, [x]);
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(avx512) => {
             let (groups, rest, last) = groups::<AVX512_ROWS>(y, first);
-            avx512.vectorize(
-                #[inline(always)]
-                || rows(avx512, groups, weight, first, [x]),
-            );
-            avx512.vectorize(
-                #[inline(always)]
-                || rows(avx512, rest, weight, last, [x]),
-            );
+            dot::rows(avx512, groups, weight, first, [x]);
+            dot::rows(avx512, rest, weight, last, [x]);
         }
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
         Isa::Neon(neon) => {
             let (groups, rest, last) = groups::<NEON_ROWS>(y, first);
-            neon.vectorize(
-                #[inline(always)]
-                || rows(neon, groups, weight, first, [x]),
-            );
-            neon.vectorize(
-                #[inline(always)]
-                || rows(neon, rest, weight, last, [x]),
-            );
+            dot::rows(neon, groups, weight, first, [x]);
+            dot::rows(neon, rest, weight, last, [x]);
         }
     }
     Ok(())
@@ -141,26 +121,16 @@ fn fill_tile(isa: Isa, tile: &mut [[f32; TOKENS]], weight: Weight<'_>, first: us
         }
         // The sums of one row take eight of the sixteen registers.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(avx2) => avx2.vectorize(
-            #[inline(always)]
-            || rows(avx2, tile.as_chunks_mut::<1>().0, weight, first, x),
-        ),
+        Isa::Avx2(avx2) => dot::rows(avx2, tile.as_chunks_mut::<1>().0, weight, first, x),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(avx512) if tile.len() == BATCH_ROWS => avx512.vectorize(
-            #[inline(always)]
-            || rows(avx512, tile.as_chunks_mut::<BATCH_ROWS>().0, weight, first, x),
-        ),
+        Isa::Avx512(avx512) if tile.len() == BATCH_ROWS => {
+            dot::rows(avx512, tile.as_chunks_mut::<BATCH_ROWS>().0, weight, first, x)
+        }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(avx512) => avx512.vectorize(
-            #[inline(always)]
-            || rows(avx512, tile.as_chunks_mut::<1>().0, weight, first, x),
-        ),
+        Isa::Avx512(avx512) => dot::rows(avx512, tile.as_chunks_mut::<1>().0, weight, first, x),
         // The sums of one row take sixteen of the 32 registers.
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-        Isa::Neon(neon) => neon.vectorize(
-            #[inline(always)]
-            || rows(neon, tile.as_chunks_mut::<1>().0, weight, first, x),
-        ),
+        Isa::Neon(neon) => dot::rows(neon, tile.as_chunks_mut::<1>().0, weight, first, x),
     }
 }
 
@@ -174,26 +144,6 @@ fn groups<const R: usize>(y: &mut [f32], first: usize) -> (&mut [Tile<R, 1>], &m
     let (groups, rest) = y.as_chunks_mut().0.as_chunks_mut();
     let last = first + groups.len() * R;
     (groups, rest.as_chunks_mut().0, last)
-}
-
-/// Rows from `first` on, `R` at a time, for each of `T` tokens: they share the loads of x and the decoding, and their
-/// sums are independent.
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
-#[inline(always)]
-fn rows<L: Lanes, const R: usize, const T: usize>(
-    l: L,
-    y: &mut [Tile<R, T>],
-    weight: Weight<'_>,
-    first: usize,
-    x: [&[f32]; T],
-) {
-    for (y, first) in y.iter_mut().zip((first..).step_by(R)) {
-        let mut rows = [&[] as &[u8]; R];
-        for (i, bytes) in rows.iter_mut().enumerate() {
-            *bytes = weight.stored(first + i);
-        }
-        *y = dot::dots(l, weight.format(), rows, x);
-    }
 }
 
 fn portable_row<const T: usize>(weight: Weight<'_>, row: usize, x: [&[f32]; T]) -> [f32; T] {

@@ -120,35 +120,50 @@ fn pack_pairs(isa: Avx512Bf16, panels: PairPanels<'_>, source: Source<'_>) -> bo
     true
 }
 
-/// Packs any source by way of f32. Each instruction set gets code for the width of its own panels alone.
+/// Packs any source by way of f32.
 fn pack_decoded<E: Element>(isa: E::Isa, panels: PanelsMut<'_>, source: Source<'_>) {
+    if source.is_row_stored() {
+        pack_stored::<E, true>(isa, panels, source);
+    } else {
+        pack_stored::<E, false>(isa, panels, source);
+    }
+}
+
+/// [`pack_decoded`] for sources that are row-stored, or for the others. Each instruction set gets code for the width of its
+/// own panels alone. In debug builds, both kinds together need much stack.
+fn pack_stored<E: Element, const ROWS: bool>(isa: E::Isa, panels: PanelsMut<'_>, source: Source<'_>) {
     match E::widened(isa) {
         Isa::Portable => baseline(
             #[inline(always)]
-            || pack_panels::<E, { PortableF32::NR }>(isa, Isa::Portable, panels, source),
+            || pack_panels::<E, { PortableF32::NR }, ROWS>(isa, Isa::Portable, panels, source),
         ),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(avx2) => avx2.vectorize(
             #[inline(always)]
-            || pack_panels::<E, { Avx2F32::NR }>(isa, Isa::Avx2(avx2), panels, source),
+            || pack_panels::<E, { Avx2F32::NR }, ROWS>(isa, Isa::Avx2(avx2), panels, source),
         ),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(avx512) => avx512.vectorize(
             #[inline(always)]
-            || pack_panels::<E, { Avx512F32::NR }>(isa, Isa::Avx512(avx512), panels, source),
+            || pack_panels::<E, { Avx512F32::NR }, ROWS>(isa, Isa::Avx512(avx512), panels, source),
         ),
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
         Isa::Neon(neon) => neon.vectorize(
             #[inline(always)]
-            || pack_panels::<E, { NeonF32::NR }>(isa, Isa::Neon(neon), panels, source),
+            || pack_panels::<E, { NeonF32::NR }, ROWS>(isa, Isa::Neon(neon), panels, source),
         ),
     }
 }
 
-/// [`pack_decoded`] for panels of NR columns, to be inlined into a caller that is vectorized with `plain`.
+/// [`pack_stored`] for panels of NR columns, to be inlined into a caller that is vectorized with `plain`.
 #[inline(always)]
-fn pack_panels<E: Element, const NR: usize>(isa: E::Isa, plain: Isa, panels: PanelsMut<'_>, source: Source<'_>) {
-    if source.is_row_stored() {
+fn pack_panels<E: Element, const NR: usize, const ROWS: bool>(
+    isa: E::Isa,
+    plain: Isa,
+    panels: PanelsMut<'_>,
+    source: Source<'_>,
+) {
+    if ROWS {
         pack_row_stored::<E, NR>(
             isa,
             panels,

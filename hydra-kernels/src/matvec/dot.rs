@@ -7,8 +7,9 @@
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
+use super::Tile;
 use crate::quant::simd::{self, head, scales_and_minima};
-use crate::quant::{Format, by_block_format};
+use crate::quant::{Format, Weight, by_block_format};
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
 use crate::simd::reduce::sum;
@@ -16,41 +17,75 @@ use crate::simd::reduce::sum;
 /// Sixteen elements of x.
 type X = [f32; LANES];
 
-/// Σ_p row[p] · `x[t][p]` for each of `R` rows of `format` and each of `T` tokens; rows and x are equally long.
-#[inline(always)]
-pub(super) fn dots<L: Lanes, const R: usize, const T: usize>(
+/// Rows of W from `first` on, `R` at a time, for each of `T` tokens: they share the loads of x and the decoding, and their
+/// sums are independent. Each format has a function of its own: in debug builds, all of them need much stack together.
+pub(super) fn rows<L: Lanes, const R: usize, const T: usize>(
     l: L,
-    format: Format,
-    rows: [&[u8]; R],
+    y: &mut [Tile<R, T>],
+    weight: Weight<'_>,
+    first: usize,
     x: [&[f32]; T],
-) -> [[f32; T]; R] {
+) {
+    macro_rules! each {
+        (|$rows:ident| $dots:expr) => {
+            l.vectorize(
+                #[inline(always)]
+                || {
+                    each(
+                        y,
+                        weight,
+                        first,
+                        #[inline(always)]
+                        |$rows| $dots,
+                    )
+                },
+            )
+        };
+    }
     macro_rules! plain {
         ($bytes:literal, $widen:ident) => {
-            plain::<L, $bytes, R, T>(
+            each!(|rows| plain::<L, $bytes, R, T>(
                 l,
                 rows,
                 x,
                 #[inline(always)]
                 |l: L, bytes| l.$widen(bytes),
-            )
+            ))
         };
     }
     macro_rules! blocks {
         ($add:ident, $bytes:literal, $groups:literal, $bits:literal, $minimum:literal) => {
-            blocks::<L, $bytes, { 2 * $groups }, R, T>(
+            each!(|rows| blocks::<L, $bytes, { 2 * $groups }, R, T>(
                 l,
                 rows,
                 x,
                 #[inline(always)]
                 |l, block, x, sums| $add(l, block, x, sums),
-            )
+            ))
         };
     }
-    match format {
+    match weight.format() {
         Format::F32 => plain!(64, f32),
         Format::F16 => plain!(32, f16),
         Format::Bf16 => plain!(32, bf16),
-        _ => by_block_format!(format, blocks),
+        format => by_block_format!(format, blocks),
+    }
+}
+
+/// Calls `dots` with the stored rows, `R` at a time.
+#[inline(always)]
+fn each<'a, const R: usize, const T: usize>(
+    y: &mut [Tile<R, T>],
+    weight: Weight<'a>,
+    first: usize,
+    dots: impl Fn([&'a [u8]; R]) -> Tile<R, T>,
+) {
+    for (y, first) in y.iter_mut().zip((first..).step_by(R)) {
+        let mut rows = [&[] as &[u8]; R];
+        for (i, bytes) in rows.iter_mut().enumerate() {
+            *bytes = weight.stored(first + i);
+        }
+        *y = dots(rows);
     }
 }
 

@@ -11,6 +11,11 @@ impl Lanes for Avx2 {
     type Table = ([__m256; 2], [__m256; 2]);
 
     #[inline(always)]
+    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        Avx2::vectorize(self, op)
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> [__m256; 2] {
         // SAFETY: `self` proves AVX.
         unsafe { [_mm256_set1_ps(x); 2] }

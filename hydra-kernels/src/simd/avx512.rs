@@ -11,6 +11,11 @@ impl Lanes for Avx512 {
     type Table = __m512;
 
     #[inline(always)]
+    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        Avx512::vectorize(self, op)
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_set1_ps(x) }

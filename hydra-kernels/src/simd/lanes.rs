@@ -15,6 +15,8 @@ pub(crate) trait Lanes: Copy {
     /// The map q ↦ d·q + m for q in 0..16.
     type Table: Copy;
 
+    /// See [`crate::isa::Isa::vectorize`].
+    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R;
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::V;
     /// Prefetches the cache line at an address, which may be out of bounds or unmapped.

@@ -13,6 +13,11 @@ impl Lanes for Neon {
     type Table = ([float32x4_t; 4], [float32x4_t; 4]);
 
     #[inline(always)]
+    fn vectorize<R>(self, op: impl FnOnce() -> R) -> R {
+        Neon::vectorize(self, op)
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         // SAFETY: `self` proves NEON.
         unsafe { [vdupq_n_f32(x); 4] }
