@@ -47,8 +47,10 @@ fn weight_bytes(format: Format, elements: usize) -> Vec<u8> {
         Format::F32 => return (0..elements).flat_map(|i| value(i).to_le_bytes()).collect(),
         Format::F16 => return (0..elements).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect(),
         Format::Bf16 => return (0..elements).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect(),
-        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => &[0],
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::IQ4_NL | Format::IQ4_XS => &[0],
         Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
         Format::Q6K => &[208],
     };
     let mut bytes: Vec<u8> = (0..elements / format.block_len() * format.block_bytes())

@@ -6,12 +6,15 @@
 //! s = Σ q, a row of W and a row of x give
 //!
 //! ```text
-//! v = a · (Σ c·q − o·s)    or    v = a · Σ c·q + b·s        for each group (Q6_K: for each half group)
+//! v = a · (Σ c·q − o·s)    or    v = a · Σ c·q + b·s        for each group (Q3_K, Q6_K: for each half group)
 //! lane[group mod 8] += d · v                                in the order of the groups
 //! y = the sum of the eight lanes
 //! ```
 //!
-//! The sums in the brackets are exact. v and the additions to a lane are rounded once, as fused multiply-adds. So a
+//! In IQ4_NL and IQ4_XS, c − o is the number that a code stands for. In Q2_K each half group has a scale and a minimum, of
+//! four bits times those of its block: c has the scale in it, and m₀·s₀ + m₁·s₁ takes the place of s.
+//!
+//! The sums in the brackets, and Q2_K's of minima, are exact. v and the additions to a lane are rounded once, as fused multiply-adds. So a
 //! result has the same bits on every instruction set, for one row or for many, and whichever rows are computed beside
 //! it.
 //!
@@ -218,6 +221,16 @@ fn tokens(x: &[Block], cols: usize) -> Result<usize, Error> {
     if len.is_multiple_of(width) { Ok(len / width) } else { Err(Error::Block { operand: "x", block: width, got: len }) }
 }
 
+/// Whether each half of a group has a scale: Q3_K and Q6_K.
+const fn two_scales(bits: u32) -> bool {
+    matches!(bits, 3 | 6)
+}
+
+/// Whether each half of a group has a minimum, which [`crate::quant::codes`] packs: Q2_K.
+const fn two_minima(bits: u32) -> bool {
+    bits == 2
+}
+
 /// Rows of x that are multiplied by the stored blocks; for more, a panel pays.
 const fn few_tokens(isa: Q8Isa) -> usize {
     if matches!(isa, Q8Isa::Portable) { 0 } else { 4 }
@@ -271,7 +284,8 @@ fn rows_at_once<const T: usize>(isa: Q8Isa, y: &mut [f32], weight: Weight<'_>, r
 /// that is not empty.
 ///
 /// A tile function has the constants `BITS`, the width of the format's codes, and `MINIMUM`, whether its groups have a
-/// minimum. Without one, codes have the offset 2^(BITS − 1). Codes of six bits have a scale for each half of a group.
+/// minimum. Without one, codes have the offset 2^(BITS − 1). Formats are told apart by their bits, too: [`two_scales`] and
+/// [`two_minima`].
 fn tiles(isa: Q8Isa, sums: &mut [Sums; 2], format: Format, panels: [&[PanelGroup]; 2], (x, width): (&[Block], usize)) {
     #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
     macro_rules! vectorized {

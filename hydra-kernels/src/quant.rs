@@ -1,8 +1,9 @@
 //! Frozen weights in the format of their file: f32, f16, bf16, and GGUF's block formats.
 //!
 //! Each block format decodes in groups of [`GROUP`] = 32 columns, `w = d·q − m` with a scale `d` and a minimum `m` for
-//! each group (or half a group), so [`Weight::decode_row`] may start at any multiple of 32. Decoding is exact: each
-//! element is the f32 that ggml's dequantization gives, except for the sign of a zero.
+//! each group (or half a group), so [`Weight::decode_row`] may start at any multiple of 32. (In IQ4_NL and IQ4_XS, q is the
+//! number that a code stands for.) Decoding is exact: each element is the f32 that ggml's dequantization gives, except for
+//! the sign of a zero.
 
 pub(crate) mod codes;
 mod format;

@@ -39,12 +39,14 @@ impl Stored {
                     (0..rows * format.row_bytes(columns).unwrap()).map(|_| random.bits() as u8).collect();
                 for block in bytes.chunks_mut(format.block_bytes()) {
                     let scales = half::f16::from_f32(0.01 + random.values(1)[0].abs() / 16.0).to_le_bytes();
-                    let last = block.len() - 2;
-                    let at = if format == Format::Q6K { last } else { 0 };
-                    block[at..at + 2].copy_from_slice(&scales);
-                    if matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K) {
-                        block[2..4].copy_from_slice(&scales);
-                    }
+                    let places: &[usize] = match format {
+                        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+                        Format::Q2K => &[80, 82],
+                        Format::Q3K => &[108],
+                        Format::Q6K => &[208],
+                        _ => &[0],
+                    };
+                    places.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&scales));
                 }
                 bytes
             }

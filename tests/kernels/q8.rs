@@ -36,6 +36,8 @@ fn formats() -> impl Iterator<Item = Format> {
 fn blocks_of(format: Format, count: usize, mut byte: impl FnMut() -> u8) -> Vec<u8> {
     let (scale, minimum): (&[usize], &[usize]) = match format {
         Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => (&[0], &[2]),
+        Format::Q2K => (&[80], &[82]),
+        Format::Q3K => (&[108], &[]),
         Format::Q6K => (&[208], &[]),
         _ => (&[0], &[]),
     };
@@ -157,8 +159,8 @@ fn extreme_values() {
 /// An x with a single 127 selects a weight.
 #[test]
 fn single_weights_are_the_decoded_ones() {
-    for format in formats().filter(|format| !matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K))
-    {
+    let have_minima = [Format::Q4_1, Format::Q5_1, Format::Q2K, Format::Q4K, Format::Q5K];
+    for format in formats().filter(|format| !have_minima.contains(format)) {
         let cols = 3 * format.block_len();
         let data = crate::quant::blocks(format, cols / format.block_len());
         let weight = Weight::new(format, 1, cols, &data, RowOrder::Natural).unwrap();

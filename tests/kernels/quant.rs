@@ -10,7 +10,7 @@ macro_rules! fixture {
     };
 }
 
-const FIXTURES: [(Format, &[u8], &[u8]); 8] = {
+const FIXTURES: [(Format, &[u8], &[u8]); 12] = {
     const fn erase<'a, const A: usize, const B: usize>(
         (format, blocks, decoded): (Format, &'a [u8; A], &'a [u8; B]),
     ) -> (Format, &'a [u8], &'a [u8]) {
@@ -22,9 +22,13 @@ const FIXTURES: [(Format, &[u8], &[u8]); 8] = {
         erase(fixture!(Format::Q5_0, "Q5_0")),
         erase(fixture!(Format::Q5_1, "Q5_1")),
         erase(fixture!(Format::Q8_0, "Q8_0")),
+        erase(fixture!(Format::Q2K, "Q2_K")),
+        erase(fixture!(Format::Q3K, "Q3_K")),
         erase(fixture!(Format::Q4K, "Q4_K")),
         erase(fixture!(Format::Q5K, "Q5_K")),
         erase(fixture!(Format::Q6K, "Q6_K")),
+        erase(fixture!(Format::IQ4_NL, "IQ4_NL")),
+        erase(fixture!(Format::IQ4_XS, "IQ4_XS")),
     ]
 };
 

@@ -8,7 +8,7 @@
 #![allow(clippy::redundant_closure)]
 
 use super::Tile;
-use crate::quant::simd::{self, head, scales_and_minima};
+use crate::quant::simd::{self, head, iq4, iq4_xs_scales, q3_k_scales, scales_and_minima};
 use crate::quant::{Format, Weight, by_block_format};
 use crate::simd::bytes::Bytes;
 use crate::simd::lanes::{LANES, Lanes};
@@ -188,6 +188,21 @@ fn add_products<L: Lanes, const T: usize>(l: L, w: L::V, x: [&X; T], sums: &mut 
     }
 }
 
+/// Adds d · Σ q·x of group `group` to each token's sum.
+#[inline(always)]
+fn add_scaled<L: Lanes, const VECTORS: usize, const T: usize>(
+    l: L,
+    d: L::V,
+    (low, high): (L::V, L::V),
+    (x, group): ([&[X; VECTORS]; T], usize),
+    sums: &mut [L::V; T],
+) {
+    for t in 0..T {
+        let both = l.fma(high, l.load(&x[t][2 * group + 1]), l.mul(low, l.load(&x[t][2 * group])));
+        sums[t] = l.fma(d, both, sums[t]);
+    }
+}
+
 /// The sum of each vector's lanes.
 #[inline(always)]
 fn reduce<L: Lanes, const R: usize, const T: usize>(l: L, sums: [[L::V; T]; R]) -> [[f32; T]; R] {
@@ -232,11 +247,48 @@ fn q5_1<L: Lanes, const T: usize>(l: L, block: &[u8; 24], x: [&[X; 2]; T], sums:
 
 #[inline(always)]
 fn q8_0<L: Lanes, const T: usize>(l: L, block: &[u8; 34], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
-    let d = l.half(head(block));
     let (low, high) = (l.signed(Bytes::load(block, 2)), l.signed(Bytes::load(block, 18)));
-    for t in 0..T {
-        let both = l.fma(high, l.load(&x[t][1]), l.mul(low, l.load(&x[t][0])));
-        sums[t] = l.fma(d, both, sums[t]);
+    add_scaled(l, l.half(head(block)), (low, high), (x, 0), sums);
+}
+
+#[inline(always)]
+fn iq4_nl<L: Lanes, const T: usize>(l: L, block: &[u8; 18], x: [&[X; 2]; T], sums: &mut [L::V; T]) {
+    add_scaled(l, l.half(head(block)), iq4(l, Bytes::load(block, 2)), (x, 0), sums);
+}
+
+#[inline(always)]
+fn q2_k<L: Lanes, const T: usize>(l: L, block: &[u8; 84], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
+    let (d, dmin) = l.halves(&[block[80], block[81], block[82], block[83], 0, 0, 0, 0]);
+    let packed = Bytes::load(block, 0);
+    let scales = l.store(l.mul(l.unsigned(packed.low_nibbles()), d));
+    let minima = l.store(l.mul(l.unsigned(packed.high_nibbles()), l.mul(dmin, l.splat(-1.0))));
+    for half in 0..2 {
+        for part in 0..2 {
+            let groups = Bytes::load(block, 16 + 32 * half + 16 * part).pairs();
+            for (g, codes) in groups.into_iter().enumerate() {
+                let at = 8 * half + 2 * g + part;
+                let w = l.fma(l.unsigned(codes), l.splat(scales[at]), l.splat(minima[at]));
+                add_products(l, w, vector(x, at), sums);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn q3_k<L: Lanes, const T: usize>(l: L, block: &[u8; 110], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
+    let d = l.half(&[block[108], block[109], 0, 0, 0, 0, 0, 0]);
+    let scales = l.store(l.mul(l.signed(q3_k_scales(block)), d));
+    for half in 0..2 {
+        for part in 0..2 {
+            let thirds = Bytes::load(block, 16 * part);
+            let groups = Bytes::load(block, 32 + 32 * half + 16 * part).pairs();
+            for (g, pairs) in groups.into_iter().enumerate() {
+                let third = thirds.where_set(Bytes::splat(1 << (4 * half + g)), 4);
+                let q = l.signed(pairs.or(third).minus(Bytes::splat(4)));
+                let at = 8 * half + 2 * g + part;
+                add_products(l, l.mul(q, l.splat(scales[at])), vector(x, at), sums);
+            }
+        }
     }
 }
 
@@ -265,7 +317,7 @@ fn q5_k<L: Lanes, const T: usize>(l: L, block: &[u8; 176], x: [&[X; 16]; T], sum
         for (part, fives) in fives.into_iter().enumerate() {
             let packed = Bytes::load(block, 48 + group / 2 * 32 + 16 * part);
             let nibbles = if group % 2 == 0 { packed.low_nibbles() } else { packed.high_nibbles() };
-            let q = l.unsigned(nibbles.or(fives.sixteen_where(bit)));
+            let q = l.unsigned(nibbles.or(fives.where_set(bit, 16)));
             add_products(l, l.fma(q, d, m), vector(x, 2 * group + part), sums);
         }
     }
@@ -293,5 +345,15 @@ fn q6_k<L: Lanes, const T: usize>(l: L, block: &[u8; 210], x: [&[X; 16]; T], sum
                 add_products(l, l.mul(q, l.splat(scales[at])), vector(x, at), sums);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn iq4_xs<L: Lanes, const T: usize>(l: L, block: &[u8; 136], x: [&[X; 16]; T], sums: &mut [L::V; T]) {
+    let head = head(block);
+    let scales = l.store(l.mul(l.signed(iq4_xs_scales(head)), l.half(head)));
+    for (group, &scale) in scales[..8].iter().enumerate() {
+        let numbers = iq4(l, Bytes::load(block, 8 + 16 * group));
+        add_scaled(l, l.splat(scale), numbers, (x, group), sums);
     }
 }

@@ -2,11 +2,13 @@
 
 use super::LANES;
 use super::x86_64::Vectors256;
-use crate::quant::simd::{half_at, head, scales_and_minima};
+use crate::quant::scalar::IQ4;
+use crate::quant::simd::{half_at, head, iq4_xs_scales, q3_k_scales, scales_and_minima};
+use crate::simd::bytes::Bytes;
 use core::arch::x86_64::*;
 
 /// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves.
-/// Codes of eight bits are signed.
+/// Codes of eight bits are signed. Q2_K's are as in `quant::codes`.
 pub(super) type Groups = ([__m256i; LANES], [__m256; 2]);
 
 /// At most eight blocks of 32 columns, whose scale comes first and then, if there is one, their minimum. Groups that
@@ -105,6 +107,109 @@ pub(super) fn q8_0<I: Vectors256>(isa: I, block: &[u8; 34]) -> __m256i {
     bytes(isa, block, 2)
 }
 
+/// [`nibbles`], each as the number of IQ4_NL that it stands for.
+#[inline(always)]
+fn iq4<I: Vectors256>(isa: I, block: &[u8], at: usize) -> __m256i {
+    // SAFETY: `isa` proves AVX2; the array is the 16 bytes that are loaded.
+    unsafe {
+        let numbers = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4.as_ptr().cast()));
+        _mm256_shuffle_epi8(numbers, nibbles(isa, block, at))
+    }
+}
+
+#[inline(always)]
+pub(super) fn iq4_nl<I: Vectors256>(isa: I, block: &[u8; 18]) -> __m256i {
+    iq4(isa, block, 2)
+}
+
+#[inline(always)]
+pub(super) fn iq4_xs<I: Vectors256>(isa: I, block: &[u8; 136]) -> Groups {
+    let scales = iq4_xs_scales(head(block)).0;
+    // SAFETY: `isa` proves AVX2.
+    unsafe {
+        let mut codes = [_mm256_setzero_si256(); LANES];
+        for (group, codes) in codes.iter_mut().enumerate() {
+            *codes = iq4(isa, block, 8 + 16 * group);
+        }
+        let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales));
+        (codes, [_mm256_mul_ps(_mm256_set1_ps(half_at(block, 0)), scales), _mm256_setzero_ps()])
+    }
+}
+
+/// The lower two bits of the codes of Q2_K and Q3_K, from 64 bytes.
+#[inline(always)]
+fn twos<I: Vectors256>(isa: I, block: &[u8], at: usize) -> [__m256i; LANES] {
+    let [first, second] = [bytes(isa, block, at), bytes(isa, block, at + 32)];
+    // SAFETY: `isa` proves AVX2.
+    unsafe {
+        let mut pairs = [
+            first,
+            _mm256_srli_epi16::<2>(first),
+            _mm256_srli_epi16::<4>(first),
+            _mm256_srli_epi16::<6>(first),
+            second,
+            _mm256_srli_epi16::<2>(second),
+            _mm256_srli_epi16::<4>(second),
+            _mm256_srli_epi16::<6>(second),
+        ];
+        for pairs in &mut pairs {
+            *pairs = _mm256_and_si256(*pairs, _mm256_set1_epi8(3));
+        }
+        pairs
+    }
+}
+
+#[inline(always)]
+pub(super) fn q2_k<I: Vectors256>(isa: I, block: &[u8; 84]) -> Groups {
+    let (mut codes, packed) = (twos(isa, block, 16), Bytes::load(block, 0));
+    // SAFETY: `isa` proves AVX2.
+    unsafe {
+        let scales = _mm256_broadcastsi128_si256(packed.low_nibbles().0);
+        // The scale of each half, in words.
+        let places = _mm256_setr_m128i(_mm_set1_epi16(0x8000u16 as i16), _mm_set1_epi16(0x8001u16 as i16));
+        for (group, codes) in codes.iter_mut().enumerate() {
+            let places = _mm256_or_si256(places, _mm256_set1_epi16(2 * group as i16));
+            // Two bytes of at most 3 times at most 15: none carries.
+            *codes = _mm256_mullo_epi16(*codes, _mm256_shuffle_epi8(scales, places));
+        }
+        let minima = _mm256_cvtepu16_epi32(packed.high_nibbles().0);
+        let dmin = _mm256_set1_epi32((-half_at(block, 82)).to_bits() as i32);
+        (codes, [_mm256_set1_ps(half_at(block, 80)), _mm256_castsi256_ps(_mm256_or_si256(dmin, minima))])
+    }
+}
+
+#[inline(always)]
+pub(super) fn q3_k<I: Vectors256>(isa: I, block: &[u8; 110]) -> Groups {
+    let (thirds, mut codes) = (bytes(isa, block, 0), twos(isa, block, 32));
+    for (group, codes) in codes.iter_mut().enumerate() {
+        *codes = with_bit::<I, 4>(isa, *codes, thirds, group);
+    }
+    (codes, half_scales(isa, q3_k_scales(block), half_at(block, 108)))
+}
+
+/// `codes`, and `VALUE` where `bits` have the group's bit.
+#[inline(always)]
+fn with_bit<I: Vectors256, const VALUE: i8>(_isa: I, codes: __m256i, bits: __m256i, group: usize) -> __m256i {
+    // SAFETY: the token proves AVX2.
+    unsafe {
+        let bit = _mm256_set1_epi8((1u8 << group) as i8);
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit), bit);
+        _mm256_or_si256(codes, _mm256_and_si256(set, _mm256_set1_epi8(VALUE)))
+    }
+}
+
+/// `d` times the scales of the groups' first halves, and of their second halves, from sixteen signed bytes.
+#[inline(always)]
+fn half_scales<I: Vectors256>(_isa: I, scales: Bytes, d: f32) -> [__m256; 2] {
+    // SAFETY: the token proves AVX2.
+    unsafe {
+        let order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+        let (scales, d) = (_mm_shuffle_epi8(scales.0, order), _mm256_set1_ps(d));
+        let (first, second) = (_mm256_cvtepi8_epi32(scales), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(scales)));
+        [_mm256_mul_ps(d, _mm256_cvtepi32_ps(first)), _mm256_mul_ps(d, _mm256_cvtepi32_ps(second))]
+    }
+}
+
 /// Eight vectors of nibbles: the low and the high ones of each 32 bytes from `first` on.
 #[inline(always)]
 fn pairs<I: Vectors256>(isa: I, block: &[u8], first: usize) -> [__m256i; LANES] {
@@ -144,12 +249,7 @@ pub(super) fn q4_k<I: Vectors256>(isa: I, block: &[u8; 144]) -> Groups {
 pub(super) fn q5_k<I: Vectors256>(isa: I, block: &[u8; 176]) -> Groups {
     let (fifths, mut codes) = (bytes(isa, block, 16), pairs(isa, block, 48));
     for (group, codes) in codes.iter_mut().enumerate() {
-        // SAFETY: `isa` proves AVX2.
-        unsafe {
-            let bit = _mm256_set1_epi8((1u8 << group) as i8);
-            let fifths = _mm256_cmpeq_epi8(_mm256_and_si256(fifths, bit), bit);
-            *codes = _mm256_or_si256(*codes, _mm256_and_si256(fifths, _mm256_set1_epi8(16)));
-        }
+        *codes = with_bit::<I, 16>(isa, *codes, fifths, group);
     }
     (codes, scales(isa, head(block)))
 }
@@ -175,15 +275,5 @@ pub(super) fn q6_k<I: Vectors256>(isa: I, block: &[u8; 210]) -> Groups {
             *codes = _mm256_or_si256(low[4 * half + g % 2 * 2 + g / 2], pair);
         }
     }
-    let stored: &[u8; 16] = block[192..].first_chunk().unwrap(); // the block has 18 bytes from 192 on
-    // SAFETY: `isa` proves AVX2; the array is the 16 bytes that are loaded.
-    let scales = unsafe {
-        // The scales of the first halves, then those of the second halves.
-        let order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-        let scales = _mm_shuffle_epi8(_mm_loadu_si128(stored.as_ptr().cast()), order);
-        let d = _mm256_set1_ps(half_at(block, 208));
-        let (first, second) = (_mm256_cvtepi8_epi32(scales), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(scales)));
-        [_mm256_mul_ps(d, _mm256_cvtepi32_ps(first)), _mm256_mul_ps(d, _mm256_cvtepi32_ps(second))]
-    };
-    (codes, scales)
+    (codes, half_scales(isa, Bytes::load(block, 192), half_at(block, 208)))
 }

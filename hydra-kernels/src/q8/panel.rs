@@ -23,9 +23,10 @@ const QUAD: usize = 4;
 pub struct PanelGroup {
     /// `codes[i][4 · row + j]` is the code of column 4 · i + j.
     pub(super) codes: [[u8; NR * QUAD]; GROUP / QUAD],
-    /// Each row's scale; in Q6_K, that of the group's first half.
+    /// Each row's scale; in Q3_K and Q6_K, that of the group's first half.
     pub(super) scales: [f32; NR],
-    /// Each row's minimum; in Q6_K, the scale of the group's second half; otherwise 0.
+    /// Each row's minimum; in Q3_K and Q6_K, the scale of the group's second half; in Q2_K, the minima of both halves;
+    /// otherwise 0.
     pub(super) seconds: [f32; NR],
 }
 

@@ -1,8 +1,9 @@
 //! A tile in plain Rust.
 
 use super::panel::{NR, PanelGroup};
-use super::{Block, LANES, Sums};
+use super::{Block, LANES, Sums, two_minima, two_scales};
 use crate::quant::GROUP;
+use crate::quant::codes::unpack_minima;
 use crate::simd::reduce::sum;
 
 /// See [`super::tile`].
@@ -23,12 +24,18 @@ pub(super) fn tile<const BITS: u32, const MINIMUM: bool>(
             for (row, sum) in sums.iter_mut().enumerate() {
                 let (scale, second) = (group.scales[row], group.seconds[row]);
                 let [low, high] = products(group, row, q);
-                if BITS == 6 {
+                if two_scales(BITS) {
                     // Integers below 2²⁴: exact.
                     *sum = fma(d, scale * (low as f32 - offset * first), *sum);
                     *sum = fma(d, second * (high as f32 - offset * (s - first)), *sum);
                 } else if MINIMUM {
-                    *sum = fma(d, fma(scale, (low + high) as f32, second * s), *sum);
+                    let (minimum, s) = if two_minima(BITS) {
+                        let (dmin, m) = unpack_minima(second);
+                        (dmin, m[0] * first + m[1] * (s - first))
+                    } else {
+                        (second, s)
+                    };
+                    *sum = fma(d, fma(scale, (low + high) as f32, minimum * s), *sum);
                 } else {
                     *sum = fma(d, scale * ((low + high) as f32 - offset * s), *sum);
                 }

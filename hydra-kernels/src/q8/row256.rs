@@ -5,8 +5,8 @@
 #![allow(clippy::redundant_closure)]
 
 use super::groups256::{self, Groups};
-use super::x86_64::Bytes256;
-use super::{Block, LANES};
+use super::x86_64::{Bytes256, unpack_minima};
+use super::{Block, LANES, two_minima, two_scales};
 use crate::quant::{GROUP, Weight, by_block_format};
 use crate::simd::reduce::sum;
 use core::arch::x86_64::*;
@@ -151,8 +151,8 @@ fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
     unsafe {
         let (d, s) = (_mm256_loadu_ps(x.scales.as_ptr()), _mm256_loadu_ps(x.sums.as_ptr()));
         let offset = _mm256_set1_ps((1 << (BITS - 1)) as f32);
-        if BITS == 6 {
-            let first = _mm256_loadu_ps(x.first_halves.as_ptr());
+        let first = _mm256_loadu_ps(x.first_halves.as_ptr());
+        if two_scales(BITS) {
             let (low, high) = (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high));
             let low = _mm256_mul_ps(scales, _mm256_fnmadd_ps(offset, first, low));
             let high = _mm256_mul_ps(seconds, _mm256_fnmadd_ps(offset, _mm256_sub_ps(s, first), high));
@@ -160,7 +160,8 @@ fn add<I: Bytes256, const BITS: u32, const MINIMUM: bool>(
         }
         let products = _mm256_cvtepi32_ps(_mm256_add_epi32(low, high));
         let v = if MINIMUM {
-            _mm256_fmadd_ps(scales, products, _mm256_mul_ps(seconds, s))
+            let [minima, s] = if two_minima(BITS) { unpack_minima(isa, seconds, s, first) } else { [seconds, s] };
+            _mm256_fmadd_ps(scales, products, _mm256_mul_ps(minima, s))
         } else if BITS == 8 {
             _mm256_mul_ps(scales, products)
         } else {

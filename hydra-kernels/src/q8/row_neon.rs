@@ -4,13 +4,15 @@
 // Passed by name, a function would be called through a shim that is compiled without the caller's instruction set.
 #![allow(clippy::redundant_closure)]
 
-use super::neon::dot;
-use super::{Block, LANES};
+use super::neon::{dot, unpack_minima};
+use super::{Block, LANES, two_minima, two_scales};
 use crate::isa::NeonDotProd;
-use crate::quant::scalar::f16_to_f32;
-use crate::quant::simd::{half_at, head, scales_and_minima};
+use crate::quant::codes::pack_minima;
+use crate::quant::scalar::{IQ4, f16_to_f32};
+use crate::quant::simd::{half_at, head, iq4_xs_scales, q3_k_scales, scales_and_minima};
 use crate::quant::{GROUP, Weight, by_block_format};
 use crate::simd::bytes::Bytes;
+use crate::simd::lanes::Lanes as _;
 use crate::simd::reduce::sum;
 use core::arch::aarch64::*;
 use core::array::from_fn;
@@ -18,7 +20,8 @@ use core::array::from_fn;
 /// The codes of a group.
 type Codes = [Bytes; 2];
 
-/// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves.
+/// The codes of eight groups, and their scales beside their minima, or the scales of their first and second halves. Q2_K's are
+/// as in `quant::codes`.
 type Groups = ([Codes; LANES], [[f32; LANES]; 2]);
 
 /// Eight lanes.
@@ -135,7 +138,7 @@ fn add<const BITS: u32, const MINIMUM: bool>(isa: NeonDotProd, groups: &Groups, 
                     |codes| vreinterpretq_s8_u8(codes.0),
                 );
                 let low = dot(isa, vdupq_n_s32(0), codes[0], q[0]);
-                let high = dot(isa, if BITS == 6 { vdupq_n_s32(0) } else { low }, codes[1], q[1]);
+                let high = dot(isa, if two_scales(BITS) { vdupq_n_s32(0) } else { low }, codes[1], q[1]);
                 [low, high]
             }
         },
@@ -163,13 +166,14 @@ fn add<const BITS: u32, const MINIMUM: bool>(isa: NeonDotProd, groups: &Groups, 
                 );
                 let lanes = lanes[four];
                 let offset = vdupq_n_f32((1 << (BITS - 1)) as f32);
-                if BITS == 6 {
+                if two_scales(BITS) {
                     let low = vmulq_f32(scales, vfmsq_f32(low, offset, first));
                     let high = vmulq_f32(seconds, vfmsq_f32(high, offset, vsubq_f32(s, first)));
                     return vfmaq_f32(vfmaq_f32(lanes, d, low), d, high);
                 }
                 let v = if MINIMUM {
-                    vfmaq_f32(vmulq_f32(seconds, s), scales, high)
+                    let [minima, s] = if two_minima(BITS) { unpack_minima(seconds, s, first) } else { [seconds, s] };
+                    vfmaq_f32(vmulq_f32(minima, s), scales, high)
                 } else if BITS == 8 {
                     vmulq_f32(scales, high)
                 } else {
@@ -221,6 +225,82 @@ fn q8_0(_isa: NeonDotProd, block: &[u8; 34]) -> Codes {
     [Bytes::load(block, 2), Bytes::load(block, 18)]
 }
 
+/// [`nibbles`], each as the number of IQ4_NL that it stands for.
+#[inline(always)]
+fn iq4(isa: NeonDotProd, block: &[u8], at: usize) -> Codes {
+    let numbers = Bytes::load(&bytemuck::cast::<_, [u8; 16]>(IQ4), 0);
+    nibbles(block, at).map(
+        #[inline(always)]
+        |codes| isa.neon().lookup(numbers, codes),
+    )
+}
+
+#[inline(always)]
+fn iq4_nl(isa: NeonDotProd, block: &[u8; 18]) -> Codes {
+    iq4(isa, block, 2)
+}
+
+#[inline(always)]
+fn iq4_xs(isa: NeonDotProd, block: &[u8; 136]) -> Groups {
+    let codes = from_fn(
+        #[inline(always)]
+        |group| iq4(isa, block, 8 + 16 * group),
+    );
+    let neon = isa.neon();
+    let scales = neon.store(neon.mul(neon.signed(iq4_xs_scales(head(block))), neon.half(head(block))));
+    (codes, [*scales.first_chunk().unwrap(), [0.0; LANES]]) // of sixteen
+}
+
+/// The lower two bits of the codes of Q2_K and Q3_K, from 64 bytes.
+#[inline(always)]
+fn twos(block: &[u8], first: usize) -> [Codes; LANES] {
+    let pairs: [[[Bytes; 4]; 2]; 2] = from_fn(
+        #[inline(always)]
+        |half| [Bytes::load(block, first + 32 * half).pairs(), Bytes::load(block, first + 32 * half + 16).pairs()],
+    );
+    from_fn(
+        #[inline(always)]
+        |group| {
+            let [low, high] = &pairs[group / 4];
+            [low[group % 4], high[group % 4]]
+        },
+    )
+}
+
+#[inline(always)]
+fn q2_k(isa: NeonDotProd, block: &[u8; 84]) -> Groups {
+    let (mut codes, d, dmin) = (twos(block, 16), half_at(block, 80), half_at(block, 82));
+    let mut minima = [0.0; LANES];
+    for group in 0..LANES {
+        let halves = [block[2 * group], block[2 * group + 1]];
+        for (codes, half) in codes[group].iter_mut().zip(halves) {
+            // 0, 1, 2 and 3 times the scale.
+            let products = u64::from(half & 15) * 0x0302_0100;
+            *codes = isa.neon().lookup(Bytes::words(products, 0), *codes);
+        }
+        minima[group] = pack_minima(dmin, halves.map(|half| half >> 4));
+    }
+    (codes, [[d; LANES], minima])
+}
+
+#[inline(always)]
+fn q3_k(isa: NeonDotProd, block: &[u8; 110]) -> Groups {
+    let (thirds, mut codes) = ([Bytes::load(block, 0), Bytes::load(block, 16)], twos(block, 32));
+    for (group, codes) in codes.iter_mut().enumerate() {
+        let bit = Bytes::splat(1 << group);
+        for (codes, thirds) in codes.iter_mut().zip(thirds) {
+            *codes = codes.or(thirds.where_set(bit, 4));
+        }
+    }
+    let neon = isa.neon();
+    let scales = neon.store(neon.mul(neon.signed(q3_k_scales(block)), neon.splat(half_at(block, 108))));
+    let mut halves = [[0.0; LANES]; 2];
+    for (group, &[first, second]) in scales.as_chunks().0.iter().enumerate() {
+        (halves[0][group], halves[1][group]) = (first, second);
+    }
+    (codes, halves)
+}
+
 /// The codes of Q4_K and Q5_K without a fifth bit; the nibbles begin at `first`.
 #[inline(always)]
 fn pairs(block: &[u8], first: usize) -> [Codes; LANES] {
@@ -254,7 +334,7 @@ fn q5_k(isa: NeonDotProd, block: &[u8; 176]) -> Groups {
     for (group, codes) in codes.iter_mut().enumerate() {
         let bit = Bytes::splat(1 << group);
         for (codes, fifths) in codes.iter_mut().zip(fifths) {
-            *codes = codes.or(fifths.sixteen_where(bit));
+            *codes = codes.or(fifths.where_set(bit, 16));
         }
     }
     (codes, scales(isa, head(block)))

@@ -1,8 +1,8 @@
 //! A tile in 256 bits: the lanes of eight rows of W.
 
 use super::panel::{NR, PanelGroup};
-use super::x86_64::Bytes256;
-use super::{Block, LANES, Sums, TOKENS};
+use super::x86_64::{Bytes256, unpack_minima};
+use super::{Block, LANES, Sums, TOKENS, two_minima, two_scales};
 use crate::isa::Avx2;
 use crate::quant::GROUP;
 use core::arch::x86_64::*;
@@ -71,8 +71,8 @@ impl Weights {
             let d = _mm256_set1_ps(x.scales[g]);
             let (s, mut sum) = (_mm256_set1_ps(x.sums[g]), _mm256_loadu_ps(sums.as_ptr()));
             let offset = _mm256_set1_ps((1 << (BITS - 1)) as f32);
-            if BITS == 6 {
-                let first = _mm256_set1_ps(x.first_halves[g]);
+            let first = _mm256_set1_ps(x.first_halves[g]);
+            if two_scales(BITS) {
                 let halves = [(&self.codes[..4], low, first), (&self.codes[4..], high, _mm256_sub_ps(s, first))];
                 for ((codes, q, s), scales) in halves.into_iter().zip([self.scales, self.seconds]) {
                     let codes = codes.first_chunk::<4>().unwrap(); // half of eight
@@ -84,7 +84,9 @@ impl Weights {
                 let q = q.first_chunk::<8>().unwrap(); // it has eight
                 let products = _mm256_cvtepi32_ps(isa.quads::<BITS, 8>(&self.codes, q));
                 let v = if MINIMUM {
-                    _mm256_fmadd_ps(self.scales, products, _mm256_mul_ps(self.seconds, s))
+                    let [minima, s] =
+                        if two_minima(BITS) { unpack_minima(isa, self.seconds, s, first) } else { [self.seconds, s] };
+                    _mm256_fmadd_ps(self.scales, products, _mm256_mul_ps(minima, s))
                 } else if BITS == 8 && I::SIGNED_BYTES {
                     _mm256_mul_ps(self.scales, products)
                 } else {

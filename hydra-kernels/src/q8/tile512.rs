@@ -1,7 +1,7 @@
 //! Tiles on AVX-512 VNNI: a register has the lanes of all sixteen rows of a panel.
 
 use super::panel::{NR, PanelGroup};
-use super::{Block, LANES, Sums, TOKENS};
+use super::{Block, LANES, Sums, TOKENS, two_minima, two_scales};
 use crate::isa::{Avx512, Avx512Vnni};
 use crate::quant::GROUP;
 use core::arch::x86_64::*;
@@ -71,13 +71,13 @@ fn add<const BITS: u32, const MINIMUM: bool, const P: usize>(
     x: &Block,
 ) {
     let (s, first) = (x.sums[lane], x.first_halves[lane]);
-    let products = match (BITS, MINIMUM) {
-        (6, _) => quads::<BITS, P>(isa, first, weights, x, lane, 0..QUADS / 2),
+    let products = match (two_scales(BITS), MINIMUM) {
+        (true, _) => quads::<BITS, P>(isa, first, weights, x, lane, 0..QUADS / 2),
         (_, true) => quads::<BITS, P>(isa, 0.0, weights, x, lane, 0..QUADS),
         (_, false) => quads::<BITS, P>(isa, s, weights, x, lane, 0..QUADS),
     };
     let others =
-        if BITS == 6 { quads::<BITS, P>(isa, s - first, weights, x, lane, QUADS / 2..QUADS) } else { products };
+        if two_scales(BITS) { quads::<BITS, P>(isa, s - first, weights, x, lane, QUADS / 2..QUADS) } else { products };
     for p in 0..P {
         let (sum, weights) = (&mut sums[p][lane][token], &weights[p]);
         // SAFETY: `isa` proves AVX-512F; `sum` is the 64 bytes that are loaded and written.
@@ -85,16 +85,35 @@ fn add<const BITS: u32, const MINIMUM: bool, const P: usize>(
             let (d, s) = (_mm512_set1_ps(x.scales[lane]), _mm512_set1_ps(s));
             let mut total = _mm512_maskz_loadu_ps(before, sum.as_ptr());
             let v = if MINIMUM {
-                _mm512_fmadd_ps(weights.scales, products[p], _mm512_mul_ps(weights.seconds, s))
+                let [minima, s] = if two_minima(BITS) {
+                    unpack_minima(isa, weights.seconds, s, _mm512_set1_ps(first))
+                } else {
+                    [weights.seconds, s]
+                };
+                _mm512_fmadd_ps(weights.scales, products[p], _mm512_mul_ps(minima, s))
             } else {
                 _mm512_mul_ps(weights.scales, products[p])
             };
             total = _mm512_fmadd_ps(d, v, total);
-            if BITS == 6 {
+            if two_scales(BITS) {
                 total = _mm512_fmadd_ps(d, _mm512_mul_ps(weights.seconds, others[p]), total);
             }
             _mm512_storeu_ps(sum.as_mut_ptr(), total);
         }
+    }
+}
+
+/// [`super::x86_64::unpack_minima`] in 512 bits.
+#[inline(always)]
+fn unpack_minima(_isa: Avx512Vnni, minima: __m512, s: __m512, first: __m512) -> [__m512; 2] {
+    // SAFETY: the token proves AVX-512F.
+    unsafe {
+        let bits = _mm512_castps_si512(minima);
+        let four_bits = _mm512_set1_epi32(15);
+        let low = _mm512_cvtepi32_ps(_mm512_and_si512(bits, four_bits));
+        let high = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(bits), four_bits));
+        let dmin = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(!0x1fff)));
+        [dmin, _mm512_fmadd_ps(high, _mm512_sub_ps(s, first), _mm512_mul_ps(low, first))]
     }
 }
 

@@ -1,8 +1,8 @@
 //! A tile on NEON with SDOT: the lanes of four rows of W in a register.
 
-use super::neon::dot_lane;
+use super::neon::{dot_lane, unpack_minima};
 use super::panel::{NR, PanelGroup};
-use super::{Block, LANES, Sums, TOKENS};
+use super::{Block, LANES, Sums, TOKENS, two_minima, two_scales};
 use crate::isa::NeonDotProd;
 use crate::quant::GROUP;
 use core::arch::aarch64::*;
@@ -79,8 +79,8 @@ impl Weights {
         unsafe {
             let (none, d, s) = (vdupq_n_s32(0), vdupq_n_f32(x.scales[g]), vdupq_n_f32(x.sums[g]));
             let (mut sum, offset) = (vld1q_f32(sums.as_ptr()), vdupq_n_f32((1 << (BITS - 1)) as f32));
-            if BITS == 6 {
-                let first = vdupq_n_f32(x.first_halves[g]);
+            let first = vdupq_n_f32(x.first_halves[g]);
+            if two_scales(BITS) {
                 for (i, scales, s) in [(0, self.scales, first), (1, self.seconds, vsubq_f32(s, first))] {
                     let v = vmulq_f32(scales, vfmsq_f32(vcvtq_f32_s32(self.half(isa, none, i, x, g)), offset, s));
                     sum = vfmaq_f32(sum, d, v);
@@ -88,7 +88,9 @@ impl Weights {
             } else {
                 let products = vcvtq_f32_s32(self.half(isa, self.half(isa, none, 0, x, g), 1, x, g));
                 let v = if MINIMUM {
-                    vfmaq_f32(vmulq_f32(self.seconds, s), self.scales, products)
+                    let [minima, s] =
+                        if two_minima(BITS) { unpack_minima(self.seconds, s, first) } else { [self.seconds, s] };
+                    vfmaq_f32(vmulq_f32(minima, s), self.scales, products)
                 } else if BITS == 8 {
                     vmulq_f32(self.scales, products)
                 } else {

@@ -33,6 +33,21 @@ pub(super) trait Bytes256: Vectors256 {
     fn quads<const BITS: u32, const N: usize>(self, codes: &[__m256i; N], q: &[[i8; 4]; N]) -> __m256i;
 }
 
+/// Of Q2_K's minima as `quant::codes` packs them: −dmin, and Σ m·s over both halves, where `s` is the sum of q over a group
+/// and `first` the one over its first half.
+#[inline(always)]
+pub(super) fn unpack_minima<I: Vectors256>(_isa: I, minima: __m256, s: __m256, first: __m256) -> [__m256; 2] {
+    // SAFETY: the token proves AVX2 and FMA.
+    unsafe {
+        let bits = _mm256_castps_si256(minima);
+        let four_bits = _mm256_set1_epi32(15);
+        let low = _mm256_cvtepi32_ps(_mm256_and_si256(bits, four_bits));
+        let high = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<8>(bits), four_bits));
+        let dmin = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(!0x1fff)));
+        [dmin, _mm256_fmadd_ps(high, _mm256_sub_ps(s, first), _mm256_mul_ps(low, first))]
+    }
+}
+
 /// Four bytes in every lane.
 #[inline(always)]
 fn splat(q: &[i8; 4]) -> __m256i {
@@ -87,11 +102,11 @@ impl Bytes256 for Avx2 {
     #[inline(always)]
     fn quads<const BITS: u32, const N: usize>(self, codes: &[__m256i; N], q: &[[i8; 4]; N]) -> __m256i {
         // Pairs of products that a sum of 16 bits holds: 8 · 2 · 15 · 127, 4 · 2 · 31 · 127 and 2 · 2 · 63 · 127 are
-        // below 2¹⁵.
+        // below 2¹⁵. Q2_K's codes have scales in them: they are at most 45.
         let pairs = match BITS {
-            4 => 8,
+            3 | 4 => 8,
             5 => 4,
-            6 => 2,
+            2 | 6 => 2,
             _ => 1,
         };
         // SAFETY: `self` proves AVX2.

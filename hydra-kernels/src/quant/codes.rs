@@ -4,9 +4,10 @@
 //! A weight is scale · (code − offset), or scale · code + minimum. The offset is half the codes' range.
 
 use super::format::GROUP;
-use super::scalar::{bytes_at, fives, half_at, nibbles, scale_and_min};
+use super::scalar::{bytes_at, fives, half_at, iq4, iq4_xs_scale, nibbles, q2_k_parts, q3_k_parts, scale_and_min};
 
-/// The codes of a group's columns, and `[scale, 0]`, `[scale, minimum]`, or in Q6_K the scales of both halves.
+/// The codes of a group's columns, and `[scale, 0]`, `[scale, minimum]`, in Q3_K and Q6_K the scales of both halves, or in
+/// Q2_K d and [`pack_minima`].
 pub(crate) type Group = ([u8; GROUP], [f32; 2]);
 
 #[inline(always)]
@@ -27,6 +28,54 @@ pub(crate) fn q5_0(block: &[u8; 22], _sub: usize) -> Group {
 #[inline(always)]
 pub(crate) fn q5_1(block: &[u8; 24], _sub: usize) -> Group {
     (fives(bytes_at(block, 4), bytes_at(block, 8)), [half_at(block, 0), half_at(block, 2)])
+}
+
+/// The minima of both halves of a group of Q2_K, −dmin · m for two m of four bits: −dmin, which was an f16, so that its
+/// lowest 13 bits are zeros, with the m in bits 0 to 3 and 8 to 11.
+#[inline(always)]
+pub(crate) fn pack_minima(dmin: f32, m: [u8; 2]) -> f32 {
+    f32::from_bits((-dmin).to_bits() | u32::from(u16::from_le_bytes(m)))
+}
+
+/// −dmin and the two m.
+#[inline(always)]
+pub(crate) fn unpack_minima(minima: f32) -> (f32, [f32; 2]) {
+    let bits = minima.to_bits();
+    (f32::from_bits(bits & !0x1fff), [(bits & 15) as f32, (bits >> 8 & 15) as f32])
+}
+
+/// A code is multiplied by its half's scale: the scale that remains is the block's.
+#[inline(always)]
+pub(crate) fn q2_k(block: &[u8; 84], sub: usize) -> Group {
+    let (mut codes, scales) = q2_k_parts(block, sub);
+    for i in 0..GROUP {
+        codes[i] *= scales[i / 16] & 15;
+    }
+    (codes, [half_at(block, 80), pack_minima(half_at(block, 82), scales.map(|scale| scale >> 4))])
+}
+
+#[inline(always)]
+pub(crate) fn q3_k(block: &[u8; 110], sub: usize) -> Group {
+    q3_k_parts(block, sub)
+}
+
+/// Numbers of eight bits, with the sign bit turned as in Q8_0.
+#[inline(always)]
+fn iq4_codes(packed: &[u8; 16]) -> [u8; GROUP] {
+    iq4(packed).map(
+        #[inline(always)]
+        |q| q as u8 ^ 0x80,
+    )
+}
+
+#[inline(always)]
+pub(crate) fn iq4_nl(block: &[u8; 18], _sub: usize) -> Group {
+    (iq4_codes(bytes_at(block, 2)), [half_at(block, 0), 0.0])
+}
+
+#[inline(always)]
+pub(crate) fn iq4_xs(block: &[u8; 136], sub: usize) -> Group {
+    (iq4_codes(bytes_at(block, 8 + sub * 16)), [iq4_xs_scale(block, sub), 0.0])
 }
 
 /// Stored as signed bytes: with the sign bit turned they are codes from 0 to 255.

@@ -4,8 +4,8 @@
 pub const GROUP: usize = 32;
 
 /// `$with!(name, bytes, groups, bits, minimum)` of a block format: the name that its functions have in the modules that
-/// take blocks apart, the bytes and the groups of 32 columns of a block, the bits of an integer code, and whether groups
-/// have a minimum.
+/// take blocks apart, the bytes and the groups of 32 columns of a block, the bits of an integer code (of the number that a
+/// code stands for in IQ4_NL and IQ4_XS), and whether groups have a minimum.
 macro_rules! by_block_format {
     ($format:expr, $with:ident) => {
         match $format {
@@ -14,9 +14,13 @@ macro_rules! by_block_format {
             $crate::quant::Format::Q5_0 => $with!(q5_0, 22, 1, 5, false),
             $crate::quant::Format::Q5_1 => $with!(q5_1, 24, 1, 5, true),
             $crate::quant::Format::Q8_0 => $with!(q8_0, 34, 1, 8, false),
+            $crate::quant::Format::Q2K => $with!(q2_k, 84, 8, 2, true),
+            $crate::quant::Format::Q3K => $with!(q3_k, 110, 8, 3, false),
             $crate::quant::Format::Q4K => $with!(q4_k, 144, 8, 4, true),
             $crate::quant::Format::Q5K => $with!(q5_k, 176, 8, 5, true),
             $crate::quant::Format::Q6K => $with!(q6_k, 210, 8, 6, false),
+            $crate::quant::Format::IQ4_NL => $with!(iq4_nl, 18, 1, 8, false),
+            $crate::quant::Format::IQ4_XS => $with!(iq4_xs, 136, 8, 8, false),
             $crate::quant::Format::F32 | $crate::quant::Format::F16 | $crate::quant::Format::Bf16 => {
                 unreachable!("expected a block format")
             }
@@ -45,17 +49,25 @@ pub enum Format {
     Q5_1,
     /// Blocks of 32: 8 bits each, one scale.
     Q8_0,
+    /// Blocks of 256: 2 bits each, 4-bit scales and minima of 16 half groups.
+    Q2K,
+    /// Blocks of 256: 3 bits each, 6-bit scales of 16 half groups.
+    Q3K,
     /// Blocks of 256: 4 bits each, 6-bit scales and minima of 8 groups.
     Q4K,
     /// Blocks of 256: 5 bits each, 6-bit scales and minima of 8 groups.
     Q5K,
     /// Blocks of 256: 6 bits each, 8-bit scales of 16 half groups.
     Q6K,
+    /// Blocks of 32: 4 bits each, which stand for sixteen unevenly spaced numbers; one scale.
+    IQ4_NL,
+    /// Blocks of 256: 4 bits each, as in IQ4_NL; 6-bit scales of 8 groups.
+    IQ4_XS,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 15] = [
         Format::F32,
         Format::F16,
         Format::Bf16,
@@ -64,17 +76,21 @@ impl Format {
         Format::Q5_0,
         Format::Q5_1,
         Format::Q8_0,
+        Format::Q2K,
+        Format::Q3K,
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
+        Format::IQ4_NL,
+        Format::IQ4_XS,
     ];
 
     /// Elements of a block; 1 for the plain formats.
     pub const fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::F16 | Format::Bf16 => 1,
-            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
-            Format::Q4K | Format::Q5K | Format::Q6K => 256,
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 | Format::IQ4_NL => 32,
+            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K | Format::IQ4_XS => 256,
         }
     }
 
@@ -88,9 +104,13 @@ impl Format {
             Format::Q5_0 => 2 + 4 + 16,
             Format::Q5_1 => 4 + 4 + 16,
             Format::Q8_0 => 2 + 32,
+            Format::Q2K => 16 + 64 + 4,
+            Format::Q3K => 32 + 64 + 12 + 2,
             Format::Q4K => 4 + 12 + 128,
             Format::Q5K => 4 + 12 + 32 + 128,
             Format::Q6K => 128 + 64 + 16 + 2,
+            Format::IQ4_NL => 2 + 16,
+            Format::IQ4_XS => 2 + 2 + 4 + 128,
         }
     }
 
@@ -105,9 +125,13 @@ impl Format {
             Format::Q5_0 => "Q5_0",
             Format::Q5_1 => "Q5_1",
             Format::Q8_0 => "Q8_0",
+            Format::Q2K => "Q2_K",
+            Format::Q3K => "Q3_K",
             Format::Q4K => "Q4_K",
             Format::Q5K => "Q5_K",
             Format::Q6K => "Q6_K",
+            Format::IQ4_NL => "IQ4_NL",
+            Format::IQ4_XS => "IQ4_XS",
         }
     }
 

@@ -132,6 +132,18 @@ pub(super) fn fives(high: &[u8; 4], packed: &[u8; 16]) -> [u8; GROUP] {
     q
 }
 
+/// The numbers that the codes of IQ4_NL and IQ4_XS stand for.
+pub(crate) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// [`nibbles`], each as the number that it stands for.
+#[inline(always)]
+pub(super) fn iq4(packed: &[u8; 16]) -> [i8; GROUP] {
+    nibbles(packed).map(
+        #[inline(always)]
+        |q| IQ4[usize::from(q & 15)],
+    )
+}
+
 #[inline(always)]
 fn q4_0(block: &[u8; 18], _sub: usize, out: &mut [f32; GROUP]) {
     let d = half_at(block, 0);
@@ -174,6 +186,74 @@ fn q8_0(block: &[u8; 34], _sub: usize, out: &mut [f32; GROUP]) {
     let q: &[u8; GROUP] = bytes_at(block, 2);
     for i in 0..GROUP {
         out[i] = f32::from(q[i] as i8) * d;
+    }
+}
+
+#[inline(always)]
+fn iq4_nl(block: &[u8; 18], _sub: usize, out: &mut [f32; GROUP]) {
+    let d = half_at(block, 0);
+    let q = iq4(bytes_at(block, 2));
+    for i in 0..GROUP {
+        out[i] = f32::from(q[i]) * d;
+    }
+}
+
+/// The lower two bits of a group's codes. Each half of 128 columns has 32 bytes, of which its group g takes bits 2g and
+/// 2g + 1.
+#[inline(always)]
+fn twos(packed: &[u8; 64], sub: usize) -> [u8; GROUP] {
+    let mut q: [u8; GROUP] = *bytes_at(packed, sub / 4 * 32);
+    let shift = sub % 4 * 2;
+    q.iter_mut().for_each(|q| *q = *q >> shift & 3);
+    q
+}
+
+/// A group's codes, and the scales and minima of its halves, each as two nibbles.
+#[inline(always)]
+pub(super) fn q2_k_parts(block: &[u8; 84], sub: usize) -> ([u8; GROUP], &[u8; 2]) {
+    (twos(bytes_at(block, 16), sub), bytes_at(block, sub * 2))
+}
+
+/// Layout: scales [16] (low nibbles) and minima (high nibbles) of half groups, pairs of bits [64], d, dmin.
+#[inline(always)]
+fn q2_k(block: &[u8; 84], sub: usize, out: &mut [f32; GROUP]) {
+    let (q, scales) = q2_k_parts(block, sub);
+    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    for (part, &scale) in scales.iter().enumerate() {
+        let (d, m) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
+        for i in part * 16..part * 16 + 16 {
+            out[i] = d * f32::from(q[i]) - m;
+        }
+    }
+}
+
+/// A group's codes from 0 to 7, and the scales of its halves. Scale i of 16 has its low four bits in nibble i / 8 of byte
+/// i % 8, and the upper two in bits 2 · (i / 4) and 2 · (i / 4) + 1 of byte 8 + i % 4.
+#[inline(always)]
+pub(super) fn q3_k_parts(block: &[u8; 110], sub: usize) -> ([u8; GROUP], [f32; 2]) {
+    let (third, mut codes): (&[u8; GROUP], _) = (bytes_at(block, 0), twos(bytes_at(block, 32), sub));
+    for i in 0..GROUP {
+        codes[i] |= (third[i] >> sub & 1) << 2;
+    }
+    let (packed, d): (&[u8; 12], _) = (bytes_at(block, 96), half_at(block, 108));
+    let scales = [sub * 2, sub * 2 + 1].map(
+        #[inline(always)]
+        |i| {
+            let scale = packed[i % 8] >> (i / 8 * 4) & 15 | (packed[8 + i % 4] >> (i / 4 * 2) & 3) << 4;
+            d * f32::from(scale as i8 - 32)
+        },
+    );
+    (codes, scales)
+}
+
+/// Layout: third bits [32] (bit `sub` of byte i belongs to column i), pairs of bits [64] as in Q2_K, scales [12], d.
+#[inline(always)]
+fn q3_k(block: &[u8; 110], sub: usize, out: &mut [f32; GROUP]) {
+    let (q, scales) = q3_k_parts(block, sub);
+    for (part, d) in scales.into_iter().enumerate() {
+        for i in part * 16..part * 16 + 16 {
+            out[i] = d * f32::from(q[i] as i8 - 4);
+        }
     }
 }
 
@@ -233,5 +313,24 @@ fn q6_k(block: &[u8; 210], sub: usize, out: &mut [f32; GROUP]) {
             let q = low[i] >> nibble & 15 | (high[i] >> pair & 3) << 4;
             out[i] = d * f32::from(q as i8 - 32);
         }
+    }
+}
+
+/// The scale of group `sub` of IQ4_XS: the low four bits are in its nibble, the upper two in bits 2 · `sub` and
+/// 2 · `sub` + 1.
+#[inline(always)]
+pub(super) fn iq4_xs_scale(block: &[u8; 136], sub: usize) -> f32 {
+    let upper = u16::from_le_bytes(*bytes_at(block, 2)) >> (sub * 2) & 3;
+    let scale = block[4 + sub / 2] >> (sub % 2 * 4) & 15 | (upper as u8) << 4;
+    half_at(block, 0) * f32::from(scale as i8 - 32)
+}
+
+/// Layout: d, upper pairs of bits of scales [2], low nibbles of scales [4], nibbles [128]: 16 bytes a group, as in IQ4_NL.
+#[inline(always)]
+fn iq4_xs(block: &[u8; 136], sub: usize, out: &mut [f32; GROUP]) {
+    let d = iq4_xs_scale(block, sub);
+    let q = iq4(bytes_at(block, 8 + sub * 16));
+    for i in 0..GROUP {
+        out[i] = f32::from(q[i]) * d;
     }
 }

@@ -92,6 +92,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn lookup(self, table: Bytes, places: Bytes) -> Bytes {
+        // SAFETY: `self` proves AVX2, which includes SSSE3.
+        Bytes(unsafe { _mm_shuffle_epi8(table.0, places.0) })
+    }
+
+    #[inline(always)]
     fn unsigned(self, bytes: Bytes) -> [__m256; 2] {
         // SAFETY: `self` proves AVX2.
         unsafe {

@@ -90,6 +90,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn lookup(self, table: Bytes, places: Bytes) -> Bytes {
+        // SAFETY: `self` proves AVX-512F, which includes SSSE3.
+        Bytes(unsafe { _mm_shuffle_epi8(table.0, places.0) })
+    }
+
+    #[inline(always)]
     fn unsigned(self, bytes: Bytes) -> __m512 {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes.0)) }

@@ -23,9 +23,16 @@ impl Bytes {
         self.right::<4>().low_nibbles()
     }
 
-    /// 16 where a byte has `bit`'s only set bit, 0 elsewhere.
+    /// `value` where a byte has `bit`'s only set bit, 0 elsewhere.
     #[inline(always)]
-    pub fn sixteen_where(self, bit: Bytes) -> Self {
-        self.and(bit).equals(bit).and(Bytes::splat(16))
+    pub fn where_set(self, bit: Bytes, value: u8) -> Self {
+        self.and(bit).equals(bit).and(Bytes::splat(value))
+    }
+
+    /// Bits 0 and 1 of each byte, then bits 2 and 3, 4 and 5, 6 and 7.
+    #[inline(always)]
+    pub fn pairs(self) -> [Self; 4] {
+        let three = Bytes::splat(3);
+        [self.and(three), self.right::<2>().and(three), self.right::<4>().and(three), self.right::<6>().and(three)]
     }
 }

@@ -37,6 +37,8 @@ pub(crate) trait Lanes: Copy {
     fn halves(self, bytes: &[u8; 8]) -> (Self::V, Self::V);
     /// The first of four f16 in the first eight lanes and minus the second in the last eight, widened.
     fn scale_and_min(self, bytes: &[u8; 8]) -> Self::V;
+    /// The bytes of `table` at `places`, which are below 16.
+    fn lookup(self, table: Bytes, places: Bytes) -> Bytes;
     /// Sixteen u8 as f32.
     fn unsigned(self, bytes: Bytes) -> Self::V;
     /// Sixteen i8 as f32.

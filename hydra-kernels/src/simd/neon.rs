@@ -105,6 +105,12 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn lookup(self, table: Bytes, places: Bytes) -> Bytes {
+        // SAFETY: `self` proves NEON.
+        Bytes(unsafe { vqtbl1q_u8(table.0, places.0) })
+    }
+
+    #[inline(always)]
     fn unsigned(self, bytes: Bytes) -> Self::V {
         // SAFETY: `self` proves NEON.
         unsafe {

@@ -56,7 +56,7 @@ fn gguf_tensors_that_cannot_be() {
         change(&mut gguf);
         gguf_complaint(&gguf.bytes()).expect("refused")
     };
-    let cases: [(&str, Change); 16] = [
+    let cases: [(&str, Change); 17] = [
         ("0 dimensions", &|g| g.tensors[0].1 = vec![]),
         ("5 dimensions", &|g| g.tensors[0].1 = vec![1; 5]),
         ("dimension of 0", &|g| g.tensors[0].1 = vec![0, 6]),
@@ -67,9 +67,10 @@ fn gguf_tensors_that_cannot_be() {
         ("aligned", &|g| g.tensors[0].3 = Some(4)),
         ("overlap", &|g| g.tensors[1].3 = Some(0)),
         ("second time", &|g| g.tensors[1] = g.tensors[0].clone()),
-        ("IQ4_XS", &|g| g.tensors[0].2 = 23),
+        ("IQ3_S", &|g| g.tensors[0].2 = 21),
         ("number 4000", &|g| g.tensors[0].2 = 4000),
         ("block of 32", &|g| g.tensors[0].2 = 2),
+        ("Q2_K's block of 256", &|g| g.tensors[0].2 = 10),
         ("power of two", &|g| g.u32("general.alignment", 24)),
         ("power of two", &|g| g.u32("general.alignment", 0)),
         ("wanted [6, 8]", &|g| g.tensors[2].1 = vec![6, 8]),

@@ -76,6 +76,6 @@ impl Bytes {
     pub fn fifth_bits(bits: [u8; 2]) -> Self {
         let eight = |byte: u8| u64::from(byte) * 0x0101_0101_0101_0101;
         let bit = 0x8040_2010_0804_0201;
-        Bytes::words(eight(bits[0]), eight(bits[1])).sixteen_where(Bytes::words(bit, bit))
+        Bytes::words(eight(bits[0]), eight(bits[1])).where_set(Bytes::words(bit, bit), 16)
     }
 }
