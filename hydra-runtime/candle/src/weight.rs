@@ -66,6 +66,8 @@ impl FrozenWeight {
                     GgmlDType::Q5_0 => Format::Q5_0,
                     GgmlDType::Q5_1 => Format::Q5_1,
                     GgmlDType::Q8_0 => Format::Q8_0,
+                    GgmlDType::Q2K => Format::Q2K,
+                    GgmlDType::Q3K => Format::Q3K,
                     GgmlDType::Q4K => Format::Q4K,
                     GgmlDType::Q5K => Format::Q5K,
                     GgmlDType::Q6K => Format::Q6K,

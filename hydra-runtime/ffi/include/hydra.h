@@ -205,12 +205,20 @@ enum hydra_type
   HYDRA_TYPE_Q5_1 = 7,
   // Blocks of 32 values of 8 bits, with a scale.
   HYDRA_TYPE_Q8_0 = 8,
+  // Blocks of 256 values of 2 bits.
+  HYDRA_TYPE_Q2_K = 10,
+  // Blocks of 256 values of 3 bits.
+  HYDRA_TYPE_Q3_K = 11,
   // Blocks of 256 values of 4 bits.
   HYDRA_TYPE_Q4_K = 12,
   // Blocks of 256 values of 5 bits.
   HYDRA_TYPE_Q5_K = 13,
   // Blocks of 256 values of 6 bits.
   HYDRA_TYPE_Q6_K = 14,
+  // Blocks of 32 values of 4 bits on an uneven scale, with a scale.
+  HYDRA_TYPE_IQ4_NL = 20,
+  // Blocks of 256 values of 4 bits on an uneven scale.
+  HYDRA_TYPE_IQ4_XS = 23,
   // bfloat16.
   HYDRA_TYPE_BF16 = 30,
 };

@@ -22,17 +22,25 @@ pub enum hydra_type {
     Q5_1 = 7,
     /// Blocks of 32 values of 8 bits, with a scale.
     Q8_0 = 8,
+    /// Blocks of 256 values of 2 bits.
+    Q2_K = 10,
+    /// Blocks of 256 values of 3 bits.
+    Q3_K = 11,
     /// Blocks of 256 values of 4 bits.
     Q4_K = 12,
     /// Blocks of 256 values of 5 bits.
     Q5_K = 13,
     /// Blocks of 256 values of 6 bits.
     Q6_K = 14,
+    /// Blocks of 32 values of 4 bits on an uneven scale, with a scale.
+    IQ4_NL = 20,
+    /// Blocks of 256 values of 4 bits on an uneven scale.
+    IQ4_XS = 23,
     /// bfloat16.
     Bf16 = 30,
 }
 
-pub(super) const FORMATS: [(hydra_type, Format); 11] = [
+pub(super) const FORMATS: [(hydra_type, Format); 15] = [
     (hydra_type::F32, Format::F32),
     (hydra_type::F16, Format::F16),
     (hydra_type::Q4_0, Format::Q4_0),
@@ -40,9 +48,13 @@ pub(super) const FORMATS: [(hydra_type, Format); 11] = [
     (hydra_type::Q5_0, Format::Q5_0),
     (hydra_type::Q5_1, Format::Q5_1),
     (hydra_type::Q8_0, Format::Q8_0),
+    (hydra_type::Q2_K, Format::Q2K),
+    (hydra_type::Q3_K, Format::Q3K),
     (hydra_type::Q4_K, Format::Q4K),
     (hydra_type::Q5_K, Format::Q5K),
     (hydra_type::Q6_K, Format::Q6K),
+    (hydra_type::IQ4_NL, Format::IQ4_NL),
+    (hydra_type::IQ4_XS, Format::IQ4_XS),
     (hydra_type::Bf16, Format::Bf16),
 ];
 
