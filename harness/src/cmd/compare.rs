@@ -34,12 +34,11 @@ pub struct Arguments {
     /// Training records, as for finetune
     #[arg(long, value_name = "FILE", num_args = 1.., required = true, help_heading = "Data")]
     data: Vec<PathBuf>,
-    /// The runs to compare: seeds, [defaults], [[run]], and optionally [tune], [mmlu], [accuracy] and [bootstrap]
+    /// The runs to compare: seeds, [defaults], [[run]], and optionally confidence, [tune], [mmlu] and [accuracy]
     ///
-    /// seeds = [..]; [defaults] and [[run]] take any option of finetune, and a [[run]] has a name; [tune] has lr = [..],
+    /// seeds = [..]; confidence = 0.95 is that of the intervals; [defaults] and [[run]] take any option of finetune, and a [[run]] has a name; [tune] has lr = [..],
     /// fraction = 0.25, validation = 0.1, seed = 0; [mmlu] is for --mmlu and has shots = 0, scoring = "letter", limit, subjects;
-    /// [accuracy] has data and the options of eval accuracy: metric, after, limit, max-tokens, stop, batch; [bootstrap] has
-    /// samples = 2000, seed = 0, level = 0.95.
+    /// [accuracy] has data and the options of eval accuracy: metric, after, limit, max-tokens, stop, batch.
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on, overall and by category

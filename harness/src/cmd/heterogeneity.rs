@@ -42,7 +42,7 @@ pub struct Arguments {
     /// Draw from these categories only, comma-separated [default: those with at least --records records]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Data")]
     among: Option<Vec<String>>,
-    /// The runs, as for compare: seeds, [defaults], [[run]], [bootstrap]; no [tune], [mmlu] or [accuracy]
+    /// The runs, as for compare: seeds, confidence, [defaults], [[run]]; no [tune], [mmlu] or [accuracy]
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,
     /// Eval set: records to measure the loss on
@@ -118,7 +118,7 @@ fn run_on<B: Backend>(device: B, arguments: Arguments, plan: Plan, started: bool
         records: draws.records,
         counts,
         seeds: &plan.seeds,
-        bootstrap: plan.bootstrap,
+        confidence: plan.confidence,
         orders: plan.seeds.iter().map(|&seed| (seed, draws.order(seed))).collect(),
         base: results.base.found.eval_loss.as_ref().map_or(f64::NAN, |loss| loss.all.loss),
         rows: rows(&plan, &draws, &results.runs)?,

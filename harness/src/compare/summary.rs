@@ -6,11 +6,11 @@ use crate::eval::accuracy::report::{Report, Score};
 use crate::eval::loss::EvalLoss;
 use crate::experiment::measure::Accuracy;
 use crate::experiment::plan::{Mmlu, Plan, Tune};
-use crate::experiment::scores::{Scores, difference, estimate, few, interval, scores, unlike};
+use crate::experiment::scores::{Scores, difference, estimate, interval, reading, scores, unlike};
 use crate::experiment::tune::Tuned;
 use crate::memory::mib;
 use crate::output::{command_line, printable, text_table};
-use crate::statistics::{Bootstrap, Estimate, Interval};
+use crate::statistics::{Estimate, Interval};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
@@ -50,8 +50,8 @@ pub struct Summary<'a> {
     pub about: About<'a>,
     /// Seeds of each run.
     pub seeds: &'a [u64],
-    /// How intervals are computed.
-    pub bootstrap: Bootstrap,
+    /// How often an interval holds the true difference.
+    pub confidence: f64,
     /// The model without an adapter.
     pub base: Base<'a>,
     /// A row per run.
@@ -115,7 +115,7 @@ impl<'a> Summary<'a> {
                 plan.seeds.iter().zip(seeds).filter_map(|(&seed, f)| Some((seed, f.found.diverged.as_deref()?)));
             let diverged: BTreeMap<_, _> = diverged.collect();
             let speeds: Option<Vec<f64>> = seeds.iter().map(|f| f.found.tokens_per_second).collect();
-            let difference = if i > 0 { difference(seeds, first, &plan.bootstrap)? } else { None };
+            let difference = if i > 0 { difference(seeds, first, plan.confidence)? } else { None };
             rows.push(Row {
                 name: &run.name,
                 command: command_line(&found.command),
@@ -135,7 +135,7 @@ impl<'a> Summary<'a> {
         }
         let base = &results.base.found;
         let base = Base { loss: &base.eval_loss, mmlu: base.mmlu, accuracy: base.accuracy.as_ref() };
-        Ok(Self { about, seeds: &plan.seeds, bootstrap: plan.bootstrap, base, rows })
+        Ok(Self { about, seeds: &plan.seeds, confidence: plan.confidence, base, rows })
     }
 
     /// The categories of the held-out records.
@@ -252,18 +252,14 @@ impl<'a> Summary<'a> {
     pub fn notes(&self) -> Vec<String> {
         let n = self.seeds.len();
         let mut notes = vec![match n {
-            1 => "One seed: there is no standard error, and intervals are over records or questions alone.".to_string(),
+            1 => "One seed: there is no standard error.".to_string(),
             _ => format!("Mean ± standard error over {n} seeds."),
         }];
-        let Bootstrap { samples, seed, level } = self.bootstrap;
-        let over = if n > 1 { "seeds and records (or questions)" } else { "records (or questions)" };
-        notes.push(format!(
-            "“vs first run” is the paired difference from the first run, with its {} % interval from {samples} bootstrap samples over \
-             {over} (seed {seed}). A lower loss is better.",
-            100.0 * level
-        ));
+        notes.push(reading(n, self.confidence, "records (or questions)") + " A lower loss is better.");
+        if self.rows.iter().filter_map(|row| row.difference.as_ref()).any(Scores::has_single) {
+            notes.push("A difference on a single record or question has no interval.".into());
+        }
         notes.push("All runs of a seed take the same records in the same order. Peak memory is the resident memory of the process while training, weights included.".into());
-        notes.extend(few(n, &self.bootstrap));
         if let Some(tune) = self.about.tune {
             let rates: Vec<String> = tune.lr.iter().map(|lr| format!("{:e}", lr.get())).collect();
             notes.push(format!(

@@ -23,7 +23,6 @@ use crate::options::{Count, NonNegative};
 use crate::output::printable;
 use crate::run::config::{Settings, Table, TomlFile, check_key};
 use crate::run::spec::RunSpec;
-use crate::statistics::Bootstrap;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -66,8 +65,8 @@ pub struct Plan {
     pub mmlu: Option<Mmlu>,
     /// Records whose answers are compared.
     pub accuracy: Option<AccuracyArgs>,
-    /// How intervals are computed.
-    pub bootstrap: Bootstrap,
+    /// How often an interval holds the true difference.
+    pub confidence: f64,
 }
 
 /// A row of the table.
@@ -129,9 +128,14 @@ struct File {
     tune: Option<Spanned<Tune>>,
     mmlu: Option<Mmlu>,
     accuracy: Option<AccuracyArgs>,
-    #[serde(default)]
-    bootstrap: Bootstrap,
+    #[serde(default = "usual")]
+    confidence: Spanned<f64>,
+    bootstrap: Option<Spanned<toml::Value>>,
     run: Vec<Spanned<Table>>,
+}
+
+fn usual() -> Spanned<f64> {
+    Spanned::new(0..0, 0.95)
 }
 
 impl Plan {
@@ -142,14 +146,24 @@ impl Plan {
     }
 
     fn parse(toml: TomlFile<'_>) -> Result<Self> {
-        let File { seeds, defaults, tune, mmlu, accuracy, bootstrap, run } = toml.parse()?;
+        let File { seeds, defaults, tune, mmlu, accuracy, confidence, bootstrap, run } = toml.parse()?;
         check_seeds(&seeds).with_context(|| toml.place(&seeds))?;
         let has_lr = defaults.keys().any(|key| key.get_ref() == "lr");
         if let Some(tune) = &tune {
             let file = TomlFile { table: Some("[tune]"), ..toml };
             tune.get_ref().check(has_lr).with_context(|| file.place(tune))?;
         }
-        check(mmlu.as_ref(), &bootstrap).with_context(|| toml.path.display().to_string())?;
+        if let Some(bootstrap) = &bootstrap {
+            bail!(
+                "{}: [bootstrap]: intervals are no longer bootstrapped: remove this table; confidence = 0.95, beside seeds, is their level",
+                toml.place(bootstrap)
+            );
+        }
+        if !(*confidence.get_ref() > 0.0 && *confidence.get_ref() < 1.0) {
+            let found = confidence.get_ref();
+            bail!("{}: confidence: expected more than 0 and less than 1, found {found}", toml.place(&confidence));
+        }
+        check(mmlu.as_ref()).with_context(|| toml.path.display().to_string())?;
         let defaults = options(defaults, TomlFile { table: Some("[defaults]"), ..toml })?;
         let mut runs: Vec<Run> = Vec::new();
         for table in run {
@@ -165,7 +179,7 @@ impl Plan {
             bail!("{}: no [[run]]: expected at least one", toml.path.display());
         }
         let (seeds, tune) = (seeds.into_inner(), tune.map(Spanned::into_inner));
-        Ok(Self { seeds, runs, tune, mmlu, accuracy, bootstrap })
+        Ok(Self { seeds, runs, tune, mmlu, accuracy, confidence: confidence.into_inner() })
     }
 }
 
@@ -229,11 +243,7 @@ fn check_seeds(seeds: &Spanned<Vec<u64>>) -> Result<()> {
     Ok(())
 }
 
-fn check(mmlu: Option<&Mmlu>, bootstrap: &Bootstrap) -> Result<()> {
-    let level = bootstrap.level > 0.0 && bootstrap.level < 1.0;
-    if !(1..=1_000_000).contains(&bootstrap.samples) || !level {
-        bail!("[bootstrap]: expected 1 to 1000000 samples and a level between 0 and 1");
-    }
+fn check(mmlu: Option<&Mmlu>) -> Result<()> {
     if mmlu.and_then(|mmlu| mmlu.subjects.as_ref()).is_some_and(Vec::is_empty) {
         bail!("[mmlu]: subjects = []: expected at least one subject");
     }
@@ -328,6 +338,14 @@ mod tests {
         );
         start("[mmlu]\nlimit = 0\n[[run]]\nname = 'a'", "c.toml:3: expected a whole number from 1");
         start("[mmlu]\nsubjects = []\n[[run]]\nname = 'a'", "c.toml: [mmlu]: subjects = []");
+        start(
+            "confidence = 95\n[[run]]\nname = 'a'",
+            "c.toml:2: confidence: expected more than 0 and less than 1, found 95",
+        );
+        start(
+            "[bootstrap]\nsamples = 5\n[[run]]\nname = 'a'",
+            "c.toml:2: [bootstrap]: intervals are no longer bootstrapped: remove this table",
+        );
         start("[tun]\nlr = []\n[[run]]\nname = 'a'", "c.toml:2: unknown key tun");
     }
 

@@ -5,7 +5,7 @@ use super::measure::{Accuracy, Details};
 use crate::eval::accuracy::report::Report;
 use crate::eval::loss::EvalLoss;
 use crate::output::printable;
-use crate::statistics::{Bootstrap, Differences, Estimate, Interval};
+use crate::statistics::{Differences, Ends, Estimate, Interval};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -27,6 +27,15 @@ pub struct Scores<T> {
     /// The same by category.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub accuracy_categories: BTreeMap<String, T>,
+}
+
+impl Scores<Interval> {
+    /// Whether something was measured on a single record or question, so that it has no interval.
+    pub fn has_single(&self) -> bool {
+        let overall = [Some(&self.loss), self.mmlu_micro.as_ref(), self.mmlu_macro.as_ref(), self.accuracy.as_ref()];
+        let by_category = self.categories.values().chain(self.accuracy_categories.values());
+        overall.into_iter().flatten().chain(by_category).any(|interval| interval.ends.is_none())
+    }
 }
 
 /// Means over seeds; `None` if a seed diverged.
@@ -53,8 +62,8 @@ pub fn scores(seeds: &[Finished]) -> Option<Scores<Estimate>> {
     })
 }
 
-/// Differences of a run to the first one, seed by seed; `None` if a seed of either diverged.
-pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Result<Option<Scores<Interval>>> {
+/// Differences of a run to the first one, seed by seed, with intervals of that confidence; `None` if a seed of either diverged.
+pub fn difference(own: &[Finished], first: &[Finished], confidence: f64) -> Result<Option<Scores<Interval>>> {
     if own.iter().chain(first).any(|f| f.found.eval_loss.is_none()) {
         return Ok(None);
     }
@@ -69,33 +78,34 @@ pub fn difference(own: &[Finished], first: &[Finished], how: &Bootstrap) -> Resu
     let pairs = || own.iter().zip(first).map(|(own, first)| (&own.details, &first.details));
     let losses: Vec<Vec<f64>> = pairs().map(|(a, b)| a.nll.iter().zip(&b.nll).map(|(a, b)| a - b).collect()).collect();
     let weights: Vec<f64> = reference.targets.iter().map(|&n| n as f64).collect();
-    let of = |values: &[Vec<f64>], weights: &[f64], groups: &[Vec<usize>]| {
-        Differences { values, weights, groups }.interval(how)
+    let of_losses = |groups: &[Vec<usize>]| {
+        Differences { values: &losses, weights: &weights, groups, step: 0.0 }.interval(confidence)
     };
-    let all: Vec<usize> = (0..weights.len()).collect();
-    let Some(loss) = of(&losses, &weights, &[all]) else { return Ok(None) };
+    let of_answers = |values: &[Vec<f64>], groups: &[Vec<usize>]| {
+        let weights = vec![1.0; values[0].len()];
+        Differences { values, weights: &weights, groups, step: 1.0 }.interval(confidence)
+    };
+    let Some(loss) = of_losses(&[(0..weights.len()).collect()]) else { return Ok(None) };
     let categories = by_name(&reference.categories)
         .into_iter()
-        .filter_map(|(name, items)| Some((name.clone(), of(&losses, &weights, &[items])?)));
+        .filter_map(|(name, items)| Some((name.clone(), of_losses(&[items])?)));
     let categories = categories.collect();
-    let answers: Vec<Vec<f64>> = pairs()
+    let right: Vec<Vec<f64>> = pairs()
         .map(|(a, b)| a.correct.iter().zip(&b.correct).map(|(&a, &b)| f64::from(a) - f64::from(b)).collect())
         .collect();
-    let ones = vec![1.0; reference.correct.len()];
     let mut by_subject: BTreeMap<&String, Vec<usize>> = BTreeMap::new();
     for (i, subject) in reference.subjects.iter().enumerate() {
         by_subject.entry(subject).or_default().push(i);
     }
     let subjects: Vec<Vec<usize>> = by_subject.into_values().collect();
-    let questions: Vec<usize> = (0..ones.len()).collect();
-    let (mmlu_micro, mmlu_macro) = (of(&answers, &ones, &[questions]), of(&answers, &ones, &subjects));
+    let mmlu_micro = of_answers(&right, &[(0..reference.correct.len()).collect()]);
+    let mmlu_macro = of_answers(&right, &subjects);
     let scores: Vec<Vec<f64>> =
         pairs().map(|(a, b)| a.answers.iter().zip(&b.answers).map(|(a, b)| a - b).collect()).collect();
-    let ones = vec![1.0; reference.answers.len()];
-    let accuracy = of(&scores, &ones, &[(0..ones.len()).collect()]);
+    let accuracy = of_answers(&scores, &[(0..reference.answers.len()).collect()]);
     let accuracy_categories = by_name(&reference.answer_categories)
         .into_iter()
-        .filter_map(|(name, items)| Some((name.clone(), of(&scores, &ones, &[items])?)));
+        .filter_map(|(name, items)| Some((name.clone(), of_answers(&scores, &[items])?)));
     let accuracy_categories = accuracy_categories.collect();
     Ok(Some(Scores { loss, categories, mmlu_micro, mmlu_macro, accuracy, accuracy_categories }))
 }
@@ -117,33 +127,28 @@ pub fn estimate(estimate: &Estimate, factor: f64, decimals: usize) -> String {
     estimate.stderr.map_or(mean.clone(), |stderr| format!("{mean} ± {:.decimals$}", factor * stderr))
 }
 
-/// "-0.012 [-0.020, -0.004]"
+/// "-0.012 [-0.020, -0.004]", or the mean alone.
 pub fn interval(interval: Option<Interval>, factor: f64, decimals: usize) -> String {
-    let text = |i: Interval| {
-        let [mean, low, high] = [i.mean, i.low, i.high].map(|x| format!("{:+.decimals$}", factor * x));
-        format!("{mean} [{low}, {high}]")
-    };
-    interval.map_or("–".to_string(), text)
+    let number = |x: f64| format!("{:+.decimals$}", factor * x);
+    interval.map_or("–".to_string(), |Interval { mean, ends }| match ends {
+        Some(Ends { low, high }) => format!("{} [{}, {}]", number(mean), number(low), number(high)),
+        None => number(mean),
+    })
 }
 
-/// With fewer seeds than this, an interval is told to be too narrow.
-const FEW: usize = 10;
-
-/// A note on intervals over few seeds. One of n values lies within their range, which has the median of what they are drawn from
-/// in it with probability 1 − 2¹⁻ⁿ.
-pub fn few(seeds: usize, bootstrap: &Bootstrap) -> Option<String> {
-    let most = 1.0 - 0.5f64.powi(seeds as i32 - 1);
-    let at_most = match most < bootstrap.level {
-        true => format!(", with {seeds} seeds at most in {} %", 100.0 * most),
-        false => String::new(),
+/// What the differences and their intervals are; `items` is what they are means over besides seeds.
+pub fn reading(seeds: usize, confidence: f64, items: &str) -> String {
+    let over = match seeds {
+        1 => format!("over {items} alone: how much seeds differ is not in it"),
+        _ => format!("over seeds and {items}: both count as samples"),
     };
-    (2..FEW).contains(&seeds).then(|| {
-        format!(
-            "{seeds} seeds are few for a bootstrap: where seeds differ more than records, an interval is too narrow, and holds the \
-             true difference in less than {} % of cases{at_most}.",
-            100.0 * bootstrap.level
-        )
-    })
+    let level = percent(confidence);
+    format!("“vs first run” is the paired difference from the first run, with its {level} % interval {over}.")
+}
+
+/// A share as a percentage, in as many digits as it takes.
+pub fn percent(share: f64) -> String {
+    format!("{:.8}", 100.0 * share).trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
 /// A note, if the seeds of a run have different numbers of trainable parameters.
@@ -155,33 +160,4 @@ pub fn unlike(name: &str, trainable: &[u64]) -> Option<String> {
             printable(name)
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_seeds_are_said_to_be() {
-        let said = |seeds: usize| few(seeds, &Bootstrap::default());
-        assert!(said(2).unwrap().ends_with("in less than 95 % of cases, with 2 seeds at most in 50 %."));
-        assert!(said(3).unwrap().ends_with("with 3 seeds at most in 75 %."));
-        assert!(said(6).unwrap().ends_with("in less than 95 % of cases."));
-        assert_eq!((said(1), said(10)), (None, None));
-    }
-
-    /// Two values: the interval is their range, which holds the mean of a symmetric distribution in half of all cases.
-    #[test]
-    fn intervals_over_two_seeds_hold_the_truth_in_half_of_all_cases() {
-        let mut random = hydra_runtime::hydra_kernels::random::SplitMix64::new(5);
-        let mut holds = || {
-            let values: Vec<Vec<f64>> = (0..2).map(|_| vec![random.uniform() - 0.5; 4]).collect();
-            let groups = [(0..4).collect::<Vec<_>>()];
-            let how = Bootstrap { samples: 200, ..Bootstrap::default() };
-            let found = Differences { values: &values, weights: &[1.0; 4], groups: &groups }.interval(&how).unwrap();
-            found.low <= 0.0 && found.high >= 0.0
-        };
-        let hits = (0..400).filter(|_| holds()).count();
-        assert!((160..240).contains(&hits), "{hits} of 400");
-    }
 }

@@ -4,7 +4,7 @@ use super::draw::Draws;
 use crate::experiment::kept::Finished;
 use crate::experiment::plan::Plan;
 use crate::experiment::scores::{difference, scores};
-use crate::statistics::{Bootstrap, Estimate, Interval};
+use crate::statistics::{Estimate, Interval};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
@@ -27,8 +27,8 @@ pub struct Outcome<'a> {
     pub counts: &'a [usize],
     /// Seeds of each run.
     pub seeds: &'a [u64],
-    /// How intervals are computed.
-    pub bootstrap: Bootstrap,
+    /// How often an interval holds the true difference.
+    pub confidence: f64,
     /// The order in which each seed takes the categories.
     pub orders: BTreeMap<u64, Vec<&'a str>>,
     /// The loss of the model without an adapter on the eval set.
@@ -74,7 +74,7 @@ pub fn rows<'a>(plan: &'a Plan, draws: &Draws<'_>, found: &[Vec<Vec<Finished>>])
                 Some(finished.found.eval_loss.as_ref()?.categories.get(draws.order(*seed)[0])?.loss)
             };
             let first: Option<Vec<f64>> = plan.seeds.iter().zip(seeds).map(first).collect();
-            let difference = if rows.is_empty() { None } else { difference(seeds, &found[0][i], &plan.bootstrap)? };
+            let difference = if rows.is_empty() { None } else { difference(seeds, &found[0][i], plan.confidence)? };
             points.push(Point {
                 categories,
                 trainable: seeds[0].found.trainable,

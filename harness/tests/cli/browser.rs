@@ -274,7 +274,7 @@ fn finetune(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &s
 
 /// Gives the folders of two adapters.
 fn compare(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &str) -> [String; 2] {
-    let config = "seeds = [1, 2]\n[defaults]\ntargets = 'all'\nsteps = 4\nbatch = 4\nlr = 3e-3\n[bootstrap]\nsamples = 100\n\
+    let config = "seeds = [1, 2]\n[defaults]\ntargets = 'all'\nsteps = 4\nbatch = 4\nlr = 3e-3\n\
                   [mmlu]\nlimit = 2\nscoring = 'cloze'\n[[run]]\nname = 'LoRA & co'\nmethod = 'lora'\n[[run]]\nname = 'Hydra'\n";
     let (config, out) = (scratch.write("c.toml", config), scratch.path("compare"));
     let mmlu = assets("mmlu");
@@ -362,7 +362,7 @@ fn analyze(browser: &str, scratch: &Scratch, model: &str, test: &str, runs: &[St
 }
 
 fn heterogeneity(browser: &str, scratch: &Scratch, model: &str, train: &str, test: &str) {
-    let config = "seeds = [1, 2]\n[defaults]\nsteps = 2\nlr = 3e-3\n[bootstrap]\nsamples = 50\n[[run]]\nname = 'LoRA'\nmethod = 'lora'\n";
+    let config = "seeds = [1, 2]\n[defaults]\nsteps = 2\nlr = 3e-3\n[[run]]\nname = 'LoRA'\nmethod = 'lora'\n";
     let (config, out) = (scratch.write("h.toml", config), scratch.path("heterogeneity"));
     succeeds(&format!(
         "heterogeneity --model {model} --data {train} --eval-data {test} --records 8 --config {config} --out {out}"

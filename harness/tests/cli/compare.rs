@@ -58,12 +58,7 @@ fn runs_may_have_any_option_of_the_heads() {
     let runs: String =
         of_router.iter().enumerate().map(|(i, option)| format!("[[run]]\nname = 'r{i}'\n{option}\n")).collect();
     let defaults = "seeds = [1]\n[defaults]\ntargets = ['down']\nsteps = 4\nlr = 3e-3\nrank = 1\n";
-    succeeds(&compare(
-        &scratch,
-        &format!("{defaults}[bootstrap]\nsamples = 10\n[[run]]\nname = 'plain'\n{runs}"),
-        &out,
-        "",
-    ));
+    succeeds(&compare(&scratch, &format!("{defaults}[[run]]\nname = 'plain'\n{runs}"), &out, ""));
     let result = json(&format!("{out}/compare.json"));
     let mut losses: Vec<f64> =
         result["rows"].as_array().unwrap().iter().map(|row| numbers(&row["scores"]["loss"]["seeds"])[0]).collect();
@@ -84,12 +79,11 @@ fn runs_may_have_any_option_of_the_heads() {
 fn the_table_is_what_the_runs_gave() {
     let scratch = Scratch::new("compare");
     let out = scratch.path("out");
-    let tune =
-        "[tune]\nlr = [1e-3, 4e-3]\nfraction = 0.5\n[mmlu]\nscoring = 'cloze'\nlimit = 2\n[bootstrap]\nsamples = 200\n";
+    let tune = "[tune]\nlr = [1e-3, 4e-3]\nfraction = 0.5\n[mmlu]\nscoring = 'cloze'\nlimit = 2\n";
     let command = compare(&scratch, &config("[1, 2]", 4, tune), &out, &format!("--mmlu {}", assets("mmlu")));
     let table = succeeds(&command);
     assert!(table.contains("Hydra, uniform") && table.contains("±"), "{table}");
-    assert!(table.contains("has the one of 1e-3, 4e-3 with") && table.contains("2 seeds are few"), "{table}");
+    assert!(table.contains("has the one of 1e-3, 4e-3 with") && table.contains("over seeds and records"), "{table}");
     let result = json(&format!("{out}/compare.json"));
     let rows = result["rows"].as_array().unwrap();
     let losses: Vec<Vec<f64>> = rows.iter().map(|row| numbers(&row["scores"]["loss"]["seeds"])).collect();
@@ -163,8 +157,9 @@ fn the_table_is_what_the_runs_gave() {
 fn one_seed_has_no_standard_error() {
     let scratch = Scratch::new("compare-one");
     let out = scratch.path("out");
-    let table = succeeds(&compare(&scratch, &config("[5]", 2, "[bootstrap]\nsamples = 50\n"), &out, ""));
+    let table = succeeds(&compare(&scratch, &config("[5]", 2, ""), &out, ""));
     assert!(table.contains("One seed: there is no standard error") && !table.contains("±"), "{table}");
+    assert!(table.contains("alone: how much seeds differ is not in it"), "{table}");
     let result = json(&format!("{out}/compare.json"));
     assert!(result["rows"][1]["scores"]["loss"]["stderr"].is_null() && result["mmlu"].is_null());
     assert!(result["rows"][1]["difference"]["loss"]["low"].is_number());
@@ -189,7 +184,7 @@ fn a_run_that_diverges_is_said_to() {
 fn a_run_that_diverges_at_its_end_is_kept_as_such() {
     let scratch = Scratch::new("compare-nan-end");
     let out = scratch.path("out");
-    let text = config("[5]", 1, "warmup = 0\nlr = 1e-3\n[mmlu]\nlimit = 1\n[bootstrap]\nsamples = 10\n");
+    let text = config("[5]", 1, "warmup = 0\nlr = 1e-3\n[mmlu]\nlimit = 1\n");
     let mut runs = text.replace("targets = ['q', 'down']\n", "").replace("rank = 2\n", "rank = 2\nlr = 1e30\n");
     runs += "[[run]]\nname = 'Router'\nlr = 1e30\n";
     let line = compare(&scratch, &runs, &out, &format!("--mmlu {}", assets("mmlu")));
@@ -205,12 +200,21 @@ fn a_run_that_diverges_at_its_end_is_kept_as_such() {
 fn the_configuration_may_be_the_one_in_the_folder() {
     let scratch = Scratch::new("compare-own-config");
     let out = scratch.path("out");
-    let text = config("[5]", 1, "[bootstrap]\nsamples = 10\n");
+    let text = config("[5]", 1, "");
     let line = compare(&scratch, &text, &out, "");
     let table = succeeds(&line);
     let own = format!("{out}/compare.toml");
     assert_eq!(succeeds(&line.replace(&scratch.path("c.toml"), &own)), table);
     assert_eq!(fs::read_to_string(own).unwrap(), text);
+    // One of a former version: what it kept is read, once its table of intervals is removed.
+    let before = files(&out);
+    let former = format!("{text}[bootstrap]\nsamples = 50\n");
+    fails(
+        1,
+        &compare(&scratch, &former, &out, ""),
+        &["c.toml:", "[bootstrap]: intervals are no longer bootstrapped: remove this table"],
+    );
+    assert!(files(&out) == before, "what is refused changes nothing");
 }
 
 /// Of a template, the file's contents count.
@@ -228,7 +232,7 @@ fn a_template_that_has_changed_is_not_mixed_with_what_is_kept() {
         "c.toml",
         format!(
             "seeds = [1]\n[defaults]\ntargets = 'q'\nsteps = 1\ntemplate = '{template}'\nchat-template = '{chat}'\n\
-             [bootstrap]\nsamples = 10\n[[run]]\nname = 'a'\n"
+             [[run]]\nname = 'a'\n"
         ),
     );
     let (model, out) = (golden("hydra").join("model"), scratch.path("out"));
@@ -260,7 +264,7 @@ fn ctrl_c_and_the_comparison_goes_on() {
     use std::process::Stdio;
     let scratch = Scratch::new("compare-ctrl-c");
     let (whole, broken) = (scratch.path("whole"), scratch.path("broken"));
-    let text = config("[1]", 60, "save-every = 7\n[bootstrap]\nsamples = 50\n");
+    let text = config("[1]", 60, "save-every = 7\n");
     let line = compare(&scratch, &text, &broken, "");
     let mut child = command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let metrics = format!("{broken}/runs/hydra-uniform/seed-1/metrics.jsonl");
@@ -299,7 +303,7 @@ fn heads_may_be_clusters_and_labels_any_field() {
                 [[run]]\nname = 'auto'\nheads = 'auto'\n[[run]]\nname = 'by category'\ngate = 'label'\n";
     let text = |runs: &str| {
         let defaults = "[defaults]\ntargets = ['down']\nrank = 1\nbatch = 4\nsteps = 2\n";
-        format!("seeds = [1, 2]\n{defaults}[bootstrap]\nsamples = 50\n{runs}")
+        format!("seeds = [1, 2]\n{defaults}{runs}")
     };
     let line = |data: &str, runs: &str, out: &str| {
         let config = scratch.write("c.toml", text(runs));
@@ -337,7 +341,7 @@ fn heads_may_be_clusters_and_labels_any_field() {
     wrong("[[run]]\nname = 'a'\ngate = 'label'\nlabel-field = 'topic'\n", &["run \"a\"", "\"topic\"", "none has one"]);
     wrong("[[run]]\nname = 'a'\nmethod = 'lora'\nheads = 'auto'\n", &["run \"a\"", "one head"]);
     wrong("[[run]]\nname = 'a'\ngate = 'label'\nheads = 'auto'\n", &["run \"a\"", "hydra cluster"]);
-    wrong("[[run]]\nname = 'a'\nheads = 'some'\n", &["c.toml:11: run \"a\": heads: ", "or auto, found \"some\""]);
+    wrong("[[run]]\nname = 'a'\nheads = 'some'\n", &["c.toml:9: run \"a\": heads: ", "or auto, found \"some\""]);
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn compare_killed_anywhere() {
     let (model, data) = (case.join("model").display().to_string(), case.join("data.jsonl").display().to_string());
     let config = scratch.write(
         "c.toml",
-        "seeds = [1]\n[defaults]\nsteps = 1\ntargets = 'q'\n[bootstrap]\nsamples = 5\n[[run]]\nname = 'a'\n\
+        "seeds = [1]\n[defaults]\nsteps = 1\ntargets = 'q'\n[[run]]\nname = 'a'\n\
          [[run]]\nname = 'b'\ngate = 'uniform'\n",
     );
     let line = |out: &str| {

@@ -11,8 +11,6 @@ seeds = [1, 2]
 targets = ['down']
 steps = 3
 lr = 3e-3
-[bootstrap]
-samples = 50
 [[run]]
 name = 'LoRA'
 method = 'lora'

@@ -43,10 +43,7 @@ fn an_experiment_that_was_killed_while_it_wrote_its_first_file_starts_again() {
     let scratch = Scratch::new("killed-experiment");
     let case = golden("hydra");
     let (model, data) = (case.join("model").display().to_string(), case.join("data.jsonl").display().to_string());
-    let config = scratch.write(
-        "c.toml",
-        "seeds = [1]\n[defaults]\nsteps = 1\ntargets = 'q'\n[bootstrap]\nsamples = 5\n[[run]]\nname = 'a'\n",
-    );
+    let config = scratch.write("c.toml", "seeds = [1]\n[defaults]\nsteps = 1\ntargets = 'q'\n[[run]]\nname = 'a'\n");
     let files = format!("--model {model} --data {data} --eval-data {data} --config {config}");
     for (command, folder, run) in [
         ("compare", "c", "c/runs/a/seed-1"),
@@ -143,7 +140,7 @@ fn a_comparison_that_is_killed_at_any_time_gives_the_same_table() {
     let config = scratch.write(
         "c.toml",
         "seeds = [1, 2]\n[defaults]\nsteps = 20\ntargets = 'q'\nsave-every = 2\n[tune]\nlr = [1e-3, 1e-2]\nvalidation = 0.4\n\
-         [bootstrap]\nsamples = 5\n[[run]]\nname = 'a'\n[[run]]\nname = 'b'\ngate = 'uniform'\n",
+         [[run]]\nname = 'a'\n[[run]]\nname = 'b'\ngate = 'uniform'\n",
     );
     let line = |out: &str| {
         format!(

@@ -15,8 +15,8 @@ const SUBSTITUTIONS: [(&str, &str); 8] = [
     ("hydra demo", "hydra demo --steps 1"),
     ("hydra finetune", "hydra finetune --steps 2 --seq-len 64"),
     ("steps = 200", "steps = 1\nseq-len = 64"),
-    ("seeds = [1, 2, 3]", "seeds = [1]\nbootstrap.samples = 20"),
-    ("seeds = [1, 2]", "seeds = [1]\nbootstrap.samples = 20"),
+    ("seeds = [1, 2, 3]", "seeds = [1]"),
+    ("seeds = [1, 2]", "seeds = [1]"),
     ("hydra generate", "hydra generate --max-tokens 8"),
     ("--records 400", "--records 20"),
     // No GPU is needed to see that the command is well formed.
@@ -148,7 +148,7 @@ fn commands_of_the_harness_readme() {
 
 /// What the script of the experiments has, and what the test puts in its place: a few records, one step per run.
 const SMALLER: [(&str, &str); 7] = [
-    ("seeds = [1, 2, 3]", "seeds = [1]\nbootstrap.samples = 20"),
+    ("seeds = [1, 2, 3]", "seeds = [1]"),
     ("seq-len = 512", "seq-len = 64"),
     ("limit = 5\n", "limit = 1\n"),
     ("max-tokens = 160", "max-tokens = 4"),

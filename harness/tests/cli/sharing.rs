@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 const CONFIG: &str = "seeds = [1, 2]\n[defaults]\ntargets = ['q', 'down']\nbatch = 4\nsteps = 30\nrank = 2\n[tune]\nlr = [1e-3, 4e-3]\n\
-    [bootstrap]\nsamples = 50\n[[run]]\nname = 'one'\nmethod = 'lora'\n[[run]]\nname = 'two'\n";
+    [[run]]\nname = 'one'\nmethod = 'lora'\n[[run]]\nname = 'two'\n";
 
 /// A command on the demo's model and some of its records.
 fn experiment(scratch: &Scratch, name: &str, config: &str, more: &str, out: &str) -> String {
@@ -79,8 +79,7 @@ fn three_workers_of_whom_one_is_killed_compare_as_one_process() {
 #[test]
 fn shards_leave_nothing_out() {
     let scratch = Scratch::new("sharing-shards");
-    let config =
-        "seeds = [1, 2]\n[defaults]\ntargets = ['q']\nsteps = 2\n[bootstrap]\nsamples = 5\n[[run]]\nname = 'a'\n";
+    let config = "seeds = [1, 2]\n[defaults]\ntargets = ['q']\nsteps = 2\n[[run]]\nname = 'a'\n";
     let (alone, shared) = (scratch.path("alone"), scratch.path("shared"));
     let line = |more: &str, out: &str| {
         experiment(&scratch, "heterogeneity", config, &format!("--records 8 --counts 1,2 {more}"), out)

@@ -2,7 +2,7 @@
 
 use crate::compare::results::Results;
 use crate::compare::summary::{ACCURACY, DIFFERENCE, Row, Summary};
-use crate::experiment::scores::{Scores, estimate, interval};
+use crate::experiment::scores::{Scores, estimate, interval, percent};
 use crate::experiment::tune::{Trial, Tuned};
 use crate::output::{self, markdown_table};
 use crate::report::{
@@ -157,8 +157,8 @@ fn means(summary: &Summary<'_>) -> Vec<(&'static str, Means)> {
     let differing = |pick: &dyn Fn(&Scores<Interval>) -> Option<Interval>, factor: f64, decimals: usize| -> Vec<Mean> {
         let mean = |row: &Row<'_>| {
             let found = pick(row.difference.as_ref()?)?;
-            let (ends, text) =
-                (Some((factor * found.low, factor * found.high)), interval(Some(found), factor, decimals));
+            let ends = found.ends.map(|ends| (factor * ends.low, factor * ends.high));
+            let text = interval(Some(found), factor, decimals);
             Some(Mean { name: row.name.to_string(), mean: factor * found.mean, ends, text })
         };
         summary.rows.iter().filter_map(mean).collect()
@@ -171,7 +171,7 @@ fn means(summary: &Summary<'_>) -> Vec<(&'static str, Means)> {
     };
     let first = summary.rows.first().map_or("", |row| row.name);
     let title = |what: &str| format!("{what}: difference from “{first}”");
-    let level = 100.0 * summary.bootstrap.level;
+    let level = percent(summary.confidence);
     let mut all = vec![(
         "loss.svg",
         means(

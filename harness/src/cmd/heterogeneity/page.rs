@@ -1,6 +1,6 @@
 //! The result for people: a table on the terminal and in Markdown, charts, and `report.html`.
 
-use crate::experiment::scores::{estimate, few, interval, unlike};
+use crate::experiment::scores::{estimate, interval, reading, unlike};
 use crate::heterogeneity::outcome::{Outcome, Point, Row};
 use crate::output::{self, markdown_table, text_table};
 use crate::report::{self, Axis, Chart, Kind, Page, Series, figure, paragraph, row, table};
@@ -117,7 +117,7 @@ fn lines(outcome: &Outcome<'_>) -> (Vec<String>, Vec<Vec<String>>) {
 }
 
 fn notes(outcome: &Outcome<'_>) -> Vec<String> {
-    let Outcome { records, base, bootstrap, .. } = outcome;
+    let Outcome { records, base, confidence, .. } = outcome;
     let seeds = match outcome.seeds.len() {
         1 => "one seed: there is no standard error".to_string(),
         n => format!("mean ± standard error over {n} seeds"),
@@ -131,14 +131,8 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
          loss on the first category shows what it costs to share the records with other categories. Standard errors \
          include that seeds begin with different categories."
             .to_string(),
-        format!(
-            "“vs first run” is the paired difference from the first run on the same draws, with its {} % interval \
-             from {} bootstrap samples.",
-            100.0 * bootstrap.level,
-            bootstrap.samples
-        ),
+        reading(outcome.seeds.len(), *confidence, "held-out records") + " Both are on the same draws.",
     ];
-    notes.extend(few(outcome.seeds.len(), bootstrap));
     for (row, point) in outcome.rows.iter().flat_map(|row| row.points.iter().map(move |point| (row, point))) {
         notes.extend(unlike(&format!("{}, {} categories", row.name, point.categories), &point.trainable_by_seed));
     }
