@@ -19,9 +19,6 @@ use std::collections::BTreeMap;
 /// Heading of the columns with differences.
 pub const DIFFERENCE: &str = "vs first run";
 
-/// Heading of the column with the accuracy on `[accuracy]`'s records.
-pub const ACCURACY: &str = "accuracy %";
-
 /// What the table is about.
 #[derive(Clone, Serialize)]
 pub struct About<'a> {
@@ -148,8 +145,8 @@ impl<'a> Summary<'a> {
         let asked = self.base.mmlu.is_some();
         let answered = self.base.accuracy.is_some();
         let mut head = vec!["run", "trainable", "share %", "lr", "loss", DIFFERENCE];
-        if answered {
-            head.extend([ACCURACY, DIFFERENCE]);
+        if let Some(accuracy) = self.base.accuracy {
+            head.extend([accuracy.heading(), DIFFERENCE]);
         }
         if asked {
             head.extend(["MMLU micro %", DIFFERENCE, "MMLU macro %", DIFFERENCE]);
@@ -158,7 +155,7 @@ impl<'a> Summary<'a> {
         let dash = || "–".to_string();
         let base = self.base.loss.as_ref().map_or(f64::NAN, |eval_loss| eval_loss.all.loss);
         let mut cells = vec!["no adapter".to_string(), "0".into(), "0".into(), dash(), format!("{base:.4}"), dash()];
-        if let Some(accuracy) = &self.base.accuracy {
+        if let Some(accuracy) = self.base.accuracy {
             cells.extend([percent(accuracy.all.accuracy), dash()]);
         }
         if let Some(mmlu) = &self.base.mmlu {
@@ -255,7 +252,12 @@ impl<'a> Summary<'a> {
             1 => "One seed: there is no standard error.".to_string(),
             _ => format!("Mean ± standard error over {n} seeds."),
         }];
-        notes.push(reading(n, self.confidence, "records (or questions)") + " A lower loss is better.");
+        notes.push(reading(n, self.confidence, "records (or questions)"));
+        let answers = match self.base.accuracy.is_some() || self.base.mmlu.is_some() {
+            true => " Differences of accuracies are in percentage points.",
+            false => "",
+        };
+        notes.push(format!("The loss is that of the held-out records, in nats per token; lower is better.{answers}"));
         if self.rows.iter().filter_map(|row| row.difference.as_ref()).any(Scores::has_single) {
             notes.push("A difference on a single record or question has no interval.".into());
         }

@@ -205,7 +205,7 @@ fn runs_are_compared_by_their_answers() {
     };
     let config = format!("{base}{table}{runs}");
     let text = succeeds(&compare(&config, &out));
-    assert!(text.contains("accuracy %"), "{text}");
+    assert!(text.contains("F1 %") && !text.contains("accuracy %"), "{text}");
     let found = json(&format!("{out}/compare.json"));
     assert_eq!(
         (found["accuracy"]["metric"].as_str(), found["base"]["accuracy"]["questions"].as_u64()),
@@ -214,8 +214,10 @@ fn runs_are_compared_by_their_answers() {
     let row = &found["rows"][1];
     assert!(row["scores"]["accuracy"]["mean"].is_f64() && row["difference"]["accuracy"]["low"].is_f64(), "{row}");
     let markdown = fs::read_to_string(format!("{out}/compare.md")).unwrap();
-    assert!(markdown.contains("## Accuracy by category"), "{markdown}");
-    assert!(fs::read_to_string(format!("{out}/report.html")).unwrap().contains("Accuracy by category"));
+    assert!(markdown.contains("## F1 by category, %"), "{markdown}");
+    assert!(fs::read_to_string(format!("{out}/report.html")).unwrap().contains("F1 by category, %"));
+    let svg = fs::read_to_string(format!("{out}/accuracy-difference.svg")).unwrap();
+    assert!(svg.contains("F1: difference from “a”") && svg.contains("percentage points, 95 % interval;"), "{svg}");
     // What is finished is taken over, unless other records are answered.
     assert_eq!(succeeds(&compare(&config, &out)), text);
     fails(1, &compare(&config.replace("max-tokens = 4", "max-tokens = 5"), &out), &["accuracy"]);

@@ -1,7 +1,8 @@
 //! `compare.md`, the charts, and `report.html`.
 
 use crate::compare::results::Results;
-use crate::compare::summary::{ACCURACY, DIFFERENCE, Row, Summary};
+use crate::compare::summary::{DIFFERENCE, Row, Summary};
+use crate::eval::accuracy::report::Report;
 use crate::experiment::scores::{Scores, estimate, interval, percent};
 use crate::experiment::tune::{Trial, Tuned};
 use crate::output::{self, markdown_table};
@@ -31,10 +32,10 @@ pub fn write(out: &Path, summary: &Summary<'_>, results: &Results) -> Result<()>
     report::write_chart(&out.join("training.svg"), &training)?;
     page.section("Training", &figure(&training, "", ""));
     if !summary.categories().is_empty() {
-        page.section("Held-out loss by category", &category_tables(summary, summary.category_table(), "below"));
+        page.section("Held-out loss by category", &category_tables(summary, summary.category_table(), "below", ""));
     }
     if let Some(accuracy) = summary.accuracy_table() {
-        page.section("Accuracy by category, %", &category_tables(summary, accuracy, "above"));
+        page.section(&by_category(summary), &category_tables(summary, accuracy, "above", ", in percentage points"));
     }
     let tried: Vec<Vec<String>> = tried(summary);
     if !tried.is_empty() {
@@ -43,6 +44,11 @@ pub fn write(out: &Path, summary: &Summary<'_>, results: &Results) -> Result<()>
     let repeat = commands(summary.rows.iter().map(|row| row.command.as_str()));
     page.section("Commands that repeat the first seed of each run, with another --out", &repeat);
     page.write(out)
+}
+
+/// Heading of the answers' table.
+fn by_category(summary: &Summary<'_>) -> String {
+    format!("{} by category, %", summary.base.accuracy.map_or("Accuracy", Report::name))
 }
 
 const TRIED: [&str; 3] = ["run", "learning rate", "loss on the validation part"];
@@ -85,7 +91,11 @@ fn tiles(page: &mut Page, summary: &Summary<'_>) {
     }
     if let Some(accuracy) = summary.base.accuracy {
         let asked = format!("{} questions", integer(accuracy.all.questions as u64));
-        page.tile("Accuracy without adapter", &format!("{:.1} %", 100.0 * accuracy.all.accuracy), &asked);
+        page.tile(
+            &format!("{} without adapter", accuracy.name()),
+            &format!("{:.1} %", 100.0 * accuracy.all.accuracy),
+            &asked,
+        );
     }
     if let Some(mmlu) = &summary.base.mmlu {
         let asked = format!("{} questions", integer(mmlu.questions as u64));
@@ -97,19 +107,25 @@ fn tiles(page: &mut Page, summary: &Summary<'_>) {
 fn main_tables(summary: &Summary<'_>) -> String {
     let (head, lines) = summary.main_table();
     // A difference belongs to the column before it.
-    let is_mmlu = |column: usize| {
+    let accuracy = summary.base.accuracy.map(Report::heading);
+    let is_answers = |column: usize| {
         let of = if head[column] == DIFFERENCE { column - 1 } else { column };
-        head[of].starts_with("MMLU") || head[of] == ACCURACY
+        head[of].starts_with("MMLU") || accuracy == Some(head[of].as_str())
     };
     let all = || head.iter().enumerate().map(|(column, name)| (name.as_str(), column));
-    let losses: Vec<_> = all().filter(|(_, column)| !is_mmlu(*column)).collect();
-    let answers: Vec<_> = all().filter(|(_, column)| *column == 0 || is_mmlu(*column)).collect();
+    let losses: Vec<_> = all().filter(|(_, column)| !is_answers(*column)).collect();
+    let answers: Vec<_> = all().filter(|(_, column)| *column == 0 || is_answers(*column)).collect();
     let answers = if answers.len() > 1 { columns(&answers, &lines) } else { String::new() };
     columns(&losses, &lines) + &answers
 }
 
-/// Losses or accuracies, and differences from the first run; `better` is "above" or "below".
-fn category_tables(summary: &Summary<'_>, (head, lines): (Vec<String>, Vec<Vec<String>>), better: &str) -> String {
+/// Losses or accuracies, and differences from the first run in a `unit`; `better` is "above" or "below".
+fn category_tables(
+    summary: &Summary<'_>,
+    (head, lines): (Vec<String>, Vec<Vec<String>>),
+    better: &str,
+    unit: &str,
+) -> String {
     let all = || head.iter().enumerate().map(|(column, name)| (name.as_str(), column));
     let losses: Vec<_> = all().filter(|(name, _)| *name != DIFFERENCE).collect();
     // Each difference under the name of its run, which stands before it.
@@ -118,10 +134,10 @@ fn category_tables(summary: &Summary<'_>, (head, lines): (Vec<String>, Vec<Vec<S
     if differences.is_empty() {
         return columns(&losses, &lines);
     }
-    let first = summary.rows.first().map_or("", |row| row.name);
+    let (first, level) = (summary.rows.first().map_or("", |row| row.name), percent(summary.confidence));
     let differences: Vec<_> = all().take(1).chain(differences).collect();
     columns(&losses, &lines)
-        + &paragraph(&format!("Differences from “{first}”; {better} 0 is better:"))
+        + &paragraph(&format!("Differences from “{first}”{unit}, with {level} % intervals; {better} 0 is better:"))
         + &columns(&differences, &lines)
 }
 
@@ -163,37 +179,35 @@ fn means(summary: &Summary<'_>) -> Vec<(&'static str, Means)> {
         };
         summary.rows.iter().filter_map(mean).collect()
     };
-    let means = |title: &str, axis: &str, rows: Vec<Mean>, origin: Option<f64>| Means {
-        title: title.to_string(),
-        axis: axis.to_string(),
-        rows,
-        origin,
-    };
+    let means = |title: String, axis: String, rows: Vec<Mean>, origin: Option<f64>| Means { title, axis, rows, origin };
     let first = summary.rows.first().map_or("", |row| row.name);
-    let title = |what: &str| format!("{what}: difference from “{first}”");
-    let level = percent(summary.confidence);
-    let mut all = vec![(
-        "loss.svg",
-        means(
-            "Held-out loss",
-            "nats per token, mean ± standard error",
-            estimated(&|s| Some(s.loss.clone()), 1.0, 4),
-            None,
-        ),
-    )];
+    let (level, one) = (percent(summary.confidence), summary.seeds.len() == 1);
+    let mean = if one { "" } else { ", mean ± standard error" };
+    let alone = |items: &str| if one { format!(" over {items} alone") } else { String::new() };
+    let losses = estimated(&|scores| Some(scores.loss.clone()), 1.0, 4);
+    let mut all = vec![("loss.svg", means("Held-out loss".into(), format!("nats per token{mean}"), losses, None))];
     let difference = differing(&|scores| Some(scores.loss), 1.0, 4);
     if !difference.is_empty() {
-        let axis = format!("nats per token, {level} % interval; below 0 is better");
-        all.push(("loss-difference.svg", means(&title("Held-out loss"), &axis, difference, Some(0.0))));
+        let axis = format!("nats per token, {level} % interval{}; below 0 is better", alone("records"));
+        let title = format!("Held-out loss: difference from “{first}”");
+        all.push(("loss-difference.svg", means(title, axis, difference, Some(0.0))));
+    }
+    let mut answers = |what: &str, unit: &str, files: [&'static str; 2], own: Vec<Mean>, difference: Vec<Mean>| {
+        all.push((files[0], means(what.to_string(), format!("{unit}{mean}"), own, None)));
+        if !difference.is_empty() {
+            let axis = format!("percentage points, {level} % interval{}; above 0 is better", alone("questions"));
+            all.push((files[1], means(format!("{what}: difference from “{first}”"), axis, difference, Some(0.0))));
+        }
+    };
+    if let Some(accuracy) = summary.base.accuracy {
+        let own = estimated(&|scores| scores.accuracy.clone(), 100.0, 2);
+        let difference = differing(&|scores| scores.accuracy, 100.0, 2);
+        answers(accuracy.name(), accuracy.heading(), ["accuracy.svg", "accuracy-difference.svg"], own, difference);
     }
     if summary.base.mmlu.is_some() {
-        let accuracy = estimated(&|scores| scores.mmlu_micro.clone(), 100.0, 2);
-        all.push(("mmlu.svg", means("MMLU", "right answers, %, mean ± standard error", accuracy, None)));
+        let own = estimated(&|scores| scores.mmlu_micro.clone(), 100.0, 2);
         let difference = differing(&|scores| scores.mmlu_micro, 100.0, 2);
-        if !difference.is_empty() {
-            let axis = format!("percentage points, {level} % interval; above 0 is better");
-            all.push(("mmlu-difference.svg", means(&title("MMLU"), &axis, difference, Some(0.0))));
-        }
+        answers("MMLU micro", "right answers, %", ["mmlu.svg", "mmlu-difference.svg"], own, difference);
     }
     all
 }
@@ -205,7 +219,8 @@ fn training(summary: &Summary<'_>, results: &Results) -> Chart {
         Series::new(row.name, Look::Noisy, (0..steps).map(|step| (step as f64 + 1.0, mean(step))).collect())
     });
     let series = series.collect();
-    Chart { title: "Training loss, mean over seeds".into(), x: Axis::steps(), y: Axis::loss(), series, rule: None }
+    let title = if summary.seeds.len() == 1 { "Training loss" } else { "Training loss, mean over seeds" };
+    Chart { title: title.into(), x: Axis::steps(), y: Axis::loss(), series, rule: None }
 }
 
 fn markdown(summary: &Summary<'_>) -> String {
@@ -219,7 +234,7 @@ fn markdown(summary: &Summary<'_>) -> String {
         text += &format!("## Held-out loss by category\n\n{}\n", markdown_table(&head, &lines));
     }
     if let Some((head, lines)) = summary.accuracy_table() {
-        text += &format!("## Accuracy by category, %\n\n{}\n", markdown_table(&head, &lines));
+        text += &format!("## {}\n\n{}\n", by_category(summary), markdown_table(&head, &lines));
     }
     let tried = tried(summary);
     if !tried.is_empty() {

@@ -46,8 +46,8 @@ const CHARTS: [(&str, &str, Pick); 2] = [
     ("first-category.svg", "Loss on the first category", |point| &point.first_category),
 ];
 
-const READING: &str = "Left: the loss also falls because more of the held-out categories were seen. Right: the first \
-                       category is in every draw, so this shows what it costs to share the records with other \
+const READING: &str = "The loss on all held-out records also falls because more of their categories were seen. The first \
+                       category is in every draw, so its loss shows what it costs to share the records with other \
                        categories.";
 
 fn lead(outcome: &Outcome<'_>) -> String {
@@ -96,7 +96,8 @@ fn chart(outcome: &Outcome<'_>, title: &str, pick: Pick) -> Chart {
     };
     let series = outcome.rows.iter().map(|row| Series::with_errors(row.name, &points(row))).collect();
     let x = Axis::new("categories trained on", Kind::Doubling);
-    let y = Axis::new("cross-entropy, nats per token, ± standard error", Kind::Linear);
+    let error = if outcome.seeds.len() == 1 { "" } else { ", mean ± standard error" };
+    let y = Axis::new(&format!("cross-entropy, nats per token{error}"), Kind::Linear);
     Chart { title: title.into(), x, y, series, rule: None }
 }
 
@@ -125,7 +126,7 @@ fn notes(outcome: &Outcome<'_>) -> Vec<String> {
     let mut notes =
         vec![
         format!("{records} training records for each number of categories; {seeds}. Loss without an adapter: \
-                 {base:.4}."),
+                 {base:.4} nats per token."),
         "Each seed puts the categories in its own order and draws from the first of them, so the first category is \
          in every draw. The loss on all held-out records also falls because more of their categories were seen; the \
          loss on the first category shows what it costs to share the records with other categories. Standard errors \

@@ -84,7 +84,8 @@ impl Report {
         text_table(&[self.heading(), "questions", "before", "after"].map(str::to_owned), &rows)
     }
 
-    fn heading(&self) -> &'static str {
+    /// The head of a column of its values.
+    pub fn heading(&self) -> &'static str {
         if self.metric == Metric::F1 { "F1 %" } else { "accuracy %" }
     }
 
