@@ -38,8 +38,22 @@ pub(super) fn decode(format: Format, row: &[u8], first: usize, out: &mut [f32]) 
         Format::F32 => plain!(4, f32),
         Format::F16 => plain!(2, f16),
         Format::Bf16 => plain!(2, bf16),
-        _ => by_block_format!(format, groups),
+        _ => {
+            by_block_format!(format, groups);
+            let (whole, rest) = out.as_chunks_mut::<GROUP>();
+            if !rest.is_empty() {
+                part_of_group(format, row, first + whole.len() * GROUP, rest);
+            }
+        }
     }
+}
+
+/// The first `out.len()` columns of a group, which are fewer than 32. It is not inlined, as it would double the code.
+#[inline(never)]
+fn part_of_group(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
+    let mut group = [0.0; GROUP];
+    decode(format, row, first, &mut group);
+    out.copy_from_slice(&group[..out.len()]);
 }
 
 /// Elements of `BYTES` bytes each.
@@ -51,7 +65,7 @@ fn plain<const BYTES: usize>(row: &[u8], first: usize, out: &mut [f32], widen: i
     }
 }
 
-/// Blocks of `BYTES` bytes, each of `SUBS` groups.
+/// Whole groups of blocks of `BYTES` bytes, each of `SUBS` groups.
 #[inline(always)]
 fn groups<const BYTES: usize, const SUBS: usize>(
     row: &[u8],
@@ -60,16 +74,8 @@ fn groups<const BYTES: usize, const SUBS: usize>(
     group: impl Fn(&[u8; BYTES], usize, &mut [f32; GROUP]),
 ) {
     let (blocks, _) = row.as_chunks::<BYTES>();
-    let mut at = first / GROUP;
-    let (whole, rest) = out.as_chunks_mut::<GROUP>();
-    for out in whole {
+    for (at, out) in (first / GROUP..).zip(out.as_chunks_mut::<GROUP>().0) {
         group(&blocks[at / SUBS], at % SUBS, out);
-        at += 1;
-    }
-    if !rest.is_empty() {
-        let mut last = [0.0; GROUP];
-        group(&blocks[at / SUBS], at % SUBS, &mut last);
-        rest.copy_from_slice(&last[..rest.len()]);
     }
 }
 
