@@ -314,7 +314,7 @@ fn lines_of_questions() {
     let eval = format!("eval mmlu --model {} --data ", model.display());
     fails(1, &(eval.clone() + &data), &["q.jsonl:3", "length 3"]);
     scratch.write("c/test/x_test.csv", b"q,a,b,c,d,A\nq,\xff,b,c,d,A\n");
-    fails(1, &(eval + &scratch.path("c")), &["x_test.csv:2", "field 2", "UTF-8"]);
+    fails(1, &(eval + &scratch.path("c")), &["x_test.csv:2: expected UTF-8, found byte 0xFF"]);
 }
 
 #[cfg(target_os = "linux")]
