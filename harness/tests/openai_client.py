@@ -69,9 +69,14 @@ assert again.choices[0].message.content == content
 replayed = [*messages, again.choices[0].message, {"role": "user", "content": [{"type": "text", "text": "More"}]}]
 client.chat.completions.create(**{**options, "messages": replayed})
 
+# vLLM's. Of one token, the likeliest is drawn at any temperature.
+warm = {**options, "temperature": 2, "seed": 3}
+drawn = client.chat.completions.create(**warm, extra_body={"top_k": 1, "min_p": 0.1})
+assert drawn.choices[0].message.content == content
+
 # Errors.
-error = refused(openai.BadRequestError, lambda: client.chat.completions.create(**options, extra_body={"top_k": 5}))
-assert error.code == "unsupported_parameter" and error.param == "top_k"
+error = refused(openai.BadRequestError, lambda: client.chat.completions.create(**options, extra_body={"min_tokens": 5}))
+assert error.code == "unsupported_parameter" and error.param == "min_tokens"
 error = refused(openai.NotFoundError, lambda: client.completions.create(model="gpt-4", prompt="a"))
 assert error.code == "model_not_found"
 error = refused(openai.BadRequestError, lambda: client.completions.create(model="tiny", prompt="a", temperature=3))
