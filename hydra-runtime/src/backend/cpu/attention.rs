@@ -396,6 +396,7 @@ fn online_softmax<E: Element>(
 ) {
     let Sums { o, max, sum } = sums;
     let (n, d) = (scores.len() / max.len(), o.len() / max.len());
+    let rounded = E::operand_room(n);
     for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
         let seen = hide(scores, visible(row));
         if !seen.is_empty() {
@@ -407,9 +408,7 @@ fn online_softmax<E: Element>(
                 o[row * d..][..d].iter_mut().for_each(|o| *o *= shrink);
             }
         }
-        if let Some(p) = p.get_mut(row * n..(row + 1) * n) {
-            E::narrow(isa, p, scores).expect("one length");
-        }
+        E::narrow(isa, &mut p[row * rounded..][..rounded], &scores[..rounded]).expect("one length");
     }
 }
 

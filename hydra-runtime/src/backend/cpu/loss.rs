@@ -23,7 +23,7 @@ const fn most_tiles<E>() -> usize {
     if size_of::<E>() == size_of::<f32>() { 2 } else { 8 }
 }
 
-/// Values of the head in a block.
+/// Values of the head in a block, which is packed in two forms: in bf16 each of them has 1.25 MiB.
 const HEAD_VALUES: usize = 640 * 1024;
 
 /// Ids in a block, at least: threads share the packing of its panels.
