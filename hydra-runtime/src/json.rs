@@ -100,9 +100,9 @@ impl Object {
     }
 }
 
-/// A number that may be a widened f32: the decimal number that means that.
-pub(crate) fn narrowed(x: f64) -> Value {
-    if f64::from(x as f32) == x { shortest(x as f32) } else { Value::from(x) }
+/// The f32 that this is when it is widened, if there is one.
+pub(crate) fn narrowed(x: f64) -> Option<f32> {
+    Some(x as f32).filter(|&narrow| f64::from(narrow) == x)
 }
 
 /// The decimal number that means this f32, without the digits that widening it would add.

@@ -76,7 +76,7 @@ impl Contents {
         let value = |key| match &file.metadata[key] {
             Value::Unsigned(x) => json!(x),
             Value::Signed(x) => json!(x),
-            &Value::Float(x) => narrowed(x),
+            &Value::Float(x) => narrowed(x).map_or_else(|| json!(x), shortest),
             Value::Bool(x) => json!(x),
             Value::String(x) => json!(x),
             Value::Strings(x) => json!(x),

@@ -15,6 +15,7 @@ use crate::config::architecture::{Traits, supported};
 use crate::config::{Architecture, Biases, Config, Family, Rope, RopeScaling, Window, Yarn};
 use crate::error::printable;
 use crate::files::map;
+use crate::json::narrowed;
 use crate::projection::Projection;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -239,8 +240,7 @@ impl<'a> Container<'a> {
             Some(Value::Unsigned(n)) => format!("is {n}"),
             Some(Value::Signed(n)) => format!("is {n}"),
             // Without the digits that widening an f32 adds.
-            Some(&Value::Float(x)) if f64::from(x as f32) == x => format!("is {}", x as f32),
-            Some(Value::Float(x)) => format!("is {x}"),
+            Some(&Value::Float(x)) => narrowed(x).map_or_else(|| format!("is {x}"), |x| format!("is {x}")),
             Some(Value::Bool(b)) => format!("is {b}"),
             Some(_) => "is an array".into(),
         };
