@@ -124,26 +124,7 @@ fn copy<E: Copy, A>(
 ) {
     let stride = a_stride::<A>();
     if row_stride == 1 && col_stride != 1 {
-        // A is column-major: read along its columns, in blocks of 4 × 4 that the compiler keeps in registers and shuffles.
-        let whole = if rows.is_multiple_of(4) { k / 4 * 4 } else { 0 };
-        for q in (0..whole).step_by(4) {
-            for row in (0..rows).step_by(4) {
-                let mut block = [[from[0]; 4]; 4];
-                for (i, column) in block.iter_mut().enumerate() {
-                    column.copy_from_slice(&from[(q + i) * col_stride + row..][..4]);
-                }
-                for i in 0..4 {
-                    let out = &mut panel[(row + i) * stride + q..][..4];
-                    out.iter_mut().zip(&block).for_each(|(out, column)| *out = convert(column[i]));
-                }
-            }
-        }
-        for q in whole..k {
-            for (row, &a) in from[q * col_stride..][..rows].iter().enumerate() {
-                panel[row * stride + q] = convert(a);
-            }
-        }
-        return;
+        return copy_columns(panel, from, col_stride, rows, k, convert);
     }
     for (row, out) in panel.chunks_mut(stride).take(rows).enumerate() {
         let from = &from[row * row_stride..];
@@ -155,6 +136,37 @@ fn copy<E: Copy, A>(
             for (q, out) in out[..k].iter_mut().enumerate() {
                 *out = convert(from[q * col_stride]);
             }
+        }
+    }
+}
+
+/// [`copy`] of a column-major A: along its columns, in blocks of 4 × 4 that the compiler keeps in registers and shuffles.
+#[inline(always)]
+fn copy_columns<E: Copy, A>(
+    panel: &mut [A],
+    from: &[E],
+    col_stride: usize,
+    rows: usize,
+    k: usize,
+    convert: impl Fn(E) -> A,
+) {
+    let stride = a_stride::<A>();
+    let whole = if rows.is_multiple_of(4) { k / 4 * 4 } else { 0 };
+    for q in (0..whole).step_by(4) {
+        for row in (0..rows).step_by(4) {
+            let mut block = [[from[0]; 4]; 4];
+            for (i, column) in block.iter_mut().enumerate() {
+                column.copy_from_slice(&from[(q + i) * col_stride + row..][..4]);
+            }
+            for i in 0..4 {
+                let out = &mut panel[(row + i) * stride + q..][..4];
+                out.iter_mut().zip(&block).for_each(|(out, column)| *out = convert(column[i]));
+            }
+        }
+    }
+    for q in whole..k {
+        for (row, &a) in from[q * col_stride..][..rows].iter().enumerate() {
+            panel[row * stride + q] = convert(a);
         }
     }
 }
