@@ -29,10 +29,9 @@ impl JsonFile {
     /// Reads a file. Fails with file and line if it is an array or a table that can't be parsed; lines are not parsed yet.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let (container, bytes) = unpacked(path).with_context(|| name.clone())?;
+        let Unpacked { container, bytes, limit } = unpacked(path).with_context(|| name.clone())?;
         match table::separator(path) {
             Some(separator) if container != Container::Parquet => {
-                let limit = std::fs::metadata(path).map(|file| Limit::of(&file)).with_context(|| name.clone())?;
                 let limit = limit.or(Limit::of_compressed(bytes.len() as u64));
                 let (bytes, items) = table::json_lines(&bytes, separator, limit, &name)?;
                 Ok(Self { bytes, items })
@@ -76,11 +75,20 @@ impl JsonFile {
     }
 }
 
-/// What is in a file, unpacked: of a Parquet file, its rows as lines of JSON.
-pub fn unpacked(path: &Path) -> Result<(Container, Vec<u8>)> {
+/// A file's contents.
+pub struct Unpacked {
+    container: Container,
+    /// Of a Parquet file, its rows as lines of JSON.
+    pub bytes: Vec<u8>,
+    /// Of what the file may hold.
+    limit: Limit,
+}
+
+/// What is in a file, unpacked.
+pub fn unpacked(path: &Path) -> Result<Unpacked> {
     let file = File::open(path)?;
     let (metadata, mut reader) = (file.metadata()?, BufReader::new(file));
-    let (bytes, limit) = (metadata.len(), Limit::of(&metadata));
+    let (size, limit) = (metadata.len(), Limit::of(&metadata));
     let container = Container::of(reader.fill_buf()?);
     if reader.buffer().starts_with(POINTER) {
         bail!("expected records, found a Git LFS pointer; `git lfs pull` gets the file");
@@ -89,16 +97,16 @@ pub fn unpacked(path: &Path) -> Result<(Container, Vec<u8>)> {
         Container::Parquet if !metadata.is_file() => {
             bail!("expected a regular file, as a parquet file is read from its end")
         }
-        Container::Parquet => parquet::json_lines(path, limit.or(Limit::of_compressed(bytes)))?,
+        Container::Parquet => parquet::json_lines(path, limit.or(Limit::of_compressed(size)))?,
         Container::Plain => {
-            limit.check(bytes)?;
+            limit.check(size)?;
             container.read(reader, limit)?
         }
         // Of a pipe, the size isn't known.
         _ if !metadata.is_file() => container.read(reader, limit)?,
-        _ => container.read(reader, limit.or(Limit::of_compressed(bytes)))?,
+        _ => container.read(reader, limit.or(Limit::of_compressed(size)))?,
     };
-    Ok((container, bytes))
+    Ok(Unpacked { container, bytes, limit })
 }
 
 /// The lines that aren't blank.

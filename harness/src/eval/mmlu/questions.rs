@@ -178,7 +178,7 @@ fn read_folders(path: &Path, selection: &Selection) -> Result<BTreeMap<String, S
 
 fn read_csv(path: &Path) -> Result<Vec<Question>> {
     let name = path.display().to_string();
-    let (_, bytes) = unpacked(path).with_context(|| name.clone())?;
+    let bytes = unpacked(path).with_context(|| name.clone())?.bytes;
     let mut questions = Vec::new();
     for row in table::rows(&bytes, ',', &name)? {
         let (line, row) = row?;
