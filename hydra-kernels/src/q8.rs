@@ -14,9 +14,9 @@
 //! In IQ4_NL and IQ4_XS, c − o is the number that a code stands for. In Q2_K each half group has a scale and a minimum, of
 //! four bits times those of its block: c has the scale in it, and m₀·s₀ + m₁·s₁ takes the place of s.
 //!
-//! The sums in the brackets, and Q2_K's of minima, are exact. v and the additions to a lane are rounded once, as fused multiply-adds. So a
-//! result has the same bits on every instruction set, for one row or for many, and whichever rows are computed beside
-//! it.
+//! The sums in the brackets, and Q2_K's of minima, are exact. v and the additions to a lane are rounded once, as fused
+//! multiply-adds. So a result has the same bits on every instruction set, for one row or for many, and whichever rows are
+//! computed beside it.
 //!
 //! A row of x that has a NaN or an infinity gives NaN. Groups whose largest magnitude is below 2⁻¹⁰⁰ count as zeros.
 //!

@@ -123,7 +123,7 @@ impl<B: Backend> Generate<B> {
         self
     }
 
-    /// Draws tokens so.
+    /// How tokens are drawn.
     pub fn sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
         self

@@ -36,8 +36,9 @@ pub struct Arguments {
     data: Vec<PathBuf>,
     /// The runs to compare: seeds, [defaults], [[run]], and optionally confidence, [tune], [mmlu] and [accuracy]
     ///
-    /// seeds = [..]; confidence = 0.95 is that of the intervals; [defaults] and [[run]] take any option of finetune, and a [[run]] has a name; [tune] has lr = [..],
-    /// fraction = 0.25, validation = 0.1, seed = 0; [mmlu] is for --mmlu and has shots = 0, scoring = "letter", limit, subjects;
+    /// seeds = [..]; confidence = 0.95 is that of the intervals; [defaults] and [[run]] take any option of finetune, and a [[run]] has a
+    /// name; [tune] has lr = [..], fraction = 0.25, validation = 0.1, seed = 0; [mmlu] is for --mmlu and has shots = 0,
+    /// scoring = "letter", limit, subjects;
     /// [accuracy] has data and the options of eval accuracy: metric, after, limit, max-tokens, stop, batch.
     #[arg(long, value_name = "FILE.toml", help_heading = "Training")]
     config: PathBuf,

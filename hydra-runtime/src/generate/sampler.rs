@@ -128,8 +128,8 @@ struct Kept {
     weight: f64,
 }
 
-/// Tokens with their weights, relative to the heaviest; the heaviest first, of equal ones the lower id. They are sorted as far as they are asked for: to
-/// sort a vocabulary takes longer than to draw from it.
+/// Tokens with their weights, relative to the heaviest; the heaviest first, of equal ones the lower id. They are sorted as far as
+/// they are asked for: to sort a vocabulary takes longer than to draw from it.
 struct Likeliest {
     weights: Vec<(u32, f64)>,
     sorted: usize,

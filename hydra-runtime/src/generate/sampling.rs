@@ -13,9 +13,11 @@ pub struct Sampling {
     pub temperature: f32,
     /// Draws from this many of the likeliest tokens, and from others that are as likely as the last of them; 0: from all.
     pub top_k: usize,
-    /// Draws from the likeliest tokens that together have this probability, above 0 and at most 1 (Holtzman et al., arXiv 1904.09751).
+    /// Draws from the likeliest tokens that together have this probability, above 0 and at most 1 (Holtzman et al., arXiv
+    /// 1904.09751).
     pub top_p: f32,
-    /// Draws from tokens that have at least this share of the likeliest one's probability, from 0 to 1 (Nguyen et al., arXiv 2407.01082).
+    /// Draws from tokens that have at least this share of the likeliest one's probability, from 0 to 1 (Nguyen et al., arXiv
+    /// 2407.01082).
     pub min_p: f32,
     /// Divides the logits of the tokens in the prompt and the answer if they are positive and multiplies them if they are
     /// negative (Keskar et al., arXiv 1909.05858, as in transformers); above 0, and 1 changes nothing.
@@ -44,7 +46,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Draws so. Fails if a number is out of its range.
+    /// A sampler that draws like this. Fails if a number is out of its range.
     pub fn sampler(self) -> Result<Sampler> {
         let Self { temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, .. } = self;
         let finite = f32::is_finite;
